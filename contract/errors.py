@@ -1,0 +1,89 @@
+"""The one error tree. Every error a user can meet is a ForebayError and says what was wrong and what to do."""
+
+
+class ForebayError(Exception):
+    """Something went wrong in Forebay."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__ or type(self).__name__)
+
+
+class InvalidInput(ForebayError, ValueError):
+    """What was given cannot be accepted; nothing was stored."""
+
+
+class PayloadTooLarge(InvalidInput):
+    """The input is larger than the hard limit; send a reference or a batch job instead."""
+
+
+class ModelNotFound(ForebayError, LookupError):
+    """No such model, version or alias is registered."""
+
+
+class NoQueueFits(ForebayError):
+    """No queue's capacity holds what the model version asks for."""
+
+
+class QueueFull(ForebayError):
+    """The queue holds its maximum of jobs; try again later."""
+
+
+class JobNotFound(ForebayError, LookupError):
+    """No job has this id."""
+
+
+class JobFailed(ForebayError):
+    """The job failed; `type` and `reason` are those of the error in the worker."""
+
+    def __init__(self, message: str | None = None, *, type: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.type = type
+        self.reason = reason
+
+
+class JobCanceled(ForebayError):
+    """The job was canceled before it finished."""
+
+
+class JobExpired(ForebayError):
+    """The job's deadline passed before it started."""
+
+
+class IllegalTransition(ForebayError):
+    """The job's state does not allow this change."""
+
+
+class ResultTimeout(ForebayError, TimeoutError):
+    """The result was not there in time; the job goes on."""
+
+
+class BrokerUnavailable(ForebayError, ConnectionError):
+    """Redis cannot be reached."""
+
+
+class LedgerUnavailable(ForebayError, ConnectionError):
+    """The database cannot be reached; nothing was written."""
+
+
+class BlobUnavailable(ForebayError, ConnectionError):
+    """The blob store cannot be reached or has no room."""
+
+
+class BlobCorrupt(ForebayError):
+    """A blob's content does not have the checksum in its name."""
+
+
+class ModelRefused(ForebayError):
+    """The artifact cannot be loaded safely, or its code is not on the operator's list."""
+
+
+class ModelLoadFailed(ForebayError):
+    """The model version could not be built or warmed up."""
+
+
+class DeviceNotFound(ForebayError):
+    """This machine lacks the device the queue needs."""
+
+
+class MissingExtra(ForebayError, ImportError):
+    """An optional part of Forebay is not installed."""

@@ -1,0 +1,164 @@
+"""A job as everyone sees it: its kinds, its six states, and who may move it from which state to which.
+
+Knows nothing of SQL or Redis. storage.jobs turns each Transition into one fenced statement.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from forebay.contract.errors import IllegalTransition
+
+
+class JobKind(StrEnum):
+    """What a job asks for."""
+
+    PREDICT = "predict"
+    BATCH = "batch"
+    SHARD = "shard"
+    TRAIN = "train"
+
+
+class JobState(StrEnum):
+    """Where a job stands. The last four are final: a job reaches exactly one of them, exactly once."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job will not move on by itself."""
+        return self in FINAL
+
+
+FINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
+
+
+class Transition(StrEnum):
+    """Every change of state there is. Who may make it stands beside each."""
+
+    CLAIM = "claim"  # a worker takes a queued job; attempt + 1, lease starts
+    SUCCEED = "succeed"  # the worker that holds the lease, fenced by attempt
+    FAIL = "fail"  # the same worker, or the sweeper when no attempt is left
+    RELEASE = "release"  # the same worker gives it back unrun, or the sweeper frees a lapsed lease
+    CANCEL = "cancel"  # a user, while queued; the worker that runs it, once the work has stopped
+    EXPIRE = "expire"  # the sweeper or a claiming worker, once the deadline passed unstarted
+    RETRY = "retry"  # a user, on a job that failed, expired or was canceled; attempts start afresh
+
+
+TRANSITIONS: Mapping[Transition, tuple[frozenset[JobState], JobState]] = {
+    Transition.CLAIM: (frozenset({JobState.QUEUED}), JobState.RUNNING),
+    Transition.SUCCEED: (frozenset({JobState.RUNNING}), JobState.SUCCEEDED),
+    Transition.FAIL: (frozenset({JobState.RUNNING}), JobState.FAILED),
+    Transition.RELEASE: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    Transition.CANCEL: (frozenset({JobState.QUEUED, JobState.RUNNING}), JobState.CANCELED),
+    Transition.EXPIRE: (frozenset({JobState.QUEUED}), JobState.EXPIRED),
+    Transition.RETRY: (frozenset({JobState.FAILED, JobState.EXPIRED, JobState.CANCELED}), JobState.QUEUED),
+}
+
+
+def after(state: JobState, transition: Transition) -> JobState:
+    """The state a job is in after `transition`; IllegalTransition when its present state forbids it."""
+    sources, target = TRANSITIONS[transition]
+    if state not in sources:
+        allowed = ", ".join(sorted(sources))
+        raise IllegalTransition(f"cannot {transition} a job that is {state}; it must be {allowed}")
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is: `done` of `total` units (rows for predict and batch), and a word about it."""
+
+    done: int = 0
+    total: int = 1
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed: the error's class name and its text."""
+
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """One job's row in the ledger, without its input and result. All times are aware UTC."""
+
+    id: str
+    kind: JobKind
+    state: JobState
+    model: str
+    version: int
+    queue: str
+    priority: int
+    attempt: int
+    max_attempts: int
+    worker: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: datetime | None
+    progress: Progress
+    error: JobError | None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    parent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """One queue now: jobs waiting and running in the ledger, and the workers that serve it."""
+
+    name: str
+    depth: int
+    oldest_age_s: float | None
+    running: int
+    workers: tuple[str, ...]
+    capacity: Mapping[str, float]
+
+
+def utc(seconds: float | None) -> datetime | None:
+    """Seconds since the epoch, as the ledger stores time, as an aware datetime."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class IdMaker:
+    """Job ids: 32 hex digits that sort by time of creation (RFC 9562's UUID version 7, without dashes).
+
+    The first 12 digits are milliseconds, the next 4 count within the millisecond, the rest is random; ids of one
+    maker strictly increase, which keeps the ledger's primary key append-only and its pages in order of submission.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def many(self, count: int) -> list[str]:
+        """`count` new ids in increasing order."""
+        noise = os.urandom(8 * count).hex()
+        with self._lock:
+            first = max(int(self._clock() * 1000) << 12, self._last + 1)
+            self._last = first + count - 1
+        return [_uuid7(first + i, noise[16 * i : 16 * i + 16]) for i in range(count)]
+
+
+def _uuid7(stamp: int, noise: str) -> str:
+    variant = "89ab"[int(noise[0], 16) & 3]
+    return f"{stamp >> 12:012x}7{stamp & 0xFFF:03x}{variant}{noise[1:]}"
+
+
+new_ids = IdMaker().many

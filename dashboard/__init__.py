@@ -1,0 +1,1 @@
+"""Flower, extended. Knows contract and storage."""

@@ -1,0 +1,1 @@
+"""Puts jobs in, reads results out. Knows contract and storage; never torch."""

@@ -1,0 +1,1 @@
+"""The ledger: tables, JobStore, ModelRegistry, blobs, migrations. Knows contract."""
