@@ -130,9 +130,14 @@ class QueueInfo:
     capacity: Mapping[str, float]
 
 
-def utc(seconds: float | None) -> datetime | None:
+def at(seconds: float) -> datetime:
     """Seconds since the epoch, as the ledger stores time, as an aware datetime."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def utc(seconds: float | None) -> datetime | None:
+    """The same for a time that may not have come."""
+    return None if seconds is None else at(seconds)
 
 
 class IdMaker:

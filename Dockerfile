@@ -1,0 +1,60 @@
+# One image for every role; the command says which: worker, dashboard, db upgrade, predict …
+#
+#   docker build -t forebay .
+#   docker build -t forebay:gpu --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 .
+#
+# BASE           Debian or Ubuntu, with Python >= 3.11 or with one to be had from its packages
+# EXTRAS         the optional parts to install; pyproject.toml lists them
+# TORCH_INDEX_URL  a further package index for torch, such as PyTorch's own for CPU or for one CUDA version;
+#                empty: the default index, whose Linux wheels carry their own CUDA and run on CPU too
+ARG BASE=python:3.11-slim
+
+FROM python:3.11-slim AS build
+WORKDIR /build
+# src/forebay links to the folders beside src, so all of them come.
+COPY pyproject.toml README.md ./
+COPY src src
+COPY contract contract
+COPY storage storage
+COPY producer producer
+COPY worker worker
+COPY dashboard dashboard
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM ${BASE} AS runtime
+ARG EXTRAS=worker,dashboard,postgres,text
+ARG TORCH_INDEX_URL=""
+
+# The CUDA images come without Python.
+RUN if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then \
+        apt-get update \
+        && apt-get install -y --no-install-recommends python3 python3-venv \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi \
+    && python3 -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "BASE has no Python >= 3.11")' \
+    && python3 -m venv /opt/forebay
+ENV PATH=/opt/forebay/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    HF_HOME=/tmp/huggingface
+
+# torch stands in its own layer: it is most of the image and changes least.
+COPY constraints.txt /opt/forebay/
+RUN case ",${EXTRAS}," in *,worker,*|*,text,*|*,all,*) \
+        pip install --no-cache-dir -c /opt/forebay/constraints.txt \
+            ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch;; \
+    esac
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir -c /opt/forebay/constraints.txt \
+        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
+        "$(echo /wheels/forebay-*.whl)${EXTRAS:+[$EXTRAS]}"
+
+# A named volume mounted at the blobs folder takes over its owner, so it must exist and be the user's.
+RUN useradd --system --uid 10001 --home-dir /var/lib/forebay --shell /usr/sbin/nologin forebay \
+    && mkdir -p /var/lib/forebay/blobs \
+    && chown -R forebay:forebay /var/lib/forebay
+WORKDIR /var/lib/forebay
+USER forebay
+ENTRYPOINT ["forebay"]
+CMD ["--help"]

@@ -1,0 +1,71 @@
+"""Sending envelopes: one Celery message each, pipelined. The only place from which jobs enter Redis.
+
+The producer, the sweeper and a worker that shuts down all send through here. That the jobs are committed already, and what
+becomes of envelopes that could not be sent, is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError as KombuOperationalError
+from kombu.utils.uuid import uuid
+
+from forebay.contract.errors import BrokerUnavailable
+from forebay.contract.messages import PREDICT_TASK, Envelope, Ticket, envelopes
+from forebay.contract.settings import mask_password
+
+UNREACHABLE = (OSError, redis.RedisError, KombuError, KombuOperationalError)
+
+
+class Dispatcher:
+    """Sends envelopes to their queues. Thread-safe."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def send_tickets(self, tickets: Iterable[Ticket]) -> None:
+        """Merge tickets into envelopes and send those."""
+        self.send(list(envelopes(tickets)))
+
+    def send(self, batch: Sequence[Envelope]) -> None:
+        """Send all envelopes; BrokerUnavailable when it is not sure that every one arrived. Sending twice is harmless."""
+        if not batch:
+            return
+        messages = [self._message(envelope) for envelope in batch]
+        try:
+            with self._app.producer_pool.acquire(block=True, timeout=10) as producer:
+                if len(messages) == 1:
+                    _publish(producer, messages[0])
+                    return
+                with producer.batch(len(messages)):
+                    for message in messages:
+                        _publish(producer, message)
+        except UNREACHABLE as error:
+            address = mask_password(str(self._app.conf.broker_url))
+            raise BrokerUnavailable(f"cannot send to the queue at {address}: {error}") from error
+
+    def _message(self, envelope: Envelope) -> tuple[Any, Envelope]:
+        shown = f"{envelope.model}/{envelope.version}, {len(envelope.ids)} jobs"  # what Flower shows
+        message = self._app.amqp.create_task_message(
+            uuid(), PREDICT_TASK, envelope.args, {}, argsrepr=shown, kwargsrepr="", ignore_result=True
+        )
+        return message, envelope
+
+
+def _publish(producer: Any, pair: tuple[Any, Envelope]) -> None:
+    message, envelope = pair
+    producer.publish(
+        message.body,
+        exchange="",
+        routing_key=envelope.queue,
+        priority=envelope.priority,
+        headers=message.headers,
+        serializer="json",
+        retry=False,
+        **message.properties,
+    )

@@ -1,0 +1,84 @@
+"""What travels through Redis: envelopes of job ids towards the workers, and announcements of finished jobs back.
+
+Every Celery task name, Redis key and channel of Forebay is declared here and nowhere else. No message carries a payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import check_job_id, check_name
+
+PREDICT_TASK = "forebay.predict"
+ENVELOPE_SIZE = 256  # ids in one message
+PRIORITY_SEPARATOR = ":"  # a queue's Redis lists are `cpu`, `cpu:3`, `cpu:6`, `cpu:9`
+PRIORITY_STEPS = (0, 3, 6, 9)
+
+
+def redis_keys(queue: str) -> list[str]:
+    """The Redis lists that make up a queue, the most urgent first."""
+    return [f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue for step in PRIORITY_STEPS]
+
+
+def announce_channel(client: str) -> str:
+    """The Redis channel on which the ids of a client's finished jobs are announced."""
+    return f"forebay.done.{client}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What it takes to send a job: where it goes, what it is for, and how often it has been tried."""
+
+    id: str
+    model: str
+    version: int
+    queue: str
+    priority: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message: up to 256 job ids of one model version, for one queue.
+
+    `solo` keeps a job that has been tried before away from all others: what killed one worker can kill only itself.
+    """
+
+    model: str
+    version: int
+    queue: str
+    priority: int
+    ids: tuple[str, ...]
+    solo: bool = False
+
+    @property
+    def args(self) -> list[Any]:
+        """The Celery task's arguments."""
+        return [self.model, self.version, list(self.ids), self.solo]
+
+
+def envelopes(tickets: Iterable[Ticket], size: int = ENVELOPE_SIZE) -> Iterator[Envelope]:
+    """Tickets merged into messages of up to `size` ids; their order is kept within a model version and priority."""
+
+    def address(ticket: Ticket) -> tuple[str, int, bool, str, int]:
+        return ticket.queue, ticket.priority, ticket.attempt > 0, ticket.model, ticket.version
+
+    for (queue, priority, solo, model, version), group in groupby(sorted(tickets, key=address), key=address):
+        while ids := tuple(t.id for t in islice(group, 1 if solo else size)):
+            yield Envelope(model, version, queue, priority, ids, solo)
+
+
+def check_args(args: Any) -> tuple[str, int, list[str], bool]:
+    """A message's arguments as (model, version, ids, solo); InvalidInput for whatever a stranger may have put there."""
+    if not isinstance(args, Sequence) or isinstance(args, str) or len(args) != 4:
+        raise InvalidInput("an envelope holds a model, a version, a list of job ids and a flag")
+    model, version, ids, solo = args
+    if type(version) is not int or not isinstance(ids, list) or not isinstance(solo, bool):
+        raise InvalidInput("an envelope holds a model, a version, a list of job ids and a flag")
+    if len(ids) > ENVELOPE_SIZE:
+        raise InvalidInput(f"an envelope holds at most {ENVELOPE_SIZE} ids, got {len(ids)}")
+    return check_name(model), version, [check_job_id(i) for i in ids], solo

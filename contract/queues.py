@@ -1,0 +1,217 @@
+"""Queues and routing: what a queue's machines have, what a job needs, and which queue a job goes to.
+
+Knows sizes and job kinds, but neither Celery nor what waits in a queue now. Capacities are declared in forebay.toml;
+a queue stands for a class of machine, so capacity is that of one worker, not the sum over many.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeGuard
+
+from forebay.contract.errors import InvalidInput, NoQueueFits
+from forebay.contract.job import JobKind
+from forebay.contract.references import shown
+
+_MAX_BYTES = 2**63 - 1  # a 64-bit SQL integer
+_UNITS = {"b": 1} | {
+    f"{prefix}{tail}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for tail, base in (("b", 1000), ("ib", 1024))
+}
+_SIZE = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([kmgt]?i?b)?\s*", re.IGNORECASE | re.ASCII)
+_QUEUE_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+def parse_bytes(value: int | float | str) -> int:
+    """A size in bytes: a whole number, or text such as '512', '2GiB', '1.5 GB' (fractions of a byte are cut off).
+
+    Units are B, decimal KB MB GB TB and binary KiB MiB GiB TiB, in either case. InvalidInput for anything else.
+    """
+    size = _text_bytes(value) if isinstance(value, str) else value
+    if not _is_number(size) or not float(size).is_integer() or not 0 <= size <= _MAX_BYTES:
+        raise InvalidInput(f"{shown(value)} is no size; write bytes as a whole number, or '512MB', '2GiB', '1.5TiB'")
+    return int(size)
+
+
+def format_bytes(size: int) -> str:
+    """`size` bytes for people, in the largest binary unit that leaves at least one: 512 B, 1.5 KiB, 24 GiB."""
+    amount, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while round(amount, 2) >= 1024 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{round(amount, 2):g} {units[0]}" if amount < 1024 else f"{round(amount)} {units[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a model version needs, or what a queue's machines have. `memory` and `gpu_memory` are bytes."""
+
+    cpu: float = 0.0
+    memory: int = 0
+    gpu: float = 0.0
+    gpu_memory: int = 0
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any] | None) -> Resources:
+        """From JSON or TOML; sizes also as text ('2GiB'). `gpu_memory` without `gpu` asks for one GPU.
+
+        InvalidInput for unknown keys, negative or non-finite amounts, and GPU memory with `gpu` set to 0.
+        """
+        given = _mapping({} if mapping is None else mapping, "resources", RESOURCE_NAMES)
+        gpu_memory = _size(given, "gpu_memory")
+        gpu = _amount(given, "gpu", default=1.0 if gpu_memory else 0.0)
+        if gpu_memory and not gpu:
+            raise InvalidInput("gpu is 0 but gpu_memory is not; leave gpu out or set it to 1")
+        return cls(_amount(given, "cpu"), _size(given, "memory"), gpu, gpu_memory)
+
+    def as_dict(self) -> dict[str, float]:
+        """The form that `parse` reads, sizes in bytes, zeros left out."""
+        return {name: getattr(self, name) for name in RESOURCE_NAMES if getattr(self, name)}
+
+    def shortages(self, capacity: Resources, owner: str = "it") -> list[str]:
+        """In words, each need that `capacity` does not hold ('needs 80 GiB gpu_memory, it has 24 GiB'); [] if it fits.
+
+        `owner` is what the words call the holder of `capacity`.
+        """
+        pairs = ((name, getattr(self, name), getattr(capacity, name)) for name in RESOURCE_NAMES)
+        return [_shortage(name, need, has, owner) for name, need, has in pairs if need > has]
+
+
+RESOURCE_NAMES = ("cpu", "memory", "gpu", "gpu_memory")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """One declared queue: what its machines have, which job kinds it takes, and how many jobs may wait (None: any)."""
+
+    name: str
+    capacity: Resources
+    kinds: frozenset[JobKind] = frozenset(JobKind)
+    max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_queue_name(self.name)
+
+    @classmethod
+    def parse(cls, name: str, mapping: Mapping[str, Any]) -> QueueSpec:
+        """From a table of forebay.toml: cpu, memory, gpu, gpu_memory, `kinds` (a list) and `max_size`, side by side."""
+        given = _mapping(mapping, f"queue {shown(name)}", (*RESOURCE_NAMES, "kinds", "max_size"))
+        capacity = Resources.parse({key: value for key, value in given.items() if key in RESOURCE_NAMES})
+        return cls(name, capacity, _kinds(given.get("kinds", list(JobKind))), _max_size(given.get("max_size")))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that `parse` reads, sizes in bytes."""
+        limit = {} if self.max_size is None else {"max_size": self.max_size}
+        return {**self.capacity.as_dict(), "kinds": sorted(self.kinds), **limit}
+
+
+def route(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str | None = None) -> str:
+    """The name of the smallest queue that takes `kind` and holds `resources`, or `queue` when that is given and does.
+
+    Smallest is by gpu, gpu_memory, memory, cpu, then name. InvalidInput when `queue` is not declared; NoQueueFits,
+    saying what was short, when nothing holds the job.
+    """
+    if queue is not None:
+        return _route_to(queues, resources, kind, queue)
+    takers = sorted((spec for spec in queues.values() if kind in spec.kinds), key=_by_size)
+    for spec in takers:
+        if not resources.shortages(spec.capacity):
+            return spec.name
+    if not takers:
+        raise NoQueueFits(f"no queue takes {kind} jobs; add {kind.value!r} to a queue's kinds in forebay.toml")
+    raise _no_fit(resources, takers[-1], "the largest queue")
+
+
+def _route_to(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str) -> str:
+    if queue not in queues:
+        raise InvalidInput(f"there is no queue {shown(queue)}; declared are: {', '.join(sorted(queues)) or 'none'}")
+    spec = queues[queue]
+    if kind not in spec.kinds:
+        raise NoQueueFits(f"queue {queue!r} takes no {kind} jobs, only {', '.join(sorted(spec.kinds))}; choose another")
+    if resources.shortages(spec.capacity):
+        raise _no_fit(resources, spec, "queue")
+    return spec.name
+
+
+def _check_queue_name(name: object) -> None:
+    if not isinstance(name, str) or _QUEUE_NAME.fullmatch(name) is None:
+        raise InvalidInput(f"{shown(name)} is no queue name; a name is 1 to 32 of a-z 0-9 -, starting with a letter")
+
+
+def _by_size(spec: QueueSpec) -> tuple[float, int, int, float, str]:
+    has = spec.capacity
+    return has.gpu, has.gpu_memory, has.memory, has.cpu, spec.name
+
+
+def _no_fit(resources: Resources, spec: QueueSpec, owner: str) -> NoQueueFits:
+    short = "; ".join(resources.shortages(spec.capacity, f"{owner} {spec.name!r}"))
+    return NoQueueFits(f"{short}; add a queue in forebay.toml or lower the resources")
+
+
+def _shortage(name: str, need: float, has: float, owner: str) -> str:
+    if not name.endswith("memory"):
+        return f"needs {need:g} {name}, {owner} has {has:g}"
+    texts = format_bytes(int(need)), format_bytes(int(has))
+    wanted, there = texts if texts[0] != texts[1] else (f"{need} B", f"{has} B")
+    return f"needs {wanted} {name}, {owner} has {there}"
+
+
+def _text_bytes(text: str) -> int | None:
+    match = _SIZE.fullmatch(text)
+    if match is None or (match[2] and match[2].lower() not in _UNITS):
+        return None
+    return int(Decimal(match[1]) * _UNITS[(match[2] or "b").lower()])
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _mapping(value: Any, what: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"{what}: expected a table with {', '.join(known)}, got {shown(value)}")
+    unknown = [key for key in value if key not in known]
+    if unknown:
+        raise InvalidInput(f"{what}: unknown {', '.join(map(shown, unknown))}; known are {', '.join(known)}")
+    return value
+
+
+def _size(given: Mapping[str, Any], name: str) -> int:
+    try:
+        return parse_bytes(given.get(name, 0))
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}") from error
+
+
+def _amount(given: Mapping[str, Any], name: str, default: float = 0.0) -> float:
+    value = given.get(name, default)
+    if not _is_number(value) or not 0 <= value <= 1e6 or not math.isfinite(value):
+        raise InvalidInput(f"{name}: expected a number of at least 0, got {shown(value)}")
+    return float(value)
+
+
+def _kinds(value: object) -> frozenset[JobKind]:
+    legal = [kind.value for kind in JobKind]
+    if not isinstance(value, (list, tuple, set, frozenset)) or not value or not all(kind in legal for kind in value):
+        raise InvalidInput(f"kinds: expected a list of {', '.join(legal)}, got {shown(value)}")
+    return frozenset(map(JobKind, value))
+
+
+def _max_size(value: object) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InvalidInput(
+            f"max_size: expected a whole number of jobs from 1, or nothing for no limit, got {shown(value)}"
+        )
+    return value
+
+
+# At the end, because building it runs the checks above.
+DEFAULT_QUEUES: Mapping[str, QueueSpec] = {
+    "cpu": QueueSpec("cpu", Resources(cpu=8.0, memory=32 * 2**30)),
+    "gpu": QueueSpec("gpu", Resources(cpu=8.0, memory=64 * 2**30, gpu=1.0, gpu_memory=24 * 2**30)),
+}

@@ -1,0 +1,188 @@
+"""Job: the handle a client holds on a submitted job. Many handles share one watcher; a handle keeps no connection."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as futures
+import threading
+import time
+from collections.abc import Collection, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from forebay.contract import codec
+from forebay.contract.errors import (
+    ForebayError,
+    InvalidInput,
+    JobCanceled,
+    JobExpired,
+    JobFailed,
+    ResultTimeout,
+)
+from forebay.contract.job import JobInfo, JobState
+from forebay.storage.records import Outcome
+
+if TYPE_CHECKING:
+    from forebay.producer.client import Client
+
+
+class Job:
+    """A submitted job. Its methods ask the ledger; they raise LedgerUnavailable when it does not answer."""
+
+    __slots__ = ("__weakref__", "_client", "_future", "_lock", "_outcome", "id")
+
+    def __init__(self, client: Client, id: str) -> None:
+        self.id = id
+        self._client = client
+        self._outcome: Outcome | None = None
+        self._future: futures.Future[Outcome] | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    def info(self) -> JobInfo:
+        """The job's row in the ledger now; JobNotFound when retention has deleted it."""
+        return self._client._store.get(self.id)
+
+    @property
+    def state(self) -> JobState:
+        """The job's state now."""
+        return self._outcome.state if self._outcome is not None else self.info().state
+
+    def done(self) -> bool:
+        """Whether the job has reached a final state."""
+        return self.state.final
+
+    def wait(self, timeout: float | None = None, progress: bool = False) -> bool:
+        """Wait until the job has ended; False when it has not within `timeout` seconds. Draws a bar with `progress`."""
+        if progress:
+            from forebay.producer.progress import watch
+
+            return watch([self], timeout)
+        try:
+            self._ended(timeout)
+        except ResultTimeout:
+            return False
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The job's result: the output's value, or `{name: value}` for several outputs; arrays as NumPy arrays.
+
+        Waits up to `timeout` seconds (None: for ever). JobFailed, JobCanceled or JobExpired say how else it ended;
+        ResultTimeout that it has not: the job goes on, and `result` may be called again.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        outcome = self._ended(timeout)
+        return codec.decode(self._client._payloads.load(outcome.result, outcome.result_ref))
+
+    def exception(self, timeout: float | None = None) -> ForebayError | None:
+        """Why there is no result, or None when there is one; waits like `result`."""
+        outcome = self._ended(timeout)
+        if outcome.state is JobState.CANCELED:
+            return JobCanceled(f"job {self.id} was canceled")
+        if outcome.state is JobState.EXPIRED:
+            return JobExpired(f"job {self.id} did not start before its deadline")
+        if outcome.state is JobState.FAILED and outcome.error is not None:
+            kind, reason = outcome.error.type, outcome.error.message
+            where = f"attempt {outcome.attempt} on {outcome.worker}"
+            return JobFailed(f"job {self.id} failed ({where}): {kind}: {reason}", type=kind, reason=reason)
+        return None
+
+    def cancel(self) -> JobState:
+        """Cancel the job if it still waits; the state it is in afterwards says whether it did."""
+        self._client._store.cancel([self.id])
+        return self.state
+
+    def retry(self) -> Job:
+        """Queue a failed, canceled or expired job afresh, under the same id; IllegalTransition for any other."""
+        ticket = self._client._store.retry(self.id)
+        with self._lock:
+            self._outcome, self._future = None, None
+        self._client._send([ticket])
+        return self
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._async_result().__await__()
+
+    async def _async_result(self) -> Any:
+        await asyncio.wrap_future(self._promise())
+        return self.result(0)
+
+    def _ended(self, timeout: float | None) -> Outcome:
+        if self._outcome is not None:
+            return self._outcome
+        try:
+            return self._promise().result(timeout)
+        except (TimeoutError, futures.TimeoutError):
+            raise ResultTimeout(self._client._why_late(self.id, timeout or 0.0)) from None
+
+    def _promise(self) -> futures.Future[Outcome]:
+        with self._lock:
+            if self._future is None:
+                self._future = futures.Future()
+                if self._outcome is not None:
+                    self._future.set_result(self._outcome)
+            future = self._future
+        if not future.done():
+            self._client._watcher.expect(self)
+        return future
+
+    def _deliver(self, outcome: Outcome) -> None:
+        """Called by the watcher with the job's final state."""
+        with self._lock:
+            if self._outcome is not None:
+                return
+            self._outcome = outcome
+            if self._future is not None and not self._future.done():
+                self._future.set_result(outcome)
+
+
+class Waited(NamedTuple):
+    """What `wait` gives: the jobs that have ended, and those that have not."""
+
+    done: set[Job]
+    not_done: set[Job]
+
+
+def as_completed(jobs: Collection[Job], timeout: float | None = None) -> Iterator[Job]:
+    """The jobs in the order in which they end; ResultTimeout when some have not after `timeout` seconds."""
+    by_future = {job._promise(): job for job in jobs}
+    try:
+        for future in futures.as_completed(by_future, timeout):
+            yield by_future[future]
+    except futures.TimeoutError:
+        late = sum(not f.done() for f in by_future)
+        raise ResultTimeout(f"{late} of {len(by_future)} jobs have not ended after {timeout:g} s; they go on") from None
+
+
+_RETURN_WHEN = {"all": futures.ALL_COMPLETED, "any": futures.FIRST_COMPLETED}
+
+
+def wait(jobs: Sequence[Job], timeout: float | None = None, return_when: Literal["all", "any"] = "all") -> Waited:
+    """Wait until all jobs, or any, have ended, or `timeout` seconds have passed; which have and which have not."""
+    if return_when not in _RETURN_WHEN:
+        raise InvalidInput(f"return_when={return_when!r}: write 'all' or 'any'")
+    by_future = {job._promise(): job for job in jobs}
+    done, late = futures.wait(by_future, timeout, _RETURN_WHEN[return_when])
+    return Waited({by_future[f] for f in done}, {by_future[f] for f in late})
+
+
+def deadline_at(value: Any, now: float) -> float | None:
+    """A deadline given as seconds from now, a timedelta or an aware datetime, in seconds since the epoch."""
+    import datetime as dt
+
+    if value is None:
+        return None
+    if isinstance(value, dt.timedelta):
+        value = value.total_seconds()
+    if isinstance(value, dt.datetime):
+        if value.tzinfo is None:
+            raise InvalidInput(f"deadline {value!r} has no time zone; use datetime.now(UTC) + …, or seconds from now")
+        value = value.timestamp() - time.time()
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        raise InvalidInput(f"deadline {value!r}: give seconds from now, a timedelta or an aware datetime")
+    if value <= 0:
+        raise InvalidInput(f"the deadline is {-value:g} s in the past; nothing could start in time")
+    return now + float(value)

@@ -1,0 +1,184 @@
+"""`client.models`: registering artifacts, finding versions, moving aliases.
+
+What can be known of an artifact without loading it (its runtime, its signature, whether it is safe to open) is checked
+here, before anything is stored. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.model import ModelVersion
+from forebay.contract.pt2 import read_pt2_signature
+from forebay.contract.queues import Resources
+from forebay.contract.references import check_name, shown
+from forebay.contract.signature import Signature
+from forebay.storage.blobs import BlobStore, pack_folder
+from forebay.storage.models import ModelRegistry
+
+Described = Mapping[str, Mapping[str, Any]]
+Versions = list[ModelVersion]
+
+MAX_BATCH_SIZE = 65_536
+NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
+
+
+class Models:
+    """The registry as a client sees it."""
+
+    def __init__(self, registry: ModelRegistry, blobs: BlobStore) -> None:
+        self._registry = registry
+        self._blobs = blobs
+
+    def register(
+        self,
+        name: str,
+        artifact: str | Path | None = None,
+        *,
+        runtime: str | None = None,
+        inputs: Described | None = None,
+        outputs: Described | None = None,
+        max_batch_size: int = 32,
+        batch_wait_timeout_s: float = 0.0,
+        resources: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ModelVersion:
+        """Register an artifact as the next version of `name` and give that version.
+
+        `artifact` is a .pt2 or .safetensors file or a sentence-transformers folder; None for a `python` model without one.
+        `runtime` is told by the artifact unless given. `inputs` and `outputs` describe one sample, such as
+        `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 tells its own, otherwise they are unchecked when left out.
+        `options` go to the runtime: `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}`
+        for python. Raises InvalidInput or ModelRefused before anything is stored.
+        """
+        check_name(name)
+        path = _existing(artifact)
+        runtime = runtime or _guess_runtime(path)
+        _check_options(runtime, options)
+        signature = _signature(runtime, path, inputs, outputs)
+        draft = ModelVersion(
+            name, 0, runtime, "", "none", 0, signature,
+            max_batch_size=_batch_size(max_batch_size),
+            batch_wait_timeout_s=_wait(batch_wait_timeout_s),
+            resources=Resources.parse(resources).as_dict(),
+            options=check_metadata(options, "options"),
+            metadata=check_metadata(metadata),
+        )  # fmt: skip
+        ref, form, size = self._store(path)
+        return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size))
+
+    def get(self, ref: str) -> ModelVersion:
+        """The version that `name`, `name/3` or `name@alias` means now; ModelNotFound says what there is instead."""
+        return self._registry.get(ref)
+
+    def list(self, name: str | None = None) -> Versions:
+        """All versions, or those of one name, oldest first."""
+        return self._registry.versions(name)
+
+    def search(
+        self,
+        *,
+        inputs: Described | None = None,
+        outputs: Described | None = None,
+        resources: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Versions:
+        """The versions that have these inputs and outputs, fit into these resources, and carry this metadata."""
+        return self._registry.search(inputs=inputs, outputs=outputs, resources=resources, metadata=metadata)
+
+    def set_alias(self, name: str, alias: str, version: int) -> ModelVersion:
+        """Point `name@alias` at a version, at once for every job submitted from now on."""
+        return self._registry.set_alias(name, alias, version)
+
+    def drop_alias(self, name: str, alias: str) -> None:
+        """Remove `name@alias`."""
+        self._registry.drop_alias(name, alias)
+
+    def delete(self, ref: str) -> ModelVersion:
+        """Delete one version, named by number or alias; InvalidInput while an alias points at it or its jobs wait or run."""
+        return self._registry.delete(ref)
+
+    def _store(self, path: Path | None) -> tuple[str, str, int]:
+        if path is None:
+            return "", "none", 0
+        if path.is_file():
+            return self._blobs.put_file(path), "file", path.stat().st_size
+        with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
+            archive = Path(folder) / "artifact.tar"
+            pack_folder(path, archive)
+            return self._blobs.put_file(archive), "folder", archive.stat().st_size
+
+
+def _existing(artifact: str | Path | None) -> Path | None:
+    if artifact is None:
+        return None
+    path = Path(artifact).expanduser()
+    if not path.exists():
+        raise InvalidInput(f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder")
+    if path.is_dir() and not any(path.iterdir()):
+        raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
+    return path
+
+
+def _guess_runtime(path: Path | None) -> str:
+    if path is None:
+        raise InvalidInput("a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}")
+    if path.is_file() and path.suffix in (".pt2", ".safetensors"):
+        return "torch-export" if path.suffix == ".pt2" else "safetensors"
+    if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
+        return "sentence-transformers"
+    raise InvalidInput(
+        f"{path.name!r} does not tell its runtime; give runtime='torch-export', 'safetensors', 'sentence-transformers' or 'python'"
+    )
+
+
+def _check_options(runtime: str, options: Mapping[str, Any] | None) -> None:
+    key = NEEDS_OPTION.get(runtime)
+    if key and not isinstance((options or {}).get(key), str):
+        raise InvalidInput(f"runtime {runtime!r} needs options={{{key!r}: 'package.module:name'}}, got {shown(options)}")
+
+
+def _signature(runtime: str, path: Path | None, inputs: Described | None, outputs: Described | None) -> Signature:
+    if runtime == "torch-export" and path is not None:
+        told_inputs, told_outputs = read_pt2_signature(path)
+        inputs, outputs = inputs if inputs is not None else told_inputs, outputs if outputs is not None else told_outputs
+    if runtime == "sentence-transformers" and inputs is None:
+        inputs = {"text": {"dtype": "str"}}
+    return Signature.parse(inputs, outputs)
+
+
+def _batch_size(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_BATCH_SIZE:
+        raise InvalidInput(f"max_batch_size {shown(value)} is not a whole number from 1 to {MAX_BATCH_SIZE}")
+    return value
+
+
+def _wait(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 60:
+        raise InvalidInput(f"batch_wait_timeout_s {shown(value)} is not a number of seconds from 0 to 60")
+    return float(value)
+
+
+def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> dict[str, Any]:
+    """A copy of a mapping that JSON can carry as it is; InvalidInput otherwise."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got {shown(value)}")
+    try:
+        text = json.dumps(dict(value), allow_nan=False)
+        text.encode("utf-8")
+        if "\\u0000" in text:
+            raise ValueError("a NUL character cannot be stored")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{what} must hold JSON values only: {error}") from error
+    if len(text) > 65_536:
+        raise InvalidInput(f"{what} has {len(text)} characters as JSON, the limit is 65536")
+    return dict(json.loads(text))

@@ -1,0 +1,97 @@
+"""Putting jobs into the ledger and sending them on: concurrent submits share one commit and one trip to Redis."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import BrokerUnavailable
+from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Ticket, envelopes
+from forebay.storage.jobs import JobStore
+from forebay.storage.records import NewJob
+
+log = structlog.get_logger()
+
+SMALLEST_ENVELOPE = 32  # below this, a message costs more than the balance between workers it buys
+
+
+@dataclass(slots=True)
+class Entry:
+    """One caller's jobs on their way into the ledger."""
+
+    jobs: Sequence[NewJob]
+    batch_size: int
+    ids: list[str] = field(default_factory=list)
+    done: bool = False
+    error: Exception | None = None
+
+
+class Submitter:
+    """Adds and sends jobs. Thread-safe; whoever gets in commits for all who wait behind."""
+
+    def __init__(self, store: JobStore, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._pending: list[Entry] = []
+        self._lock = threading.Lock()
+        self._committing = threading.Lock()
+
+    def submit(self, jobs: Sequence[NewJob], batch_size: int) -> list[str]:
+        """Make the jobs durable and send them; their ids, those of existing jobs for idempotency keys met before.
+
+        `batch_size` is what the model runs at once: a message carries about that many ids, so that two workers share a
+        small backlog. LedgerUnavailable or InvalidInput when nothing was stored; a Redis that is away is not an error,
+        the sweeper sends what this could not.
+        """
+        entry = Entry(jobs, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE))
+        with self._lock:
+            self._pending.append(entry)
+        with self._committing:
+            if not entry.done:
+                with self._lock:
+                    batch, self._pending = self._pending, []
+                self._commit(batch)
+        if entry.error is not None:
+            raise entry.error
+        return entry.ids
+
+    def _commit(self, batch: list[Entry]) -> None:
+        for group in _groups(batch):
+            try:
+                ids = self._store.add([job for entry in group for job in entry.jobs])
+            except Exception as error:  # noqa: BLE001 - handed to each caller
+                for entry in group:
+                    entry.error, entry.done = error, True
+                continue
+            for entry in group:
+                entry.ids, ids = ids[: len(entry.jobs)], ids[len(entry.jobs) :]
+        self._send([entry for entry in batch if entry.error is None])
+        for entry in batch:
+            entry.done = True
+
+    def _send(self, batch: list[Entry]) -> None:
+        messages: list[Envelope] = []
+        for entry in batch:
+            fresh = [job for job, id in zip(entry.jobs, entry.ids, strict=True) if job.id == id]
+            messages += envelopes((_ticket(job) for job in fresh), entry.batch_size)
+        try:
+            self._dispatcher.send(messages)
+        except BrokerUnavailable as error:
+            ids = [id for message in messages for id in message.ids]
+            log.warning("send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back")
+            self._store.mark_unsent(ids)
+
+
+def _groups(batch: list[Entry]) -> list[list[Entry]]:
+    """What shares a transaction. A job with an idempotency key may be refused, so its caller's jobs go alone."""
+    plain = [e for e in batch if all(job.idempotency_key is None for job in e.jobs)]
+    keyed = [[e] for e in batch if not any(e is p for p in plain)]
+    return ([plain] if plain else []) + keyed
+
+
+def _ticket(job: NewJob) -> Ticket:
+    return Ticket(job.id, job.model, job.version, job.queue, job.priority)

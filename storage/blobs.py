@@ -1,0 +1,153 @@
+"""Content-addressed blobs: `sha256:<hex>` names bytes, through fsspec, in a local folder or any object store.
+
+A blob is written to a temporary name and put in place whole; what is read is checked against its name. Who refers to a
+blob, and when it may go, is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra
+
+CHUNK = 1 << 20
+_REF = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class BlobStore:
+    """Blobs below one fsspec URL. Thread-safe. Every method raises BlobUnavailable when the store does not answer."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.url_to_fs(url)
+        except ImportError as error:
+            raise MissingExtra(f"the blob store {url} needs another package: {error}") from error
+        except ValueError as error:
+            raise InvalidInput(f"FOREBAY_BLOBS {url!r}: {error}") from error
+
+    def put(self, data: bytes) -> str:
+        """Store the bytes and give their name."""
+        digest = hashlib.sha256(data).hexdigest()
+        with self._clear_errors("write"):
+            self._place(digest, lambda temporary: self._fs.pipe_file(temporary, data))
+        return f"sha256:{digest}"
+
+    def put_file(self, path: Path) -> str:
+        """Store a local file's content without holding it in memory, and give its name."""
+        digest = file_digest(path)
+        with self._clear_errors("write"):
+            self._place(digest, lambda temporary: self._fs.put_file(str(path), temporary))
+        return f"sha256:{digest}"
+
+    def get(self, ref: str) -> bytes:
+        """The bytes of a blob; BlobCorrupt when they are not what the name says."""
+        digest = _digest(ref)
+        with self._clear_errors("read"):
+            data: bytes = self._fs.cat_file(self._path(digest))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
+        return data
+
+    def fetch(self, ref: str, target: Path) -> Path:
+        """Copy a blob to the local file `target`, whole and checked, and give that path."""
+        digest = _digest(ref)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._clear_errors("read"):
+                self._fs.get_file(self._path(digest), str(temporary))
+            if file_digest(temporary) != digest:
+                raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    def delete(self, ref: str) -> None:
+        """Remove a blob; one that is not there is no error."""
+        with self._clear_errors("delete"):
+            path = self._path(_digest(ref))
+            if self._fs.exists(path):
+                self._fs.rm_file(path)
+
+    def check(self) -> None:
+        """BlobUnavailable unless a small blob can be written and read back."""
+        self.get(self.put(b"forebay"))
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root}/{digest[:2]}/{digest}"
+
+    def _place(self, digest: str, write: Any) -> None:
+        path = self._path(digest)
+        if self._fs.exists(path):
+            return
+        temporary = f"{self._root}/.tmp/{digest}.{secrets.token_hex(6)}"
+        self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
+        self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
+        try:
+            write(temporary)
+            self._fs.mv(temporary, path)
+        except BaseException:
+            if self._fs.exists(temporary):
+                self._fs.rm_file(temporary)
+            raise
+
+    @contextmanager
+    def _clear_errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise BlobUnavailable(f"cannot {verb} a blob: {error} is not in {self.url}") from error
+        except (OSError, ConnectionError, TimeoutError) as error:
+            raise BlobUnavailable(f"cannot {verb} a blob in {self.url}: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack_folder(folder: Path, target: Path) -> None:
+    """A folder as a tar that depends on names and contents only, so that equal folders are equal blobs."""
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            info.size, info.mode = path.stat().st_size, 0o644
+            with path.open("rb") as file:
+                tar.addfile(info, file)
+
+
+def unpack_folder(archive: Path, target: Path) -> Path:
+    """The reverse, whole or not at all; members that would leave `target` are refused by tarfile's data filter."""
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            tar.extractall(temporary, filter="data")
+        temporary.rename(target)
+    except OSError:
+        if not target.is_dir():  # another process may have unpacked the same archive meanwhile
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _digest(ref: str) -> str:
+    match = _REF.fullmatch(ref)
+    if match is None:
+        raise InvalidInput(f"{ref!r} is no blob; a blob is named sha256:<64 hex digits>")
+    return match[1]

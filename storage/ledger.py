@@ -1,0 +1,160 @@
+"""The connection to the ledger: SQLite in WAL mode or PostgreSQL, reads, write transactions, and the ledger's clock.
+
+Every database error that a user can meet leaves here as LedgerUnavailable with the address and the next step. What the
+statements say is storage.jobs', storage.models' and storage.workers' business.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from forebay.contract.errors import LedgerUnavailable, MissingExtra
+from forebay.contract.settings import mask_password
+
+BUSY_TIMEOUT_S = 60
+CLOCK_REFRESH_S = 60
+
+
+class Ledger:
+    """One database. Thread-safe; open one per process and close it."""
+
+    def __init__(self, url: str, *, create: bool = False, clock: Callable[[], float] = time.time) -> None:
+        """Connect lazily to `url`; with `create`, a missing SQLite file is made.
+
+        LedgerUnavailable when the SQLite file is missing, MissingExtra when psycopg is.
+        """
+        self.url = url
+        self.sqlite = url.startswith("sqlite")
+        self._clock = clock
+        self._offset = 0.0
+        self._offset_until = 0.0
+        if self.sqlite:
+            _find_file(url, create)
+        self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url)
+        # SQLite has one writer; queueing here is fair and wakes at once, its own busy handler sleeps and guesses.
+        self._one_writer: AbstractContextManager[Any] = threading.Lock() if self.sqlite else nullcontext()
+        self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writer = self.engine.execution_options(forebay_write=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection on which every statement sees what is committed."""
+        with self._clear_errors(), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction, committed when the block ends without an error."""
+        with self._clear_errors(), self._one_writer, self._writer.begin() as connection:
+            yield connection
+
+    def ids(self, name: str = "ids") -> str:
+        """SQL for 'one of the list bound as `name`'; the same text for a list of any length, so it is planned once."""
+        return f"IN (SELECT value FROM json_each(:{name}))" if self.sqlite else f"= ANY(:{name})"
+
+    def bind(self, values: Sequence[Any]) -> Any:
+        """The value to bind for `ids`."""
+        return json.dumps(list(values)) if self.sqlite else list(values)
+
+    def skip_locked(self) -> str:
+        """SQL that lets two workers pick rows side by side; SQLite's single writer needs none."""
+        return "" if self.sqlite else "FOR UPDATE SKIP LOCKED"
+
+    def for_update(self) -> str:
+        """SQL that holds the rows read until the transaction ends; SQLite's single writer needs none."""
+        return "" if self.sqlite else "FOR UPDATE"
+
+    def now(self) -> float:
+        """Seconds since the epoch by the ledger's clock: leases must not depend on whose watch is fast."""
+        now = self._clock()
+        if not self.sqlite and now >= self._offset_until:
+            self._measure_offset()
+        return now + self._offset
+
+    def ping(self) -> None:
+        """LedgerUnavailable unless the ledger answers."""
+        with self.read() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self.engine.dispose()
+
+    def _measure_offset(self) -> None:
+        with self.read() as connection:
+            before = self._clock()
+            theirs = connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
+            after = self._clock()
+        self._offset = float(theirs) - (before + after) / 2
+        self._offset_until = after + CLOCK_REFRESH_S
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+            raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {reason}{_advice(reason)}") from error
+        except SQLAlchemyError as error:
+            raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {error}") from error
+
+
+def _advice(reason: str) -> str:
+    if "no such table" in reason or ("relation" in reason and "does not exist" in reason) or "no such column" in reason:
+        return "; its tables are missing or older than this Forebay: run `forebay db upgrade`"
+    if "locked" in reason:
+        return f"; another process has held it for {BUSY_TIMEOUT_S} s"
+    return ""
+
+
+def _find_file(url: str, create: bool) -> None:
+    path = Path(make_url(url).database or "")
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not path.is_file():
+        raise LedgerUnavailable(f"there is no ledger at {path}; start the stack with `forebay up`, or run `forebay db upgrade`")
+
+
+def _sqlite_engine(url: str) -> Engine:
+    engine = create_engine(
+        url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, pool_size=16, max_overflow=64
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves, below
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("forebay_write"):  # taking the write lock at once is what rules out "database is locked"
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgres_engine(url: str) -> Engine:
+    try:
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=8,
+            max_overflow=32,
+            connect_args={"connect_timeout": 10, "application_name": "forebay"},
+        )
+    except ImportError as error:
+        raise MissingExtra("a PostgreSQL ledger needs psycopg: pip install 'forebay[postgres]'") from error

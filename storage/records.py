@@ -1,0 +1,80 @@
+"""What goes into and comes out of JobStore: plain, frozen records. They know no SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from forebay.contract.job import JobError, JobKind, JobState
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to add. `input` or `input_ref` holds its payload; `rows` is how many rows that is."""
+
+    id: str
+    kind: JobKind
+    model: str
+    version: int
+    queue: str
+    priority: int = 5
+    max_attempts: int = 3
+    rows: int = 1
+    deadline_at: float | None = None
+    client: str | None = None
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    parent_id: str | None = None
+    input: bytes | None = None
+    input_ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job that this worker now runs: what to run, and the attempt that fences every later write."""
+
+    id: str
+    kind: JobKind
+    model: str
+    version: int
+    queue: str
+    attempt: int
+    max_attempts: int
+    client: str | None
+    rows: int
+    input: bytes | None
+    input_ref: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How one attempt ended: with a result (inline or by reference), or with an error."""
+
+    id: str
+    attempt: int
+    result: bytes | None = None
+    result_ref: str | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that reached a final state, for its client's announcement."""
+
+    id: str
+    client: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished job as a client reads it."""
+
+    id: str
+    state: JobState
+    result: bytes | None
+    result_ref: str | None
+    error: JobError | None
+    worker: str | None
+    attempt: int

@@ -1,0 +1,63 @@
+"""Which workers there are: each writes its row when it starts and with every heartbeat, and removes it when it stops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import text
+
+from forebay.contract.job import at
+from forebay.storage.ledger import Ledger
+
+BEAT = text("""
+INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at) VALUES (:name, :host, :device, :queues, :now, :now)
+ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, device = :device, queues = :queues""")
+LEAVE = text("DELETE FROM workers WHERE name = :name")
+ALIVE = text("SELECT name, host, device, queues, started_at, heartbeat_at FROM workers WHERE heartbeat_at >= :since ORDER BY name")
+FORGET = text("DELETE FROM workers WHERE heartbeat_at < :before")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """One worker: its name, the device it owns, the queues it serves."""
+
+    name: str
+    host: str
+    device: str
+    queues: tuple[str, ...]
+    started_at: datetime
+    heartbeat_at: datetime
+
+
+class WorkerRegistry:
+    """The workers' rows in the ledger. Thread-safe."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def beat(self, name: str, host: str, device: str, queues: tuple[str, ...]) -> None:
+        """Say that this worker lives."""
+        values = {"name": name, "host": host, "device": device, "queues": json.dumps(queues), "now": self._ledger.now()}
+        with self._ledger.write() as connection:
+            connection.execute(BEAT, values)
+
+    def leave(self, name: str) -> None:
+        """Say that this worker has stopped."""
+        with self._ledger.write() as connection:
+            connection.execute(LEAVE, {"name": name})
+
+    def alive(self, within_s: float) -> list[WorkerInfo]:
+        """The workers whose last heartbeat is at most `within_s` seconds old."""
+        with self._ledger.read() as connection:
+            rows = connection.execute(ALIVE, {"since": self._ledger.now() - within_s}).fetchall()
+        return [
+            WorkerInfo(name, host, device, tuple(json.loads(queues)), at(started), at(beat))
+            for name, host, device, queues, started, beat in rows
+        ]
+
+    def forget(self, older_than_s: float) -> int:
+        """Remove workers that have been silent for longer; how many."""
+        with self._ledger.write() as connection:
+            return connection.execute(FORGET, {"before": self._ledger.now() - older_than_s}).rowcount

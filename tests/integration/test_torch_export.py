@@ -1,0 +1,200 @@
+"""The torch-export runtime on real exports: batches of any size, named inputs and outputs, what it refuses."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import Dim
+
+from forebay.contract.errors import InvalidInput, ModelLoadFailed
+from forebay.contract.model import ModelVersion
+from forebay.contract.pt2 import read_pt2_signature
+from forebay.contract.signature import Signature
+from forebay.worker.model_cache import ModelCache
+from forebay.worker.runtimes import get_runtime
+
+
+def version(runtime: str, signature: Signature | None = None, **options) -> ModelVersion:
+    return ModelVersion("m", 1, runtime, "", "file", 0, signature or Signature(), options=options)
+
+
+def export(module: torch.nn.Module, args: tuple, path: Path, kwargs=None, **more) -> Path:
+    torch.export.save(torch.export.export(module.eval(), args, kwargs, **more), path)
+    return path
+
+
+def load(path: Path, signature: Signature | None = None, device: str = "cpu"):
+    declared = signature or Signature.parse(*read_pt2_signature(path))
+    return get_runtime("torch-export").load(path, device, version("torch-export", declared))
+
+
+def rows(n: int, *shape: int, name: str = "x") -> list[dict]:
+    generator = np.random.default_rng(0)
+    return [{name: generator.standard_normal(shape, dtype=np.float32)} for _ in range(n)]
+
+
+class Net(torch.nn.Module):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, width)
+        self.register_buffer("shift", torch.ones(width))
+
+    def forward(self, x):  # (batch, 4)
+        return self.second(torch.relu(self.first(x))) + self.shift  # (batch, width)
+
+
+class TwoHeads(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x, *, ids):  # (batch, 4), (batch, length)
+        with torch.no_grad():
+            total = ids.sum(-1)
+        return {"logits": self.net(x), "total": total, "argmax": self.net(x).argmax(-1)}
+
+
+def bare(module: torch.nn.Module, given: list[dict]) -> np.ndarray:
+    with torch.inference_mode():
+        return module(torch.from_numpy(np.stack([row["x"] for row in given]))).numpy()
+
+
+@pytest.mark.parametrize("batch", [Dim("batch"), Dim.DYNAMIC, Dim("batch", min=2, max=8), Dim("batch", max=5)])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 33])
+def test_an_export_takes_any_number_of_rows_whatever_range_it_was_exported_with(tmp_path, batch, n):
+    net = Net().eval()
+    model = load(export(net, (torch.zeros(3, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: batch},)))
+    given = rows(n, 4)
+    np.testing.assert_allclose(np.stack(model.predict(given)), bare(net, given), rtol=1e-5)
+
+
+def test_an_export_with_several_named_inputs_and_outputs_keeps_names_dtypes_and_order(tmp_path):
+    module, batch = TwoHeads().eval(), Dim("batch")
+    path = export(
+        module, (torch.zeros(2, 4),), tmp_path / "two.pt2", {"ids": torch.zeros(2, 6, dtype=torch.int64)},
+        dynamic_shapes={"x": {0: batch}, "ids": {0: batch, 1: Dim("length")}},
+    )  # fmt: skip
+    assert read_pt2_signature(path) == (
+        {"x": {"dtype": "float32", "shape": [4]}, "ids": {"dtype": "int64", "shape": [-1]}},
+        {
+            "logits": {"dtype": "float32", "shape": [3]},
+            "total": {"dtype": "int64", "shape": []},
+            "argmax": {"dtype": "int64", "shape": []},
+        },
+    )
+    given = [{"ids": np.arange(i, i + 5), "x": row["x"]} for i, row in enumerate(rows(3, 4))]  # order of keys is free
+    made = load(path).predict(given)
+    assert [row["total"] for row in made] == [10, 15, 20]
+    np.testing.assert_allclose(np.stack([row["logits"] for row in made]), bare(module.net, given), rtol=1e-5)
+    assert {name: np.asarray(value).dtype.name for name, value in made[0].items()} == {
+        "logits": "float32", "total": "int64", "argmax": "int64",
+    }  # fmt: skip
+
+
+def test_inputs_and_outputs_in_lists_and_dicts_get_names_of_their_own(tmp_path):
+    class Nested(torch.nn.Module):
+        def forward(self, pair, more):
+            return pair["a"] + more[0], [pair["b"] * 2], None
+
+    example = ({"a": torch.zeros(2, 1), "b": torch.zeros(2, 1)}, [torch.zeros(2, 1)])
+    free = {0: Dim.DYNAMIC}
+    path = export(Nested(), example, tmp_path / "nested.pt2", dynamic_shapes=({"a": free, "b": free}, [free]))
+    inputs, outputs = read_pt2_signature(path)
+    assert list(inputs) == ["pair_a", "pair_b", "more_0"]
+    assert list(outputs) == ["output_0", "output_1_0"]
+    row = {"pair_a": np.ones(1, "f4"), "pair_b": np.full(1, 2, "f4"), "more_0": np.full(1, 3, "f4")}
+    assert load(path).predict([row]) == [{"output_0": np.float32(4), "output_1_0": np.float32(4)}]
+
+
+def test_an_export_without_a_declared_signature_takes_the_value_itself(tmp_path):
+    net = Net()
+    path = export(net, (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
+    given = rows(2, 4)
+    made = load(path, Signature()).predict([row["x"] for row in given])
+    np.testing.assert_allclose(np.stack(made), bare(net, given), rtol=1e-5)
+
+
+def test_an_export_may_have_its_one_input_declared_under_another_name(tmp_path):
+    path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
+    declared = Signature.parse({"pixels": {"dtype": "float32", "shape": [4]}})
+    assert len(load(path, declared).predict(rows(2, 4, name="pixels"))) == 2
+
+
+def test_a_declared_input_that_the_program_lacks_fails_the_load(tmp_path):
+    path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
+    declared = Signature.parse({name: {"dtype": "float32", "shape": [4]} for name in "ab"})
+    with pytest.raises(ModelLoadFailed, match="declares a, b; the program takes x"):
+        load(path, declared)
+
+
+def test_a_static_batch_is_refused_with_the_words_to_type(tmp_path):
+    path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2")
+    with pytest.raises(InvalidInput, match=r"dynamic_shapes=\{'x': \{0: torch\.export\.Dim\('batch'\)\}\}"):
+        read_pt2_signature(path)
+
+
+def test_an_output_without_the_batch_is_refused(tmp_path):
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.mean()
+
+    path = export(Mean(), (torch.zeros(2, 4),), tmp_path / "mean.pt2", dynamic_shapes=({0: Dim("batch")},))
+    with pytest.raises(InvalidInput, match="one row per sample"):
+        read_pt2_signature(path)
+
+
+def test_a_program_in_training_mode_is_refused(tmp_path):
+    program = torch.export.export(
+        torch.nn.BatchNorm1d(4).train(), (torch.zeros(3, 4),), dynamic_shapes=({0: Dim("batch", min=2)},)
+    )
+    torch.export.save(program, tmp_path / "train.pt2")
+    with pytest.raises(InvalidInput, match=r"module\.eval\(\)"):
+        read_pt2_signature(tmp_path / "train.pt2")
+
+
+def test_bfloat16_comes_in_and_goes_out_as_float32(tmp_path):
+    net = Net().bfloat16()
+    example = torch.zeros(2, 4, dtype=torch.bfloat16)
+    path = export(net, (example,), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
+    assert read_pt2_signature(path)[0] == {"x": {"dtype": "float32", "shape": [4]}}
+    made = load(path).predict(rows(2, 4))
+    assert made[0].dtype == np.float32
+
+
+def test_a_convolution_with_free_height_and_symbolic_arithmetic_loads_and_warms_up(tmp_path):
+    class Conv(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(
+                torch.nn.Conv2d(1, 2, 3, stride=2), torch.nn.ReLU(), torch.nn.MaxPool2d(2)
+            )
+
+        def forward(self, x):
+            y = self.layers(x)
+            return y[:, :, : y.shape[2] // 2].flatten(1).mean(1, keepdim=True)
+
+    shapes = ({0: Dim("batch"), 2: Dim.DYNAMIC},)
+    path = export(Conv(), (torch.zeros(2, 1, 32, 32),), tmp_path / "conv.pt2", dynamic_shapes=shapes)
+    inputs, outputs = read_pt2_signature(path)
+    assert inputs == {"x": {"dtype": "float32", "shape": [1, -1, 32]}}
+    models = ModelCache(2**30, lambda spec: path, "cpu")
+    loaded = models.get(version("torch-export", Signature.parse(inputs, outputs)))
+    assert loaded.warm
+    assert len(loaded.model.predict(rows(3, 1, 20, 32))) == 3
+
+
+def test_an_export_made_for_a_gpu_runs_where_there_is_none(tmp_path):
+    path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
+    moved = tmp_path / "moved.pt2"
+    cpu, gpu = b'{"type": "cpu", "index": null}', b'{"type": "cuda", "index": 0}'
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(moved, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(cpu, gpu))
+    assert len(load(moved).predict(rows(2, 4))) == 2
+
+
+def test_the_bytes_of_an_export_are_those_of_its_tensors(tmp_path):
+    path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
+    assert load(path).nbytes() == 4 * (4 * 4 + 4 + 4 * 3 + 3 + 3)

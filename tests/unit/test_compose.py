@@ -1,0 +1,144 @@
+"""docker-compose.yml, .env.example and the Dockerfile, checked without Docker: schema, commands, settings, secrets."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from forebay.contract.settings import TABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+SECRET = re.compile(r"PASSWORD|AUTH|SECRET|TOKEN|KEY")
+
+
+def variables(text: str) -> set[str]:
+    """The names in ${NAME}, ${NAME:-default} and ${NAME:?message}; a doubled dollar is no variable."""
+    return set(re.findall(r"(?<!\$)\$\{([A-Za-z_][A-Za-z0-9_]*)", text))
+
+
+def parse(words: list[str]) -> None:
+    """Take the words down the CLI's tree as running them would, and run nothing; a usage error is raised."""
+    from forebay.cli import app
+
+    command: Any = typer.main.get_command(app)
+    name, args, context = "forebay", words, None
+    while True:
+        context = command.make_context(name, list(args), parent=context)
+        if not hasattr(command, "resolve_command"):
+            return
+        name, command, args = command.resolve_command(context, [*context._protected_args, *context.args])
+
+
+def our_commands() -> list[tuple[str, list[str]]]:
+    """Every command line of the image: what a service runs, and what its health check runs."""
+    lines = [(name, service["command"]) for name, service in OURS.items()]
+    for name, service in OURS.items():
+        test = service.get("healthcheck", {}).get("test")
+        if test:
+            assert test[:2] == ["CMD", "forebay"], f"{name}: {test}"
+            lines.append((f"{name}-health", test[2:]))
+    return lines
+
+
+def test_the_file_follows_the_compose_specification() -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, str(ROOT / "docker-compose.yml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "version" not in COMPOSE
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in our_commands()])
+def test_every_command_is_one_the_cli_takes(words: list[str]) -> None:
+    parse(words)
+
+
+def test_a_command_the_cli_does_not_know_is_caught() -> None:
+    with pytest.raises(Exception, match=r"(?i)no such option"):
+        parse(["worker", "--no-such-option"])
+
+
+def test_every_forebay_variable_is_a_setting() -> None:
+    used = {name for service in OURS.values() for name in service["environment"] if name.startswith("FOREBAY_")}
+    assert used
+    assert used <= {setting.variable for setting in TABLE.values()}
+
+
+def test_passwords_come_from_the_environment_and_have_no_default() -> None:
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if SECRET.search(name):
+                assert re.fullmatch(r"\$\{[A-Z_]+:\?[^}]+\}", value), f"{name} is {value}"
+    for password in re.findall(r"://[^:@/\s]*:(\$\{[^}]*\}|[^@\s]+)@", TEXT):
+        assert re.fullmatch(r"\$\{[A-Z_]+:\?[^}]+\}", password), password
+    redis = SERVICES["redis"]["command"]
+    assert redis[redis.index("--requirepass") + 1].startswith("${REDIS_PASSWORD:?")
+    for name in filter(SECRET.search, variables(TEXT)):
+        assert not re.search(rf"\$\{{{name}:?-", TEXT), f"{name} has a default"
+
+
+def test_the_example_environment_names_every_variable_and_no_other() -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    offered = dict(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=(.*)$", example, flags=re.MULTILINE))
+    assert set(offered) == variables(TEXT)
+    assert not {name for name, value in offered.items() if SECRET.search(name) and value}
+
+
+def test_a_gpu_worker_is_asked_for_and_reserves_its_devices() -> None:
+    gpu = SERVICES["worker-gpu"]
+    assert gpu["profiles"] == ["gpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert "gpu" in device["capabilities"]
+    assert not [name for name, service in SERVICES.items() if name != "worker-gpu" and "deploy" in service]
+
+
+def test_every_service_has_a_health_check_or_runs_once() -> None:
+    for name, service in SERVICES.items():
+        runs_once = service["restart"] == "no"
+        assert runs_once != ("healthcheck" in service), name
+
+
+def test_what_a_service_waits_for_can_come_true() -> None:
+    for name, service in SERVICES.items():
+        for other, wait in service.get("depends_on", {}).items():
+            runs_once = SERVICES[other]["restart"] == "no"
+            condition = "service_completed_successfully" if runs_once else "service_healthy"
+            assert wait["condition"] == condition, f"{name} waits for {other}"
+
+
+def test_nothing_but_the_dashboard_is_published_and_that_on_loopback() -> None:
+    assert [(name, service["ports"]) for name, service in SERVICES.items() if "ports" in service] == [
+        ("dashboard", ["127.0.0.1:5555:5555"])
+    ]
+
+
+def test_every_service_has_a_read_only_root_and_only_declared_volumes() -> None:
+    for name, service in SERVICES.items():
+        assert service["read_only"] is True, name
+        assert {volume.partition(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"]), name
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    final = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)[-1]
+    users = re.findall(r"^USER\s+(\S+)", final, flags=re.MULTILINE)
+    assert users, "the final stage names no user"
+    assert users[-1].partition(":")[0] not in ("root", "0")
+    assert 'ENTRYPOINT ["forebay"]' in final
+
+
+def test_the_image_gets_everything_the_wheel_is_built_from() -> None:
+    copied = set(re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    copied = {word for line in copied for word in line.split()}
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+    links = {link.name for link in (ROOT / "src" / "forebay").iterdir() if link.is_symlink()}
+    assert links | {"src", "pyproject.toml", "README.md", "constraints.txt"} == copied
+    assert copied == set(re.findall(r"^!(\S+)$", ignored, re.MULTILINE))

@@ -1,0 +1,197 @@
+"""The model cache with hand-written runtimes: what it loads, keeps, drops and refuses. No torch."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from forebay.contract.errors import InvalidInput, ModelLoadFailed
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Signature
+from forebay.worker.model_cache import ModelCache
+from forebay.worker.runtimes import get_runtime
+
+
+class FakeModel:
+    def __init__(self, size: int, predict: Callable) -> None:
+        self.size, self.predict, self.seen = size, predict, []
+
+    def nbytes(self) -> int:
+        return self.size
+
+
+class FakeRuntime:
+    """Makes models whose size is in `options`; keeps what it made."""
+
+    def __init__(self, predict: Callable = lambda rows: list(rows)) -> None:
+        self.predict, self.made = predict, []
+
+    def load(self, path, device, spec):
+        self.made.append(spec.ref)
+        return FakeModel(spec.options["size"], self.predict)
+
+
+def version(name: str, size: int = 10, **more) -> ModelVersion:
+    signature = more.pop("signature", Signature.parse({"x": {"dtype": "float32", "shape": [2]}}))
+    return ModelVersion(name, 1, "fake", "", "none", 0, signature, options={"size": size}, **more)
+
+
+def cache(budget: int, runtime: FakeRuntime | None = None) -> ModelCache:
+    made = runtime or FakeRuntime()
+    return ModelCache(budget, lambda spec: None, "cpu", runtimes=lambda name, allowed: made)
+
+
+def names(held) -> list[str]:
+    return [name for name, _ in held]
+
+
+def test_a_model_is_loaded_once():
+    models = cache(100)
+    assert models.get(version("a")) is models.get(version("a"))
+    assert (models.loads, models.evictions, models.bytes) == (1, 0, 10)
+
+
+def test_the_least_recently_used_goes_first_and_only_as_many_as_needed():
+    models = cache(30)
+    for name in ("a", "b", "c"):
+        models.get(version(name))
+    models.get(version("a"))
+    models.get(version("d"))
+    assert names(models.held()) == ["c", "a", "d"]
+    assert (models.evictions, models.bytes) == (1, 30)
+
+
+def test_models_are_counted_by_bytes_not_by_number():
+    models = cache(100)
+    for name in "abcdefgh":
+        models.get(version(name, 1))
+    models.get(version("large", 99))
+    assert names(models.held()) == ["h", "large"]
+
+
+def test_a_model_larger_than_the_budget_is_loaded_alone():
+    models = cache(30)
+    models.get(version("a"))
+    models.get(version("huge", 500))
+    assert names(models.held()) == ["huge"]
+    models.get(version("b"))
+    assert names(models.held()) == ["b"]
+
+
+def test_room_is_made_for_the_artifact_before_it_is_loaded():
+    held_while_loading = []
+    runtime = FakeRuntime(lambda rows: held_while_loading.append(names(models.held())) or list(rows))
+    models = cache(30, runtime)
+    models.get(version("a", 20))
+    models.get(_sized(version("b", 20), 20))
+    assert held_while_loading[-1] == []
+
+
+def _sized(spec: ModelVersion, artifact_bytes: int) -> ModelVersion:
+    return replace(spec, artifact_bytes=artifact_bytes)
+
+
+def test_a_failed_warm_up_is_a_failed_load_with_its_cause():
+    def predict(rows):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    models = cache(100, FakeRuntime(predict))
+    with pytest.raises(ModelLoadFailed, match=r"a/1 failed its warm-up.*mat1 and mat2") as caught:
+        models.get(version("a"))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert (models.loads, models.held()) == (0, ())
+
+
+def test_a_model_that_loses_rows_fails_its_warm_up():
+    with pytest.raises(ModelLoadFailed, match="gave 0 rows for 1"):
+        cache(100, FakeRuntime(lambda rows: [])).get(version("a"))
+
+
+def test_a_model_is_warmed_up_twice_on_zeros_of_its_signature():
+    seen = []
+    inputs = {"x": {"dtype": "int64", "shape": [3, 2]}, "t": {"dtype": "str"}}
+    models = cache(100, FakeRuntime(lambda rows: seen.extend(rows) or list(rows)))
+    loaded = models.get(version("a", signature=Signature.parse(inputs)))
+    assert loaded.warm
+    assert len(seen) == 2
+    np.testing.assert_array_equal(seen[0]["x"], np.zeros((3, 2), np.int64))
+    assert seen[0]["x"].dtype == np.int64
+    assert seen[0]["t"] == "warm"
+
+
+def test_a_free_dimension_that_is_too_small_is_tried_larger():
+    def predict(rows):
+        if rows[0]["x"].shape[1] < 7:
+            raise RuntimeError("kernel size cannot be greater than input size")
+        return list(rows)
+
+    signature = Signature.parse({"x": {"dtype": "float32", "shape": [3, -1]}})
+    assert cache(100, FakeRuntime(predict)).get(version("a", signature=signature)).warm
+
+
+@pytest.mark.parametrize("inputs", [None, {"x": {"dtype": "json"}}, {"x": {"dtype": "bytes"}}])
+def test_a_model_whose_rows_cannot_be_made_up_is_not_warmed_up(inputs):
+    def predict(rows):
+        raise AssertionError("it must not run")
+
+    loaded = cache(100, FakeRuntime(predict)).get(version("a", signature=Signature.parse(inputs)))
+    assert not loaded.warm
+
+
+def test_a_model_without_its_own_count_is_at_least_as_large_as_its_artifact():
+    class Plain:
+        def predict(self, rows):
+            return list(rows)
+
+    class Runtime:
+        def load(self, path, device, spec):
+            return Plain()
+
+    models = ModelCache(10**9, lambda spec: None, "cpu", runtimes=lambda name, allowed: Runtime())
+    assert models.get(_sized(version("a"), 12_345)).nbytes >= 12_345
+
+
+def test_many_threads_asking_for_one_model_load_it_once():
+    runtime = FakeRuntime()
+    models = cache(100, runtime)
+    threads = [threading.Thread(target=models.get, args=(version("a"),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert runtime.made == ["a/1"]
+
+
+def test_a_failed_fetch_leaves_the_cache_as_it_was():
+    def fetch(spec):
+        if spec.name == "gone":
+            raise ConnectionError("blob store away")
+
+    models = ModelCache(100, fetch, "cpu", runtimes=lambda name, allowed: runtime)
+    runtime = FakeRuntime()
+    models.get(version("a"))
+    with pytest.raises(ConnectionError):
+        models.get(version("gone"))
+    assert names(models.held()) == ["a"]
+
+
+def test_a_version_can_be_dropped_by_hand():
+    models = cache(100)
+    models.get(version("a"))
+    assert models.evict("a", 1)
+    assert not models.evict("a", 1)
+    assert models.bytes == 0
+
+
+def test_an_unknown_runtime_is_refused_with_the_known_ones():
+    with pytest.raises(InvalidInput, match=r"no runtime is called 'nope'.*python.*safetensors.*torch-export"):
+        get_runtime("nope")
+
+
+def test_the_cache_and_the_lookup_import_no_torch():
+    code = "import sys, forebay.worker.runtimes, forebay.worker.model_cache; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,32 @@
+"""Telling clients which of their jobs have ended. A courtesy: who misses it polls the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import redis
+import structlog
+
+from forebay.contract.messages import announce_channel
+from forebay.storage.records import Ended
+
+log = structlog.get_logger()
+
+
+class Announcer:
+    """Publishes ids on the channels of the clients that wait for them."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._redis = connection
+
+    def announce(self, ended: Iterable[Ended]) -> None:
+        """Publish each client's ids in one message; a Redis that does not answer is only logged."""
+        by_client: dict[str, list[str]] = {}
+        for job in ended:
+            if job.client:
+                by_client.setdefault(job.client, []).append(job.id)
+        try:
+            for client, ids in by_client.items():
+                self._redis.publish(announce_channel(client), ",".join(ids))
+        except (redis.RedisError, OSError) as error:
+            log.warning("announce_failed", clients=len(by_client), error=str(error))

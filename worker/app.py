@@ -1,0 +1,115 @@
+"""One worker process: a Celery parent that talks to Redis, with its children, for one device.
+
+Started as `python -m forebay.worker`, with every setting in the environment; `forebay worker` starts one for each device.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import structlog
+from celery import Celery, Task
+from celery.signals import setup_logging, worker_process_init
+from celery.worker.control import Panel
+
+from forebay.contract.celery_app import connect_redis, make_app
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.messages import PREDICT_TASK
+from forebay.contract.settings import Settings
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.workers import WorkerRegistry
+from forebay.worker import child
+from forebay.worker.announcer import Announcer
+from forebay.worker.housekeeper import Housekeeper
+from forebay.worker.logs import configure_logs
+from forebay.worker.strategy import Feeder
+from forebay.worker.sweeper import Sweeper
+
+log = structlog.get_logger()
+
+# What anyone who can reach Redis may ask of a worker: to be looked at. Celery's other commands (shutdown, revoke, adding
+# queues, changing the pool) are taken out of the panel; jobs are canceled through the ledger.
+ALLOWED_CONTROL = frozenset(
+    {"ping", "hello", "stats", "active", "reserved", "scheduled", "revoked", "registered", "active_queues", "query_task",
+     "clock", "conf", "report", "enable_events", "disable_events", "heartbeat"}
+)  # fmt: skip
+
+CHILD_START_S = 120  # importing torch in a fresh interpreter, on a slow disk
+
+
+class PredictTask(Task):
+    """Carries envelopes; its Strategy hands them to children, so its body never runs."""
+
+    abstract = True
+    Strategy = "forebay.worker.strategy:gather"
+    acks_late = False  # acknowledged when a child has taken it: from then on the ledger answers for its jobs
+    ignore_result = True
+
+
+def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
+    """Run this worker until SIGTERM; the exit status."""
+    configure_logs(settings)
+    app = worker_app(settings)
+    ledger = Ledger(settings.database)
+    store, dispatcher, broker = JobStore(ledger), Dispatcher(app), connect_redis(settings)
+    sweeper = Sweeper(store, dispatcher, Announcer(broker), broker, settings)
+    housekeeper = Housekeeper(settings, tuple(queues), store, WorkerRegistry(ledger), sweeper)
+    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost)
+    housekeeper.in_flight = feeder.in_flight
+    housekeeper.start()
+    log.info("worker_starting", worker=settings.worker_name, device=settings.device, queues=",".join(queues), children=concurrency)
+    try:
+        app.worker_main(_arguments(settings, queues, concurrency))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        housekeeper.stop()
+        log.info("worker_stopped", worker=settings.worker_name)
+        ledger.close()
+    return 0
+
+
+def worker_app(settings: Settings) -> Celery:
+    """The Celery app of a worker: the tasks it takes, and none of those that come with Celery."""
+    app = make_app(settings)
+    app.conf.update(
+        worker_proc_alive_timeout=CHILD_START_S,
+        imports=("forebay.worker.app",),  # so that a spawned child connects the signals below
+    )
+    app.task(_unreachable, name=PREDICT_TASK, base=PredictTask)
+    app.finalize()
+    for name in [name for name in app.tasks if name != PREDICT_TASK]:
+        app.tasks.unregister(name)
+    for name in set(Panel.data) - ALLOWED_CONTROL:
+        Panel.data.pop(name, None)
+        Panel.meta.pop(name, None)
+    return app
+
+
+def _unreachable(*_: Any) -> None:
+    """Envelopes are run by the Strategy; a direct call has nothing to do."""
+
+
+def _arguments(settings: Settings, queues: list[str], concurrency: int) -> list[str]:
+    return [
+        "worker", "--pool=prefork", f"--concurrency={concurrency}", f"--hostname={settings.worker_name}",
+        f"--queues={','.join(queues)}", f"--loglevel={settings.log_level}", "--without-gossip", "--without-mingle",
+        "--task-events",
+    ]  # fmt: skip
+
+
+@setup_logging.connect
+def _keep_our_logs(**_: Any) -> None:
+    """Celery would configure logging itself; configure_logs has done so."""
+
+
+@worker_process_init.connect
+def _start_child(**_: Any) -> None:
+    child.start()
+
+
+def main() -> int:
+    """`python -m forebay.worker QUEUES CONCURRENCY`."""
+    return serve(Settings.load(), sys.argv[1].split(","), int(sys.argv[2]))

@@ -1,0 +1,98 @@
+"""The parent's thread beside Celery's loop: renews leases, says that the worker lives, sweeps, and reports dead children.
+
+Celery's loop must not wait for the ledger, so whatever does stands here. An outage is logged and tried again at the next beat.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from forebay.contract.errors import ForebayError
+from forebay.contract.settings import Settings
+from forebay.storage.jobs import JobStore
+from forebay.storage.workers import WorkerRegistry
+from forebay.worker.strategy import InFlight
+from forebay.worker.sweeper import Sweeper
+
+log = structlog.get_logger()
+
+FORGET_AFTER_S = 3600  # a worker that was killed stays listed as silent this long
+
+
+class Housekeeper:
+    """One thread. `start` it before the first job, `stop` it after the last."""
+
+    def __init__(
+        self, settings: Settings, queues: tuple[str, ...], store: JobStore, workers: WorkerRegistry, sweeper: Sweeper
+    ) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._store = store
+        self._workers = workers
+        self._sweeper = sweeper
+        self._lost: queue.SimpleQueue[tuple[list[str], str] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
+        self.in_flight: InFlight | None = None
+
+    def start(self) -> None:
+        """Beat once, so that the worker is known before it takes a job, and go on in the background."""
+        self._beat()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish what is being done, say that the worker has stopped, and end."""
+        self._lost.put(None)
+        self._thread.join(timeout=self._settings.heartbeat_s + 30)
+        self._try("leave", lambda: self._workers.leave(self._settings.worker_name))
+
+    def child_lost(self, ids: list[str], reason: str) -> None:
+        """A child died with these jobs; called from Celery's loop, returns at once."""
+        self._lost.put((ids, reason))
+
+    def _run(self) -> None:
+        now = time.monotonic()
+        next_beat, next_sweep = now + self._settings.heartbeat_s, now
+        while True:
+            wait = max(0.0, min(next_beat, next_sweep) - time.monotonic())
+            try:
+                item = self._lost.get(timeout=wait)
+                if item is None:
+                    return
+                self._report(*item)
+            except queue.Empty:
+                pass
+            if time.monotonic() >= next_beat:
+                self._beat()
+                next_beat = time.monotonic() + self._settings.heartbeat_s
+            if time.monotonic() >= next_sweep:
+                self._try("sweep", self._sweeper.once)
+                next_sweep = time.monotonic() + self._settings.sweep_s
+
+    def _beat(self) -> None:
+        settings = self._settings
+        held = self.in_flight.ids() if self.in_flight else []
+        if held:
+            self._try("renew", lambda: self._store.renew(held, settings.worker_name, settings.lease_s))
+        self._try(
+            "beat",
+            lambda: self._workers.beat(settings.worker_name, socket.gethostname(), settings.device, self._queues),
+        )
+        self._try("forget", lambda: self._workers.forget(FORGET_AFTER_S))
+
+    def _report(self, ids: list[str], reason: str) -> None:
+        if not self._try("lost", lambda: self._sweeper.lost(ids, self._settings.worker_name, reason)):
+            log.error("lost_unreported", jobs=len(ids), reason=reason)  # their leases lapse, and a sweep frees them
+
+    def _try(self, what: str, action: Callable[[], object]) -> bool:
+        try:
+            action()
+        except ForebayError as error:
+            log.warning("housekeeping_failed", what=what, worker=self._settings.worker_name, error=str(error))
+            return False
+        return True

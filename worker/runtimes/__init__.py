@@ -1,0 +1,83 @@
+"""What a runtime is, and which one a name means.
+
+A runtime turns an artifact into a Model; a Model turns rows into as many rows. Knows no runtime's library: torch is
+imported by the runtimes themselves, so that Celery's parent process may import this. Batching, splitting a batch
+around a guilty row, and memory are the batcher's, the runner's and the model cache's business.
+
+Others add runtimes through the entry-point group `forebay.runtimes`: a class that takes `allowed=` (the operator's list
+of Python import paths) and has `load`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, cast
+
+from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Row
+
+GROUP = "forebay.runtimes"
+
+BUILT_IN = {
+    "torch-export": "forebay.worker.runtimes.torch_export:TorchExport",
+    "safetensors": "forebay.worker.runtimes.safetensors:Safetensors",
+    "python": "forebay.worker.runtimes.python:Python",
+    "sentence-transformers": "forebay.worker.runtimes.sentence_transformers:SentenceTransformers",
+}
+
+# What a built-in runtime needs: (module, extra of forebay that brings it)
+_NEEDS = {
+    "torch-export": (("torch", "worker"),),
+    "safetensors": (("torch", "worker"), ("safetensors", "worker")),
+    "python": (("torch", "worker"),),
+    "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
+}
+
+
+class Model(Protocol):
+    """A loaded version. It may also have `preprocess(row)`, `postprocess(row)`, `cost(row) -> int`, `nbytes() -> int`
+    and `sample_row()`, a row to warm up with.
+    """  # fmt: skip
+
+    def predict(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """One row per row, in order: the value itself for one output, `{name: value}` for several."""
+
+
+class Runtime(Protocol):
+    """How a version's artifact is loaded and run."""
+
+    def load(self, path: Path | None, device: str, spec: ModelVersion) -> Model:
+        """The model on `device` ("cpu", "cuda:0"); ModelRefused when unsafe, ModelLoadFailed when it does not work."""
+
+
+def get_runtime(name: str, allowed: Sequence[str] = ()) -> Runtime:
+    """The runtime called `name`; InvalidInput listing the known ones, MissingExtra when its library is missing."""
+    if name in BUILT_IN:
+        for module, extra in _NEEDS[name]:
+            if find_spec(module) is None:
+                raise MissingExtra(f"runtime {name!r} needs {module}: pip install 'forebay[{extra}]'")
+        module, _, attribute = BUILT_IN[name].partition(":")
+        kind = getattr(importlib.import_module(module), attribute)
+    else:
+        kind = _third_party(name)
+    return cast(Runtime, kind(allowed=tuple(allowed)))
+
+
+def _third_party(name: str) -> type[Runtime]:
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        known = ", ".join(sorted({*BUILT_IN, *found}))
+        raise InvalidInput(f"no runtime is called {name!r}; known are {known}")
+    return _loaded(found[name])
+
+
+def _loaded(point: EntryPoint) -> type[Runtime]:
+    try:
+        return cast(type[Runtime], point.load())
+    except (ImportError, AttributeError) as error:
+        raise ModelLoadFailed(f"runtime {point.name!r} ({point.value}) cannot be imported: {error}") from error

@@ -1,0 +1,117 @@
+"""Runs a module built by the operator's own code, with weights from safetensors: plain tensors, nothing to unpickle.
+
+`options`: `factory` = "package.module:callable" on the operator's list, `kwargs` for it. Knows allowed.py, tensors.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from forebay.contract.errors import ForebayError, ModelLoadFailed
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Field, Row
+from forebay.worker.runtimes.allowed import import_allowed
+from forebay.worker.runtimes.tensors import split, stack, tensor_bytes
+
+
+class Safetensors:
+    """Builds the module with its factory and loads the weights strictly."""
+
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
+        self._allowed = tuple(allowed)
+
+    def load(self, path: Path | None, device: str, spec: ModelVersion) -> ModuleModel:
+        """The module in eval mode on `device`; ModelLoadFailed names keys that are missing or unexpected."""
+        factory = import_allowed(spec.options.get("factory", ""), self._allowed)
+        if path is None:
+            raise ModelLoadFailed(
+                f"{spec.ref} has no artifact; register it with a .safetensors file or a folder of them"
+            )
+        module = _build(factory, spec)
+        _fill(module, _weights(path, spec), spec)
+        outputs = spec.signature.outputs
+        names = None if outputs is None else [field.name for field in outputs]
+        return ModuleModel(module.eval().to(device), device, spec.signature.inputs, names)
+
+
+class ModuleModel:
+    """A module fed one batched tensor, or several by name."""
+
+    def __init__(
+        self, module: nn.Module, device: str, inputs: Sequence[Field] | None, outputs: Sequence[str] | None
+    ) -> None:
+        self._module = module
+        self._device = device
+        self._inputs = inputs
+        self._outputs = outputs
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[Row]) -> list[Row]:
+        """One forward pass."""
+        tensors = stack(rows, self._inputs, self._device)
+        output = self._module(*tensors.values()) if len(tensors) == 1 else self._module(**tensors)
+        return split(output, len(rows), self._outputs)
+
+    def nbytes(self) -> int:
+        """Bytes of parameters and buffers."""
+        return tensor_bytes(dict(self._module.named_parameters()), dict(self._module.named_buffers()))
+
+
+def _build(factory: Any, spec: ModelVersion) -> nn.Module:
+    name, kwargs = spec.options["factory"], spec.options.get("kwargs", {})
+    try:
+        module = factory(**kwargs)
+    except ForebayError:
+        raise
+    except Exception as error:  # the factory is the operator's code
+        raise ModelLoadFailed(
+            f"{spec.ref}: {name}(**{kwargs!r:.200}) raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelLoadFailed(f"{spec.ref}: {name} gave a {type(module).__name__}; it must give a torch.nn.Module")
+    return module
+
+
+def _weights(path: Path, spec: ModelVersion) -> dict[str, Tensor]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ModelLoadFailed(f"{spec.ref}: the artifact's folder holds no .safetensors file")
+    try:
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadFailed(f"{spec.ref}: the artifact is no safetensors file: {error}") from error
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], spec: ModelVersion) -> None:
+    _add_tied(module, weights)
+    own = module.state_dict().keys()
+    missing, unexpected = sorted(own - weights.keys()), sorted(weights.keys() - own)
+    if missing or unexpected:
+        parts = [
+            f"{what} {', '.join(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys
+        ]
+        raise ModelLoadFailed(f"{spec.ref}: the weights do not fit the module: {'; '.join(parts)}")
+    try:
+        module.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ModelLoadFailed(f"{spec.ref}: {error}") from error
+
+
+def _add_tied(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """safetensors.torch.save_model writes tensors that share memory once: the other names are filled in here."""
+    by_memory: dict[tuple[int, torch.Size], str] = {}
+    state = {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
+    for name, tensor in state.items():
+        if name in weights:
+            by_memory[tensor.data_ptr(), tensor.shape] = name
+    for name, tensor in state.items():
+        twin = by_memory.get((tensor.data_ptr(), tensor.shape))
+        if name not in weights and twin is not None:
+            weights[name] = weights[twin]

@@ -1,0 +1,126 @@
+"""Rows to batched tensors, and a batch's outputs back to rows. The runtimes that feed torch share it.
+
+Knows fields and torch; which rows belong together (contract.signature.stack_key) was decided before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forebay.contract.errors import ForebayError, InvalidInput
+from forebay.contract.signature import Field, Row
+
+LONE = "input"  # what the only input is called when nothing declares a name
+_STACKABLE = "biufc"  # kinds of dtypes: bool, integers, floats, complex
+_CHEAP_COPY = 64 * 1024  # bytes; a row up to this size is copied out, so that it does not keep its whole batch alive
+_NOT_IN_NUMPY = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+
+
+def stack(rows: Sequence[Row], fields: Sequence[Field] | None, device: str = "cpu") -> dict[str, Tensor]:
+    """One tensor `(batch, *shape)` per input; without `fields` names and dtypes are those of the first row."""
+    dtypes = _dtypes(rows[0], fields)
+    return {
+        name: _column(name, [_value(row, name, len(dtypes)) for row in rows], dtype, device)
+        for name, dtype in dtypes.items()
+    }
+
+
+def split(output: Any, count: int, names: Sequence[str] | None = None) -> list[Row]:
+    """`count` rows of a batch's output: a tensor, a tuple or list of tensors, or a dict of them.
+
+    `names` are the declared outputs. ForebayError names the shape when an output does not have one row per row.
+    """
+    arrays = {name: _array(name, tensor, count) for name, tensor in _named(output, names).items()}
+    if len(arrays) == 1:
+        (array,) = arrays.values()
+        return [_own(row) for row in array]
+    return [{name: _own(array[i]) for name, array in arrays.items()} for i in range(count)]
+
+
+def tensor_bytes(*groups: Mapping[str, Any]) -> int:
+    """Bytes of the storages behind the tensors in `groups` (state dicts, constants), each shared one counted once."""
+    tensors = [tensor for group in groups for tensor in group.values() if isinstance(tensor, Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _dtypes(row: Row, fields: Sequence[Field] | None) -> dict[str, str | None]:
+    if fields is not None:
+        return {field.name: field.dtype for field in fields}
+    return dict.fromkeys(row) if isinstance(row, Mapping) else {LONE: None}
+
+
+def _value(row: Row, name: str, count: int) -> Any:
+    if not isinstance(row, Mapping):
+        if count == 1:
+            return row
+        raise InvalidInput(
+            f"the model has {count} inputs; give a dict with one value for each, got {type(row).__name__}"
+        )
+    if name not in row:
+        raise InvalidInput(f"input {name!r} is missing; given are {', '.join(map(repr, row))}")
+    return row[name]
+
+
+def _column(name: str, values: list[Any], dtype: str | None, device: str) -> Tensor:
+    if dtype in ("str", "bytes", "json"):
+        raise InvalidInput(
+            f"input {name!r} is {dtype}, which makes no tensor; make arrays of it in the model's preprocess"
+        )
+    try:
+        arrays = [np.asarray(value, dtype) for value in values]
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"input {name!r} cannot become an array: {error}") from error
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1 or arrays[0].dtype.kind not in _STACKABLE:
+        raise InvalidInput(f"input {name!r} cannot be stacked: dtype {arrays[0].dtype}, shapes {sorted(shapes)}")
+    return _batched(arrays, device)
+
+
+def _batched(arrays: list[NDArray[Any]], device: str) -> Tensor:
+    if not device.startswith("cuda"):
+        return torch.from_numpy(np.stack(arrays)).to(device)  # (batch, *shape)
+    # Stacked straight into pinned memory: one copy here, and the one to the device overlaps with what runs there.
+    like = torch.from_numpy(np.empty(0, arrays[0].dtype))
+    pinned = torch.empty((len(arrays), *arrays[0].shape), dtype=like.dtype, pin_memory=True)
+    np.stack(arrays, out=pinned.numpy())
+    return pinned.to(device, non_blocking=True)
+
+
+def _named(output: Any, names: Sequence[str] | None) -> dict[str, Any]:
+    if isinstance(output, Mapping):
+        return _picked(output, names)
+    tensors = list(output) if isinstance(output, tuple | list) else [output]
+    labels = list(names or ("output",) if len(tensors) == 1 else names or [f"output_{i}" for i in range(len(tensors))])
+    if len(labels) != len(tensors):
+        raise ForebayError(f"the model gave {len(tensors)} outputs; its signature declares {', '.join(labels)}")
+    return dict(zip(labels, tensors, strict=True))
+
+
+def _picked(output: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    missing = [name for name in names or () if name not in output]
+    if missing:
+        raise ForebayError(f"the model gave no {', '.join(missing)}; it gave {', '.join(map(str, output))}")
+    return {str(name): output[name] for name in names or output}
+
+
+def _array(name: str, tensor: Any, count: int) -> NDArray[Any]:
+    if not isinstance(tensor, Tensor):
+        raise ForebayError(f"output {name!r} is a {type(tensor).__name__}, no tensor")
+    if tensor.ndim == 0 or tensor.shape[0] != count:
+        raise ForebayError(
+            f"output {name!r} has shape {tuple(tensor.shape)} for {count} rows; its first dimension must be {count}"
+        )
+    tensor = tensor.detach()
+    array: NDArray[Any] = (tensor.float() if tensor.dtype in _NOT_IN_NUMPY else tensor).cpu().numpy()
+    return array
+
+
+def _own(row: Any) -> Any:
+    """A row that does not hold on to its batch, where that is cheap."""
+    return row.copy() if isinstance(row, np.ndarray) and row.nbytes <= _CHEAP_COPY else row

@@ -1,0 +1,146 @@
+"""Runs programs that `torch.export.save` wrote (.pt2): the one form that brings its own graph and needs no Python code.
+
+Knows torch.export; worker/runtimes/archive.py decides what torch may open, tensors.py makes and takes apart batches.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from forebay.contract.errors import ModelLoadFailed, ModelRefused
+from forebay.contract.model import ModelVersion
+from forebay.contract.pt2 import Pt2Tensor
+from forebay.contract.signature import Field, Row
+from forebay.worker.runtimes.archive import ArchiveFacts, inspect_pt2, write_safe_copy
+from forebay.worker.runtimes.tensors import LONE, split, stack, tensor_bytes
+
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_forcing = threading.Lock()
+
+
+class TorchExport:
+    """Loads a .pt2 file after looking into it; nothing in it is unpickled or evaluated."""
+
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
+        del allowed  # an exported program runs no Python code
+
+    def load(self, path: Path | None, device: str, spec: ModelVersion) -> ExportedModel:
+        """The program on `device`, whatever device it was exported on."""
+        if path is None:
+            raise ModelLoadFailed(f"{spec.ref} has no artifact; register it with a .pt2 file")
+        facts = inspect_pt2(path, device)
+        program = _load(path, facts, spec)
+        _refuse_odd_targets(program, spec)
+        return ExportedModel(program, facts, device, _declared(facts, spec))
+
+
+class ExportedModel:
+    """An exported program that takes any number of rows, within and beyond the batch sizes it was exported for."""
+
+    def __init__(self, program: ExportedProgram, facts: ArchiveFacts, device: str, fields: list[Field]) -> None:
+        self._facts = facts
+        self._device = device
+        self._fields = fields
+        self._bytes = tensor_bytes(program.state_dict, program.constants)
+        self._in_spec = program.call_spec.in_spec
+        self._dtypes = _input_dtypes(program)
+        self._module = program.module()
+
+    def predict(self, rows: Sequence[Row]) -> list[Row]:
+        """Forward passes of at most the largest batch the program takes."""
+        step = self._facts.most or len(rows) or 1
+        return [row for start in range(0, len(rows), step) for row in self._forward(rows[start : start + step])]
+
+    def nbytes(self) -> int:
+        """Bytes of weights, buffers and constants."""
+        return self._bytes
+
+    def sample_row(self) -> dict[str, Any]:
+        """Zeros of the shapes the program was exported with, under the names that rows use."""
+        pairs = zip(self._fields, self._facts.inputs, strict=True)
+        return {field.name: np.zeros(tensor.example, tensor.dtype) for field, tensor in pairs}
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Row]) -> list[Row]:
+        # torch.export may have taken "at least 2" for granted, so a smaller batch is filled up and the rest cut off.
+        padded = [*rows, *[rows[0]] * (self._facts.least - len(rows))]
+        tensors = stack(padded, self._fields, self._device).values()
+        flat = [tensor.to(dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
+        args, kwargs = pytree.tree_unflatten(flat, self._in_spec)
+        leaves = [leaf for leaf in pytree.tree_leaves(self._module(*args, **kwargs)) if leaf is not None]
+        return split(leaves, len(padded), [output.name for output in self._facts.outputs])[: len(rows)]
+
+
+def _load(path: Path, facts: ArchiveFacts, spec: ModelVersion) -> ExportedProgram:
+    beside = path.parent if os.access(path.parent, os.W_OK) else None  # /tmp may be memory, and too small for a model
+    with tempfile.TemporaryDirectory(prefix=".pt2-", dir=beside) as folder, _weights_only():
+        copy = Path(folder) / "model.pt2"
+        write_safe_copy(path, facts, copy)
+        try:
+            return torch.export.load(copy)
+        except Exception as error:  # torch.export raises whatever its layers raise
+            raise ModelLoadFailed(f"{spec.ref}: torch {torch.__version__} cannot load this .pt2: {error}") from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Belt and braces: should torch meet a pickle in spite of the check, it must not run it."""
+    with _forcing:
+        before = os.environ.get(_FORCE)
+        os.environ[_FORCE] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(_FORCE)
+            if before is not None:
+                os.environ[_FORCE] = before
+
+
+def _refuse_odd_targets(program: ExportedProgram, spec: ModelVersion) -> None:
+    """The graph's JSON was checked by name; this checks what torch made of the names, in every subgraph."""
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            if node.op == "call_function" and not _is_operator(node.target):
+                raise ModelRefused(f"{spec.ref}: the graph calls {node.target!r:.120}, which is no tensor operator")
+
+
+def _is_operator(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload | torch._ops.HigherOrderOperator):
+        return True
+    return getattr(target, "__module__", "") in ("_operator", "math") or getattr(target, "__name__", "").startswith(
+        "sym_"
+    )
+
+
+def _input_dtypes(program: ExportedProgram) -> list[torch.dtype]:
+    metas = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    return [metas[name].dtype for name in program.graph_signature.user_inputs]
+
+
+def _declared(facts: ArchiveFacts, spec: ModelVersion) -> list[Field]:
+    """The program's inputs in its own order, under the names that rows use."""
+    names = [tensor.name for tensor in facts.inputs]
+    declared = spec.signature.inputs
+    given = names if declared is None else [field.name for field in declared]
+    if len(names) == len(given) == 1:
+        return [_field(given[0], facts.inputs[0])]
+    if sorted(names) != sorted(given):
+        raise ModelLoadFailed(
+            f"{spec.ref}: the signature declares {', '.join(given)}; the program takes {', '.join(names)}"
+        )
+    return [_field(name, tensor) for name, tensor in zip(names, facts.inputs, strict=True)]
+
+
+def _field(name: str, tensor: Pt2Tensor) -> Field:
+    return Field(name or LONE, tensor.dtype, tensor.shape)

@@ -1,0 +1,126 @@
+"""`forebay worker`: one worker process per device of this machine, and a new one when one dies.
+
+Knows processes only. Each worker gets all its settings through the environment. SIGTERM and SIGINT are handed on once; each
+worker then finishes what is on its device.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from forebay.contract.settings import Settings
+from forebay.storage.ledger import Ledger
+from forebay.storage.workers import WorkerRegistry
+from forebay.worker.devices import count_gpus, plan
+
+log = structlog.get_logger()
+
+BACKOFF_S = (1, 2, 5, 10, 30)  # before a worker that keeps dying is started again
+STEADY_S = 60  # a worker that ran this long is started again at once
+GRACE_S = 60  # for what is on the devices, before a worker that was told to stop is killed
+
+
+@dataclass
+class Charge:
+    """One device's worker: what to start, and the process that runs."""
+
+    name: str
+    device: str
+    queues: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    deaths: int = 0
+    due: float = field(default=0.0)
+
+
+class Supervisor:
+    """Keeps one worker per device running until told to stop."""
+
+    def __init__(self, settings: Settings, queues: list[str] | None, concurrency: int) -> None:
+        """DeviceNotFound when a queue asked for needs a device this machine lacks; InvalidInput for an unknown queue."""
+        specs = [settings.queue(name) for name in queues] if queues else list(settings.queues.values())
+        gpus = count_gpus() if any(q.capacity.gpu for q in specs) else 0
+        if not queues:  # without a choice: whatever this machine can serve
+            specs = [q for q in specs if q.capacity.gpu <= gpus]
+        self._settings = settings
+        self._concurrency = concurrency
+        self._stop = threading.Event()
+        self._charges = [Charge(name, device, names) for name, device, names in _named(settings, plan(specs, gpus))]
+
+    def run(self) -> int:
+        """Start all, watch, and return 0 after a stop; 1 when a worker had to be killed."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        while not self._stop.is_set():
+            for charge in self._charges:
+                self._tend(charge)
+            self._stop.wait(0.2)
+        return self._shut_down()
+
+    def _tend(self, charge: Charge) -> None:
+        now = time.monotonic()
+        if charge.process is not None:
+            status = charge.process.poll()
+            if status is None:
+                return
+            charge.deaths = 0 if now - charge.started > STEADY_S else charge.deaths + 1
+            wait = BACKOFF_S[min(charge.deaths, len(BACKOFF_S)) - 1] if charge.deaths else 0
+            log.error("worker_died", worker=charge.name, status=status, again_in_s=wait)
+            charge.process, charge.due = None, now + wait
+        if now >= charge.due:
+            charge.process, charge.started = self._start(charge), now
+
+    def _start(self, charge: Charge) -> subprocess.Popen[bytes]:
+        children = self._concurrency if charge.device == "cpu" else 1
+        threads = self._settings.torch_threads or max(1, (os.cpu_count() or 1) // children)
+        own = {"FOREBAY_DEVICE": charge.device, "FOREBAY_WORKER_NAME": charge.name, "FOREBAY_TORCH_THREADS": str(threads)}
+        # OMP_NUM_THREADS before torch is imported: set_num_threads alone leaves its pool at the number of cores.
+        env = os.environ | self._settings.as_environment() | own | {"OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children)]
+        process = subprocess.Popen(command, env=env, start_new_session=True)
+        log.info("worker_started", worker=charge.name, device=charge.device, queues=",".join(charge.queues), pid=process.pid)
+        return process
+
+    def _shut_down(self) -> int:
+        running: list[subprocess.Popen[Any]] = [c.process for c in self._charges if c.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE_S
+        killed = 0
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("worker_killed", pid=process.pid, grace_s=GRACE_S)
+                process.kill()
+                process.wait()
+                killed = 1
+        return killed
+
+
+def _named(settings: Settings, plans: list[tuple[str, list[str]]]) -> list[tuple[str, str, list[str]]]:
+    """A name for each worker that no live worker has: cpu@host, gpu0@host; a second one on this host is cpu-2@host."""
+    host = socket.gethostname()
+    ledger = Ledger(settings.database)
+    try:
+        taken = {w.name for w in WorkerRegistry(ledger).alive(3 * settings.heartbeat_s)}
+    finally:
+        ledger.close()
+    named = []
+    for device, queues in plans:
+        stem = device.replace("cuda:", "gpu")
+        names = (f"{stem}{suffix}@{host}" for suffix in ["", *(f"-{n}" for n in range(2, 1000))])
+        name = settings.worker_name or next(n for n in names if n not in taken)
+        taken.add(name)
+        named.append((name, device, queues))
+    return named

@@ -1,0 +1,95 @@
+"""The sweeper: one pass over the ledger that brings back whatever was lost, in every worker, safe for many at once.
+
+It frees lapsed leases, ends jobs past their deadline, sends again what Redis lost, and deletes what retention allows. Each
+step is one statement of JobStore that picks its rows so that two sweepers never take the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import redis
+import structlog
+
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import BrokerUnavailable
+from forebay.contract.messages import Ticket, redis_keys
+from forebay.contract.settings import Settings
+from forebay.storage.jobs import JobStore
+from forebay.worker.announcer import Announcer
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What one pass did, in jobs."""
+
+    freed: int = 0
+    failed: int = 0
+    expired: int = 0
+    resent: int = 0
+    deleted: int = 0
+
+
+class Sweeper:
+    """Sweeps one ledger and its queues. `once` is the whole of it; when to call it is the caller's business."""
+
+    def __init__(
+        self, store: JobStore, dispatcher: Dispatcher, announcer: Announcer, broker: redis.Redis, settings: Settings
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._announcer = announcer
+        self._redis = broker
+        self._settings = settings
+
+    def once(self) -> Sweep:
+        """One pass. LedgerUnavailable when the ledger is away; without Redis, what needs sending waits for a later pass."""
+        freed, failed = self._store.free_lapsed()
+        expired = self._store.expire()
+        if freed:
+            self.send(freed)
+        resent = self._resend()
+        deleted = self._store.purge(self._settings.retention_s)
+        self._announcer.announce([*failed, *expired])
+        sweep = Sweep(len(freed), len(failed), len(expired), resent, deleted)
+        if any(asdict(sweep).values()):
+            log.info("swept", **asdict(sweep))
+        return sweep
+
+    def lost(self, ids: list[str], worker: str, reason: str) -> None:
+        """A child died with these: those it had claimed count an attempt, and all that are still queued are sent again."""
+        freed, failed = self._store.crashed(ids, worker, reason)
+        log.error("child_lost", worker=worker, jobs=len(ids), freed=len(freed), failed=len(failed), reason=reason)
+        self._announcer.announce(failed)
+        known = {t.id for t in freed}
+        self.send([*freed, *(t for t in self._store.queued(ids) if t.id not in known)])
+
+    def send(self, tickets: list[Ticket]) -> int:
+        """Send tickets; when Redis does not take them they are marked so that a later pass sends them."""
+        try:
+            self._dispatcher.send_tickets(tickets)
+        except BrokerUnavailable as error:
+            self._store.mark_unsent([t.id for t in tickets])
+            log.warning("send_failed", jobs=len(tickets), error=str(error))
+            return 0
+        return len(tickets)
+
+    def _resend(self) -> int:
+        sent = 0
+        for queue in self._store.queues_waiting(self._settings.resend_s):
+            if self._empty(queue):
+                sent += self.send(self._store.take_unsent(queue, self._settings.resend_s))
+        return sent
+
+    def _empty(self, queue: str) -> bool:
+        """Whether Redis holds nothing for this queue: jobs that wait in the ledger have then lost their messages.
+
+        What a busy worker holds in its buffer is sent a second time then, which is harmless: whoever claims first runs it.
+        """
+        try:
+            return not any(self._redis.llen(key) for key in redis_keys(queue))
+        except (redis.RedisError, OSError) as error:
+            log.warning("queue_unreachable", queue=queue, error=str(error))
+            return False
