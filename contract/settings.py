@@ -7,6 +7,7 @@ Nothing else in Forebay reads the environment. A part that starts another proces
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tomllib
@@ -14,10 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.queues import DEFAULT_QUEUES, QueueSpec, parse_bytes
+from forebay.contract.references import shown
 
 STACK_FILE = "stack.json"
 CONFIG_FILE = "forebay.toml"
@@ -66,7 +68,7 @@ class Settings:
         if unknown:
             raise InvalidInput(f"no setting is called {unknown[0]!r}; there are {', '.join(TABLE)}")
         home = _pick("home", flags, env, {}) or Path(".forebay")
-        file = _read_config(config, Path.cwd() / CONFIG_FILE, Path(home) / CONFIG_FILE)
+        file = _read_config(config, Path.cwd() / CONFIG_FILE, Path(home).expanduser() / CONFIG_FILE)
         values = {name: _pick(name, flags, env, file) for name in TABLE}
         home = Path(values["home"] or ".forebay").expanduser().absolute()
         for name, setting in TABLE.items():
@@ -102,12 +104,9 @@ class Setting:
 
 
 def mask_password(url: str) -> str:
-    """The URL with its password replaced by ***."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    """The URL with its password replaced by ***, also where it is none or the password holds what belongs escaped."""
+    url = re.sub(r"://([^:@/]*):.*@", r"://\1:***@", url, flags=re.DOTALL)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
 
 
 def _pick(name: str, flags: Mapping[str, Any], env: Mapping[str, str], file: Mapping[str, Any]) -> Any:
@@ -151,16 +150,26 @@ def _embedded_broker(home: Path) -> str:
 
 
 def _broker(value: Any) -> str:
-    if urlsplit(str(value)).scheme not in ("redis", "rediss", "unix"):
-        raise InvalidInput(f"{mask_password(str(value))!r} is no Redis address; write redis://host:6379/0 or rediss://…")
+    if not str(value).startswith(("redis://", "rediss://", "unix://")) or not _is_url(str(value)):
+        raise InvalidInput(
+            f"{mask_password(str(value))!r} is no Redis address; write redis://host:6379/0 or rediss://…"
+        )
     return str(value)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        port = urlsplit(text).port
+    except ValueError:  # whose text would show the password
+        return False
+    return port is None or port > 0
 
 
 def _database(value: Any) -> str:
     text = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", str(value))
-    if not text.startswith(("sqlite:///", "postgresql+psycopg://")):
+    if not text.startswith(("sqlite:///", "postgresql+psycopg://")) or not _is_url(text):
         raise InvalidInput(
-            f"{mask_password(text)!r} is no ledger we know; write sqlite:///path/ledger.db or postgresql://user@host/name"
+            f"{mask_password(str(value))!r} is no ledger we know; write sqlite:///path/ledger.db or postgresql://user@host/name"
         )
     return text
 
@@ -175,12 +184,11 @@ _UNITS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def seconds(value: Any) -> float:
     """`30`, `"45s"`, `"15m"`, `"12h"` or `"30d"` in seconds; InvalidInput otherwise."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-        return float(value)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)\s*", str(value))
-    if not match or float(match[1]) <= 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(ms|s|m|h|d|)\s*", str(value), flags=re.ASCII)
+    duration = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 0 < duration < math.inf:
         raise InvalidInput(f"{value!r} is no duration; write seconds, or 45s, 15m, 12h, 30d")
-    return float(match[1]) * _UNITS[match[2]]
+    return duration
 
 
 def _whole(low: int, high: int) -> Callable[[Any], int]:
@@ -201,14 +209,22 @@ def _device(value: Any) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else list(value)
+    if not all(isinstance(part, str) for part in parts):
+        raise InvalidInput(f"{value!r} is no list of names")
     return tuple(p.strip() for p in parts if p.strip())
+
+
+def _show_names(names: tuple[str, ...]) -> str:
+    return ",".join(names) or ","  # an empty variable would count as not given
 
 
 def _queues(value: Any) -> Mapping[str, QueueSpec]:
     if isinstance(value, str):
         value = json.loads(value)
     if not isinstance(value, Mapping) or not value:
-        raise InvalidInput("queues must be tables such as [queues.gpu-large] with gpu = 1, gpu_memory = '80GiB'")
+        raise InvalidInput(
+            f"{shown(value)} will not do: write tables such as [queues.gpu-large] with gpu = 1, gpu_memory = '80GiB'"
+        )
     return {name: QueueSpec.parse(name, spec) for name, spec in value.items()}
 
 
@@ -228,13 +244,19 @@ def _choice(*words: str) -> Callable[[Any], str]:
 TABLE: dict[str, Setting] = {
     "home": Setting("FOREBAY_HOME", Path, lambda _: None, "folder with the embedded stack's data"),
     "broker": Setting("FOREBAY_BROKER", _broker, _embedded_broker, "Redis or Valkey address"),
-    "database": Setting("FOREBAY_DATABASE", _database, lambda h: f"sqlite:///{h / 'ledger.db'}", "the ledger's address"),
-    "blobs": Setting("FOREBAY_BLOBS", _blobs, lambda h: (h / "blobs").as_uri(), "folder or fsspec URL for large payloads"),
+    "database": Setting(
+        "FOREBAY_DATABASE", _database, lambda h: f"sqlite:///{h / 'ledger.db'}", "the ledger's address"
+    ),
+    "blobs": Setting(
+        "FOREBAY_BLOBS", _blobs, lambda h: (h / "blobs").as_uri(), "folder or fsspec URL for large payloads"
+    ),
     "queues": Setting("FOREBAY_QUEUES", _queues, lambda _: DEFAULT_QUEUES, "queues with capacities", _show_queues),
     "lease_s": Setting("FOREBAY_LEASE_S", seconds, lambda _: 30.0, "how long a claim holds without a heartbeat"),
     "heartbeat_s": Setting("FOREBAY_HEARTBEAT_S", seconds, lambda _: 10.0, "how often a worker renews its leases"),
     "sweep_s": Setting("FOREBAY_SWEEP_S", seconds, lambda _: 5.0, "how often each worker sweeps the ledger"),
-    "resend_s": Setting("FOREBAY_RESEND_S", seconds, lambda _: 10.0, "age at which a job with no message is sent again"),
+    "resend_s": Setting(
+        "FOREBAY_RESEND_S", seconds, lambda _: 10.0, "age at which a job with no message is sent again"
+    ),
     "retention_s": Setting("FOREBAY_RETENTION", seconds, lambda _: 30 * 86400.0, "how long finished jobs are kept"),
     "max_inline_bytes": Setting(
         "FOREBAY_MAX_INLINE_BYTES", parse_bytes, lambda _: 65536, "payloads above this go to the blob store"
@@ -243,7 +265,10 @@ TABLE: dict[str, Setting] = {
         "FOREBAY_MAX_PAYLOAD_BYTES", parse_bytes, lambda _: 8 * 2**20, "payloads above this are refused"
     ),
     "model_cache_bytes": Setting(
-        "FOREBAY_MODEL_CACHE_BYTES", parse_bytes, lambda _: 0, "budget for loaded models per child; 0: a share of the device"
+        "FOREBAY_MODEL_CACHE_BYTES",
+        parse_bytes,
+        lambda _: 0,
+        "budget for loaded models per child; 0: a share of the device",
     ),
     "torch_threads": Setting(
         "FOREBAY_TORCH_THREADS", _whole(0, 1024), lambda _: 0, "torch threads per child; 0: cores / children"
@@ -255,9 +280,13 @@ TABLE: dict[str, Setting] = {
         _names,
         lambda _: (),
         "import paths that python and safetensors models may use",
-        ",".join,
+        _show_names,
     ),
     "dashboard_host": Setting("FOREBAY_DASHBOARD_HOST", str, lambda _: "127.0.0.1", "where the dashboard listens"),
-    "dashboard_port": Setting("FOREBAY_DASHBOARD_PORT", _whole(0, 65535), lambda _: 5555, "the dashboard's port; 0: any"),
-    "log_level": Setting("FOREBAY_LOG_LEVEL", _choice("debug", "info", "warning", "error"), lambda _: "info", "log level"),
+    "dashboard_port": Setting(
+        "FOREBAY_DASHBOARD_PORT", _whole(0, 65535), lambda _: 5555, "the dashboard's port; 0: any"
+    ),
+    "log_level": Setting(
+        "FOREBAY_LOG_LEVEL", _choice("debug", "info", "warning", "error"), lambda _: "info", "log level"
+    ),
 }

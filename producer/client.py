@@ -187,9 +187,11 @@ class Client:
         workers = self._workers.alive(3 * self.settings.heartbeat_s)
         return [
             QueueInfo(
-                name, *depths.get(name, (0, None, 0)), tuple(w.name for w in workers if name in w.queues),
+                name,
+                *depths.get(name, (0, None, 0)),
+                tuple(w.name for w in workers if name in w.queues),
                 spec.capacity.as_dict(),
-            )  # fmt: skip
+            )
             for name, spec in self.settings.queues.items()
         ]
 
@@ -211,7 +213,9 @@ class Client:
             raise InvalidInput(f"max_attempts {shown(max_attempts)} is not a whole number from 1 to 100")
         where = route(self.settings.queues, Resources.parse(version.resources), JobKind.PREDICT, queue)
         ends = deadline_at(deadline, self._ledger.now())
-        return Terms(version, where, priority, ends, max_attempts, _key(idempotency_key), check_metadata(metadata), batched)
+        return Terms(
+            version, where, priority, ends, max_attempts, _key(idempotency_key), check_metadata(metadata), batched
+        )
 
     def _resolve(self, model: str) -> ModelVersion:
         """A version never changes once registered, so one that is named by number is asked for once."""
@@ -239,7 +243,9 @@ class Client:
         keys = _keys(terms.idempotency_key, len(packed))
         jobs = [self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)]
         stored = self._submitter.submit(jobs, terms.model.max_batch_size)
-        handles = [self._watcher.find(id) or Job(self, id) for id in stored] if keys[0] else [Job(self, id) for id in stored]
+        handles = (
+            [self._watcher.find(id) or Job(self, id) for id in stored] if keys[0] else [Job(self, id) for id in stored]
+        )
         self._watcher.adopt(handles)
         if keys[0]:
             self._watcher.read(id for id, new in zip(stored, ids, strict=True) if id != new)

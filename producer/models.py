@@ -121,7 +121,9 @@ def _existing(artifact: str | Path | None) -> Path | None:
         return None
     path = Path(artifact).expanduser()
     if not path.exists():
-        raise InvalidInput(f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder")
+        raise InvalidInput(
+            f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder"
+        )
     if path.is_dir() and not any(path.iterdir()):
         raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
     return path
@@ -129,26 +131,33 @@ def _existing(artifact: str | Path | None) -> Path | None:
 
 def _guess_runtime(path: Path | None) -> str:
     if path is None:
-        raise InvalidInput("a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}")
+        raise InvalidInput(
+            "a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}"
+        )
     if path.is_file() and path.suffix in (".pt2", ".safetensors"):
         return "torch-export" if path.suffix == ".pt2" else "safetensors"
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
         return "sentence-transformers"
     raise InvalidInput(
-        f"{path.name!r} does not tell its runtime; give runtime='torch-export', 'safetensors', 'sentence-transformers' or 'python'"
+        f"{path.name!r} does not tell its runtime; give runtime= torch-export, safetensors, sentence-transformers or python"
     )
 
 
 def _check_options(runtime: str, options: Mapping[str, Any] | None) -> None:
     key = NEEDS_OPTION.get(runtime)
     if key and not isinstance((options or {}).get(key), str):
-        raise InvalidInput(f"runtime {runtime!r} needs options={{{key!r}: 'package.module:name'}}, got {shown(options)}")
+        raise InvalidInput(
+            f"runtime {runtime!r} needs options={{{key!r}: 'package.module:name'}}, got {shown(options)}"
+        )
 
 
 def _signature(runtime: str, path: Path | None, inputs: Described | None, outputs: Described | None) -> Signature:
     if runtime == "torch-export" and path is not None:
         told_inputs, told_outputs = read_pt2_signature(path)
-        inputs, outputs = inputs if inputs is not None else told_inputs, outputs if outputs is not None else told_outputs
+        inputs, outputs = (
+            inputs if inputs is not None else told_inputs,
+            outputs if outputs is not None else told_outputs,
+        )
     if runtime == "sentence-transformers" and inputs is None:
         inputs = {"text": {"dtype": "str"}}
     return Signature.parse(inputs, outputs)
@@ -170,8 +179,11 @@ def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> d
     """A copy of a mapping that JSON can carry as it is; InvalidInput otherwise."""
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, Mapping):
         raise InvalidInput(f"{what} must be a mapping from str to JSON values, got {shown(value)}")
+    odd = [key for key in value if type(key) is not str]
+    if odd:
+        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got the key {shown(odd[0])}")
     try:
         text = json.dumps(dict(value), allow_nan=False)
         text.encode("utf-8")

@@ -82,7 +82,9 @@ class Submitter:
             self._dispatcher.send(messages)
         except BrokerUnavailable as error:
             ids = [id for message in messages for id in message.ids]
-            log.warning("send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back")
+            log.warning(
+                "send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back"
+            )
             self._store.mark_unsent(ids)
 
 

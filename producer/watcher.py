@@ -100,7 +100,7 @@ class Watcher:
 
     def _subscribe(self) -> bool:
         try:
-            pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+            pubsub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call] # redis-py
             pubsub.subscribe(self._channel)
         except (redis.RedisError, OSError):
             return False

@@ -18,7 +18,7 @@ from typing import Any
 
 import fsspec
 
-from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra
+from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
 
 CHUNK = 1 << 20
 _REF = re.compile(r"sha256:([0-9a-f]{64})")
@@ -40,14 +40,14 @@ class BlobStore:
         """Store the bytes and give their name."""
         digest = hashlib.sha256(data).hexdigest()
         with self._clear_errors("write"):
-            self._place(digest, lambda temporary: self._fs.pipe_file(temporary, data))
+            self._place(digest, len(data), lambda temporary: self._fs.pipe_file(temporary, data))
         return f"sha256:{digest}"
 
     def put_file(self, path: Path) -> str:
         """Store a local file's content without holding it in memory, and give its name."""
         digest = file_digest(path)
         with self._clear_errors("write"):
-            self._place(digest, lambda temporary: self._fs.put_file(str(path), temporary))
+            self._place(digest, path.stat().st_size, lambda temporary: self._fs.put_file(str(path), temporary))
         return f"sha256:{digest}"
 
     def get(self, ref: str) -> bytes:
@@ -88,9 +88,9 @@ class BlobStore:
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
-    def _place(self, digest: str, write: Any) -> None:
+    def _place(self, digest: str, size: int, write: Any) -> None:
         path = self._path(digest)
-        if self._fs.exists(path):
+        if self._fs.exists(path) and self._fs.size(path) == size:  # a power cut may have left it short
             return
         temporary = f"{self._root}/.tmp/{digest}.{secrets.token_hex(6)}"
         self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
@@ -108,7 +108,9 @@ class BlobStore:
         try:
             yield
         except FileNotFoundError as error:
-            raise BlobUnavailable(f"cannot {verb} a blob: {error} is not in {self.url}") from error
+            raise BlobUnavailable(
+                f"cannot {verb} a blob in {self.url}: there is no {error.filename or error}"
+            ) from error
         except (OSError, ConnectionError, TimeoutError) as error:
             raise BlobUnavailable(f"cannot {verb} a blob in {self.url}: {error}") from error
 
@@ -130,14 +132,19 @@ def pack_folder(folder: Path, target: Path) -> None:
 
 
 def unpack_folder(archive: Path, target: Path) -> Path:
-    """The reverse, whole or not at all; members that would leave `target` are refused by tarfile's data filter."""
+    """The reverse, whole or not at all; ModelRefused for a member that would leave `target`, and for what is no tar."""
     if target.is_dir():
         return target
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
+        temporary.mkdir()
         with tarfile.open(archive, "r:") as tar:
             tar.extractall(temporary, filter="data")
         temporary.rename(target)
+    except tarfile.TarError as error:
+        raise ModelRefused(
+            f"the folder's archive cannot be unpacked safely: {error}; register the folder again"
+        ) from error
     except OSError:
         if not target.is_dir():  # another process may have unpacked the same archive meanwhile
             raise

@@ -12,9 +12,9 @@ from sqlalchemy import TextClause, text
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import FINAL, JobError, JobInfo, JobKind, JobState, Progress, at, utc
 from forebay.storage.ledger import Ledger
-from forebay.storage.records import Outcome
+from forebay.storage.records import Outcome, json_text
 
-INFO = """id, kind, state, model, version, queue, priority, attempt, max_attempts, worker, created_at, started_at,
+INFO = """id, kind, state, model, version, queue, priority, attempt - uncounted, max_attempts, worker, created_at, started_at,
 finished_at, deadline_at, progress_done, progress_total, progress_message, error_type, error_message, metadata, parent_id"""
 
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
@@ -22,7 +22,7 @@ FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 GET = f"SELECT {INFO} FROM jobs WHERE id = :id"
 LIST = f"SELECT {INFO} FROM jobs WHERE {{where}} ORDER BY id DESC LIMIT :limit"
 OUTCOMES = f"""
-SELECT id, state, result, result_ref, error_type, error_message, worker, attempt FROM jobs
+SELECT id, state, result, result_ref, error_type, error_message, worker, attempt - uncounted FROM jobs
 WHERE id {{ids}} AND state IN ({FINAL_STATES})"""
 STATES = "SELECT id, state FROM jobs WHERE id {ids}"
 COUNTS = "SELECT state, count(*) FROM jobs WHERE {where} GROUP BY state"
@@ -86,14 +86,16 @@ class JobReports:
         return [_info(row) for row in rows]
 
     def _metadata_filter(self, i: int) -> str:
-        if self.ledger.sqlite:
-            return f"json_extract(metadata, :path{i}) = json_extract(:value{i}, '$')"
-        return f"CAST(metadata AS jsonb) @> CAST(:value{i} AS jsonb)"
+        """SQL for 'metadata holds this key with an equal value', the type being part of it: 1 is neither "1" nor true."""
+        if not self.ledger.sqlite:
+            return f"CAST(metadata AS jsonb) -> CAST(:key{i} AS text) = CAST(:value{i} AS jsonb)"
+        return f"""EXISTS (
+            SELECT 1 FROM json_each(metadata) AS has, json_each(json_array(json(:value{i}))) AS wanted
+            WHERE has.key = :key{i} AND has.value IS wanted.value
+            AND replace(has.type, 'real', 'integer') = replace(wanted.type, 'real', 'integer'))"""
 
     def _metadata_values(self, i: int, key: str, value: Any) -> dict[str, Any]:
-        if self.ledger.sqlite:
-            return {f"path{i}": f"$.{json.dumps(key)}", f"value{i}": json.dumps(value)}
-        return {f"value{i}": json.dumps({key: value})}
+        return {f"key{i}": key, f"value{i}": json_text("metadata", value)}
 
     def outcomes(self, ids: Sequence[str]) -> list[Outcome]:
         """Those of the jobs that are finished, with their results or errors, in no order."""
@@ -125,15 +127,15 @@ class JobReports:
         found: dict[str, tuple[int, float | None, int]] = {}
         for queue, state, count, oldest in rows:
             depth, age, running = found.get(queue, (0, None, 0))
-            found[queue] = (
-                (count, max(0.0, now - oldest), running) if state == JobState.QUEUED else (depth, age, count)
-            )
+            found[queue] = (count, max(0.0, now - oldest), running) if state == JobState.QUEUED else (depth, age, count)
         return found
 
     def queues_waiting(self, older_than_s: float) -> list[str]:
         """The queues with jobs last sent longer ago than `older_than_s` seconds."""
         with self.ledger.read() as connection:
-            return list(connection.execute(self._sql(QUEUES_WAITING), {"before": self.ledger.now() - older_than_s}).scalars())
+            return list(
+                connection.execute(self._sql(QUEUES_WAITING), {"before": self.ledger.now() - older_than_s}).scalars()
+            )
 
 
 def _error(type_: str | None, message: str | None) -> JobError | None:

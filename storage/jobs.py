@@ -6,7 +6,6 @@ finish needs the attempt it was claimed with. What the payloads mean, and who is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from forebay.contract.messages import Ticket
 from forebay.storage import tables
 from forebay.storage.job_reports import JobReports
 from forebay.storage.ledger import Ledger
-from forebay.storage.records import ClaimedJob, Ended, Finished, NewJob
+from forebay.storage.records import ClaimedJob, Ended, Finished, NewJob, json_text, plain_text
 
 
 def _may(transition: Transition) -> str:
@@ -30,22 +29,30 @@ def _becomes(transition: Transition) -> str:
     return f"state = '{TRANSITIONS[transition][1]}'"
 
 
-TICKET = "id, model, version, queue, priority, attempt"
+# `attempt` only ever grows, so a zombie's number never comes up again; `uncounted` of them do not count against the limit.
+COUNTED = "attempt - uncounted"
+TICKET = f"id, model, version, queue, priority, {COUNTED}"
+ERROR_TYPE_LENGTH = 200
 NO_LEASE = "worker = NULL, lease_until = NULL"
 END_LEASE = "lease_until = NULL, finished_at = :now"
 
 CLAIM = f"""
-UPDATE jobs SET {_becomes(Transition.CLAIM)}, attempt = attempt + 1, worker = :worker, lease_until = :lease_until, started_at = :now
+UPDATE jobs SET {_becomes(Transition.CLAIM)}, attempt = attempt + 1, worker = :worker,
+    lease_until = :lease_until, started_at = :now
 WHERE id IN (
     SELECT id FROM jobs WHERE id {{ids}} AND {_may(Transition.CLAIM)}
     AND (deadline_at IS NULL OR deadline_at > :now) {{skip_locked}})
 RETURNING id, kind, model, version, queue, attempt, max_attempts, client, progress_total, input, input_ref"""
 
+# Who waits for rows takes them in the order of their ids, else two of them could wait for each other.
 RENEW = f"""
-UPDATE jobs SET lease_until = :lease_until
-WHERE id {{ids}} AND worker = :worker AND {_may(Transition.SUCCEED)} RETURNING id"""
+UPDATE jobs SET lease_until = :lease_until WHERE id IN (
+    SELECT id FROM jobs WHERE id {{ids}} AND worker = :worker AND {_may(Transition.SUCCEED)} ORDER BY id {{for_update}})
+RETURNING id"""
 
-OWNED = f"SELECT id, attempt, client FROM jobs WHERE id {{ids}} AND {_may(Transition.SUCCEED)} {{for_update}}"
+OWNED = (
+    f"SELECT id, attempt, client FROM jobs WHERE id {{ids}} AND {_may(Transition.SUCCEED)} ORDER BY id {{for_update}}"
+)
 
 SUCCEED = f"""
 UPDATE jobs SET {_becomes(Transition.SUCCEED)}, {END_LEASE}, result = :result, result_ref = :result_ref,
@@ -57,8 +64,10 @@ UPDATE jobs SET {_becomes(Transition.FAIL)}, {END_LEASE}, error_type = :error_ty
 WHERE id = :id AND attempt = :attempt AND {_may(Transition.FAIL)}"""
 
 RELEASE = f"""
-UPDATE jobs SET {_becomes(Transition.RELEASE)}, {NO_LEASE}, attempt = attempt - 1, started_at = NULL, sent_at = :now
-WHERE id {{ids}} AND worker = :worker AND {_may(Transition.RELEASE)} RETURNING {TICKET}"""
+UPDATE jobs SET {_becomes(Transition.RELEASE)}, {NO_LEASE}, uncounted = uncounted + 1, started_at = NULL, sent_at = :now
+WHERE id IN (
+    SELECT id FROM jobs WHERE id {{ids}} AND worker = :worker AND {_may(Transition.RELEASE)} ORDER BY id {{for_update}})
+RETURNING {TICKET}"""
 
 # A crash, told by the worker's parent for its own jobs or by the sweeper for lapsed leases: the attempt counts.
 LOST = "({whose}) AND " + _may(Transition.RELEASE)
@@ -66,10 +75,10 @@ WHOSE_CRASHED = "id {ids} AND worker = :worker"
 WHOSE_LAPSED = "lease_until < :now"
 FAIL_LOST = f"""
 UPDATE jobs SET {_becomes(Transition.FAIL)}, {END_LEASE}, error_type = 'WorkerLost', error_message = :reason
-WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND attempt >= max_attempts {{skip_locked}}) RETURNING id, client"""
+WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {COUNTED} >= max_attempts {{skip_locked}}) RETURNING id, client"""
 FREE_LOST = f"""
 UPDATE jobs SET {_becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = :reason
-WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND attempt < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
+WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {COUNTED} < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
 
 EXPIRE = f"""
 UPDATE jobs SET {_becomes(Transition.EXPIRE)}, finished_at = :now
@@ -78,10 +87,11 @@ WHERE id IN (
 RETURNING id, client"""
 
 CANCEL = f"""
-UPDATE jobs SET {_becomes(Transition.CANCEL)}, finished_at = :now WHERE id {{ids}} AND state = 'queued' RETURNING id, client"""
+UPDATE jobs SET {_becomes(Transition.CANCEL)}, finished_at = :now WHERE id IN (
+    SELECT id FROM jobs WHERE id {{ids}} AND state = 'queued' ORDER BY id {{for_update}}) RETURNING id, client"""
 
 RETRY = f"""
-UPDATE jobs SET {_becomes(Transition.RETRY)}, {NO_LEASE}, attempt = 0, sent_at = :now, started_at = NULL, finished_at = NULL,
+UPDATE jobs SET {_becomes(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, sent_at = :now, started_at = NULL, finished_at = NULL,
     deadline_at = NULL, error_type = NULL, error_message = NULL, progress_done = 0, progress_message = ''
 WHERE id = :id AND {_may(Transition.RETRY)} RETURNING {TICKET}"""
 
@@ -91,13 +101,19 @@ UPDATE jobs SET sent_at = :now WHERE id IN (
     SELECT id FROM jobs WHERE state = 'queued' AND queue = :queue AND sent_at < :before
     ORDER BY priority, id LIMIT :limit {{skip_locked}}) RETURNING {TICKET}"""
 QUEUED = f"SELECT {TICKET} FROM jobs WHERE id {{ids}} AND state = 'queued'"
-MARK_UNSENT = "UPDATE jobs SET sent_at = 0 WHERE id {ids} AND state = 'queued'"
+MARK_UNSENT = """
+UPDATE jobs SET sent_at = 0 WHERE id IN (
+    SELECT id FROM jobs WHERE id {ids} AND state = 'queued' ORDER BY id {for_update})"""
 
-LOCK_KEYS = "SELECT pg_advisory_xact_lock(hashtextextended(key, 0)) FROM unnest(:ids) AS key"
+# PostgreSQL only. One lock for each of 256 buckets of keys, in order: many keys must not fill its table of locks.
+LOCK_KEYS = """
+SELECT pg_advisory_xact_lock(1701013616, bucket) FROM (
+    SELECT DISTINCT hashtext(key) & 255 AS bucket FROM unnest(CAST(:ids AS text[])) AS key ORDER BY bucket) AS buckets"""
 BY_KEY = "SELECT idempotency_key, id, request_hash FROM jobs WHERE idempotency_key {ids}"
 PURGE = """
 DELETE FROM jobs WHERE id IN (
-    SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'canceled', 'expired') AND finished_at < :before LIMIT :limit)"""
+    SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'canceled', 'expired') AND finished_at < :before
+    LIMIT :limit {skip_locked})"""
 
 
 class JobStore(JobReports):
@@ -113,6 +129,8 @@ class JobStore(JobReports):
         A job whose idempotency key is known and whose request is the same gives the existing id and adds nothing;
         InvalidInput when the request differs, and then none of the jobs is added.
         """
+        if not jobs:
+            return []
         now = self.ledger.now()
         rows = [_row(job, now) for job in jobs]
         keyed = [job for job in jobs if job.idempotency_key is not None]
@@ -134,7 +152,9 @@ class JobStore(JobReports):
             if key is not None and key in known:
                 id, request_hash = known[key]
                 if request_hash != job.request_hash:
-                    raise InvalidInput(f"idempotency_key {key!r} belongs to job {id}, which is a different request; use another key")
+                    raise InvalidInput(
+                        f"idempotency_key {key!r} belongs to job {id}, which is a different request; use another key"
+                    )
                 ids.append(id)
                 continue
             if key is not None:
@@ -186,7 +206,7 @@ class JobStore(JobReports):
 
     def crashed(self, ids: Sequence[str], worker: str, reason: str) -> tuple[list[Ticket], list[Ended]]:
         """The process that ran these jobs died: free those with attempts left, fail the others as WorkerLost."""
-        return self._lost(WHOSE_CRASHED, {"ids": self.ledger.bind(ids), "worker": worker, "reason": reason})
+        return self._lost(WHOSE_CRASHED, {"ids": self.ledger.bind(ids), "worker": worker, "reason": plain_text(reason)})
 
     def free_lapsed(self) -> tuple[list[Ticket], list[Ended]]:
         """The same for every job whose lease was not renewed."""
@@ -252,6 +272,7 @@ def _row(job: NewJob, now: float) -> dict[str, Any]:
         "queue": job.queue,
         "priority": job.priority,
         "attempt": 0,
+        "uncounted": 0,
         "max_attempts": job.max_attempts,
         "created_at": now,
         "sent_at": now,
@@ -259,7 +280,7 @@ def _row(job: NewJob, now: float) -> dict[str, Any]:
         "progress_done": 0,
         "progress_total": job.rows,
         "progress_message": "",
-        "metadata": json.dumps(dict(job.metadata)) if job.metadata else "{}",
+        "metadata": json_text("metadata", dict(job.metadata)) if job.metadata else "{}",
         "parent_id": job.parent_id,
         "client": job.client,
         "idempotency_key": job.idempotency_key,
@@ -274,7 +295,8 @@ def _success(o: Finished, now: float) -> dict[str, Any]:
 
 
 def _failure(o: Finished, error: JobError, now: float) -> dict[str, Any]:
-    return {"id": o.id, "attempt": o.attempt, "now": now, "error_type": error.type, "error_message": error.message}
+    type_, message = plain_text(error.type, ERROR_TYPE_LENGTH), plain_text(error.message)
+    return {"id": o.id, "attempt": o.attempt, "now": now, "error_type": type_, "error_message": message}
 
 
 def _tickets(rows: Iterable[Any]) -> list[Ticket]:

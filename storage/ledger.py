@@ -124,7 +124,9 @@ def _find_file(url: str, create: bool) -> None:
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
     elif not path.is_file():
-        raise LedgerUnavailable(f"there is no ledger at {path}; start the stack with `forebay up`, or run `forebay db upgrade`")
+        raise LedgerUnavailable(
+            f"there is no ledger at {path}; start the stack with `forebay up`, or run `forebay db upgrade`"
+        )
 
 
 def _sqlite_engine(url: str) -> Engine:

@@ -132,7 +132,9 @@ class ModelRegistry:
         """
         ref = ModelRef.parse(ref) if isinstance(ref, str) else ref
         if ref.version is None and ref.alias is None:
-            raise InvalidInput(f"{ref.name!r} may mean several versions; name the one to delete, such as '{ref.name}/1'")
+            raise InvalidInput(
+                f"{ref.name!r} may mean several versions; name the one to delete, such as '{ref.name}/1'"
+            )
         model = self.get(ref)
         if model.aliases:
             raise InvalidInput(f"{model.ref} is {', '.join('@' + a for a in model.aliases)}; move the alias first")
@@ -190,7 +192,22 @@ def _values(model: ModelVersion, version: int, now: float) -> dict[str, Any]:
 
 
 def _model(row: Any) -> ModelVersion:
-    (name, version, runtime, artifact, form, size, inputs, outputs, batch, wait, resources, options, metadata, created) = row
+    (
+        name,
+        version,
+        runtime,
+        artifact,
+        form,
+        size,
+        inputs,
+        outputs,
+        batch,
+        wait,
+        resources,
+        options,
+        metadata,
+        created,
+    ) = row
     signature = Signature.parse(inputs and json.loads(inputs), outputs and json.loads(outputs))
     return ModelVersion(
         name, version, runtime, artifact, form, int(size), signature, batch, wait,

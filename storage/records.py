@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobError, JobKind, JobState
+from forebay.contract.references import shown
+
+_NO_JSONB = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL's jsonb has no NUL
+
+
+def json_text(what: str, value: Any) -> str:
+    """`value` as JSON that both databases can look into, keys sorted; InvalidInput for NaN, NUL and whatever is no JSON."""
+    try:
+        text = json.dumps(value, allow_nan=False, sort_keys=True)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:  # a lone surrogate is a ValueError too
+        raise InvalidInput(f"{what} must be JSON, with str keys and finite numbers: {shown(str(error))}") from error
+    if _NO_JSONB.search(text):
+        raise InvalidInput(f"{what} must not hold the character NUL, got {shown(value)}")
+    return text
+
+
+def plain_text(text: str, limit: int | None = None) -> str:
+    """`text` without what a database refuses: NUL and lone surrogates are written out; cut to `limit` characters."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")[:limit]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ jobs = Table(
     Column("version", Integer, nullable=False),
     Column("queue", String(32), nullable=False),
     Column("priority", SmallInteger, nullable=False),
-    Column("attempt", SmallInteger, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),  # only ever grows, so that it can fence every write
+    Column("uncounted", SmallInteger, nullable=False),  # of those: released unrun, or before a retry
     Column("max_attempts", SmallInteger, nullable=False),
     Column("worker", String(200)),
     Column("lease_until", Double),
@@ -55,11 +56,39 @@ jobs = Table(
     Column("input", LargeBinary),
     Column("result", LargeBinary),
     # What waits, by queue: the sweeper's and `forebay queues`' view. Finished jobs cost this index nothing.
-    Index("ix_jobs_queued", "queue", "priority", "id", sqlite_where=text("state = 'queued'"), postgresql_where=text("state = 'queued'")),
-    Index("ix_jobs_running", "lease_until", sqlite_where=text("state = 'running'"), postgresql_where=text("state = 'running'")),
-    Index("ix_jobs_deadline", "deadline_at", sqlite_where=text("state = 'queued' AND deadline_at IS NOT NULL"), postgresql_where=text("state = 'queued' AND deadline_at IS NOT NULL")),
-    Index("ix_jobs_parent", "parent_id", sqlite_where=text("parent_id IS NOT NULL"), postgresql_where=text("parent_id IS NOT NULL")),
-    Index("ux_jobs_idempotency", "idempotency_key", unique=True, sqlite_where=text("idempotency_key IS NOT NULL"), postgresql_where=text("idempotency_key IS NOT NULL")),
+    Index(
+        "ix_jobs_queued",
+        "queue",
+        "priority",
+        "id",
+        sqlite_where=text("state = 'queued'"),
+        postgresql_where=text("state = 'queued'"),
+    ),
+    Index(
+        "ix_jobs_running",
+        "lease_until",
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
+    Index(
+        "ix_jobs_deadline",
+        "deadline_at",
+        sqlite_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
+        postgresql_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_jobs_parent",
+        "parent_id",
+        sqlite_where=text("parent_id IS NOT NULL"),
+        postgresql_where=text("parent_id IS NOT NULL"),
+    ),
+    Index(
+        "ux_jobs_idempotency",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=text("idempotency_key IS NOT NULL"),
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
 )
 
 models = Table(

@@ -15,7 +15,9 @@ BEAT = text("""
 INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at) VALUES (:name, :host, :device, :queues, :now, :now)
 ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, device = :device, queues = :queues""")
 LEAVE = text("DELETE FROM workers WHERE name = :name")
-ALIVE = text("SELECT name, host, device, queues, started_at, heartbeat_at FROM workers WHERE heartbeat_at >= :since ORDER BY name")
+ALIVE = text(
+    "SELECT name, host, device, queues, started_at, heartbeat_at FROM workers WHERE heartbeat_at >= :since ORDER BY name"
+)
 FORGET = text("DELETE FROM workers WHERE heartbeat_at < :before")
 
 

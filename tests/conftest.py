@@ -7,11 +7,13 @@ started from Debian's programs. Without either, tests that need one are skipped 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import settings as hypothesis_settings
-from servers import PostgresServer, ServerFailed, ValkeyServer, create_with, find_postgres
+from servers import PostgresServer, ValkeyServer, find_postgres, new_database
+from waiting import FakeClock
 
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
@@ -36,7 +38,80 @@ def pg_url() -> Iterator[str]:
     try:
         server.start()
         yield server.url
-    except ServerFailed as error:
-        _do_without(f"PostgreSQL in {programs} does not start: {error}")
     finally:
         server.remove()
+
+
+def _do_without(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def postgres_database(pg_url: str) -> Iterator[str]:
+    """A PostgreSQL database of the test's own, as Forebay's setting names it."""
+    with new_database(pg_url) as name:
+        yield f"{pg_url.replace('postgresql://', 'postgresql+psycopg://', 1)}/{name}"
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> str:
+    """Where a SQLite ledger of the test's own is to lie."""
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest) -> str:
+    """The address of an empty database, once of each kind."""
+    return str(request.getfixturevalue(f"{request.param}_database"))
+
+
+@pytest.fixture
+def ledger(database: str) -> Iterator[Ledger]:
+    """A ledger with its tables, once on each kind of database."""
+    ledger = Ledger(database, create=True)
+    try:
+        upgrade(ledger)
+        yield ledger
+    finally:
+        ledger.close()
+
+
+@pytest.fixture
+def store(ledger: Ledger) -> JobStore:
+    """The jobs of that ledger."""
+    return JobStore(ledger)
+
+
+@pytest.fixture
+def registry(ledger: Ledger) -> ModelRegistry:
+    """The models of that ledger."""
+    return ModelRegistry(ledger)
+
+
+@pytest.fixture
+def clock(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """The ledger's clock, which now moves only when the test says so."""
+    clock = FakeClock()
+    monkeypatch.setattr(ledger, "now", clock)
+    return clock
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """A real Valkey with a password and no memory; a test may kill and start it."""
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def broker(valkey: ValkeyServer) -> str:
+    """The address of that Valkey, up and empty."""
+    valkey.start()
+    valkey.flush()
+    return valkey.url

@@ -11,7 +11,8 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -94,16 +95,6 @@ class PostgresServer:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def create_database(self) -> str:
-        """A new, empty database; its name."""
-        name = f"test_{secrets.token_hex(6)}"
-        self._do(f"CREATE DATABASE {name} TEMPLATE template0")
-        return name
-
-    def drop_database(self, name: str) -> None:
-        """Delete a database, cutting off whoever is connected."""
-        self._do(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
     def _make(self, data: Path) -> None:
         if self._user:
             shutil.chown(self._folder, self._user)
@@ -115,20 +106,28 @@ class PostgresServer:
         if done.returncode:
             raise ServerFailed(f"initdb failed: {done.stderr}")
 
-    def _do(self, statement: str) -> None:
-        create_with(f"{self.url}/postgres", statement)
-
     def _answers(self) -> bool:
         try:
-            self._do("SELECT 1")
+            run_statement(self.url, "SELECT 1")
         except psycopg.OperationalError:
             return False
         return True
 
 
-def create_with(url: str, statement: str) -> None:
-    """Run one statement outside a transaction, as CREATE DATABASE must be."""
-    with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+@contextmanager
+def new_database(server: str) -> Iterator[str]:
+    """The name of a new, empty database on the server postgresql://user@host:port; it is gone in the end."""
+    name = f"test_{secrets.token_hex(6)}"
+    run_statement(server, f"CREATE DATABASE {name} TEMPLATE template0")
+    try:
+        yield name
+    finally:
+        run_statement(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def run_statement(server: str, statement: str) -> None:
+    """Run one statement on the server's own database, outside a transaction, as CREATE DATABASE must be."""
+    with psycopg.connect(f"{server}/postgres", autocommit=True, connect_timeout=5) as connection:
         connection.execute(statement.encode())
 
 
@@ -162,7 +161,7 @@ class ValkeyServer:
         if self.pid is not None:
             return
         config = (
-            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {self._folder}\nsave \"\"\n"
+            f'bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {self._folder}\nsave ""\n'
             f"appendonly {'yes' if self._append_only else 'no'}\nappendfsync always\ndaemonize no\n"
         )
         log = self._folder / "valkey.log"

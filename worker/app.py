@@ -15,6 +15,7 @@ from celery.worker.control import Panel
 
 from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
+from forebay.contract.logs import configure_logs
 from forebay.contract.messages import PREDICT_TASK
 from forebay.contract.settings import Settings
 from forebay.storage.jobs import JobStore
@@ -23,7 +24,6 @@ from forebay.storage.workers import WorkerRegistry
 from forebay.worker import child
 from forebay.worker.announcer import Announcer
 from forebay.worker.housekeeper import Housekeeper
-from forebay.worker.logs import configure_logs
 from forebay.worker.strategy import Feeder
 from forebay.worker.sweeper import Sweeper
 
@@ -59,7 +59,13 @@ def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
     app.forebay_feeder = feeder = Feeder(housekeeper.child_lost)
     housekeeper.in_flight = feeder.in_flight
     housekeeper.start()
-    log.info("worker_starting", worker=settings.worker_name, device=settings.device, queues=",".join(queues), children=concurrency)
+    log.info(
+        "worker_starting",
+        worker=settings.worker_name,
+        device=settings.device,
+        queues=",".join(queues),
+        children=concurrency,
+    )
     try:
         app.worker_main(_arguments(settings, queues, concurrency))
     except SystemExit as stop:

@@ -14,6 +14,7 @@ import psutil
 import structlog
 
 from forebay.contract.celery_app import connect_redis
+from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.storage.blobs import BlobStore
 from forebay.storage.jobs import JobStore
@@ -22,7 +23,6 @@ from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
-from forebay.worker.logs import configure_logs
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Runner
 
@@ -35,7 +35,7 @@ _runner: Runner | None = None
 
 def start() -> None:
     """Build this child's runner from the settings it inherited, and import torch before the first job needs it."""
-    global _runner  # noqa: PLW0603 - one per process, made where the process starts
+    global _runner
     import torch
 
     settings = Settings.load()
@@ -59,7 +59,13 @@ def start() -> None:
         worker=settings.worker_name,
         lease_s=settings.lease_s,
     )
-    log.info("child_ready", worker=settings.worker_name, device=settings.device, pid=os.getpid(), threads=torch.get_num_threads())
+    log.info(
+        "child_ready",
+        worker=settings.worker_name,
+        device=settings.device,
+        pid=os.getpid(),
+        threads=torch.get_num_threads(),
+    )
 
 
 def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float]:

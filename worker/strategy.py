@@ -178,10 +178,12 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
     """The Strategy of forebay.predict."""
     feeder: Feeder = app.forebay_feeder
     events = consumer.event_dispatcher
-    request_class = create_request_cls(symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, events, app=app)
+    request_class = create_request_cls(
+        symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, events, app=app
+    )
     revoked = consumer.controller.state.revoked
 
-    def handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
+    def handler(message: Any, _body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
         args = _read(message)
         request = request_class(
             message, on_ack=ack, on_reject=reject, app=app, hostname=consumer.hostname, eventer=events, task=task,

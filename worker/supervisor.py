@@ -83,12 +83,18 @@ class Supervisor:
     def _start(self, charge: Charge) -> subprocess.Popen[bytes]:
         children = self._concurrency if charge.device == "cpu" else 1
         threads = self._settings.torch_threads or max(1, (os.cpu_count() or 1) // children)
-        own = {"FOREBAY_DEVICE": charge.device, "FOREBAY_WORKER_NAME": charge.name, "FOREBAY_TORCH_THREADS": str(threads)}
+        own = {
+            "FOREBAY_DEVICE": charge.device,
+            "FOREBAY_WORKER_NAME": charge.name,
+            "FOREBAY_TORCH_THREADS": str(threads),
+        }
         # OMP_NUM_THREADS before torch is imported: set_num_threads alone leaves its pool at the number of cores.
         env = os.environ | self._settings.as_environment() | own | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children)]
         process = subprocess.Popen(command, env=env, start_new_session=True)
-        log.info("worker_started", worker=charge.name, device=charge.device, queues=",".join(charge.queues), pid=process.pid)
+        log.info(
+            "worker_started", worker=charge.name, device=charge.device, queues=",".join(charge.queues), pid=process.pid
+        )
         return process
 
     def _shut_down(self) -> int:

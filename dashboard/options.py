@@ -1,0 +1,80 @@
+"""What Flower is told: our defaults, then its own FLOWER_… variables, then what only Forebay decides.
+
+Flower's options are one object for the whole process (tornado.options), so this is done once. Nothing here listens or
+connects; that nobody unknown can come in is decided here.
+"""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_address
+
+from flower import command
+from flower.options import DEFAULT_CONFIG_FILE
+from tornado.options import Error as OptionError
+from tornado.options import options
+
+from forebay.contract.errors import InvalidInput
+
+DEFAULTS = {
+    # Every task of ours is called forebay.predict: its arguments say what it is.
+    "tasks_columns": "name,args,state,result,received,runtime,worker,uuid",
+    # Our workers send events without being asked.
+    "enable_events": False,
+    # Our workers refuse shutdown, revoke and the like, so Flower need not offer them.
+    "read_only": True,
+}
+
+
+def read_options(host: str, port: int) -> None:
+    """Set Flower's options for this process; InvalidInput when they do not make sense or leave the door open.
+
+    A configuration file is read only where FLOWER_CONF names one, never because it lies in the working folder.
+    """
+    for name, value in DEFAULTS.items():
+        setattr(options, name, value)
+    try:
+        command.apply_env_options()
+        options.logging = "none"  # or reading the file below would set up tornado's own logging
+        if options.conf != DEFAULT_CONFIG_FILE:
+            command.apply_options("forebay dashboard", [])
+    except (ValueError, OptionError, OSError) as error:
+        raise InvalidInput(f"one of Flower's options (FLOWER_… in the environment) is wrong: {error}") from error
+    if options.persistent:
+        raise InvalidInput(
+            "FLOWER_PERSISTENT keeps pickles, which Forebay never reads; unset it, jobs are in the ledger"
+        )
+    if options.unix_socket:
+        raise InvalidInput("FLOWER_UNIX_SOCKET is not supported; unset it, and give the dashboard a host and a port")
+    options.address, options.port = host, port
+    options.basic_auth = check_credentials(options.basic_auth)
+    check_access(host, authenticated=bool(options.basic_auth or options.auth))
+    command.extract_settings()
+    command.setup_logging()
+
+
+def check_credentials(given: list[str]) -> list[str]:
+    """FLOWER_BASIC_AUTH's entries without empty ones; InvalidInput for one that Flower could not hold a login against."""
+    credentials = [entry for entry in given if entry]
+    for entry in credentials:
+        user, _, password = entry.partition(":")
+        if not (user and password and entry.isascii()):  # the value is a secret and stays out of the message
+            raise InvalidInput(
+                "FLOWER_BASIC_AUTH must be user:password in ASCII, several of them separated by commas; "
+                "a password cannot hold a comma"
+            )
+    return credentials
+
+
+def check_access(host: str, *, authenticated: bool) -> None:
+    """InvalidInput when a host is not resolved, or when others than this machine could come in without a login."""
+    try:
+        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise InvalidInput(f"{host!r} is no address to listen on: {error}") from error
+    if authenticated or all(ip_address(str(entry[4][0])).is_loopback for entry in found):
+        return
+    raise InvalidInput(
+        f"on {host!r} everyone who reaches this machine could open the dashboard: set FLOWER_BASIC_AUTH=user:password "
+        "(or Flower's OAuth options, FLOWER_AUTH and FLOWER_AUTH_PROVIDER), or listen on 127.0.0.1"
+    )

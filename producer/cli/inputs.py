@@ -1,0 +1,127 @@
+"""From an argument or a file to the inputs of jobs. Knows file formats; shapes and dtypes are the client's to check."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import described, shown
+from forebay.contract.signature import Signature
+from forebay.producer.cli.options import as_text, cannot, parse_json, read_bytes, read_text
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs, one per job; `many` says that one job per row was asked for, be it a single row."""
+
+    values: list[Any]
+    many: bool = False
+
+
+def read_inputs(signature: Signature, text: str | None, file: Path | None, *, each: bool, batched: bool) -> Inputs:
+    """The inputs that INPUT or --file give to a model of this signature; InvalidInput says what cannot be read."""
+    if (text is None) == (file is None):
+        both = "" if text is None else ", not both"
+        raise InvalidInput(f"give one INPUT ('-' reads stdin) or --file FILE{both}")
+    if each and batched:
+        raise InvalidInput("--each makes a job of every row, --batched one job of all; give one of them")
+    dtype = "json" if batched else _takes(signature)
+    inputs = Inputs([_from_argument(text or "", dtype)]) if file is None else _from_file(file, dtype)
+    if not each or inputs.many:
+        return inputs
+    return Inputs(_rows(inputs.values[0]), many=True)
+
+
+def _takes(signature: Signature) -> str:
+    """`str` or `bytes` for a model with one such input, which then needs no JSON around it; else `json`."""
+    fields = signature.inputs
+    return fields[0].dtype if fields and len(fields) == 1 and fields[0].dtype in ("str", "bytes") else "json"
+
+
+def _from_argument(text: str, dtype: str) -> Any:
+    data = sys.stdin.buffer.read() if text == STDIN else text.encode("utf-8", "surrogateescape")
+    if dtype == "bytes":
+        return data
+    where = "stdin" if text == STDIN else "INPUT"
+    decoded = as_text(data, where)
+    return decoded.removesuffix("\n") if dtype == "str" else parse_json(decoded, where)
+
+
+def _from_file(file: Path, dtype: str) -> Inputs:
+    if dtype == "bytes":
+        return Inputs([read_bytes(file)])
+    if str(file) == STDIN:
+        text = as_text(sys.stdin.buffer.read(), "stdin")
+        return Inputs(_lines(text) if dtype == "str" else _json_lines(text, "stdin"), many=True)
+    suffix = file.suffix.lower()
+    if suffix not in READERS:
+        raise InvalidInput(f"{shown(file.name)} is of no kind that can be read; it may end in {', '.join(READERS)}")
+    if suffix == ".txt" and dtype != "str":
+        raise InvalidInput("a .txt file is for models that take one str; give .npy, .npz, .json or .jsonl")
+    return READERS[suffix](file)
+
+
+def _load_numpy(file: Path) -> Inputs:
+    try:
+        loaded = np.load(file.expanduser(), allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return Inputs([loaded])
+        with loaded:
+            return Inputs([{name: loaded[name] for name in loaded.files}])
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
+        raise cannot("read", file, error) from error
+
+
+def _load_json(file: Path) -> Inputs:
+    return Inputs([parse_json(read_text(file), str(file))])
+
+
+def _load_json_lines(file: Path) -> Inputs:
+    return Inputs(_json_lines(read_text(file), str(file)), many=True)
+
+
+def _load_lines(file: Path) -> Inputs:
+    return Inputs(_lines(read_text(file)), many=True)
+
+
+READERS: Mapping[str, Callable[[Path], Inputs]] = {
+    ".npy": _load_numpy,
+    ".npz": _load_numpy,
+    ".json": _load_json,
+    ".jsonl": _load_json_lines,
+    ".ndjson": _load_json_lines,
+    ".txt": _load_lines,
+}
+
+
+def _lines(text: str) -> list[str]:
+    """The lines, empty ones too, so that the results stand beside them; not splitlines, which also cuts at U+2028."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def _json_lines(text: str, where: str) -> list[Any]:
+    numbered = enumerate(_lines(text), start=1)
+    return [parse_json(line, f"{where}, line {number},") for number, line in numbered if line.strip()]
+
+
+def _rows(value: Any) -> list[Any]:
+    """The rows of an array, the items of a list, or the rows of a dict of those."""
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim):
+        return list(value)
+    if not isinstance(value, Mapping) or not value:
+        what = "an array with a leading dimension, a list, or a dict of those"
+        raise InvalidInput(f"--each needs {what}, got {described(value)}")
+    columns = {name: _rows(column) for name, column in value.items()}
+    if len({len(column) for column in columns.values()}) > 1:
+        counts = ", ".join(f"{shown(name)} has {len(column)}" for name, column in columns.items())
+        raise InvalidInput(f"--each needs as many rows in every input; here {counts}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,0 +1,239 @@
+"""`forebay jobs`: looking at jobs, waiting for them, canceling and retrying them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from forebay.contract.errors import ForebayError, IllegalTransition, ResultTimeout
+from forebay.contract.job import JobInfo, JobState
+from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
+from forebay.producer.cli.output import (
+    age,
+    clear_errors,
+    exit_status,
+    moment,
+    pairs_text,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+    say_error,
+)  # fmt: skip
+from forebay.producer.cli.predict import Output
+from forebay.producer.cli.results import check_output, raise_unless_succeeded, show_one, wait_for
+from forebay.producer.client import Client
+from forebay.producer.job import Job
+
+jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, all 32 digits.", show_default=False)]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="One id or more, all 32 digits.", show_default=False)]
+
+
+@jobs_app.command(
+    "list",
+    epilog=examples(
+        "forebay jobs list --state failed --model digits", "forebay jobs list --metadata run=7 --limit 1000 --json"
+    ),
+)
+@clear_errors()
+def list_(
+    state: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STATE", help=f"{', '.join(JobState)}; may be repeated.", show_default=False),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="predict, batch, shard or train.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)
+    ] = None,
+    metadata: Metadata = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many at most.")] = 100,
+    before: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only older jobs than this one: the next page.", show_default=False)
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    filters = pairs(metadata, "--metadata")
+    with open_client(home) as client:
+        found = client.jobs(state=state, kind=kind, model=model, metadata=filters, limit=limit, before=before)
+    if as_json:
+        print_json(found)
+    elif not found:
+        say("no job is like that" if state or kind or model or filters or before else "no job was submitted yet")
+    else:
+        _print_jobs(found)
+        if len(found) == limit:
+            say(f"for older ones add --before {found[-1].id}")
+
+
+@jobs_app.command(epilog=examples("forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5"))
+@clear_errors()
+def show(id: Id, home: Home = None, as_json: Json = False) -> None:
+    """Show one job: its state, times, attempts and error."""
+    with open_client(home) as client:
+        info = client.job(id).info()
+    print_json(info) if as_json else _show(info)
+
+
+@jobs_app.command(
+    epilog=examples(
+        "forebay jobs wait 0190f3c2a1b47c3e9d5f60718293a4b5 --timeout 5m",
+        "forebay predict digits --file rows.jsonl --no-wait | xargs forebay jobs wait",
+    )
+)
+@clear_errors()
+def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = False) -> None:
+    """Wait until jobs have ended. Exit status 0 when all have succeeded, else 1."""
+    wait_s = timeout_s(timeout)
+    with open_client(home) as client:
+        jobs = _find(client, ids)
+        wait_for(client, jobs, wait_s)
+        infos = [job.info() for job in jobs]
+    if as_json:
+        print_json(infos)
+    else:
+        _print_states([(info.id, info.state, _reason(info)) for info in infos])
+    raise_unless_succeeded([info.state for info in infos], infos[0].id if len(infos) == 1 else None)
+
+
+@jobs_app.command(
+    epilog=examples(
+        "forebay jobs cancel 0190f3c2a1b47c3e9d5f60718293a4b5",
+        "forebay jobs list --state queued --json | jq -r '.[].id' | xargs forebay jobs cancel",
+    )
+)
+@clear_errors()
+def cancel(ids: Ids, home: Home = None, as_json: Json = False) -> None:
+    """Cancel jobs that still wait, and say the state each is in. Exit status 1 when one is not canceled."""
+    with open_client(home) as client:
+        states = [(job.id, job.cancel()) for job in _find(client, ids)]
+    if as_json:
+        print_json([{"id": id, "state": state} for id, state in states])
+    else:
+        _print_states([(id, state, _why_not(state)) for id, state in states])
+    if any(state is not JobState.CANCELED for _, state in states):
+        raise typer.Exit(1)
+
+
+@jobs_app.command(epilog=examples("forebay jobs retry 0190f3c2a1b47c3e9d5f60718293a4b5"))
+@clear_errors()
+def retry(ids: Ids, home: Home = None, as_json: Json = False) -> None:
+    """Queue failed, canceled or expired jobs afresh, under the same ids."""
+    with open_client(home) as client:
+        jobs = _find(client, ids)
+        refusals = [error for job in jobs if (error := _retried(job)) is not None]
+        states = [(job.id, job.info().state) for job in jobs]
+    if as_json:
+        print_json([{"id": id, "state": state} for id, state in states])
+    else:
+        _print_states([(id, state, "") for id, state in states])
+    if refusals:
+        raise typer.Exit(exit_status(refusals[0]))
+
+
+@jobs_app.command(epilog=examples("forebay jobs result 0190f3c2a1b47c3e9d5f60718293a4b5 -o scores.npy"))
+@clear_errors()
+def result(
+    id: Id,
+    output: Output = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Wait so long for it: 30, 45s, 5m.", show_default="no wait")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Print a job's result, or save it."""
+    check_output(output)
+    wait_s = timeout_s(timeout)
+    with open_client(home) as client:
+        job = client.job(id)
+        if wait_s is not None:
+            wait_for(client, [job], wait_s)
+        elif not job.done():
+            raise ResultTimeout(f"job {id} is {job.state} and has no result yet; wait for it with --timeout 60")
+        show_one(job, wait_s if wait_s is not None else 10.0, output, as_json)
+
+
+def _find(client: Client, ids: Sequence[str]) -> list[Job]:
+    """The handles, each job once; JobNotFound before anything is done when one does not exist."""
+    return [client.job(id) for id in dict.fromkeys(ids)]
+
+
+def _retried(job: Job) -> ForebayError | None:
+    try:
+        job.retry()
+    except IllegalTransition as error:
+        refusal = IllegalTransition(f"job {job.id}: {error}")
+        say_error(refusal)
+        return refusal
+    return None
+
+
+def _why_not(state: JobState) -> str:
+    if state is JobState.CANCELED:
+        return ""
+    return "it has started; only a waiting job can be canceled" if state is JobState.RUNNING else "it had ended"
+
+
+def _reason(info: JobInfo) -> str:
+    return f"{info.error.type}: {info.error.message}" if info.error and info.state is JobState.FAILED else ""
+
+
+def _print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
+    if any(note for _, _, note in rows):
+        print_table(("ID", "STATE", "NOTE"), rows)
+    else:
+        print_table(("ID", "STATE"), [row[:2] for row in rows])
+
+
+def _print_jobs(jobs: Sequence[JobInfo]) -> None:
+    now = datetime.now(UTC)
+    titles = ("ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK")
+    print_table(titles, [_row(job, now) for job in jobs], right=("TRY", "AGE", "TOOK"))
+
+
+def _row(job: JobInfo, now: datetime) -> tuple[Any, ...]:
+    attempts = f"{job.attempt}/{job.max_attempts}"
+    took = age(job.started_at, job.finished_at or now)
+    return (
+        job.id,
+        job.state,
+        job.kind,
+        f"{job.model}/{job.version}",
+        job.queue,
+        attempts,
+        age(job.created_at, now),
+        took,
+    )
+
+
+def _show(job: JobInfo) -> None:
+    message = f" ({job.progress.message})" if job.progress.message else ""
+    fields: dict[str, Any] = {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "error": _reason(job) or None,
+        "model": f"{job.model}/{job.version}",
+        "queue": job.queue,
+        "priority": job.priority,
+        "attempt": f"{job.attempt} of {job.max_attempts}",
+        "progress": f"{job.progress.done} of {job.progress.total}{message}",
+        "worker": job.worker,
+        "submitted": f"{moment(job.created_at)} ({age(job.created_at)} ago)",
+        "started": moment(job.started_at),
+        "finished": moment(job.finished_at),
+        "took": age(job.started_at, job.finished_at) if job.finished_at else None,
+        "deadline": moment(job.deadline_at),
+        "parent": job.parent_id,
+        "metadata": pairs_text(job.metadata),
+    }
+    print_fields(fields)

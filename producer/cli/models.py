@@ -1,0 +1,278 @@
+"""`forebay models`: registering artifacts, finding versions, moving aliases."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.model import ModelVersion
+from forebay.contract.queues import format_bytes
+from forebay.contract.references import check_alias
+from forebay.contract.signature import ARRAY_DTYPES, Field
+from forebay.producer.cli.options import Home, Json, Metadata, examples, json_option, open_client, pairs
+from forebay.producer.cli.output import (
+    age,
+    clear_errors,
+    moment,
+    pairs_text,
+    plain,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+    write,
+)
+
+models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
+Ref = Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)]
+Inputs = Annotated[
+    str | None,
+    typer.Option("--inputs", metavar="JSON", help="One sample's inputs, as JSON or @file.", show_default=False),
+]
+Outputs = Annotated[
+    str | None,
+    typer.Option("--outputs", metavar="JSON", help="One sample's outputs, as JSON or @file.", show_default=False),
+]
+
+
+@models_app.command(
+    epilog=examples(
+        "forebay models register digits digits.pt2 --gpu-memory 2GiB",
+        "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion",
+        "forebay models register double --runtime python --option class=shop.models:Double",
+    )
+)
+@clear_errors()
+def register(
+    name: Name,
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="ARTIFACT",
+            help="A .pt2 or .safetensors file, or a sentence-transformers folder.",
+            show_default=False,
+        ),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="RUNTIME", help="How it is run.", show_default="the artifact tells")
+    ] = None,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
+    max_batch_size: Annotated[int, typer.Option(metavar="N", help="Rows in one forward pass, at most.")] = 32,
+    batch_wait_timeout_s: Annotated[float, typer.Option(metavar="S", help="Wait so long for a batch to fill.")] = 0.0,
+    gpu: Annotated[float | None, typer.Option(metavar="N", help="GPUs it needs.")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="GPU memory it needs: 2GiB.")] = None,
+    cpu: Annotated[float | None, typer.Option(metavar="N", help="CPU cores it needs.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory it needs: 500MB.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For the runtime: factory=package.module:make. May be repeated."),
+    ] = None,
+    metadata: Metadata = None,
+    alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="Point this alias at the new version.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Register an artifact as the next version of a model."""
+    wanted = {"gpu": gpu, "gpu_memory": gpu_memory, "cpu": cpu, "memory": memory}
+    if alias is not None:
+        check_alias(alias)
+    described = json_option(inputs, "--inputs"), json_option(outputs, "--outputs")
+    with open_client(home) as client:
+        model = client.models.register(
+            name,
+            artifact,
+            runtime=runtime,
+            inputs=described[0],
+            outputs=described[1],
+            max_batch_size=max_batch_size,
+            batch_wait_timeout_s=batch_wait_timeout_s,
+            resources={key: value for key, value in wanted.items() if value is not None},
+            options=pairs(option, "--option"),
+            metadata=pairs(metadata, "--metadata"),
+        )
+        if alias is not None:
+            model = client.models.set_alias(name, alias, model.version)
+    print_json(_as_json(model)) if as_json else _show(model)
+
+
+@models_app.command("list", epilog=examples("forebay models list", "forebay models list digits --json"))
+@clear_errors()
+def list_(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Only this model's versions.", show_default=False)
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List the registered versions, oldest first."""
+    with open_client(home) as client:
+        _print_models(client.models.list(name), as_json, "no model is registered yet: forebay models register")
+
+
+@models_app.command(epilog=examples("forebay models show digits@champion"))
+@clear_errors()
+def show(ref: Ref, home: Home = None, as_json: Json = False) -> None:
+    """Show one version: its signature, resources and aliases."""
+    with open_client(home) as client:
+        model = client.models.get(ref)
+    print_json(_as_json(model)) if as_json else _show(model)
+
+
+@models_app.command(
+    epilog=examples("forebay models alias digits champion 2", "forebay models alias digits champion --delete")
+)
+@clear_errors()
+def alias(
+    name: Name,
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as champion.", show_default=False)],
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", help="A version's number.", show_default=False)
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the alias.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Point an alias at a version, for every job submitted from now on."""
+    if delete == (version is not None):
+        raise InvalidInput("give the VERSION to point the alias at, or --delete" + (", not both" if delete else ""))
+    with open_client(home) as client:
+        if version is None:
+            client.models.drop_alias(name, alias)
+        else:
+            client.models.set_alias(name, alias, version)
+    if as_json:
+        print_json({"name": name, "alias": alias, "version": version})
+    else:
+        write(f"{name}@{alias} is removed" if version is None else f"{name}@{alias} is {name}/{version}")
+
+
+@models_app.command(
+    epilog=examples(
+        """forebay models search --inputs '{"text": {"dtype": "str"}}'""",
+        "forebay models search --metadata owner=vision",
+    )
+)
+@clear_errors()
+def search(
+    inputs: Inputs = None,
+    outputs: Outputs = None,
+    resources: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON", help='Only those that fit: {"gpu": 1, "gpu_memory": "24GiB"}.', show_default=False
+        ),
+    ] = None,
+    metadata: Metadata = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Find the versions with given inputs, outputs, resources or metadata."""
+    wanted = {"inputs": inputs, "outputs": outputs, "resources": resources}
+    parsed = {name: json_option(text, f"--{name}") for name, text in wanted.items()}
+    with open_client(home) as client:
+        found = client.models.search(**parsed, metadata=pairs(metadata, "--metadata"))
+    _print_models(found, as_json, "no version is like that")
+
+
+@models_app.command(epilog=examples("forebay models delete digits/1", "forebay models delete digits/1 --yes"))
+@clear_errors()
+def delete(
+    ref: Ref,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Delete one version that no alias points at and no job needs."""
+    with open_client(home) as client:
+        model = client.models.get(ref)
+        if not (yes or _agreed(model)):
+            say(f"{model.ref} is kept")
+            raise typer.Exit(1)
+        client.models.delete(ref)
+    print_json(_as_json(model)) if as_json else write(f"{model.ref} is deleted")
+
+
+def _agreed(model: ModelVersion) -> bool:
+    if not sys.stdin.isatty():
+        raise InvalidInput(f"deleting {model.ref} cannot be undone and there is no terminal to ask on; add --yes")
+    return typer.confirm(
+        f"Delete {model.ref} ({model.runtime}, {format_bytes(model.artifact_bytes)}) for good?", err=True
+    )
+
+
+def _as_json(model: ModelVersion) -> dict[str, Any]:
+    return {"ref": model.ref, **plain(model)}
+
+
+def _print_models(models: Sequence[ModelVersion], as_json: bool, none: str) -> None:
+    if as_json:
+        print_json([_as_json(model) for model in models])
+    elif not models:
+        say(none)
+    else:
+        rows = [
+            (
+                m.ref,
+                _at(m.aliases),
+                m.runtime,
+                _size(m),
+                m.max_batch_size,
+                _brief(m.signature.inputs),
+                age(m.created_at),
+            )
+            for m in models
+        ]
+        titles = ("MODEL", "ALIASES", "RUNTIME", "SIZE", "BATCH", "INPUTS", "AGE")
+        print_table(titles, rows, right=("SIZE", "BATCH", "AGE"))
+
+
+def _show(model: ModelVersion) -> None:
+    print_fields(
+        {
+            "model": model.ref,
+            "aliases": _at(model.aliases),
+            "runtime": model.runtime,
+            "artifact": f"{model.artifact} ({model.artifact_form}, {_size(model)})" if model.artifact else None,
+            "inputs": _brief(model.signature.inputs) or "unchecked",
+            "outputs": _brief(model.signature.outputs) or "unchecked",
+            "max batch size": model.max_batch_size,
+            "batch wait": f"{model.batch_wait_timeout_s:g} s" if model.batch_wait_timeout_s else None,
+            "resources": resources_text(model.resources),
+            "options": pairs_text(model.options),
+            "metadata": pairs_text(model.metadata),
+            "registered": moment(model.created_at),
+        }
+    )
+
+
+def resources_text(resources: Mapping[str, float]) -> str | None:
+    """Resources for people: `8 cpu, 32 GiB memory, 1 gpu, 24 GiB gpu memory`; None when there are none."""
+    texts = {
+        name: format_bytes(int(amount)) if name.endswith("memory") else f"{amount:g}"
+        for name, amount in resources.items()
+    }
+    return ", ".join(f"{text} {name.replace('_', ' ')}" for name, text in texts.items() if resources[name]) or None
+
+
+def _at(aliases: Sequence[str]) -> str | None:
+    return " ".join(f"@{alias}" for alias in aliases) or None
+
+
+def _size(model: ModelVersion) -> str | None:
+    return format_bytes(model.artifact_bytes) if model.artifact else None
+
+
+def _brief(fields: Sequence[Field] | None) -> str | None:
+    return None if fields is None else ", ".join(f"{field.name}: {_form(field)}" for field in fields)
+
+
+def _form(field: Field) -> str:
+    return f"{field.dtype}{list(field.shape)}" if field.dtype in ARRAY_DTYPES else field.dtype

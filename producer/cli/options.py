@@ -1,0 +1,144 @@
+"""What the commands share: the common options, how their texts become values, and how a client is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import MutableMapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import structlog
+import typer
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.contract.settings import Settings, seconds
+from forebay.producer.cli.output import say
+from forebay.producer.client import Client
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="DIR", help="The stack's folder.", show_default=".forebay"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option("--metadata", metavar="KEY=VALUE", help="May be repeated; VALUE is JSON, or else text."),
+]
+Timeout = Annotated[
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="Wait at most so long: 30, 45s, 5m, 2h.", show_default="for ever"),
+]
+
+
+def examples(*commands: str) -> str:
+    """The epilog of a command's help: an example per line, as Markdown."""
+    return "\n".join(("Examples:\n", *(f"- `{command}`" for command in commands)))
+
+
+def open_client(home: Path | None) -> Client:
+    """A client for the settings that hold here, `home` before all others. Close it, or use it in a `with` block."""
+    settings = Settings.load(home=home)
+    structlog.configure(processors=[structlog.processors.add_log_level, _to_stderr])
+    return Client(settings)
+
+
+def parse_json(text: str, what: str) -> Any:
+    """`text` as JSON; InvalidInput, with `what` it was to be, for anything else, NaN and infinity included."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise InvalidInput(f"{what} is not JSON: {shown(text)}: {reason}") from error
+
+
+def json_option(text: str | None, what: str) -> Any:
+    """The value of an option that takes JSON, or `@file` with JSON in it; None when it was not given."""
+    if text is None or not text.startswith("@"):
+        return None if text is None else parse_json(text, what)
+    return parse_json(read_text(Path(text[1:])), f"{what} in {text[1:]}")
+
+
+def read_text(path: Path) -> str:
+    """A file's text; InvalidInput when it cannot be read."""
+    return as_text(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes; InvalidInput when it cannot be read."""
+    try:
+        return path.expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        raise cannot("read", path, error) from error
+
+
+def as_text(data: bytes, where: str) -> str:
+    """UTF-8, with or without a byte order mark, as text; InvalidInput otherwise."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{shown(where)} is not UTF-8 text: {error}") from error
+
+
+def cannot(act: str, path: Path, error: Exception) -> InvalidInput:
+    """The error for a file that cannot be read or written."""
+    return InvalidInput(f"cannot {act} {shown(str(path))}: {getattr(error, 'strerror', None) or error}")
+
+
+def pairs(texts: Sequence[str] | None, option: str) -> dict[str, Any] | None:
+    """Repeated KEY=VALUE as a dict, each VALUE read as JSON where it is JSON; None when there are none."""
+    given: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InvalidInput(f"{option} {shown(text)} is not KEY=VALUE")
+        if key in given:
+            raise InvalidInput(f"{option} gives {shown(key)} twice")
+        given[key] = _json_or_text(value)
+    return given or None
+
+
+def timeout_s(text: str | None) -> float | None:
+    """`--timeout` in seconds; 0 asks without waiting, None waits for ever."""
+    if text is None or text.strip() in ("0", "0s"):
+        return None if text is None else 0.0
+    return _duration(text, "--timeout")
+
+
+def deadline(text: str | None) -> float | datetime | None:
+    """`--deadline`, as seconds from now or as a point in time."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text) if "-" in text or "T" in text else _duration(text, "--deadline")
+    except ValueError as error:
+        raise InvalidInput(
+            f"--deadline {shown(text)} is neither a time from now (90, 15m, 12h) nor a date with a time zone, "
+            "such as 2030-01-31T18:00+01:00"
+        ) from error
+
+
+def _duration(text: str, option: str) -> float:
+    try:
+        return seconds(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"{option}: {error}") from error
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return parse_json(text, "value")
+    except InvalidInput:
+        return text
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _to_stderr(_logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    """A structlog processor that ends its chain: the log is a note to the user, and stdout is for data."""
+    about = "; ".join(f"{key}: {value}" for key, value in event.items() if key not in ("event", "level"))
+    say(f"{method}: {str(event['event']).replace('_', ' ')}; {about}")
+    raise structlog.DropEvent

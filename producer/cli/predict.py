@@ -1,0 +1,124 @@
+"""`forebay predict`: from an argument or a file to jobs, and from jobs to results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forebay.contract.errors import InvalidInput
+from forebay.producer.cli.inputs import Inputs, read_inputs
+from forebay.producer.cli.options import (
+    Home,
+    Json,
+    Metadata,
+    Timeout,
+    deadline,
+    examples,
+    open_client,
+    pairs,
+    timeout_s,
+)
+from forebay.producer.cli.output import clear_errors, print_json_line, write
+from forebay.producer.cli.results import check_output, show_many, show_one, wait_for
+from forebay.producer.client import Client
+from forebay.producer.job import Job
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Save as .npy, .npz, .json or .jsonl.", show_default=False),
+]
+
+EXAMPLES = examples(
+    "forebay predict minilm 'How warm is the sea in May?'",
+    "forebay predict iris '[5.1, 3.5, 1.4, 0.2]' --timeout 30",
+    "forebay predict digits@champion --file rows.npy --each -o out.npy",
+    "forebay predict minilm --file questions.jsonl > answers.jsonl",
+)
+
+
+@clear_errors()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)],
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="One sample as JSON, or as plain text for a model that takes one str; '-' reads stdin. "
+            "Before an INPUT that starts with a minus write --.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE",
+            help=".npy, .npz, .json: one sample. .jsonl, .ndjson, .txt: one job per line; '-' reads such lines from stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="One job per row of the array or list.")] = False,
+    batched: Annotated[bool, typer.Option("--batched", help="The input has a batch dimension; one job.")] = False,
+    output: Output = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+    timeout: Timeout = None,
+    priority: Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")] = 5,
+    queue: Annotated[
+        str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
+    ] = None,
+    deadline_: Annotated[
+        str | None,
+        typer.Option("--deadline", metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False),
+    ] = None,
+    max_attempts: Annotated[int, typer.Option(metavar="N", help="How often it may be started.")] = 3,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
+    ] = None,
+    metadata: Metadata = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Run a model on one input or many, and print the results.
+
+    One result is printed as text or JSON, many as one line of JSON per job, in order. Exit status 1 when a job fails.
+    """
+    check_output(output)
+    if no_wait and output is not None:
+        raise InvalidInput("--output needs the results and --no-wait does not wait for them; give one of them")
+    wait_s = timeout_s(timeout)
+    terms: dict[str, Any] = {
+        "priority": priority,
+        "queue": queue,
+        "deadline": deadline(deadline_),
+        "max_attempts": max_attempts,
+        "idempotency_key": idempotency_key,
+        "metadata": pairs(metadata, "--metadata"),
+        "batched": batched,
+    }
+    with open_client(home) as client:
+        version = client.models.get(model)
+        inputs = read_inputs(version.signature, input, file, each=each, batched=batched)
+        jobs = _submit(client, version.ref, inputs, terms)
+        if no_wait:
+            _print_ids(jobs, as_json)
+            return
+        ended = wait_for(client, jobs, wait_s)
+        if inputs.many:
+            show_many(jobs, output, as_json)
+        else:
+            show_one(jobs[0], wait_s if ended else 0.0, output, as_json)
+
+
+def _submit(client: Client, ref: str, inputs: Inputs, terms: dict[str, Any]) -> list[Job]:
+    if not inputs.values:
+        raise InvalidInput("the input holds no rows; nothing was submitted")
+    if inputs.many:
+        return client.predict_many(ref, inputs.values, **terms)
+    return [client.predict(ref, inputs.values[0], **terms)]
+
+
+def _print_ids(jobs: Sequence[Job], as_json: bool) -> None:
+    for job in jobs:
+        print_json_line({"id": job.id}) if as_json else write(job.id)

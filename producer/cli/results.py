@@ -1,0 +1,184 @@
+"""Waiting for jobs and showing how they ended: on stdout, or in a .npy, .npz, .json or .jsonl file."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import typer
+
+from forebay.contract.errors import ForebayError, InvalidInput, JobFailed, ResultTimeout
+from forebay.contract.job import JobKind, JobState
+from forebay.contract.payload import join_rows
+from forebay.contract.references import shown
+from forebay.producer.cli.options import cannot
+from forebay.producer.cli.output import INTERRUPTED, plain, print_json, print_json_line, say, write
+from forebay.producer.client import Client
+from forebay.producer.job import Job
+from forebay.producer.progress import watch
+
+OUTPUTS = (".npy", ".npz", ".json", ".jsonl", ".ndjson")
+ARRIVES_S = 10.0  # between a final state in the ledger and its delivery to the handle lies one poll
+
+
+def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> bool:
+    """Wait for all jobs, behind a bar on a terminal; False when some have not ended within `timeout` seconds.
+
+    Ctrl-C ends the command with status 130, and says that the jobs go on.
+    """
+    try:
+        info = jobs[0].info()
+        if not info.state.final:
+            _note_unserved(client, info.queue)
+        if len(jobs) > 1:
+            return watch(jobs, timeout)
+        return jobs[0].wait(timeout, progress=info.kind is not JobKind.PREDICT)
+    except KeyboardInterrupt:
+        which = f"the job goes on: forebay jobs wait {jobs[0].id}"
+        say(f"interrupted; {which if len(jobs) == 1 else f'the {len(jobs)} jobs go on: forebay jobs list'}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _note_unserved(client: Client, queue: str) -> None:
+    if any(q.name == queue and not q.workers for q in client.queues()):
+        say(f"note: no worker serves queue {queue!r} now; start one with `forebay worker`. The job waits for it")
+
+
+def outcome(job: Job) -> dict[str, Any]:
+    """`{"id", "state"}`, and how it ended: `"result"`, or `"error"` with its type and message."""
+    if not job.done():
+        return {"id": job.id, "state": job.state}
+    error = job.exception(ARRIVES_S)
+    if error is None:
+        return {"id": job.id, "state": JobState.SUCCEEDED, "result": job.result(ARRIVES_S)}
+    return {"id": job.id, "state": job.state, "error": _error(error)}
+
+
+def _error(error: ForebayError) -> dict[str, str]:
+    if isinstance(error, JobFailed):
+        return {"type": error.type, "message": error.reason}
+    return {"type": type(error).__name__, "message": str(error)}
+
+
+def show_one(job: Job, timeout: float | None, output: Path | None, as_json: bool) -> None:
+    """Print or save the result of a job, and raise what it raises."""
+    error = job.exception(timeout)
+    if as_json and output is None:
+        print_json_line(outcome(job))
+    if error is not None:
+        raise error
+    if output is not None:
+        save(job.result(timeout), output)
+        _report(output, 1, as_json)
+    elif not as_json:
+        result = job.result(timeout)
+        write(result) if isinstance(result, str) else print_json_line(result)
+
+
+def show_many(jobs: Sequence[Job], output: Path | None, as_json: bool) -> None:
+    """Print one JSON line per job, in order, or save them; JobFailed or ResultTimeout when not all have succeeded.
+
+    Arrays are saved only when all are there: a missing row would move those behind it.
+    """
+    if output is None:
+        states = [_print_outcome(job) for job in jobs]
+    else:
+        outcomes = [outcome(job) for job in jobs]
+        states = [one["state"] for one in outcomes]
+        _save_many(outcomes, output, as_json)
+    raise_unless_succeeded(states, jobs[0].id if len(jobs) == 1 else None)
+
+
+def _print_outcome(job: Job) -> JobState:
+    ended = outcome(job)
+    print_json_line(ended)
+    return JobState(ended["state"])
+
+
+def _save_many(outcomes: Sequence[dict[str, Any]], output: Path, as_json: bool) -> None:
+    if output.suffix.lower() not in (".npy", ".npz"):
+        save(list(outcomes), output)
+    elif all("result" in one for one in outcomes):
+        save(join_rows([one["result"] for one in outcomes]), output)
+    else:
+        say(f"{output} was not written, for it holds all rows or none; a .jsonl file takes what there is")
+        return
+    _report(output, len(outcomes), as_json)
+
+
+def raise_unless_succeeded(states: Sequence[JobState], id: str | None = None) -> None:
+    """JobFailed, or ResultTimeout when jobs still go on, unless every state is `succeeded`."""
+    late = sum(not state.final for state in states)
+    bad = sum(state.final and state is not JobState.SUCCEEDED for state in states)
+    of = f"{len(states)} jobs" if id is None else f"1 job ({id})"
+    if late:
+        raise ResultTimeout(
+            f"{late} of {of} {'has' if late == 1 else 'have'} not ended in time; they go on: forebay jobs wait"
+        )
+    if bad:
+        raise JobFailed(f"{bad} of {of} did not succeed")
+
+
+def check_output(output: Path | None) -> None:
+    """InvalidInput when results cannot be saved there; asked before anything is submitted."""
+    if output is None:
+        return
+    if output.suffix.lower() not in OUTPUTS:
+        raise InvalidInput(f"--output {shown(str(output))}: a result is saved as {', '.join(OUTPUTS)}")
+    folder = output.expanduser().parent
+    if not folder.is_dir():
+        raise InvalidInput(f"--output {shown(str(output))}: there is no folder {shown(str(folder))}")
+    if output.expanduser().is_dir():
+        raise InvalidInput(f"--output {shown(str(output))} is a folder; name a file")
+
+
+def save(value: Any, output: Path) -> None:
+    """Write a result, or the outcomes of many jobs, to a file in the format its name ends in; whole or not at all."""
+    path = output.expanduser()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            _write_as(path.suffix.lower(), value, file)
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot("write", output, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_as(suffix: str, value: Any, file: BinaryIO) -> None:
+    if suffix == ".npy":
+        np.save(file, _array(value), allow_pickle=False)
+    elif suffix == ".npz":
+        named = value if isinstance(value, dict) else {"result": value}
+        np.savez(file, **{name: _array(item) for name, item in named.items()})  # type: ignore[arg-type]
+    elif suffix == ".json":
+        file.write(json.dumps(plain(value), ensure_ascii=False).encode() + b"\n")
+    else:
+        for item in value if isinstance(value, list) else [value]:
+            file.write(json.dumps(plain(item), ensure_ascii=False).encode() + b"\n")
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    if isinstance(value, dict):
+        raise InvalidInput(
+            f"the model has several outputs ({', '.join(map(shown, value))}); save them as .npz or .jsonl"
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InvalidInput("the results differ in shape and make no one array; save them as .jsonl") from error
+    if array.dtype.hasobject:
+        raise InvalidInput("the results are no arrays; save them as .jsonl")
+    return array
+
+
+def _report(output: Path, count: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"output": str(output), "jobs": count})
+    else:
+        say(f"wrote {count} result{'' if count == 1 else 's'} to {output}")

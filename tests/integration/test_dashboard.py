@@ -1,0 +1,369 @@
+"""Flower as `python -m forebay.dashboard` runs it, against a real Valkey: who may come in, what it shows, what it survives."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import redis
+from celery import Celery
+from kombu.utils.uuid import uuid
+from servers import ValkeyServer, free_port
+from waiting import wait_until
+
+from forebay.contract.celery_app import make_app
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import InvalidInput
+from forebay.contract.messages import PREDICT_TASK, Ticket
+from forebay.contract.settings import Settings
+
+WORKER = "cpu@host-of-the-test"
+PAGES = ("/", "/workers", "/tasks", "/broker")
+LOGIN = {"Authorization": "Basic " + base64.b64encode(b"u:p").decode()}
+
+
+class Dashboard:
+    """One dashboard process of a test, with its own folder and any free port unless told otherwise."""
+
+    def __init__(self, folder: Path, broker: str, **environment: str) -> None:
+        self._log = folder / "dashboard.log"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "FOREBAY_"))}
+        ours = {"FOREBAY_HOME": str(folder), "FOREBAY_BROKER": broker, "FOREBAY_DASHBOARD_PORT": "0"}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "forebay.dashboard"],
+                cwd=folder, env=inherited | ours | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text(encoding="utf-8")
+
+    @property
+    def url(self) -> str:
+        """Where it says it listens, once it does."""
+        self.await_event("dashboard_ready")
+        (line,) = (line for line in self.said.splitlines() if "event=dashboard_ready" in line)
+        return line.partition("url=")[2]
+
+    def count(self, event: str) -> int:
+        """How many lines it has written about this event."""
+        return self.said.count(f"event={event} ")
+
+    def await_event(self, event: str, times: int = 1) -> None:
+        """Until it has written so many lines about this event; it must still run."""
+
+        def seen() -> bool:
+            assert self.process.poll() is None, self.said
+            return self.count(event) >= times
+
+        wait_until(seen, f"the dashboard says {event} {times} times")
+
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """The status and the body of a page."""
+        request = urllib.request.Request(self.url + path, headers=dict(headers or {}))  # noqa: S310 - always http
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The rows of the Tasks page, as its table fetches them."""
+        asked = {"draw": 1, "start": 0, "length": 100, "order[0][column]": 0, "columns[0][data]": "name"}
+        status, body = self.get("/tasks/datatable?" + urlencode(asked))
+        assert status == 200, body
+        rows: list[dict[str, Any]] = json.loads(body)["data"]
+        return rows
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop; its exit status."""
+        self.process.send_signal(how)
+        return self.process.wait(20)
+
+
+class Dashboards:
+    """Starts dashboards and ends those that a test has not."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+
+    def start(self, broker: str, **environment: str) -> Dashboard:
+        """A dashboard that has only just been started."""
+        dashboard = Dashboard(self._folder, broker, **environment)
+        self._stack.callback(_make_sure_of_the_end, dashboard.process)
+        return dashboard
+
+
+def _make_sure_of_the_end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait(20)
+
+
+@pytest.fixture
+def dashboards(tmp_path: Path) -> Iterator[Dashboards]:
+    with ExitStack() as stack:
+        yield Dashboards(tmp_path, stack)
+
+
+@pytest.fixture
+def dashboard(dashboards: Dashboards, broker: str) -> Dashboard:
+    return dashboards.start(broker)
+
+
+@pytest.fixture
+def producer(broker: str, tmp_path: Path) -> Iterator[Celery]:
+    """The Celery app of whoever sends messages and events in a test."""
+    app = make_app(Settings.load({"FOREBAY_BROKER": broker, "FOREBAY_HOME": str(tmp_path)}))
+    try:
+        yield app
+    finally:
+        app.pool.force_close_all()
+
+
+def await_listeners(server: ValkeyServer) -> None:
+    """Until somebody has subscribed to events: those sent before are lost."""
+    with redis.Redis.from_url(server.url) as client:
+        wait_until(lambda: client.pubsub_numpat() > 0, "the dashboard listens for events")
+
+
+def argsrepr_of(app: Celery, server: ValkeyServer, jobs: int) -> str:
+    """What a message for so many jobs of digits/1 says of its arguments, sent as Forebay sends it."""
+    tickets = [Ticket(str(uuid()), "digits", 1, "cpu", 0) for _ in range(jobs)]
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        client.delete("cpu")
+        Dispatcher(app).send_tickets(tickets)
+        message = client.lpop("cpu")
+    assert isinstance(message, str)
+    return str(json.loads(message)["headers"]["argsrepr"])
+
+
+def publish_task(app: Celery, args: str, result: str) -> str:
+    """The events of one message from receipt to success, as worker/strategy.py and Celery send them; the task's id."""
+    task = str(uuid())
+    with app.connection_for_write() as connection, app.events.Dispatcher(connection, hostname=WORKER) as events:
+        events.send("worker-online", freq=2.0)
+        events.send("worker-heartbeat", freq=2.0, active=1, processed=0, loadavg=[0.1, 0.1, 0.1])
+        events.send(
+            "task-received", uuid=task, name=PREDICT_TASK, args=args, kwargs="", root_id=task, parent_id=None,
+            retries=0, eta=None, expires=None,
+        )  # fmt: skip
+        events.send("task-started", uuid=task)
+        events.send("task-succeeded", uuid=task, result=result, runtime=0.25)
+    return task
+
+
+def test_the_pages_answer_on_loopback(dashboard: Dashboard) -> None:
+    assert dashboard.url.startswith("http://127.0.0.1:")
+    assert {path: dashboard.get(path)[0] for path in PAGES} == dict.fromkeys(PAGES, 200)
+    assert dashboard.get("/healthcheck") == (200, "OK")
+
+
+def test_the_pages_name_the_queues_and_hide_the_password(dashboard: Dashboard, valkey: ValkeyServer) -> None:
+    _, page = dashboard.get("/broker")
+    assert "<td>cpu</td>" in page
+    assert "<td>gpu</td>" in page
+    assert valkey.password not in page + dashboard.said
+
+
+def test_without_a_login_the_api_stays_closed(dashboard: Dashboard) -> None:
+    assert dashboard.get("/api/tasks")[0] == 401
+
+
+def test_tasks_show_with_readable_names_and_arguments(
+    dashboard: Dashboard, valkey: ValkeyServer, producer: Celery
+) -> None:
+    await_listeners(valkey)
+    task = publish_task(producer, argsrepr_of(producer, valkey, 256), "256 succeeded, 0 failed, 0 not ours")
+    wait_until(lambda: [row for row in dashboard.tasks() if row["state"] == "SUCCESS"], "the task has succeeded")
+
+    (row,) = dashboard.tasks()
+    shown = {name: row[name] for name in ("uuid", "name", "args", "kwargs", "result", "worker", "runtime")}
+    assert shown == {
+        "uuid": task, "name": "forebay.predict", "args": "digits/1, 256 jobs", "kwargs": "",
+        "result": "256 succeeded, 0 failed, 0 not ours", "worker": WORKER, "runtime": 0.25,
+    }  # fmt: skip
+    _, tasks = dashboard.get("/tasks")
+    assert all(f'data-column="{column}"' in tasks for column in ("name", "args", "state", "result", "worker"))
+    status, page = dashboard.get(f"/task/{task}")
+    assert status == 200
+    assert "digits/1, 256 jobs" in page
+    assert WORKER in dashboard.get("/workers")[1]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_other_machines_are_not_let_in_without_a_login(dashboards: Dashboards, broker: str, host: str) -> None:
+    refused = dashboards.start(broker, FOREBAY_DASHBOARD_HOST=host, FLOWER_BASIC_AUTH="")
+    assert refused.process.wait(30) == 1
+    (line,) = refused.said.splitlines()
+    assert "FLOWER_BASIC_AUTH=user:password" in line
+
+
+def test_with_a_login_nobody_comes_in_without_it(dashboards: Dashboards, broker: str) -> None:
+    dashboard = dashboards.start(broker, FOREBAY_DASHBOARD_HOST="0.0.0.0", FLOWER_BASIC_AUTH="u:p")
+    wrong = {"Authorization": "Basic " + base64.b64encode(b"u:q").decode()}
+    assert dashboard.url.startswith("http://127.0.0.1:")
+    for path in (*PAGES, "/api/tasks"):
+        assert [dashboard.get(path, headers)[0] for headers in (None, wrong, LOGIN)] == [401, 401, 200], path
+    assert dashboard.get("/healthcheck") == (200, "OK")
+
+
+@pytest.mark.parametrize("given", ["u", "u:", ":p", "u:p,q", "u:pässword"])
+def test_a_login_that_could_not_hold_is_refused_and_not_shown(dashboards: Dashboards, broker: str, given: str) -> None:
+    refused = dashboards.start(broker, FLOWER_BASIC_AUTH=given)
+    assert refused.process.wait(30) == 1
+    (line,) = refused.said.splitlines()
+    assert "FLOWER_BASIC_AUTH must be user:password" in line
+    assert "ssword in ASCII" in line or given not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("FLOWER_PERSISTENT", "true", "FLOWER_PERSISTENT"),
+        ("FLOWER_UNIX_SOCKET", "flower.sock", "FLOWER_UNIX_SOCKET"),
+        ("FLOWER_MAX_TASKS", "many", "'many'"),
+        ("FLOWER_CONF", "missing.py", "missing.py"),
+        ("FLOWER_CERTFILE", "missing.pem", "certfile"),
+    ],
+)
+def test_an_option_of_flowers_that_will_not_do_is_refused_in_one_line(
+    dashboards: Dashboards, broker: str, variable: str, value: str, words: str
+) -> None:
+    refused = dashboards.start(broker, **{variable: value})
+    assert refused.process.wait(30) == 1
+    (line,) = refused.said.splitlines()
+    assert words in line
+
+
+def test_flowers_own_options_apply(dashboards: Dashboards, broker: str) -> None:
+    dashboard = dashboards.start(broker, FLOWER_URL_PREFIX="flower", FLOWER_TASKS_COLUMNS="uuid,args")
+    assert dashboard.url.endswith("/flower/")
+    _, page = dashboard.get("tasks")
+    assert 'data-column="args"' in page
+    assert 'data-column="state"' not in page
+
+
+def test_a_configuration_file_in_the_working_folder_is_not_run(
+    dashboards: Dashboards, broker: str, tmp_path: Path
+) -> None:
+    (tmp_path / "flowerconfig.py").write_text("raise SystemExit(9)\n", encoding="utf-8")
+    assert dashboards.start(broker).get("/")[0] == 200
+
+
+def test_a_port_that_is_taken_is_named(dashboards: Dashboards, broker: str, valkey: ValkeyServer) -> None:
+    refused = dashboards.start(broker, FOREBAY_DASHBOARD_PORT=str(valkey.port))
+    assert refused.process.wait(30) == 1
+    assert f"cannot listen on 127.0.0.1:{valkey.port}" in refused.said
+    assert "Traceback" not in refused.said
+
+
+def test_it_says_how_to_get_a_queue_when_there_is_none(dashboards: Dashboards) -> None:
+    refused = dashboards.start("")
+    assert refused.process.wait(30) == 1
+    assert "forebay up" in refused.said
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_well_when_told_to(dashboard: Dashboard, how: signal.Signals) -> None:
+    dashboard.await_event("broker_connected")
+    assert dashboard.end(how) == 0
+    assert "Traceback" not in dashboard.said
+
+
+def test_it_comes_up_while_redis_is_down_and_says_so_once(dashboards: Dashboards) -> None:
+    nobody = f"redis://:secret-of-the-test@127.0.0.1:{free_port()}/0"
+    dashboard = dashboards.start(nobody, FOREBAY_LOG_LEVEL="debug")
+    dashboard.await_event("broker_unreachable", times=3)
+    assert {path: dashboard.get(path)[0] for path in (*PAGES, "/workers?refresh=1")} == dict.fromkeys(
+        (*PAGES, "/workers?refresh=1"), 200
+    )
+    assert dashboard.get("/worker/unknown")[0] == 404
+    assert dashboard.said.count("level=warning event=broker_unreachable") == 1
+    assert dashboard.end() == 0
+    assert "Traceback" not in dashboard.said
+    assert "secret-of-the-test" not in dashboard.said
+
+
+def test_it_shows_tasks_again_after_a_restart_of_redis(
+    dashboard: Dashboard, valkey: ValkeyServer, producer: Celery
+) -> None:
+    await_listeners(valkey)
+    before = publish_task(producer, "digits/1, 1 jobs", "1 succeeded")
+    wait_until(lambda: [row for row in dashboard.tasks() if row["result"]], "the first task shows")
+    valkey.kill()
+    producer.pool.force_close_all()
+    dashboard.await_event("broker_unreachable")
+    assert {path: dashboard.get(path)[0] for path in PAGES} == dict.fromkeys(PAGES, 200)
+    valkey.start()
+    dashboard.await_event("broker_connected", times=2)
+    await_listeners(valkey)
+    after = publish_task(producer, "digits/1, 2 jobs", "2 succeeded")
+    wait_until(lambda: len([row for row in dashboard.tasks() if row["result"]]) == 2, "the second task shows")
+    assert {row["uuid"] for row in dashboard.tasks()} == {before, after}
+    assert dashboard.count("broker_unreachable") == 1
+    assert "Traceback" not in dashboard.said
+
+
+def test_a_strangers_message_on_the_event_channel_does_not_deafen_it(
+    dashboard: Dashboard, valkey: ValkeyServer, producer: Celery
+) -> None:
+    await_listeners(valkey)
+    with producer.connection_for_write() as connection, producer.events.Dispatcher(connection) as events:
+        events.producer.publish({"no": "event"}, exchange=events.exchange, routing_key="x", serializer="json")
+    dashboard.await_event("events_refused")
+    await_listeners(valkey)
+
+    def shown() -> bool:
+        publish_task(producer, "digits/1, 1 jobs", "1 succeeded")
+        return bool(dashboard.tasks())
+
+    wait_until(shown, "tasks show again", interval=0.2)
+    assert "Traceback" not in dashboard.said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+def test_loopback_needs_no_login(host: str) -> None:
+    from forebay.dashboard.options import check_access
+
+    check_access(host, authenticated=False)
+
+
+@pytest.mark.parametrize("host", ["", "0", "0.0.0.0", "::", "::ffff:0.0.0.0", "192.0.2.1", "2001:db8::1"])
+def test_every_other_address_needs_a_login(host: str) -> None:
+    from forebay.dashboard.options import check_access
+
+    check_access(host, authenticated=True)
+    with pytest.raises(InvalidInput, match="FLOWER_BASIC_AUTH=user:password"):
+        check_access(host, authenticated=False)
+
+
+@pytest.mark.parametrize("host", ["x" * 64, "127.0.0.1:80:"])
+def test_a_host_that_is_no_address_is_named(host: str) -> None:
+    from forebay.dashboard.options import check_access
+
+    with pytest.raises(InvalidInput, match="no address to listen on"):
+        check_access(host, authenticated=True)
+
+
+def test_the_dashboard_imports_neither_worker_nor_torch() -> None:
+    program = (
+        "import sys, forebay.dashboard.server\n"
+        "print([n for n in sys.modules if n.startswith(('torch', 'forebay.worker', 'forebay.producer'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,266 @@
+"""Blobs are what their names say, whole or not there; folders become equal blobs, and never climb out again."""
+
+import hashlib
+import io
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+from forebay.storage.blobs import BlobStore, file_digest, pack_folder, unpack_folder
+
+REF_OF_NOTHING = f"sha256:{hashlib.sha256(b'never stored').hexdigest()}"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "blobs"
+
+
+@pytest.fixture
+def blobs(root: Path) -> BlobStore:
+    return BlobStore(root.as_uri())
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("data", [b"", b"x", os.urandom(3 << 20)], ids=["empty", "small", "3 MiB"])
+def test_bytes_come_back_under_their_checksum(blobs: BlobStore, data: bytes) -> None:
+    ref = blobs.put(data)
+    assert ref == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert blobs.get(ref) == data
+
+
+def test_a_file_is_stored_as_its_bytes_are_and_fetched_to_where_it_is_wanted(blobs: BlobStore, tmp_path: Path) -> None:
+    source, target = tmp_path / "model.pt2", tmp_path / "deep" / "down" / "model.pt2"
+    source.write_bytes(b"weights")
+    assert blobs.put_file(source) == blobs.put(b"weights")
+    assert blobs.fetch(blobs.put_file(source), target) == target
+    assert target.read_bytes() == b"weights"
+    assert files(target.parent) == [target]
+
+
+def test_equal_bytes_are_stored_once(blobs: BlobStore, root: Path) -> None:
+    assert blobs.put(b"same") == blobs.put(b"same")
+    assert len(files(root)) == 1
+
+
+def test_a_store_knows_what_another_one_at_the_same_place_has_stored(blobs: BlobStore, root: Path) -> None:
+    assert BlobStore(root.as_uri()).get(blobs.put(b"shared")) == b"shared"
+
+
+@pytest.mark.parametrize("damage", [b"", b"weightZ", b"weights and more"], ids=["emptied", "changed", "longer"])
+def test_a_damaged_blob_is_never_given_out(blobs: BlobStore, root: Path, tmp_path: Path, damage: bytes) -> None:
+    ref = blobs.put(b"weights")
+    files(root)[0].write_bytes(damage)
+    with pytest.raises(BlobCorrupt, match=ref):
+        blobs.get(ref)
+    with pytest.raises(BlobCorrupt, match=ref):
+        blobs.fetch(ref, tmp_path / "there" / "model.pt2")
+    assert files(tmp_path / "there") == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"weights and more"], ids=["emptied", "longer"])
+def test_storing_again_mends_a_blob_of_the_wrong_length(
+    blobs: BlobStore, root: Path, tmp_path: Path, damage: bytes
+) -> None:
+    ref = blobs.put(b"weights")
+    files(root)[0].write_bytes(damage)
+    assert blobs.get(blobs.put(b"weights")) == b"weights"
+    files(root)[0].write_bytes(damage)
+    (tmp_path / "model").write_bytes(b"weights")
+    assert blobs.put_file(tmp_path / "model") == ref
+    assert blobs.get(ref) == b"weights"
+
+
+def test_a_write_that_breaks_off_leaves_nothing(blobs: BlobStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(path: str, data: bytes) -> None:
+        Path(path).write_bytes(data[:3])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs._fs, "pipe_file", break_off)
+        with pytest.raises(BlobUnavailable, match="No space left on device"):
+            blobs.put(b"too much")
+    assert files(root) == []
+    assert blobs.get(blobs.put(b"too much")) == b"too much"
+
+
+def test_a_blob_is_in_place_only_when_it_is_whole(
+    blobs: BlobStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, seen = blobs._fs.pipe_file, []
+
+    def write(path: str, data: bytes) -> Any:
+        seen.append([p for p in files(root) if ".tmp" not in p.parts])
+        return pipe(path, data)
+
+    monkeypatch.setattr(blobs._fs, "pipe_file", write)
+    ref = blobs.put(b"whole")
+    assert seen == [[]]
+    assert [p.name for p in files(root)] == [ref.removeprefix("sha256:")]
+
+
+def test_many_threads_may_store_the_same_and_different_bytes_at_once(blobs: BlobStore, root: Path) -> None:
+    contents = [b"%d" % (i % 10) * 10_000 for i in range(80)]
+    with ThreadPoolExecutor(16) as pool:
+        refs = list(pool.map(blobs.put, contents))
+        back = list(pool.map(blobs.get, refs))
+    assert back == contents
+    assert len(files(root)) == 10
+
+
+@pytest.mark.parametrize(
+    "ref",
+    ["", "sha256:", "sha256:../../etc/passwd", f"sha256:{'a' * 63}", f"sha256:{'A' * 64}", f"sha256:{'a' * 64}\n",
+     f"md5:{'a' * 64}", "/etc/passwd", f"sha256:{'a' * 64}/../x"],
+)  # fmt: skip
+def test_what_is_no_blobs_name_reaches_no_file(blobs: BlobStore, tmp_path: Path, ref: str) -> None:
+    for use in (blobs.get, blobs.delete, lambda name: blobs.fetch(name, tmp_path / "target")):
+        with pytest.raises(InvalidInput, match="is no blob"):
+            use(ref)
+    assert files(tmp_path) == []
+
+
+def test_a_blob_that_is_not_there_says_which_and_where(blobs: BlobStore, tmp_path: Path) -> None:
+    with pytest.raises(BlobUnavailable, match=REF_OF_NOTHING.removeprefix("sha256:")) as caught:
+        blobs.get(REF_OF_NOTHING)
+    assert blobs.url in str(caught.value)
+    with pytest.raises(BlobUnavailable):
+        blobs.fetch(REF_OF_NOTHING, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_blob_can_be_deleted_twice(blobs: BlobStore, root: Path) -> None:
+    ref = blobs.put(b"gone")
+    blobs.delete(ref)
+    blobs.delete(ref)
+    assert files(root) == []
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    blobs = BlobStore((tmp_path / "file" / "blobs").as_uri())
+    with pytest.raises(BlobUnavailable, match="cannot write a blob"):
+        blobs.check()
+
+
+def test_a_store_that_works_passes_its_check(blobs: BlobStore) -> None:
+    blobs.check()
+    assert blobs.get(f"sha256:{hashlib.sha256(b'forebay').hexdigest()}") == b"forebay"
+
+
+def test_an_unknown_kind_of_store_is_refused_by_its_url() -> None:
+    with pytest.raises((InvalidInput, MissingExtra), match="nonsense://bucket"):
+        BlobStore("nonsense://bucket")
+
+
+def make_folder(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"content of {name}")
+    return folder
+
+
+def test_a_folder_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", "config.json", "1_Pooling/config.json", "deep/er/x.bin", "ä ü.txt")
+    pack_folder(folder, tmp_path / "model.tar")
+    back = unpack_folder(tmp_path / "model.tar", tmp_path / "back")
+    assert [p.relative_to(back) for p in files(back)] == [p.relative_to(folder) for p in files(folder)]
+    assert all((back / p.relative_to(folder)).read_bytes() == p.read_bytes() for p in files(folder))
+
+
+def test_equal_folders_are_equal_archives_whenever_and_however_they_were_made(tmp_path: Path) -> None:
+    one = make_folder(tmp_path / "one", "a", "b/c")
+    two = make_folder(tmp_path / "two", "b/c", "a")
+    os.utime(two / "a", (1, 1))
+    (two / "a").chmod(0o600)
+    pack_folder(one, tmp_path / "one.tar")
+    pack_folder(two, tmp_path / "two.tar")
+    assert file_digest(tmp_path / "one.tar") == file_digest(tmp_path / "two.tar")
+
+
+def test_another_name_or_content_is_another_archive(tmp_path: Path) -> None:
+    digests = set()
+    for i, (name, content) in enumerate([("a", "x"), ("b", "x"), ("a", "y")]):
+        folder = make_folder(tmp_path / str(i), name)
+        (folder / name).write_text(content)
+        pack_folder(folder, tmp_path / f"{i}.tar")
+        digests.add(file_digest(tmp_path / f"{i}.tar"))
+    assert len(digests) == 3
+
+
+def test_an_empty_folder_comes_back_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    pack_folder(tmp_path / "empty", tmp_path / "empty.tar")
+    assert list(unpack_folder(tmp_path / "empty.tar", tmp_path / "back").iterdir()) == []
+
+
+def test_what_is_unpacked_already_is_left_as_it_is(tmp_path: Path) -> None:
+    pack_folder(make_folder(tmp_path / "model", "a"), tmp_path / "model.tar")
+    back = unpack_folder(tmp_path / "model.tar", tmp_path / "back")
+    (back / "a").write_text("kept")
+    assert (unpack_folder(tmp_path / "model.tar", back) / "a").read_text() == "kept"
+
+
+def test_many_may_unpack_the_same_archive_at_once(tmp_path: Path) -> None:
+    pack_folder(make_folder(tmp_path / "model", *(f"f{i}" for i in range(50))), tmp_path / "model.tar")
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: unpack_folder(tmp_path / "model.tar", tmp_path / "back"), range(8)))
+    assert set(folders) == {tmp_path / "back"}
+    assert len(files(tmp_path / "back")) == 50
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "model", "model.tar"]
+
+
+def hostile(kind: bytes = tarfile.REGTYPE, link: str = "", name: str = "evil") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        hostile(name="../evil"),
+        hostile(name="a/../../evil"),
+        hostile(tarfile.SYMTYPE, "../../outside"),
+        hostile(tarfile.SYMTYPE, "/etc/passwd"),
+        hostile(tarfile.LNKTYPE, "../outside"),
+        hostile(tarfile.CHRTYPE),
+        hostile(tarfile.FIFOTYPE),
+    ],
+    ids=["climbing", "climbing later", "link up", "link to root", "hard link up", "device", "pipe"],
+)
+def test_a_member_that_would_leave_the_folder_refuses_the_whole_archive(
+    tmp_path: Path, member: tarfile.TarInfo
+) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        good = tarfile.TarInfo("good")
+        good.size = 4
+        tar.addfile(good, io.BytesIO(b"good"))
+        tar.addfile(member)
+    with pytest.raises(ModelRefused, match="cannot be unpacked safely"):
+        unpack_folder(tmp_path / "evil.tar", tmp_path / "back")
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.tar"]
+
+
+def test_an_absolute_name_stays_below_the_folder(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        tar.addfile(hostile(name="/forebay-test-evil"))
+    back = unpack_folder(tmp_path / "evil.tar", tmp_path / "back")
+    assert [p.name for p in files(back)] == ["forebay-test-evil"]
+    assert not Path("/forebay-test-evil").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04" + b"\0" * 600, b"junk" * 500], ids=["empty", "zip", "junk"])
+def test_what_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "model.tar").write_bytes(data)
+    with pytest.raises(ModelRefused, match="cannot be unpacked"):
+        unpack_folder(tmp_path / "model.tar", tmp_path / "back")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.tar"]

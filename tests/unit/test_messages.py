@@ -1,0 +1,132 @@
+"""Tickets become envelopes, and whatever a stranger puts into Redis is refused."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.job import new_ids
+from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Ticket, check_args, envelopes, redis_keys
+
+JOB_ID = "0" * 32
+
+
+def ticket_lists() -> st.SearchStrategy[list[Ticket]]:
+    some = st.builds(
+        Ticket,
+        id=st.just(""),
+        model=st.sampled_from(["m", "n"]),
+        version=st.integers(1, 2),
+        queue=st.sampled_from(["cpu", "gpu"]),
+        priority=st.sampled_from([0, 5, 9]),
+        attempt=st.sampled_from([0, 0, 1, 2]),
+    )
+    return st.lists(some, max_size=60).map(number)
+
+
+def number(tickets: list[Ticket]) -> list[Ticket]:
+    ids = [f"{i:032x}" for i in range(len(tickets))]
+    return [Ticket(id, t.model, t.version, t.queue, t.priority, t.attempt) for id, t in zip(ids, tickets, strict=True)]
+
+
+def address(item: Ticket | Envelope) -> tuple[str, int, str, int]:
+    return item.model, item.version, item.queue, item.priority
+
+
+@given(ticket_lists(), st.integers(1, 7))
+def test_every_ticket_travels_once_to_its_own_address_in_order(tickets: list[Ticket], size: int) -> None:
+    sent = list(envelopes(tickets, size))
+    for solo in (False, True):
+        wanted: dict[Any, list[str]] = {}
+        for ticket in tickets:
+            if (ticket.attempt > 0) is solo:
+                wanted.setdefault(address(ticket), []).append(ticket.id)
+        got: dict[Any, list[str]] = {}
+        for envelope in sent:
+            if envelope.solo is solo:
+                got.setdefault(address(envelope), []).extend(envelope.ids)
+        assert got == wanted
+
+
+@given(ticket_lists(), st.integers(1, 7))
+def test_an_envelope_keeps_to_its_size_and_a_solo_one_to_a_single_job(tickets: list[Ticket], size: int) -> None:
+    sent = list(envelopes(tickets, size))
+    assert all(1 <= len(e.ids) <= (1 if e.solo else size) for e in sent)
+    full = [e for e in sent if not e.solo and len(e.ids) < size]
+    assert len({address(e) for e in full}) == len(full), "two envelopes to one address could have been one"
+
+
+def test_ten_thousand_jobs_are_forty_messages() -> None:
+    tickets = [Ticket(id, "digits", 1, "cpu", 5) for id in new_ids(10_000)]
+    sent = list(envelopes(tickets))
+    assert len(sent) == 40
+    assert max(len(e.ids) for e in sent) == ENVELOPE_SIZE == 256
+    assert [id for e in sent for id in e.ids] == [t.id for t in tickets]
+
+
+@given(ticket_lists())
+def test_what_envelopes_hold_passes_the_check(tickets: list[Ticket]) -> None:
+    for envelope in envelopes(tickets):
+        assert check_args(envelope.args) == (envelope.model, envelope.version, list(envelope.ids), envelope.solo)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_any_other_json_is_refused_and_nothing_else_is_raised(junk: Any) -> None:
+    with pytest.raises(InvalidInput):
+        check_args(junk)
+
+
+@given(st.lists(JSON, min_size=4, max_size=4))
+def test_four_values_of_any_kind_pass_only_when_they_are_an_envelope(junk: list[Any]) -> None:
+    try:
+        model, version, ids, solo = check_args(junk)
+    except InvalidInput:
+        return
+    assert [model, version, ids, solo] == junk
+    assert isinstance(model, str)
+    assert type(version) is int
+    assert ids == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        None,
+        "four",
+        b"four",
+        ["m", 1, [JOB_ID]],
+        ["m", 1, [JOB_ID], False, 1],
+        ["", 1, [JOB_ID], False],
+        ["../m", 1, [JOB_ID], False],
+        [7, 1, [JOB_ID], False],
+        ["m", "1", [JOB_ID], False],
+        ["m", 1.0, [JOB_ID], False],
+        ["m", True, [JOB_ID], False],
+        ["m", 1, JOB_ID, False],
+        ["m", 1, {JOB_ID: 1}, False],
+        ["m", 1, [JOB_ID[1:]], False],
+        ["m", 1, [JOB_ID.replace("0", "G")], False],
+        ["m", 1, [[JOB_ID]], False],
+        ["m", 1, [JOB_ID], 0],
+        ["m", 1, [JOB_ID], None],
+        ["m", 1, [JOB_ID] * 257, False],
+        {"model": "m", "version": 1, "ids": [], "solo": False},
+    ],
+)
+def test_what_is_nearly_an_envelope_is_refused(args: Any) -> None:
+    with pytest.raises(InvalidInput):
+        check_args(args)
+
+
+def test_a_queue_is_four_lists_the_most_urgent_first() -> None:
+    assert redis_keys("cpu") == ["cpu", "cpu:3", "cpu:6", "cpu:9"]

@@ -1,0 +1,87 @@
+"""The layout of a job's input and of a batched result."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.contract import codec
+from forebay.contract.errors import InvalidInput
+from forebay.contract.payload import join_rows, pack_input, unpack_input
+
+ROWS = st.lists(
+    st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="utf-8"), max_size=5) | st.binary(max_size=5),
+    min_size=1,
+    max_size=9,
+)
+
+
+@given(ROWS, st.booleans())
+def test_an_input_comes_back_as_it_was_packed(rows: list[Any], batched: bool) -> None:
+    assert unpack_input(pack_input(rows, batched)) == (rows, batched)
+
+
+def test_rows_of_arrays_come_back_with_dtype_and_shape() -> None:
+    rows = [{"x": np.full((2, 3), i, np.float32)} for i in range(4)]
+    back, batched = unpack_input(pack_input(rows, True))
+    assert batched is True
+    assert [row["x"].dtype.name for row in back] == ["float32"] * 4
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(rows, back, strict=True))
+
+
+@pytest.mark.parametrize(
+    "value", [None, 7, "x", {}, [], [True], [True, [1], 2], [1, [1]], [[1], True], [True, {"a": 1}]]
+)
+def test_bytes_that_are_no_input_are_refused(value: Any) -> None:
+    with pytest.raises(InvalidInput, match="not a job's input"):
+        unpack_input(codec.encode(value))
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_an_input_or_refused(data: bytes) -> None:
+    try:
+        rows, batched = unpack_input(data)
+    except InvalidInput:
+        return
+    assert isinstance(rows, list)
+    assert isinstance(batched, bool)
+
+
+def test_arrays_of_equal_shape_and_dtype_gain_a_leading_dimension() -> None:
+    joined = join_rows([np.arange(3, dtype=np.int16) + i for i in range(2)])
+    assert joined.dtype == np.int16
+    assert joined.tolist() == [[0, 1, 2], [1, 2, 3]]
+
+
+def test_numpy_scalars_become_one_array() -> None:
+    joined = join_rows([np.float32(1), np.float32(2)])
+    assert (joined.dtype, joined.tolist()) == (np.float32, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [np.zeros(2), np.zeros(3)],
+        [np.zeros(2, np.float32), np.zeros(2, np.float64)],
+        ["a", "b"],
+        [1, 2],
+        [None, np.zeros(2)],
+        [np.zeros(2), None],
+    ],
+)
+def test_what_does_not_stack_is_listed(rows: list[Any]) -> None:
+    joined = join_rows(rows)
+    assert isinstance(joined, list)
+    assert all(a is b for a, b in zip(joined, rows, strict=True))
+
+
+def test_several_outputs_are_joined_by_name() -> None:
+    joined = join_rows([{"p": np.zeros(2), "label": "cat"}, {"p": np.ones(2), "label": "dog"}])
+    assert joined["p"].shape == (2, 2)
+    assert joined["label"] == ["cat", "dog"]
+
+
+def test_a_batch_of_one_keeps_its_leading_dimension() -> None:
+    assert join_rows([np.zeros((4, 5))]).shape == (1, 4, 5)

@@ -1,0 +1,305 @@
+"""Settings: who wins, what is refused and how, and that a child process sees what its parent saw."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.queues import DEFAULT_QUEUES
+from forebay.contract.settings import STACK_FILE, TABLE, Settings, mask_password, seconds
+
+# Per setting: text as a flag or variable, the same as TOML, and the value both become.
+SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
+    "broker": [
+        ("redis://one:1/0", '"redis://one:1/0"', "redis://one:1/0"),
+        ("rediss://two", '"rediss://two"', "rediss://two"),
+        ("unix:///run/redis", '"unix:///run/redis"', "unix:///run/redis"),
+    ],
+    "database": [
+        ("sqlite:////a/l.db", '"sqlite:////a/l.db"', "sqlite:////a/l.db"),
+        ("postgresql://u@h/d", '"postgresql://u@h/d"', "postgresql+psycopg://u@h/d"),
+        ("postgres://u@h:5/d", '"postgres://u@h:5/d"', "postgresql+psycopg://u@h:5/d"),
+    ],
+    "blobs": [
+        ("/b/one", '"/b/one"', "file:///b/one"),
+        ("s3://bucket/x", '"s3://bucket/x"', "s3://bucket/x"),
+        ("file:///b/three", '"file:///b/three"', "file:///b/three"),
+    ],
+    "lease_s": [("45s", '"45s"', 45.0), ("15m", '"15m"', 900.0), ("7", "7", 7.0)],
+    "heartbeat_s": [("500ms", '"500ms"', 0.5), ("2", "2", 2.0), ("3.5", "3.5", 3.5)],
+    "sweep_s": [("1h", '"1h"', 3600.0), ("2", "2", 2.0), ("3", "3", 3.0)],
+    "resend_s": [("1m", '"1m"', 60.0), ("2", "2", 2.0), ("1e-3", "0.001", 0.001)],
+    "retention_s": [("30d", '"30d"', 2592000.0), ("12h", '"12h"', 43200.0), ("3", "3", 3.0)],
+    "max_inline_bytes": [("1KiB", '"1KiB"', 1024), ("2", "2", 2), ("0", "0", 0)],
+    "max_payload_bytes": [("1MB", '"1MB"', 1_000_000), ("2", "2", 2), ("3", "3", 3)],
+    "model_cache_bytes": [("2GiB", '"2GiB"', 2**31), ("2", "2", 2), ("3", "3", 3)],
+    "torch_threads": [("1", "1", 1), ("2", "2", 2), ("1024", "1024", 1024)],
+    "device": [("cuda:1", '"cuda:1"', "cuda:1"), ("cuda:2", '"cuda:2"', "cuda:2"), ("cuda:3", '"cuda:3"', "cuda:3")],
+    "worker_name": [("a@h", '"a@h"', "a@h"), ("b@h", '"b@h"', "b@h"), ("c@h", '"c@h"', "c@h")],
+    "allowed_python_models": [
+        ("a.b, c", '["a.b", "c"]', ("a.b", "c")),
+        ("d", '"d"', ("d",)),
+        (",", "[]", ()),
+    ],
+    "dashboard_host": [("0.0.0.0", '"0.0.0.0"', "0.0.0.0"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],  # noqa: S104
+    "dashboard_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],
+    "log_level": [("DEBUG", '"DEBUG"', "debug"), ("error", '"error"', "error"), ("warning", '"warning"', "warning")],
+}
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "some.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_setting_has_samples() -> None:
+    assert set(SAMPLES) == set(TABLE) - {"home", "queues"}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(name: str, tmp_path: Path) -> None:
+    (flag, _, by_flag), (variable, _, by_variable), (_, toml, by_file) = SAMPLES[name]
+    path = config(tmp_path, f"{name} = {toml}")
+    env = {TABLE[name].variable: variable}
+    home = {"home": tmp_path}
+    assert getattr(Settings.load(env, config=path, **home, **{name: flag}), name) == by_flag
+    assert getattr(Settings.load(env, config=path, **home, **{name: None}), name) == by_variable
+    assert getattr(Settings.load({}, config=path, **home), name) == by_file
+    assert getattr(Settings.load({TABLE[name].variable: ""}, config=path, **home), name) == by_file
+    assert getattr(Settings.load({}, **home), name) == TABLE[name].default(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "toml", "value"), [(n, *s) for n, samples in SAMPLES.items() for s in samples]
+)
+def test_a_value_means_the_same_from_every_source(name: str, text: str, toml: str, value: Any, tmp_path: Path) -> None:
+    path = config(tmp_path, f"{name} = {toml}")
+    assert getattr(Settings.load({}, home=tmp_path, **{name: text}), name) == value
+    assert getattr(Settings.load({TABLE[name].variable: text}, home=tmp_path), name) == value
+    assert getattr(Settings.load({}, home=tmp_path, config=path), name) == value
+
+
+BAD = [
+    ("broker", "http://host"),
+    ("broker", "localhost:6379"),
+    ("broker", "redis://host:port"),
+    ("broker", "redis://[half"),
+    ("database", "mysql://u@h/d"),
+    ("database", "ledger.db"),
+    ("database", "postgresql://u@h:port/d"),
+    ("lease_s", "soon"),
+    ("lease_s", "-1"),
+    ("lease_s", "0"),
+    ("lease_s", "1 week"),
+    ("lease_s", "1e999"),
+    ("lease_s", "inf"),
+    ("heartbeat_s", "nan"),
+    ("retention_s", "1,5h"),
+    ("max_inline_bytes", "2Gi"),
+    ("max_payload_bytes", "-5"),
+    ("model_cache_bytes", "much"),
+    ("torch_threads", "two"),
+    ("torch_threads", "-3"),
+    ("torch_threads", "1025"),
+    ("device", "gpu"),
+    ("device", "cuda"),
+    ("dashboard_port", "65536"),
+    ("dashboard_port", "http"),
+    ("log_level", "loud"),
+    ("queues", "cpu"),
+    ("queues", "[]"),
+    ("queues", "{}"),
+    ("queues", '{"cpu": {"cores": 8}}'),
+    ("queues", '{"CPU": {}}'),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_is_refused_with_setting_source_and_value(name: str, value: str, tmp_path: Path) -> None:
+    variable = TABLE[name].variable
+    shown = {'{"cpu": {"cores": 8}}': "cores", '{"CPU": {}}': "CPU"}.get(value, value)
+    for source, load in (
+        ("flag", lambda: Settings.load({}, home=tmp_path, **{name: value})),
+        (variable, lambda: Settings.load({variable: value}, home=tmp_path)),
+        (
+            "forebay.toml",
+            lambda: Settings.load({}, home=tmp_path, config=config(tmp_path, f"{name} = {json.dumps(value)}")),
+        ),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            load()
+        assert f"setting {name} (from {source})" in str(caught.value)
+        assert shown in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["lease_s = true", "lease_s = []", "lease_s = nan", "lease_s = inf", "torch_threads = 1.5", "torch_threads = true",
+     "max_inline_bytes = false", "allowed_python_models = 5", "allowed_python_models = [1]", "home = 5",
+     "queues = 5", "queues = {cpu = 8}", "queues = {cpu = {kinds = ['nap']}}", "device = 0", "log_level = 1"],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_in_the_file_is_refused_by_name(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = line.split(" ")[0]
+    with pytest.raises(InvalidInput, match=rf"setting {name} \(from forebay.toml\)"):
+        Settings.load({}, config=config(tmp_path, line))
+
+
+@pytest.mark.parametrize("bad", ["redis://:geheim@[half", "redis://:geheim@host:port", "http://u:geheim@host"])
+def test_no_message_shows_a_password(bad: str, tmp_path: Path) -> None:
+    for name in ("broker", "database"):
+        with pytest.raises(InvalidInput) as caught:
+            Settings.load({}, home=tmp_path, **{name: bad})
+        assert "geheim" not in str(caught.value)
+
+
+def test_a_setting_that_is_not_there_is_refused_as_a_flag_and_in_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no setting is called 'leese_s'.*lease_s"):
+        Settings.load({}, home=tmp_path, leese_s=3)
+    with pytest.raises(InvalidInput, match=r"some\.toml: no setting is called 'leese_s'.*lease_s"):
+        Settings.load({}, home=tmp_path, config=config(tmp_path, "leese_s = 3"))
+
+
+@pytest.mark.parametrize("text", ["lease_s = ", "\x00", "[queues", "lease_s = 1\nlease_s = 2"])
+def test_a_file_that_is_no_toml_is_named(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"cannot read .*some\.toml"):
+        Settings.load({}, home=tmp_path, config=config(tmp_path, text))
+
+
+def test_a_file_that_was_asked_for_and_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"cannot read .*absent\.toml"):
+        Settings.load({}, home=tmp_path, config=tmp_path / "absent.toml")
+
+
+def test_the_working_folders_file_wins_over_the_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    (home / "forebay.toml").write_text("torch_threads = 1")
+    assert Settings.load({}, home=home).torch_threads == 1
+    (here / "forebay.toml").write_text("torch_threads = 2")
+    assert Settings.load({}, home=home).torch_threads == 2
+
+
+def test_a_home_below_the_users_own_folder_has_its_file_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "forebay.toml").write_text("torch_threads = 3")
+    settings = Settings.load({"FOREBAY_HOME": "~/stack"})
+    assert (settings.home, settings.torch_threads) == (tmp_path / "stack", 3)
+
+
+def test_without_anything_all_lies_below_dot_forebay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load({})
+    assert settings.home == tmp_path / ".forebay"
+    assert settings.database == f"sqlite:///{tmp_path}/.forebay/ledger.db"
+    assert settings.blobs == f"file://{tmp_path}/.forebay/blobs"
+    assert settings.queues == DEFAULT_QUEUES
+    assert settings.broker == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_process_environment_is_what_is_read_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOREBAY_TORCH_THREADS", "9")
+    assert Settings.load().torch_threads == 9
+
+
+def test_the_broker_is_that_of_the_embedded_stack_unless_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / STACK_FILE).write_text(json.dumps({"broker": "redis://:pw@127.0.0.1:7777/0"}))
+    assert Settings.load({}, home=tmp_path).broker == "redis://:pw@127.0.0.1:7777/0"
+    assert Settings.load({"FOREBAY_BROKER": "redis://other"}, home=tmp_path).broker == "redis://other"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "not json"])
+def test_a_stack_file_that_says_nothing_names_no_broker(content: str, tmp_path: Path) -> None:
+    (tmp_path / STACK_FILE).write_text(content)
+    assert Settings.load({}, home=tmp_path).broker == ""
+
+
+def texts() -> st.SearchStrategy[dict[str, str]]:
+    one_of = {name: st.sampled_from([text for text, _, _ in samples]) for name, samples in SAMPLES.items()}
+    return st.fixed_dictionaries({}, optional=one_of)
+
+
+@given(texts(), st.floats(min_value=1e-300, max_value=1e300))
+def test_a_child_process_sees_what_its_parent_saw(flags: dict[str, str], lease: float) -> None:
+    home = Path("/nowhere/home")
+    for settings in (
+        Settings.load({}, home=home, **flags),
+        Settings.load({}, home=home, **(flags | {"lease_s": lease})),
+    ):
+        environment = settings.as_environment()
+        assert all(isinstance(value, str) for value in environment.values())
+        assert Settings.load(environment) == settings
+
+
+def test_a_child_process_sees_declared_queues_and_no_file_gets_in_between(tmp_path: Path) -> None:
+    tables = "[queues.gpu-large]\ngpu = 2\ngpu_memory = '80GiB'\nkinds = ['batch', 'train']\nmax_size = 9\n[queues.cpu]\ncpu = 4\n"
+    parent = Settings.load({}, home=tmp_path, config=config(tmp_path, tables), allowed_python_models=())
+    assert parent.queue("gpu-large").capacity.gpu_memory == 80 * 2**30
+    (tmp_path / "forebay.toml").write_text("allowed_python_models = ['os']\ntorch_threads = 7\n")
+    child = Settings.load(parent.as_environment())
+    assert child == parent
+    assert child.allowed_python_models == ()
+
+
+def test_an_unknown_queue_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no queue is called 'tpu'; there are cpu, gpu"):
+        Settings.load({}, home=tmp_path).queue("tpu")
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:pw@host:6379/0", "redis://:***@host:6379/0"),
+        ("redis://user:p@w/:x@host/0", "redis://user:***@host/0"),
+        ("redis://user@host/0", "redis://user@host/0"),
+        ("postgresql+psycopg://u:pw@h:5432/d", "postgresql+psycopg://u:***@h:5432/d"),
+        ("postgresql+psycopg://h/d?password=pw&x=1", "postgresql+psycopg://h/d?password=***&x=1"),
+        ("sqlite:////a@b:c/l.db", "sqlite:////a@b:c/l.db"),
+        ("redis://:pw@[half", "redis://:***@[half"),
+        ("", ""),
+    ],
+)
+def test_a_password_is_masked_and_nothing_else_is(url: str, masked: str) -> None:
+    assert mask_password(url) == masked
+
+
+def test_settings_for_a_persons_eyes_show_everything_but_passwords(tmp_path: Path) -> None:
+    settings = Settings.load(
+        {}, home=tmp_path, broker="redis://:geheim@h/0", database="postgresql://u:geheim@h/d", blobs="s3://k:geheim@b"
+    )
+    shown = settings.public()
+    assert set(shown) == set(TABLE)
+    assert "geheim" not in json.dumps(shown)
+    assert shown["broker"] == "redis://:***@h/0"
+    assert shown["lease_s"] == "30.0"
+
+
+@given(st.text())
+def test_any_text_is_a_positive_finite_duration_or_refused(text: str) -> None:
+    try:
+        value = seconds(text)
+    except InvalidInput:
+        return
+    assert 0 < value < float("inf")
+
+
+def test_loading_changes_neither_the_environment_nor_the_disk(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    Settings.load(home=tmp_path / "new")
+    assert dict(os.environ) == before
+    assert list(tmp_path.iterdir()) == []
