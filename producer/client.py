@@ -27,7 +27,7 @@ from forebay.contract.references import ModelRef, check_job_id, shown
 from forebay.contract.settings import Settings
 from forebay.producer.job import Job, deadline_at
 from forebay.producer.models import Models, check_metadata
-from forebay.producer.submit import Submitter
+from forebay.producer.submit import Submitter, check_key, keys_for
 from forebay.producer.watcher import Watcher
 from forebay.storage.blobs import BlobStore
 from forebay.storage.jobs import JobStore
@@ -76,7 +76,6 @@ class Client:
         self._dispatcher = Dispatcher(app)
         self._submitter = Submitter(self._store, self._dispatcher)
         self._watcher = Watcher(self._store, connect_redis(self.settings), self.id)
-        self._pinned: dict[str, ModelVersion] = {}
         self.models = Models(self._registry, blobs)
         self._app = app
 
@@ -136,9 +135,7 @@ class Client:
         Takes what `predict` takes; job i of an `idempotency_key` has the key `key:i`. Errors name the input's index.
         """
         terms = self._terms(model, priority, queue, deadline, max_attempts, idempotency_key, metadata, batched)
-        if isinstance(inputs, str | bytes | Mapping):
-            raise InvalidInput(f"predict_many takes a sequence of inputs, got one {type(inputs).__name__}; use predict")
-        packed = [self._packed(terms, value, f"inputs[{i}]: ") for i, value in enumerate(inputs)]
+        packed = [self._packed(terms, value, f"inputs[{i}]: ") for i, value in enumerate(_several(inputs))]
         return self._submit(terms, packed) if packed else []
 
     def job(self, id: str) -> Job:
@@ -147,8 +144,7 @@ class Client:
         if known is not None:
             return known
         self._store.get(id)
-        job = Job(self, id)
-        self._watcher.adopt([job])
+        [job] = self._watcher.adopt([Job(self, id)])
         self._watcher.read([id])
         return job
 
@@ -166,13 +162,13 @@ class Client:
 
         `model` is a name, `name/3` or `name@alias`; `metadata` matches the jobs that carry these values.
         """
-        states = [state] if isinstance(state, str) else list(state or ())
+        states = [state] if isinstance(state, str) or not isinstance(state, Iterable) else list(state)
         ref = ModelRef.parse(model) if model is not None else None
         version = self._registry.get(ref).version if ref and ref.alias else (ref.version if ref else None)
         if type(limit) is not int or not 1 <= limit <= 10_000:
             raise InvalidInput(f"limit {shown(limit)} is not a whole number from 1 to 10000")
         return self._store.find(
-            state=[_word(JobState, s, "state") for s in states],
+            state=[_word(JobState, s, "state") for s in states if s is not None],
             kind=_word(JobKind, kind, "kind") if kind is not None else None,
             model=ref.name if ref else None,
             version=version,
@@ -206,26 +202,18 @@ class Client:
         metadata: Mapping[str, Any] | None,
         batched: bool,
     ) -> Terms:
-        version = self._resolve(model)
+        version = self._registry.resolve(ModelRef.parse(model))
         if type(priority) is not int or not 0 <= priority <= 9:
             raise InvalidInput(f"priority {shown(priority)} is not a whole number from 0 (first) to 9")
         if type(max_attempts) is not int or not 1 <= max_attempts <= 100:
             raise InvalidInput(f"max_attempts {shown(max_attempts)} is not a whole number from 1 to 100")
+        if queue is not None and not isinstance(queue, str):
+            raise InvalidInput(f"queue {shown(queue)} is not the name of a queue")
         where = route(self.settings.queues, Resources.parse(version.resources), JobKind.PREDICT, queue)
         ends = deadline_at(deadline, self._ledger.now())
         return Terms(
-            version, where, priority, ends, max_attempts, _key(idempotency_key), check_metadata(metadata), batched
+            version, where, priority, ends, max_attempts, check_key(idempotency_key), check_metadata(metadata), batched
         )
-
-    def _resolve(self, model: str) -> ModelVersion:
-        """A version never changes once registered, so one that is named by number is asked for once."""
-        if model in self._pinned:
-            return self._pinned[model]
-        ref = ModelRef.parse(model)
-        version = self._registry.get(ref)
-        if ref.version is not None:
-            self._pinned[model] = version
-        return version
 
     def _packed(self, terms: Terms, value: Any, where: str) -> tuple[bytes, int]:
         signature = terms.model.signature
@@ -235,18 +223,19 @@ class Client:
             self._payloads.check(data)
         except InvalidInput as error:
             raise type(error)(f"{where}model {terms.model.ref}: {error}") from error
+        except Exception as error:
+            raise InvalidInput(
+                f"{where}model {terms.model.ref}: the input cannot be read: {type(error).__name__} {shown(str(error))}"
+            ) from error
         return data, len(rows)
 
     def _submit(self, terms: Terms, packed: Sequence[tuple[bytes, int]]) -> list[Job]:
         self._watcher.start()
         ids = new_ids(len(packed))
-        keys = _keys(terms.idempotency_key, len(packed))
+        keys = keys_for(terms.idempotency_key, len(packed))
         jobs = [self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)]
         stored = self._submitter.submit(jobs, terms.model.max_batch_size)
-        handles = (
-            [self._watcher.find(id) or Job(self, id) for id in stored] if keys[0] else [Job(self, id) for id in stored]
-        )
-        self._watcher.adopt(handles)
+        handles = self._watcher.adopt(Job(self, id) for id in stored)
         if keys[0]:
             self._watcher.read(id for id, new in zip(stored, ids, strict=True) if id != new)
         return handles
@@ -278,18 +267,14 @@ class Client:
         return f"job {id} is {info.state} after {timeout:g} s and goes on{hint}"
 
 
-def _key(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 1 <= len(value) <= 180 or not value.isprintable():
-        raise InvalidInput(f"idempotency_key {shown(value)} is not 1 to 180 printable characters")
-    return value
-
-
-def _keys(key: str | None, count: int) -> list[str | None]:
-    if key is None or count == 1:
-        return [key] * count
-    return [f"{key}:{i}" for i in range(count)]
+def _several(inputs: Any) -> Iterable[Any]:
+    try:
+        if not isinstance(inputs, str | bytes | Mapping):
+            several: Iterable[Any] = iter(inputs)
+            return several
+    except TypeError:  # nothing to iterate over, or an array without a dimension
+        pass
+    raise InvalidInput(f"predict_many takes a sequence of inputs, got one {type(inputs).__name__}; use predict")
 
 
 def _request_hash(terms: Terms, data: bytes) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as futures
+import datetime as dt
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from forebay.contract import codec
 from forebay.contract.errors import (
@@ -16,13 +18,17 @@ from forebay.contract.errors import (
     JobCanceled,
     JobExpired,
     JobFailed,
+    LedgerUnavailable,
     ResultTimeout,
 )
 from forebay.contract.job import JobInfo, JobState
+from forebay.contract.references import shown
 from forebay.storage.records import Outcome
 
 if TYPE_CHECKING:
     from forebay.producer.client import Client
+
+LAST_DEADLINE_S = 10 * 365 * 86400.0
 
 
 class Job:
@@ -114,14 +120,23 @@ class Job:
         if self._outcome is not None:
             return self._outcome
         try:
-            return self._promise().result(timeout)
+            return self._promise().result(_finite(timeout))
         except (TimeoutError, futures.TimeoutError):
-            raise ResultTimeout(self._client._why_late(self.id, timeout or 0.0)) from None
+            return self._ended_unannounced() or self._late(timeout or 0.0)
+
+    def _ended_unannounced(self) -> Outcome | None:
+        with suppress(LedgerUnavailable):
+            self._client._watcher.read([self.id])
+        return self._outcome
+
+    def _late(self, timeout: float) -> NoReturn:
+        raise ResultTimeout(self._client._why_late(self.id, timeout)) from None
 
     def _promise(self) -> futures.Future[Outcome]:
         with self._lock:
             if self._future is None:
                 self._future = futures.Future()
+                self._future.set_running_or_notify_cancel()  # one who gives up awaiting must not cancel it for all
                 if self._outcome is not None:
                     self._future.set_result(self._outcome)
             future = self._future
@@ -150,7 +165,7 @@ def as_completed(jobs: Collection[Job], timeout: float | None = None) -> Iterato
     """The jobs in the order in which they end; ResultTimeout when some have not after `timeout` seconds."""
     by_future = {job._promise(): job for job in jobs}
     try:
-        for future in futures.as_completed(by_future, timeout):
+        for future in futures.as_completed(by_future, _finite(timeout)):
             yield by_future[future]
     except futures.TimeoutError:
         late = sum(not f.done() for f in by_future)
@@ -165,24 +180,29 @@ def wait(jobs: Sequence[Job], timeout: float | None = None, return_when: Literal
     if return_when not in _RETURN_WHEN:
         raise InvalidInput(f"return_when={return_when!r}: write 'all' or 'any'")
     by_future = {job._promise(): job for job in jobs}
-    done, late = futures.wait(by_future, timeout, _RETURN_WHEN[return_when])
+    done, late = futures.wait(by_future, _finite(timeout), _RETURN_WHEN[return_when])
     return Waited({by_future[f] for f in done}, {by_future[f] for f in late})
 
 
 def deadline_at(value: Any, now: float) -> float | None:
     """A deadline given as seconds from now, a timedelta or an aware datetime, in seconds since the epoch."""
-    import datetime as dt
-
     if value is None:
         return None
     if isinstance(value, dt.timedelta):
         value = value.total_seconds()
     if isinstance(value, dt.datetime):
-        if value.tzinfo is None:
-            raise InvalidInput(f"deadline {value!r} has no time zone; use datetime.now(UTC) + …, or seconds from now")
+        if value.utcoffset() is None:
+            raise InvalidInput(f"deadline {value} has no time zone; use datetime.now(UTC) + …, or seconds from now")
         value = value.timestamp() - time.time()
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-        raise InvalidInput(f"deadline {value!r}: give seconds from now, a timedelta or an aware datetime")
+        raise InvalidInput(f"deadline {shown(value)}: give seconds from now, a timedelta or an aware datetime")
     if value <= 0:
-        raise InvalidInput(f"the deadline is {-value:g} s in the past; nothing could start in time")
+        raise InvalidInput(f"the deadline is {shown(-value)} s in the past; nothing could start in time")
+    if value > LAST_DEADLINE_S:
+        raise InvalidInput(f"deadline {shown(value)} s: give at most {LAST_DEADLINE_S:g} s (ten years), or none at all")
     return now + float(value)
+
+
+def _finite(timeout: float | None) -> float | None:
+    """`timeout`, or None for one that is too long for the operating system to count."""
+    return None if timeout is None or timeout >= threading.TIMEOUT_MAX else timeout

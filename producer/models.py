@@ -7,17 +7,18 @@ here, before anything is stored. No torch.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.pt2 import read_pt2_signature
 from forebay.contract.queues import Resources
-from forebay.contract.references import check_name, shown
+from forebay.contract.references import ModelRef, check_name, shown
 from forebay.contract.signature import Signature
 from forebay.storage.blobs import BlobStore, pack_folder
 from forebay.storage.models import ModelRegistry
@@ -26,6 +27,8 @@ Described = Mapping[str, Mapping[str, Any]]
 Versions = list[ModelVersion]
 
 MAX_BATCH_SIZE = 65_536
+RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
+_RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 
 
@@ -46,6 +49,9 @@ class Models:
         outputs: Described | None = None,
         max_batch_size: int = 32,
         batch_wait_timeout_s: float = 0.0,
+        max_batch_tokens: int | None = None,
+        dtype: Literal["bfloat16", "float16"] | None = None,
+        compile: bool = False,
         resources: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -56,19 +62,26 @@ class Models:
         `runtime` is told by the artifact unless given. `inputs` and `outputs` describe one sample, such as
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 tells its own, otherwise they are unchecked when left out.
         `options` go to the runtime: `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}`
-        for python. Raises InvalidInput or ModelRefused before anything is stored.
+        for python. `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype`
+        computes under autocast, and `compile` compiles the forward pass at load.
+
+        Raises InvalidInput or ModelRefused before anything is stored.
         """
         check_name(name)
         path = _existing(artifact)
-        runtime = runtime or _guess_runtime(path)
-        _check_options(runtime, options)
+        runtime = _guess_runtime(path) if runtime is None else _runtime(runtime)
+        checked_options = check_metadata(options, "options")
+        _check_options(runtime, checked_options)
         signature = _signature(runtime, path, inputs, outputs)
         draft = ModelVersion(
             name, 0, runtime, "", "none", 0, signature,
             max_batch_size=_batch_size(max_batch_size),
             batch_wait_timeout_s=_wait(batch_wait_timeout_s),
+            max_batch_tokens=None if max_batch_tokens is None else _tokens(max_batch_tokens),
+            dtype=_dtype(dtype),
+            compile=bool(compile),
             resources=Resources.parse(resources).as_dict(),
-            options=check_metadata(options, "options"),
+            options=checked_options,
             metadata=check_metadata(metadata),
         )  # fmt: skip
         ref, form, size = self._store(path)
@@ -76,11 +89,11 @@ class Models:
 
     def get(self, ref: str) -> ModelVersion:
         """The version that `name`, `name/3` or `name@alias` means now; ModelNotFound says what there is instead."""
-        return self._registry.get(ref)
+        return self._registry.get(ModelRef.parse(ref))
 
     def list(self, name: str | None = None) -> Versions:
         """All versions, or those of one name, oldest first."""
-        return self._registry.versions(name)
+        return self._registry.versions(None if name is None else check_name(name))
 
     def search(
         self,
@@ -91,7 +104,9 @@ class Models:
         metadata: Mapping[str, Any] | None = None,
     ) -> Versions:
         """The versions that have these inputs and outputs, fit into these resources, and carry this metadata."""
-        return self._registry.search(inputs=inputs, outputs=outputs, resources=resources, metadata=metadata)
+        return self._registry.search(
+            inputs=inputs, outputs=outputs, resources=resources, metadata=check_metadata(metadata)
+        )
 
     def set_alias(self, name: str, alias: str, version: int) -> ModelVersion:
         """Point `name@alias` at a version, at once for every job submitted from now on."""
@@ -103,7 +118,7 @@ class Models:
 
     def delete(self, ref: str) -> ModelVersion:
         """Delete one version, named by number or alias; InvalidInput while an alias points at it or its jobs wait or run."""
-        return self._registry.delete(ref)
+        return self._registry.delete(ModelRef.parse(ref))
 
     def _store(self, path: Path | None) -> tuple[str, str, int]:
         if path is None:
@@ -119,14 +134,23 @@ class Models:
 def _existing(artifact: str | Path | None) -> Path | None:
     if artifact is None:
         return None
-    path = Path(artifact).expanduser()
-    if not path.exists():
-        raise InvalidInput(
-            f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder"
-        )
-    if path.is_dir() and not any(path.iterdir()):
-        raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
+    try:
+        path = Path(artifact).expanduser()
+        if not path.exists():
+            raise InvalidInput(
+                f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder"
+            )
+        if path.is_dir() and not any(path.iterdir()):
+            raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
+    except (OSError, TypeError, RuntimeError) as error:  # not permitted, a name too long, no path, an unknown ~user
+        raise InvalidInput(f"the artifact {shown(artifact)} cannot be read: {error}") from error
     return path
+
+
+def _runtime(name: Any) -> str:
+    if not isinstance(name, str) or not _RUNTIME.fullmatch(name):
+        raise InvalidInput(f"{shown(name)} is no runtime; there are {', '.join(RUNTIMES)}, and those that were added")
+    return name
 
 
 def _guess_runtime(path: Path | None) -> str:
@@ -138,14 +162,12 @@ def _guess_runtime(path: Path | None) -> str:
         return "torch-export" if path.suffix == ".pt2" else "safetensors"
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
         return "sentence-transformers"
-    raise InvalidInput(
-        f"{path.name!r} does not tell its runtime; give runtime= torch-export, safetensors, sentence-transformers or python"
-    )
+    raise InvalidInput(f"{shown(path.name)} does not tell its runtime; give runtime=, one of {', '.join(RUNTIMES)}")
 
 
-def _check_options(runtime: str, options: Mapping[str, Any] | None) -> None:
+def _check_options(runtime: str, options: Mapping[str, Any]) -> None:
     key = NEEDS_OPTION.get(runtime)
-    if key and not isinstance((options or {}).get(key), str):
+    if key and not isinstance(options.get(key), str):
         raise InvalidInput(
             f"runtime {runtime!r} needs options={{{key!r}: 'package.module:name'}}, got {shown(options)}"
         )
@@ -167,6 +189,18 @@ def _batch_size(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MAX_BATCH_SIZE:
         raise InvalidInput(f"max_batch_size {shown(value)} is not a whole number from 1 to {MAX_BATCH_SIZE}")
     return value
+
+
+def _tokens(value: Any) -> int:
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise InvalidInput(f"max_batch_tokens {shown(value)} is not a whole number from 1")
+    return value
+
+
+def _dtype(value: Any) -> str | None:
+    if value not in (None, "bfloat16", "float16"):
+        raise InvalidInput(f"dtype {shown(value)}: write 'bfloat16' or 'float16', or leave it out")
+    return None if value is None else str(value)
 
 
 def _wait(value: Any) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from forebay.contract.dispatch import Dispatcher
-from forebay.contract.errors import BrokerUnavailable
+from forebay.contract.errors import BrokerUnavailable, InvalidInput
 from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Ticket, envelopes
+from forebay.contract.references import shown
 from forebay.storage.jobs import JobStore
 from forebay.storage.records import NewJob
 
@@ -74,10 +76,11 @@ class Submitter:
             entry.done = True
 
     def _send(self, batch: list[Entry]) -> None:
-        messages: list[Envelope] = []
+        by_size: dict[int, list[Ticket]] = {}
         for entry in batch:
-            fresh = [job for job, id in zip(entry.jobs, entry.ids, strict=True) if job.id == id]
-            messages += envelopes((_ticket(job) for job in fresh), entry.batch_size)
+            fresh = (job for job, id in zip(entry.jobs, entry.ids, strict=True) if job.id == id)
+            by_size.setdefault(entry.batch_size, []).extend(_ticket(job) for job in fresh)
+        messages: list[Envelope] = [m for size, tickets in by_size.items() for m in envelopes(tickets, size)]
         try:
             self._dispatcher.send(messages)
         except BrokerUnavailable as error:
@@ -86,6 +89,22 @@ class Submitter:
                 "send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back"
             )
             self._store.mark_unsent(ids)
+
+
+def check_key(value: Any) -> str | None:
+    """An idempotency key as it was given; InvalidInput for what is none."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 1 <= len(value) <= 180 or not value.isprintable():
+        raise InvalidInput(f"idempotency_key {shown(value)} is not 1 to 180 printable characters")
+    return value
+
+
+def keys_for(key: str | None, count: int) -> list[str | None]:
+    """The keys of `count` jobs that were submitted together: `key:0`, `key:1`, …; a job by itself has the key as it is."""
+    if key is None or count == 1:
+        return [key] * count
+    return [f"{key}:{i}" for i in range(count)]
 
 
 def _groups(batch: list[Entry]) -> list[list[Entry]]:

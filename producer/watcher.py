@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import redis
 import structlog
 
-from forebay.contract.errors import LedgerUnavailable
+from forebay.contract.errors import ForebayError, LedgerUnavailable
 from forebay.contract.messages import announce_channel
 from forebay.storage.jobs import JobStore
 
@@ -45,17 +45,21 @@ class Watcher:
 
     def start(self) -> None:
         """Subscribe before the first job is sent, so that its announcement is not missed."""
+        if self._closed.is_set():
+            raise ForebayError("this client is closed; open another one, and ask it for the job by its id")
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
                 self._subscribe()
                 self._thread.start()
 
-    def adopt(self, jobs: Iterable[Job]) -> None:
-        """Remember handles, without keeping them alive, so that their outcomes are delivered as they are announced."""
+    def adopt(self, jobs: Iterable[Job]) -> list[Job]:
+        """Remember handles, without keeping them alive, so that their outcomes are delivered as they are announced.
+
+        Gives the handle to use for each: the client's own where it has one of this id, for a job has one handle only.
+        """
         with self._lock:
-            for job in jobs:
-                self._handles[job.id] = job
+            return [self._handles.setdefault(job.id, job) for job in jobs]
 
     def find(self, id: str) -> Job | None:
         """The live handle of this id, if the client has one."""

@@ -95,7 +95,7 @@ class JobReports:
             AND replace(has.type, 'real', 'integer') = replace(wanted.type, 'real', 'integer'))"""
 
     def _metadata_values(self, i: int, key: str, value: Any) -> dict[str, Any]:
-        return {f"key{i}": key, f"value{i}": json_text("metadata", value)}
+        return {f"key{i}": key, f"value{i}": json_text("metadata", value, sort_keys=True)}
 
     def outcomes(self, ids: Sequence[str]) -> list[Outcome]:
         """Those of the jobs that are finished, with their results or errors, in no order."""

@@ -80,6 +80,9 @@ FREE_LOST = f"""
 UPDATE jobs SET {_becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = :reason
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {COUNTED} < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
 
+# The parent of a dead child speaks once: it waits for its rows, where a sweeper would pass over those that are locked.
+LOCK_CRASHED = f"SELECT id FROM jobs WHERE {WHOSE_CRASHED} AND {_may(Transition.RELEASE)} ORDER BY id {{for_update}}"
+
 EXPIRE = f"""
 UPDATE jobs SET {_becomes(Transition.EXPIRE)}, finished_at = :now
 WHERE id IN (
@@ -215,6 +218,8 @@ class JobStore(JobReports):
     def _lost(self, whose: str, values: dict[str, Any]) -> tuple[list[Ticket], list[Ended]]:
         values["now"] = self.ledger.now()
         with self.ledger.write() as connection:
+            if whose == WHOSE_CRASHED:
+                connection.execute(self._sql(LOCK_CRASHED), values).fetchall()
             failed = _ended(connection.execute(self._sql(FAIL_LOST.replace("{whose}", whose)), values))
             return _tickets(connection.execute(self._sql(FREE_LOST.replace("{whose}", whose)), values)), failed
 
@@ -280,7 +285,7 @@ def _row(job: NewJob, now: float) -> dict[str, Any]:
         "progress_done": 0,
         "progress_total": job.rows,
         "progress_message": "",
-        "metadata": json_text("metadata", dict(job.metadata)) if job.metadata else "{}",
+        "metadata": json_text("metadata", dict(job.metadata), sort_keys=True) if job.metadata else "{}",
         "parent_id": job.parent_id,
         "client": job.client,
         "idempotency_key": job.idempotency_key,

@@ -6,13 +6,14 @@ statements say is storage.jobs', storage.models' and storage.workers' business.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
@@ -41,8 +42,7 @@ class Ledger:
         if self.sqlite:
             _find_file(url, create)
         self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url)
-        # SQLite has one writer; queueing here is fair and wakes at once, its own busy handler sleeps and guesses.
-        self._one_writer: AbstractContextManager[Any] = threading.Lock() if self.sqlite else nullcontext()
+        self._one_writer: AbstractContextManager[Any] = WriterLock(url) if self.sqlite else nullcontext()
         self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writer = self.engine.execution_options(forebay_write=True)
 
@@ -106,13 +106,63 @@ class Ledger:
             raise
         except DBAPIError as error:
             reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-            raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {reason}{_advice(reason)}") from error
+            raise LedgerUnavailable(
+                f"the ledger {mask_password(self.url)}: {reason}{_advice(error.orig, reason)}"
+            ) from error
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {error}") from error
 
 
-def _advice(reason: str) -> str:
-    if "no such table" in reason or ("relation" in reason and "does not exist" in reason) or "no such column" in reason:
+OLD_TABLES = ("42P01", "42703", "no such table", "no such column", "has no column named")
+
+
+class WriterLock:
+    """One writer at a time among all threads and processes that share a SQLite file.
+
+    SQLite has one writer anyway, but whoever finds it busy sleeps for up to 100 ms before looking again. Here threads queue
+    on a lock that wakes at once, and one thread of each process looks again within a millisecond.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._path = f"{make_url(url).database}-writer"
+        self._threads = threading.Lock()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        try:
+            self._file = open(self._path, "ab")  # noqa: PTH123 - closed, and so given back, in __exit__
+            self._lock(self._file)
+        except BaseException:
+            self._release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _lock(self, file: IO[bytes]) -> None:
+        deadline, pause = time.monotonic() + BUSY_TIMEOUT_S, 0.0001
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LedgerUnavailable(
+                        f"{self._path}: another process has held it for {BUSY_TIMEOUT_S} s"
+                    ) from None
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.001)
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._threads.release()
+
+
+def _advice(error: object, reason: str) -> str:
+    sqlstate = getattr(error, "sqlstate", None)  # PostgreSQL's words depend on its language, this does not
+    if sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES):
         return "; its tables are missing or older than this Forebay: run `forebay db upgrade`"
     if "locked" in reason:
         return f"; another process has held it for {BUSY_TIMEOUT_S} s"
@@ -122,7 +172,10 @@ def _advice(reason: str) -> str:
 def _find_file(url: str, create: bool) -> None:
     path = Path(make_url(url).database or "")
     if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerUnavailable(f"cannot make the folder of the ledger {path}: {error}") from error
     elif not path.is_file():
         raise LedgerUnavailable(
             f"there is no ledger at {path}; start the stack with `forebay up`, or run `forebay db upgrade`"

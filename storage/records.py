@@ -15,10 +15,10 @@ from forebay.contract.references import shown
 _NO_JSONB = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL's jsonb has no NUL
 
 
-def json_text(what: str, value: Any) -> str:
-    """`value` as JSON that both databases can look into, keys sorted; InvalidInput for NaN, NUL and whatever is no JSON."""
+def json_text(what: str, value: Any, *, sort_keys: bool = False) -> str:
+    """`value` as JSON that both databases can look into; InvalidInput for NaN, NUL and whatever is no JSON."""
     try:
-        text = json.dumps(value, allow_nan=False, sort_keys=True)
+        text = json.dumps(value, allow_nan=False, sort_keys=sort_keys)
         json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:  # a lone surrogate is a ValueError too
         raise InvalidInput(f"{what} must be JSON, with str keys and finite numbers: {shown(str(error))}") from error

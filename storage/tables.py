@@ -4,6 +4,7 @@ storage.migrations brings a database to this form; a test holds the two against 
 """
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Double,
     ForeignKeyConstraint,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     text,
 )
 
@@ -115,8 +117,23 @@ model_versions = Table(
     Column("options", Text, nullable=False),
     Column("metadata", Text, nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("max_batch_tokens", Integer),
+    Column("dtype", String(16)),
+    Column("compile", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("name", "version"),
     ForeignKeyConstraint(["name"], ["models.name"], ondelete="CASCADE"),
+)
+
+batch_ceilings = Table(
+    "batch_ceilings",
+    metadata,
+    Column("name", String(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("device", String(100), nullable=False),  # its kind: cpu, or the GPU's name
+    Column("rows", Integer, nullable=False),
+    Column("tried_at", Double, nullable=False),
+    PrimaryKeyConstraint("name", "version", "device"),
+    ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"),
 )
 
 model_aliases = Table(

@@ -26,14 +26,15 @@ from forebay.worker.announcer import Announcer
 from forebay.worker.housekeeper import Housekeeper
 from forebay.worker.strategy import Feeder
 from forebay.worker.sweeper import Sweeper
+from forebay.worker.transport import install
 
 log = structlog.get_logger()
 
 # What anyone who can reach Redis may ask of a worker: to be looked at. Celery's other commands (shutdown, revoke, adding
 # queues, changing the pool) are taken out of the panel; jobs are canceled through the ledger.
 ALLOWED_CONTROL = frozenset(
-    {"ping", "hello", "stats", "active", "reserved", "scheduled", "revoked", "registered", "active_queues", "query_task",
-     "clock", "conf", "report", "enable_events", "disable_events", "heartbeat"}
+    {"ping", "stats", "active", "reserved", "scheduled", "revoked", "registered", "active_queues", "query_task",
+     "clock", "conf", "report", "enable_events", "heartbeat"}
 )  # fmt: skip
 
 CHILD_START_S = 120  # importing torch in a fresh interpreter, on a slow disk
@@ -79,6 +80,7 @@ def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
 
 def worker_app(settings: Settings) -> Celery:
     """The Celery app of a worker: the tasks it takes, and none of those that come with Celery."""
+    install()
     app = make_app(settings)
     app.conf.update(
         worker_proc_alive_timeout=CHILD_START_S,
@@ -100,7 +102,7 @@ def _unreachable(*_: Any) -> None:
 
 def _arguments(settings: Settings, queues: list[str], concurrency: int) -> list[str]:
     return [
-        "worker", "--pool=prefork", f"--concurrency={concurrency}", f"--hostname={settings.worker_name}",
+        "--quiet", "worker", "--pool=prefork", f"--concurrency={concurrency}", f"--hostname={settings.worker_name}",
         f"--queues={','.join(queues)}", f"--loglevel={settings.log_level}", "--without-gossip", "--without-mingle",
         "--task-events",
     ]  # fmt: skip
@@ -113,7 +115,11 @@ def _keep_our_logs(**_: Any) -> None:
 
 @worker_process_init.connect
 def _start_child(**_: Any) -> None:
-    child.start()
+    try:
+        child.start()
+    except Exception:
+        log.exception("child_failed")
+        raise SystemExit(1) from None  # Celery would log any other error and let the child take jobs that it cannot run
 
 
 def main() -> int:

@@ -17,12 +17,14 @@ from forebay.contract.celery_app import connect_redis
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.storage.blobs import BlobStore
+from forebay.storage.ceilings import Ceilings
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
+from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Runner
 
@@ -55,6 +57,7 @@ def start() -> None:
             settings.device,
             settings.allowed_python_models,
         ),
+        limits=Limits(Ceilings(ledger, device_kind(settings.device))),
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
@@ -75,10 +78,21 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
         if _runner is None:
             start()
         assert _runner is not None  # noqa: S101 - start() sets it or raises
-        return False, str(_runner.run(model, version, ids)), time.monotonic() - started
+        if not ids:  # an empty envelope: `forebay models warm`
+            _runner.warm(model, version)
+        return False, str(_runner.run(ids)), time.monotonic() - started
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
         return True, f"{type(error).__name__}: {error}", time.monotonic() - started
+
+
+def device_kind(device: str) -> str:
+    """What devices of this kind are called: batch sizes that fit on one fit on the others."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))[:100]
+    return "cpu"
 
 
 def default_budget(device: str) -> int:

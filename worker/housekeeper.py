@@ -1,6 +1,7 @@
-"""The parent's thread beside Celery's loop: renews leases, says that the worker lives, sweeps, and reports dead children.
+"""The parent's threads beside Celery's loop: one says that the worker lives and renews leases, one sweeps and reports losses.
 
-Celery's loop must not wait for the ledger, so whatever does stands here. An outage is logged and tried again at the next beat.
+Celery's loop must not wait for the ledger, and a heartbeat must not wait for a sweep that a half-dead Redis holds up: its
+leases would lapse. An outage is logged and tried again at the next beat.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from forebay.worker.sweeper import Sweeper
 
 log = structlog.get_logger()
 
+STOP_S = 30  # for a sweep that is under way when the worker stops
 FORGET_AFTER_S = 3600  # a worker that was killed stays listed as silent this long
 
 
 class Housekeeper:
-    """One thread. `start` it before the first job, `stop` it after the last."""
+    """Two threads. `start` it before the first job, `stop` it after the last."""
 
     def __init__(
         self, settings: Settings, queues: tuple[str, ...], store: JobStore, workers: WorkerRegistry, sweeper: Sweeper
@@ -37,42 +39,34 @@ class Housekeeper:
         self._workers = workers
         self._sweeper = sweeper
         self._lost: queue.SimpleQueue[tuple[list[str], str] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._beat_on, name="heartbeat", daemon=True),
+            threading.Thread(target=self._sweep_on, name="sweeper", daemon=True),
+        ]
         self.in_flight: InFlight | None = None
 
     def start(self) -> None:
         """Beat once, so that the worker is known before it takes a job, and go on in the background."""
         self._beat()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Finish what is being done, say that the worker has stopped, and end."""
+        self._stopped.set()
         self._lost.put(None)
-        self._thread.join(timeout=self._settings.heartbeat_s + 30)
+        for thread in self._threads:
+            thread.join(timeout=STOP_S)
         self._try("leave", lambda: self._workers.leave(self._settings.worker_name))
 
     def child_lost(self, ids: list[str], reason: str) -> None:
         """A child died with these jobs; called from Celery's loop, returns at once."""
         self._lost.put((ids, reason))
 
-    def _run(self) -> None:
-        now = time.monotonic()
-        next_beat, next_sweep = now + self._settings.heartbeat_s, now
-        while True:
-            wait = max(0.0, min(next_beat, next_sweep) - time.monotonic())
-            try:
-                item = self._lost.get(timeout=wait)
-                if item is None:
-                    return
-                self._report(*item)
-            except queue.Empty:
-                pass
-            if time.monotonic() >= next_beat:
-                self._beat()
-                next_beat = time.monotonic() + self._settings.heartbeat_s
-            if time.monotonic() >= next_sweep:
-                self._try("sweep", self._sweeper.once)
-                next_sweep = time.monotonic() + self._settings.sweep_s
+    def _beat_on(self) -> None:
+        while not self._stopped.wait(self._settings.heartbeat_s):
+            self._beat()
 
     def _beat(self) -> None:
         settings = self._settings
@@ -83,7 +77,19 @@ class Housekeeper:
             "beat",
             lambda: self._workers.beat(settings.worker_name, socket.gethostname(), settings.device, self._queues),
         )
-        self._try("forget", lambda: self._workers.forget(FORGET_AFTER_S))
+
+    def _sweep_on(self) -> None:
+        next_sweep = time.monotonic()
+        while True:
+            try:
+                item = self._lost.get(timeout=max(0.0, next_sweep - time.monotonic()))
+                if item is None:
+                    return
+                self._report(*item)
+            except queue.Empty:
+                self._try("sweep", self._sweeper.once)
+                self._try("forget", lambda: self._workers.forget(FORGET_AFTER_S))
+                next_sweep = time.monotonic() + self._settings.sweep_s
 
     def _report(self, ids: list[str], reason: str) -> None:
         if not self._try("lost", lambda: self._sweeper.lost(ids, self._settings.worker_name, reason)):
@@ -94,5 +100,9 @@ class Housekeeper:
             action()
         except ForebayError as error:
             log.warning("housekeeping_failed", what=what, worker=self._settings.worker_name, error=str(error))
-            return False
-        return True
+        except Exception:
+            # A thread that ends here would leave a worker whose leases lapse while it works.
+            log.exception("housekeeping_failed", what=what, worker=self._settings.worker_name)
+        else:
+            return True
+        return False

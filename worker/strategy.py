@@ -8,8 +8,7 @@ message keeps its own ack, events and revoke. Celery's side of the contract is t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +29,11 @@ from forebay.worker.batcher import Waiting
 log = structlog.get_logger()
 
 HAND_OVER = 1024  # ids a child gets at once
+CHECK_CHILDREN_S = 0.5  # Celery may miss the moment a child dies, and would look again after 5 s
+
+# Celery's Request acts on these or trips over odd values of them; the dispatcher sets none.
+UNUSED_HEADERS = ("eta", "expires", "shadow", "group", "stamped_headers", "stamps")
+NO_LIMIT: tuple[Any, ...] = (None, [], [None, None])
 
 Lost = Callable[[list[str], str], None]
 
@@ -42,6 +46,17 @@ class Parcel:
     model: str
     version: int
     ids: list[str]
+    priority: int
+    solo: bool
+
+    @property
+    def key(self) -> Hashable:
+        """What shares a hand-over. A solo one shares none."""
+        return ("solo", self.request.id) if self.solo else (self.model, self.version)
+
+
+class HandOverFailed(Exception):
+    """A child could not even claim its jobs; they stay queued, and a sweep sends them again."""
 
 
 class InFlight:
@@ -52,16 +67,14 @@ class InFlight:
         self._held: dict[str, list[str]] = {}
 
     def ids(self) -> list[str]:
-        """Every id handed over and not yet reported back."""
+        """Every id that a child has begun with and not yet reported back."""
         with self._lock:
             return [id for ids in self._held.values() for id in ids]
 
-    def add(self, ids: list[str]) -> str:
-        """Note a hand-over; the key to remove it by."""
-        key = uuid()
+    def add(self, key: str, ids: list[str]) -> None:
+        """A child has begun with these; `key` is to remove them by."""
         with self._lock:
             self._held[key] = ids
-        return key
 
     def remove(self, key: str) -> None:
         """The hand-over has been reported back."""
@@ -74,7 +87,7 @@ class Feeder:
 
     def __init__(self, on_lost: Lost) -> None:
         self.in_flight = InFlight()
-        self._waiting: Waiting[Parcel] = Waiting()
+        self._waiting: dict[int, Waiting[Parcel]] = {}  # by priority
         self._consumer: Any = None
         self._asked = False
         self._on_lost = on_lost
@@ -85,16 +98,15 @@ class Feeder:
         self._asked = False
         self._ask()
 
-    def put(self, parcel: Parcel, solo: bool) -> None:
-        """A message came in. A solo one never shares a hand-over."""
-        key = ("solo", parcel.request.id) if solo else (parcel.model, parcel.version)
+    def put(self, parcel: Parcel) -> None:
+        """A message came in."""
         state.task_reserved(parcel.request)
-        self._waiting.put(key, parcel, len(parcel.ids))
+        self._waiting.setdefault(parcel.priority, Waiting()).put(parcel.key, parcel, len(parcel.ids))
         self._ask()
 
     def _ask(self) -> None:
         """Ask for a free child, once; what goes to it is decided when it is there."""
-        if self._waiting and not self._asked:
+        if any(self._waiting.values()) and not self._asked:
             self._asked = True
             self._consumer.on_task_request(HandOver(self))
 
@@ -103,8 +115,9 @@ class Feeder:
         self._asked = False
         parcels: list[Parcel] = []
         if self._consumer.blueprint.state == bootsteps.RUN:
-            while self._waiting and not parcels:
-                parcels = [p for p in self._waiting.take(HAND_OVER) if not p.request.revoked()]
+            for _, waiting in sorted(self._waiting.items()):  # 0 comes first
+                while waiting and not parcels:
+                    parcels = [p for p in waiting.take(HAND_OVER) if not p.request.revoked()]
         return parcels
 
     def handed_over(self) -> None:
@@ -130,22 +143,22 @@ class HandOver:
             raise TaskRevokedError("nothing waits")
         ids = list(dict.fromkeys(id for p in parcels for id in p.ids))
         requests = [p.request for p in parcels]
-        key = feeder.in_flight.add(ids)
+        key = str(uuid())
 
         def done(result: Any) -> None:
             feeder.in_flight.remove(key)
-            for request in _each(requests):
-                request.on_success(result)
+            failed, words, _ = result
+            einfo = _error_info(words) if failed else None
+            _each(requests, lambda r: r.on_success(result) if einfo is None else r.on_failure(einfo, return_ok=True))
 
         def lost(einfo: ExceptionInfo) -> None:
             feeder.in_flight.remove(key)
-            feeder.lost(ids, str(einfo.exception))
-            for request in _each(requests):
-                request.on_failure(einfo)
+            feeder.lost(ids, _reason(einfo))
+            _each(requests, lambda r: r.on_failure(einfo))
 
         def accepted(pid: int, at: float) -> None:
-            for request in _each(requests):
-                request.on_accepted(pid, at)  # also acknowledges: from here on the ledger answers for the jobs
+            feeder.in_flight.add(key, ids)  # not earlier: at a reconnect Celery drops, unheard, what no child has begun
+            _each(requests, lambda r: r.on_accepted(pid, at))  # also acknowledges: now the ledger answers for the jobs
 
         result = pool.apply_async(
             child.run_ids,
@@ -159,19 +172,26 @@ class HandOver:
         return result
 
 
-def _each(requests: Sequence[Any]) -> Iterator[Any]:
-    """The requests one by one; an error in one callback is logged and does not starve the others."""
+def _each(requests: Sequence[Any], action: Callable[[Any], object]) -> None:
+    """Tell each request; an error in one is logged and does not starve the others, nor end Celery's loop."""
     for request in requests:
-        with _logged(request):
-            yield request
+        try:
+            action(request)
+        except Exception:
+            log.exception("message_callback_failed", message=request.id)
 
 
-@contextmanager
-def _logged(request: Any) -> Iterator[None]:
+def _reason(einfo: ExceptionInfo) -> str:
+    """What became of the child, without the traceback that billiard wraps around it."""
+    return str(getattr(einfo.exception, "exc", einfo.exception))
+
+
+def _error_info(words: str) -> ExceptionInfo:
+    """A failed hand-over as Celery wants it told."""
     try:
-        yield
-    except Exception:
-        log.exception("message_callback_failed", message=request.id)
+        raise HandOverFailed(words)
+    except HandOverFailed:
+        return ExceptionInfo()
 
 
 def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
@@ -200,8 +220,9 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
         for callback in callbacks or ():
             callback(request)
         model, version, ids, solo = args
-        feeder.put(Parcel(request, model, version, ids), solo)
+        feeder.put(Parcel(request, model, version, ids, _priority(message), solo))
 
+    consumer.hub.call_repeatedly(CHECK_CHILDREN_S, consumer.pool.maintain_pool)  # until the next reconnect
     feeder.attach(consumer)
     return handler
 
@@ -209,9 +230,17 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
 def _read(message: Any) -> tuple[str, int, list[str], bool]:
     """The envelope in a message; InvalidTaskError, which Celery rejects and survives, for anything else."""
     try:
-        payload = message.payload
-        if not isinstance(payload, list | tuple) or len(payload) != 3:
-            raise InvalidInput("the body is not [args, kwargs, embed]")
-        return check_args(payload[0])
-    except (InvalidInput, TypeError, ValueError, KeyError) as error:
+        asked = [name for name in UNUSED_HEADERS if message.headers.get(name)]
+        if asked or message.headers.get("timelimit") not in NO_LIMIT:
+            raise InvalidInput(f"an envelope carries no {', '.join(asked) or 'timelimit'}")
+        args, kwargs, embed = message.payload
+        if kwargs or any(embed.values()):
+            raise InvalidInput("an envelope has no keyword arguments, callbacks or chords")
+        return check_args(args)
+    except (InvalidInput, AttributeError, TypeError, ValueError, KeyError) as error:
         raise InvalidTaskError(f"no envelope of ours: {error}") from error
+
+
+def _priority(message: Any) -> int:
+    priority = message.properties.get("priority")
+    return priority if type(priority) is int and 0 <= priority <= 9 else 0

@@ -72,11 +72,10 @@ def _from_file(file: Path, dtype: str) -> Inputs:
 
 def _load_numpy(file: Path) -> Inputs:
     try:
-        loaded = np.load(file.expanduser(), allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return Inputs([loaded])
-        with loaded:
-            return Inputs([{name: loaded[name] for name in loaded.files}])
+        with file.expanduser().open("rb") as opened:  # np.load given a name leaves a broken archive open
+            loaded = np.load(opened, allow_pickle=False)
+            archive = isinstance(loaded, np.lib.npyio.NpzFile)
+            return Inputs([{name: loaded[name] for name in loaded.files} if archive else loaded])
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise cannot("read", file, error) from error
 

@@ -101,7 +101,7 @@ def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = F
         print_json(infos)
     else:
         _print_states([(info.id, info.state, _reason(info)) for info in infos])
-    raise_unless_succeeded([info.state for info in infos], infos[0].id if len(infos) == 1 else None)
+    raise_unless_succeeded([info.state for info in infos], jobs)
 
 
 @jobs_app.command(
@@ -159,7 +159,7 @@ def result(
             wait_for(client, [job], wait_s)
         elif not job.done():
             raise ResultTimeout(f"job {id} is {job.state} and has no result yet; wait for it with --timeout 60")
-        show_one(job, wait_s if wait_s is not None else 10.0, output, as_json)
+        show_one(job, output, as_json)
 
 
 def _find(client: Client, ids: Sequence[str]) -> list[Job]:

@@ -67,6 +67,9 @@ def register(
     outputs: Outputs = None,
     max_batch_size: Annotated[int, typer.Option(metavar="N", help="Rows in one forward pass, at most.")] = 32,
     batch_wait_timeout_s: Annotated[float, typer.Option(metavar="S", help="Wait so long for a batch to fill.")] = 0.0,
+    max_batch_tokens: Annotated[int | None, typer.Option(metavar="N", help="Padded tokens in one, at most.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Compute in bfloat16 or float16.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the forward pass at load.")] = False,
     gpu: Annotated[float | None, typer.Option(metavar="N", help="GPUs it needs.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="GPU memory it needs: 2GiB.")] = None,
     cpu: Annotated[float | None, typer.Option(metavar="N", help="CPU cores it needs.")] = None,
@@ -84,20 +87,21 @@ def register(
     wanted = {"gpu": gpu, "gpu_memory": gpu_memory, "cpu": cpu, "memory": memory}
     if alias is not None:
         check_alias(alias)
-    described = json_option(inputs, "--inputs"), json_option(outputs, "--outputs")
+    terms: dict[str, Any] = {
+        "runtime": runtime,
+        "inputs": json_option(inputs, "--inputs"),
+        "outputs": json_option(outputs, "--outputs"),
+        "max_batch_size": max_batch_size,
+        "batch_wait_timeout_s": batch_wait_timeout_s,
+        "max_batch_tokens": max_batch_tokens,
+        "dtype": dtype,
+        "compile": compile,
+        "resources": {key: value for key, value in wanted.items() if value is not None},
+        "options": pairs(option, "--option"),
+        "metadata": pairs(metadata, "--metadata"),
+    }
     with open_client(home) as client:
-        model = client.models.register(
-            name,
-            artifact,
-            runtime=runtime,
-            inputs=described[0],
-            outputs=described[1],
-            max_batch_size=max_batch_size,
-            batch_wait_timeout_s=batch_wait_timeout_s,
-            resources={key: value for key, value in wanted.items() if value is not None},
-            options=pairs(option, "--option"),
-            metadata=pairs(metadata, "--metadata"),
-        )
+        model = client.models.register(name, artifact, **terms)
         if alias is not None:
             model = client.models.set_alias(name, alias, model.version)
     print_json(_as_json(model)) if as_json else _show(model)
@@ -203,9 +207,7 @@ def delete(
 def _agreed(model: ModelVersion) -> bool:
     if not sys.stdin.isatty():
         raise InvalidInput(f"deleting {model.ref} cannot be undone and there is no terminal to ask on; add --yes")
-    return typer.confirm(
-        f"Delete {model.ref} ({model.runtime}, {format_bytes(model.artifact_bytes)}) for good?", err=True
-    )
+    return typer.confirm(f"Delete {model.ref} ({model.runtime}, {_size(model) or 'no artifact'}) for good?", err=True)
 
 
 def _as_json(model: ModelVersion) -> dict[str, Any]:
@@ -244,6 +246,9 @@ def _show(model: ModelVersion) -> None:
             "inputs": _brief(model.signature.inputs) or "unchecked",
             "outputs": _brief(model.signature.outputs) or "unchecked",
             "max batch size": model.max_batch_size,
+            "max batch tokens": model.max_batch_tokens,
+            "computes in": model.dtype,
+            "compiled": "at load" if model.compile else None,
             "batch wait": f"{model.batch_wait_timeout_s:g} s" if model.batch_wait_timeout_s else None,
             "resources": resources_text(model.resources),
             "options": pairs_text(model.options),

@@ -62,7 +62,7 @@ def json_option(text: str | None, what: str) -> Any:
 
 def read_text(path: Path) -> str:
     """A file's text; InvalidInput when it cannot be read."""
-    return as_text(read_bytes(path), str(path))
+    return as_text(read_bytes(path), shown(str(path)))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -78,7 +78,7 @@ def as_text(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{shown(where)} is not UTF-8 text: {error}") from error
+        raise InvalidInput(f"{where} is not UTF-8 text: {error}") from error
 
 
 def cannot(act: str, path: Path, error: Exception) -> InvalidInput:
@@ -107,16 +107,14 @@ def timeout_s(text: str | None) -> float | None:
 
 
 def deadline(text: str | None) -> float | datetime | None:
-    """`--deadline`, as seconds from now or as a point in time."""
+    """`--deadline`, as seconds from now or as a point in time; a date without a time zone is meant in the local one."""
     if text is None:
         return None
     try:
-        return datetime.fromisoformat(text) if "-" in text or "T" in text else _duration(text, "--deadline")
-    except ValueError as error:
-        raise InvalidInput(
-            f"--deadline {shown(text)} is neither a time from now (90, 15m, 12h) nor a date with a time zone, "
-            "such as 2030-01-31T18:00+01:00"
-        ) from error
+        return datetime.fromisoformat(text).astimezone() if "-" in text else _duration(text, "--deadline")
+    except (ValueError, OverflowError) as error:
+        what = "a time from now (90, 15m, 12h) or a date (2030-01-31, 2030-01-31T18:00, 2030-01-31T18:00Z)"
+        raise InvalidInput(f"--deadline {shown(text)} is not {what}") from error
 
 
 def _duration(text: str, option: str) -> float:

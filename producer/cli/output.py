@@ -57,7 +57,8 @@ _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 def clear_errors() -> Iterator[None]:
     """Around or (as a decorator) on a command: each ForebayError ends it with one line on stderr, never a traceback.
 
-    Exit status 2 for what was asked wrongly, 1 for a failed job or service, 130 for Ctrl-C, 141 for a closed pipe.
+    Exit status 2 for what was asked wrongly, 1 for a failed job or service, 130 for Ctrl-C, 141 for a closed pipe. It leaves
+    by SystemExit, which holds inside a Typer app and around one.
     """
     try:
         yield
@@ -66,16 +67,16 @@ def clear_errors() -> Iterator[None]:
         fail(error)
     except KeyboardInterrupt:
         say("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         _drop_stdout()
-        raise typer.Exit(BROKEN_PIPE) from None
+        raise SystemExit(BROKEN_PIPE) from None
 
 
 def fail(error: errors.ForebayError) -> NoReturn:
     """End the command with `error: …` on stderr and the error's exit status."""
     say_error(error)
-    raise typer.Exit(exit_status(error)) from None
+    raise SystemExit(exit_status(error)) from None
 
 
 def exit_status(error: errors.ForebayError) -> int:

@@ -104,11 +104,11 @@ def predict(
         if no_wait:
             _print_ids(jobs, as_json)
             return
-        ended = wait_for(client, jobs, wait_s)
+        wait_for(client, jobs, wait_s)
         if inputs.many:
             show_many(jobs, output, as_json)
         else:
-            show_one(jobs[0], wait_s if ended else 0.0, output, as_json)
+            show_one(jobs[0], output, as_json)
 
 
 def _submit(client: Client, ref: str, inputs: Inputs, terms: dict[str, Any]) -> list[Job]:

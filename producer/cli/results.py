@@ -25,8 +25,8 @@ OUTPUTS = (".npy", ".npz", ".json", ".jsonl", ".ndjson")
 ARRIVES_S = 10.0  # between a final state in the ledger and its delivery to the handle lies one poll
 
 
-def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> bool:
-    """Wait for all jobs, behind a bar on a terminal; False when some have not ended within `timeout` seconds.
+def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None:
+    """Wait for all jobs, at most `timeout` seconds, behind a bar on a terminal.
 
     Ctrl-C ends the command with status 130, and says that the jobs go on.
     """
@@ -35,8 +35,9 @@ def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> bool
         if not info.state.final:
             _note_unserved(client, info.queue)
         if len(jobs) > 1:
-            return watch(jobs, timeout)
-        return jobs[0].wait(timeout, progress=info.kind is not JobKind.PREDICT)
+            watch(jobs, timeout)
+        else:
+            jobs[0].wait(timeout, progress=info.kind is not JobKind.PREDICT)
     except KeyboardInterrupt:
         which = f"the job goes on: forebay jobs wait {jobs[0].id}"
         say(f"interrupted; {which if len(jobs) == 1 else f'the {len(jobs)} jobs go on: forebay jobs list'}")
@@ -64,18 +65,17 @@ def _error(error: ForebayError) -> dict[str, str]:
     return {"type": type(error).__name__, "message": str(error)}
 
 
-def show_one(job: Job, timeout: float | None, output: Path | None, as_json: bool) -> None:
-    """Print or save the result of a job, and raise what it raises."""
-    error = job.exception(timeout)
+def show_one(job: Job, output: Path | None, as_json: bool) -> None:
+    """Print or save the result of a job that was waited for; ResultTimeout, or what the job raises, when it has none."""
     if as_json and output is None:
         print_json_line(outcome(job))
-    if error is not None:
-        raise error
+    if not job.done():
+        raise_unless_succeeded([job.state], [job])
+    result = job.result(ARRIVES_S)
     if output is not None:
-        save(job.result(timeout), output)
+        save(result, output)
         _report(output, 1, as_json)
     elif not as_json:
-        result = job.result(timeout)
         write(result) if isinstance(result, str) else print_json_line(result)
 
 
@@ -90,7 +90,7 @@ def show_many(jobs: Sequence[Job], output: Path | None, as_json: bool) -> None:
         outcomes = [outcome(job) for job in jobs]
         states = [one["state"] for one in outcomes]
         _save_many(outcomes, output, as_json)
-    raise_unless_succeeded(states, jobs[0].id if len(jobs) == 1 else None)
+    raise_unless_succeeded(states, jobs)
 
 
 def _print_outcome(job: Job) -> JobState:
@@ -110,17 +110,16 @@ def _save_many(outcomes: Sequence[dict[str, Any]], output: Path, as_json: bool) 
     _report(output, len(outcomes), as_json)
 
 
-def raise_unless_succeeded(states: Sequence[JobState], id: str | None = None) -> None:
+def raise_unless_succeeded(states: Sequence[JobState], jobs: Sequence[Job]) -> None:
     """JobFailed, or ResultTimeout when jobs still go on, unless every state is `succeeded`."""
     late = sum(not state.final for state in states)
     bad = sum(state.final and state is not JobState.SUCCEEDED for state in states)
-    of = f"{len(states)} jobs" if id is None else f"1 job ({id})"
+    if late and len(jobs) == 1:
+        raise ResultTimeout(f"job {jobs[0].id} is {states[0]} and goes on: forebay jobs wait {jobs[0].id}")
     if late:
-        raise ResultTimeout(
-            f"{late} of {of} {'has' if late == 1 else 'have'} not ended in time; they go on: forebay jobs wait"
-        )
+        raise ResultTimeout(f"{late} of {len(jobs)} jobs have not ended in time; they go on: forebay jobs wait")
     if bad:
-        raise JobFailed(f"{bad} of {of} did not succeed")
+        raise JobFailed(f"{bad} of {len(jobs)} jobs did not succeed")
 
 
 def check_output(output: Path | None) -> None:

@@ -14,10 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from forebay.contract.errors import InvalidInput
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli import attach
-from forebay.producer.cli.output import clear_errors, print_json
+from forebay.producer.cli.output import USAGE, clear_errors, print_json, say
+
+WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
 
 app = typer.Typer(
     name="forebay",
@@ -81,24 +84,20 @@ def status(home: Home = None, json: Json = False) -> None:
 
     Example: `forebay status --json`
     """
+    from forebay.doctor import live_workers
     from forebay.stack import read_stack
-    from forebay.storage.ledger import Ledger
-    from forebay.storage.workers import WorkerRegistry
 
     settings = Settings.load(home=home)
     stack = read_stack(settings.home)
-    ledger = Ledger(settings.database)
-    try:
-        workers = WorkerRegistry(ledger).alive(3 * settings.heartbeat_s)
-    finally:
-        ledger.close()
+    workers, ledger = live_workers(settings)
     if json:
-        public = None if stack is None else stack | {"broker": mask_password(stack["broker"])}
-        print_json({"home": str(settings.home), "stack": public, "workers": [asdict(w) for w in workers]})
+        masked = {name: mask_password(stack[name]) for name in ("broker", "database")} if stack else {}
+        public = stack and stack | masked
+        print_json({"home": str(settings.home), "stack": public, "ledger": ledger, "workers": workers})
         return
     typer.echo(f"stack    {_processes(stack) if stack else f'none runs in {settings.home}'}")
     typer.echo(f"queue    {mask_password(settings.broker) or 'none'}")
-    typer.echo(f"ledger   {mask_password(settings.database)}")
+    typer.echo(f"ledger   {ledger}")
     for worker in workers:
         typer.echo(f"worker   {worker.name} on {worker.device}, queues {', '.join(worker.queues)}")
     if not workers:
@@ -212,6 +211,40 @@ def demo(
     raise typer.Exit(run(keep=keep))
 
 
+@app.command(rich_help_panel=RUN)
+def bench(
+    workloads: Annotated[str, typer.Option(help="Workloads, by comma: W1, W1s, W2, W4.")] = "W1,W1s,W2,W4",
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
+    jobs: Annotated[int | None, typer.Option(min=64, help="Jobs in a run.", show_default=False)] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write a table and a chart here.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Measure Forebay against a bare torch loop and plain Celery, in turn, in one run.
+
+    Example: `forebay bench --workloads W1 --rounds 5`
+    """
+    from forebay.bench import run
+    from forebay.bench.workloads import JOBS
+
+    names = [name.strip() for name in workloads.split(",") if name.strip()]
+    unknown = [name for name in names if name not in JOBS]
+    if unknown or not names:
+        raise InvalidInput(
+            f"no workload is called {unknown[0] if unknown else workloads!r}; there are {', '.join(JOBS)}"
+        )
+    figures = run.run(names, rounds, jobs)
+    if docs is not None:
+        from forebay.bench.chart import write
+
+        for path in write(figures, docs, rounds):
+            typer.echo(f"wrote {path}", err=True)
+    if json:
+        typer.echo(run.as_json(figures))
+    else:
+        for table in run.as_tables(figures):
+            Console().print(table)
+
+
 @db.command("upgrade")
 def db_upgrade(home: Home = None) -> None:
     """Bring the ledger's tables to what this Forebay needs; makes a missing SQLite file.
@@ -267,6 +300,21 @@ def _say_ready(stack: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """The entry point: every error of ours is one line and an exit status, never a traceback."""
+    """The entry point: every error, a wrong argument too, is one line and an exit status, never a traceback."""
     with clear_errors():
-        app()
+        try:
+            status = app(prog_name="forebay", standalone_mode=False)
+        except WRONG_USAGE as error:
+            raise SystemExit(_say_usage(error)) from None
+        except typer.Abort:
+            raise SystemExit(1) from None
+    raise SystemExit(status)
+
+
+def _say_usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its text is the whole help
+        error.show()
+        return USAGE
+    command = error.ctx.command_path if error.ctx else "forebay"
+    say(f"error: {error.format_message().rstrip('.')}; see `{command} --help`")
+    return USAGE

@@ -9,10 +9,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.util import find_spec
 
 from forebay.contract.celery_app import connect_redis
-from forebay.contract.errors import ForebayError
+from forebay.contract.errors import ForebayError, LedgerUnavailable
 from forebay.contract.settings import Settings, mask_password
 from forebay.storage.blobs import BlobStore
 from forebay.storage.ledger import Ledger
@@ -69,14 +70,25 @@ def worker_is_well(settings: Settings) -> list[Finding]:
     ]
 
 
+def live_workers(settings: Settings) -> tuple[list[WorkerInfo], str]:
+    """The workers that beat lately, and the ledger that knows them; on a new machine why there is none."""
+    try:
+        return _alive(settings), mask_password(settings.database)
+    except LedgerUnavailable as error:
+        return [], str(error)
+
+
 def url_answers(url: str) -> Finding:
     """Whether a GET of `url` is answered with 200."""
 
     def get() -> str:
         if not url.startswith(("http://", "https://")):
             raise ForebayError(f"{url!r} is no http address")
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the scheme is checked above
-            return f"{answer.status}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the scheme is checked above
+                return f"{answer.status}"
+        except (ValueError, HTTPException) as error:
+            raise ForebayError(f"{url!r} gives no answer: {error}") from error
 
     return _try(url, get, "look at the log of what should answer there")
 

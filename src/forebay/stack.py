@@ -1,7 +1,8 @@
 """`forebay up`: the embedded queue, the ledger, a worker and the dashboard as one thing that starts and stops together.
 
 What is configured already (FOREBAY_BROKER, FOREBAY_DATABASE) is used instead of being started. Everything this starts it
-also ends, by pid, and it ends nothing else. `<home>/stack.json` says what runs, for this user's eyes only.
+also ends, by pid, and it ends nothing else: its processes carry a mark in their environment, so that those which a killed
+parent left behind are found. `<home>/stack.json` says what runs, for this user's eyes only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +36,8 @@ log = structlog.get_logger()
 READY_S = 120  # a first start imports torch from a cold disk
 STOP_S = 90
 RESTART_S = 2.0
+LEFT_OVER_S = 10  # for what a killed parent left behind to finish
+MARK = "FOREBAY_STACK"  # the home, in the environment of everything the stack starts
 
 
 class StackError(ForebayError):
@@ -59,7 +63,6 @@ class Stack:
         self._file = home / STACK_FILE
         self._stop = threading.Event()
         self._valkey: Valkey | None = None
-        self._env = os.environ | {"FOREBAY_HOME": str(home)}
         worker = ["worker", "--concurrency", str(concurrency), *(["--queues", queues] if queues else [])]
         self._dashboard = ""
         self._parts = [Part("worker", worker), *([Part("dashboard", ["dashboard"])] if dashboard else [])]
@@ -70,9 +73,11 @@ class Stack:
         with (self._home / "stack.lock").open("w") as lock:
             _lock(lock, self._home)
             self._file.unlink(missing_ok=True)
+            os.environ.update({MARK: str(self._home), "FOREBAY_HOME": str(self._home)})
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self._stop.set())
             try:
+                self._end_left_over()
                 settings = self._start()
                 if self._await_worker(settings):
                     self._describe(settings, ready=True)
@@ -90,10 +95,10 @@ class Stack:
             self._valkey = Valkey(self._home / "valkey")
             self._valkey.start()
             settings = Settings.load(home=self._home, broker=self._valkey.url)
-        self._env |= {"FOREBAY_BROKER": settings.broker, "FOREBAY_DATABASE": settings.database}
+        os.environ.update({"FOREBAY_BROKER": settings.broker, "FOREBAY_DATABASE": settings.database})
         if any(part.name == "dashboard" for part in self._parts):
             port = free_port(settings.dashboard_host, settings.dashboard_port)
-            self._env["FOREBAY_DASHBOARD_PORT"] = str(port)
+            os.environ["FOREBAY_DASHBOARD_PORT"] = str(port)
             self._dashboard = f"http://{settings.dashboard_host}:{port}"
         ledger = Ledger(settings.database, create=True)
         try:
@@ -112,16 +117,17 @@ class Stack:
         command = [sys.executable, "-m", "forebay", *part.command]
         # A session of its own: Ctrl-C reaches this process only, which then stops the parts in order.
         part.process = subprocess.Popen(
-            command, env=self._env, stdin=subprocess.DEVNULL, stdout=part.log, stderr=part.log, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=part.log, stderr=part.log, start_new_session=True
         )
 
     def _await_worker(self, settings: Settings) -> bool:
         """Until a worker has beaten; StackError with the end of its log when it does not come up."""
         ledger, worker = Ledger(settings.database), self._parts[0]
-        started, deadline = ledger.now(), time.monotonic() + READY_S
+        host, started, deadline = socket.gethostname(), ledger.now(), time.monotonic() + READY_S
         try:
-            while not self._stop.is_set():
-                if any(w.started_at.timestamp() >= started - 1 for w in WorkerRegistry(ledger).alive(60)):
+            while not self._stop.is_set():  # by the heartbeat: a killed worker's row, its start too, may be taken over
+                alive = WorkerRegistry(ledger).alive(READY_S)
+                if any(w.host == host and w.heartbeat_at.timestamp() >= started for w in alive):
                     return True
                 if worker.process is not None and worker.process.poll() is not None:
                     raise StackError(f"the worker did not start:\n{tail(self._home / 'logs' / 'worker.log')}")
@@ -141,6 +147,7 @@ class Stack:
         for part in self._parts:
             if part.process is not None and part.process.poll() is not None:
                 log.error("part_died", part=part.name, status=part.process.returncode, again_in_s=RESTART_S)
+                self._end_left_over()
                 part.process, part.due = None, time.monotonic() + RESTART_S
             if part.process is None and time.monotonic() >= part.due:
                 self._launch(part)
@@ -178,7 +185,20 @@ class Stack:
                 part.log.close()
         if self._valkey is not None:
             self._valkey.stop()
+        self._end_left_over()
         self._file.unlink(missing_ok=True)
+
+    def _end_left_over(self) -> None:
+        """End what a killed part, or a killed stack of this home, has left running: marked, but no child of ours."""
+        ours = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
+        left = [p for p in psutil.process_iter() if p.pid not in ours and _mark(p) == str(self._home)]
+        for process in left:
+            log.warning("left_over_ended", pid=process.pid)
+            with suppress(psutil.Error):
+                process.terminate()
+        for process in psutil.wait_procs(left, LEFT_OVER_S)[1]:
+            with suppress(psutil.Error):
+                process.kill()
 
 
 def read_stack(home: Path) -> dict[str, Any] | None:
@@ -195,7 +215,7 @@ def read_stack(home: Path) -> dict[str, Any] | None:
 def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
     """Start `forebay up` in the background and return once it is ready; StackError with the reason when it is not."""
     if read_stack(home) is not None:
-        raise StackError(f"a stack runs in {home} already; see `forebay status --home {home}`")
+        raise _runs_already(home)
     (home / "logs").mkdir(parents=True, exist_ok=True)
     output = home / "logs" / "up.log"
     command = [sys.executable, "-m", "forebay", "up", "--home", str(home), *arguments]
@@ -204,9 +224,11 @@ def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
     deadline = time.monotonic() + READY_S + 30
     while time.monotonic() < deadline:
         content = read_stack(home)
-        if content is not None and content["ready"]:
+        if content is not None and content["ready"] and content["pid"] == process.pid:
             return content
         if process.poll() is not None:
+            if content is not None:  # two were started at once, and the other one came first
+                raise _runs_already(home)
             raise StackError(f"the stack did not start:\n{tail(output)}")
         time.sleep(0.1)
     process.terminate()
@@ -242,7 +264,18 @@ def _lock(file: IO[str], home: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise InvalidInput(f"a stack runs in {home} already; stop it with `forebay down --home {home}`") from None
+        raise _runs_already(home) from None
+
+
+def _runs_already(home: Path) -> InvalidInput:
+    return InvalidInput(f"a stack runs in {home} already; look at it with `forebay status --home {home}`")
+
+
+def _mark(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(MARK)
+    except psutil.Error:  # gone, or another user's
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

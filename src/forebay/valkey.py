@@ -9,6 +9,7 @@ import secrets
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -47,7 +48,8 @@ class Valkey:
                 [str(_program()), "-"], stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
             )
         assert self._process.stdin is not None  # noqa: S101 - PIPE was asked for
-        with self._process.stdin as pipe:  # not on the command line, where every user could read the password
+        # Not on the command line, where every user could read the password. A server that has ended says why in its log.
+        with suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(self._config().encode())
         deadline = time.monotonic() + START_S
         while not self._answers():
@@ -79,6 +81,7 @@ class Valkey:
             "save": '""',
             "maxmemory-policy": "noeviction",  # a full queue must refuse a message, never drop one
             "daemonize": "no",
+            "set-proc-title": "no",  # the title is written over the environment, by which the stack knows its processes
         }
         return "".join(f"{name} {value}\n" for name, value in lines.items())
 

@@ -40,8 +40,9 @@ _NEEDS = {
 
 
 class Model(Protocol):
-    """A loaded version. It may also have `preprocess(row)`, `postprocess(row)`, `cost(row) -> int`, `nbytes() -> int`
-    and `sample_row()`, a row to warm up with.
+    """A loaded version. It may also have `preprocess(row)`, `postprocess(row)`, `cost(row) -> int` (tokens, say: rows of
+    like cost then share a batch), `nbytes() -> int`, `sample_row()`, a row to warm up with, and `prepare(rows)` with
+    `run(prepared)`, the two halves of `predict`: the next batch is then prepared while one runs.
     """  # fmt: skip
 
     def predict(self, rows: Sequence[Row]) -> Sequence[Row]:

@@ -18,6 +18,7 @@ from forebay.contract.errors import ForebayError, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Field, Row
 from forebay.worker.runtimes.allowed import import_allowed
+from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import split, stack, tensor_bytes
 
 
@@ -38,26 +39,41 @@ class Safetensors:
         _fill(module, _weights(path, spec), spec)
         outputs = spec.signature.outputs
         names = None if outputs is None else [field.name for field in outputs]
-        return ModuleModel(module.eval().to(device), device, spec.signature.inputs, names)
+        module = module.eval().to(device)
+        return ModuleModel(module, tuned(module, spec, device), device, spec.signature.inputs, names)
 
 
 class ModuleModel:
     """A module fed one batched tensor, or several by name."""
 
     def __init__(
-        self, module: nn.Module, device: str, inputs: Sequence[Field] | None, outputs: Sequence[str] | None
+        self,
+        module: nn.Module,
+        forward: Forward,
+        device: str,
+        inputs: Sequence[Field] | None,
+        outputs: Sequence[str] | None,
     ) -> None:
         self._module = module
+        self._forward = forward
         self._device = device
         self._inputs = inputs
         self._outputs = outputs
 
-    @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         """One forward pass."""
-        tensors = stack(rows, self._inputs, self._device)
-        output = self._module(*tensors.values()) if len(tensors) == 1 else self._module(**tensors)
-        return split(output, len(rows), self._outputs)
+        return self.run(self.prepare(rows))
+
+    def prepare(self, rows: Sequence[Row]) -> tuple[dict[str, Tensor], int]:
+        """The rows as tensors on the device, and how many they are."""
+        return stack(rows, self._inputs, self._device), len(rows)
+
+    @torch.inference_mode()
+    def run(self, prepared: tuple[dict[str, Tensor], int]) -> list[Row]:
+        """The forward pass."""
+        tensors, count = prepared
+        output = self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
+        return split(output, count, self._outputs)
 
     def nbytes(self) -> int:
         """Bytes of parameters and buffers."""

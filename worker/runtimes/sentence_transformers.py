@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
+from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import tensor_bytes
 
 _PICKLED = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
@@ -51,23 +51,33 @@ class SentenceTransformers:
             raise
         except Exception as error:  # the library raises whatever its layers raise
             raise ModelLoadFailed(f"{spec.ref}: sentence-transformers cannot load it: {error}") from error
-        return TextEmbedder(model.eval())
+        return TextEmbedder(model.eval(), tuned(model, spec, device))
 
 
 class TextEmbedder:
     """One float32 vector `(dim,)` per text, in order."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, forward: Forward) -> None:
         self._model = model
+        self._forward = forward
         self._longest = int(getattr(model, "max_seq_length", None) or 512)
 
-    @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         """One pass over all rows; the caller chose how many fit."""
-        vectors = self._model.encode(
-            [_text(row) for row in rows], batch_size=max(1, len(rows)), convert_to_numpy=True, show_progress_bar=False
-        )  # (batch, dim)
-        return [np.array(vector, dtype=np.float32) for vector in vectors]
+        return self.run(self.prepare(rows))
+
+    def prepare(self, rows: Sequence[Row]) -> Any:
+        """The rows' tokens, padded to the longest and on the device; what `encode` does before its forward pass."""
+        texts = [_text(row) for row in rows]
+        name = self._model.default_prompt_name
+        tokens = self._model.preprocess(texts, prompt=self._model.prompts[name] if name else None)
+        return {key: _on(value, self._model.device) for key, value in tokens.items()}
+
+    @torch.inference_mode()
+    def run(self, prepared: Any) -> list[Row]:
+        """The forward pass, and what `encode` does after it."""
+        vectors = self._forward(prepared)["sentence_embedding"][:, : self._model.truncate_dim]  # (batch, dim)
+        return list(vectors.to("cpu", torch.float32).numpy())
 
     def cost(self, row: Row) -> int:
         """About how many tokens the text has, special ones included: rows of like cost pad little."""
@@ -76,6 +86,10 @@ class TextEmbedder:
     def nbytes(self) -> int:
         """Bytes of parameters and buffers."""
         return tensor_bytes(dict(self._model.named_parameters()), dict(self._model.named_buffers()))
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 def refuse_unsafe_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.pt2 import Pt2Tensor
 from forebay.contract.signature import Field, Row
 from forebay.worker.runtimes.archive import ArchiveFacts, inspect_pt2, write_safe_copy
+from forebay.worker.runtimes.speed import tuned
 from forebay.worker.runtimes.tensors import LONE, split, stack, tensor_bytes
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -42,25 +43,33 @@ class TorchExport:
         facts = inspect_pt2(path, device)
         program = _load(path, facts, spec)
         _refuse_odd_targets(program, spec)
-        return ExportedModel(program, facts, device, _declared(facts, spec))
+        return ExportedModel(program, facts, device, spec)
 
 
 class ExportedModel:
     """An exported program that takes any number of rows, within and beyond the batch sizes it was exported for."""
 
-    def __init__(self, program: ExportedProgram, facts: ArchiveFacts, device: str, fields: list[Field]) -> None:
+    def __init__(self, program: ExportedProgram, facts: ArchiveFacts, device: str, spec: ModelVersion) -> None:
         self._facts = facts
         self._device = device
-        self._fields = fields
+        self._fields = _declared(facts, spec)
         self._bytes = tensor_bytes(program.state_dict, program.constants)
         self._in_spec = program.call_spec.in_spec
         self._dtypes = _input_dtypes(program)
-        self._module = program.module()
+        self._module = tuned(program.module(), spec, device)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         """Forward passes of at most the largest batch the program takes."""
+        return self.run(self.prepare(rows))
+
+    def prepare(self, rows: Sequence[Row]) -> list[tuple[list[torch.Tensor], int]]:
+        """The rows as tensors on the device, in parts of at most that size, each with its number of rows."""
         step = self._facts.most or len(rows) or 1
-        return [row for start in range(0, len(rows), step) for row in self._forward(rows[start : start + step])]
+        return [self._stacked(rows[start : start + step]) for start in range(0, len(rows), step)]
+
+    def run(self, prepared: list[tuple[list[torch.Tensor], int]]) -> list[Row]:
+        """A forward pass for each part."""
+        return [row for flat, count in prepared for row in self._forward(flat, count)]
 
     def nbytes(self) -> int:
         """Bytes of weights, buffers and constants."""
@@ -71,15 +80,17 @@ class ExportedModel:
         pairs = zip(self._fields, self._facts.inputs, strict=True)
         return {field.name: np.zeros(tensor.example, tensor.dtype) for field, tensor in pairs}
 
-    @torch.inference_mode()
-    def _forward(self, rows: Sequence[Row]) -> list[Row]:
+    def _stacked(self, rows: Sequence[Row]) -> tuple[list[torch.Tensor], int]:
         # torch.export may have taken "at least 2" for granted, so a smaller batch is filled up and the rest cut off.
         padded = [*rows, *[rows[0]] * (self._facts.least - len(rows))]
         tensors = stack(padded, self._fields, self._device).values()
-        flat = [tensor.to(dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
+        return [tensor.to(dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)], len(rows)
+
+    @torch.inference_mode()
+    def _forward(self, flat: list[torch.Tensor], count: int) -> list[Row]:
         args, kwargs = pytree.tree_unflatten(flat, self._in_spec)
         leaves = [leaf for leaf in pytree.tree_leaves(self._module(*args, **kwargs)) if leaf is not None]
-        return split(leaves, len(padded), [output.name for output in self._facts.outputs])[: len(rows)]
+        return split(leaves, max(count, self._facts.least), [output.name for output in self._facts.outputs])[:count]
 
 
 def _load(path: Path, facts: ArchiveFacts, spec: ModelVersion) -> ExportedProgram:

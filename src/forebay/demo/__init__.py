@@ -43,7 +43,9 @@ def run(*, keep: bool) -> int:
         with Client(Settings.load(home=home, broker=stack["broker"], database=stack["database"])) as client:
             good = digits.run(client, console, home)
             good = sentences.run(client, console) and good
-        console.print(f"\ndashboard: {stack['dashboard']}" + ("" if keep else " (stops with the demo; --keep leaves it up)"))
+        console.print(
+            f"\ndashboard: {stack['dashboard']}" + ("" if keep else " (stops with the demo; --keep leaves it up)")
+        )
         _say_what_next(console, home, keep)
         return 0 if good else 1
     finally:

@@ -62,6 +62,9 @@ def direct(folder: Path, texts: list[str]) -> NDArray[np.float32]:
 def real_sentences(count: int) -> list[str]:
     """English sentences from Python's own reference, which every installation carries; evenly spread over its topics."""
     prose = " ".join(" ".join(text.split()) for _, text in sorted(topics.items()))
-    found = [s for s in re.split(r"(?<=[.!?]) ", prose) if PLAIN.fullmatch(s) and "--" not in s and 8 <= len(s.split()) <= 30]
+    found = [
+        s for s in re.split(r"(?<=[.!?]) ", prose) if PLAIN.fullmatch(s) and "--" not in s and 8 <= len(s.split()) <= 30
+    ]
     unique = list(dict.fromkeys(found))
+    count = min(count, len(unique))
     return [unique[i * len(unique) // count] for i in range(count)]

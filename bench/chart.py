@@ -1,0 +1,60 @@
+"""The benchmark's table and chart as files for the docs."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+from forebay.bench import workloads
+from forebay.bench.run import ROUND_TRIPS, Figures, cells
+
+
+def write(figures: list[Figures], folder: Path, rounds: int) -> list[Path]:
+    """`benchmark.md` and `benchmark.png` in `folder`."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text, picture = folder / "benchmark.md", folder / "benchmark.png"
+    text.write_text(_markdown(figures, rounds), encoding="utf-8")
+    chart, axes = pyplot.subplots(1, len(figures), figsize=(4.2 * len(figures), 3.4), squeeze=False)
+    for axis, figure in zip(axes[0], figures, strict=True):
+        names = [name for name in figure.rates if figure.workload == ROUND_TRIPS or name != "bare loop"]
+        ratios = [figure.ratio(name, "plain Celery") for name in names]
+        bars = axis.barh(names, ratios, color=["#1f6f8b" if name == "forebay" else "#b8c4cc" for name in names])
+        axis.bar_label(bars, [f"{ratio:.1f}" for ratio in ratios], padding=3)
+        axis.set(title=figure.workload, xlabel="times plain Celery", xlim=(0, max(ratios) * 1.2))
+        axis.spines[["top", "right"]].set_visible(False)
+    chart.tight_layout()
+    chart.savefig(picture, dpi=120)
+    pyplot.close(chart)
+    return [text, picture]
+
+
+def _markdown(figures: list[Figures], rounds: int) -> str:
+    lines = [
+        "# Benchmark",
+        "",
+        f"`forebay bench --rounds {rounds} --docs docs`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, "
+        "one torch thread per worker. The contenders take turns in one run; each figure is a median, each ratio the median of "
+        "the ratios of the rounds. Every result was compared with a direct forward pass. Forebay's jobs are durable rows in "
+        "its ledger; the others keep theirs in Redis. The figures are those of one machine in those minutes: look at the "
+        "ratios.",
+        "",
+        "![times plain Celery, by workload](benchmark.png)",
+    ]
+    for figure in figures:
+        lines += ["", f"## {figure.workload}: {workloads.ABOUT[figure.workload]}", "", *_rows(figure)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(figure: Figures) -> list[str]:
+    trips = figure.workload == ROUND_TRIPS
+    what = "p50 ms | p99 ms" if trips else "jobs/s | min - max"
+    rows = [f"| contender | {what} | times plain Celery | of the bare loop |", "| --- | --- | --- | --- | --- |"]
+    for name, figure_text, spread, celery, bare in cells(figure):
+        rows.append(f"| {name} | {figure_text} | {spread} | {celery} | {bare} |")
+    return rows

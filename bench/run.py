@@ -1,0 +1,147 @@
+"""The benchmark: every contender on every workload, in turn, in one run; medians, ratios, a table and a chart.
+
+Each result is compared with a direct forward pass. What counts are the ratios to the bare loop and to plain Celery of the
+same round; the figures themselves are this machine's, at that minute.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from forebay.bench import workloads
+from forebay.bench.contenders import BareLoop, Contender, Forebay, HandBatch, PlainCelery
+
+ROUND_TRIPS = "W4"
+
+
+@dataclass
+class Figures:
+    """What was measured for one workload: jobs/s by contender and round; for W4 milliseconds, p50 and p99."""
+
+    workload: str
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    tails: dict[str, list[float]] = field(default_factory=dict)
+
+    def medians(self) -> dict[str, float]:
+        """The median of the rounds, by contender."""
+        return {name: statistics.median(values) for name, values in self.rates.items()}
+
+    def ratio(self, name: str, to: str) -> float:
+        """How many times as fast `name` is as `to`: the median of the ratios of the rounds."""
+        pairs = zip(self.rates[name], self.rates[to], strict=True)
+        return statistics.median(b / a if self.workload == ROUND_TRIPS else a / b for a, b in pairs)
+
+
+def run(names: Sequence[str], rounds: int, jobs: int | None = None) -> list[Figures]:
+    """Measure these workloads, `rounds` times each."""
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
+        console.print("starting the contenders …")
+        celery = PlainCelery(Path(folder))
+        contenders: list[Contender] = [BareLoop(), celery, HandBatch(celery)]
+        try:
+            contenders.append(Forebay(Path(folder), {workloads.model_of(name) for name in names}))
+            return [_measure(name, contenders, rounds, jobs, console) for name in names]
+        finally:
+            for contender in reversed(contenders):
+                contender.stop()
+
+
+def _measure(workload: str, contenders: list[Contender], rounds: int, jobs: int | None, console: Console) -> Figures:
+    inputs = workloads.rows(workload, jobs)
+    expected = workloads.forward(workloads.model_of(workload), inputs)
+    figures = Figures(workload)
+    for contender in contenders:
+        contender.many(workload, inputs[:64])  # warm: worker up, model loaded, connections open
+    for i in range(rounds):
+        for contender in contenders:
+            take = _round_trips if workload == ROUND_TRIPS else _throughput
+            take(contender, workload, inputs, expected, figures)
+        console.print(f"{workload} round {i + 1} of {rounds}")
+    return figures
+
+
+def _throughput(contender: Contender, workload: str, inputs: Any, expected: Any, figures: Figures) -> None:
+    started = time.perf_counter()
+    results = contender.many(workload, inputs)
+    figures.rates.setdefault(contender.name, []).append(len(inputs) / (time.perf_counter() - started))
+    _check(contender, results, expected)
+
+
+def _round_trips(contender: Contender, workload: str, inputs: Any, expected: Any, figures: Figures) -> None:
+    taken, results = [], []
+    for row in inputs:
+        started = time.perf_counter()
+        results.append(contender.one(workload, row))
+        taken.append((time.perf_counter() - started) * 1000)
+    taken.sort()
+    figures.rates.setdefault(contender.name, []).append(taken[len(taken) // 2])
+    figures.tails.setdefault(contender.name, []).append(taken[int(len(taken) * 0.99)])
+    _check(contender, np.asarray(results, np.float32), expected)
+
+
+def _check(contender: Contender, results: Any, expected: Any) -> None:
+    if not np.allclose(results, expected, atol=1e-4):  # padding changes a text's last digits
+        raise SystemExit(f"{contender.name}: a result differs from the direct forward pass")
+
+
+def as_json(figures: list[Figures]) -> str:
+    """One line with everything measured."""
+    return json.dumps(
+        {
+            f.workload: {
+                "median": f.medians(),
+                "all": f.rates,
+                "p99": {n: statistics.median(t) for n, t in f.tails.items()},
+            }
+            for f in figures
+        }
+    )
+
+
+def as_tables(figures: list[Figures]) -> list[Table]:
+    """A table for each workload."""
+    return [_table(f) for f in figures]
+
+
+def _table(figures: Figures) -> Table:
+    trips = figures.workload == ROUND_TRIPS
+    table = Table(title=f"{figures.workload}: {workloads.ABOUT[figures.workload]}", title_justify="left")
+    columns = (
+        "contender",
+        "p50 ms" if trips else "jobs/s",
+        "p99 ms" if trips else "min - max",
+        "x plain Celery",
+        "of bare loop",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "contender" else "right")
+    for row in cells(figures):
+        table.add_row(*row)
+    return table
+
+
+def cells(figures: Figures) -> list[tuple[str, str, str, str, str]]:
+    """The table's rows: contender, figure, spread, ratio to plain Celery, ratio to the bare loop."""
+    rows = []
+    for name, median in figures.medians().items():
+        values = figures.rates[name]
+        trips = figures.workload == ROUND_TRIPS
+        spread = (
+            f"{statistics.median(figures.tails[name]):.1f}" if trips else f"{min(values):,.0f} - {max(values):,.0f}"
+        )
+        figure = f"{median:.2f}" if trips else f"{median:,.0f}"
+        celery, bare = figures.ratio(name, "plain Celery"), figures.ratio(name, "bare loop")
+        rows.append((name, figure, spread, f"{celery:.2f}", f"{bare:.3f}"))
+    return rows

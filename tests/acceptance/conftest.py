@@ -1,0 +1,55 @@
+"""One stack for all tests that only need one: started as a user starts it, with the digits network registered."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # shell, digits
+
+import digits
+from shell import User
+
+from forebay import Client
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", 'slow: takes more than ten seconds; -m "not slow" leaves it out')
+
+
+@pytest.fixture(scope="session")
+def net():
+    return digits.network()
+
+
+@pytest.fixture(scope="session")
+def direct(net):
+    """Rows through the network without Forebay."""
+    return digits.direct(net)
+
+
+@pytest.fixture(scope="session")
+def digits_pt2(net, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits.export(net, tmp_path_factory.mktemp("artifacts") / "digits.pt2")
+
+
+@pytest.fixture(scope="session")
+def user(tmp_path_factory: pytest.TempPathFactory, digits_pt2: Path) -> Iterator[User]:
+    """Somebody with a stack whose only worker serves the queue `cpu`, and the model `digits` registered."""
+    user = User(tmp_path_factory.mktemp("user"))
+    with user.up("--no-dashboard", "--queues", "cpu"):
+        user.ok("models", "register", "digits", str(digits_pt2), "--max-batch-size", "64")
+        yield user
+
+
+@pytest.fixture(scope="module")
+def client(user: User) -> Iterator[Client]:
+    with user.client() as client:
+        yield client
+
+
+@pytest.fixture
+def somebody(tmp_path: Path) -> User:
+    """Somebody with nothing running."""
+    return User(tmp_path)

@@ -1,0 +1,533 @@
+"""The producer's commands on a real SQLite ledger. Redis is away, which is legal: jobs wait, or the test runs them."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+import typer
+from typer.testing import CliRunner
+
+from forebay.contract import codec
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import BrokerUnavailable
+from forebay.contract.job import JobError
+from forebay.contract.messages import Envelope
+from forebay.contract.payload import join_rows, unpack_input
+from forebay.contract.settings import TABLE
+from forebay.producer.cli import attach
+from forebay.producer.cli import models as models_module
+from forebay.producer.cli import results as results_module
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+from forebay.storage.records import ClaimedJob, Finished
+
+NO_JOB = "0190f3c2a1b47c3e9d5f60718293a4b5"
+PAIR = '{"x": {"dtype": "float32", "shape": [2]}}'
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+attach(app)
+
+
+class Shell:
+    """Runs commands in a home of their own."""
+
+    def __init__(self, home: Path, store: JobStore) -> None:
+        self.home = home
+        self.store = store
+
+    def run(self, *words: str, status: int = 0, stdin: str | None = None) -> Any:
+        result = CliRunner().invoke(app, list(words), input=stdin)
+        assert result.exit_code == status, (result.output, result.exception)
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    def out(self, *words: str, **more: Any) -> str:
+        return str(self.run(*words, **more).stdout)
+
+    def json(self, *words: str, **more: Any) -> Any:
+        return json.loads(self.out(*words, **more))
+
+    def lines(self, *words: str, **more: Any) -> list[Any]:
+        return [json.loads(line) for line in self.out(*words, **more).splitlines()]
+
+    def error(self, *words: str, status: int = 2, **more: Any) -> str:
+        result = self.run(*words, status=status, **more)
+        lines = [line for line in result.stderr.splitlines() if not line.startswith(("warning: ", "note: "))]
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("error: ")
+        return str(lines[0])
+
+    def register(self, name: str = "double", inputs: str | None = PAIR, *more: str) -> None:
+        described = [] if inputs is None else ["--inputs", inputs]
+        self.run(
+            "models", "register", name, "--runtime", "python", "--option", "class=shop.models:Any", *described, *more
+        )
+
+    def submit(self) -> str:
+        return self.out("predict", "double", "[1, 2]", "--no-wait").strip()
+
+    def end(self, id: str, result: Any = None, error: JobError | None = None) -> None:
+        [job] = self.store.claim([id], "w@host", 30)
+        self.store.finish([Finished(id, job.attempt, None if error else codec.encode(result), error=error)])
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    for setting in TABLE.values():
+        monkeypatch.delenv(setting.variable, raising=False)
+    monkeypatch.setenv("FOREBAY_BROKER", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("FOREBAY_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Dispatcher, "send", refuse)
+    logs = structlog.get_config()
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
+    try:
+        upgrade(ledger)
+        yield Shell(tmp_path, JobStore(ledger))
+    finally:
+        ledger.close()
+        structlog.configure(**logs)
+
+
+def refuse(_self: Dispatcher, batch: Sequence[Envelope]) -> None:
+    """What the dispatcher does when Redis is away, without its seconds of patience."""
+    if batch:
+        raise BrokerUnavailable("cannot send to the queue at redis://127.0.0.1:1/0: connection refused")
+
+
+@pytest.fixture
+def worker(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
+    """Call it with a function of one row: every job sent from then on is run by it at once."""
+
+    def start(model: Callable[[Any], Any]) -> None:
+        def send(_self: Dispatcher, batch: Sequence[Envelope]) -> None:
+            for envelope in batch:
+                claimed = shell.store.claim(envelope.ids, "w@host", 30)
+                shell.store.finish([finished(job, model) for job in claimed])
+
+        monkeypatch.setattr(Dispatcher, "send", send)
+
+    return start
+
+
+def finished(job: ClaimedJob, model: Callable[[Any], Any]) -> Finished:
+    rows, batched = unpack_input(job.input or b"")
+    try:
+        made = [model(row) for row in rows]
+    except ValueError as error:
+        return Finished(job.id, job.attempt, error=JobError("ValueError", str(error)))
+    return Finished(job.id, job.attempt, codec.encode(join_rows(made) if batched else made[0]))
+
+
+def double(row: Any) -> Any:
+    if float(row["x"].sum()) < 0:
+        raise ValueError("a negative sum")
+    return row["x"] * 2
+
+
+# models
+
+
+def test_a_model_is_registered_listed_shown_aliased_and_deleted(shell: Shell) -> None:
+    shell.register("double", PAIR, "--alias", "champion", "--memory", "1GiB", "--metadata", "owner=me")
+    shell.register()
+    assert [m["ref"] for m in shell.json("models", "list", "double", "--json")] == ["double/1", "double/2"]
+    table = shell.out("models", "list").splitlines()
+    assert table[0].split() == ["MODEL", "ALIASES", "RUNTIME", "SIZE", "BATCH", "INPUTS", "AGE"]
+    assert table[1].split()[:6] == ["double/1", "@champion", "python", "-", "32", "x:"]
+    assert "1 GiB memory" in shell.out("models", "show", "double@champion")
+    assert shell.out("models", "alias", "double", "champion", "2") == "double@champion is double/2\n"
+    assert "move the alias first" in shell.error("models", "delete", "double/2", "--yes")
+    assert shell.out("models", "alias", "double", "champion", "--delete") == "double@champion is removed\n"
+    assert shell.out("models", "delete", "double/2", "--yes") == "double/2 is deleted\n"
+    assert [m["version"] for m in shell.json("models", "list", "--json")] == [1]
+
+
+def test_a_registered_version_as_json(shell: Shell) -> None:
+    (shell.home / "inputs.json").write_text(PAIR)
+    words = ("--runtime", "python", "--option", "class=a.b:C", "--option", "depth=3", "--gpu-memory", "2GiB", "--json")
+    made = shell.json(
+        "models",
+        "register",
+        "m",
+        "--inputs",
+        "@inputs.json",
+        "--max-batch-size",
+        "8",
+        "--dtype",
+        "bfloat16",
+        "--compile",
+        "--max-batch-tokens",
+        "64",
+        *words,
+    )
+    assert made["ref"] == "m/1"
+    assert made["signature"] == {"inputs": json.loads(PAIR), "outputs": None}
+    assert made["options"] == {"class": "a.b:C", "depth": 3}
+    assert (made["resources"]["gpu"], made["resources"]["gpu_memory"]) == (1, 2**31)
+    assert [made[name] for name in ("max_batch_size", "max_batch_tokens", "dtype", "compile")] == [
+        8,
+        64,
+        "bfloat16",
+        True,
+    ]
+
+
+def test_versions_are_found_by_what_they_take_and_carry(shell: Shell) -> None:
+    shell.register("double", PAIR, "--metadata", "run=7")
+    shell.register("other", None)
+    for words in (["--inputs", PAIR], ["--metadata", "run=7"], ["--inputs", PAIR, "--resources", '{"cpu": 1}']):
+        assert [m["ref"] for m in shell.json("models", "search", *words, "--json")] == ["double/1"]
+    assert shell.run("models", "search", "--metadata", "run=8").stderr == "no version is like that\n"
+
+
+def test_an_empty_registry_says_what_to_do(shell: Shell) -> None:
+    result = shell.run("models", "list")
+    assert (result.stdout, "models register" in result.stderr) == ("", True)
+    assert shell.json("models", "list", "--json") == []
+
+
+def test_deleting_asks_on_a_terminal_and_refuses_without_one(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.register()
+    assert "--yes" in shell.error("models", "delete", "double/1")
+    for answer, status in ((False, 1), (True, 0)):
+        monkeypatch.setattr(models_module, "_agreed", lambda _model, answer=answer: answer)
+        shell.run("models", "delete", "double/1", status=status)
+    assert shell.json("models", "list", "--json") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["register", "m", "nowhere.pt2"], "there is no artifact"),
+        (["register", "no name", "--runtime", "python"], "no model name"),
+        (["register", "m", "--runtime", "python"], "needs options"),
+        (["register", "m", "--inputs", "{"], "--inputs is not JSON"),
+        (["register", "m", "--inputs", "@nowhere.json"], "cannot read 'nowhere.json'"),
+        (["register", "m", "--option", "class"], "is not KEY=VALUE"),
+        (["register", "m", "--alias", "7up"], "no alias"),
+        (["register", "m", "--runtime", "python", "--option", "class=a:B", "--memory", "lots"], "memory: 'lots' is no size"),
+        (["register", "m", "--runtime", "python", "--option", "class=a:B", "--dtype", "int8"], "dtype"),
+        (["list", "nothing"], "no model is called 'nothing'"),
+        (["show", "nothing@all"], "no model is called 'nothing'"),
+        (["show", "a/b/c"], "no model reference"),
+        (["alias", "nothing", "champion"], "give the VERSION"),
+        (["alias", "nothing", "champion", "1", "--delete"], "not both"),
+        (["alias", "nothing", "champion", "1"], "no model is called"),
+        (["search", "--resources", '{"disk": 1}'], "unknown 'disk'"),
+        (["delete", "nothing/1", "--yes"], "no model is called"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_of_models_is_one_line(shell: Shell, words: list[str], said: str) -> None:
+    assert said in shell.error("models", *words)
+    assert shell.json("models", "list", "--json") == []
+
+
+# predict
+
+
+def test_a_job_is_submitted_while_redis_is_away(shell: Shell) -> None:
+    shell.register()
+    result = shell.run(
+        "predict", "double", "[1, 2]", "--no-wait", "--metadata", "run=7", "--priority", "0", "--deadline", "1h"
+    )
+    id = result.stdout.strip()
+    assert "the sweeper sends them" in result.stderr
+    job = shell.json("jobs", "show", id, "--json")
+    assert (job["state"], job["priority"], job["metadata"]) == ("queued", 0, {"run": 7})
+    assert job["deadline_at"] > job["created_at"]
+
+
+def test_the_same_idempotency_key_gives_the_same_job(shell: Shell) -> None:
+    shell.register()
+    words = ("predict", "double", "[1, 2]", "--no-wait", "--json", "--idempotency-key", "k")
+    assert shell.json(*words) == shell.json(*words)
+    assert "different request" in shell.error("predict", "double", "[3, 4]", "--no-wait", "--idempotency-key", "k")
+
+
+def test_a_result_is_printed_as_json_and_text_as_text(shell: Shell, worker: Any) -> None:
+    shell.register()
+    shell.register("shout", '{"text": {"dtype": "str"}}')
+    worker(double)
+    assert shell.json("predict", "double", "[1, 2]") == [2.0, 4.0]
+    assert shell.json("predict", "double", "-", stdin='{"x": [1, 2]}') == [2.0, 4.0]
+    assert shell.json("predict", "double", "[[1, 2], [3, 4]]", "--batched") == [[2.0, 4.0], [6.0, 8.0]]
+    one = shell.json("predict", "double", "[1, 2]", "--json")
+    assert (one["state"], one["result"]) == ("succeeded", [2.0, 4.0])
+    worker(lambda row: row["text"].upper())
+    assert shell.out("predict", "shout", "größer [1]") == "GRÖSSER [1]\n"
+    assert shell.out("predict", "shout", "-", stdin="two\nlines\n") == "TWO\nLINES\n"
+
+
+def test_many_results_come_as_one_line_each_in_order(shell: Shell, worker: Any) -> None:
+    shell.register()
+    worker(double)
+    (shell.home / "rows.jsonl").write_text("[1, 2]\n[-5, 1]\n[3, 4]\n")
+    done = shell.lines("predict", "double", "--file", "rows.jsonl", status=1)
+    assert [one["state"] for one in done] == ["succeeded", "failed", "succeeded"]
+    assert [one.get("result") for one in done] == [[2.0, 4.0], None, [6.0, 8.0]]
+    assert done[1]["error"] == {"type": "ValueError", "message": "a negative sum"}
+    assert shell.error("predict", "double", "--file", "rows.jsonl", status=1) == "error: 1 of 3 jobs did not succeed"
+
+
+def test_a_failed_job_is_one_line_with_its_reason(shell: Shell, worker: Any) -> None:
+    shell.register()
+    worker(double)
+    assert "ValueError: a negative sum" in shell.error("predict", "double", "--", "[-1, 0]", status=1)
+    assert shell.lines("predict", "double", "--json", "--", "[-1, 0]", status=1)[0]["error"]["type"] == "ValueError"
+
+
+def test_rows_of_an_array_go_in_and_come_out_as_an_array(shell: Shell, worker: Any) -> None:
+    shell.register()
+    worker(double)
+    rows = np.arange(6, dtype="float32").reshape(3, 2)
+    np.save(shell.home / "rows.npy", rows)
+    np.savez(shell.home / "rows.npz", x=rows)
+    for name in ("rows.npy", "rows.npz"):
+        result = shell.run("predict", "double", "--file", name, "--each", "--output", "out.npy")
+        assert (result.stdout, result.stderr) == ("", "wrote 3 results to out.npy\n")
+        np.testing.assert_array_equal(np.load(shell.home / "out.npy"), rows * 2)
+    assert shell.json("predict", "double", "-f", "rows.npy", "--batched", "-o", "b.npz", "--json")["output"] == "b.npz"
+    np.testing.assert_array_equal(np.load(shell.home / "b.npz")["result"], rows * 2)
+
+
+def test_json_lines_take_failures_and_arrays_do_not(shell: Shell, worker: Any) -> None:
+    shell.register()
+    worker(double)
+    rows = ("--file", "-", "--output")
+    assert (
+        "did not succeed"
+        in shell.run("predict", "double", *rows, "o.jsonl", stdin="[1, 2]\n[-5, 1]\n", status=1).stderr
+    )
+    saved = [json.loads(line) for line in (shell.home / "o.jsonl").read_text().splitlines()]
+    assert [one["state"] for one in saved] == ["succeeded", "failed"]
+    assert (
+        "was not written" in shell.run("predict", "double", *rows, "o.npy", stdin="[1, 2]\n[-5, 1]\n", status=1).stderr
+    )
+    assert not (shell.home / "o.npy").exists()
+
+
+def test_waiting_in_vain_says_that_the_job_goes_on(shell: Shell) -> None:
+    shell.register()
+    result = shell.run("predict", "double", "[1, 2]", "--timeout", "0", status=1)
+    assert "note: no worker serves queue 'cpu' now" in result.stderr
+    assert "is queued and goes on: forebay jobs wait" in result.stderr
+    late = shell.lines("predict", "double", "--file", "-", "--timeout", "10ms", stdin="[1, 2]\n[3, 4]\n", status=1)
+    assert [one["state"] for one in late] == ["queued", "queued"]
+
+
+def test_ctrl_c_leaves_the_jobs_alone_and_says_so(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    shell.register()
+    monkeypatch.setattr(results_module, "watch", interrupted)
+    result = shell.run("predict", "double", "--file", "-", stdin="[1, 2]\n[3, 4]\n", status=130)
+    assert "interrupted; the 2 jobs go on" in result.stderr
+    assert len(shell.json("jobs", "list", "--state", "queued", "--json")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing", "1"], "no model is called 'nothing'"),
+        (["double"], "give one INPUT"),
+        (["double", "1", "--file", "a.json"], "not both"),
+        (["double", "[1,"], "INPUT is not JSON"),
+        (["double", "text"], "INPUT is not JSON"),
+        (["double", "[1, 2, 3]"], "expected float32 of shape [2]"),
+        (["double", "NaN"], "NaN is no JSON number"),
+        (["double", "--file", "nowhere.npy"], "cannot read 'nowhere.npy'"),
+        (["double", "--file", "."], "can be read"),
+        (["double", "--file", "a.csv"], ".npy, .npz, .json"),
+        (["double", "--file", "a.txt"], "models that take one str"),
+        (["double", "--file", "empty.jsonl"], "holds no rows"),
+        (["double", "7", "--each"], "--each needs"),
+        (["double", "[]", "--each"], "holds no rows"),
+        (["double", "[[1, 2]]", "--each", "--batched"], "one of them"),
+        (["double", "[1, 2]", "--no-wait", "-o", "a.npy"], "one of them"),
+        (["double", "[1, 2]", "-o", "a.csv"], "a result is saved as"),
+        (["double", "[1, 2]", "-o", "nowhere/a.npy"], "there is no folder"),
+        (["double", "[1, 2]", "-o", "folder.npy"], "is a folder"),
+        (["double", "[1, 2]", "--timeout", "soon"], "--timeout: 'soon' is no duration"),
+        (["double", "[1, 2]", "--deadline", "soon"], "--deadline 'soon' is not"),
+        (["double", "[1, 2]", "--deadline", "2020-01-01"], "in the past"),
+        (["double", "[1, 2]", "--priority", "11"], "priority 11"),
+        (["double", "[1, 2]", "--queue", "gpuu"], "no queue 'gpuu'"),
+        (["double", "[1, 2]", "--metadata", "run"], "is not KEY=VALUE"),
+        (["double", "[1, 2]", "--max-attempts", "0"], "max_attempts 0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_of_predict_is_one_line_and_submits_nothing(shell: Shell, words: list[str], said: str) -> None:
+    shell.register()
+    (shell.home / "empty.jsonl").write_text("\n")
+    (shell.home / "folder.npy").mkdir()
+    assert said in shell.error("predict", *words)
+    assert shell.json("jobs", "list", "--json") == []
+
+
+# jobs and queues
+
+
+def test_jobs_are_listed_newest_first_and_filtered(shell: Shell) -> None:
+    shell.register()
+    first, second = shell.submit(), shell.submit()
+    shell.end(first, 1)
+    assert [job["id"] for job in shell.json("jobs", "list", "--json")] == [second, first]
+    assert [job["id"] for job in shell.json("jobs", "list", "--json", "--before", second)] == [first]
+    assert [job["id"] for job in shell.json("jobs", "list", "--json", "--state", "queued", "--model", "double/1")] == [
+        second
+    ]
+    table = shell.run("jobs", "list", "--limit", "1")
+    assert table.stdout.splitlines()[0].split() == ["ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK"]
+    assert table.stdout.splitlines()[1].split()[:6] == [second, "queued", "predict", "double/1", "cpu", "0/3"]
+    assert f"--before {second}" in table.stderr
+    assert shell.run("jobs", "list", "--kind", "batch").stderr == "no job is like that\n"
+
+
+def test_a_failed_job_is_shown_with_its_error(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.end(id, error=JobError("ValueError", "two\nlines"))
+    shown = shell.out("jobs", "show", id)
+    assert "ValueError: two lines" in shown
+    assert "double/1" in shown
+    assert shell.json("jobs", "show", id, "--json")["error"] == {"type": "ValueError", "message": "two\nlines"}
+
+
+def test_waiting_for_jobs_says_how_each_ended(shell: Shell) -> None:
+    shell.register()
+    good, bad, late = shell.submit(), shell.submit(), shell.submit()
+    shell.end(good, 1)
+    shell.end(bad, error=JobError("ValueError", "no"))
+    assert shell.out("jobs", "wait", good).split() == ["ID", "STATE", good, "succeeded"]
+    result = shell.run("jobs", "wait", good, bad, good, status=1)
+    assert [line.split()[:2] for line in result.stdout.splitlines()[1:]] == [[good, "succeeded"], [bad, "failed"]]
+    assert "ValueError: no" in result.stdout
+    assert result.stderr == "error: 1 of 2 jobs did not succeed\n"
+    assert "1 of 2 jobs have not ended in time" in shell.error(
+        "jobs", "wait", good, late, "--timeout", "10ms", status=1
+    )
+    assert "is queued and goes on" in shell.error("jobs", "wait", late, "--timeout", "0", status=1)
+    states = [job["state"] for job in shell.json("jobs", "wait", good, bad, "--json", status=1)]
+    assert states == ["succeeded", "failed"]
+
+
+def test_only_waiting_jobs_are_canceled(shell: Shell) -> None:
+    shell.register()
+    waiting, running = shell.submit(), shell.submit()
+    shell.store.claim([running], "w@host", 30)
+    assert shell.out("jobs", "cancel", waiting).split()[2:] == [waiting, "canceled"]
+    result = shell.run("jobs", "cancel", waiting, running, status=1)
+    assert [line.split()[:2] for line in result.stdout.splitlines()[1:]] == [
+        [waiting, "canceled"],
+        [running, "running"],
+    ]
+    assert "only a waiting job can be canceled" in result.stdout
+    assert shell.json("jobs", "cancel", waiting, "--json") == [{"id": waiting, "state": "canceled"}]
+
+
+def test_a_failed_job_is_retried_and_a_waiting_one_is_not(shell: Shell) -> None:
+    shell.register()
+    bad, waiting = shell.submit(), shell.submit()
+    shell.end(bad, error=JobError("ValueError", "no"))
+    result = shell.run("jobs", "retry", waiting, bad, status=2)
+    assert f"error: job {waiting}: cannot retry a job that is queued" in result.stderr
+    assert [line.split() for line in result.stdout.splitlines()[1:]] == [[waiting, "queued"], [bad, "queued"]]
+    shell.end(bad, 1)
+    assert "cannot retry a job that is succeeded" in shell.error("jobs", "retry", bad)
+
+
+def test_a_result_can_be_had_later(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    assert "is queued and has no result yet" in shell.error("jobs", "result", id, status=1)
+    shell.end(id, np.array([2.0, 4.0]))
+    assert shell.json("jobs", "result", id) == [2.0, 4.0]
+    shell.run("jobs", "result", id, "--timeout", "1", "-o", "r.npy")
+    np.testing.assert_array_equal(np.load(shell.home / "r.npy"), [2.0, 4.0])
+
+
+def test_a_canceled_job_has_no_result(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.run("jobs", "cancel", id)
+    assert shell.error("jobs", "result", id, status=1) == f"error: job {id} was canceled"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "abc"], "no job id"),
+        (["show", NO_JOB], "no job has the id"),
+        (["wait", NO_JOB], "no job has the id"),
+        (["cancel", NO_JOB], "no job has the id"),
+        (["retry", NO_JOB], "no job has the id"),
+        (["result", NO_JOB], "no job has the id"),
+        (["list", "--state", "done"], "there are queued, running"),
+        (["list", "--kind", "done"], "no kind is called"),
+        (["list", "--limit", "0"], "limit 0"),
+        (["list", "--before", "yesterday"], "no job id"),
+        (["list", "--metadata", "run"], "is not KEY=VALUE"),
+        (["list", "--model", "a@b"], "no model is called"),
+        (["wait", NO_JOB, "--timeout", "-1"], "is no duration"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_of_jobs_is_one_line(shell: Shell, words: list[str], said: str) -> None:
+    assert said in shell.error("jobs", *words)
+
+
+def test_nothing_is_canceled_when_one_id_is_wrong(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.error("jobs", "cancel", id, NO_JOB)
+    assert shell.json("jobs", "show", id, "--json")["state"] == "queued"
+
+
+def test_queues_show_what_waits_and_what_they_have(shell: Shell) -> None:
+    shell.register()
+    shell.submit()
+    found = {queue["name"]: queue for queue in shell.json("queues", "--json")}
+    assert (found["cpu"]["depth"], found["cpu"]["running"], found["cpu"]["workers"]) == (1, 0, [])
+    assert found["cpu"]["oldest_age_s"] >= 0
+    assert found["gpu"]["capacity"]["gpu"] == 1
+    table = shell.out("queues").splitlines()
+    assert table[0].startswith("QUEUE  WAITING  OLDEST  RUNNING  WORKERS  CAPACITY")
+    assert "24 GiB gpu memory" in table[2]
+
+
+def test_another_home_is_another_ledger(shell: Shell) -> None:
+    assert "there is no ledger at" in shell.error("queues", "--home", str(shell.home / "other"), status=1)
+
+
+def test_no_queue_configured_says_how_to_get_one(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOREBAY_BROKER")
+    assert "forebay up" in shell.error("jobs", "list", status=1)
+
+
+@pytest.mark.parametrize(
+    "words", [["jobs", "show"], ["predict"], ["models", "register", "m", "--gpu", "x"], ["queues", "x"]]
+)
+def test_what_typer_refuses_has_status_2_and_no_traceback(shell: Shell, words: list[str]) -> None:
+    result = shell.run(*words, status=2)
+    assert "Usage" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["predict"], ["queues"]]
+    + [["models", name] for name in ("register", "list", "show", "alias", "search", "delete")]
+    + [["jobs", name] for name in ("list", "show", "wait", "cancel", "retry", "result")],
+)
+def test_every_command_has_a_summary_and_an_example(words: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*words, "--help"], terminal_width=80)
+    assert shown.exit_code == 0
+    assert "Examples:" in shown.output
+    assert f"forebay {' '.join(words)}" in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80

@@ -1,0 +1,299 @@
+"""JobStore against a plain dict: whatever workers, zombies, sweepers and users do, both say the same.
+
+The model knows contract.job's table of transitions and nothing of SQL. A worker's claim is kept for ever, so every rule
+that uses one may be a zombie's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import text
+from waiting import FakeClock
+
+from forebay.contract.errors import IllegalTransition
+from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, after
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.records import Finished, NewJob
+
+WORKERS = st.sampled_from(["w1", "w2", "w3"])
+LEASE = 10.0
+RETENTION = 60.0
+
+
+@dataclass
+class Job:
+    """What the ledger should hold of one job."""
+
+    max_attempts: int
+    deadline: float | None
+    sent: float
+    state: JobState = JobState.QUEUED
+    attempt: int = 0  # as users see it
+    claim: int | None = None  # who holds it: the serial number of the claim
+    worker: str | None = None
+    lease: float = 0.0
+    ended: float = 0.0
+    result: bytes | None = None
+    error: str | None = None
+
+    def move(self, transition: Transition) -> None:
+        self.state = after(self.state, transition)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One worker's hold on one job, which it may long have lost."""
+
+    serial: int
+    id: str
+    worker: str
+    attempt: int
+
+
+@dataclass
+class Seen:
+    """How often each job reached a final state between two retries."""
+
+    ends: dict[str, int] = field(default_factory=dict)
+
+    def add(self, id: str) -> None:
+        self.ends[id] = self.ends.get(id, 0) + 1
+        assert self.ends[id] == 1, f"job {id} ended twice"
+
+
+class Jobs(RuleBasedStateMachine):
+    """One run: a fresh table, a clock of its own."""
+
+    ledger: ClassVar[Ledger]
+
+    ids = Bundle("ids")
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.ledger.now = self.clock  # type: ignore[method-assign]
+        self.store = JobStore(self.ledger)
+        self.jobs: dict[str, Job] = {}
+        self.seen = Seen()
+        self.serial = count(1)
+        with self.ledger.write() as connection:
+            connection.execute(text("DELETE FROM jobs"))
+
+    # users
+
+    @precondition(lambda self: len(self.jobs) < 5)  # few jobs, so that what happens happens to the same ones
+    @rule(
+        target=ids, howmany=st.integers(1, 3), max_attempts=st.integers(1, 3), deadline=st.sampled_from([None, 4.0, 25.0])
+    )
+    def add(self, howmany: int, max_attempts: int, deadline: float | None) -> Any:
+        at = None if deadline is None else self.clock() + deadline
+        ids = [f"{next(self.serial):032x}" for _ in range(howmany)]
+        jobs = [NewJob(id, JobKind.PREDICT, "m", 1, "cpu", max_attempts=max_attempts, deadline_at=at) for id in ids]
+        assert self.store.add(jobs) == ids
+        self.jobs |= {id: Job(max_attempts, at, self.clock()) for id in ids}
+        return multiple(*ids)
+
+    @rule(ids=st.lists(ids, min_size=1, max_size=4, unique=True))
+    def cancel(self, ids: list[str]) -> None:
+        expected = {id for id in ids if self.state(id) is JobState.QUEUED}
+        assert {e.id for e in self.store.cancel(ids)} == expected
+        for id in expected:
+            self.end(id, Transition.CANCEL)
+
+    @rule(id=ids)
+    def retry(self, id: str) -> None:
+        job = self.jobs.get(id)
+        if job is None:
+            return
+        try:
+            job.move(Transition.RETRY)
+        except IllegalTransition:
+            with pytest.raises(IllegalTransition):
+                self.store.retry(id)
+            return
+        assert self.store.retry(id).attempt == 0
+        self.jobs[id] = Job(job.max_attempts, None, self.clock())
+        self.seen.ends.pop(id)
+
+    # workers
+
+    @rule(target=claims, worker=WORKERS)
+    def claim_what_waits(self, worker: str) -> Any:
+        return self.take([id for id in self.jobs if self.state(id) is JobState.QUEUED], worker)
+
+    @rule(target=claims, ids=st.lists(ids, min_size=1, max_size=5, unique=True), worker=WORKERS)
+    def claim(self, ids: list[str], worker: str) -> Any:
+        return self.take(ids, worker)
+
+    def take(self, ids: list[str], worker: str) -> Any:
+        expected = [id for id in ids if self.state(id) is JobState.QUEUED and not self.late(id)]
+        got = self.store.claim(ids, worker, LEASE)
+        assert [job.id for job in got] == expected
+        taken = []
+        for claimed in got:
+            job = self.jobs[claimed.id]
+            job.move(Transition.CLAIM)
+            job.attempt, job.claim, job.worker, job.lease = job.attempt + 1, next(self.serial), worker, self.clock() + LEASE
+            taken.append(Claim(job.claim, claimed.id, worker, claimed.attempt))
+        return multiple(*taken)
+
+    @rule(held=st.lists(claims, min_size=1, max_size=5), error=st.booleans())
+    def finish(self, held: list[Claim], error: bool) -> None:
+        held = list({claim.id: claim for claim in held}.values())  # a batch holds a job once
+        how = {"error": JobError("E", "no")} if error else {}
+        written = self.store.finish([Finished(c.id, c.attempt, b"%d" % c.serial, **how) for c in held])
+        expected = [c for c in held if self.holds(c)]
+        assert {e.id for e in written} == {c.id for c in expected}
+        for claim in expected:
+            self.end(claim.id, Transition.FAIL if error else Transition.SUCCEED)
+            self.jobs[claim.id].error, self.jobs[claim.id].result = ("E", None) if error else (None, b"%d" % claim.serial)
+
+    @rule(held=st.lists(claims, min_size=1, max_size=5), worker=WORKERS)
+    def renew(self, held: list[Claim], worker: str) -> None:
+        ids = list({claim.id for claim in held})
+        expected = self.running(ids, worker)
+        assert self.store.renew(ids, worker, LEASE) == set(expected)
+        for id in expected:
+            self.jobs[id].lease = self.clock() + LEASE
+
+    @rule(claim=claims)
+    def release(self, claim: Claim) -> None:
+        expected = self.running([claim.id], claim.worker)
+        assert [t.id for t in self.store.release([claim.id], claim.worker)] == expected
+        for id in expected:
+            self.free(id)
+            self.jobs[id].attempt -= 1
+
+    @rule(worker=WORKERS)
+    def crash(self, worker: str) -> None:
+        ids = list(self.jobs)
+        self.lose(self.running(ids, worker), self.store.crashed(ids, worker, "signal 9"))
+
+    # sweepers and time
+
+    @rule(seconds=st.sampled_from([0.0, LEASE, LEASE + 1]))
+    def free_lapsed(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+        lapsed = [id for id, job in self.jobs.items() if job.state is JobState.RUNNING and job.lease < self.clock()]
+        self.lose(lapsed, self.store.free_lapsed())
+
+    @rule(seconds=st.sampled_from([0.0, 4.0]))
+    def expire(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+        expected = {id for id in self.jobs if self.state(id) is JobState.QUEUED and self.late(id)}
+        assert {e.id for e in self.store.expire()} == expected
+        for id in expected:
+            self.end(id, Transition.EXPIRE)
+
+    @rule(older=st.sampled_from([0.0, 7.0]))
+    def take_unsent(self, older: float) -> None:
+        waiting = [id for id in self.jobs if self.state(id) is JobState.QUEUED and self.jobs[id].sent < self.clock() - older]
+        assert self.store.queues_waiting(older) == (["cpu"] if waiting else [])
+        assert [t.id for t in self.store.take_unsent("cpu", older)] == sorted(waiting)
+        for id in waiting:
+            self.jobs[id].sent = self.clock()
+
+    @rule(ids=st.lists(ids, min_size=1, max_size=4, unique=True))
+    def mark_unsent(self, ids: list[str]) -> None:
+        self.store.mark_unsent(ids)
+        for id in ids:
+            if self.state(id) is JobState.QUEUED:
+                self.jobs[id].sent = 0.0
+
+    @rule(seconds=st.sampled_from([0.0, RETENTION, RETENTION + 1]))
+    def purge(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+        old = [id for id, job in self.jobs.items() if job.state in FINAL and job.ended < self.clock() - RETENTION]
+        assert self.store.purge(RETENTION) == len(old)
+        self.jobs = {id: job for id, job in self.jobs.items() if id not in old}
+
+    @rule(seconds=st.sampled_from([1.0, 4.0, LEASE]))
+    def wait(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+
+    @invariant()
+    def the_ledger_holds_what_the_model_holds(self) -> None:
+        ids = list(self.jobs)
+        assert self.store.states(ids) == {id: job.state for id, job in self.jobs.items()}
+        held = {job.id: job for job in self.store.find(limit=1000)}
+        assert held.keys() == self.jobs.keys()
+        for id, job in self.jobs.items():
+            info = held[id]
+            assert (info.attempt, info.max_attempts) == (job.attempt, job.max_attempts)
+            assert (info.error and info.error.type) == job.error
+            assert job.state is not JobState.RUNNING or info.worker == job.worker
+        read = {o.id: (o.state, o.result) for o in self.store.outcomes(ids)}
+        assert read == {id: (job.state, job.result) for id, job in self.jobs.items() if job.state in FINAL}
+
+    # the model's own words
+
+    def state(self, id: str) -> JobState | None:
+        return self.jobs[id].state if id in self.jobs else None
+
+    def late(self, id: str) -> bool:
+        deadline = self.jobs[id].deadline
+        return deadline is not None and deadline <= self.clock()
+
+    def holds(self, claim: Claim) -> bool:
+        return self.state(claim.id) is JobState.RUNNING and self.jobs[claim.id].claim == claim.serial
+
+    def running(self, ids: list[str], worker: str) -> list[str]:
+        return [id for id in ids if self.state(id) is JobState.RUNNING and self.jobs[id].worker == worker]
+
+    def free(self, id: str) -> None:
+        job = self.jobs[id]
+        job.move(Transition.RELEASE)
+        job.claim, job.worker, job.sent = None, None, self.clock()
+
+    def end(self, id: str, transition: Transition) -> None:
+        job = self.jobs[id]
+        job.move(transition)
+        job.claim, job.ended = None, self.clock()
+        self.seen.add(id)
+
+    def lose(self, lost: list[str], answer: tuple[list[Any], list[Any]]) -> None:
+        freed, failed = ([item.id for item in items] for items in answer)
+        spent = [id for id in lost if self.jobs[id].attempt >= self.jobs[id].max_attempts]
+        assert sorted(failed) == sorted(spent)
+        assert freed == sorted(set(lost) - set(spent))
+        for id in freed:
+            self.free(id)
+        for id in spent:
+            self.end(id, Transition.FAIL)
+            self.jobs[id].error = "WorkerLost"
+
+
+@contextmanager
+def on(ledger: Ledger) -> Iterator[type[Jobs]]:
+    """The machine for this ledger, whose clock is its own again afterwards."""
+    now = ledger.now
+    try:
+        yield type("JobsHere", (Jobs,), {"ledger": ledger})
+    finally:
+        ledger.now = now  # type: ignore[method-assign]
+
+
+def test_whatever_happens_the_ledger_agrees_with_the_state_machine(ledger: Ledger) -> None:
+    unhurried = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+    with on(ledger) as machine:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=unhurried),
+        )

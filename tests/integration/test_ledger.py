@@ -1,0 +1,216 @@
+"""The connection to the ledger: many writers, and a message with the next step for whatever is wrong with it."""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledger_processes import add_and_claim, in_processes, upgrade_once
+from servers import PostgresServer, find_postgres, free_port
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from waiting import FakeClock
+
+from forebay.contract.errors import LedgerUnavailable
+from forebay.contract.job import JobKind, new_ids
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import CLOCK_REFRESH_S, Ledger
+from forebay.storage.migrate import current
+from forebay.storage.models import ModelRegistry
+from forebay.storage.records import NewJob
+
+
+def test_eight_processes_write_to_one_ledger_at_once(ledger: Ledger, database: str) -> None:
+    ids = [id for process in in_processes(8, add_and_claim, database, 15, 20) for id in process]
+    assert len(set(ids)) == 8 * 15 * 20
+    assert len(JobStore(ledger).states(ids)) == len(ids), "every row is there"
+
+
+def test_sixteen_threads_write_to_one_ledger_at_once(ledger: Ledger) -> None:
+    store = JobStore(ledger)
+
+    def work(_: int) -> list[str]:
+        return [store.add([NewJob(id, JobKind.PREDICT, "m", 1, "cpu")])[0] for id in new_ids(10)]
+
+    with ThreadPoolExecutor(16) as pool:
+        ids = [id for done in pool.map(work, range(16)) for id in done]
+    assert len(store.states(ids)) == 160
+
+
+def test_readers_are_not_held_up_by_a_writer(ledger: Ledger) -> None:
+    store = JobStore(ledger)
+    (id,) = store.add([NewJob(new_ids(1)[0], JobKind.PREDICT, "m", 1, "cpu")])
+    with ledger.write() as connection, ThreadPoolExecutor(1) as pool:
+        connection.execute(text("UPDATE jobs SET queue = 'gpu'"))
+        assert pool.submit(store.get, id).result(10).queue == "cpu"
+    assert store.get(id).queue == "gpu"
+
+
+def test_a_transaction_that_fails_leaves_nothing_and_gives_the_ledger_free(ledger: Ledger) -> None:
+    with pytest.raises(KeyError), ledger.write() as connection:
+        connection.execute(text("INSERT INTO models VALUES ('m', 0)"))
+        raise KeyError
+    with ledger.write() as connection:
+        assert connection.execute(text("SELECT count(*) FROM models")).scalar_one() == 0
+
+
+def test_a_broken_constraint_is_the_callers_to_explain(ledger: Ledger) -> None:
+    with pytest.raises(IntegrityError), ledger.write() as connection:
+        connection.execute(text("INSERT INTO model_aliases VALUES ('nobody', 'champion', 1)"))
+
+
+def test_an_upgrade_may_run_in_four_processes_at_once(database: str) -> None:
+    assert in_processes(4, upgrade_once, database) == ["0001"] * 4
+    ledger = Ledger(database)
+    try:
+        assert current(ledger) == "0001"
+        assert JobStore(ledger).find() == []
+    finally:
+        ledger.close()
+
+
+def test_a_missing_file_is_named_with_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(LedgerUnavailable) as caught:
+        Ledger(f"sqlite:///{tmp_path}/absent/ledger.db")
+    assert f"there is no ledger at {tmp_path}/absent/ledger.db" in str(caught.value)
+    assert "`forebay up`" in str(caught.value)
+    assert "`forebay db upgrade`" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_text("this is a letter to my grandmother " * 50)
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    try:
+        with pytest.raises(LedgerUnavailable, match=r"ledger\.db: file is not a database"):
+            ledger.ping()
+    finally:
+        ledger.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LedgerUnavailable, match="cannot make the folder of the ledger .*file"):
+        Ledger(f"sqlite:///{tmp_path}/file/ledger.db", create=True)
+
+
+USES: list[Callable[[Ledger], Any]] = [
+    lambda ledger: JobStore(ledger).get("0" * 32),
+    lambda ledger: JobStore(ledger).add([NewJob("0" * 32, JobKind.PREDICT, "m", 1, "cpu")]),
+    lambda ledger: ModelRegistry(ledger).get("digits"),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_missing_tables_are_told_with_the_next_step(database: str, use: Callable[[Ledger], Any]) -> None:
+    ledger = Ledger(database, create=True)
+    try:
+        with pytest.raises(LedgerUnavailable, match="run `forebay db upgrade`"):
+            use(ledger)
+    finally:
+        ledger.close()
+
+
+@pytest.mark.parametrize("use", USES[:2])
+def test_tables_older_than_this_forebay_are_told_with_the_next_step(ledger: Ledger, use: Callable[[Ledger], Any]) -> None:
+    with ledger.write() as connection:
+        connection.execute(text("ALTER TABLE jobs DROP COLUMN deadline_at") if not ledger.sqlite else text("DROP TABLE jobs"))
+        if ledger.sqlite:
+            connection.execute(text("CREATE TABLE jobs (id TEXT)"))
+    with pytest.raises(LedgerUnavailable, match="run `forebay db upgrade`"):
+        use(ledger)
+
+
+def test_a_ledger_that_another_program_holds_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.storage.ledger.BUSY_TIMEOUT_S", 0.1)
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", create=True)
+    ledger.ping()
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable, match="another process has held it"), ledger.write():
+            pass
+        other.execute("ROLLBACK")
+        with ledger.write() as connection:
+            assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    finally:
+        other.close()
+        ledger.close()
+
+
+def test_a_postgresql_that_is_down_is_told_without_the_password() -> None:
+    ledger = Ledger(f"postgresql+psycopg://forebay:geheim@127.0.0.1:{free_port()}/forebay")
+    try:
+        for use in (ledger.ping, ledger.now, lambda: JobStore(ledger).find()):
+            with pytest.raises(LedgerUnavailable, match=r"the ledger postgresql\+psycopg://forebay:\*\*\*@127\.0\.0\.1") as caught:
+                use()
+            assert "geheim" not in str(caught.value)
+    finally:
+        ledger.close()
+
+
+@pytest.mark.postgres
+def test_a_postgresql_that_comes_back_is_used_again(pg_url: str, postgres_database: str) -> None:
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("needs PostgreSQL's programs, to stop and start a server of its own")
+    server = PostgresServer(programs)
+    try:
+        server.start()
+        ledger = Ledger(server.url.replace("postgresql://", "postgresql+psycopg://") + "/postgres")
+        ledger.ping()
+        server.stop()
+        with pytest.raises(LedgerUnavailable):
+            ledger.ping()
+        server.start()
+        ledger.ping()
+        with ledger.read() as connection:
+            assert connection.execute(text("SELECT 1")).scalar_one() == 1
+        ledger.close()
+    finally:
+        server.remove()
+
+
+def test_sqlite_ledgers_write_ahead_and_sync_and_check_foreign_keys(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", create=True)
+    try:
+        for use in (ledger.read, ledger.write):
+            with use() as connection:
+                modes = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
+            assert modes == ["wal", 2, 1]
+    finally:
+        ledger.close()
+
+
+def test_the_clock_of_a_sqlite_ledger_is_the_one_it_was_given(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", create=True, clock=FakeClock(1234.5))
+    assert ledger.now() == 1234.5
+    ledger.close()
+
+
+@pytest.mark.postgres
+def test_the_clock_of_a_postgresql_ledger_is_the_servers_whatever_ours_says(postgres_database: str) -> None:
+    true, wrong = Ledger(postgres_database), FakeClock(1_000_000.0)
+    ours = Ledger(postgres_database, clock=wrong)
+    try:
+        assert abs(ours.now() - true.now()) < 5
+        before = ours.now()
+        wrong.forward(7)
+        assert ours.now() - before == pytest.approx(7, abs=1e-3), "between two looks at the server our clock counts"
+        wrong.forward(CLOCK_REFRESH_S + 3600)
+        assert abs(ours.now() - true.now()) < 5, "a clock that was set is noticed"
+    finally:
+        true.close()
+        ours.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 300, 50_000])
+def test_a_list_of_any_length_is_one_parameter(ledger: Ledger, count: int) -> None:
+    ids = [f"{i:032x}" for i in range(count)]
+    with ledger.write() as connection:
+        connection.execute(text("INSERT INTO models VALUES (:name, 0)"), [{"name": "no"}, *({"name": id} for id in ids[:300])])
+        found = connection.execute(text(f"SELECT name FROM models WHERE name {ledger.ids()}"), {"ids": ledger.bind(ids)})
+        assert Counter(found.scalars()) == Counter(ids[:300])

@@ -1,0 +1,375 @@
+"""A real worker process on a real Valkey and a real ledger: what it answers, and what is left when something is killed."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+import torch
+from servers import ValkeyServer
+from sqlalchemy import text
+from waiting import wait_until
+from worker_house import House
+
+from forebay import Client, JobExpired, JobFailed, as_completed
+from forebay.contract.job import JobState
+from forebay.contract.messages import announce_channel, redis_keys
+from forebay.producer.job import Job
+from forebay.storage.blobs import BlobStore
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A worker that nobody harms, for what needs no other."""
+    folder = tmp_path_factory.mktemp("house")
+    server = ValkeyServer(folder)
+    server.start()
+    try:
+        with closing(House(folder, server.url, MAX_INLINE_BYTES="1000")) as house:
+            house.worker().ready()
+            yield house
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def own(tmp_path: Path, broker: str) -> Iterator[House]:
+    """A house without a worker, whose Valkey a test may ill-treat."""
+    with closing(House(tmp_path, broker)) as house:
+        yield house
+
+
+def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:
+    """How the jobs ended."""
+    return Counter(str(job.state) for job in as_completed(jobs, timeout))
+
+
+def test_results_equal_a_direct_forward(house: House, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(net, (torch.zeros(2, 4),), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    model = house.client.models.register("net", tmp_path / "net.pt2", max_batch_size=16).ref
+    rows = np.random.default_rng(0).standard_normal((50, 4), dtype=np.float32)
+    jobs = house.client.predict_many(model, rows)
+    with torch.inference_mode():
+        wanted = net(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose([job.result(60) for job in jobs], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bad_row_fails_alone_among_64(house: House) -> None:
+    jobs = house.client.predict_many(house.model("Doubler"), [*range(40), -1, *range(40, 63)])
+    assert ended(jobs) == {"succeeded": 63, "failed": 1}
+    with pytest.raises(JobFailed, match="cannot double -1") as caught:
+        jobs[40].result(0)
+    assert caught.value.type == "ValueError"
+    assert jobs[41].result(0) == 80
+    assert {job.info().attempt for job in jobs} == {1}
+
+
+def test_a_model_that_forgets_a_row_fails_its_jobs(house: House) -> None:
+    jobs = house.client.predict_many(house.model("OneShort"), [1, 2, 3])
+    for job in jobs:
+        with pytest.raises(JobFailed, match="gave 0 rows for 1"):
+            job.result(30)
+
+
+def test_rows_of_unequal_shapes_are_batched_by_shape(house: House) -> None:
+    rows = [{"x": np.ones(3 if i % 2 else 5, np.float32)} for i in range(16)]
+    made = [job.result(30) for job in house.client.predict_many(house.model("Stacker"), rows)]
+    assert [(row["sum"], row["batch"]) for row in made] == [(3 if i % 2 else 5, 8) for i in range(16)]
+
+
+def test_a_batched_job_gives_one_stacked_result(house: House) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    inputs = {"x": {"dtype": "float32", "shape": [3]}}
+    made = house.client.predict(house.model("Stacker", inputs=inputs), x, batched=True).result(30)
+    np.testing.assert_array_equal(made["sum"], x.sum(1))
+    assert made["batch"].tolist() == [4] * 4
+
+
+def test_several_named_inputs_and_outputs_keep_their_names(house: House) -> None:
+    vector, word = {"dtype": "int64", "shape": [2]}, {"dtype": "str"}
+    model = house.model(
+        "TwoWays", inputs={"left": vector, "right": vector, "word": word}, outputs={"total": vector, "text": word}
+    )
+    made = house.client.predict(model, {"left": [1, 2], "right": [3, 4], "word": "abc"}).result(30)
+    assert made["total"].tolist() == [4, 6]
+    assert made["text"] == "ABC"
+
+
+def test_payloads_above_the_inline_limit_go_through_blobs(house: House) -> None:
+    x = np.ones(10_000, np.float32)
+    job = house.client.predict(house.model("Echo"), x)
+    np.testing.assert_array_equal(job.result(30), x)
+    outcome = next(iter(house.store.outcomes([job.id])))
+    assert outcome.result is None
+    assert outcome.result_ref
+
+
+def test_a_version_that_does_not_load_fails_its_jobs_with_the_reason(house: House) -> None:
+    jobs = house.client.predict_many(house.model("Broken"), [1, 2])
+    for job in jobs:
+        with pytest.raises(JobFailed, match="no such weights") as caught:
+            job.result(30)
+        assert caught.value.type == "ModelLoadFailed"
+
+
+def test_a_class_that_is_not_on_the_list_is_refused(house: House) -> None:
+    model = house.client.models.register("shell", runtime="python", options={"class": "os:system"}).ref
+    with pytest.raises(JobFailed, match="not on the operator's list") as caught:
+        house.client.predict(model, "true").result(30)
+    assert caught.value.type == "ModelRefused"
+
+
+def test_a_version_whose_artifact_is_gone_fails_its_jobs_with_the_reason(house: House, tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    options = {"class": "models_for_tests:Echo"}
+    version = house.client.models.register("gone", tmp_path / "weights.bin", runtime="python", options=options)
+    BlobStore(house.settings.blobs).delete(version.artifact)
+    with pytest.raises(JobFailed, match=version.artifact.removeprefix("sha256:")) as caught:
+        house.client.predict(version.ref, 1).result(30)
+    assert caught.value.type == "BlobUnavailable"
+
+
+def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(house: House) -> None:
+    model = house.model("Echo", "deleted")
+    assert house.client.predict(house.model("Recorder", "before"), {"n": 4000}).result(30) == 4000
+    house.hold()
+    first = house.client.predict("before/1", {"n": 4001})
+    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    job = house.client.predict(model, 1)
+    with house.ledger.write() as connection:  # client.models.delete refuses while a job waits
+        connection.execute(text("DELETE FROM model_versions WHERE name = 'deleted'"))
+    house.go_on()
+    with pytest.raises(JobFailed, match="deleted") as caught:
+        job.result(30)
+    assert caught.value.type == "ModelNotFound"
+
+
+def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(house: House) -> None:
+    """The child cannot write what it made; its leases lapse, and the jobs run again."""
+    model = house.model("Recorder", "moment")
+    house.hold()
+    jobs = house.client.predict_many(model, [{"n": 5000 + i} for i in range(5)])
+    wait_until(lambda: jobs[0].state == JobState.RUNNING, "the child is busy")
+    with house.ledger.write() as connection:
+        connection.execute(text("ALTER TABLE jobs RENAME TO elsewhere"))
+    house.go_on()
+    try:
+        wait_until(lambda: "hand_over_failed" in house.workers[0].said(), "the child is refused")
+    finally:
+        with house.ledger.write() as connection:
+            connection.execute(text("ALTER TABLE elsewhere RENAME TO jobs"))
+    assert ended(jobs) == {"succeeded": 5}
+    assert {job.info().attempt for job in jobs} == {2}
+    assert house.client.predict(model, {"n": 5010}).result(30) == 5010
+    assert house.workers[0].alive
+    assert "message_callback_failed" not in house.workers[0].said()
+
+
+def test_urgent_jobs_overtake_those_that_wait(house: House) -> None:
+    model = house.model("Recorder", "urgent")
+    house.hold()
+    first = house.client.predict(model, {"n": 1000})
+    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    # One message each. The worker has taken at most 4 messages in advance; the rest waits in Redis by priority.
+    late = [house.client.predict(model, {"n": 1100 + i}, priority=9) for i in range(20)]
+    soon = [house.client.predict(model, {"n": 1200 + i}, priority=0) for i in range(5)]
+    house.go_on()
+    assert ended([first, *late, *soon]) == {"succeeded": 26}
+    order = [n for n in house.runs() if 1000 <= n < 1300]
+    assert order[0] == 1000
+    assert max(order.index(1200 + i) for i in range(5)) <= 10
+    assert [n for n in order if n >= 1200] == [1200 + i for i in range(5)]
+    assert order[10:] == [n for n in order if 1100 <= n < 1200][-16:]
+
+
+def test_a_job_past_its_deadline_expires_and_never_runs(house: House) -> None:
+    model = house.model("Recorder", "late")
+    house.hold()
+    first = house.client.predict(model, {"n": 2000})
+    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    late = house.client.predict(model, {"n": 2001}, deadline=0.1)
+    with pytest.raises(JobExpired):
+        late.result(30)
+    house.go_on()
+    assert first.result(30) == 2000
+    assert house.client.predict(model, {"n": 2002}).result(30) == 2002
+    assert 2001 not in house.runs()
+    assert late.info().attempt == 0
+
+
+def test_canceled_jobs_never_run(house: House) -> None:
+    model = house.model("Recorder", "canceled")
+    house.hold()
+    first = house.client.predict(model, {"n": 3000})
+    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    waiting = house.client.predict_many(model, [{"n": 3001 + i} for i in range(10)])
+    assert {job.cancel() for job in waiting[:5]} == {JobState.CANCELED}
+    house.go_on()
+    assert ended([first, *waiting]) == {"succeeded": 6, "canceled": 5}
+    assert sorted(n for n in house.runs() if 3000 <= n < 3100) == [3000, 3006, 3007, 3008, 3009, 3010]
+
+
+def test_an_announcement_wakes_whoever_waits(house: House) -> None:
+    channel = announce_channel(house.client.id)
+    with redis.Redis.from_url(house.settings.broker) as connection, connection.pubsub() as listener:
+        listener.subscribe(channel)
+        assert listener.get_message(timeout=5)["type"] == "subscribe"
+        job = house.client.predict(house.model("Doubler"), 21)
+        message = wait_until(lambda: listener.get_message(timeout=1), "the job is announced")
+    assert message["data"].decode() == job.id
+    assert job.result(30) == 42
+
+
+def test_polling_alone_finds_the_result(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(house.settings) as deaf:
+        monkeypatch.setattr(deaf._watcher, "_channel", "forebay.done.nobody")
+        assert deaf.predict(house.model("Doubler"), 21).result(30) == 42
+
+
+def test_a_worker_on_postgresql_answers_and_survives_its_child(
+    tmp_path: Path, broker: str, postgres_database: str
+) -> None:
+    with closing(House(tmp_path, broker, postgres_database)) as house:
+        house.worker().ready()
+        model = house.model("Doubler")
+        jobs = house.client.predict_many(model, [*range(63), -1])
+        assert ended(jobs) == {"succeeded": 63, "failed": 1}
+        killer = house.client.predict(house.model("Recorder"), {"n": 1, "kill": True}, max_attempts=1)
+        with pytest.raises(JobFailed) as caught:
+            killer.result(60)
+        assert caught.value.type == "WorkerLost"
+        assert house.client.predict(model, 4).result(60) == 8
+
+
+def test_a_job_that_kills_its_child_takes_no_neighbour_with_it(own: House) -> None:
+    worker = own.worker().ready()
+    jobs = own.client.predict_many(own.model("Recorder"), [{"n": n, "kill": n == 7} for n in range(21)], max_attempts=2)
+    assert ended(jobs) == {"succeeded": 20, "failed": 1}
+    with pytest.raises(JobFailed) as caught:
+        jobs[7].result(0)
+    assert caught.value.type == "WorkerLost"
+    assert jobs[7].info().attempt == 2
+    # It killed the batch it came in, then only itself; nobody else lost more than that one attempt.
+    assert {job.info().attempt for job in jobs if job is not jobs[7]} == {2}
+    assert own.runs().count(7) == 2
+    assert worker.alive
+
+
+def test_a_child_killed_in_a_batch_loses_no_job(own: House) -> None:
+    worker = own.worker().ready()
+    own.hold()
+    jobs = own.client.predict_many(own.model("Recorder"), [{"n": n} for n in range(300)])
+    wait_until(lambda: own.states().get("running"), "a batch runs")
+    (child,) = worker.children()
+    os.kill(child, signal.SIGKILL)
+    own.go_on()
+    assert ended(jobs) == {"succeeded": 300}
+    assert [job.result(0) for job in jobs] == list(range(300))
+    assert_each_once(own, jobs)
+    assert {job.info().attempt for job in jobs} == {1, 2}
+
+
+def test_a_worker_killed_with_500_jobs_waiting_loses_none(own: House) -> None:
+    first = own.worker("first").ready()
+    own.hold()
+    jobs = own.client.predict_many(own.model("Recorder"), [{"n": n} for n in range(500)])
+    wait_until(lambda: own.states().get("running"), "a batch runs")
+    first.kill()
+    own.go_on()
+    own.worker("second")
+    assert ended(jobs) == {"succeeded": 500}
+    assert [job.result(0) for job in jobs] == list(range(500))
+    assert_each_once(own, jobs)
+
+
+def assert_each_once(house: House, jobs: list[Job]) -> None:
+    """No row was run more often than its job was attempted, and none was left out."""
+    runs = Counter(house.runs())
+    assert sorted(runs) == list(range(len(jobs)))
+    assert [n for n, job in enumerate(jobs) if runs[n] > job.info().attempt] == []
+
+
+def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: House) -> None:
+    first = own.worker("first").ready()
+    model = own.model("Recorder")
+    own.hold()
+    running = own.client.predict(model, {"n": 0})
+    wait_until(lambda: running.state == JobState.RUNNING, "the child is busy")
+    waiting = [own.client.predict(model, {"n": n}) for n in range(1, 11)]
+    first.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "Warm shutdown" in first.said(), "the worker stops")
+    own.go_on()
+    assert first.process.wait(60) == 0
+    assert running.result(5) == 0
+    assert {(job.state, job.info().attempt) for job in waiting} == {(JobState.QUEUED, 0)}
+    assert not own.known("first")
+    own.worker("second")
+    assert ended(waiting) == {"succeeded": 10}
+    assert sorted(own.runs()) == list(range(11))
+    assert {job.info().attempt for job in waiting} == {1}
+
+
+def test_jobs_come_back_after_redis_was_flushed(own: House, valkey: ValkeyServer) -> None:
+    own.worker().ready()
+    model = own.model("Recorder")
+    own.hold()
+    first = own.client.predict(model, {"n": 0})
+    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    jobs = [first, *(own.client.predict(model, {"n": n}) for n in range(1, 50))]  # a few in the worker, most in Redis
+    valkey.flush()
+    own.go_on()
+    assert ended(jobs) == {"succeeded": 50}
+    assert_each_once(own, jobs)
+    assert {job.info().attempt for job in jobs} == {1}
+
+
+def test_a_worker_outlives_a_restart_of_redis(own: House, valkey: ValkeyServer) -> None:
+    worker = own.worker().ready()
+    model = own.model("Recorder")
+    own.hold()
+    running = own.client.predict(model, {"n": 0})
+    wait_until(lambda: running.state == JobState.RUNNING, "the child is busy")
+    waiting = [own.client.predict(model, {"n": n}) for n in range(1, 11)]
+    valkey.kill()
+    during = own.client.predict(model, {"n": 11})  # durable all the same
+    assert during.state == JobState.QUEUED
+    own.go_on()
+    assert running.result(30) == 0  # the ledger needs no Redis
+    valkey.start()
+    after = own.client.predict(model, {"n": 12})
+    jobs = [running, *waiting, during, after]
+    assert ended(jobs) == {"succeeded": 13}
+    assert_each_once(own, jobs)
+    assert {job.info().attempt for job in jobs} == {1}
+    assert worker.alive
+
+
+def test_a_second_worker_gets_its_share(own: House) -> None:
+    workers = [own.worker("first"), own.worker("second")]
+    for worker in workers:
+        worker.ready()
+    own.hold()
+    jobs = own.client.predict_many(own.model("Recorder", max_batch_size=32), [{"n": n} for n in range(1024)])
+    wait_until(lambda: len({i.worker for i in own.client.jobs(state="running", limit=1000)}) == 2, "both are busy")
+    own.go_on()
+    assert ended(jobs) == {"succeeded": 1024}
+    assert_each_once(own, jobs)
+    shares = own.runs_by_worker()
+    assert set(shares) == {worker.process.pid for worker in workers}
+    assert min(shares.values()) >= 128
+
+
+def test_nothing_is_left_in_redis_when_all_jobs_have_ended(house: House) -> None:
+    assert ended(house.client.predict_many(house.model("Doubler"), range(600))) == {"succeeded": 600}
+    with redis.Redis.from_url(house.settings.broker) as connection:
+        wait_until(
+            lambda: not connection.exists(*redis_keys("cpu"), "unacked", "unacked_index"), "every message is acked"
+        )

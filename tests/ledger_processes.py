@@ -1,0 +1,55 @@
+"""What tests run in processes of their own against one ledger; a test module itself cannot be imported there."""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from forebay.contract.job import JobKind, new_ids
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Signature
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+from forebay.storage.models import ModelRegistry
+from forebay.storage.records import NewJob
+
+
+def in_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `work(*args)` gave in each of `count` fresh processes, which run side by side."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(count, mp_context=context) as pool:
+        return [future.result(120) for future in [pool.submit(work, *args) for _ in range(count)]]
+
+
+def add_and_claim(database: str, rounds: int, at_once: int) -> list[str]:
+    """Add jobs and claim them, one transaction after the other without a pause; the ids."""
+    ledger = Ledger(database)
+    store = JobStore(ledger)
+    ids = []
+    for _ in range(rounds):
+        added = store.add([NewJob(id, JobKind.PREDICT, "m", 1, "cpu", input=b"x" * 100) for id in new_ids(at_once)])
+        claimed = store.claim(added, "w", 30)
+        ids += [job.id for job in claimed]
+    ledger.close()
+    return ids
+
+
+def register(database: str, name: str, times: int) -> list[int]:
+    """Register versions of one model; their numbers."""
+    ledger = Ledger(database)
+    registry = ModelRegistry(ledger)
+    model = ModelVersion(name, 0, "python", "", "none", 0, Signature())
+    versions = [registry.register(model).version for _ in range(times)]
+    ledger.close()
+    return versions
+
+
+def upgrade_once(database: str) -> str:
+    """Upgrade the ledger; its revision."""
+    ledger = Ledger(database, create=True)
+    try:
+        return upgrade(ledger)
+    finally:
+        ledger.close()

@@ -1,0 +1,83 @@
+"""Models that the worker of the tests runs through the `python` runtime; they leave their traces in its working folder.
+
+`runs.txt` gains one line per row that a Recorder has run; while a file called `hold` lies there, it waits.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RUNS, HOLD = "runs.txt", "hold"
+
+
+class Doubler:
+    """Twice the number; refuses a batch with a negative one, and says which."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        for row in rows:
+            if row < 0:
+                raise ValueError(f"cannot double {row}")
+        return [2 * row for row in rows]
+
+
+class Echo:
+    """Gives back what it gets."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return list(rows)
+
+
+class OneShort:
+    """Forgets a row."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return list(rows)[1:]
+
+
+class Stacker:
+    """Stacks its rows, which only equal shapes allow; gives each row's sum and the size of the batch it was in."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        batch = np.stack([row["x"] for row in rows])  # (batch, free)
+        return [{"sum": np.float32(row.sum()), "batch": np.int64(len(batch))} for row in batch]
+
+
+class TwoWays:
+    """Two named inputs, two named outputs."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [{"total": row["left"] + row["right"], "text": row["word"].upper()} for row in rows]
+
+
+class Recorder:
+    """Writes down each row's number before it answers; `kill` in a row kills this process."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        if any(row.get("kill") for row in rows):
+            _write([row["n"] for row in rows])
+            os.kill(os.getpid(), signal.SIGKILL)
+        while Path(HOLD).exists():
+            threading.Event().wait(0.01)
+        _write([row["n"] for row in rows])
+        return [row["n"] for row in rows]
+
+
+class Broken:
+    """Does not load."""
+
+    def load(self, path: Path | None, device: str) -> None:
+        raise RuntimeError("no such weights")
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return list(rows)
+
+
+def _write(numbers: list[int]) -> None:
+    """One append for all: several processes may write at once."""
+    with Path(RUNS).open("ab", buffering=0) as file:
+        file.write("".join(f"{os.getppid()} {n}\n" for n in numbers).encode())

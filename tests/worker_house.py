@@ -1,0 +1,149 @@
+"""A folder with a ledger, a queue and real worker processes: `python -m forebay.worker`, told everything by environment.
+
+Processes are stopped by their own ids. What a worker says lands in `<name>.log`.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+from models_for_tests import HOLD, RUNS
+from waiting import wait_until
+
+from forebay.contract.celery_app import make_app
+from forebay.contract.settings import Settings
+from forebay.producer.client import Client
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+from forebay.storage.workers import WorkerRegistry
+
+TESTS = Path(__file__).parent
+QUICK = {"LEASE_S": "2", "HEARTBEAT_S": "0.5", "SWEEP_S": "0.5", "RESEND_S": "1"}
+START_S = 60  # a fresh interpreter imports torch, on a loaded machine
+
+
+class Worker:
+    """One worker process in a process group of its own."""
+
+    def __init__(self, house: "House", name: str) -> None:
+        self.name = name
+        self.log = house.folder / f"{name}.log"
+        env = os.environ | house.settings.as_environment() | {
+            "FOREBAY_WORKER_NAME": f"{name}@test", "FOREBAY_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)]),
+        }  # fmt: skip
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "forebay.worker", "cpu", "1"],
+                cwd=house.folder, env=env, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def ready(self) -> "Worker":
+        """Come back when its child waits for work."""
+        wait_until(lambda: "child_ready" in self.said() or not self.alive, f"{self.name} is ready", START_S)
+        assert self.alive, self.said()
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def children(self) -> list[int]:
+        """The processes that own models; billiard's semaphore tracker owns none."""
+        spawned = psutil.Process(self.process.pid).children(recursive=True)
+        return [p.pid for p in spawned if "spawn_main" in " ".join(p.cmdline())]
+
+    def terminate(self) -> int:
+        """Ask it to stop, as `forebay worker` and Docker do; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        """End it as the kernel would; its children follow by themselves."""
+        gone = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait(30)
+        _, left = psutil.wait_procs(gone, timeout=10)
+        for process in left:
+            process.kill()
+
+    def stop(self) -> None:
+        """Leave nothing behind, whatever state it is in."""
+        if self.alive:
+            self.kill()
+
+
+class House:
+    """Ledger, queue and workers of one test, or of one module's tests."""
+
+    def __init__(self, folder: Path, broker: str, database: str | None = None, **more: str) -> None:
+        self.folder = folder
+        given = QUICK | {"ALLOWED_PYTHON_MODELS": "models_for_tests", "HOME": str(folder / "home")} | more
+        given |= {"BROKER": broker, "DATABASE": database or f"sqlite:///{folder / 'ledger.db'}"}
+        self.settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
+        self.ledger = Ledger(self.settings.database, create=True)
+        upgrade(self.ledger)
+        self.store = JobStore(self.ledger)
+        self.client = Client(self.settings)
+        self.workers: list[Worker] = []
+
+    def worker(self, name: str = "w1") -> Worker:
+        """A new worker process, not waited for."""
+        worker = Worker(self, name)
+        self.workers.append(worker)
+        return worker
+
+    def model(self, kind: str, name: str | None = None, **more: Any) -> str:
+        """Register a class of models_for_tests; its reference."""
+        options = {"class": f"models_for_tests:{kind}"}
+        return self.client.models.register(name or kind.lower(), runtime="python", options=options, **more).ref
+
+    def hold(self) -> None:
+        """Make Recorders wait."""
+        (self.folder / HOLD).touch()
+
+    def go_on(self) -> None:
+        """Let them go."""
+        (self.folder / HOLD).unlink(missing_ok=True)
+
+    def runs(self) -> list[int]:
+        """The numbers of the rows that Recorders have run, in order."""
+        return [n for _, n in self._lines()]
+
+    def runs_by_worker(self) -> Counter[int]:
+        """How many rows each worker's parent process has to its name."""
+        return Counter(pid for pid, _ in self._lines())
+
+    def _lines(self) -> list[tuple[int, int]]:
+        path = self.folder / RUNS
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
+
+    def states(self) -> dict[str, int]:
+        """How many jobs stand in each state."""
+        return dict(Counter(str(info.state) for info in self.client.jobs(limit=10_000)))
+
+    def known(self, name: str) -> bool:
+        """Whether a worker of this name is registered as living."""
+        return any(w.name == f"{name}@test" for w in WorkerRegistry(self.ledger).alive(30))
+
+    def inspect(self, **kwargs: Any) -> Any:
+        """Celery's remote control, as Flower uses it."""
+        return make_app(self.settings).control.inspect(timeout=2, **kwargs)
+
+    def close(self) -> None:
+        """Stop every worker and close every connection."""
+        self.go_on()
+        for worker in self.workers:
+            worker.stop()
+        self.client.close()
+        self.ledger.close()
