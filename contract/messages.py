@@ -11,9 +11,10 @@ from itertools import groupby, islice
 from typing import Any
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.references import check_job_id, check_name
+from forebay.contract.references import MAX_VERSION, check_job_id, check_name
 
 PREDICT_TASK = "forebay.predict"
+MAX_HOLD_S = 60
 ENVELOPE_SIZE = 256  # ids in one message
 PRIORITY_SEPARATOR = ":"  # a queue's Redis lists are `cpu`, `cpu:3`, `cpu:6`, `cpu:9`
 PRIORITY_STEPS = (0, 3, 6, 9)
@@ -42,6 +43,14 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep an envelope back until its model has `rows` jobs waiting, for at most `seconds`: `batch_wait_timeout_s`."""
+
+    seconds: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """One message: up to 256 job ids of one model version, for one queue.
 
@@ -54,11 +63,13 @@ class Envelope:
     priority: int
     ids: tuple[str, ...]
     solo: bool = False
+    hold: Hold | None = None
 
     @property
     def args(self) -> list[Any]:
         """The Celery task's arguments."""
-        return [self.model, self.version, list(self.ids), self.solo]
+        hold = [] if self.hold is None else [self.hold.seconds, self.hold.rows]
+        return [self.model, self.version, list(self.ids), self.solo, *hold]
 
 
 def envelopes(tickets: Iterable[Ticket], size: int = ENVELOPE_SIZE) -> Iterator[Envelope]:
@@ -74,11 +85,26 @@ def envelopes(tickets: Iterable[Ticket], size: int = ENVELOPE_SIZE) -> Iterator[
 
 def check_args(args: Any) -> tuple[str, int, list[str], bool]:
     """A message's arguments as (model, version, ids, solo); InvalidInput for whatever a stranger may have put there."""
-    if not isinstance(args, Sequence) or isinstance(args, str) or len(args) != 4:
+    if not isinstance(args, Sequence) or isinstance(args, str) or len(args) not in (4, 6):
         raise InvalidInput("an envelope holds a model, a version, a list of job ids and a flag")
-    model, version, ids, solo = args
-    if type(version) is not int or not isinstance(ids, list) or not isinstance(solo, bool):
+    model, version, ids, solo = args[:4]
+    if (
+        type(version) is not int
+        or not 1 <= version <= MAX_VERSION
+        or not isinstance(ids, list)
+        or not isinstance(solo, bool)
+    ):
         raise InvalidInput("an envelope holds a model, a version, a list of job ids and a flag")
     if len(ids) > ENVELOPE_SIZE:
         raise InvalidInput(f"an envelope holds at most {ENVELOPE_SIZE} ids, got {len(ids)}")
     return check_name(model), version, [check_job_id(i) for i in ids], solo
+
+
+def check_hold(args: Sequence[Any]) -> Hold | None:
+    """How long the message is to be held, if it says so; InvalidInput for odd values. The rest is check_args' business."""
+    if len(args) == 4:
+        return None
+    seconds, rows = args[4:]
+    if type(seconds) not in (int, float) or not 0 < seconds <= MAX_HOLD_S or type(rows) is not int or rows < 1:
+        raise InvalidInput(f"an envelope is held for up to {MAX_HOLD_S} s and some rows")
+    return Hold(float(seconds), rows)

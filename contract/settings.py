@@ -77,8 +77,12 @@ class Settings:
         return cls(**(values | {"home": home}))
 
     def as_environment(self) -> dict[str, str]:
-        """The settings as environment variables for a process started from here."""
+        """The settings as environment variables."""
         return {s.variable: s.show(getattr(self, name)) for name, s in TABLE.items()}
+
+    def child_environment(self, **more: str) -> dict[str, str]:
+        """The environment for a process started from here: this one's, every setting, and `more` on top."""
+        return os.environ | self.as_environment() | more
 
     def public(self) -> dict[str, Any]:
         """The settings for a person's eyes: passwords in URLs are masked."""

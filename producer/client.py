@@ -19,7 +19,7 @@ from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable, ForebayError, InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState, QueueInfo, new_ids
-from forebay.contract.messages import Ticket
+from forebay.contract.messages import Envelope, Ticket
 from forebay.contract.model import ModelVersion
 from forebay.contract.payload import pack_input
 from forebay.contract.queues import Resources, route
@@ -76,7 +76,7 @@ class Client:
         self._dispatcher = Dispatcher(app)
         self._submitter = Submitter(self._store, self._dispatcher)
         self._watcher = Watcher(self._store, connect_redis(self.settings), self.id)
-        self.models = Models(self._registry, blobs)
+        self.models = Models(self._registry, blobs, self._ask_to_load)
         self._app = app
 
     def __enter__(self) -> Client:
@@ -234,7 +234,7 @@ class Client:
         ids = new_ids(len(packed))
         keys = keys_for(terms.idempotency_key, len(packed))
         jobs = [self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)]
-        stored = self._submitter.submit(jobs, terms.model.max_batch_size)
+        stored = self._submitter.submit(jobs, terms.model.max_batch_size, terms.model.batch_wait_timeout_s)
         handles = self._watcher.adopt(Job(self, id) for id in stored)
         if keys[0]:
             self._watcher.read(id for id, new in zip(stored, ids, strict=True) if id != new)
@@ -248,6 +248,13 @@ class Client:
             rows, terms.deadline_at, self.id, key, _request_hash(terms, data) if key else None, terms.metadata, None,
             inline, ref,
         )  # fmt: skip
+
+    def _ask_to_load(self, model: ModelVersion) -> list[str]:
+        """An envelope without ids for each worker of the version's queue: there is nothing to run, so it is only loaded."""
+        queue = route(self.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, None)
+        workers = [w.name for w in self._workers.alive(3 * self.settings.heartbeat_s) if queue in w.queues]
+        self._dispatcher.send([Envelope(model.name, model.version, queue, 0, ())] * len(workers))
+        return workers
 
     def _send(self, tickets: Sequence[Ticket]) -> None:
         """Send jobs that are queued already; the sweeper does it when Redis is away."""

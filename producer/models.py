@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.messages import MAX_HOLD_S
 from forebay.contract.model import ModelVersion
 from forebay.contract.pt2 import read_pt2_signature
 from forebay.contract.queues import Resources
@@ -25,6 +26,7 @@ from forebay.storage.models import ModelRegistry
 
 Described = Mapping[str, Mapping[str, Any]]
 Versions = list[ModelVersion]
+Names = list[str]
 
 MAX_BATCH_SIZE = 65_536
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
@@ -35,9 +37,10 @@ NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 class Models:
     """The registry as a client sees it."""
 
-    def __init__(self, registry: ModelRegistry, blobs: BlobStore) -> None:
+    def __init__(self, registry: ModelRegistry, blobs: BlobStore, ask_to_load: Callable[[ModelVersion], Names]) -> None:
         self._registry = registry
         self._blobs = blobs
+        self._ask_to_load = ask_to_load
 
     def register(
         self,
@@ -119,6 +122,13 @@ class Models:
     def delete(self, ref: str) -> ModelVersion:
         """Delete one version, named by number or alias; InvalidInput while an alias points at it or its jobs wait or run."""
         return self._registry.delete(ModelRef.parse(ref))
+
+    def warm(self, ref: str) -> Names:
+        """Ask the workers that serve the version's queue to load it now; their names, [] when there is none.
+
+        Each takes one of as many messages as there are workers, between its batches: a busy one may leave its to another.
+        """
+        return self._ask_to_load(self._registry.get(ModelRef.parse(ref)))
 
     def _store(self, path: Path | None) -> tuple[str, str, int]:
         if path is None:
@@ -204,8 +214,8 @@ def _dtype(value: Any) -> str | None:
 
 
 def _wait(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 60:
-        raise InvalidInput(f"batch_wait_timeout_s {shown(value)} is not a number of seconds from 0 to 60")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_HOLD_S:
+        raise InvalidInput(f"batch_wait_timeout_s {shown(value)} is not a number of seconds from 0 to {MAX_HOLD_S}")
     return float(value)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
 from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable, InvalidInput
-from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Ticket, envelopes
+from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Hold, Ticket, envelopes
 from forebay.contract.references import shown
 from forebay.storage.jobs import JobStore
 from forebay.storage.records import NewJob
@@ -27,6 +27,7 @@ class Entry:
 
     jobs: Sequence[NewJob]
     batch_size: int
+    hold: Hold | None
     ids: list[str] = field(default_factory=list)
     done: bool = False
     error: Exception | None = None
@@ -42,14 +43,15 @@ class Submitter:
         self._lock = threading.Lock()
         self._committing = threading.Lock()
 
-    def submit(self, jobs: Sequence[NewJob], batch_size: int) -> list[str]:
+    def submit(self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0) -> list[str]:
         """Make the jobs durable and send them; their ids, those of existing jobs for idempotency keys met before.
 
         `batch_size` is what the model runs at once: a message carries about that many ids, so that two workers share a
-        small backlog. LedgerUnavailable or InvalidInput when nothing was stored; a Redis that is away is not an error,
-        the sweeper sends what this could not.
+        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. LedgerUnavailable or
+        InvalidInput when nothing was stored; a Redis that is away is not an error, the sweeper sends what this could not.
         """
-        entry = Entry(jobs, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE))
+        hold = Hold(hold_s, batch_size) if hold_s else None
+        entry = Entry(jobs, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE), hold)
         with self._lock:
             self._pending.append(entry)
         with self._committing:
@@ -76,11 +78,15 @@ class Submitter:
             entry.done = True
 
     def _send(self, batch: list[Entry]) -> None:
-        by_size: dict[int, list[Ticket]] = {}
+        alike: dict[tuple[int, Hold | None], list[Ticket]] = {}
         for entry in batch:
             fresh = (job for job, id in zip(entry.jobs, entry.ids, strict=True) if job.id == id)
-            by_size.setdefault(entry.batch_size, []).extend(_ticket(job) for job in fresh)
-        messages: list[Envelope] = [m for size, tickets in by_size.items() for m in envelopes(tickets, size)]
+            alike.setdefault((entry.batch_size, entry.hold), []).extend(_ticket(job) for job in fresh)
+        messages: list[Envelope] = [
+            replace(message, hold=hold)
+            for (size, hold), tickets in alike.items()
+            for message in envelopes(tickets, size)
+        ]
         try:
             self._dispatcher.send(messages)
         except BrokerUnavailable as error:

@@ -48,10 +48,11 @@ class Watcher:
         if self._closed.is_set():
             raise ForebayError("this client is closed; open another one, and ask it for the job by its id")
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
+            if self._thread is None:  # kept once it runs: Ctrl-C may come while Redis is asked
                 self._subscribe()
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def adopt(self, jobs: Iterable[Job]) -> list[Job]:
         """Remember handles, without keeping them alive, so that their outcomes are delivered as they are announced.

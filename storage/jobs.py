@@ -42,7 +42,7 @@ UPDATE jobs SET {_becomes(Transition.CLAIM)}, attempt = attempt + 1, worker = :w
 WHERE id IN (
     SELECT id FROM jobs WHERE id {{ids}} AND {_may(Transition.CLAIM)}
     AND (deadline_at IS NULL OR deadline_at > :now) {{skip_locked}})
-RETURNING id, kind, model, version, queue, attempt, max_attempts, client, progress_total, input, input_ref"""
+RETURNING id, kind, model, version, queue, attempt, max_attempts, client, progress_total, input, input_ref, {COUNTED}"""
 
 # Who waits for rows takes them in the order of their ids, else two of them could wait for each other.
 RENEW = f"""
@@ -94,8 +94,8 @@ UPDATE jobs SET {_becomes(Transition.CANCEL)}, finished_at = :now WHERE id IN (
     SELECT id FROM jobs WHERE id {{ids}} AND state = 'queued' ORDER BY id {{for_update}}) RETURNING id, client"""
 
 RETRY = f"""
-UPDATE jobs SET {_becomes(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, sent_at = :now, started_at = NULL, finished_at = NULL,
-    deadline_at = NULL, error_type = NULL, error_message = NULL, progress_done = 0, progress_message = ''
+UPDATE jobs SET {_becomes(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, sent_at = :now, started_at = NULL,
+    finished_at = NULL, deadline_at = NULL, error_type = NULL, error_message = NULL, progress_done = 0, progress_message = ''
 WHERE id = :id AND {_may(Transition.RETRY)} RETURNING {TICKET}"""
 
 # Whether a queue lost its messages is the sweeper's to know: it asks Redis. Marking them sent keeps a second sweeper off.

@@ -69,6 +69,7 @@ class ClaimedJob:
     rows: int
     input: bytes | None
     input_ref: str | None
+    tries: int = 1  # attempts that count; `attempt` is their number since the job was made, and the fence
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,13 @@ START_S = 60  # a fresh interpreter imports torch, on a loaded machine
 class Worker:
     """One worker process in a process group of its own."""
 
-    def __init__(self, house: "House", name: str) -> None:
+    def __init__(self, house: "House", name: str, **more: str) -> None:
         self.name = name
         self.log = house.folder / f"{name}.log"
         env = os.environ | house.settings.as_environment() | {
             "FOREBAY_WORKER_NAME": f"{name}@test", "FOREBAY_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)]),
-        }  # fmt: skip
+        } | {f"FOREBAY_{key}": value for key, value in more.items()}  # fmt: skip
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "forebay.worker", "cpu", "1"],
@@ -76,10 +76,19 @@ class Worker:
         for process in left:
             process.kill()
 
+    def freeze(self) -> None:
+        """Stop it and its children where they are."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on as if nothing had happened."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         """Leave nothing behind, whatever state it is in."""
         if self.alive:
-            self.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
 
 
 class House:
@@ -96,9 +105,9 @@ class House:
         self.client = Client(self.settings)
         self.workers: list[Worker] = []
 
-    def worker(self, name: str = "w1") -> Worker:
-        """A new worker process, not waited for."""
-        worker = Worker(self, name)
+    def worker(self, name: str = "w1", **more: str) -> Worker:
+        """A new worker process, not waited for; `more` are settings of its own."""
+        worker = Worker(self, name, **more)
         self.workers.append(worker)
         return worker
 
@@ -119,9 +128,9 @@ class House:
         """The numbers of the rows that Recorders have run, in order."""
         return [n for _, n in self._lines()]
 
-    def runs_by_worker(self) -> Counter[int]:
-        """How many rows each worker's parent process has to its name."""
-        return Counter(pid for pid, _ in self._lines())
+    def runs_by_worker(self, numbers: range) -> Counter[int]:
+        """How many of these rows each worker has run, by the id of its parent process."""
+        return Counter(pid for pid, n in self._lines() if n in numbers)
 
     def _lines(self) -> list[tuple[int, int]]:
         path = self.folder / RUNS

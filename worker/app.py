@@ -23,8 +23,8 @@ from forebay.storage.ledger import Ledger
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker import child
 from forebay.worker.announcer import Announcer
+from forebay.worker.feeder import Feeder
 from forebay.worker.housekeeper import Housekeeper
-from forebay.worker.strategy import Feeder
 from forebay.worker.sweeper import Sweeper
 from forebay.worker.transport import install
 
@@ -57,7 +57,7 @@ def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
     store, dispatcher, broker = JobStore(ledger), Dispatcher(app), connect_redis(settings)
     sweeper = Sweeper(store, dispatcher, Announcer(broker), broker, settings)
     housekeeper = Housekeeper(settings, tuple(queues), store, WorkerRegistry(ledger), sweeper)
-    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost)
+    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, concurrency)
     housekeeper.in_flight = feeder.in_flight
     housekeeper.start()
     log.info(

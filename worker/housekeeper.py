@@ -18,7 +18,7 @@ from forebay.contract.errors import ForebayError
 from forebay.contract.settings import Settings
 from forebay.storage.jobs import JobStore
 from forebay.storage.workers import WorkerRegistry
-from forebay.worker.strategy import InFlight
+from forebay.worker.feeder import InFlight
 from forebay.worker.sweeper import Sweeper
 
 log = structlog.get_logger()

@@ -89,7 +89,7 @@ class Supervisor:
             "FOREBAY_TORCH_THREADS": str(threads),
         }
         # OMP_NUM_THREADS before torch is imported: set_num_threads alone leaves its pool at the number of cores.
-        env = os.environ | self._settings.as_environment() | own | {"OMP_NUM_THREADS": str(threads)}
+        env = self._settings.child_environment(**own, OMP_NUM_THREADS=str(threads))
         command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children)]
         process = subprocess.Popen(command, env=env, start_new_session=True)
         log.info(

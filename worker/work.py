@@ -80,4 +80,4 @@ class Item:
 
     def alone(self) -> Hashable | None:
         """Only this job's rows may share a batch with a job that has been tried before."""
-        return self.work.job.id if self.work.job.attempt > 1 else None
+        return self.work.job.id if self.work.job.tries > 1 else None

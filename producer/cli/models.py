@@ -186,6 +186,22 @@ def search(
     _print_models(found, as_json, "no version is like that")
 
 
+@models_app.command(epilog=examples("forebay models warm digits@champion"))
+@clear_errors()
+def warm(ref: Ref, home: Home = None, as_json: Json = False) -> None:
+    """Have the workers load a version now, so that its first job need not wait for it."""
+    with open_client(home) as client:
+        asked = client.models.warm(ref)
+    if as_json:
+        print_json({"workers": asked})
+    else:
+        write(
+            f"asked {', '.join(asked)} to load {ref}"
+            if asked
+            else "no worker serves its queue now; it loads with its first job"
+        )
+
+
 @models_app.command(epilog=examples("forebay models delete digits/1", "forebay models delete digits/1 --yes"))
 @clear_errors()
 def delete(

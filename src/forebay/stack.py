@@ -196,7 +196,7 @@ class Stack:
             log.warning("left_over_ended", pid=process.pid)
             with suppress(psutil.Error):
                 process.terminate()
-        for process in psutil.wait_procs(left, LEFT_OVER_S)[1]:
+        for process in _await_end(left, LEFT_OVER_S):
             with suppress(psutil.Error):
                 process.kill()
 
@@ -206,10 +206,11 @@ def read_stack(home: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads((home / STACK_FILE).read_text(encoding="utf-8"))
         process = psutil.Process(content["pid"])
+        # A pid may have been given to another process since: its start time tells.
+        same = abs(process.create_time() - content["started"]) < 1
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
-    # A pid may have been given to another process since: its start time tells.
-    return content if abs(process.create_time() - content["started"]) < 1 else None
+    return content if same and not _ended(process) else None
 
 
 def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
@@ -240,15 +241,11 @@ def stop_stack(home: Path) -> bool:
     content = read_stack(home)
     if content is None:
         return False
-    process = psutil.Process(content["pid"])
     with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(content["pid"])
         process.terminate()
-        try:
-            process.wait(STOP_S)
-        except psutil.TimeoutExpired:
-            raise StackError(
-                f"the stack (pid {process.pid}) has not stopped after {STOP_S} s; its workers may be busy"
-            ) from None
+        if _await_end([process], STOP_S):
+            raise StackError(f"the stack (pid {process.pid}) has not stopped after {STOP_S} s; its workers may be busy")
     return True
 
 
@@ -269,6 +266,21 @@ def _lock(file: IO[str], home: Path) -> None:
 
 def _runs_already(home: Path) -> InvalidInput:
     return InvalidInput(f"a stack runs in {home} already; look at it with `forebay status --home {home}`")
+
+
+def _await_end(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Those that still run after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while (left := [p for p in processes if not _ended(p)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:  # a container's first process may never reap what has ended
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _mark(process: psutil.Process) -> str | None:

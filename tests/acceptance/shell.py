@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from waiting import wait_until
 from forebay import Client, Settings
 
 FOREBAY = [sys.executable, "-m", "forebay"]
+Call = Sequence[str | bytes]
 TESTS = Path(__file__).parents[1]
 TIMEOUT_S = 150  # two busy cores import torch slowly
 # Short, so that what a sweep or a lapsed lease brings back is back within a test's patience.
@@ -70,13 +72,14 @@ class User:
         """What a command prints with --json, read as JSON."""
         return json.loads(self.ok(*arguments, "--json"))
 
+    def together(self, *calls: Call) -> list[subprocess.CompletedProcess[str]]:
+        """What `run` gives for each of several commands that do not depend on one another, side by side."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(lambda call: self.run(*call), calls))
+
     def refused(self, *arguments: str | bytes) -> str:
         """The one line on stderr of a command that must end with exit status 2, without `error: `."""
-        done = self.run(*arguments)
-        assert (done.returncode, done.stdout) == (2, ""), f"{arguments}: {done.stdout}{done.stderr}"
-        assert done.stderr.startswith("error: "), done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr.removeprefix("error: ").strip()
+        return refusal(self.run(*arguments))
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """`forebay ARGUMENTS` in the background, its words in `<first argument>.out`. The caller ends it."""
@@ -111,6 +114,14 @@ class User:
         finally:
             self.run("down")
             end(self.marked())
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The error of a command that ended as wrong usage does: exit status 2, one line on stderr, nothing on stdout."""
+    assert (done.returncode, done.stdout) == (2, ""), f"{done.args}: {done.stdout}{done.stderr}"
+    assert done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.removeprefix("error: ").strip()
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -154,7 +154,9 @@ EXAMPLES["README.md"].append(
 
 
 @pytest.fixture(scope="module", params=PAGES)
-def followed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Example, tuple[int, str]]:
+def followed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Example, tuple[int, str]]:
     """What the examples of a page printed."""
     reader = Reader(tmp_path_factory.mktemp("reader"))
     try:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from digits import images
-from shell import FOREBAY, TIMEOUT_S, User, alive, end, family, running
+from shell import FOREBAY, TIMEOUT_S, User, alive, end, family, refusal, running
 from waiting import wait_until
 
 from forebay import JobState
@@ -83,10 +83,10 @@ def test_a_dashboard_whose_port_is_taken_chooses_another_one(user, taken):
     wait_until(lambda: user.run("doctor", "--url", address).returncode == 0, f"{address} answers", TIMEOUT_S)
 
 
-@pytest.mark.parametrize("detach", [["--detach"], []])
-def test_a_second_stack_in_the_same_home_is_refused(user, detach):
+def test_a_second_stack_in_the_same_home_is_refused(user):
     before = user.stack()
-    assert f"a stack runs in {user.home} already" in user.refused("up", *detach)
+    for done in user.together(["up"], ["up", "--detach"]):
+        assert f"a stack runs in {user.home} already" in refusal(done)
     assert user.stack() == before
 
 
@@ -96,9 +96,9 @@ def test_the_password_is_for_this_users_eyes_only(user):
     assert len(password) >= 20
     for path, mode in ((user.home / "stack.json", 0o600), (user.home / "valkey", 0o700)):
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True, timeout=30).stdout
-    assert str(user.stack()["broker"].rpartition(":")[0]) not in listed
-    told = [user.ok("status"), user.ok("status", "--json"), user.ok("doctor"), user.ok("doctor", "--json")]
+    listed = "\n".join(" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))  # as `ps` does
+    assert f"up --home {user.home}" in listed
+    told = [done.stdout for done in user.together(["status"], ["status", "--json"], ["doctor"], ["queues"])]
     logs = [path.read_text(errors="replace") for path in (user.home / "logs").iterdir()]
     assert [text for text in [listed, *told, *logs] if password in text] == []
 
@@ -145,13 +145,7 @@ def test_down_ends_everything_and_waiting_jobs_run_in_the_next_stack(user):
         interrupt_and_check(user, process, signal.SIGINT)
 
 
-def test_a_stack_that_is_stopped_while_it_starts_leaves_nothing_either(somebody):
-    with running(somebody, "up", "--no-dashboard", "--queues", "cpu") as process:
-        wait_until((somebody.home / "stack.json").exists, "the stack has begun", TIMEOUT_S)
-        interrupt_and_check(somebody, process, signal.SIGTERM)
-
-
-def test_a_stack_that_was_killed_is_cleared_away_by_the_next_one(somebody):
+def test_a_stack_that_was_killed_is_cleared_away_by_the_next_one_which_may_be_stopped_while_it_starts(somebody):
     with running(somebody, "up", "--no-dashboard", "--queues", "cpu") as first:
         wait_until((somebody.home / "stack.json").exists, "the stack has begun", TIMEOUT_S)
         wait_until(lambda: set(somebody.stack()["processes"]) == {"queue", "worker"}, "its parts run", TIMEOUT_S)
@@ -170,21 +164,19 @@ def test_a_stack_that_was_killed_is_cleared_away_by_the_next_one(somebody):
 
 
 def test_on_a_machine_where_nothing_runs_every_command_says_what_to_do(somebody):
-    assert f"none runs in {somebody.home}" in somebody.ok("status")
-    assert somebody.json("status")["workers"] == []
-    assert f"no stack runs in {somebody.home}" in somebody.ok("down")
-    asked = somebody.run("predict", "digits", "1")
-    assert (asked.returncode, asked.stderr.count("\n")) == (1, 1)
+    status, down, asked, missing = somebody.together(["status"], ["down"], ["predict", "digits", "1"], ["doctor"])
+    assert [done.returncode for done in (status, down, asked, missing)] == [0, 0, 1, 1]
+    assert f"none runs in {somebody.home}" in status.stdout
+    assert f"no stack runs in {somebody.home}" in down.stdout
+    assert asked.stderr.count("\n") == 1
     assert "start the stack with `forebay up`" in asked.stderr
-    missing = somebody.run("doctor")
-    assert missing.returncode == 1
     assert "forebay up" in missing.stdout
     assert not (somebody.home / "ledger.db").exists()
 
 
-@pytest.mark.parametrize("url", ["http://[::", "ftp://x", "http://127.0.0.1:1/", "no url"])
-def test_an_address_that_does_not_answer_is_a_finding_and_no_traceback(somebody, url):
-    assert somebody.run("doctor", "--url", url).returncode == 1
+def test_an_address_that_does_not_answer_is_a_finding_and_no_traceback(somebody):
+    asked = [("doctor", "--url", url) for url in ("http://[::", "ftp://x", "http://127.0.0.1:1/", "no url")]
+    assert [done.returncode for done in somebody.together(*asked)] == [1] * 4
 
 
 def interrupt_and_check(user: User, process: subprocess.Popen[bytes], how: signal.Signals) -> None:

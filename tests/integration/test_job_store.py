@@ -23,7 +23,14 @@ LEASE = 30.0
 
 
 def new(**fields: Any) -> NewJob:
-    given = {"id": new_ids(1)[0], "kind": JobKind.PREDICT, "model": "digits", "version": 1, "queue": "cpu", "input": b"in"}
+    given = {
+        "id": new_ids(1)[0],
+        "kind": JobKind.PREDICT,
+        "model": "digits",
+        "version": 1,
+        "queue": "cpu",
+        "input": b"in",
+    }
     return NewJob(**(given | fields))
 
 
@@ -177,7 +184,14 @@ def test_a_claim_takes_the_job_and_gives_what_it_takes_to_run_it(store: JobStore
     clock.forward(5)
     (job,) = store.claim([id], "w1", LEASE)
     assert (job.id, job.kind, job.model, job.version, job.queue) == (id, JobKind.PREDICT, "digits", 1, "cpu")
-    assert (job.attempt, job.max_attempts, job.client, job.rows, job.input, job.input_ref) == (1, 2, "c1", 3, b"payload", None)
+    assert (job.attempt, job.max_attempts, job.client, job.rows, job.input, job.input_ref) == (
+        1,
+        2,
+        "c1",
+        3,
+        b"payload",
+        None,
+    )
     info = store.get(id)
     assert (info.state, info.attempt, info.worker, info.started_at) == (JobState.RUNNING, 1, "w1", at(clock()))
 
@@ -316,9 +330,7 @@ def test_successes_and_failures_of_one_batch_are_told_apart(store: JobStore) -> 
     ids = add(store, 6)
     outcomes = [failure(o, message=o.id) if i % 2 else o for i, o in enumerate(claim(store, ids))]
     assert {e.id for e in store.finish(outcomes)} == set(ids)
-    assert store.states(ids) == {
-        id: JobState.FAILED if i % 2 else JobState.SUCCEEDED for i, id in enumerate(ids)
-    }
+    assert store.states(ids) == {id: JobState.FAILED if i % 2 else JobState.SUCCEEDED for i, id in enumerate(ids)}
     assert all(store.get(id).error == JobError("ValueError", id) for id in ids[1::2])
 
 
@@ -355,7 +367,9 @@ def test_a_job_is_finished_once(store: JobStore) -> None:
 
 def test_the_same_outcome_from_two_threads_is_written_once(store: JobStore) -> None:
     outcomes = claim(store, add(store, 50))
-    written = together(4, lambda i: store.finish([replace(o, result=b"%d" % i) for o in outcomes[:: 1 if i % 2 else -1]]))
+    written = together(
+        4, lambda i: store.finish([replace(o, result=b"%d" % i) for o in outcomes[:: 1 if i % 2 else -1]])
+    )
     assert Counter(e.id for ended in written for e in ended) == Counter(o.id for o in outcomes)
 
 
@@ -604,7 +618,10 @@ FILTERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"parent_id": "a" * 32}, {"parent_id": "a" * 32}),
     ({"metadata": {"team": "vision"}}, {"metadata": {"team": "vision", "run": 7}}),
     ({"metadata": {"team": "vision", "run": 7}}, {"metadata": {"team": "vision", "run": 7}}),
-    ({"model": "minilm", "version": 2, "kind": JobKind.BATCH}, {"model": "minilm", "version": 2, "kind": JobKind.BATCH}),
+    (
+        {"model": "minilm", "version": 2, "kind": JobKind.BATCH},
+        {"model": "minilm", "version": 2, "kind": JobKind.BATCH},
+    ),
 ]
 
 
@@ -632,7 +649,9 @@ VALUES: list[Any] = [None, True, False, 0, 1, 2.5, "", "1", "true", "ä\"'\\", [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_metadata_is_met_by_an_equal_value_of_the_same_type(store: JobStore, value: Any) -> None:
-    ids = store.add([new(id=id, metadata={"k": v, "other": 1}) for id, v in zip(new_ids(len(VALUES)), VALUES, strict=True)])
+    ids = store.add(
+        [new(id=id, metadata={"k": v, "other": 1}) for id, v in zip(new_ids(len(VALUES)), VALUES, strict=True)]
+    )
     add(store, metadata={"other": value})
     wanted = next(i for i, v in enumerate(VALUES) if v is value)
     assert [job.id for job in store.find(metadata={"k": value})] == [ids[wanted]]

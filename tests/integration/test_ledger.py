@@ -50,9 +50,13 @@ def test_readers_are_not_held_up_by_a_writer(ledger: Ledger) -> None:
 
 
 def test_a_transaction_that_fails_leaves_nothing_and_gives_the_ledger_free(ledger: Ledger) -> None:
-    with pytest.raises(KeyError), ledger.write() as connection:
-        connection.execute(text("INSERT INTO models VALUES ('m', 0)"))
-        raise KeyError
+    def half_done() -> None:
+        with ledger.write() as connection:
+            connection.execute(text("INSERT INTO models VALUES ('m', 0)"))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half_done()
     with ledger.write() as connection:
         assert connection.execute(text("SELECT count(*) FROM models")).scalar_one() == 0
 
@@ -63,10 +67,11 @@ def test_a_broken_constraint_is_the_callers_to_explain(ledger: Ledger) -> None:
 
 
 def test_an_upgrade_may_run_in_four_processes_at_once(database: str) -> None:
-    assert in_processes(4, upgrade_once, database) == ["0001"] * 4
+    revisions = in_processes(4, upgrade_once, database)
     ledger = Ledger(database)
     try:
-        assert current(ledger) == "0001"
+        assert revisions == [current(ledger)] * 4
+        assert None not in revisions
         assert JobStore(ledger).find() == []
     finally:
         ledger.close()
@@ -93,7 +98,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(LedgerUnavailable, match="cannot make the folder of the ledger .*file"):
+    with pytest.raises(LedgerUnavailable, match=r"cannot make the folder of the ledger .*file"):
         Ledger(f"sqlite:///{tmp_path}/file/ledger.db", create=True)
 
 
@@ -115,9 +120,13 @@ def test_missing_tables_are_told_with_the_next_step(database: str, use: Callable
 
 
 @pytest.mark.parametrize("use", USES[:2])
-def test_tables_older_than_this_forebay_are_told_with_the_next_step(ledger: Ledger, use: Callable[[Ledger], Any]) -> None:
+def test_tables_older_than_this_forebay_are_told_with_the_next_step(
+    ledger: Ledger, use: Callable[[Ledger], Any]
+) -> None:
     with ledger.write() as connection:
-        connection.execute(text("ALTER TABLE jobs DROP COLUMN deadline_at") if not ledger.sqlite else text("DROP TABLE jobs"))
+        connection.execute(
+            text("ALTER TABLE jobs DROP COLUMN deadline_at") if not ledger.sqlite else text("DROP TABLE jobs")
+        )
         if ledger.sqlite:
             connection.execute(text("CREATE TABLE jobs (id TEXT)"))
     with pytest.raises(LedgerUnavailable, match="run `forebay db upgrade`"):
@@ -145,7 +154,9 @@ def test_a_postgresql_that_is_down_is_told_without_the_password() -> None:
     ledger = Ledger(f"postgresql+psycopg://forebay:geheim@127.0.0.1:{free_port()}/forebay")
     try:
         for use in (ledger.ping, ledger.now, lambda: JobStore(ledger).find()):
-            with pytest.raises(LedgerUnavailable, match=r"the ledger postgresql\+psycopg://forebay:\*\*\*@127\.0\.0\.1") as caught:
+            with pytest.raises(
+                LedgerUnavailable, match=r"the ledger postgresql\+psycopg://forebay:\*\*\*@127\.0\.0\.1"
+            ) as caught:
                 use()
             assert "geheim" not in str(caught.value)
     finally:
@@ -179,7 +190,10 @@ def test_sqlite_ledgers_write_ahead_and_sync_and_check_foreign_keys(tmp_path: Pa
     try:
         for use in (ledger.read, ledger.write):
             with use() as connection:
-                modes = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
+                modes = [
+                    connection.execute(text(f"PRAGMA {name}")).scalar()
+                    for name in ("journal_mode", "synchronous", "foreign_keys")
+                ]
             assert modes == ["wal", 2, 1]
     finally:
         ledger.close()
@@ -211,6 +225,11 @@ def test_the_clock_of_a_postgresql_ledger_is_the_servers_whatever_ours_says(post
 def test_a_list_of_any_length_is_one_parameter(ledger: Ledger, count: int) -> None:
     ids = [f"{i:032x}" for i in range(count)]
     with ledger.write() as connection:
-        connection.execute(text("INSERT INTO models VALUES (:name, 0)"), [{"name": "no"}, *({"name": id} for id in ids[:300])])
-        found = connection.execute(text(f"SELECT name FROM models WHERE name {ledger.ids()}"), {"ids": ledger.bind(ids)})
+        connection.execute(
+            text("INSERT INTO models VALUES (:name, 0)"), [{"name": "no"}, *({"name": id} for id in ids[:300])]
+        )
+        found = connection.execute(
+            text(f"SELECT name FROM models WHERE name {ledger.ids()}"),  # noqa: S608 - `ids` is our own text
+            {"ids": ledger.bind(ids)},
+        )
         assert Counter(found.scalars()) == Counter(ids[:300])

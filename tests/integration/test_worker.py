@@ -24,22 +24,27 @@ from forebay.storage.blobs import BlobStore
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A worker that nobody harms, for what needs no other."""
-    folder = tmp_path_factory.mktemp("house")
-    server = ValkeyServer(folder)
-    server.start()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """The queue of `house`."""
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
     try:
-        with closing(House(folder, server.url, MAX_INLINE_BYTES="1000")) as house:
-            house.worker().ready()
-            yield house
+        server.start()
+        yield server
     finally:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+    """One worker for all tests that do not harm it."""
+    with closing(House(tmp_path_factory.mktemp("house"), server.url, MAX_INLINE_BYTES="1000")) as house:
+        house.worker().ready()
+        yield house
+
+
 @pytest.fixture
 def own(tmp_path: Path, broker: str) -> Iterator[House]:
-    """A house without a worker, whose Valkey a test may ill-treat."""
+    """A house of the test's own, without a worker yet."""
     with closing(House(tmp_path, broker)) as house:
         yield house
 
@@ -173,6 +178,24 @@ def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(house: 
     assert "message_callback_failed" not in house.workers[0].said()
 
 
+def test_a_job_that_takes_longer_than_its_lease_keeps_it(house: House) -> None:
+    house.hold()
+    job = house.client.predict(house.model("Recorder", "long"), {"n": 6000})
+    wait_until(lambda: job.state == JobState.RUNNING, "the child is busy")
+    first = lease(house, job)
+    wait_until(lambda: lease(house, job) > first + 1.5 * house.settings.lease_s, "its lease was renewed, and renewed")
+    house.go_on()
+    assert job.result(30) == 6000
+    assert job.info().attempt == 1
+    assert house.runs().count(6000) == 1
+
+
+def lease(house: House, job: Job) -> float:
+    with house.ledger.read() as connection:
+        statement = text("SELECT lease_until FROM jobs WHERE id = :id")
+        return float(connection.execute(statement, {"id": job.id}).scalar_one())
+
+
 def test_urgent_jobs_overtake_those_that_wait(house: House) -> None:
     model = house.model("Recorder", "urgent")
     house.hold()
@@ -246,7 +269,6 @@ def test_a_worker_on_postgresql_answers_and_survives_its_child(
         with pytest.raises(JobFailed) as caught:
             killer.result(60)
         assert caught.value.type == "WorkerLost"
-        assert house.client.predict(model, 4).result(60) == 8
 
 
 def test_a_job_that_kills_its_child_takes_no_neighbour_with_it(own: House) -> None:
@@ -290,11 +312,36 @@ def test_a_worker_killed_with_500_jobs_waiting_loses_none(own: House) -> None:
     assert_each_once(own, jobs)
 
 
-def assert_each_once(house: House, jobs: list[Job]) -> None:
+def assert_each_once(house: House, jobs: list[Job], first: int = 0) -> None:
     """No row was run more often than its job was attempted, and none was left out."""
-    runs = Counter(house.runs())
-    assert sorted(runs) == list(range(len(jobs)))
-    assert [n for n, job in enumerate(jobs) if runs[n] > job.info().attempt] == []
+    numbers = range(first, first + len(jobs))
+    runs = Counter(n for n in house.runs() if n in numbers)
+    assert sorted(runs) == [*numbers]
+    assert [n for n, job in zip(numbers, jobs, strict=True) if runs[n] > job.info().attempt] == []
+
+
+def test_a_frozen_worker_that_comes_back_cannot_write_what_it_made(own: House) -> None:
+    first = own.worker("first").ready()
+    own.hold()
+    jobs = own.client.predict_many(own.model("Recorder"), [{"n": n} for n in range(30)])
+    wait_until(lambda: own.states().get("running"), "a batch runs")
+    first.freeze()
+    own.go_on()
+    second = own.worker("second")
+    assert ended(jobs) == {"succeeded": 30}
+    first.thaw()
+    wait_until(lambda: "lease_lost" in first.said(), "the first worker's results are refused")
+    assert {(job.info().attempt, job.info().worker) for job in jobs} == {(2, "second@test")}
+    assert first.alive
+    assert second.alive
+
+
+def test_a_child_that_cannot_start_takes_no_job(own: House) -> None:
+    broken = own.worker("broken", BLOBS="nonsense://x")
+    job = own.client.predict(own.model("Doubler"), 4)
+    wait_until(lambda: "child_failed" in broken.said(), "its child has failed")
+    wait_until(lambda: broken.said().count("child_failed") > 1, "another was tried")
+    assert (job.state, job.info().attempt) == (JobState.QUEUED, 0)
 
 
 def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: House) -> None:
@@ -317,54 +364,54 @@ def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: House) -> None:
     assert {job.info().attempt for job in waiting} == {1}
 
 
-def test_jobs_come_back_after_redis_was_flushed(own: House, valkey: ValkeyServer) -> None:
-    own.worker().ready()
-    model = own.model("Recorder")
-    own.hold()
-    first = own.client.predict(model, {"n": 0})
+def test_jobs_come_back_after_redis_was_flushed(house: House, server: ValkeyServer) -> None:
+    model = house.model("Recorder", "flushed")
+    house.hold()
+    first = house.client.predict(model, {"n": 7000})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
-    jobs = [first, *(own.client.predict(model, {"n": n}) for n in range(1, 50))]  # a few in the worker, most in Redis
-    valkey.flush()
-    own.go_on()
+    # A few of these are in the worker already, most are in Redis.
+    jobs = [first, *(house.client.predict(model, {"n": n}) for n in range(7001, 7050))]
+    server.flush()
+    house.go_on()
     assert ended(jobs) == {"succeeded": 50}
-    assert_each_once(own, jobs)
+    assert_each_once(house, jobs, 7000)
     assert {job.info().attempt for job in jobs} == {1}
 
 
-def test_a_worker_outlives_a_restart_of_redis(own: House, valkey: ValkeyServer) -> None:
-    worker = own.worker().ready()
-    model = own.model("Recorder")
-    own.hold()
-    running = own.client.predict(model, {"n": 0})
+def test_a_worker_outlives_a_restart_of_redis(house: House, server: ValkeyServer) -> None:
+    model = house.model("Recorder", "restarted")
+    house.hold()
+    running = house.client.predict(model, {"n": 8000})
     wait_until(lambda: running.state == JobState.RUNNING, "the child is busy")
-    waiting = [own.client.predict(model, {"n": n}) for n in range(1, 11)]
-    valkey.kill()
-    during = own.client.predict(model, {"n": 11})  # durable all the same
+    waiting = [house.client.predict(model, {"n": n}) for n in range(8001, 8011)]
+    server.kill()
+    during = house.client.predict(model, {"n": 8011})  # durable all the same
     assert during.state == JobState.QUEUED
-    own.go_on()
-    assert running.result(30) == 0  # the ledger needs no Redis
-    valkey.start()
-    after = own.client.predict(model, {"n": 12})
+    house.go_on()
+    assert running.result(30) == 8000  # the ledger needs no Redis
+    server.start()
+    after = house.client.predict(model, {"n": 8012})
     jobs = [running, *waiting, during, after]
     assert ended(jobs) == {"succeeded": 13}
-    assert_each_once(own, jobs)
+    assert_each_once(house, jobs, 8000)
     assert {job.info().attempt for job in jobs} == {1}
-    assert worker.alive
+    assert house.workers[0].alive
+    assert "message_callback_failed" not in house.workers[0].said()
 
 
-def test_a_second_worker_gets_its_share(own: House) -> None:
-    workers = [own.worker("first"), own.worker("second")]
-    for worker in workers:
-        worker.ready()
-    own.hold()
-    jobs = own.client.predict_many(own.model("Recorder", max_batch_size=32), [{"n": n} for n in range(1024)])
-    wait_until(lambda: len({i.worker for i in own.client.jobs(state="running", limit=1000)}) == 2, "both are busy")
-    own.go_on()
+def test_a_second_worker_gets_its_share(house: House) -> None:
+    second = house.worker("second").ready()
+    house.hold()
+    model = house.model("Recorder", "shared", max_batch_size=32)
+    jobs = house.client.predict_many(model, [{"n": n} for n in range(10_000, 11_024)])  # 32 messages
+    wait_until(lambda: len({i.worker for i in house.client.jobs(state="running", limit=1000)}) == 2, "both are busy")
+    house.go_on()
     assert ended(jobs) == {"succeeded": 1024}
-    assert_each_once(own, jobs)
-    shares = own.runs_by_worker()
-    assert set(shares) == {worker.process.pid for worker in workers}
+    assert_each_once(house, jobs, 10_000)
+    shares = house.runs_by_worker(range(10_000, 11_024))
+    assert set(shares) == {worker.process.pid for worker in house.workers}
     assert min(shares.values()) >= 128
+    assert second.terminate() == 0
 
 
 def test_nothing_is_left_in_redis_when_all_jobs_have_ended(house: House) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("contract", "storage", "producer", "worker", "dashboard")
+PARTS = ("contract", "storage", "producer", "worker", "dashboard", "bench")
 HEAVY = ("torch", "flower", "sentence_transformers", "transformers", "sklearn", "scipy", "pyarrow")
 NOT_IN_THE_CLIENT = {"torch", "sqlalchemy", "flower"}
 

@@ -246,7 +246,8 @@ def test_a_child_process_sees_what_its_parent_saw(flags: dict[str, str], lease: 
 
 
 def test_a_child_process_sees_declared_queues_and_no_file_gets_in_between(tmp_path: Path) -> None:
-    tables = "[queues.gpu-large]\ngpu = 2\ngpu_memory = '80GiB'\nkinds = ['batch', 'train']\nmax_size = 9\n[queues.cpu]\ncpu = 4\n"
+    large = "[queues.gpu-large]\ngpu = 2\ngpu_memory = '80GiB'\nkinds = ['batch', 'train']\nmax_size = 9\n"
+    tables = f"{large}[queues.cpu]\ncpu = 4\n"
     parent = Settings.load({}, home=tmp_path, config=config(tmp_path, tables), allowed_python_models=())
     assert parent.queue("gpu-large").capacity.gpu_memory == 80 * 2**30
     (tmp_path / "forebay.toml").write_text("allowed_python_models = ['os']\ntorch_threads = 7\n")
