@@ -5,6 +5,7 @@ Each option that is not Celery's default has its reason beside it; most were mea
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import redis
@@ -36,7 +37,10 @@ TRANSPORT_OPTIONS: dict[str, Any] = SOCKET_OPTIONS | {
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app for these settings; BrokerUnavailable when they name no queue."""
-    app = Celery("forebay", broker=broker_url(settings), set_as_current=False)
+    address = broker_url(settings)
+    app = Celery("forebay", broker=address, set_as_current=False)
+    if address.startswith("rediss:") and "ssl_cert_reqs" not in address:
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}  # kombu would take any certificate
     app.conf.update(
         # JSON only, in and out: nothing that came over a wire is ever unpickled.
         task_serializer="json",

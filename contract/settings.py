@@ -154,7 +154,7 @@ def _embedded_broker(home: Path) -> str:
 
 
 def _broker(value: Any) -> str:
-    if not str(value).startswith(("redis://", "rediss://", "unix://")) or not _is_url(str(value)):
+    if not str(value).startswith(("redis://", "rediss://")) or not _is_url(str(value)):
         raise InvalidInput(
             f"{mask_password(str(value))!r} is no Redis address; write redis://host:6379/0 or rediss://…"
         )

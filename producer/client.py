@@ -234,9 +234,11 @@ class Client:
         ids = new_ids(len(packed))
         keys = keys_for(terms.idempotency_key, len(packed))
         jobs = [self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)]
+        # The handles come first: a quick worker announces a job before `submit` has returned.
+        handles = self._watcher.adopt(Job(self, id) for id in ids)
         stored = self._submitter.submit(jobs, terms.model.max_batch_size, terms.model.batch_wait_timeout_s)
-        handles = self._watcher.adopt(Job(self, id) for id in stored)
-        if keys[0]:
+        if stored != ids:  # an idempotency key was met before
+            handles = self._watcher.adopt(Job(self, id) for id in stored)
             self._watcher.read(id for id, new in zip(stored, ids, strict=True) if id != new)
         return handles
 

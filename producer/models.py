@@ -23,6 +23,7 @@ from forebay.contract.references import ModelRef, check_name, shown
 from forebay.contract.signature import Signature
 from forebay.storage.blobs import BlobStore, pack_folder
 from forebay.storage.models import ModelRegistry
+from forebay.storage.records import json_text
 
 Described = Mapping[str, Mapping[str, Any]]
 Versions = list[ModelVersion]
@@ -153,7 +154,8 @@ def _existing(artifact: str | Path | None) -> Path | None:
         if path.is_dir() and not any(path.iterdir()):
             raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
     except (OSError, TypeError, RuntimeError) as error:  # not permitted, a name too long, no path, an unknown ~user
-        raise InvalidInput(f"the artifact {shown(artifact)} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or shown(str(error))
+        raise InvalidInput(f"the artifact {shown(artifact)} cannot be read: {reason}") from error
     return path
 
 
@@ -225,16 +227,14 @@ def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> d
         return {}
     if not isinstance(value, Mapping):
         raise InvalidInput(f"{what} must be a mapping from str to JSON values, got {shown(value)}")
-    odd = [key for key in value if type(key) is not str]
+    try:
+        given = dict(value)
+    except Exception as error:
+        raise InvalidInput(f"{what} cannot be read: {type(error).__name__} {shown(str(error))}") from error
+    odd = [key for key in given if type(key) is not str]
     if odd:
         raise InvalidInput(f"{what} must be a mapping from str to JSON values, got the key {shown(odd[0])}")
-    try:
-        text = json.dumps(dict(value), allow_nan=False)
-        text.encode("utf-8")
-        if "\\u0000" in text:
-            raise ValueError("a NUL character cannot be stored")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{what} must hold JSON values only: {error}") from error
+    text = json_text(what, given)
     if len(text) > 65_536:
         raise InvalidInput(f"{what} has {len(text)} characters as JSON, the limit is 65536")
     return dict(json.loads(text))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -18,6 +18,8 @@ from forebay.storage.records import NewJob
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 SMALLEST_ENVELOPE = 32  # below this, a message costs more than the balance between workers it buys
 
 
@@ -29,19 +31,43 @@ class Entry:
     batch_size: int
     hold: Hold | None
     ids: list[str] = field(default_factory=list)
-    done: bool = False
     error: Exception | None = None
 
 
+class Combined(Generic[T]):
+    """Calls that share work: whoever gets in acts for all who wait behind, who then find theirs done."""
+
+    def __init__(self, act: Callable[[list[T]], None]) -> None:
+        self._act = act
+        self._waiting: list[tuple[T, threading.Event]] = []
+        self._lock = threading.Lock()
+        self._acting = threading.Lock()
+
+    def __call__(self, item: T) -> None:
+        """Return once `act` has been called with a list that holds `item`."""
+        done = threading.Event()
+        with self._lock:
+            self._waiting.append((item, done))
+        with self._acting:
+            if done.is_set():
+                return
+            with self._lock:
+                batch, self._waiting = self._waiting, []
+            try:
+                self._act([item for item, _ in batch])
+            finally:
+                for _, other in batch:
+                    other.set()
+
+
 class Submitter:
-    """Adds and sends jobs. Thread-safe; whoever gets in commits for all who wait behind."""
+    """Adds and sends jobs. Thread-safe; concurrent submits share a commit and a trip to Redis."""
 
     def __init__(self, store: JobStore, dispatcher: Dispatcher) -> None:
         self._store = store
         self._dispatcher = dispatcher
-        self._pending: list[Entry] = []
-        self._lock = threading.Lock()
-        self._committing = threading.Lock()
+        self._commit = Combined(self._commit_all)
+        self._send = Combined(self._send_all)
 
     def submit(self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0) -> list[str]:
         """Make the jobs durable and send them; their ids, those of existing jobs for idempotency keys met before.
@@ -51,33 +77,26 @@ class Submitter:
         InvalidInput when nothing was stored; a Redis that is away is not an error, the sweeper sends what this could not.
         """
         hold = Hold(hold_s, batch_size) if hold_s else None
+        hold = Hold(hold_s, batch_size) if hold_s else None
         entry = Entry(jobs, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE), hold)
-        with self._lock:
-            self._pending.append(entry)
-        with self._committing:
-            if not entry.done:
-                with self._lock:
-                    batch, self._pending = self._pending, []
-                self._commit(batch)
+        self._commit(entry)
         if entry.error is not None:
             raise entry.error
+        self._send(entry)
         return entry.ids
 
-    def _commit(self, batch: list[Entry]) -> None:
+    def _commit_all(self, batch: list[Entry]) -> None:
         for group in _groups(batch):
             try:
                 ids = self._store.add([job for entry in group for job in entry.jobs])
             except Exception as error:  # noqa: BLE001 - handed to each caller
                 for entry in group:
-                    entry.error, entry.done = error, True
+                    entry.error = error
                 continue
             for entry in group:
                 entry.ids, ids = ids[: len(entry.jobs)], ids[len(entry.jobs) :]
-        self._send([entry for entry in batch if entry.error is None])
-        for entry in batch:
-            entry.done = True
 
-    def _send(self, batch: list[Entry]) -> None:
+    def _send_all(self, batch: list[Entry]) -> None:
         alike: dict[tuple[int, Hold | None], list[Ticket]] = {}
         for entry in batch:
             fresh = (job for job, id in zip(entry.jobs, entry.ids, strict=True) if job.id == id)

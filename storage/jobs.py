@@ -172,7 +172,7 @@ class JobStore(JobReports):
         """Take those of the jobs that are queued and not past their deadline, in the order given; the rest is not ours."""
         now = self.ledger.now()
         values = {"ids": self.ledger.bind(ids), "worker": worker, "now": now, "lease_until": now + lease_s}
-        with self.ledger.write() as connection:
+        with self.ledger.write(durable=False) as connection:
             rows = connection.execute(self._sql(CLAIM), values).fetchall()
         place = {id: i for i, id in enumerate(ids)}
         return [ClaimedJob(r[0], JobKind(r[1]), *r[2:]) for r in sorted(rows, key=lambda r: place[r[0]])]
@@ -180,7 +180,7 @@ class JobStore(JobReports):
     def renew(self, ids: Sequence[str], worker: str, lease_s: float) -> set[str]:
         """Prolong the leases of this worker's running jobs; the ids it still holds."""
         values = {"ids": self.ledger.bind(ids), "worker": worker, "lease_until": self.ledger.now() + lease_s}
-        with self.ledger.write() as connection:
+        with self.ledger.write(durable=False) as connection:
             return set(connection.execute(self._sql(RENEW), values).scalars())
 
     def finish(self, outcomes: Sequence[Finished]) -> list[Ended]:

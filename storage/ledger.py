@@ -44,7 +44,8 @@ class Ledger:
         self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url)
         self._one_writer: AbstractContextManager[Any] = WriterLock(url) if self.sqlite else nullcontext()
         self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._writer = self.engine.execution_options(forebay_write=True)
+        self._writer = self.engine.execution_options(forebay_write="FULL")
+        self._quick_writer = self.engine.execution_options(forebay_write="NORMAL")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -53,9 +54,16 @@ class Ledger:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """One transaction, committed when the block ends without an error."""
-        with self._clear_errors(), self._one_writer, self._writer.begin() as connection:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """One transaction, committed when the block ends without an error.
+
+        Without `durable` the commit does not wait for the disk: for what a power cut may undo, such as a claim, whose
+        worker dies with it.
+        """
+        engine = self._writer if durable else self._quick_writer
+        with self._clear_errors(), self._one_writer, engine.begin() as connection:
+            if not durable and not self.sqlite:
+                connection.execute(text("SET LOCAL synchronous_commit = off"))
             yield connection
 
     def ids(self, name: str = "ids") -> str:
@@ -195,8 +203,9 @@ def _sqlite_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("forebay_write"):  # taking the write lock at once is what rules out "database is locked"
+        synchronous = connection.get_execution_options().get("forebay_write")
+        if synchronous:  # taking the write lock at once is what rules out "database is locked"
+            connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

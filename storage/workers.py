@@ -42,7 +42,7 @@ class WorkerRegistry:
     def beat(self, name: str, host: str, device: str, queues: tuple[str, ...]) -> None:
         """Say that this worker lives."""
         values = {"name": name, "host": host, "device": device, "queues": json.dumps(queues), "now": self._ledger.now()}
-        with self._ledger.write() as connection:
+        with self._ledger.write(durable=False) as connection:
             connection.execute(BEAT, values)
 
     def leave(self, name: str) -> None:

@@ -24,7 +24,7 @@ from forebay.storage.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
 
 TESTS = Path(__file__).parent
-QUICK = {"LEASE_S": "2", "HEARTBEAT_S": "0.5", "SWEEP_S": "0.5", "RESEND_S": "1"}
+QUICK = {"LEASE_S": "3", "HEARTBEAT_S": "0.5", "SWEEP_S": "0.5", "RESEND_S": "1"}
 START_S = 60  # a fresh interpreter imports torch, on a loaded machine
 
 

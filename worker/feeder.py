@@ -140,7 +140,8 @@ class Feeder:
     def done(self, jobs: int, messages: int, seconds: float) -> None:
         """A child did this; Celery's loop then fetches as many messages as that pace can use, and no more."""
         self._pace.note(jobs, messages, seconds)
-        self._consumer.qos.value = self._pace.messages()
+        if self._consumer.qos is not None:  # None while there is no connection
+            self._consumer.qos.value = self._pace.messages()
 
     def lost(self, ids: list[str], reason: str) -> None:
         """A child died with these."""
@@ -166,9 +167,9 @@ class HandOver:
         def done(result: Any) -> None:
             feeder.in_flight.remove(key)
             failed, words, seconds = result
-            feeder.done(len(ids), len(requests), seconds)
             einfo = _error_info(words) if failed else None
             _each(requests, lambda r: r.on_success(result) if einfo is None else r.on_failure(einfo, return_ok=True))
+            feeder.done(len(ids), len(requests), seconds)
 
         def lost(einfo: ExceptionInfo) -> None:
             feeder.in_flight.remove(key)

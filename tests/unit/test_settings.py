@@ -18,7 +18,7 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     "broker": [
         ("redis://one:1/0", '"redis://one:1/0"', "redis://one:1/0"),
         ("rediss://two", '"rediss://two"', "rediss://two"),
-        ("unix:///run/redis", '"unix:///run/redis"', "unix:///run/redis"),
+        ("redis://:pw@three:6380/1", '"redis://:pw@three:6380/1"', "redis://:pw@three:6380/1"),
     ],
     "database": [
         ("sqlite:////a/l.db", '"sqlite:////a/l.db"', "sqlite:////a/l.db"),
