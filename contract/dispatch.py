@@ -13,6 +13,7 @@ import redis
 from celery import Celery
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
+from kombu.pools import ProducerPool
 from kombu.utils.uuid import uuid
 
 from forebay.contract.errors import BrokerUnavailable
@@ -22,11 +23,21 @@ from forebay.contract.settings import mask_password
 UNREACHABLE = (OSError, redis.RedisError, KombuError, KombuOperationalError)
 
 
+CONNECTIONS = 4
+
+
 class Dispatcher:
     """Sends envelopes to their queues. Thread-safe."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        # Pools of our own: Celery's are shared by all apps of a process, and whoever closes them closes them for all.
+        self._connections = app.connection_for_write().Pool(limit=CONNECTIONS)
+        self._producers = ProducerPool(self._connections, limit=CONNECTIONS)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._connections.force_close_all()
 
     def send_tickets(self, tickets: Iterable[Ticket]) -> None:
         """Merge tickets into envelopes and send those."""
@@ -38,7 +49,7 @@ class Dispatcher:
             return
         messages = [self._message(envelope) for envelope in batch]
         try:
-            with self._app.producer_pool.acquire(block=True, timeout=10) as producer:
+            with self._producers.acquire(block=True, timeout=10) as producer:
                 if len(messages) == 1:
                     _publish(producer, messages[0])
                     return

@@ -48,11 +48,10 @@ class Watcher:
         if self._closed.is_set():
             raise ForebayError("this client is closed; open another one, and ask it for the job by its id")
         with self._lock:
-            if self._thread is None:  # kept once it runs: Ctrl-C may come while Redis is asked
-                self._subscribe()
-                thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
-                thread.start()
-                self._thread = thread
+            if self._thread is None:
+                self._subscribe()  # first, for Ctrl-C may come while Redis is asked, and `close` then finds no thread
+                self._thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
+                self._thread.start()
 
     def adopt(self, jobs: Iterable[Job]) -> list[Job]:
         """Remember handles, without keeping them alive, so that their outcomes are delivered as they are announced.
@@ -88,7 +87,7 @@ class Watcher:
     def close(self) -> None:
         """End the thread and the subscription."""
         self._closed.set()
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():  # Ctrl-C may also come before it has begun
             self._thread.join(timeout=5)
         if self._pubsub is not None:
             self._pubsub.close()

@@ -43,6 +43,9 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
         )  # fmt: skip
         if (request.expires or request.id in revoked) and request.revoked():
             return
+        model, version, ids, solo, hold = args
+        feeder.put(Parcel(request, model, version, ids, _priority(message), solo), hold)
+        # Told after the child has its work: the event's trip to Redis then costs the job no time.
         signals.task_received.send(sender=consumer, request=request)
         request.send_event(
             "task-received", name=request.name, args=request.argsrepr, kwargs=request.kwargsrepr, root_id=request.root_id,
@@ -50,8 +53,6 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
         )  # fmt: skip
         for callback in callbacks or ():
             callback(request)
-        model, version, ids, solo, hold = args
-        feeder.put(Parcel(request, model, version, ids, _priority(message), solo), hold)
 
     consumer.hub.call_repeatedly(CHECK_CHILDREN_S, consumer.pool.maintain_pool)  # until the next reconnect
     feeder.attach(consumer)

@@ -132,7 +132,7 @@ def producer(broker: str, tmp_path: Path) -> Iterator[Celery]:
     try:
         yield app
     finally:
-        app.pool.force_close_all()
+        app.pool.force_close_all(close_pool=False)
 
 
 def await_listeners(server: ValkeyServer) -> None:
@@ -306,7 +306,7 @@ def test_it_shows_tasks_again_after_a_restart_of_redis(
     before = publish_task(producer, "digits/1, 1 jobs", "1 succeeded")
     wait_until(lambda: [row for row in dashboard.tasks() if row["result"]], "the first task shows")
     valkey.kill()
-    producer.pool.force_close_all()
+    producer.pool.force_close_all(close_pool=False)
     dashboard.await_event("broker_unreachable")
     assert {path: dashboard.get(path)[0] for path in PAGES} == dict.fromkeys(PAGES, 200)
     valkey.start()
