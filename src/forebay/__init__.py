@@ -1,25 +1,43 @@
-"""Forebay: asynchronous, queue-based batch inference for teams with a few models and a few GPUs."""
+"""Forebay: asynchronous, queue-based batch inference for teams with a few models and a few GPUs.
 
-from forebay.contract.errors import (
-    BrokerUnavailable,
-    ForebayError,
-    InvalidInput,
-    JobCanceled,
-    JobExpired,
-    JobFailed,
-    JobNotFound,
-    LedgerUnavailable,
-    ModelNotFound,
-    NoQueueFits,
-    PayloadTooLarge,
-    QueueFull,
-    ResultTimeout,
-)
-from forebay.contract.job import JobInfo, JobState
-from forebay.contract.model import ModelVersion
-from forebay.contract.settings import Settings
-from forebay.producer.client import Client
-from forebay.producer.job import Job, as_completed, wait
+The public names are imported when they are first asked for: `import forebay` itself costs nearly nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forebay.contract.errors import (
+        BrokerUnavailable,
+        ForebayError,
+        InvalidInput,
+        JobCanceled,
+        JobExpired,
+        JobFailed,
+        JobNotFound,
+        LedgerUnavailable,
+        ModelNotFound,
+        NoQueueFits,
+        PayloadTooLarge,
+        QueueFull,
+        ResultTimeout,
+    )
+    from forebay.contract.job import JobInfo, JobState
+    from forebay.contract.model import ModelVersion
+    from forebay.contract.settings import Settings
+    from forebay.producer.client import Client
+    from forebay.producer.job import Job, as_completed, wait
+
+_HOMES = {
+    "Client": "forebay.producer.client",
+    "Job": "forebay.producer.job",
+    "JobInfo": "forebay.contract.job",
+    "JobState": "forebay.contract.job",
+    "ModelVersion": "forebay.contract.model",
+    "Settings": "forebay.contract.settings",
+    "as_completed": "forebay.producer.job",
+    "wait": "forebay.producer.job",
+}  # all others are errors
 
 __all__ = [
     "BrokerUnavailable",
@@ -44,3 +62,15 @@ __all__ = [
     "as_completed",
     "wait",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'forebay' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "forebay.contract.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -42,7 +42,14 @@ def imported(path: Path) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
-@pytest.mark.parametrize("program", [pytest.param("import forebay", id="import"), pytest.param(HELP, id="help")])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("import forebay", id="import"),
+        pytest.param("from forebay import *", id="all of it"),
+        pytest.param(HELP, id="help"),
+    ],
+)
 def test_the_door_opens_without_the_heavy_libraries(program: str) -> None:
     loaded = loaded_by(program)
     assert "forebay" in loaded
