@@ -20,6 +20,10 @@ from waiting import wait_until
 
 from forebay import Client, Settings
 
+# A suite that was started in the background ignores Ctrl-C, and would hand that on to every command it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 FOREBAY = [sys.executable, "-m", "forebay"]
 Call = Sequence[str | bytes]
 TESTS = Path(__file__).parents[1]
