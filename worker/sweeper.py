@@ -53,6 +53,7 @@ class Sweeper:
         resent = self._resend()
         deleted = self._store.purge(self._settings.retention_s)
         self._announcer.announce([*failed, *expired])
+        self._store.ledger.checkpoint()
         sweep = Sweep(len(freed), len(failed), len(expired), resent, deleted)
         if any(asdict(sweep).values()):
             log.info("swept", **asdict(sweep))
