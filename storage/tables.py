@@ -78,6 +78,13 @@ jobs = Table(
         sqlite_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
         postgresql_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
     ),
+    # What retention looks for: without it every sweep would read the whole table, and hold up all writers meanwhile.
+    Index(
+        "ix_jobs_finished",
+        "finished_at",
+        sqlite_where=text("finished_at IS NOT NULL"),
+        postgresql_where=text("finished_at IS NOT NULL"),
+    ),
     Index(
         "ix_jobs_parent",
         "parent_id",

@@ -1,4 +1,4 @@
-"""How a version is to be batched and computed, and the batch sizes that were found to fit."""
+"""How a version is to be batched and computed, the batch sizes that were found to fit, and what retention looks for."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,8 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    ended = sa.text("finished_at IS NOT NULL")
+    op.create_index("ix_jobs_finished", "jobs", ["finished_at"], sqlite_where=ended, postgresql_where=ended)
     op.add_column("model_versions", sa.Column("max_batch_tokens", sa.Integer))
     op.add_column("model_versions", sa.Column("dtype", sa.String(16)))
     op.add_column("model_versions", sa.Column("compile", sa.Boolean, nullable=False, server_default=sa.false()))
