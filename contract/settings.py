@@ -48,6 +48,7 @@ class Settings:
     allowed_python_models: tuple[str, ...]
     dashboard_host: str
     dashboard_port: int
+    operators: tuple[str, ...]
     log_level: str
 
     @classmethod
@@ -289,6 +290,13 @@ TABLE: dict[str, Setting] = {
     "dashboard_host": Setting("FOREBAY_DASHBOARD_HOST", str, lambda _: "127.0.0.1", "where the dashboard listens"),
     "dashboard_port": Setting(
         "FOREBAY_DASHBOARD_PORT", _whole(0, 65535), lambda _: 5555, "the dashboard's port; 0: any"
+    ),
+    "operators": Setting(
+        "FOREBAY_OPERATORS",
+        _names,
+        lambda _: (),
+        "who of the dashboard's users may cancel and retry jobs",
+        _show_names,
     ),
     "log_level": Setting(
         "FOREBAY_LOG_LEVEL", _choice("debug", "info", "warning", "error"), lambda _: "info", "log level"
