@@ -40,8 +40,7 @@ def look_at_input(data: bytes) -> list[Line]:
         rows, _ = unpack_input(data)
     except InvalidInput as error:
         return [Line("input", "unreadable", str(error))]
-    lines = (line for i, row in enumerate(rows[:VALUES]) for line in _look(f"row {i + 1} of {len(rows):,}", row, 0))
-    return _cut(lines)
+    return _cut(_look_at_rows(rows))
 
 
 def look_at_result(data: bytes) -> list[Line]:
@@ -51,6 +50,13 @@ def look_at_result(data: bytes) -> list[Line]:
     except InvalidInput as error:
         return [Line("result", "unreadable", str(error))]
     return _cut(_look("result", value, 0))
+
+
+def _look_at_rows(rows: list[Any]) -> Iterator[Line]:
+    for i, row in enumerate(rows[:VALUES]):
+        yield from _look(f"row {i + 1} of {len(rows):,}", row, 0)
+    if len(rows) > VALUES:
+        yield Line("…", "", f"{len(rows) - VALUES:,} more rows")
 
 
 def _cut(lines: Iterator[Line]) -> list[Line]:

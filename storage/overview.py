@@ -110,7 +110,7 @@ class Overview:
             # The smallest id is the oldest job's but for its client's clock; the ledger's own clock says how old that is.
             rows = connection.execute(text(MADE.format(ids=ledger.ids())), oldest).fetchall() if waiting else []
             running = connection.execute(RUNNING).fetchall()
-        made = {id: created for id, created in rows}
+        made: dict[str, float] = dict(zip([row[0] for row in rows], [row[1] for row in rows], strict=True))
         depth = {queue: count for queue, count, _ in waiting}
         age = {queue: max(0.0, at - made.get(id, at)) for queue, _, id in waiting}
         runs: dict[str, int] = {}
