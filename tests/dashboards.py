@@ -1,5 +1,6 @@
 """A dashboard process as `python -m forebay.dashboard` runs it, for tests that ask it over HTTP or with a browser."""
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from waiting import wait_until
+
+
+def basic_login(text: str) -> str:
+    """The header that gives `user:password`."""
+    return "Basic " + base64.b64encode(text.encode()).decode()
 
 
 class Dashboard:
