@@ -3,6 +3,7 @@
 It reaches loopback only: nothing in a page of ours may come from elsewhere.
 """
 
+import base64
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,12 @@ class Browser:
         """Every element that a CSS selector names now."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
+    def click(self, selector: str) -> None:
+        """Click on the first element that a CSS selector names, wherever on the page it is."""
+        element = self.find(selector)
+        self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+        element.click()
+
     def text(self, selector: str) -> str:
         """The text of an element, '' where there is none; read in one step, for live pages replace their parts."""
         return str(self.run("var e = document.querySelector(arguments[0]); return e ? e.textContent : ''", selector))
@@ -82,8 +89,6 @@ class Browser:
         size = self.run("return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
         given = {"format": "png", "captureBeyondViewport": True, "clip": clip}
-        import base64
-
         path.write_bytes(base64.b64decode(self.driver.execute_cdp_cmd("Page.captureScreenshot", given)["data"]))
 
     def close(self) -> None:
