@@ -21,16 +21,20 @@ from forebay.storage.job_reports import INFO, JobReports, _info
 
 FIRST_ID, LAST_ID = "0" * 32, "g" * 32  # an id is hexadecimal, and sorts by the time it was made
 CLOCKS_APART_S = 3600.0  # ids are made by clients: how far their clocks may be from the ledger's
-WINDOW, LARGEST_WINDOW = 2_000, 32_000  # rows looked at in one statement
+WINDOW, LARGEST_WINDOW = 2_000, 16_000  # rows looked at in one statement
 FEW = 5_000
-ENDED_BADLY = frozenset({JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})  # as ix_jobs_ended_badly has them
+ENDED_BADLY = frozenset({JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
+FEW_KINDS = frozenset({JobKind.BATCH, JobKind.TRAIN})
+# As the partial indexes have them, or SQLite would not use these.
+IS_ENDED_BADLY, IS_OF_FEW = "state IN ('failed', 'canceled', 'expired')", "kind IN ('batch', 'train')"
+HAS_METADATA = "metadata <> '{}'"
 UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING})
 
 FLOOR = "SELECT id FROM jobs WHERE {base} AND id < :before AND id >= :low ORDER BY id DESC LIMIT 1 OFFSET :window"
 PAGE = f"SELECT {INFO} FROM jobs WHERE {{where}} AND id < :before AND id >= :low ORDER BY id DESC LIMIT :limit"
 LIVE = "SELECT id FROM jobs WHERE state = '{state}' LIMIT :limit"
 CHILDREN = "SELECT state, count(*) FROM jobs WHERE parent_id = :id GROUP BY state"
-SOME = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = '{state}' LIMIT :limit) AS found"
+SOME = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {where} LIMIT :limit) AS found"
 
 DETAILS = f"""
 SELECT {INFO}, attempt AS attempts, sent_at, lease_until, client, idempotency_key, input_ref, result_ref,
@@ -93,7 +97,7 @@ class JobDetails:
 class JobViews(JobReports):
     """Pages of jobs and single jobs, for people. Thread-safe."""
 
-    def page(self, wanted: JobFilter, *, limit: int = 50, before: str | None = None, budget_s: float = 0.8) -> JobPage:
+    def page(self, wanted: JobFilter, *, limit: int = 50, before: str | None = None, budget_s: float = 0.25) -> JobPage:
         """The newest jobs that meet the filter, of those older than the job `before`; about `budget_s` seconds of work.
 
         Rare states and children of a batch have an index; all other filters walk back over the jobs from the newest,
@@ -110,12 +114,12 @@ class JobViews(JobReports):
                     _sql(PAGE, where), values | {"before": high, "low": low, "limit": limit}
                 ).fetchall()
                 return _page([_info(row) for row in rows], limit)
-            return _walk(connection, _base(wanted.state), where, values, low, high, limit, time.monotonic() + budget_s)
+            return _walk(connection, _base(wanted), where, values, low, high, limit, time.monotonic() + budget_s)
 
     def some(self, state: JobState, limit: int) -> int:
         """How many jobs are in a state, counted up to `limit`."""
         with self.ledger.read() as connection:
-            return int(connection.execute(text(SOME.format(state=state.value)), {"limit": limit}).scalar_one())
+            return int(connection.execute(_sql(SOME, _in_state(state)), {"limit": limit}).scalar_one())
 
     def details(self, id: str, payload_limit: int = 65536) -> JobDetails:
         """Everything about one job; JobNotFound when there is none of this id."""
@@ -141,8 +145,9 @@ class JobViews(JobReports):
         }
         where = [f"{name} = :{name}" for name in equal]
         # Literals, so that the planner sees which partial index holds them.
-        where += [f"state = '{wanted.state.value}'"] if wanted.state else []
-        where += [f"kind = '{wanted.kind.value}'"] if wanted.kind else []
+        where += [_in_state(wanted.state)] if wanted.state else []
+        where += [_of_kind(wanted.kind)] if wanted.kind else []
+        where += [HAS_METADATA] if wanted.metadata else []
         values: dict[str, Any] = dict(equal)
         for name, comparison in (("since", ">="), ("until", "<=")):
             if (value := getattr(wanted, name)) is not None:
@@ -173,7 +178,7 @@ def _walk(
     jobs: list[JobInfo] = []
     window, floor, bottom = WINDOW, _sql(FLOOR, base=base), low
     while True:
-        found = connection.execute(floor, {"before": high, "low": low, "window": window}).scalar()
+        found = connection.execute(floor, {**values, "before": high, "low": low, "window": window}).scalar()
         bottom = low if found is None else found
         wanted = {"before": high, "low": bottom, "limit": limit - len(jobs)}
         rows = connection.execute(_sql(PAGE, where), {**values, **wanted}).fetchall()
@@ -189,8 +194,23 @@ def _page(jobs: list[JobInfo], limit: int) -> JobPage:
     return JobPage(jobs, jobs[-1].id if len(jobs) == limit else None)
 
 
-def _base(state: JobState | None) -> str:
-    return f"state = '{state.value}'" if state in ENDED_BADLY and state is not None else "1 = 1"
+def _base(wanted: JobFilter) -> str:
+    """The one condition that an index in the order of ids serves: windows are cut from the jobs that meet it."""
+    if wanted.state is not None and wanted.state in ENDED_BADLY:
+        return _in_state(wanted.state)
+    if wanted.kind is not None and wanted.kind in FEW_KINDS:
+        return _of_kind(wanted.kind)
+    if wanted.model is not None:
+        return "model = :model"
+    return HAS_METADATA if wanted.metadata else "1 = 1"
+
+
+def _of_kind(kind: JobKind) -> str:
+    return f"kind = '{kind.value}'" + (f" AND {IS_OF_FEW}" if kind in FEW_KINDS else "")
+
+
+def _in_state(state: JobState) -> str:
+    return f"state = '{state.value}'" + (f" AND {IS_ENDED_BADLY}" if state in ENDED_BADLY else "")
 
 
 def _bounds(wanted: JobFilter, before: str | None) -> tuple[str, str]:

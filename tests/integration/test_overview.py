@@ -91,13 +91,13 @@ def test_a_time_range_goes_by_the_ledgers_clock(store: JobStore, views: JobViews
 def test_a_page_that_runs_out_of_time_says_how_far_it_has_looked(
     store: JobStore, views: JobViews, small_windows: None
 ) -> None:
-    (wanted,) = add(store, model="rare")
+    (wanted,) = add(store, queue="rare")
     add(store, 20)
-    page = views.page(JobFilter(model="rare"), limit=5, budget_s=0)
+    page = views.page(JobFilter(queue="rare"), limit=5, budget_s=0)
     assert page.jobs == []
     assert page.next is not None
     assert page.searched_to is not None
-    assert [id for ids in pages(views, JobFilter(model="rare"), budget_s=0) for id in ids] == [wanted]
+    assert [id for ids in pages(views, JobFilter(queue="rare"), budget_s=0) for id in ids] == [wanted]
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
