@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from forebay.contract.queues import format_bytes
 
-__all__ = ["UNKNOWN", "age", "count", "duration", "format_bytes", "iso", "jobs", "moment", "percent", "rate"]
+__all__ = ["UNKNOWN", "about", "age", "count", "duration", "format_bytes", "iso", "jobs", "moment", "percent", "rate"]
 
 UNKNOWN = "–"
 
@@ -39,6 +39,14 @@ def age(seconds: float | None) -> str:
     return (
         UNKNOWN if seconds is None else duration(round(max(0.0, seconds))).replace(".0 s", " s").replace("0 ms", "0 s")
     )
+
+
+def about(seconds: float) -> str:
+    """An estimate, no more exact than it is: 40 s, 12 min, 3.5 h, 4 d."""
+    for unit, size, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
+        if seconds < until:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds / 86_400:,.0f} d"
 
 
 def jobs(number: int | None) -> str:

@@ -22,6 +22,7 @@ PICTURES = (  # page, size, theme
     ("job-failed", "desktop", "dark"), ("models", "desktop", "light"), ("devices", "desktop", "dark"),
 )  # fmt: skip
 COLOURS = 256
+CROPPED = {"jobs": 1200}  # a list goes on as it begins
 
 
 def main(arguments: list[str]) -> int:
@@ -50,9 +51,9 @@ def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool)
                     for theme in ("light", "dark"):
                         if everything or (page, size, theme) in PICTURES:
                             scene.beat()
-                            _picture(
-                                browser, dashboard.url + address, size, theme, folder / f"{page}-{size}-{theme}.png"
-                            )
+                            path = folder / f"{page}-{size}-{theme}.png"
+                            tallest = 99_999 if everything else CROPPED.get(page, 99_999)
+                            _picture(browser, dashboard.url + address, size, theme, path, tallest)
     finally:
         dashboard.end()
         valkey.stop()
@@ -81,14 +82,15 @@ def addresses(scene: Scene) -> dict[str, str]:
     }
 
 
-def _picture(browser: Browser, url: str, size: str, theme: str, path: Path) -> None:
+def _picture(browser: Browser, url: str, size: str, theme: str, path: Path, tallest: int) -> None:
     browser.look(*SIZES[size], dark=theme == "dark")
     browser.open(url)
     if "/overview" in url:
         wait_until(lambda: len(browser.all(".u-legend")) == 4, "the charts are drawn")
     browser.picture(path)
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+        top = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, tallest)))
+        top.quantize(COLOURS).save(path, optimize=True)
     for complaint in browser.complaints():
         sys.stderr.write(f"{path.name}: {complaint}\n")
 

@@ -28,6 +28,13 @@ def test_ages_are_whole(seconds: float | None, text: str) -> None:
     assert words.age(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0.4 s"), (41.7, "42 s"), (752, "13 min"), (12_500, "3.5 h"), (400_000, "5 d")]
+)
+def test_estimates_are_no_more_exact_than_they_are(seconds: float, text: str) -> None:
+    assert words.about(seconds) == text
+
+
 @given(st.floats(0, 1e9))
 def test_every_duration_has_a_unit(seconds: float) -> None:
     assert words.duration(seconds).rpartition(" ")[2] in ("ms", "s", "min", "h", "d")
