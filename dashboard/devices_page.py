@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from forebay.dashboard.pages import Page
 
 RECENT_S = 86_400.0
@@ -15,6 +17,8 @@ class DevicesPage(Page):
     async def get(self) -> None:
         """The page, or the part that changes."""
         alive_s = 3 * self.forebay.heartbeat_s
-        workers = await self.ledger.ask("all workers", lambda ears: ears.workers.alive(RECENT_S), fresh_s=1)
-        held = await self.ledger.ask("now", lambda ears: ears.overview.now())
+        workers, held = await asyncio.gather(
+            self.ledger.ask("all workers", lambda ears: ears.workers.alive(RECENT_S)),
+            self.ledger.ask("now", lambda ears: ears.overview.now()),
+        )
         self.show("devices", workers, held, workers=workers.value, held=held.value, now=self.now(), alive_s=alive_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from forebay.contract.errors import ForebayError, InvalidInput, ModelNotFound
@@ -27,11 +28,13 @@ class JobsPage(Page):
         try:
             form = Form.parse({name: self.get_query_argument(name, "") for name in FIELDS})
             before = check_job_id(text) if (text := self.get_query_argument("before", "")) else None
-            page = await self.ledger.ask(("jobs", form.query(), before), lambda ears: _page(ears, form, before))
+            page, counts = await asyncio.gather(
+                self.ledger.ask(("jobs", form.query(), before), lambda ears: _page(ears, form, before)),
+                self.ledger.ask("counts", _counts, fresh_s=5),
+            )
         except (InvalidInput, ModelNotFound) as error:
             await self._refuse(error)
             return
-        counts = await self.ledger.ask("counts", _counts, fresh_s=5)
         self.show(
             "jobs", page, counts, form=form, page=page.value, counts=counts.value or {}, count_limit=COUNT_LIMIT,
             before=before, refused="", states=JobState, kinds=JobKind, queues=self.forebay.queues, now=self.now(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,8 +37,10 @@ class ModelsPage(Page):
         """The page, or the part that changes."""
         wanted = self.get_query_argument("name", "").strip()
         trends, day = self.application.trends, WINDOWS["day"]
-        rows = await self.ledger.ask("models", _versions, fresh_s=5)
-        trend = await self.ledger.ask(("trend", "day"), lambda ears: trends.read(ears.overview, day), fresh_s=10)
+        rows, trend = await asyncio.gather(
+            self.ledger.ask("models", _versions, fresh_s=5),
+            self.ledger.ask(("trend", day.name), lambda ears: trends.read(ears.overview, day), day.fresh_s),
+        )
         groups = by_name(rows.value, trend.value, wanted) if rows.value is not None else None
         self.show(
             "models", rows, trend, groups=groups and groups[:MOST_NAMES], more=max(0, len(groups or ()) - MOST_NAMES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from forebay.contract.job import JobState
@@ -43,16 +44,13 @@ class OverviewPage(Page):
         """The page, or the part that changes."""
         window = WINDOWS.get(self.get_query_argument("window", ""), WINDOWS["hour"])
         trends = self.application.trends
-        now = await self.ledger.ask("now", lambda ears: ears.overview.now())
-        trend = await self.ledger.ask(
-            ("trend", window.name),
-            lambda ears: trends.read(ears.overview, window),
-            fresh_s=2 if window.length_s < 7200 else 10,
+        hour = WINDOWS["hour"]
+        now, trend, recent, workers = await asyncio.gather(  # side by side: the patience is that of one question
+            self.ledger.ask("now", lambda ears: ears.overview.now()),
+            self.ledger.ask(("trend", window.name), lambda ears: trends.read(ears.overview, window), window.fresh_s),
+            self.ledger.ask(("trend", hour.name), lambda ears: trends.read(ears.overview, hour), hour.fresh_s),
+            self.ledger.ask("workers", lambda ears: alive(ears, self.forebay), fresh_s=2),
         )
-        recent = await self.ledger.ask(
-            ("trend", "hour"), lambda ears: trends.read(ears.overview, WINDOWS["hour"]), fresh_s=2
-        )
-        workers = await self.ledger.ask("workers", lambda ears: alive(ears, self.forebay), fresh_s=2)
         self.show(
             "overview", now, trend, recent, workers, window=window, windows=WINDOWS, held=now.value, trend=trend.value,
             queues=queue_rows(now.value, recent.value, workers.value or [], self.forebay),

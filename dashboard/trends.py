@@ -27,17 +27,18 @@ Version = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How far back one looks, and the length of each point; both in seconds."""
+    """How far back one looks, the length of each point, and for how long an answer will do; all in seconds."""
 
     name: str
     title: str
     length_s: float
     step_s: float
+    fresh_s: float
 
 
 WINDOWS = {
-    "hour": Window("hour", "last hour", 3600, 60),
-    "day": Window("day", "last 24 hours", 86400, 1800),
+    "hour": Window("hour", "last hour", 3600, 60, 2),
+    "day": Window("day", "last 24 hours", 86400, 1800, 10),
 }
 
 Percentiles = tuple[float, ...]  # as PERCENTILES, in seconds; empty where nothing ran

@@ -245,8 +245,14 @@ def _sqlite_engine(url: str) -> Engine:
     return engine
 
 
+def _impatient(limit_ms: int) -> dict[str, Any]:
+    """A statement that takes too long is ended by the server; a server that is gone without a word is noticed here."""
+    silence = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+    return {"options": f"-c statement_timeout={limit_ms}", "connect_timeout": 5} | silence
+
+
 def _postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
-    limit = {} if statement_limit_s is None else {"options": f"-c statement_timeout={round(statement_limit_s * 1000)}"}
+    limit: dict[str, Any] = {} if statement_limit_s is None else _impatient(round(statement_limit_s * 1000))
     try:
         return create_engine(
             url,
