@@ -90,6 +90,7 @@ class Client:
     def close(self) -> None:
         """Close every connection; jobs go on."""
         self._watcher.close()
+        self._submitter.close()
         self._dispatcher.close()
         self._app.close()
         self._ledger.close()

@@ -74,8 +74,7 @@ class ModelRegistry:
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Like `get`, without the aliases and with one small query: what each submit asks."""
-        with self._ledger.read() as connection:
-            version = connection.execute(*_version_of(ref)).scalar()
+        version = self._ledger.scalar(*_version_of(ref))
         known = self._known.get((ref.name, version)) if version is not None else None
         if known is None:
             known = self.get(ref)
