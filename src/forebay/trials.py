@@ -1,0 +1,63 @@
+"""The commands that try Forebay out: `forebay demo` and `bench`. Each starts what it needs, in a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from forebay.contract.errors import InvalidInput
+from forebay.upkeep import RUN, Json
+
+
+def attach(app: typer.Typer) -> None:
+    """Add these commands to the root command."""
+    app.command(rich_help_panel=RUN)(demo)
+    app.command(rich_help_panel=RUN)(bench)
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up afterwards.")] = False,
+) -> None:
+    """Run the main job on real data, from nothing to a table of results.
+
+    Example: `forebay demo --keep`
+    """
+    from forebay.demo import run
+
+    raise typer.Exit(run(keep=keep))
+
+
+def bench(
+    workloads: Annotated[str, typer.Option(help="Workloads, by comma: W1, W1s, W2, W4.")] = "W1,W1s,W2,W4",
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
+    jobs: Annotated[int | None, typer.Option(min=64, help="Jobs in a run.", show_default=False)] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write a table and a chart here.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Measure Forebay against a bare torch loop and plain Celery, in turn, in one run.
+
+    Example: `forebay bench --workloads W1 --rounds 5`
+    """
+    from forebay.bench import run
+    from forebay.bench.workloads import JOBS
+
+    names = [name.strip() for name in workloads.split(",") if name.strip()]
+    unknown = [name for name in names if name not in JOBS]
+    if unknown or not names:
+        raise InvalidInput(
+            f"no workload is called {unknown[0] if unknown else workloads!r}; there are {', '.join(JOBS)}"
+        )
+    figures = run.run(names, rounds, jobs)
+    if docs is not None:
+        from forebay.bench.chart import write
+
+        for path in write(figures, docs, rounds):
+            typer.echo(f"wrote {path}", err=True)
+    if json:
+        typer.echo(run.as_json(figures))
+    else:
+        for table in run.as_tables(figures):
+            Console().print(table)
