@@ -30,6 +30,7 @@ class Entry:
     jobs: Sequence[NewJob]
     batch_size: int
     hold: Hold | None
+    max_queue_size: int | None = None
     ids: list[str] = field(default_factory=list)
     error: Exception | None = None
 
@@ -69,16 +70,18 @@ class Submitter:
         self._commit = Combined(self._commit_all)
         self._send = Combined(self._send_all)
 
-    def submit(self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0) -> list[str]:
+    def submit(
+        self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0, max_queue_size: int | None = None
+    ) -> list[str]:
         """Make the jobs durable and send them; their ids, those of existing jobs for idempotency keys met before.
 
         `batch_size` is what the model runs at once: a message carries about that many ids, so that two workers share a
-        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. LedgerUnavailable or
-        InvalidInput when nothing was stored; a Redis that is away is not an error, the sweeper sends what this could not.
+        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. With `max_queue_size` no more
+        than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when nothing was stored; a Redis that
+        is away is not an error, the sweeper sends what this could not.
         """
         hold = Hold(hold_s, batch_size) if hold_s else None
-        hold = Hold(hold_s, batch_size) if hold_s else None
-        entry = Entry(jobs, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE), hold)
+        entry = Entry(jobs, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE), hold, max_queue_size)
         self._commit(entry)
         if entry.error is not None:
             raise entry.error
@@ -88,7 +91,9 @@ class Submitter:
     def _commit_all(self, batch: list[Entry]) -> None:
         for group in _groups(batch):
             try:
-                ids = self._store.add([job for entry in group for job in entry.jobs])
+                ids = self._store.add(
+                    [job for entry in group for job in entry.jobs], max_queue_size=group[0].max_queue_size
+                )
             except Exception as error:  # noqa: BLE001 - handed to each caller
                 for entry in group:
                     entry.error = error
@@ -133,10 +138,13 @@ def keys_for(key: str | None, count: int) -> list[str | None]:
 
 
 def _groups(batch: list[Entry]) -> list[list[Entry]]:
-    """What shares a transaction. A job with an idempotency key may be refused, so its caller's jobs go alone."""
-    plain = [e for e in batch if all(job.idempotency_key is None for job in e.jobs)]
-    keyed = [[e] for e in batch if not any(e is p for p in plain)]
-    return ([plain] if plain else []) + keyed
+    """What shares a transaction. Jobs that may be refused, by their key or a full queue, go alone: one caller's at a time."""
+    plain: list[Entry] = []
+    alone: list[Entry] = []
+    for entry in batch:
+        sure = entry.max_queue_size is None and all(job.idempotency_key is None for job in entry.jobs)
+        (plain if sure else alone).append(entry)
+    return ([plain] if plain else []) + [[entry] for entry in alone]
 
 
 def _ticket(job: NewJob) -> Ticket:

@@ -720,7 +720,7 @@ def test_whoever_works_on_the_same_jobs_at_once_neither_blocks_nor_loses_any(sto
                     outcomes = claim(store, order[: 40 * (i + 2)], f"w{i}")
                     store.renew([o.id for o in outcomes[::-1]], f"w{i}", LEASE)
                     ended += store.finish(outcomes[: len(outcomes) * 2 // 3][::-1])
-                    store.crashed([o.id for o in outcomes], f"w{i}", "gone")
+                    ended += store.crashed([o.id for o in outcomes], f"w{i}", "gone")[1]
                 case 2:
                     ended += store.cancel(order[round_::60])
                     store.renew(order, "w0", LEASE)
