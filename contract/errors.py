@@ -91,6 +91,10 @@ class LedgerUnavailable(Transient, ConnectionError):
     """The database cannot be reached; nothing was written."""
 
 
+class LedgerOutdated(LedgerUnavailable):
+    """The database's tables are missing or older than this Forebay."""
+
+
 class BlobUnavailable(Transient, ConnectionError):
     """The blob store cannot be reached or has no room."""
 

@@ -8,15 +8,15 @@ ledger, the model cache and the announcer; nothing of Celery.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import structlog
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from forebay.contract.errors import LedgerUnavailable, Transient
+from forebay.contract.errors import Transient
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.storage.jobs import JobStore
@@ -28,10 +28,13 @@ from forebay.worker.batcher import cut
 from forebay.worker.forward import outputs
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
+from forebay.worker.patience import wait_out
 from forebay.worker.stops import Stops
 from forebay.worker.work import Item, Work
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 CLAIM_AT_ONCE = 256
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
@@ -94,14 +97,6 @@ class Runner:
         self._lease_s = lease_s
         self._queues = queues
         self._stops = Stops(store, worker)
-        # Results in hand are worth some patience; after a lease nobody may hold the jobs any more.
-        self._patiently = Retrying(
-            retry=retry_if_exception_type(LedgerUnavailable),
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            stop=stop_after_delay(lease_s),
-            before_sleep=_say_waiting,
-            reraise=True,
-        )
         self._specs: dict[tuple[str, int], ModelVersion] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -117,7 +112,7 @@ class Runner:
         total = Summary()
         for start in range(0, len(ids), CLAIM_AT_ONCE):
             part = ids[start : start + CLAIM_AT_ONCE]
-            claimed = self._patiently(self._store.claim, part, self._worker, self._lease_s, self._queues)
+            claimed = self._wait_out(partial(self._store.claim, part, self._worker, self._lease_s, self._queues))
             self._stops.claimed(claimed)
             total += Summary(unclaimed=len(part) - len(claimed))
             by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
@@ -196,12 +191,16 @@ class Runner:
                     left = [item for rest in batches[number:] for item in rest]
                     break
 
+    def _wait_out(self, action: Callable[[], T]) -> T:
+        """Results in hand are worth some patience; after a lease nobody may hold the jobs any more."""
+        return wait_out(action, self._lease_s)
+
     def _finish(self, works: Sequence[Work]) -> Summary:
         outcomes = [work.outcome(self._payloads) for work in works]
         finished = [o for o in outcomes if isinstance(o, Finished)]
         later = [o for o in outcomes if isinstance(o, Postponed)]
-        ended = self._patiently(self._store.finish, finished) if finished else []
-        queued, canceled = self._patiently(self._store.postpone, later) if later else ([], [])
+        ended = self._wait_out(partial(self._store.finish, finished)) if finished else []
+        queued, canceled = self._wait_out(partial(self._store.postpone, later)) if later else ([], [])
         self._announcer.announce([*ended, *canceled])
         if later:
             log.warning(
@@ -228,12 +227,6 @@ def _summary(finished: Sequence[Finished], ended: Sequence[Ended], postponed: in
         postponed=postponed,
         dropped=of - len(ended) - canceled - postponed,
     )
-
-
-def _say_waiting(state: RetryCallState) -> None:
-    """Called by tenacity before each pause."""
-    error = state.outcome.exception() if state.outcome else None
-    log.warning("ledger_away", attempt=state.attempt_number, error=str(error), next="trying again")
 
 
 def _size(batch: Sequence[Item], cost: object) -> Summary:

@@ -51,7 +51,7 @@ class Stops:
         """The same, each told how it ends."""
         stopped = self.among(works)
         for work in stopped:
-            work.ending = self._why(work)
+            work.ending, work.missing = self._why(work), 0  # nothing of it is to be run any more
         return stopped
 
     def _why(self, work: Work) -> Transition | None:
