@@ -189,14 +189,17 @@ class Client:
         name, version = self._model_filter(model)
         if dry_run:
             return self._store.count_failed(model=name, version=version)
-        count = 0
+        count, redis_answers = 0, True
         after_id: str | None = ""
         while after_id is not None:
             tickets, after_id = self._store.retry_failed(model=name, version=version, after_id=after_id)
             for known in (self._watcher.find(ticket.id) for ticket in tickets):
                 if known is not None:
                     known._forget_outcome()
-            self._send(tickets)
+            if redis_answers:
+                redis_answers = self._send(tickets)
+            else:  # one wait for it is enough
+                self._store.mark_unsent([ticket.id for ticket in tickets])
             count += len(tickets)
         return count
 
@@ -290,13 +293,15 @@ class Client:
         self._dispatcher.send([Envelope(model.name, model.version, queue, 0, ())] * len(workers))
         return workers
 
-    def _send(self, tickets: Sequence[Ticket]) -> None:
-        """Send jobs that are queued already; the sweeper does it when Redis is away."""
+    def _send(self, tickets: Sequence[Ticket]) -> bool:
+        """Send jobs that are queued already; False when Redis is away: the sweeper does it then."""
         try:
             self._dispatcher.send_tickets(tickets)
         except BrokerUnavailable as error:
             log.warning("send_failed", jobs=len(tickets), error=str(error))
             self._store.mark_unsent([t.id for t in tickets])
+            return False
+        return True
 
     def _why_late(self, id: str, timeout: float) -> str:
         try:

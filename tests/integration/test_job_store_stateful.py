@@ -151,7 +151,7 @@ class Jobs(RuleBasedStateMachine):
             with pytest.raises(IllegalTransition):
                 self.store.retry(id)
             return
-        assert self.store.retry(id).attempt == 0
+        assert self.store.retry(id).crashes == 0
         self.start_afresh(id)
 
     @rule(limit=st.integers(1, 3))
@@ -164,7 +164,7 @@ class Jobs(RuleBasedStateMachine):
         while after_id is not None:
             tickets, after_id = self.store.retry_failed(model="m", after_id=after_id, limit=limit)
             assert len(tickets) <= limit
-            assert {t.attempt for t in tickets} <= {0}
+            assert {t.crashes for t in tickets} <= {0}
             retried += [t.id for t in tickets]
         assert retried == expected
         for id in retried:
@@ -297,7 +297,7 @@ class Jobs(RuleBasedStateMachine):
         queued = {id: job for id, job in self.jobs.items() if job.state is JobState.QUEUED}
         expected = sorted(id for id, job in queued.items() if job.wait is not None and job.wait <= self.clock())
         tickets = self.store.take_due()
-        assert [(t.id, t.attempt) for t in tickets] == [(id, self.jobs[id].crashes) for id in expected]
+        assert [(t.id, t.crashes) for t in tickets] == [(id, self.jobs[id].crashes) for id in expected]
         for id in expected:
             self.jobs[id].wait, self.jobs[id].sent = None, self.clock()
 

@@ -229,7 +229,7 @@ def test_a_transient_error_costs_an_attempt_and_a_wait_and_neighbours_nothing(be
     assert 0 <= info.not_before.timestamp() - clock() <= 1
     bench.before = lambda _: None
     clock.forward(1)
-    assert [(t.id, t.attempt) for t in bench.store.take_due()] == [(ids[2], 0)]  # 0: no suspect, it may share a batch
+    assert [(t.id, t.crashes) for t in bench.store.take_due()] == [(ids[2], 0)]  # 0: no suspect, it may share a batch
     assert bench.runner.run(ids).succeeded == 1
     assert bench.info(ids[2]).attempt == 2
 
