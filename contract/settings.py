@@ -45,6 +45,7 @@ class Settings:
     torch_threads: int
     device: str
     worker_name: str
+    worker_queues: tuple[str, ...]
     allowed_python_models: tuple[str, ...]
     dashboard_host: str
     dashboard_port: int
@@ -279,6 +280,13 @@ TABLE: dict[str, Setting] = {
     ),
     "device": Setting("FOREBAY_DEVICE", _device, lambda _: "cpu", "the device of one worker process: cpu, cuda:0, …"),
     "worker_name": Setting("FOREBAY_WORKER_NAME", str, lambda _: "", "the name of one worker process; '': device@host"),
+    "worker_queues": Setting(
+        "FOREBAY_WORKER_QUEUES",
+        _names,
+        lambda _: (),
+        "the queues that one worker process claims jobs from; none: any",
+        _show_names,
+    ),
     "allowed_python_models": Setting(
         "FOREBAY_ALLOWED_PYTHON_MODELS",
         _names,

@@ -23,6 +23,7 @@ class Entry:
     """One caller's jobs on their way into the ledger."""
 
     jobs: Sequence[NewJob]
+    max_queue_size: int | None = None
     ids: list[str] = field(default_factory=list)
     error: Exception | None = None
 
@@ -61,14 +62,16 @@ class Submitter:
         self._sender = Sender(store, dispatcher)
         self._commit = Combined(self._commit_all)
 
-    def submit(self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0) -> list[str]:
+    def submit(
+        self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0, max_queue_size: int | None = None
+    ) -> list[str]:
         """Make the jobs durable and send them; their ids, those of existing jobs for idempotency keys met before.
 
         `batch_size` is what the model runs at once: a message carries about that many ids, so that two workers share a
-        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. LedgerUnavailable or
-        InvalidInput when nothing was stored.
+        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. With `max_queue_size` no more
+        than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when nothing was stored.
         """
-        entry = Entry(jobs)
+        entry = Entry(jobs, max_queue_size)
         self._commit(entry)
         if entry.error is not None:
             raise entry.error
@@ -84,7 +87,9 @@ class Submitter:
     def _commit_all(self, batch: list[Entry]) -> None:
         for group in _groups(batch):
             try:
-                ids = self._store.add([job for entry in group for job in entry.jobs])
+                ids = self._store.add(
+                    [job for entry in group for job in entry.jobs], max_queue_size=group[0].max_queue_size
+                )
             except Exception as error:  # noqa: BLE001 - handed to each caller
                 for entry in group:
                     entry.error = error
@@ -110,10 +115,13 @@ def keys_for(key: str | None, count: int) -> list[str | None]:
 
 
 def _groups(batch: list[Entry]) -> list[list[Entry]]:
-    """What shares a transaction. A job with an idempotency key may be refused, so its caller's jobs go alone."""
-    plain = [e for e in batch if all(job.idempotency_key is None for job in e.jobs)]
-    keyed = [[e] for e in batch if not any(e is p for p in plain)]
-    return ([plain] if plain else []) + keyed
+    """What shares a transaction. Jobs that may be refused, by their key or a full queue, go alone: one caller's at a time."""
+    plain: list[Entry] = []
+    alone: list[Entry] = []
+    for entry in batch:
+        sure = entry.max_queue_size is None and all(job.idempotency_key is None for job in entry.jobs)
+        (plain if sure else alone).append(entry)
+    return ([plain] if plain else []) + [[entry] for entry in alone]
 
 
 def _ticket(job: NewJob) -> Ticket:

@@ -18,14 +18,16 @@ from typing import Any
 
 import fsspec
 
-from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+from forebay.contract.errors import BlobCorrupt, BlobMissing, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
 
 CHUNK = 1 << 20
 _REF = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class BlobStore:
-    """Blobs below one fsspec URL. Thread-safe. Every method raises BlobUnavailable when the store does not answer."""
+    """Blobs below one fsspec URL. Thread-safe. Every method raises BlobUnavailable when the store does not answer, those that
+    read raise BlobMissing when it does and has no such blob.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -85,6 +87,13 @@ class BlobStore:
         """BlobUnavailable unless a small blob can be written and read back."""
         self.get(self.put(b"forebay"))
 
+    def _answers(self) -> bool:
+        """Whether the store is there at all, and not a folder that is not mounted now."""
+        try:
+            return bool(self._fs.isdir(self._root))
+        except OSError:
+            return False
+
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
@@ -108,9 +117,8 @@ class BlobStore:
         try:
             yield
         except FileNotFoundError as error:
-            raise BlobUnavailable(
-                f"cannot {verb} a blob in {self.url}: there is no {error.filename or error}"
-            ) from error
+            kind = BlobMissing if verb == "read" and self._answers() else BlobUnavailable
+            raise kind(f"cannot {verb} a blob in {self.url}: there is no {error.filename or error}") from error
         except (OSError, ConnectionError, TimeoutError) as error:
             raise BlobUnavailable(f"cannot {verb} a blob in {self.url}: {error}") from error
 

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, TextClause, create_engine, event, tex
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forebay.contract.errors import LedgerUnavailable, MissingExtra
+from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import mask_password
 
 BUSY_TIMEOUT_S = 60
@@ -137,9 +137,8 @@ class Ledger:
         except (DBAPIError, sqlite3.Error) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-            raise LedgerUnavailable(
-                f"the ledger {mask_password(self.url)}: {reason}{_advice(cause, reason)}"
-            ) from error
+            kind = LedgerOutdated if _is_outdated(cause, reason) else LedgerUnavailable
+            raise kind(f"the ledger {mask_password(self.url)}: {reason}{_advice(cause, reason)}") from error
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {error}") from error
 
@@ -191,9 +190,13 @@ class WriterLock:
         self._threads.release()
 
 
-def _advice(error: object, reason: str) -> str:
+def _is_outdated(error: object, reason: str) -> bool:
     sqlstate = getattr(error, "sqlstate", None)  # PostgreSQL's words depend on its language, this does not
-    if sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES):
+    return sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES)
+
+
+def _advice(error: object, reason: str) -> str:
+    if _is_outdated(error, reason):
         return "; its tables are missing or older than this Forebay: run `forebay db upgrade`"
     if "locked" in reason:
         return f"; another process has held it for {BUSY_TIMEOUT_S} s"

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from forebay import Transient
+
 RUNS, HOLD = "runs.txt", "hold"
 
 
@@ -75,6 +77,32 @@ class Broken:
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
         return list(rows)
+
+
+class Slow(Recorder):
+    """Takes its time over each batch, so that others may ask it to stop."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        threading.Event().wait(0.15)
+        return super().predict(rows)
+
+
+class Flaky:
+    """Raises Transient in `predict` as long as a file called `away` lies there, and in `load` for one called `away-load`."""
+
+    def load(self, path: Path | None, device: str) -> None:
+        self._unless("away-load")
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        self._unless("away")
+        return list(rows)
+
+    def sample_row(self) -> int:
+        return 0
+
+    def _unless(self, name: str) -> None:
+        if Path(name).exists():
+            raise Transient(f"{name}: the feature store answers 503")
 
 
 def _write(numbers: list[int]) -> None:

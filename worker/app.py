@@ -5,6 +5,7 @@ Started as `python -m forebay.worker`, with every setting in the environment; `f
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -124,4 +125,6 @@ def _start_child(**_: Any) -> None:
 
 def main() -> int:
     """`python -m forebay.worker QUEUES CONCURRENCY`."""
-    return serve(Settings.load(), sys.argv[1].split(","), int(sys.argv[2]))
+    settings = Settings.load(worker_queues=sys.argv[1])
+    os.environ.update(settings.as_environment())  # whence the children load theirs
+    return serve(settings, list(settings.worker_queues), int(sys.argv[2]))

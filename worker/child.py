@@ -61,6 +61,7 @@ def start() -> None:
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
+        queues=settings.worker_queues or None,
     )
     log.info(
         "child_ready",

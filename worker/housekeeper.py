@@ -24,6 +24,7 @@ from forebay.worker.sweeper import Sweeper
 log = structlog.get_logger()
 
 STOP_S = 30  # for a sweep that is under way when the worker stops
+SEND_DUE_EVERY_S = 1.0  # what waits after a transient error is sent at most this long after its time has come
 FORGET_AFTER_S = 3600  # a worker that was killed stays listed as silent this long
 
 
@@ -82,11 +83,14 @@ class Housekeeper:
         next_sweep = time.monotonic()
         while True:
             try:
-                item = self._lost.get(timeout=max(0.0, next_sweep - time.monotonic()))
+                item = self._lost.get(timeout=max(0.0, min(SEND_DUE_EVERY_S, next_sweep - time.monotonic())))
                 if item is None:
                     return
                 self._report(*item)
             except queue.Empty:
+                if time.monotonic() < next_sweep:
+                    self._try("send_due", self._sweeper.send_due)
+                    continue
                 self._try("sweep", self._sweeper.once)
                 self._try("forget", lambda: self._workers.forget(FORGET_AFTER_S))
                 next_sweep = time.monotonic() + self._settings.sweep_s

@@ -8,27 +8,33 @@ ledger, the model cache and the announcer; nothing of Celery.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
+from forebay.contract.errors import Transient
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.storage.jobs import JobStore
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob
+from forebay.storage.records import ClaimedJob, Ended, Finished, Postponed
 from forebay.worker.announcer import Announcer
 from forebay.worker.batcher import cut
 from forebay.worker.forward import outputs
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
+from forebay.worker.patience import wait_out
+from forebay.worker.stops import Stops
 from forebay.worker.work import Item, Work
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 CLAIM_AT_ONCE = 256
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
@@ -36,10 +42,12 @@ COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the comm
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of one hand-over of ids. `unclaimed` were finished, canceled or taken by others."""
+    """What became of one hand-over of ids. `unclaimed` were finished, canceled, not due, of other queues or taken by others."""
 
     succeeded: int = 0
     failed: int = 0
+    stopped: int = 0  # canceled on request, or past their deadline before they were begun
+    postponed: int = 0  # after a transient error
     unclaimed: int = 0
     dropped: int = 0  # results refused because the lease was lost
     rows: int = 0
@@ -52,7 +60,9 @@ class Summary:
 
     def __str__(self) -> str:
         padding = f", padding {self.padding:.0%}" if self.padded else ""
-        return f"{self.succeeded} succeeded, {self.failed} failed, {self.unclaimed} not ours, {self.batches} batches{padding}"
+        rare = "".join(f", {n} {word}" for n, word in ((self.stopped, "stopped"), (self.postponed, "postponed")) if n)
+        about = f"{self.succeeded} succeeded, {self.failed} failed{rare}"
+        return f"{about}, {self.unclaimed} not ours, {self.batches} batches{padding}"
 
     @property
     def padding(self) -> float:
@@ -74,7 +84,9 @@ class Runner:
         announcer: Announcer,
         worker: str,
         lease_s: float,
+        queues: Sequence[str] | None = None,
     ) -> None:
+        """`queues` are those that this worker serves, None when it may claim from any."""
         self._store = store
         self._registry = registry
         self._payloads = payloads
@@ -83,6 +95,8 @@ class Runner:
         self._announcer = announcer
         self._worker = worker
         self._lease_s = lease_s
+        self._queues = queues
+        self._stops = Stops(store, worker)
         self._specs: dict[tuple[str, int], ModelVersion] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -98,7 +112,8 @@ class Runner:
         total = Summary()
         for start in range(0, len(ids), CLAIM_AT_ONCE):
             part = ids[start : start + CLAIM_AT_ONCE]
-            claimed = self._store.claim(part, self._worker, self._lease_s)
+            claimed = self._wait_out(partial(self._store.claim, part, self._worker, self._lease_s, self._queues))
+            self._stops.claimed(claimed)
             total += Summary(unclaimed=len(part) - len(claimed))
             by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
             for job in claimed:
@@ -112,13 +127,16 @@ class Runner:
         try:
             loaded = self._loaded(model, version)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises, these jobs cannot run here
-            log.error("model_unusable", model=f"{model}/{version}", jobs=len(claimed), error=repr(error))
-            return self._finish([Work(job, error=error) for job in claimed])
+            later = isinstance(error, Transient)
+            event, level = ("model_away", "warning") if later else ("model_unusable", "error")
+            getattr(log, level)(event, model=f"{model}/{version}", jobs=len(claimed), error=repr(error))
+            return self._finish([Work(job, error=error, tried=not later) for job in claimed])
         works = [Work.decode(job, self._payloads, loaded) for job in claimed]
         summary = self._run_works(loaded, works)
         log.info(
             "batch_done", model=f"{model}/{version}", queue=claimed[0].queue, worker=self._worker, jobs=len(claimed),
-            succeeded=summary.succeeded, failed=summary.failed, dropped=summary.dropped, rows=summary.rows,
+            succeeded=summary.succeeded, failed=summary.failed, stopped=summary.stopped, postponed=summary.postponed,
+            dropped=summary.dropped, rows=summary.rows,
             batches=summary.batches, padding=round(summary.padding, 3), attempt=max(c.attempt for c in claimed),
             seconds=round(time.perf_counter() - started, 4),
         )  # fmt: skip
@@ -146,11 +164,17 @@ class Runner:
         return sum((future.result() for future in written), total)
 
     def _batches(self, loaded: LoadedModel, works: list[Work]) -> Iterator[tuple[list[Work], Summary]]:
-        """Run batch by batch; the jobs that each one completed, and its size. Cut anew when a batch did not fit."""
+        """Run batch by batch; the jobs that each one completed, and its size.
+
+        Cut anew when a batch did not fit, and when jobs are to stop.
+        """
         spec, model = loaded.spec, loaded.model
         left = [Item(work, i) for work in works for i in range(work.missing)]
         cost = (lambda item: model.cost(item.row)) if hasattr(model, "cost") else None
         while left:
+            if stopped := self._stops.stop(works):
+                yield stopped, Summary()
+                left = [item for item in left if item.work.ending is None]
             limit = self._limits.rows(spec)
             batches = list(cut(left, limit, key=Item.key, alone=Item.alone, cost=cost, max_cost=spec.max_batch_tokens))
             left = []
@@ -163,21 +187,46 @@ class Runner:
                     _size(batch, cost),
                 )
                 self._limits.fitted(spec, len(batch))
-                if number < len(batches) and self._limits.rows(spec) < limit:
+                if number < len(batches) and (self._limits.rows(spec) < limit or self._stops.among(works)):
                     left = [item for rest in batches[number:] for item in rest]
                     break
 
+    def _wait_out(self, action: Callable[[], T]) -> T:
+        """Results in hand are worth some patience; after a lease nobody may hold the jobs any more."""
+        return wait_out(action, self._lease_s)
+
     def _finish(self, works: Sequence[Work]) -> Summary:
         outcomes = [work.outcome(self._payloads) for work in works]
-        ended = self._store.finish(outcomes)
-        self._announcer.announce(ended)
-        failed = {o.id for o in outcomes if o.error is not None}
-        bad = sum(job.id in failed for job in ended)
-        if len(ended) < len(outcomes):
-            mine = {job.id for job in ended}
-            lost = [o.id for o in outcomes if o.id not in mine]
+        finished = [o for o in outcomes if isinstance(o, Finished)]
+        later = [o for o in outcomes if isinstance(o, Postponed)]
+        ended = self._wait_out(partial(self._store.finish, finished)) if finished else []
+        queued, canceled = self._wait_out(partial(self._store.postpone, later)) if later else ([], [])
+        self._announcer.announce([*ended, *canceled])
+        if later:
+            log.warning(
+                "jobs_postponed", worker=self._worker, jobs=len(queued), model=works[0].job.model, reason=later[0].reason,
+                longest_s=round(max(o.delay_s for o in later), 1),
+            )  # fmt: skip
+        self._note_lost(outcomes, {*queued, *(job.id for job in (*ended, *canceled))})
+        return _summary(finished, ended, len(queued), len(canceled), len(outcomes))
+
+    def _note_lost(self, outcomes: Sequence[Finished | Postponed], written: set[str]) -> None:
+        lost = [o.id for o in outcomes if o.id not in written]
+        if lost:
             log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=lost[0])
-        return Summary(succeeded=len(ended) - bad, failed=bad, dropped=len(outcomes) - len(ended))
+
+
+def _summary(finished: Sequence[Finished], ended: Sequence[Ended], postponed: int, canceled: int, of: int) -> Summary:
+    written = {job.id for job in ended}
+    failed = sum(o.error is not None for o in finished if o.id in written)
+    stopped = sum(o.ending is not None for o in finished if o.id in written)
+    return Summary(
+        succeeded=len(ended) - failed - stopped,
+        failed=failed,
+        stopped=stopped + canceled,
+        postponed=postponed,
+        dropped=of - len(ended) - canceled - postponed,
+    )
 
 
 def _size(batch: Sequence[Item], cost: object) -> Summary:

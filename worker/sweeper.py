@@ -1,7 +1,8 @@
 """The sweeper: one pass over the ledger that brings back whatever was lost, in every worker, safe for many at once.
 
-It frees lapsed leases, ends jobs past their deadline, sends again what Redis lost, and deletes what retention allows. Each
-step is one statement of JobStore that picks its rows so that two sweepers never take the same ones.
+It frees lapsed leases, ends jobs past their deadline, sends what has waited out a transient error and what Redis lost, and
+deletes what retention allows. Each step is one statement of JobStore that picks its rows so that two sweepers never take
+the same ones.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Sweep:
     freed: int = 0
     failed: int = 0
     expired: int = 0
+    due: int = 0  # sent again after a transient error
     resent: int = 0
     deleted: int = 0
 
@@ -46,18 +48,24 @@ class Sweeper:
 
     def once(self) -> Sweep:
         """One pass. LedgerUnavailable when the ledger is away; without Redis, what needs sending waits for a later pass."""
-        freed, failed = self._store.free_lapsed()
+        freed, over = self._store.free_lapsed()
         expired = self._store.expire()
         if freed:
             self.send(freed)
+        due = self.send_due()
         resent = self._resend()
         deleted = self._store.purge(self._settings.retention_s)
-        self._announcer.announce([*failed, *expired])
+        self._announcer.announce([*over, *expired])
         self._store.ledger.checkpoint()
-        sweep = Sweep(len(freed), len(failed), len(expired), resent, deleted)
+        sweep = Sweep(len(freed), len(over), len(expired), due, resent, deleted)
         if any(asdict(sweep).values()):
             log.info("swept", **asdict(sweep))
         return sweep
+
+    def send_due(self) -> int:
+        """Send the jobs that have waited long enough after a transient error; how many. Costs a read when there are none."""
+        tickets = self._store.take_due()
+        return self.send(tickets) if tickets else 0
 
     def lost(self, ids: list[str], worker: str, reason: str) -> None:
         """A child died with these: those it had claimed count an attempt, and all that are still queued are sent again."""

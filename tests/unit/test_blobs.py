@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+from forebay.contract.errors import (
+    BlobCorrupt,
+    BlobMissing,
+    BlobUnavailable,
+    InvalidInput,
+    MissingExtra,
+    ModelRefused,
+    Transient,
+)
 from forebay.storage.blobs import BlobStore, file_digest, pack_folder, unpack_folder
 
 REF_OF_NOTHING = f"sha256:{hashlib.sha256(b'never stored').hexdigest()}"
@@ -129,12 +137,19 @@ def test_what_is_no_blobs_name_reaches_no_file(blobs: BlobStore, tmp_path: Path,
 
 
 def test_a_blob_that_is_not_there_says_which_and_where(blobs: BlobStore, tmp_path: Path) -> None:
-    with pytest.raises(BlobUnavailable, match=REF_OF_NOTHING.removeprefix("sha256:")) as caught:
+    blobs.put(b"another")
+    with pytest.raises(BlobMissing, match=REF_OF_NOTHING.removeprefix("sha256:")) as caught:
         blobs.get(REF_OF_NOTHING)
     assert blobs.url in str(caught.value)
-    with pytest.raises(BlobUnavailable):
+    with pytest.raises(BlobMissing):
         blobs.fetch(REF_OF_NOTHING, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_a_blob_in_a_folder_that_is_not_there_may_come_back(tmp_path: Path) -> None:
+    with pytest.raises(BlobUnavailable) as caught:
+        BlobStore((tmp_path / "unmounted").as_uri()).get(REF_OF_NOTHING)
+    assert isinstance(caught.value, Transient)
 
 
 def test_a_blob_can_be_deleted_twice(blobs: BlobStore, root: Path) -> None:
