@@ -485,6 +485,33 @@ def test_a_job_that_is_not_there_cannot_be_read_or_retried(store: JobStore) -> N
             use("0" * 32)
 
 
+def test_two_users_retry_all_that_failed_and_each_job_is_queued_once(store: JobStore) -> None:
+    ids = add(store, 40)
+    store.finish([failure(o) for o in claim(store, ids)])
+
+    def retry_all(_: int) -> list[str]:
+        retried, after_id = [], ""
+        while after_id is not None:
+            tickets, after_id = store.retry_failed(after_id=after_id, limit=7)
+            retried += [ticket.id for ticket in tickets]
+        return retried
+
+    assert sorted(id for retried in together(2, retry_all) for id in retried) == ids
+    assert store.counts()[JobState.QUEUED] == 40
+
+
+def test_a_second_request_to_cancel_a_running_job_changes_nothing(store: JobStore, clock: FakeClock) -> None:
+    (id,) = add(store)
+    claim(store, [id])
+    first = clock()
+    assert store.cancel([id]) == []
+    clock.forward(5)
+    assert store.cancel([id]) == []
+    assert store.get(id).cancel_requested_at == at(first)
+    assert store.cancel_requested("w1") == {id}
+    assert store.cancel_requested("w2") == set()
+
+
 def test_two_users_retry_a_job_once(store: JobStore) -> None:
     id = in_state(store, JobState.FAILED)
 

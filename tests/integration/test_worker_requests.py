@@ -102,6 +102,21 @@ def test_a_model_that_cannot_be_loaded_for_now_fails_no_job(house: House) -> Non
     assert job.info().attempt == 1
 
 
+def test_all_failed_jobs_of_a_model_run_again_as_one_operation(house: House) -> None:
+    model = house.model("Flaky", "flaky-twice")
+    assert house.client.predict(model, 0).result(30) == 0
+    away = house.folder / "away"
+    away.touch()
+    jobs = house.client.predict_many(model, range(8), max_attempts=1)
+    assert len(list(as_completed(jobs, 30))) == 8
+    assert states(jobs) == {"failed": 8}
+    assert house.client.retry_failed("flaky-twice", dry_run=True) == 8
+    assert house.client.retry_failed("echo") == 0
+    away.unlink()
+    assert house.client.retry_failed("flaky-twice/1") == 8
+    assert [job.result(30) for job in jobs] == list(range(8))  # the handles wait afresh too
+
+
 def test_a_message_in_the_wrong_queue_runs_nothing(house: House) -> None:
     model = house.model("Echo", "elsewhere", resources={"gpu": 1})
     job = house.client.predict(model, 1)
