@@ -65,6 +65,10 @@ class LedgerUnavailable(ForebayError, ConnectionError):
     """The database cannot be reached; nothing was written."""
 
 
+class LedgerOutdated(LedgerUnavailable):
+    """The database's tables are missing or older than this Forebay."""
+
+
 class BlobUnavailable(ForebayError, ConnectionError):
     """The blob store cannot be reached or has no room."""
 

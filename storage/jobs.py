@@ -73,11 +73,12 @@ RETURNING {TICKET}"""
 LOST = "({whose}) AND " + _may(Transition.RELEASE)
 WHOSE_CRASHED = "id {ids} AND worker = :worker"
 WHOSE_LAPSED = "lease_until < :now"
+EVIDENCE = f"'attempt ' || ({COUNTED}) || ' of ' || max_attempts || ': ' || CAST(:reason AS text)"
 FAIL_LOST = f"""
-UPDATE jobs SET {_becomes(Transition.FAIL)}, {END_LEASE}, error_type = 'WorkerLost', error_message = :reason
+UPDATE jobs SET {_becomes(Transition.FAIL)}, {END_LEASE}, error_type = 'WorkerLost', error_message = {EVIDENCE}
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {COUNTED} >= max_attempts {{skip_locked}}) RETURNING id, client"""
 FREE_LOST = f"""
-UPDATE jobs SET {_becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = :reason
+UPDATE jobs SET {_becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = {EVIDENCE}
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {COUNTED} < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
 
 # The parent of a dead child speaks once: it waits for its rows, where a sweeper would pass over those that are locked.

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forebay.contract.errors import LedgerUnavailable, MissingExtra
+from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import mask_password
 
 BUSY_TIMEOUT_S = 60
@@ -123,9 +123,8 @@ class Ledger:
             raise
         except DBAPIError as error:
             reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-            raise LedgerUnavailable(
-                f"the ledger {mask_password(self.url)}: {reason}{_advice(error.orig, reason)}"
-            ) from error
+            kind = LedgerOutdated if _is_outdated(error.orig, reason) else LedgerUnavailable
+            raise kind(f"the ledger {mask_password(self.url)}: {reason}{_advice(error.orig, reason)}") from error
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {error}") from error
 
@@ -177,9 +176,13 @@ class WriterLock:
         self._threads.release()
 
 
-def _advice(error: object, reason: str) -> str:
+def _is_outdated(error: object, reason: str) -> bool:
     sqlstate = getattr(error, "sqlstate", None)  # PostgreSQL's words depend on its language, this does not
-    if sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES):
+    return sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES)
+
+
+def _advice(error: object, reason: str) -> str:
+    if _is_outdated(error, reason):
         return "; its tables are missing or older than this Forebay: run `forebay db upgrade`"
     if "locked" in reason:
         return f"; another process has held it for {BUSY_TIMEOUT_S} s"

@@ -44,9 +44,12 @@ class Sweeper:
         self._redis = broker
         self._settings = settings
 
-    def once(self) -> Sweep:
-        """One pass. LedgerUnavailable when the ledger is away; without Redis, what needs sending waits for a later pass."""
-        freed, failed = self._store.free_lapsed()
+    def once(self, *, judge: bool = True) -> Sweep:
+        """One pass. LedgerUnavailable when the ledger is away; without Redis, what needs sending waits for a later pass.
+
+        Without `judge` no lapsed lease is freed: after an outage of the ledger its holders have to renew it first.
+        """
+        freed, failed = self._store.free_lapsed() if judge else ([], [])
         expired = self._store.expire()
         if freed:
             self.send(freed)
@@ -66,6 +69,16 @@ class Sweeper:
         self._announcer.announce(failed)
         known = {t.id for t in freed}
         self.send([*freed, *(t for t in self._store.queued(ids) if t.id not in known)])
+
+    def given_up(self, ids: list[str], worker: str, reason: str) -> None:
+        """A child was killed because the worker had to stop: nothing is counted, and all goes to others."""
+        self._store.release(ids, worker)
+        log.error("child_lost", worker=worker, jobs=len(ids), freed=len(ids), failed=0, reason=reason)
+        self.send(self._store.queued(ids))
+
+    def left(self, ids: list[str]) -> None:
+        """These were given back unrun, or could not be put back into Redis: send them to others at once."""
+        self.send(self._store.queued(ids))
 
     def send(self, tickets: list[Ticket]) -> int:
         """Send tickets; when Redis does not take them they are marked so that a later pass sends them."""

@@ -25,6 +25,7 @@ class Work:
     outputs: list[Any] = field(default_factory=list)
     missing: int = 0
     error: Exception | None = None
+    lost: bool = False  # another worker has been given the job
 
     @classmethod
     def decode(cls, job: ClaimedJob, payloads: Payloads, loaded: LoadedModel) -> Work:
