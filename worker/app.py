@@ -62,7 +62,7 @@ def serve(settings: Settings, queues: list[str], concurrency: int, supervisor: i
     housekeeper = Housekeeper(settings, tuple(queues), store, WorkerRegistry(ledger), sweeper, children)
     app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, housekeeper.jobs_left, concurrency)
     housekeeper.in_flight = feeder.in_flight
-    housekeeper.each_sweep = Watchdog(feeder, broker, queues).look
+    housekeeper.each_sweep = Watchdog(feeder, broker, queues, settings.resend_s).look
 
     def _shut_down(**_: Any) -> None:
         children.shut_down()

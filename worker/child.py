@@ -49,7 +49,7 @@ def start() -> None:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     ledger = Ledger(settings.database)
-    blobs = BlobStore(settings.blobs)
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
     _runner = Runner(
         store=JobStore(ledger),

@@ -15,6 +15,7 @@ from forebay.contract.settings import mask_password
 
 log = structlog.get_logger()
 
+PAUSES_S = (0.5, 0.5, 5.0)  # before Redis is tried again: the first, how much longer each, the longest
 LAST_MESSAGE_S = 1.5  # a BRPOP that was sent comes back within a second, perhaps with a message
 
 
@@ -34,7 +35,7 @@ class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
 
     def ensure_connected(self, conn: Any) -> Any:
         """Wait for Redis, however long."""
-        conn = conn.ensure_connection(lambda exc, _pause: self._say_lost(exc), None, callback=maybe_shutdown)
+        conn = conn.ensure_connection(lambda exc, _pause: self._say_lost(exc), None, *PAUSES_S, callback=maybe_shutdown)
         self.first_connection_attempt = False
         return conn
 
@@ -65,6 +66,7 @@ class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
             log.debug("nothing_popped", reason=str(error))
 
     def _say_lost(self, exc: Exception) -> None:
+        self.app.forebay_feeder.detach()
         if not self.lost:
             self.lost = True
             address = mask_password(self.app.conf.broker_url)

@@ -89,19 +89,21 @@ class Feeder:
         self._asked = False
         self._on_lost = on_lost
         self._on_left = on_left
-        self.heard_at = time.monotonic()
+        self.heard, self.heard_at = 0, time.monotonic()  # messages, and when the last came or could have come
+        self._attached = False
 
     def attach(self, consumer: Any) -> None:
         """Called at every (re)connect: the pool's slots were counted afresh, and so is our asking for one."""
         self._consumer = consumer
         self._asked = False
+        self._attached, self.heard_at = True, time.monotonic()
         for key in list(self._held):  # its timer went with the old connection
             self._let_go(key)
         self._ask()
 
     def put(self, parcel: Parcel, hold: Hold | None = None) -> None:
         """A message came in; `hold` keeps it back for a moment, so that more may come for the same batch."""
-        self.heard_at = time.monotonic()
+        self.heard, self.heard_at = self.heard + 1, time.monotonic()
         state.task_reserved(parcel.request)
         if hold is None or parcel.solo:
             self._queue(parcel)
@@ -141,8 +143,12 @@ class Feeder:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits here and no child works."""
-        return not (self._held or any(self._waiting.values()) or self.in_flight.ids())
+        """Whether there is a connection, nothing waits here and no child works: a message would be heard at once."""
+        return self._attached and not (self._held or any(self._waiting.values()) or self.in_flight.ids())
+
+    def detach(self) -> None:
+        """The connection is lost."""
+        self._attached = False
 
     def reconnect(self) -> None:
         """Make Celery drop its connection and take a new one. Any thread may ask for it."""

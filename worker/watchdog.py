@@ -17,7 +17,7 @@ from forebay.contract.messages import redis_keys
 
 log = structlog.get_logger()
 
-DEAF_S = 10.0  # a consumer that listens takes a message within a second
+SOON_S = 3.0  # a consumer that listens takes a message within a second
 EXIT_STATUS = 75  # temporary failure: whoever started this process starts it again
 
 
@@ -25,8 +25,12 @@ class Ears(Protocol):
     """What the watchdog wants to know of the feeder."""
 
     @property
+    def heard(self) -> int:
+        """How many messages have come."""
+
+    @property
     def heard_at(self) -> float:
-        """When a message came last, by the monotonic clock."""
+        """When the last one came, or the connection was made, by the monotonic clock."""
 
     @property
     def idle(self) -> bool:
@@ -44,22 +48,23 @@ class Watchdog:
         feeder: Ears,
         broker: redis.Redis,
         queues: Sequence[str],
+        deaf_after_s: float,
         *,
         exit: Callable[[int], Any] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feeder, self._broker = feeder, broker
         self._keys = [key for queue in queues for key in redis_keys(queue)]
+        self._deaf_after_s = max(SOON_S, deaf_after_s)
         self._exit, self._clock = exit, clock
         self._since: float | None = None  # since when messages wait that nobody hears
-        self._reconnected = False
+        self._reconnected_at: int | None = None  # how many messages had been heard then
 
     def look(self) -> None:
         """Whether messages have waited for an idle worker too long; redis.RedisError is an outage and no deafness."""
         now, feeder = self._clock(), self._feeder
-        if not feeder.idle or now - feeder.heard_at < DEAF_S:
+        if not feeder.idle or now - feeder.heard_at < self._deaf_after_s:
             self._since = None
-            self._reconnected = self._reconnected and now - feeder.heard_at >= DEAF_S
             return
         try:
             waiting = sum(int(self._broker.llen(key)) for key in self._keys)
@@ -70,15 +75,15 @@ class Watchdog:
             self._since = None
         elif self._since is None:
             self._since = now
-        elif now - self._since >= DEAF_S:
+        elif now - self._since >= self._deaf_after_s:
             self._since = None
             self._act(waiting)
 
     def _act(self, waiting: int) -> None:
-        if self._reconnected:
+        if self._reconnected_at == self._feeder.heard:
             log.error("deaf_worker_exits", messages=waiting, silent_s=round(self._clock() - self._feeder.heard_at))
             self._exit(EXIT_STATUS)
             return
         log.error("deaf_worker_reconnects", messages=waiting, silent_s=round(self._clock() - self._feeder.heard_at))
-        self._reconnected = True
+        self._reconnected_at = self._feeder.heard
         self._feeder.reconnect()
