@@ -16,9 +16,12 @@ from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.messages import Ticket, redis_keys
 from forebay.contract.settings import Settings
 from forebay.storage.jobs import JobStore
+from forebay.storage.overtaken import OvertakenJobs
 from forebay.worker.announcer import Announcer
 
 log = structlog.get_logger()
+
+OVERTAKEN_AFTER = 10  # times resend_s: so long a job may wait before it counts as overtaken
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Sweeper:
         self, store: JobStore, dispatcher: Dispatcher, announcer: Announcer, broker: redis.Redis, settings: Settings
     ) -> None:
         self._store = store
+        self._overtaken = OvertakenJobs(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
         self._redis = broker
@@ -91,14 +95,17 @@ class Sweeper:
         return len(tickets)
 
     def _resend(self) -> int:
-        sent = 0
-        for queue in self._store.queues_waiting(self._settings.resend_s):
-            if self._empty(queue):
-                sent += self.send(self._store.take_unsent(queue, self._settings.resend_s))
+        sent, resend_s = 0, self._settings.resend_s
+        for queue in self._store.queues_waiting(resend_s):
+            empty = self._empty(queue)
+            if empty:
+                sent += self.send(self._store.take_unsent(queue, resend_s))
+            elif empty is not None:  # other messages are there; a lost one may have left its job behind
+                sent += self.send(self._overtaken.take(queue, OVERTAKEN_AFTER * resend_s, resend_s))
         return sent
 
-    def _empty(self, queue: str) -> bool:
-        """Whether Redis holds nothing for this queue: jobs that wait in the ledger have then lost their messages.
+    def _empty(self, queue: str) -> bool | None:
+        """Whether Redis holds nothing for this queue: jobs that wait in the ledger have then lost their messages. None: unknown.
 
         What a busy worker holds in its buffer is sent a second time then, which is harmless: whoever claims first runs it.
         """
@@ -106,4 +113,4 @@ class Sweeper:
             return not any(self._redis.llen(key) for key in redis_keys(queue))
         except (redis.RedisError, OSError) as error:
             log.warning("queue_unreachable", queue=queue, error=str(error))
-            return False
+            return None

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -203,4 +204,38 @@ def test_a_worker_ends_in_good_order_when_its_supervisor_was_killed(own: House) 
     supervisor.wait(10)
     wait_until(lambda: not psutil.pid_exists(worker.pid) or worker.status() == psutil.STATUS_ZOMBIE, "it has ended")
     assert job.result(5) == 1
+    assert job.info().attempt == 1
+
+
+def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: House) -> None:
+    first = own.worker("first", LEASE_S="1s", HEARTBEAT_S="0.3").ready()
+    model = own.model("Moody", max_batch_size=2)
+    jobs = own.client.predict_many(model, [{"n": n, "sleep": 0.2} for n in range(30)])
+    wait_until(lambda: own.runs(), "a batch runs")
+    first.freeze()
+    frozen_at = time.monotonic()
+    second = own.worker("second")
+    assert ended(jobs) == {"succeeded": 30}
+    wait_until(lambda: time.monotonic() > frozen_at + 3, "three leases have passed")
+    before = [(info.id, info.finished_at, info.attempt, info.worker) for info in own.client.jobs(limit=100)]
+    first.thaw()
+    wait_until(lambda: "dropped=unrun" in first.said(), "it has noticed")
+    assert own.client.predict(model, {"n": 100}).result(30) == 100
+    assert [(i.id, i.finished_at, i.attempt, i.worker) for i in own.client.jobs(limit=100)][1:] == before
+    assert second.terminate() == 0
+    again = own.client.predict(model, {"n": 101})  # and it works on
+    assert again.result(30) == 101
+    assert again.info().worker == "first@test"
+    runs = own.runs_by_worker(range(30))
+    assert runs[first.process.pid] < 20, "it computed on what others had"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_a_5_minute_job_is_run_once_though_its_lease_is_5_s(own: House) -> None:
+    for name in ("first", "second"):
+        own.worker(name, LEASE_S="5s", HEARTBEAT_S="1").ready()
+    job = own.client.predict(own.model("Moody"), {"n": 1, "sleep": 300})
+    assert job.result(400) == 1
+    assert own.runs() == [1]
     assert job.info().attempt == 1
