@@ -29,6 +29,7 @@ STATES = "SELECT id, state FROM jobs WHERE id {ids}"
 COUNTS = "SELECT state, count(*) FROM jobs WHERE {where} GROUP BY state"
 DEPTHS = """
 SELECT queue, state, count(*), min(created_at) FROM jobs WHERE state IN ('queued', 'running') GROUP BY queue, state"""
+ATTEMPTS = "SELECT id, attempt FROM jobs WHERE id {ids} AND state = 'running'"
 QUEUES_WAITING = """
 SELECT DISTINCT queue FROM jobs WHERE state = 'queued' AND sent_at < :before AND not_before IS NULL"""
 WAITING = (
@@ -124,6 +125,12 @@ class JobReports:
         with self.ledger.read() as connection:
             rows = connection.execute(self._sql(STATES), {"ids": self.ledger.bind(ids)}).fetchall()
         return {id: JobState(state) for id, state in rows}
+
+    def attempts(self, ids: Sequence[str]) -> dict[str, int]:
+        """Which attempt holds each of the jobs that run; whoever has another number has lost it."""
+        with self.ledger.read() as connection:
+            rows = connection.execute(self._sql(ATTEMPTS), {"ids": self.ledger.bind(ids)}).fetchall()
+        return {row.id: row.attempt for row in rows}
 
     def counts(self, *, model: str | None = None) -> dict[JobState, int]:
         """How many jobs are in each state, those with none included."""

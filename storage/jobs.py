@@ -80,15 +80,16 @@ RETURNING {TICKET}"""
 LOST = "({whose}) AND " + may(Transition.RELEASE)
 WHOSE_CRASHED = "id {ids} AND worker = :worker"
 WHOSE_LAPSED = "lease_until < :now"
+EVIDENCE = f"'attempt ' || ({COUNTED}) || ' of ' || max_attempts || ': ' || CAST(:reason AS text)"
 STOP_LOST = f"""
 UPDATE jobs SET {becomes(Transition.CANCEL)}, {END_LEASE}
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {ASKED} {{skip_locked}}) RETURNING id, client"""
 FAIL_LOST = f"""
-UPDATE jobs SET {becomes(Transition.FAIL)}, {END_LEASE}, error_type = 'WorkerLost', error_message = :reason
+UPDATE jobs SET {becomes(Transition.FAIL)}, {END_LEASE}, error_type = 'WorkerLost', error_message = {EVIDENCE}
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {NOT_ASKED} AND {COUNTED} >= max_attempts {{skip_locked}})
 RETURNING id, client"""
 FREE_LOST = f"""
-UPDATE jobs SET {becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = :reason,
+UPDATE jobs SET {becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = {EVIDENCE},
     crashes = crashes + 1
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {NOT_ASKED} AND {COUNTED} < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
 

@@ -144,6 +144,7 @@ model_versions = Table(
     Column("max_batch_tokens", Integer),
     Column("dtype", String(16)),
     Column("compile", Boolean, nullable=False, server_default=false()),
+    Column("timeout_s", Double),
     PrimaryKeyConstraint("name", "version"),
     ForeignKeyConstraint(["name"], ["models.name"], ondelete="CASCADE"),
 )

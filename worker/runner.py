@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from forebay.storage.payloads import Payloads
 from forebay.storage.records import ClaimedJob, Ended, Finished, Postponed
 from forebay.worker.announcer import Announcer
 from forebay.worker.batcher import cut
+from forebay.worker.board import LOAD, Board, Watched
 from forebay.worker.forward import outputs
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
@@ -54,6 +55,7 @@ class Summary:
     batches: int = 0
     tokens: int = 0  # of the rows themselves, where the model counts them
     padded: int = 0  # of the rows padded to the longest of their batch
+    left: tuple[str, ...] = ()  # ids given back unrun, because this process has to stop
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
@@ -84,6 +86,9 @@ class Runner:
         announcer: Announcer,
         worker: str,
         lease_s: float,
+        board: Board,
+        load_timeout_s: float,
+        patience_s: float,
         queues: Sequence[str] | None = None,
     ) -> None:
         """`queues` are those that this worker serves, None when it may claim from any."""
@@ -97,6 +102,9 @@ class Runner:
         self._lease_s = lease_s
         self._queues = queues
         self._stops = Stops(store, worker)
+        self._board = board
+        self._load_timeout_s = load_timeout_s
+        self._patience_s = patience_s
         self._specs: dict[tuple[str, int], ModelVersion] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -111,6 +119,8 @@ class Runner:
         """
         total = Summary()
         for start in range(0, len(ids), CLAIM_AT_ONCE):
+            if self._board.stopping:
+                return total + Summary(left=tuple(ids[start:]))
             part = ids[start : start + CLAIM_AT_ONCE]
             claimed = self._wait_out(partial(self._store.claim, part, self._worker, self._lease_s, self._queues))
             self._stops.claimed(claimed)
@@ -123,6 +133,8 @@ class Runner:
         return total
 
     def _run_claimed(self, model: str, version: int, claimed: list[ClaimedJob]) -> Summary:
+        if self._board.stopping:
+            return self._give_back(claimed)
         started = time.perf_counter()
         try:
             loaded = self._loaded(model, version)
@@ -145,8 +157,13 @@ class Runner:
     def _loaded(self, model: str, version: int) -> LoadedModel:
         key = (model, version)
         if key not in self._specs:
-            self._specs[key] = self._registry.get(ModelRef(model, version))
-        return self._cache.get(self._specs[key])
+            self._specs[key] = self._wait_out(partial(self._registry.get, ModelRef(model, version)))
+        spec = self._specs[key]
+        with self._board.limit(self._load_timeout_s, LOAD):
+            loaded = self._cache.get(spec)
+        if spec.timeout_s is None:
+            return loaded
+        return replace(loaded, model=Watched(loaded.model, self._board, spec.timeout_s))
 
     def _run_works(self, loaded: LoadedModel, works: list[Work]) -> Summary:
         """Run every row; write complete jobs in a thread while the next batch runs, the last ones before returning."""
@@ -161,7 +178,10 @@ class Runner:
                 ready, committed = [], time.perf_counter()
         if ready:
             total += self._finish(ready)
-        return sum((future.result() for future in written), total)
+        total = sum((future.result() for future in written), total)
+        if self._board.stopping:
+            total += self._give_back([work.job for work in works if work.missing and not work.lost])
+        return total
 
     def _batches(self, loaded: LoadedModel, works: list[Work]) -> Iterator[tuple[list[Work], Summary]]:
         """Run batch by batch; the jobs that each one completed, and its size.
@@ -187,13 +207,38 @@ class Runner:
                     _size(batch, cost),
                 )
                 self._limits.fitted(spec, len(batch))
-                if number < len(batches) and (self._limits.rows(spec) < limit or self._stops.among(works)):
-                    left = [item for rest in batches[number:] for item in rest]
+                if self._board.stopping:
+                    return
+                lost = self._drop_lost(works)
+                cut_anew = lost or self._limits.rows(spec) < limit or self._stops.among(works)
+                if number < len(batches) and cut_anew:
+                    left = [item for rest in batches[number:] for item in rest if not item.work.lost]
                     break
 
+    def _drop_lost(self, works: Sequence[Work]) -> int:
+        """Begin no more rows of jobs that others have been given meanwhile; asks the ledger only when the parent has doubts."""
+        open_ = [work for work in works if work.missing and not work.lost]
+        if not open_ or not self._board.doubted():
+            return 0
+        held = self._wait_out(partial(self._store.attempts, [work.job.id for work in open_]))
+        gone = [work for work in open_ if held.get(work.job.id) != work.job.attempt]
+        for work in gone:
+            work.lost = True
+        if gone:
+            log.warning("lease_lost", worker=self._worker, jobs=len(gone), first=gone[0].job.id, dropped="unrun")
+        return len(gone)
+
+    def _give_back(self, claimed: Sequence[ClaimedJob]) -> Summary:
+        """This process has to stop: what it has claimed and not run goes back, its attempt uncounted."""
+        ids = [job.id for job in claimed]
+        if ids:
+            self._wait_out(partial(self._store.release, ids, self._worker))
+            log.info("jobs_released", worker=self._worker, jobs=len(ids))
+        return Summary(left=tuple(ids))
+
     def _wait_out(self, action: Callable[[], T]) -> T:
-        """Results in hand are worth some patience; after a lease nobody may hold the jobs any more."""
-        return wait_out(action, self._lease_s)
+        """Results in hand are worth some patience."""
+        return wait_out(action, self._patience_s)
 
     def _finish(self, works: Sequence[Work]) -> Summary:
         outcomes = [work.outcome(self._payloads) for work in works]

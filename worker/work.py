@@ -32,6 +32,7 @@ class Work:
     error: Exception | None = None
     ending: Transition | None = None
     tried: bool = True
+    lost: bool = False  # another worker has been given the job
 
     @property
     def begun(self) -> bool:

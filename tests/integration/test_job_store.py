@@ -297,7 +297,7 @@ def test_a_crash_frees_and_fails_the_workers_own_jobs_only(store: JobStore) -> N
     freed, failed = store.crashed([free, spent, other, waiting], "w1", "signal 9 (SIGKILL)")
     assert ([t.id for t in freed], [t.crashes for t in freed]) == ([free], [1])
     assert [e.id for e in failed] == [spent]
-    assert store.get(spent).error == JobError("WorkerLost", "signal 9 (SIGKILL)")
+    assert store.get(spent).error == JobError("WorkerLost", "attempt 1 of 1: signal 9 (SIGKILL)")
     assert store.states([free, spent, other, waiting]) == {
         free: JobState.QUEUED, spent: JobState.FAILED, other: JobState.RUNNING, waiting: JobState.QUEUED,
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Blobs are what their names say, whole or not there; folders become equal blobs, and never climb out again."""
 
+import errno
 import hashlib
 import io
 import os
@@ -279,3 +280,43 @@ def test_what_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, data: byte
     with pytest.raises(ModelRefused, match="cannot be unpacked"):
         unpack_folder(tmp_path / "model.tar", tmp_path / "back")
     assert [p.name for p in tmp_path.iterdir()] == ["model.tar"]
+
+
+def fill(store: BlobStore, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Make the store's disk full for so many writes."""
+    real, left = store._fs.pipe_file, [times]
+
+    def pipe_file(path: str, data: bytes) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(store._fs, "pipe_file", pipe_file)
+
+
+def test_a_full_store_is_waited_for_by_who_has_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlobStore((tmp_path / "blobs").as_uri(), patience_s=30)
+    fill(store, monkeypatch, 2)
+    assert store.get(store.put(b"data")) == b"data"
+
+
+def test_a_full_store_is_an_error_at_once_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlobStore((tmp_path / "blobs").as_uri())
+    fill(store, monkeypatch, 1)
+    with pytest.raises(BlobUnavailable, match="No space left"):
+        store.put(b"data")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_local_blob_is_on_disk_before_its_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())), real(fd))[1]
+    )
+    store = BlobStore((tmp_path / "blobs").as_uri())
+    digest = store.put(b"data").removeprefix("sha256:")
+    root = tmp_path / "blobs"
+    assert synced[0].startswith(str(root / ".tmp" / digest))
+    assert synced[1:] == [str(root / digest[:2]), str(root)]
