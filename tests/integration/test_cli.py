@@ -405,6 +405,15 @@ def test_a_failed_job_is_shown_with_its_error(shell: Shell) -> None:
     assert shell.json("jobs", "show", id, "--json")["error"] == {"type": "ValueError", "message": "two\nlines"}
 
 
+def test_a_dead_childs_last_lines_are_shown_as_lines(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.end(id, error=JobError("WorkerLost", "signal 9 (SIGKILL); its last lines:\none\ntwo \x1b[2J\nthree"))
+    shown = shell.out("jobs", "show", id).splitlines()
+    assert shown[-3:] == ["  one", "  two \\x1b[2J", "  three"]
+    assert any(line.endswith("WorkerLost: signal 9 (SIGKILL); its last lines:") for line in shown)
+
+
 def test_waiting_for_jobs_says_how_each_ended(shell: Shell) -> None:
     shell.register()
     good, bad, late = shell.submit(), shell.submit(), shell.submit()
