@@ -39,7 +39,8 @@ log = structlog.get_logger()
 
 TICK_S = 0.05
 LOOK_S = 0.5  # how often the ledger is asked how many jobs have ended
-BUSY = 0.4  # of the workers' time is taken by the model, so that faults find work under way
+LATE = 1.5  # times the length of the run: until then faults strike that had to wait for their target
+BUSY = 0.5  # of the workers' time is taken by the model, so that faults find work under way
 Tell = Callable[[str, int], None]
 Say = Callable[[str, bool], None]  # a line, and whether everyone is to see it
 
@@ -100,17 +101,22 @@ def run(options: Options, say: Say, tell: Tell) -> Report:
     """One run. `say` gets lines about what goes on, `tell` what is going on and how many jobs have ended."""
     check_database(options.database)
     home = _home(options.home)
-    sound = False
+    keep = options.home is not None or options.keep
     try:
         with _terminable(), _logging(home):
             report = _Run(options, home, say, tell).go()
-        sound = report.sound
+        keep = keep or not report.sound
+    except InvalidInput:  # nothing has run
+        raise
+    except BaseException:
+        keep = True
+        raise
     finally:
-        if options.home is None and sound and not options.keep:
-            shutil.rmtree(home, ignore_errors=True)
-        else:
+        if keep:
             say(f"ledger, logs and executions of this run are in {home}", True)
-    return report if options.home or options.keep or not sound else _without_home(report)
+        else:
+            shutil.rmtree(home, ignore_errors=True)
+    return report if keep else replace(report, home=None)
 
 
 class _Run:
@@ -174,7 +180,9 @@ class _Run:
         """The faults, while the client submits."""
         begun, looked = time.monotonic(), 0.0
         submitted.start()
-        while (elapsed := time.monotonic() - begun) < self._options.seconds:
+        while (elapsed := time.monotonic() - begun) < self._options.seconds or faults.waiting:
+            if elapsed > LATE * self._options.seconds:
+                break
             faults.tick(elapsed)
             stack.tend()
             if elapsed - looked > LOOK_S:
@@ -237,10 +245,6 @@ def _home(given: Path | None) -> Path:
 
 def _kind(database: str) -> str:
     return database.partition(":")[0].partition("+")[0]
-
-
-def _without_home(report: Report) -> Report:
-    return replace(report, home=None)
 
 
 @contextmanager

@@ -65,7 +65,10 @@ def _fault(chance: random.Random, kind: FaultKind, seconds: float, workers: int)
 def _length(chance: random.Random, kind: FaultKind, seconds: float) -> float:
     if kind is FaultKind.FREEZE_WORKER:
         shortest = 1.5 * lease_for(seconds)
-        return round(chance.uniform(shortest, max(shortest, min(LONGEST_FREEZE_S, 0.75 * seconds))), 3)
+        longest = max(shortest, min(LONGEST_FREEZE_S, 0.75 * seconds))
+        return round(
+            chance.triangular(shortest, longest, shortest), 3
+        )  # more short ones, so that there are more zombies
     if kind in (FaultKind.KILL_REDIS, FaultKind.RESTART_POSTGRES):
         return round(chance.uniform(0.1, min(LONGEST_OUTAGE_S, seconds / 4)), 3)
     return 0.0

@@ -19,12 +19,13 @@ import structlog
 from forebay.chaos import evidence
 from forebay.chaos.postgres import Postgres
 from forebay.chaos.schedule import lease_for
-from forebay.contract.errors import ForebayError, InvalidInput
+from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable
+from forebay.contract.job import JobState
 from forebay.contract.settings import CONFIG_FILE, Settings
 from forebay.processes import await_end, kill, marked, terminate
+from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
-from forebay.storage.workers import WorkerRegistry
 from forebay.valkey import Valkey
 
 log = structlog.get_logger()
@@ -81,17 +82,16 @@ class Stack:
         return self._ledger
 
     def start(self) -> None:
-        """Start everything; return when every worker has said that it lives."""
+        """Start everything; return when every worker can take jobs."""
         self.valkey.start()
         if self.postgres is not None:
             self.postgres.start()
         self._ledger = Ledger(self.settings.database, create=True)
         upgrade(self._ledger)
         evidence.install_witness(self._ledger)
-        registry = WorkerRegistry(self._ledger)
         for tree in self.trees:  # one after the other: each looks which names are taken
             self._launch(tree)
-            self._await_workers(registry, tree)
+            self._await_worker(tree)
 
     def _launch(self, tree: Tree) -> None:
         marks = {MARK: str(self.home), NUMBER: f"{self.home} {tree.number}"}
@@ -101,13 +101,13 @@ class Stack:
             stdin=subprocess.DEVNULL, stdout=tree.log, stderr=tree.log, start_new_session=True,
         )  # fmt: skip
 
-    def _await_workers(self, registry: WorkerRegistry, tree: Tree) -> None:
-        deadline = time.monotonic() + READY_S
-        while len(registry.alive(READY_S)) <= tree.number:
+    def _await_worker(self, tree: Tree) -> None:
+        """Until the worker says that its child can take jobs; by then its name is taken in the ledger."""
+        deadline, said = time.monotonic() + READY_S, Path(tree.log.name)
+        while "event=child_ready" not in (words := said.read_text(encoding="utf-8", errors="replace")):
             ended = tree.process is None or tree.process.poll() is not None
             if ended or time.monotonic() > deadline:
-                words = Path(tree.log.name).read_text(encoding="utf-8", errors="replace")[-1000:]
-                raise ForebayError(f"worker {tree.number} did not start: {words}")
+                raise ForebayError(f"worker {tree.number} did not start: {words[-1000:]}")
             time.sleep(0.05)
 
     def tend(self) -> None:
@@ -128,6 +128,14 @@ class Stack:
     def processes(self, tree: Tree) -> list[psutil.Process]:
         """Everything that was started for a tree, whoever its parent is now."""
         return marked(NUMBER, f"{self.home} {tree.number}")
+
+    def works(self, worker: psutil.Process) -> bool:
+        """Whether this worker process holds running jobs, by the ledger."""
+        try:
+            name = worker.environ().get("FOREBAY_WORKER_NAME")
+            return any(job.worker == name for job in JobStore(self.ledger).find(state=[JobState.RUNNING], limit=1000))
+        except (psutil.Error, LedgerUnavailable):
+            return False
 
     def stop_workers(self) -> None:
         """Stop every worker in good order; what does not stop is killed and said to be so."""
