@@ -31,6 +31,7 @@ log = structlog.get_logger()
 THREADS = 3
 PATIENCE_S = 60.0  # for a ledger that does not answer
 SMALL, LARGE = 8, 2048  # elements of a row; large ones go to the blob store
+CANCELED = 0.02  # of the calls: some of their jobs still wait when they are canceled, some run, some have ended
 MAX_ATTEMPTS, ATTEMPTS_OF_A_KILLER = 10, 2
 # What one call submits: weight, and the least and most jobs in it.
 SHAPES = {
@@ -53,13 +54,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One call of the client, `at` seconds after the start. A `key` is used twice; `cancel` asks for that at once."""
+    """One call of the client, `at` seconds after the start. A `key` is used twice; `cancel_after_s` cancels all its jobs."""
 
     at: float
     orders: tuple[Order, ...]
     many: bool = False
     key: str | None = None
-    cancel: bool = False
+    cancel_after_s: float | None = None
 
 
 def draw(seed: int, jobs: int, seconds: float) -> list[Submission]:
@@ -78,7 +79,8 @@ def draw(seed: int, jobs: int, seconds: float) -> list[Submission]:
         rows = chance.randint(2, 16) if shape == "batched" else 0
         orders = tuple(Order(fate, rows, LARGE if chance.random() < 0.03 else SMALL) for fate in taken)
         key = f"chaos-{seed}-{len(made)}" if shape.startswith("keyed") else None
-        made.append(Submission(_time(chance, seconds), orders, shape.endswith("many"), key, chance.random() < 0.02))
+        cancel = chance.uniform(0, 1) if chance.random() < CANCELED else None
+        made.append(Submission(_time(chance, seconds), orders, shape.endswith("many"), key, cancel))
     return sorted(made, key=lambda s: s.at)
 
 
@@ -195,12 +197,13 @@ class Load:
 
     def _note(self, submission: Submission, numbers: Sequence[int], jobs: Sequence[Job]) -> list[Accepted]:
         noted = [
-            Accepted(job.id, number, order.fate, order.rows, order.size, submission.cancel)
+            Accepted(job.id, number, order.fate, order.rows, order.size, submission.cancel_after_s is not None)
             for job, number, order in zip(jobs, numbers, submission.orders, strict=True)
         ]
         with self._lock:
             self.accepted += noted
-        if submission.cancel:
+        if submission.cancel_after_s is not None:
+            self._stop.wait(submission.cancel_after_s)
             for job in jobs:
                 self._cancel(job)
         return noted
