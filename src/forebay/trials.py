@@ -33,7 +33,9 @@ def demo(
 
 
 def bench(
-    workloads: Annotated[str, typer.Option(help="Workloads, by comma: W1, W1s, W2, W4.")] = "W1,W1s,W2,W4",
+    workloads: Annotated[
+        str, typer.Option(help="By comma: W1, W1s, W2, W4, and the claims poison, scale, memory.")
+    ] = "W1,W1s,W2,W4",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
     jobs: Annotated[int | None, typer.Option(min=64, help="Jobs in a run.", show_default=False)] = None,
     docs: Annotated[Path | None, typer.Option(help="Write a table and a chart here.", show_default=False)] = None,
@@ -41,28 +43,32 @@ def bench(
 ) -> None:
     """Measure Forebay against a bare torch loop and plain Celery, in turn, in one run.
 
-    Example: `forebay bench --workloads W1 --rounds 5`
+    The claims need no contender: what poisonous jobs cost, what a second worker brings, how much memory waiting jobs take.
+
+    Example: `forebay bench --workloads W1,poison --rounds 5`
     """
-    from forebay.bench import run
+    from forebay.bench import claims, run
     from forebay.bench.workloads import JOBS
 
     names = [name.strip() for name in workloads.split(",") if name.strip()]
-    unknown = [name for name in names if name not in JOBS]
+    unknown = [name for name in names if name not in {*JOBS, *claims.ABOUT}]
     if unknown or not names:
-        raise InvalidInput(
-            f"no workload is called {unknown[0] if unknown else workloads!r}; there are {', '.join(JOBS)}"
-        )
-    figures = run.run(names, rounds, jobs)
+        known = ", ".join([*JOBS, *claims.ABOUT])
+        raise InvalidInput(f"no workload is called {unknown[0] if unknown else workloads!r}; there are {known}")
+    console = Console(stderr=True)
+    raced = [name for name in names if name in JOBS]
+    figures = run.run(raced, rounds, jobs) if raced else []
+    claimed = [claims.check(name, rounds, console) for name in names if name in claims.ABOUT]
     if docs is not None:
         from forebay.bench.chart import write
 
-        for path in write(figures, docs, rounds):
+        for path in write(figures, claimed, docs, rounds):
             typer.echo(f"wrote {path}", err=True)
     if json:
-        typer.echo(run.as_json(figures))
-    else:
-        for table in run.as_tables(figures):
-            Console().print(table)
+        typer.echo(run.as_json(figures, claimed))
+        return
+    for table in [*run.as_tables(figures), *([claims.as_table(claimed)] if claimed else [])]:
+        Console().print(table)
 
 
 def chaos(
