@@ -12,6 +12,7 @@ from tornado.web import HTTPError
 
 from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable, IllegalTransition, JobNotFound, LedgerUnavailable
+from forebay.contract.job import JobState
 from forebay.contract.messages import Ticket
 from forebay.dashboard.ledger_view import Ears
 from forebay.dashboard.pages import Page
@@ -21,8 +22,6 @@ log = structlog.get_logger()
 
 class Action(Page, ABC):
     """A POST that changes one job. tornado has checked the token before; see Page.check_xsrf_cookie."""
-
-    event = ""
 
     async def post(self, id: str) -> None:
         """Do it, and show the job again; 403 for viewers, 400 unconfirmed, 404 without such a job, 503 without a ledger."""
@@ -37,38 +36,37 @@ class Action(Page, ABC):
         except LedgerUnavailable as error:
             raise HTTPError(503, "%s", str(error)) from error
         if done:
-            log.info(self.event, job=id, user=self.user.name or "(no login)")
-        self.redirect(f"{self.reverse_url('job', id)}?said={self.event if done else 'job_moved_on'}", status=303)
+            log.info(done, job=id, user=self.user.name or "(no login)")
+        self.redirect(f"{self.reverse_url('job', id)}?said={done or 'job_moved_on'}", status=303)
 
     @abstractmethod
-    def change(self, ears: Ears, id: str) -> bool:
-        """Make the change, in a thread; whether there was anything left to change."""
+    def change(self, ears: Ears, id: str) -> str | None:
+        """Make the change, in a thread; the event that came of it, None when there was nothing left to change."""
 
 
 class CancelJob(Action):
     """`POST /jobs/ID/cancel`."""
 
-    event = "job_canceled"
-
-    def change(self, ears: Ears, id: str) -> bool:
-        """Cancel the job if it still waits."""
-        ears.store.get(id)
-        return bool(ears.store.cancel([id]))
+    def change(self, ears: Ears, id: str) -> str | None:
+        """Cancel the job if it still waits, ask its worker to stop if it runs."""
+        before = ears.store.get(id).state
+        if ears.store.cancel([id]):
+            return "job_canceled"
+        asked = before is JobState.RUNNING and ears.store.get(id).cancel_requested_at is not None
+        return "job_cancel_requested" if asked else None
 
 
 class RetryJob(Action):
     """`POST /jobs/ID/retry`."""
 
-    event = "job_retried"
-
-    def change(self, ears: Ears, id: str) -> bool:
+    def change(self, ears: Ears, id: str) -> str | None:
         """Queue the job afresh and send it; a sweeper sends it where Redis is away."""
         try:
             ticket = ears.store.retry(id)
         except IllegalTransition:
-            return False
+            return None
         _send(self.application.dispatcher, ticket, ears)
-        return True
+        return "job_retried"
 
 
 def _send(dispatcher: Dispatcher, ticket: Ticket, ears: Ears) -> None:

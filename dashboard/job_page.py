@@ -9,7 +9,7 @@ from datetime import datetime
 from tornado.web import HTTPError
 
 from forebay.contract.errors import JobNotFound
-from forebay.contract.job import TRANSITIONS, JobState, Transition
+from forebay.contract.job import TRANSITIONS, JobInfo, JobState, Transition
 from forebay.dashboard import words
 from forebay.dashboard.ledger_view import Ears
 from forebay.dashboard.pages import Page
@@ -54,16 +54,22 @@ class JobPage(Page):
         job = seen.details.info if seen else None
         self.show(
             "job", answer, id=id, seen=seen, job=job, steps=list(life(seen.details, self.now())) if seen else [],
-            can_cancel=job is not None and job.state is JobState.QUEUED, can_retry=job is not None and may_retry(job.state),
+            can_cancel=job is not None and may_cancel(job), can_retry=job is not None and may_retry(job.state),
             said=SAID.get(self.get_query_argument("said", ""), ""), now=self.now(),
         )  # fmt: skip
 
 
 SAID = {
     "job_canceled": "The job was canceled.",
+    "job_cancel_requested": "The job's worker was asked to stop; it does so between two batches.",
     "job_retried": "The job was queued again.",
     "job_moved_on": "Nothing was changed: the job had moved on meanwhile.",
 }
+
+
+def may_cancel(job: JobInfo) -> bool:
+    """Whether the job waits, or runs and was not asked to stop yet."""
+    return job.state in TRANSITIONS[Transition.CANCEL][0] and job.cancel_requested_at is None
 
 
 def may_retry(state: JobState) -> bool:
@@ -84,7 +90,7 @@ def life(details: JobDetails, now: datetime) -> Iterator[Step]:
     yield Step(job.created_at, "Submitted", f"by client {details.client}" if details.client else "")
     before = details.attempts - (1 if job.started_at is not None else 0)
     if before:
-        reason = f"; the last one: {job.progress.message}" if job.progress.message else ""
+        reason = f": {job.progress.message}" if job.progress.message else ""
         yield Step(
             None,
             f"{before} earlier {'attempt' if before == 1 else 'attempts'} ended",
@@ -100,12 +106,17 @@ def life(details: JobDetails, now: datetime) -> Iterator[Step]:
             f"Attempt {job.attempt} of {job.max_attempts} began",
             f"on {job.worker}, {waited} after submission",
         )
+    if job.cancel_requested_at is not None:
+        yield Step(job.cancel_requested_at, "Cancel asked for", "its worker stops between two batches", "bad")
     yield _where_it_stands(details, now)
 
 
 def _where_it_stands(details: JobDetails, now: datetime) -> Step:
     job = details.info
     if job.state is JobState.QUEUED:
+        if job.not_before is not None and job.not_before > now:
+            why = f"after an error that may pass: {job.progress.message}" if job.progress.message else ""
+            return Step(None, "Waits", f"until {words.moment(job.not_before)} {why}", "busy")
         left = f"; it expires if it has not started by {words.moment(job.deadline_at)}" if job.deadline_at else ""
         return Step(None, "Waits", f"in queue {job.queue} since {_ago(details.sent_at, now)}{left}", "busy")
     if job.state is JobState.RUNNING:

@@ -12,8 +12,8 @@ from forebay.contract.job import at
 from forebay.storage.ledger import Ledger
 
 BEAT = text("""
-INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at) VALUES (:name, :host, :device, :queues, :now, :now)
-ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, device = :device, queues = :queues""")
+INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at) VALUES (:name, :host, :device, :queues, :started, :now)
+ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, host = :host, device = :device, queues = :queues, started_at = :started""")
 LEAVE = text("DELETE FROM workers WHERE name = :name")
 ALIVE = text(
     "SELECT name, host, device, queues, started_at, heartbeat_at FROM workers WHERE heartbeat_at >= :since ORDER BY name"
@@ -39,9 +39,10 @@ class WorkerRegistry:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def beat(self, name: str, host: str, device: str, queues: tuple[str, ...]) -> None:
-        """Say that this worker lives."""
-        values = {"name": name, "host": host, "device": device, "queues": json.dumps(queues), "now": self._ledger.now()}
+    def beat(self, name: str, host: str, device: str, queues: tuple[str, ...], started: float) -> None:
+        """Say that this worker lives, since `started` by the ledger's clock; a name that was taken over starts anew."""
+        values = {"name": name, "host": host, "device": device, "queues": json.dumps(queues), "started": started}
+        values["now"] = self._ledger.now()
         with self._ledger.write(durable=False) as connection:
             connection.execute(BEAT, values)
 

@@ -61,7 +61,7 @@ class Scene:
         self.clock.now = time.time()
         for name, device, queue in (("gpu0", "cuda:0", "gpu"), ("gpu1", "cuda:1", "gpu"), ("cpu", "cpu", "cpu")):
             host = "birch" if name == "cpu" else "atlas"
-            self.workers.beat(f"{name}@{host}", host, device, (queue,))
+            self.workers.beat(f"{name}@{host}", host, device, (queue,), self.end - 3600)
 
     def _register(self) -> None:
         models, at = ModelRegistry(self.ledger), self.clock.now
@@ -95,7 +95,7 @@ class Scene:
             self.clock.forward(1)
         models.set_alias("digits", "champion", 2)
         models.set_alias("minilm", "production", 1)
-        self.workers.beat("cpu@cedar", "cedar", "cpu", ("cpu",))  # and never again
+        self.workers.beat("cpu@cedar", "cedar", "cpu", ("cpu",), at - 86_400)  # and never again
         self.clock.now = at
 
     def _work(self, minutes: int) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PayloadTooLarge,
         QueueFull,
         ResultTimeout,
+        Transient,
     )
     from forebay.contract.job import JobInfo, JobState
     from forebay.contract.model import ModelVersion
@@ -59,6 +60,7 @@ __all__ = [
     "QueueFull",
     "ResultTimeout",
     "Settings",
+    "Transient",
     "as_completed",
     "wait",
 ]

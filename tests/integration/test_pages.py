@@ -272,6 +272,18 @@ def test_an_operator_cancels_and_retries(guarded: Site, scene: Scene, valkey: Va
     assert all("user=ada" in line for line in said)
 
 
+def test_a_running_job_is_asked_to_stop_once(guarded: Site, scene: Scene) -> None:
+    (id,) = scene.add(1, "digits")
+    scene.store.claim([id], "cpu@birch", 30)
+    reply = guarded.do(id, "cancel", **OPERATOR)
+    assert reply.headers["Location"].endswith("?said=job_cancel_requested")
+    assert scene.store.get(id).cancel_requested_at is not None
+    page = guarded.text(reply.headers["Location"], **OPERATOR)
+    assert "was asked to stop" in page
+    assert "Cancel asked for" in page
+    assert 'id="cancel"' not in page
+
+
 def test_a_viewer_may_not(guarded: Site, scene: Scene) -> None:
     assert guarded.do(scene.interesting[JobState.QUEUED], "cancel", **VIEWER).status == 403
     assert guarded.do(scene.interesting[JobState.FAILED], "retry", **VIEWER).status == 403
