@@ -10,12 +10,15 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from forebay.contract.errors import JobNotFound
-from forebay.contract.job import FINAL, JobError, JobInfo, JobKind, JobState, Progress, at, utc
+from forebay.contract.job import FINAL, Attempt, JobError, JobInfo, JobKind, JobState, Progress, at, utc
 from forebay.storage.ledger import Ledger
 from forebay.storage.records import Outcome, json_text
 
 INFO = """id, kind, state, model, version, queue, priority, attempt - uncounted, max_attempts, worker, created_at, started_at,
 finished_at, deadline_at, progress_done, progress_total, progress_message, error_type, error_message, metadata, parent_id"""
+
+# As the partial indexes have them, or SQLite would not use these.
+FEW_KINDS, HAS_METADATA = "kind IN ('batch', 'train')", "metadata <> '{}'"
 
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
@@ -25,10 +28,21 @@ OUTCOMES = f"""
 SELECT id, state, result, result_ref, error_type, error_message, worker, attempt - uncounted FROM jobs
 WHERE id {{ids}} AND state IN ({FINAL_STATES})"""
 STATES = "SELECT id, state FROM jobs WHERE id {ids}"
-COUNTS = "SELECT state, count(*) FROM jobs WHERE {where} GROUP BY state"
+# One part for each partial index: none of these reads the table.
+COUNTS = """
+SELECT 'queued', count(*) FROM jobs WHERE state = 'queued' AND {where} UNION ALL
+SELECT 'running', count(*) FROM jobs WHERE state = 'running' AND {where} UNION ALL
+SELECT state, count(*) FROM jobs WHERE finished_at IS NOT NULL AND {where} GROUP BY state"""
 DEPTHS = """
-SELECT queue, state, count(*), min(created_at) FROM jobs WHERE state IN ('queued', 'running') GROUP BY queue, state"""
-QUEUES_WAITING = "SELECT DISTINCT queue FROM jobs WHERE state = 'queued' AND sent_at < :before"
+SELECT queue, 'queued', count(*), min(created_at) FROM jobs WHERE state = 'queued' GROUP BY queue UNION ALL
+SELECT queue, 'running', count(*), 0 FROM jobs WHERE state = 'running' GROUP BY queue"""
+# The oldest of a queue comes first in the index, and is most likely to have been sent long ago: few rows are looked at.
+QUEUES_WAITING = """
+SELECT queue FROM (SELECT DISTINCT queue FROM jobs WHERE state = 'queued') AS waiting WHERE EXISTS (
+    SELECT 1 FROM jobs WHERE state = 'queued' AND jobs.queue = waiting.queue AND sent_at < :before)"""
+ATTEMPTS = """
+SELECT attempt, worker, started_at, ended_at, ended, reason FROM job_attempts WHERE job_id = :id
+ORDER BY attempt, ended_at"""
 
 
 class JobReports:
@@ -76,6 +90,8 @@ class JobReports:
             "before": ("id < :before", before),
         }
         where = [clause for clause, value in filters.values() if value is not None]
+        where += [FEW_KINDS] if kind in (JobKind.BATCH, JobKind.TRAIN) else []
+        where += [HAS_METADATA] if metadata else []
         values = {name: value for name, (_, value) in filters.items() if value is not None}
         for i, (key, value) in enumerate((metadata or {}).items()):
             where.append(self._metadata_filter(i))
@@ -114,7 +130,9 @@ class JobReports:
 
     def counts(self, *, model: str | None = None) -> dict[JobState, int]:
         """How many jobs are in each state, those with none included."""
-        where, values = ("model = :model", {"model": model}) if model else ("1 = 1", {})
+        # The plus keeps SQLite from looking at each row of the model, where the index of finished jobs has all it needs.
+        of_model = "+model = :model" if self.ledger.sqlite else "model = :model"
+        where, values = (of_model, {"model": model}) if model else ("1 = 1", {})
         with self.ledger.read() as connection:
             rows = connection.execute(text(COUNTS.format(where=where)), values).fetchall()
         return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
@@ -129,6 +147,15 @@ class JobReports:
             depth, age, running = found.get(queue, (0, None, 0))
             found[queue] = (count, max(0.0, now - oldest), running) if state == JobState.QUEUED else (depth, age, count)
         return found
+
+    def attempts(self, id: str) -> list[Attempt]:
+        """The attempts of a job that its row no longer tells of, oldest first."""
+        with self.ledger.read() as connection:
+            rows = connection.execute(self._sql(ATTEMPTS), {"id": id}).fetchall()
+        return [
+            Attempt(attempt, worker, utc(started), at(ended_at), ended, reason)
+            for attempt, worker, started, ended_at, ended, reason in rows
+        ]
 
     def queues_waiting(self, older_than_s: float) -> list[str]:
         """The queues with jobs last sent longer ago than `older_than_s` seconds."""

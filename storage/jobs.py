@@ -6,7 +6,7 @@ finish needs the attempt it was claimed with. What the payloads mean, and who is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -80,8 +80,27 @@ FREE_LOST = f"""
 UPDATE jobs SET {_becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = :reason
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {COUNTED} < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
 
-# The parent of a dead child speaks once: it waits for its rows, where a sweeper would pass over those that are locked.
-LOCK_CRASHED = f"SELECT id FROM jobs WHERE {WHOSE_CRASHED} AND {_may(Transition.RELEASE)} ORDER BY id {{for_update}}"
+# What a job's row is about to forget goes to job_attempts. None of it is on the way of a job that runs once and ends.
+# The parent of a dead child speaks once: it waits for its rows, where a sweeper passes over those that are locked.
+LOOK_LOST = f"SELECT id, attempt, worker, started_at FROM jobs WHERE {LOST} ORDER BY id {{lock}}"
+REMEMBER = """
+INSERT INTO job_attempts (job_id, attempt, worker, started_at, ended_at, ended, reason)
+VALUES (:id, :attempt, :worker, :started_at, :now, 'lost', :reason) ON CONFLICT (job_id, attempt, ended) DO NOTHING"""
+REMEMBER_FROM_ROW = """
+INSERT INTO job_attempts (job_id, attempt, worker, started_at, ended_at, ended, reason)
+SELECT id, attempt, worker, started_at, coalesce(finished_at, :now), {ended}, {reason} FROM jobs WHERE {which}
+ON CONFLICT (job_id, attempt, ended) DO NOTHING"""
+OUTCOME = "CASE WHEN error_type IS NULL THEN '' ELSE error_type || ': ' || error_message END"
+REMEMBER_RETRIED = REMEMBER_FROM_ROW.format(
+    ended="state", reason=OUTCOME, which=f"id = :id AND {_may(Transition.RETRY)}"
+)
+REMEMBER_RELEASED = REMEMBER_FROM_ROW.format(
+    ended="'released'", reason="''", which=f"id {{ids}} AND worker = :worker AND {_may(Transition.RELEASE)}"
+)
+REMEMBER_REFUSED = """
+INSERT INTO job_attempts (job_id, attempt, worker, started_at, ended_at, ended, reason)
+SELECT id, :attempt, :worker, NULL, :now, 'refused', :reason FROM jobs WHERE id = :id
+ON CONFLICT (job_id, attempt, ended) DO NOTHING"""
 
 EXPIRE = f"""
 UPDATE jobs SET {_becomes(Transition.EXPIRE)}, finished_at = :now
@@ -197,6 +216,13 @@ class JobStore(JobReports):
                 connection.execute(self._sql(FAIL), [_failure(o, error, now) for o, error in bad])
         return [Ended(o.id, owned[o.id][1]) for o in ours]
 
+    def refused(self, outcomes: Sequence[Finished], worker: str) -> None:
+        """Keep, for the jobs' history, that these attempts came back too late and were not written."""
+        reason = "its lease had lapsed, so the result was dropped"
+        values = {"worker": worker, "now": self.ledger.now(), "reason": reason}
+        with self.ledger.write(durable=False) as connection:
+            connection.execute(text(REMEMBER_REFUSED), [values | {"id": o.id, "attempt": o.attempt} for o in outcomes])
+
     def _owned(self, connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, str | None]]:
         rows = connection.execute(self._sql(OWNED), {"ids": self.ledger.bind(ids)})
         return {id: (attempt, client) for id, attempt, client in rows}
@@ -205,6 +231,7 @@ class JobStore(JobReports):
         """Give claimed jobs back unrun, their attempt uncounted; tickets to send them again."""
         values = {"ids": self.ledger.bind(ids), "worker": worker, "now": self.ledger.now()}
         with self.ledger.write() as connection:
+            connection.execute(self._sql(REMEMBER_RELEASED), values)
             return _tickets(connection.execute(self._sql(RELEASE), values))
 
     def crashed(self, ids: Sequence[str], worker: str, reason: str) -> tuple[list[Ticket], list[Ended]]:
@@ -218,10 +245,14 @@ class JobStore(JobReports):
     def _lost(self, whose: str, values: dict[str, Any]) -> tuple[list[Ticket], list[Ended]]:
         values["now"] = self.ledger.now()
         with self.ledger.write() as connection:
-            if whose == WHOSE_CRASHED:
-                connection.execute(self._sql(LOCK_CRASHED), values).fetchall()
+            look = LOOK_LOST.format(whose=whose, lock="{for_update}" if whose == WHOSE_CRASHED else "{skip_locked}")
+            lost = {row.id: row for row in connection.execute(self._sql(look), values)}
             failed = _ended(connection.execute(self._sql(FAIL_LOST.replace("{whose}", whose)), values))
-            return _tickets(connection.execute(self._sql(FREE_LOST.replace("{whose}", whose)), values)), failed
+            freed = _tickets(connection.execute(self._sql(FREE_LOST.replace("{whose}", whose)), values))
+            past = [_past(lost[ticket.id], values) for ticket in freed if ticket.id in lost]
+            if past:
+                connection.execute(text(REMEMBER), past)
+        return freed, failed
 
     def expire(self) -> list[Ended]:
         """End every queued job whose deadline has passed."""
@@ -236,8 +267,10 @@ class JobStore(JobReports):
 
     def retry(self, id: str) -> Ticket:
         """Queue a failed, expired or canceled job afresh; JobNotFound or IllegalTransition otherwise."""
+        values = {"id": id, "now": self.ledger.now()}
         with self.ledger.write() as connection:
-            tickets = _tickets(connection.execute(self._sql(RETRY), {"id": id, "now": self.ledger.now()}))
+            connection.execute(self._sql(REMEMBER_RETRIED), values)
+            tickets = _tickets(connection.execute(self._sql(RETRY), values))
         if tickets:
             return tickets[0]
         after(self.get(id).state, Transition.RETRY)
@@ -302,6 +335,10 @@ def _success(o: Finished, now: float) -> dict[str, Any]:
 def _failure(o: Finished, error: JobError, now: float) -> dict[str, Any]:
     type_, message = plain_text(error.type, ERROR_TYPE_LENGTH), plain_text(error.message)
     return {"id": o.id, "attempt": o.attempt, "now": now, "error_type": type_, "error_message": message}
+
+
+def _past(row: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in ("now", "reason")} | dict(row._mapping)
 
 
 def _tickets(rows: Iterable[Any]) -> list[Ticket]:

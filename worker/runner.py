@@ -175,8 +175,9 @@ class Runner:
         bad = sum(job.id in failed for job in ended)
         if len(ended) < len(outcomes):
             mine = {job.id for job in ended}
-            lost = [o.id for o in outcomes if o.id not in mine]
-            log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=lost[0])
+            lost = [o for o in outcomes if o.id not in mine]
+            log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=lost[0].id)
+            self._store.refused(lost, self._worker)
         return Summary(succeeded=len(ended) - bad, failed=bad, dropped=len(outcomes) - len(ended))
 
 
