@@ -42,7 +42,8 @@ UPDATE jobs SET {_becomes(Transition.CLAIM)}, attempt = attempt + 1, worker = :w
 WHERE id IN (
     SELECT id FROM jobs WHERE id {{ids}} AND {_may(Transition.CLAIM)}
     AND (deadline_at IS NULL OR deadline_at > :now) {{skip_locked}})
-RETURNING id, kind, model, version, queue, attempt, max_attempts, client, progress_total, input, input_ref, {COUNTED}"""
+RETURNING id, kind, model, version, queue, attempt, max_attempts, client, progress_total, input, input_ref, {COUNTED},
+    created_at"""
 
 # Who waits for rows takes them in the order of their ids, else two of them could wait for each other.
 RENEW = f"""
@@ -194,7 +195,9 @@ class JobStore(JobReports):
         with self.ledger.write(durable=False) as connection:
             rows = connection.execute(self._sql(CLAIM), values).fetchall()
         place = {id: i for i, id in enumerate(ids)}
-        return [ClaimedJob(r[0], JobKind(r[1]), *r[2:]) for r in sorted(rows, key=lambda r: place[r[0]])]
+        return [
+            ClaimedJob(r[0], JobKind(r[1]), *(*r[2:-1], now - r[-1])) for r in sorted(rows, key=lambda r: place[r[0]])
+        ]
 
     def renew(self, ids: Sequence[str], worker: str, lease_s: float) -> set[str]:
         """Prolong the leases of this worker's running jobs; the ids it still holds."""

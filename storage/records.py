@@ -70,6 +70,7 @@ class ClaimedJob:
     input: bytes | None
     input_ref: str | None
     tries: int = 1  # attempts that count; `attempt` is their number since the job was made, and the fence
+    waited_s: float = 0.0  # since it was submitted
 
 
 @dataclass(frozen=True, slots=True)

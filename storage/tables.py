@@ -79,13 +79,15 @@ jobs = Table(
         sqlite_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
         postgresql_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
     ),
-    # What retention looks for: without it every sweep would read the whole table, and hold up all writers meanwhile. Also
-    # how many jobs ended how, of one model or of all, without a look at their rows.
+    # What retention looks for: without it every sweep would read the whole table, and hold up all writers meanwhile. With
+    # the further columns the dashboard counts what ended in an hour from the index alone.
     Index(
         "ix_jobs_finished",
-        "state",
         "finished_at",
+        "state",
         "model",
+        "version",
+        "queue",
         sqlite_where=text("finished_at IS NOT NULL"),
         postgresql_where=text("finished_at IS NOT NULL"),
     ),

@@ -6,7 +6,7 @@ Started as `python -m forebay.worker`, with every setting in the environment; `f
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, Task
@@ -15,6 +15,7 @@ from celery.worker.control import Panel
 
 from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import ForebayError
 from forebay.contract.logs import configure_logs
 from forebay.contract.messages import PREDICT_TASK
 from forebay.contract.settings import Settings
@@ -25,8 +26,13 @@ from forebay.worker import child
 from forebay.worker.announcer import Announcer
 from forebay.worker.feeder import Feeder
 from forebay.worker.housekeeper import Housekeeper
+from forebay.worker.meter import Meter
+from forebay.worker.probes import Probes
 from forebay.worker.sweeper import Sweeper
 from forebay.worker.transport import install
+
+if TYPE_CHECKING:
+    from forebay.worker.metrics_server import MetricsServer
 
 log = structlog.get_logger()
 
@@ -57,8 +63,12 @@ def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
     store, dispatcher, broker = JobStore(ledger), Dispatcher(app), connect_redis(settings)
     sweeper = Sweeper(store, dispatcher, Announcer(broker), broker, settings)
     housekeeper = Housekeeper(settings, tuple(queues), store, WorkerRegistry(ledger), sweeper)
-    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, concurrency)
+    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, concurrency, housekeeper.meter)
     housekeeper.in_flight = feeder.in_flight
+    probes = Probes(housekeeper, ledger, connect_redis(settings), settings.heartbeat_s)
+    app.forebay_turned = probes.turned
+    housekeeper.meter.gauges["worker_children"] = lambda: probes.children
+    server = _metrics_server(settings, housekeeper.meter, probes)
     housekeeper.start()
     log.info(
         "worker_starting",
@@ -73,9 +83,22 @@ def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
         return int(stop.code or 0)
     finally:
         housekeeper.stop()
+        if server is not None:
+            server.stop()
         log.info("worker_stopped", worker=settings.worker_name)
         ledger.close()
     return 0
+
+
+def _metrics_server(settings: Settings, meter: Meter, probes: Probes) -> MetricsServer | None:
+    """Answering already, when a port is set."""
+    if not settings.metrics_port:
+        return None
+    from forebay.worker.metrics_server import MetricsServer
+
+    server = MetricsServer(settings, meter, probes)
+    server.start()
+    return server
 
 
 def worker_app(settings: Settings) -> Celery:
@@ -124,4 +147,8 @@ def _start_child(**_: Any) -> None:
 
 def main() -> int:
     """`python -m forebay.worker QUEUES CONCURRENCY`."""
-    return serve(Settings.load(), sys.argv[1].split(","), int(sys.argv[2]))
+    try:
+        return serve(Settings.load(), sys.argv[1].split(","), int(sys.argv[2]))
+    except ForebayError as error:
+        sys.stderr.write(f"forebay worker: {error}\n")
+        return 1

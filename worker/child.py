@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import structlog
@@ -27,17 +28,19 @@ from forebay.worker.artifacts import Artifacts
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Runner
+from forebay.worker.tally import Tally
 
 log = structlog.get_logger()
 
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
 
 _runner: Runner | None = None
+_report: Callable[[], dict[str, Any]] = dict
 
 
 def start() -> None:
     """Build this child's runner from the settings it inherited, and import torch before the first job needs it."""
-    global _runner
+    global _runner, _report
     import torch
 
     settings = Settings.load()
@@ -47,20 +50,25 @@ def start() -> None:
     ledger = Ledger(settings.database)
     blobs = BlobStore(settings.blobs)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
+    tally = Tally()
+    cache = ModelCache(
+        settings.model_cache_bytes or default_budget(settings.device),
+        artifacts.fetch,
+        settings.device,
+        settings.allowed_python_models,
+        tally=tally,
+    )
+    _report = lambda: {"pid": os.getpid()} | tally.take(cache.sizes(), cache.budget, settings.device)  # noqa: E731
     _runner = Runner(
         store=JobStore(ledger),
         registry=ModelRegistry(ledger),
         payloads=Payloads(blobs, settings),
-        cache=ModelCache(
-            settings.model_cache_bytes or default_budget(settings.device),
-            artifacts.fetch,
-            settings.device,
-            settings.allowed_python_models,
-        ),
+        cache=cache,
         limits=Limits(Ceilings(ledger, device_kind(settings.device))),
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
+        tally=tally,
     )
     log.info(
         "child_ready",
@@ -71,8 +79,11 @@ def start() -> None:
     )
 
 
-def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float]:
-    """Run jobs and say how it went: (failed, words for Flower, seconds). Never raises: the pool would lose the messages."""
+def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float, dict[str, Any]]:
+    """Run jobs and say how it went: (failed, words for Flower, seconds, what was counted meanwhile).
+
+    Never raises: the pool would lose the messages.
+    """
     started = time.monotonic()
     try:
         if _runner is None:
@@ -80,10 +91,20 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
         assert _runner is not None  # noqa: S101 - start() sets it or raises
         if not ids:  # an empty envelope: `forebay models warm`
             _runner.warm(model, version)
-        return False, str(_runner.run(ids)), time.monotonic() - started
+        words = str(_runner.run(ids))
+        return False, words, time.monotonic() - started, report()
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
-        return True, f"{type(error).__name__}: {error}", time.monotonic() - started
+        return True, f"{type(error).__name__}: {error}", time.monotonic() - started, report()
+
+
+def report() -> dict[str, Any]:
+    """What this child has counted since it was last asked; empty when the device does not even tell that."""
+    try:
+        return _report()
+    except Exception:
+        log.exception("report_failed")
+        return {}
 
 
 def device_kind(device: str) -> str:

@@ -7,7 +7,7 @@ what became of the hand-over that carried them. Celery's side is the contract of
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from kombu.utils.uuid import uuid
 from forebay.contract.messages import Hold
 from forebay.worker import child
 from forebay.worker.batcher import Waiting
+from forebay.worker.meter import Meter
 from forebay.worker.pace import Pace
 
 log = structlog.get_logger()
@@ -77,8 +78,10 @@ class InFlight:
 class Feeder:
     """Holds the parcels that wait and hands them to children. Lives as long as the process, across reconnects."""
 
-    def __init__(self, on_lost: Lost, children: int = 1) -> None:
+    def __init__(self, on_lost: Lost, children: int = 1, meter: Meter | None = None) -> None:
         self.in_flight = InFlight()
+        self.meter = meter or Meter()
+        self.meter.gauges |= {"messages_held": self.held, "jobs_in_flight": lambda: len(self.in_flight.ids())}
         self._pace = Pace(children)
         self._held: dict[Hashable, list[Parcel]] = {}
         self._waiting: dict[int, Waiting[Parcel]] = {}  # by priority
@@ -88,6 +91,8 @@ class Feeder:
 
     def attach(self, consumer: Any) -> None:
         """Called at every (re)connect: the pool's slots were counted afresh, and so is our asking for one."""
+        if self._consumer is not None:
+            self.meter.count("broker_outages_total")
         self._consumer = consumer
         self._asked = False
         for key in list(self._held):  # its timer went with the old connection
@@ -107,6 +112,10 @@ class Feeder:
             self._let_go(parcel.key)
         elif len(held) == 1:
             self._consumer.timer.call_after(hold.seconds, self._let_go, (parcel.key,))
+
+    def held(self) -> int:
+        """How many messages wait here. Any thread may ask; the answer may be a moment old."""
+        return sum(map(len, list(self._waiting.values()))) + sum(map(len, list(self._held.values())))
 
     def _queue(self, parcel: Parcel) -> None:
         self._waiting.setdefault(parcel.priority, Waiting()).put(parcel.key, parcel, len(parcel.ids))
@@ -137,8 +146,10 @@ class Feeder:
         """The child has its work; ask for the next one."""
         self._ask()
 
-    def done(self, jobs: int, messages: int, seconds: float) -> None:
+    def done(self, jobs: int, messages: int, seconds: float, counted: Mapping[str, Any] | None = None) -> None:
         """A child did this; Celery's loop then fetches as many messages as that pace can use, and no more."""
+        self.meter.count("hand_over_seconds_total", by=seconds)
+        self.meter.told(counted or {})
         self._pace.note(jobs, messages, seconds)
         if self._consumer.qos is not None:  # None while there is no connection
             self._consumer.qos.value = self._pace.messages()
@@ -166,13 +177,17 @@ class HandOver:
 
         def done(result: Any) -> None:
             feeder.in_flight.remove(key)
-            failed, words, seconds = result
+            failed, words, seconds, counted = result
+            feeder.meter.count("hand_overs_total", "failed" if failed else "done")
             einfo = _error_info(words) if failed else None
-            _each(requests, lambda r: r.on_success(result) if einfo is None else r.on_failure(einfo, return_ok=True))
-            feeder.done(len(ids), len(requests), seconds)
+            _each(
+                requests, lambda r: r.on_success(result[:3]) if einfo is None else r.on_failure(einfo, return_ok=True)
+            )
+            feeder.done(len(ids), len(requests), seconds, counted)
 
         def lost(einfo: ExceptionInfo) -> None:
             feeder.in_flight.remove(key)
+            feeder.meter.count("hand_overs_total", "lost")
             feeder.lost(ids, _reason(einfo))
             _each(requests, lambda r: r.on_failure(einfo))
 

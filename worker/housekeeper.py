@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 
@@ -19,6 +20,7 @@ from forebay.contract.settings import Settings
 from forebay.storage.jobs import JobStore
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker.feeder import InFlight
+from forebay.worker.meter import Meter
 from forebay.worker.sweeper import Sweeper
 
 log = structlog.get_logger()
@@ -45,6 +47,8 @@ class Housekeeper:
             threading.Thread(target=self._sweep_on, name="sweeper", daemon=True),
         ]
         self.in_flight: InFlight | None = None
+        self.meter = Meter(settings.device)
+        self.turned_at = time.monotonic()  # when the heartbeat last came round
 
     def start(self) -> None:
         """Beat once, so that the worker is known before it takes a job, and go on in the background."""
@@ -75,8 +79,11 @@ class Housekeeper:
             self._try("renew", lambda: self._store.renew(held, settings.worker_name, settings.lease_s))
         self._try(
             "beat",
-            lambda: self._workers.beat(settings.worker_name, socket.gethostname(), settings.device, self._queues),
+            lambda: self._workers.beat(
+                settings.worker_name, socket.gethostname(), settings.device, self._queues, self.meter.as_json()
+            ),
         )
+        self.turned_at = time.monotonic()
 
     def _sweep_on(self) -> None:
         next_sweep = time.monotonic()
@@ -87,11 +94,21 @@ class Housekeeper:
                     return
                 self._report(*item)
             except queue.Empty:
-                self._try("sweep", self._sweeper.once)
+                self._try("sweep", self._sweep)
                 self._try("forget", lambda: self._workers.forget(FORGET_AFTER_S))
                 next_sweep = time.monotonic() + self._settings.sweep_s
 
+    def _sweep(self) -> None:
+        for action, jobs in asdict(self._sweeper.once()).items():
+            self.meter.count("sweeper_jobs_total", action, by=jobs)
+
+    @property
+    def alive(self) -> bool:
+        """Whether both threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def _report(self, ids: list[str], reason: str) -> None:
+        self.meter.count("child_deaths_total")
         if not self._try("lost", lambda: self._sweeper.lost(ids, self._settings.worker_name, reason)):
             log.error("lost_unreported", jobs=len(ids), reason=reason)  # their leases lapse, and a sweep frees them
 
@@ -105,4 +122,5 @@ class Housekeeper:
             log.exception("housekeeping_failed", what=what, worker=self._settings.worker_name)
         else:
             return True
+        self.meter.count("housekeeping_failures_total", what)
         return False

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -26,6 +27,7 @@ from forebay.worker.batcher import cut
 from forebay.worker.forward import outputs
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
+from forebay.worker.tally import Tally
 from forebay.worker.work import Item, Work
 
 log = structlog.get_logger()
@@ -74,6 +76,7 @@ class Runner:
         announcer: Announcer,
         worker: str,
         lease_s: float,
+        tally: Tally | None = None,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -83,6 +86,8 @@ class Runner:
         self._announcer = announcer
         self._worker = worker
         self._lease_s = lease_s
+        self._tally = tally or Tally()
+        self._claimed_at = 0.0
         self._specs: dict[tuple[str, int], ModelVersion] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -99,6 +104,7 @@ class Runner:
         for start in range(0, len(ids), CLAIM_AT_ONCE):
             part = ids[start : start + CLAIM_AT_ONCE]
             claimed = self._store.claim(part, self._worker, self._lease_s)
+            self._claimed_at = time.perf_counter()
             total += Summary(unclaimed=len(part) - len(claimed))
             by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
             for job in claimed:
@@ -109,6 +115,7 @@ class Runner:
 
     def _run_claimed(self, model: str, version: int, claimed: list[ClaimedJob]) -> Summary:
         started = time.perf_counter()
+        self._tally.waited((model, version), [job.waited_s for job in claimed if job.attempt == 1])
         try:
             loaded = self._loaded(model, version)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises, these jobs cannot run here
@@ -155,17 +162,19 @@ class Runner:
             batches = list(cut(left, limit, key=Item.key, alone=Item.alone, cost=cost, max_cost=spec.max_batch_tokens))
             left = []
             rows = [[item.row for item in batch] for batch in batches]
-            results = outputs(model, rows, partial(self._limits.too_large, spec))
-            for number, (batch, result) in enumerate(zip(batches, results, strict=True), start=1):
-                pairs = zip(batch, result, strict=True)
-                yield (
-                    [item.work for item, output in pairs if item.work.take(item.i, output, loaded)],
-                    _size(batch, cost),
-                )
+            results = _timed(outputs(model, rows, partial(self._too_large, spec)))
+            for number, (batch, (result, seconds)) in enumerate(zip(batches, results, strict=True), start=1):
+                pairs, size = zip(batch, result, strict=True), _size(batch, cost)
+                self._tally.ran((spec.name, spec.version), size.rows, seconds, size.tokens, size.padded)
+                yield [item.work for item, output in pairs if item.work.take(item.i, output, loaded)], size
                 self._limits.fitted(spec, len(batch))
                 if number < len(batches) and self._limits.rows(spec) < limit:
                     left = [item for rest in batches[number:] for item in rest]
                     break
+
+    def _too_large(self, spec: ModelVersion, rows: int) -> None:
+        self._tally.out_of_memory((spec.name, spec.version))
+        self._limits.too_large(spec, rows)
 
     def _finish(self, works: Sequence[Work]) -> Summary:
         outcomes = [work.outcome(self._payloads) for work in works]
@@ -173,12 +182,26 @@ class Runner:
         self._announcer.announce(ended)
         failed = {o.id for o in outcomes if o.error is not None}
         bad = sum(job.id in failed for job in ended)
+        first, took = works[0].job, time.perf_counter() - self._claimed_at
+        dropped = len(outcomes) - len(ended)
+        self._tally.ended((first.model, first.version), len(ended) - bad, bad, dropped, took)
         if len(ended) < len(outcomes):
             mine = {job.id for job in ended}
             lost = [o for o in outcomes if o.id not in mine]
             log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=lost[0].id)
             self._store.refused(lost, self._worker)
-        return Summary(succeeded=len(ended) - bad, failed=bad, dropped=len(outcomes) - len(ended))
+        return Summary(succeeded=len(ended) - bad, failed=bad, dropped=dropped)
+
+
+def _timed(results: Iterator[list[Any]]) -> Iterator[tuple[list[Any], float]]:
+    """Each batch's outputs with the seconds they took to come."""
+    while True:
+        started = time.perf_counter()
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        yield result, time.perf_counter() - started
 
 
 def _size(batch: Sequence[Item], cost: object) -> Summary:

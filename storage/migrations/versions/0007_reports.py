@@ -9,7 +9,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     _replace("ix_jobs_queued", ["queue", "priority", "id", "created_at"], "state = 'queued'")
-    _replace("ix_jobs_finished", ["state", "finished_at", "model"], "finished_at IS NOT NULL")
+    _replace("ix_jobs_finished", ["finished_at", "state", "model", "version", "queue"], "finished_at IS NOT NULL")
     op.create_index("ix_jobs_model", "jobs", ["model", "id", "version"])
     _create("ix_jobs_kind", ["kind", "id"], "kind IN ('batch', 'train')")
     _create("ix_jobs_metadata", ["id"], "metadata <> '{}'")
