@@ -25,6 +25,7 @@ from forebay.storage.workers import WorkerRegistry, WorkerReport
 log = structlog.get_logger()
 
 FRESH_S = 5.0
+REST = 20  # an answer is kept this many times as long as it took: a slow ledger is asked less often
 SILENT = 3  # heartbeats that a worker may miss before it counts as down
 Values = dict[str, dict[Labels, float]]
 
@@ -36,32 +37,36 @@ class LedgerMetrics:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._ledger: Ledger | None = None
-        self._kept: tuple[float, bytes] | None = None
+        self._kept: tuple[float, bytes] | None = None  # until when, and what
 
     def text(self) -> bytes:
         """Prometheus' text form, at most a few seconds old."""
         with self._lock:
-            if self._kept is None or self._clock() - self._kept[0] >= FRESH_S:
-                self._kept = (self._clock(), self._read())
+            asked = self._clock()
+            if self._kept is None or asked >= self._kept[0]:
+                text = self._read()
+                now = self._clock()
+                self._kept = (now + max(FRESH_S, REST * (now - asked)), text)
             return self._kept[1]
 
     def ready(self) -> None:
         """LedgerUnavailable unless the ledger answers."""
-        with self._lock:
-            self._open().ping()
+        self._open().ping()
 
     def close(self) -> None:
         """Give the connections back."""
-        with self._lock:
+        with self._opening:
             if self._ledger is not None:
                 self._ledger.close()
                 self._ledger = None
 
     def _open(self) -> Ledger:
-        if self._ledger is None:
-            self._ledger = Ledger(self._settings.database)
-        return self._ledger
+        with self._opening:
+            if self._ledger is None:
+                self._ledger = Ledger(self._settings.database)
+            return self._ledger
 
     def _read(self) -> bytes:
         try:

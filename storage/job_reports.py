@@ -28,7 +28,7 @@ OUTCOMES = f"""
 SELECT id, state, result, result_ref, error_type, error_message, worker, attempt - uncounted FROM jobs
 WHERE id {{ids}} AND state IN ({FINAL_STATES})"""
 STATES = "SELECT id, state FROM jobs WHERE id {ids}"
-# One part for each partial index: none of these reads the table. Sums, because SQLite would sort a million rows to group them.
+# One part for each partial index, or the whole table would be read. Sums, because SQLite would sort a million rows to group them.
 COUNTS = """
 SELECT 'queued', count(*) FROM jobs WHERE state = 'queued' AND {where} UNION ALL
 SELECT 'running', count(*) FROM jobs WHERE state = 'running' AND {where}"""

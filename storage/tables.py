@@ -63,7 +63,7 @@ jobs = Table(
         "queue",
         "priority",
         "id",
-        "created_at",  # the age of a backlog is then told without a look at its rows
+        "created_at",  # the age of a backlog is then told without a look at its rows; SQLite looks all the same
         sqlite_where=text("state = 'queued'"),
         postgresql_where=text("state = 'queued'"),
     ),

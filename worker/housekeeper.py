@@ -75,15 +75,23 @@ class Housekeeper:
     def _beat(self) -> None:
         settings = self._settings
         held = self.in_flight.ids() if self.in_flight else []
+        stats = self._statistics()
         if held:
             self._try("renew", lambda: self._store.renew(held, settings.worker_name, settings.lease_s))
         self._try(
             "beat",
             lambda: self._workers.beat(
-                settings.worker_name, socket.gethostname(), settings.device, self._queues, self.meter.as_json()
+                settings.worker_name, socket.gethostname(), settings.device, self._queues, stats
             ),
         )
         self.turned_at = time.monotonic()
+
+    def _statistics(self) -> str:
+        try:
+            return self.meter.as_json()
+        except Exception:  # figures that cannot be had must not keep a worker from saying that it lives
+            log.exception("housekeeping_failed", what="statistics", worker=self._settings.worker_name)
+            return "{}"
 
     def _sweep_on(self) -> None:
         next_sweep = time.monotonic()

@@ -1,6 +1,8 @@
 """What a child counts and its parent adds up, and when a worker counts as well and as ready."""
 
 import os
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +84,21 @@ def test_a_snapshot_measures_the_worker_and_asks_its_gauges() -> None:
     assert now.total("messages_held") == 7
     assert now.total("worker_memory_bytes") > 0
     assert 0 < now.total("device_memory_used_bytes") < now.total("device_memory_total_bytes")
+
+
+def test_a_gpu_tells_its_memory_and_its_utilisation_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(mem_get_info=lambda device: (30, 100), utilization=lambda device: 40)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
+    gauges = Tally().take({}, 0, "cuda:0")["gauges"]
+    assert gauges["device_memory_used_bytes"] == [[70.0]]
+    assert gauges["device_memory_total_bytes"] == [[100.0]]
+    assert gauges["device_utilization_ratio"] == [[0.4]]
+
+    def without_nvml(device: str) -> int:
+        raise ModuleNotFoundError("pynvml does not seem to be installed")
+
+    cuda.utilization = without_nvml
+    assert "device_utilization_ratio" not in Tally().take({}, 0, "cuda:0")["gauges"]
 
 
 class FakePool:
