@@ -1,6 +1,6 @@
 """The child process: owns the device and its models, and runs what the parent hands over.
 
-`start` runs once in a fresh interpreter (spawned, never forked); `run_ids` is the pool's target. Everything else it does
+`start` runs once in a fresh interpreter (spawned, never forked); `run_and_report` is the pool's target. Everything else it does
 is the runner's.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -35,12 +35,11 @@ log = structlog.get_logger()
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
 
 _runner: Runner | None = None
-_report: Callable[[], dict[str, Any]] = dict
 
 
 def start() -> None:
     """Build this child's runner from the settings it inherited, and import torch before the first job needs it."""
-    global _runner, _report
+    global _runner
     import torch
 
     settings = Settings.load()
@@ -49,21 +48,19 @@ def start() -> None:
         torch.set_num_threads(settings.torch_threads)
     ledger = Ledger(settings.database)
     blobs = BlobStore(settings.blobs)
+    tally = Tally(settings.device)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
-    tally = Tally()
-    cache = ModelCache(
-        settings.model_cache_bytes or default_budget(settings.device),
-        artifacts.fetch,
-        settings.device,
-        settings.allowed_python_models,
-        tally=tally,
-    )
-    _report = lambda: {"pid": os.getpid()} | tally.take(cache.sizes(), cache.budget, settings.device)  # noqa: E731
     _runner = Runner(
         store=JobStore(ledger),
         registry=ModelRegistry(ledger),
         payloads=Payloads(blobs, settings),
-        cache=cache,
+        cache=ModelCache(
+            settings.model_cache_bytes or default_budget(settings.device),
+            artifacts.fetch,
+            settings.device,
+            settings.allowed_python_models,
+            tally=tally,
+        ),
         limits=Limits(Ceilings(ledger, device_kind(settings.device))),
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
@@ -79,11 +76,8 @@ def start() -> None:
     )
 
 
-def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float, dict[str, Any]]:
-    """Run jobs and say how it went: (failed, words for Flower, seconds, what was counted meanwhile).
-
-    Never raises: the pool would lose the messages.
-    """
+def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float]:
+    """Run jobs and say how it went: (failed, words for Flower, seconds). Never raises: the pool would lose the messages."""
     started = time.monotonic()
     try:
         if _runner is None:
@@ -91,20 +85,20 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
         assert _runner is not None  # noqa: S101 - start() sets it or raises
         if not ids:  # an empty envelope: `forebay models warm`
             _runner.warm(model, version)
-        words = str(_runner.run(ids))
-        return False, words, time.monotonic() - started, report()
+        return False, str(_runner.run(ids)), time.monotonic() - started
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
-        return True, f"{type(error).__name__}: {error}", time.monotonic() - started, report()
+        return True, f"{type(error).__name__}: {error}", time.monotonic() - started
 
 
-def report() -> dict[str, Any]:
-    """What this child has counted since it was last asked; empty when the device does not even tell that."""
+def run_and_report(model: str, version: int, ids: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The pool's target: what `run_ids` gives, and what this child has counted since it last told."""
+    result = run_ids(model, version, ids)
     try:
-        return _report()
-    except Exception:
+        return result, {} if _runner is None else {"pid": os.getpid()} | _runner.report()
+    except Exception:  # what cannot be counted must not cost the messages
         log.exception("report_failed")
-        return {}
+        return result, {}
 
 
 def device_kind(device: str) -> str:

@@ -175,14 +175,13 @@ class HandOver:
         requests = [p.request for p in parcels]
         key = str(uuid())
 
-        def done(result: Any) -> None:
+        def done(told: Any) -> None:
             feeder.in_flight.remove(key)
-            failed, words, seconds, counted = result
+            result, counted = told
+            failed, words, seconds = result
             feeder.meter.count("hand_overs_total", "failed" if failed else "done")
             einfo = _error_info(words) if failed else None
-            _each(
-                requests, lambda r: r.on_success(result[:3]) if einfo is None else r.on_failure(einfo, return_ok=True)
-            )
+            _each(requests, lambda r: r.on_success(result) if einfo is None else r.on_failure(einfo, return_ok=True))
             feeder.done(len(ids), len(requests), seconds, counted)
 
         def lost(einfo: ExceptionInfo) -> None:
@@ -196,7 +195,7 @@ class HandOver:
             _each(requests, lambda r: r.on_accepted(pid, at))  # also acknowledges: now the ledger answers for the jobs
 
         result = pool.apply_async(
-            child.run_ids,
+            child.run_and_report,
             args=(parcels[0].model, parcels[0].version, ids),
             accept_callback=accepted,
             callback=done,

@@ -95,6 +95,10 @@ class Runner:
         """Load a version now, so that its first job need not wait for it."""
         self._loaded(model, version)
 
+    def report(self) -> dict[str, Any]:
+        """What was counted since this was last called, and what the cache holds: Statistics as a dict."""
+        return self._tally.take(self._cache.sizes(), self._cache.budget)
+
     def run(self, ids: Sequence[str]) -> Summary:
         """Run those of the jobs that can be claimed; each ends in the ledger, or keeps its lease if this process dies.
 

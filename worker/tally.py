@@ -19,7 +19,8 @@ Key = tuple[str, int]
 class Tally:
     """The counts of one child since they were last taken. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
         self._lock = threading.Lock()
         self._counted = Statistics()
 
@@ -67,14 +68,14 @@ class Tally:
         with self._lock:
             self._counted.count("model_evictions_total", *_labels(model))
 
-    def take(self, models: Mapping[Key, int], budget: int, device: str) -> dict[str, Any]:
+    def take(self, models: Mapping[Key, int], budget: int) -> dict[str, Any]:
         """What was counted since this was last called, and what the child holds now: models by bytes, its device's memory."""
         with self._lock:
             counted, self._counted = self._counted, Statistics()
         for model, size in models.items():
             counted.set("model_bytes", size, *_labels(model))
         counted.set("model_cache_budget_bytes", budget)
-        for name, value in _device(device).items():
+        for name, value in _device(self._device).items():
             counted.set(name, value)
         return counted.as_dict()
 

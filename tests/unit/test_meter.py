@@ -19,7 +19,7 @@ ME = os.getpid()
 
 
 def told(tally: Tally, pid: int = ME, models: dict[tuple[str, int], int] | None = None) -> dict[str, Any]:
-    return {"pid": pid} | tally.take(models or {}, 1000, "cpu")
+    return {"pid": pid} | tally.take(models or {}, 1000)
 
 
 def test_a_child_tells_each_thing_once() -> None:
@@ -89,7 +89,7 @@ def test_a_snapshot_measures_the_worker_and_asks_its_gauges() -> None:
 def test_a_gpu_tells_its_memory_and_its_utilisation_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(mem_get_info=lambda device: (30, 100), utilization=lambda device: 40)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
-    gauges = Tally().take({}, 0, "cuda:0")["gauges"]
+    gauges = Tally("cuda:0").take({}, 0)["gauges"]
     assert gauges["device_memory_used_bytes"] == [[70.0]]
     assert gauges["device_memory_total_bytes"] == [[100.0]]
     assert gauges["device_utilization_ratio"] == [[0.4]]
@@ -98,7 +98,7 @@ def test_a_gpu_tells_its_memory_and_its_utilisation_where_it_can(monkeypatch: py
         raise ModuleNotFoundError("pynvml does not seem to be installed")
 
     cuda.utilization = without_nvml
-    assert "device_utilization_ratio" not in Tally().take({}, 0, "cuda:0")["gauges"]
+    assert "device_utilization_ratio" not in Tally("cuda:0").take({}, 0)["gauges"]
 
 
 class FakePool:
