@@ -7,7 +7,7 @@ contract.metrics; who counts when is worker.tally's and worker.meter's business.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,10 +51,17 @@ class Statistics:
 
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
         """Add a value to a histogram, `times` times."""
-        series = self.histograms.setdefault(name, {})
-        histogram = _histogram(series, name, labels)
+        histogram = _histogram(self.histograms.setdefault(name, {}), name, labels)
         histogram.counts[bisect_left(METRICS[name].buckets, value)] += times
         histogram.total += value * times
+
+    def observe_all(self, name: str, values: Sequence[float], *labels: str) -> None:
+        """Add many values to one series."""
+        histogram = _histogram(self.histograms.setdefault(name, {}), name, labels)
+        counts, buckets = histogram.counts, METRICS[name].buckets
+        for value in values:
+            counts[bisect_left(buckets, value)] += 1
+        histogram.total += sum(values)
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Say what a gauge is now."""

@@ -105,16 +105,23 @@ class JobReports:
         return [_info(row) for row in rows]
 
     def _metadata_filter(self, i: int) -> str:
-        """SQL for 'metadata holds this key with an equal value', the type being part of it: 1 is neither "1" nor true."""
+        """SQL for 'metadata holds this key with an equal value', the type being part of it: 1 is neither "1" nor true.
+
+        Looking for the text comes first, for it costs a tenth of reading JSON.
+        """
         if not self.ledger.sqlite:
-            return f"CAST(metadata AS jsonb) -> CAST(:key{i} AS text) = CAST(:value{i} AS jsonb)"
-        return f"""EXISTS (
+            equal = f"CAST(metadata AS jsonb) -> CAST(:key{i} AS text) = CAST(:value{i} AS jsonb)"
+            return f"strpos(metadata, CAST(:text{i} AS text)) > 0 AND {equal}"
+        return f"""instr(metadata, :text{i}) > 0 AND EXISTS (
             SELECT 1 FROM json_each(metadata) AS has, json_each(json_array(json(:value{i}))) AS wanted
             WHERE has.key = :key{i} AND has.value IS wanted.value
             AND replace(has.type, 'real', 'integer') = replace(wanted.type, 'real', 'integer'))"""
 
     def _metadata_values(self, i: int, key: str, value: Any) -> dict[str, Any]:
-        return {f"key{i}": key, f"value{i}": json_text("metadata", value, sort_keys=True)}
+        wanted = json_text("metadata", value, sort_keys=True)
+        # As JobStore.add writes it; but equal numbers may be written in several ways.
+        part = wanted if value is None or isinstance(value, (str, bool)) else ""
+        return {f"key{i}": key, f"value{i}": wanted, f"text{i}": f"{json.dumps(key)}: {part}"}
 
     def outcomes(self, ids: Sequence[str]) -> list[Outcome]:
         """Those of the jobs that are finished, with their results or errors, in no order."""

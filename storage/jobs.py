@@ -196,7 +196,8 @@ class JobStore(JobReports):
             rows = connection.execute(self._sql(CLAIM), values).fetchall()
         place = {id: i for i, id in enumerate(ids)}
         return [
-            ClaimedJob(r[0], JobKind(r[1]), *(*r[2:-1], now - r[-1])) for r in sorted(rows, key=lambda r: place[r[0]])
+            ClaimedJob(r[0], JobKind(r[1]), *(*r[2:-1], max(0.0, now - r[-1])))
+            for r in sorted(rows, key=lambda r: place[r[0]])
         ]
 
     def renew(self, ids: Sequence[str], worker: str, lease_s: float) -> set[str]:

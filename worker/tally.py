@@ -26,9 +26,9 @@ class Tally:
 
     def waited(self, model: Key, seconds: Sequence[float]) -> None:
         """Jobs were claimed for the first time, so long after they were submitted."""
-        with self._lock:
-            for wait in seconds:
-                self._counted.observe("job_wait_seconds", max(0.0, wait), *_labels(model))
+        if seconds:
+            with self._lock:
+                self._counted.observe_all("job_wait_seconds", seconds, *_labels(model))
 
     def ended(self, model: Key, succeeded: int, failed: int, refused: int, seconds: float) -> None:
         """Jobs were written, so long after their claim."""

@@ -63,6 +63,18 @@ def test_a_weighted_value_counts_as_often_as_it_says() -> None:
     assert (histogram.count, histogram.total) == (256, 128.0)
 
 
+@given(st.lists(st.floats(0, 1e6)))
+def test_many_values_at_once_count_as_one_by_one(values: list[float]) -> None:
+    one, all_ = Statistics(), Statistics()
+    all_.observe_all("job_wait_seconds", values, "digits", "1")
+    for value in values:
+        one.observe("job_wait_seconds", value, "digits", "1")
+    if values:
+        series = [s.histograms["job_wait_seconds"]["digits", "1"] for s in (one, all_)]
+        assert series[0].counts == series[1].counts
+        assert series[0].total == pytest.approx(series[1].total)
+
+
 def test_series_are_bounded_and_nothing_is_lost_beyond() -> None:
     statistics = Statistics()
     for i in range(1000):
