@@ -11,7 +11,9 @@ from datetime import datetime
 
 from forebay.contract.job import Attempt, JobInfo, JobState
 
-AGAIN = {"lost": "queued", "released": "queued"} | dict.fromkeys(("failed", "canceled", "expired"), "retried")
+AGAIN = dict.fromkeys(("lost", "released", "postponed"), "queued") | dict.fromkeys(
+    ("failed", "canceled", "expired"), "retried"
+)
 
 
 @dataclass(frozen=True, slots=True)

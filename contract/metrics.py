@@ -32,7 +32,10 @@ class Metric:
 
 
 WORKER: Mapping[str, Metric] = {
-    "jobs_finished_total": Metric("counter", "Jobs that a worker ended, by the state they reached.", (*MODEL, "state")),
+    "jobs_finished_total": Metric(
+        "counter", "Jobs that a worker ended: succeeded, failed, or stopped by a cancel or a deadline.", (*MODEL, "state")
+    ),
+    "jobs_postponed_total": Metric("counter", "Jobs that met a transient error and wait for another try.", MODEL),
     "results_refused_total": Metric("counter", "Results dropped because the job's lease had lapsed meanwhile."),
     "job_wait_seconds": Metric("histogram", "From submission to the first claim of a job.", MODEL, LONG),
     "job_run_seconds": Metric("histogram", "From the claim of a job to its end.", MODEL, SECONDS),
@@ -60,7 +63,9 @@ WORKER: Mapping[str, Metric] = {
     "hand_overs_total": Metric("counter", "Portions of jobs that a child took, by outcome: done, failed or lost.", ("outcome",)),
     "hand_over_seconds_total": Metric("counter", "Time in which a child was at work."),
     "child_deaths_total": Metric("counter", "Children that died with jobs in hand."),
-    "sweeper_jobs_total": Metric("counter", "Jobs that a sweep moved: freed, failed, expired, resent, deleted.", ("action",)),
+    "sweeper_jobs_total": Metric(
+        "counter", "Jobs that a sweep moved: freed, failed, expired, due, resent, deleted.", ("action",)
+    ),
     "housekeeping_failures_total": Metric("counter", "Heartbeats, renewals and sweeps that failed.", ("what",)),
     "broker_outages_total": Metric("counter", "Times the worker lost Redis and found it again."),
 }  # fmt: skip

@@ -54,7 +54,7 @@ class Job:
     def logs(self) -> list[JobEvent]:
         """What happened to the job, oldest first: queued, claimed, lost, retried, ended; JobNotFound like `info`."""
         store = self._client._store
-        return history(store.get(self.id), store.attempts(self.id))
+        return history(store.get(self.id), store.past(self.id))
 
     @property
     def state(self) -> JobState:
@@ -103,15 +103,18 @@ class Job:
         return None
 
     def cancel(self) -> JobState:
-        """Cancel the job if it still waits; the state it is in afterwards says whether it did."""
+        """Cancel the job; the state it is in afterwards says what came of it.
+
+        `canceled`: it still waited, and is over. `running`: its worker was asked to stop, and does so between two batches; the
+        job is then canceled, or it has succeeded or failed if it was quicker (`wait` for it to know). Else it had ended before.
+        """
         self._client._store.cancel([self.id])
         return self.state
 
     def retry(self) -> Job:
         """Queue a failed, canceled or expired job afresh, under the same id; IllegalTransition for any other."""
         ticket = self._client._store.retry(self.id)
-        with self._lock:
-            self._outcome, self._future = None, None
+        self._forget_outcome()
         self._client._send([ticket])
         return self
 
@@ -149,6 +152,11 @@ class Job:
         if not future.done():
             self._client._watcher.expect(self)
         return future
+
+    def _forget_outcome(self) -> None:
+        """It was queued afresh."""
+        with self._lock:
+            self._outcome, self._future = None, None
 
     def _deliver(self, outcome: Outcome) -> None:
         """Called by the watcher with the job's final state."""

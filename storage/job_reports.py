@@ -15,7 +15,8 @@ from forebay.storage.ledger import Ledger
 from forebay.storage.records import Outcome, json_text
 
 INFO = """id, kind, state, model, version, queue, priority, attempt - uncounted, max_attempts, worker, created_at, started_at,
-finished_at, deadline_at, progress_done, progress_total, progress_message, error_type, error_message, metadata, parent_id"""
+finished_at, deadline_at, progress_done, progress_total, progress_message, error_type, error_message, metadata, parent_id,
+cancel_requested_at, not_before"""
 
 # As the partial indexes have them, or SQLite would not use these.
 FEW_KINDS, HAS_METADATA = "kind IN ('batch', 'train')", "metadata <> '{}'"
@@ -42,10 +43,21 @@ SELECT queue, 'running', count(*), 0 FROM jobs WHERE state = 'running' GROUP BY 
 # The oldest of a queue comes first in the index, and is most likely to have been sent long ago: few rows are looked at.
 QUEUES_WAITING = """
 SELECT queue FROM (SELECT DISTINCT queue FROM jobs WHERE state = 'queued') AS waiting WHERE EXISTS (
-    SELECT 1 FROM jobs WHERE state = 'queued' AND jobs.queue = waiting.queue AND sent_at < :before)"""
-ATTEMPTS = """
+    SELECT 1 FROM jobs WHERE state = 'queued' AND jobs.queue = waiting.queue AND sent_at < :before AND not_before IS NULL)"""
+PAST = """
 SELECT attempt, worker, started_at, ended_at, ended, reason FROM job_attempts WHERE job_id = :id
 ORDER BY attempt, ended_at"""
+ATTEMPTS = "SELECT id, attempt FROM jobs WHERE id {ids} AND state = 'running'"
+WAITING = (
+    "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' AND queue = :queue LIMIT :at_most) AS waiting"
+)
+CANCEL_REQUESTED = """
+SELECT id FROM jobs WHERE worker = :worker AND state = 'running' AND cancel_requested_at IS NOT NULL"""
+# Of the jobs that ended last, whatever queue they were of: so it reads a bounded number of rows.
+PACE = """
+SELECT min(finished_at), sum(CASE WHEN queue = :queue AND state IN ('succeeded', 'failed') THEN 1 ELSE 0 END)
+FROM (SELECT queue, state, finished_at FROM jobs WHERE finished_at > :since ORDER BY finished_at DESC LIMIT :limit) AS recent"""
+PACE_WINDOW_S, PACE_SAMPLE = 60.0, 2000
 
 
 class JobReports:
@@ -61,6 +73,7 @@ class JobReports:
             statement.replace("{ids}", ledger.ids())
             .replace("{skip_locked}", ledger.skip_locked())
             .replace("{for_update}", ledger.for_update())
+            .replace("{queues}", ledger.ids("queues"))
         )
 
     def get(self, id: str) -> JobInfo:
@@ -138,6 +151,12 @@ class JobReports:
             rows = connection.execute(self._sql(STATES), {"ids": self.ledger.bind(ids)}).fetchall()
         return {id: JobState(state) for id, state in rows}
 
+    def attempts(self, ids: Sequence[str]) -> dict[str, int]:
+        """Which attempt holds each of the jobs that run; whoever has another number has lost it."""
+        with self.ledger.read() as connection:
+            rows = connection.execute(self._sql(ATTEMPTS), {"ids": self.ledger.bind(ids)}).fetchall()
+        return {row.id: row.attempt for row in rows}
+
     def counts(self, *, model: str | None = None) -> dict[JobState, int]:
         """How many jobs are in each state, those with none included."""
         # The plus keeps SQLite from looking at each row of the model, where the index of finished jobs has all it needs.
@@ -160,14 +179,32 @@ class JobReports:
             found[queue] = (count, max(0.0, now - oldest), running) if state == JobState.QUEUED else (depth, age, count)
         return found
 
-    def attempts(self, id: str) -> list[Attempt]:
+    def past(self, id: str) -> list[Attempt]:
         """The attempts of a job that its row no longer tells of, oldest first."""
         with self.ledger.read() as connection:
-            rows = connection.execute(self._sql(ATTEMPTS), {"id": id}).fetchall()
+            rows = connection.execute(self._sql(PAST), {"id": id}).fetchall()
         return [
             Attempt(attempt, worker, utc(started), at(ended_at), ended, reason)
             for attempt, worker, started, ended_at, ended, reason in rows
         ]
+
+    def waiting(self, queue: str, at_most: int) -> int:
+        """How many jobs wait in this queue; counted up to `at_most`."""
+        with self.ledger.read() as connection:
+            return int(connection.execute(self._sql(WAITING), {"queue": queue, "at_most": at_most}).scalar_one())
+
+    def pace(self, queue: str) -> float:
+        """How many of this queue's jobs succeeded or failed per second, of late; 0.0 when none did within a minute."""
+        now = self.ledger.now()
+        values = {"queue": queue, "since": now - PACE_WINDOW_S, "limit": PACE_SAMPLE}
+        with self.ledger.read() as connection:
+            first, of_queue = connection.execute(self._sql(PACE), values).one()
+        return (of_queue or 0) / max(1.0, now - first) if first is not None else 0.0
+
+    def cancel_requested(self, worker: str) -> set[str]:
+        """Those of this worker's running jobs that a user wants to stop. Cheap: an index holds just these."""
+        with self.ledger.read() as connection:
+            return set(connection.execute(self._sql(CANCEL_REQUESTED), {"worker": worker}).scalars())
 
     def queues_waiting(self, older_than_s: float) -> list[str]:
         """The queues with jobs last sent longer ago than `older_than_s` seconds."""
@@ -183,9 +220,9 @@ def _error(type_: str | None, message: str | None) -> JobError | None:
 
 def _info(row: Any) -> JobInfo:
     (id, kind, state, model, version, queue, priority, attempt, max_attempts, worker, created, started, finished, deadline,
-     done, total, message, error_type, error_message, metadata, parent) = row  # fmt: skip
+     done, total, message, error_type, error_message, metadata, parent, cancel_requested, not_before) = row  # fmt: skip
     return JobInfo(
         id, JobKind(kind), JobState(state), model, version, queue, priority, attempt, max_attempts, worker,
         at(created), utc(started), utc(finished), utc(deadline), Progress(done, total, message),
-        _error(error_type, error_message), json.loads(metadata), parent,
+        _error(error_type, error_message), json.loads(metadata), parent, utc(cancel_requested), utc(not_before),
     )  # fmt: skip

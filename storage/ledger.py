@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forebay.contract.errors import LedgerUnavailable, MissingExtra
+from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import mask_password
 
 BUSY_TIMEOUT_S = 60
@@ -55,6 +56,18 @@ class Ledger:
         """A connection on which every statement sees what is committed."""
         with self._clear_errors(), self._reader.connect() as connection:
             yield connection
+
+    def scalar(self, statement: TextClause, values: Mapping[str, Any]) -> Any:
+        """The first value of a small query, None when there is none.
+
+        On SQLite the driver answers by itself: SQLAlchemy's share would be ten times the query's, at every submit.
+        """
+        if not self.sqlite:
+            with self.read() as connection:
+                return connection.execute(statement, values).scalar()
+        with self._clear_errors(), closing(self.engine.raw_connection()) as pooled:
+            row = pooled.cursor().execute(statement.text, values).fetchone()
+        return row[0] if row else None
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -121,11 +134,11 @@ class Ledger:
             yield
         except IntegrityError:
             raise
-        except DBAPIError as error:
-            reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-            raise LedgerUnavailable(
-                f"the ledger {mask_password(self.url)}: {reason}{_advice(error.orig, reason)}"
-            ) from error
+        except (DBAPIError, sqlite3.Error) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+            kind = LedgerOutdated if _is_outdated(cause, reason) else LedgerUnavailable
+            raise kind(f"the ledger {mask_password(self.url)}: {reason}{_advice(cause, reason)}") from error
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {error}") from error
 
@@ -177,9 +190,13 @@ class WriterLock:
         self._threads.release()
 
 
-def _advice(error: object, reason: str) -> str:
+def _is_outdated(error: object, reason: str) -> bool:
     sqlstate = getattr(error, "sqlstate", None)  # PostgreSQL's words depend on its language, this does not
-    if sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES):
+    return sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES)
+
+
+def _advice(error: object, reason: str) -> str:
+    if _is_outdated(error, reason):
         return "; its tables are missing or older than this Forebay: run `forebay db upgrade`"
     if "locked" in reason:
         return f"; another process has held it for {BUSY_TIMEOUT_S} s"

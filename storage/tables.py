@@ -1,4 +1,5 @@
-"""The ledger's tables. Times are seconds since the epoch (double), JSON is text, payloads are the last columns.
+"""The ledger's tables. Times are seconds since the epoch (double), JSON is text. What stands behind
+the payloads is NULL or 0 in nearly every job: SQLite knows that from a row's head, without reading through the payloads.
 
 storage.migrations brings a database to this form; a test holds the two against each other.
 """
@@ -57,6 +58,9 @@ jobs = Table(
     Column("result_ref", String(80)),
     Column("input", LargeBinary),
     Column("result", LargeBinary),
+    Column("crashes", SmallInteger, nullable=False, server_default=text("0")),  # such a job runs alone
+    Column("cancel_requested_at", Double),  # a user wants this running job to stop
+    Column("not_before", Double),  # a queued job waits for this time, and has no message until then
     # What waits, by queue: the sweeper's and `forebay queues`' view. Finished jobs cost this index nothing.
     Index(
         "ix_jobs_queued",
@@ -107,6 +111,19 @@ jobs = Table(
         "id",
         sqlite_where=text("metadata <> '{}'"),
         postgresql_where=text("metadata <> '{}'"),
+    ),
+    # Both are nearly empty: only jobs that wait after a transient error, and running ones that are to stop.
+    Index(
+        "ix_jobs_not_before",
+        "not_before",
+        sqlite_where=text("state = 'queued' AND not_before IS NOT NULL"),
+        postgresql_where=text("state = 'queued' AND not_before IS NOT NULL"),
+    ),
+    Index(
+        "ix_jobs_cancel",
+        "worker",
+        sqlite_where=text("state = 'running' AND cancel_requested_at IS NOT NULL"),
+        postgresql_where=text("state = 'running' AND cancel_requested_at IS NOT NULL"),
     ),
     Index(
         "ix_jobs_parent",
@@ -166,6 +183,7 @@ model_versions = Table(
     Column("max_batch_tokens", Integer),
     Column("dtype", String(16)),
     Column("compile", Boolean, nullable=False, server_default=false()),
+    Column("timeout_s", Double),
     PrimaryKeyConstraint("name", "version"),
     ForeignKeyConstraint(["name"], ["models.name"], ondelete="CASCADE"),
 )

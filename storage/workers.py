@@ -14,8 +14,9 @@ from forebay.storage.ledger import Ledger
 
 BEAT = text("""
 INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at, stats)
-VALUES (:name, :host, :device, :queues, :now, :now, :stats)
-ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, device = :device, queues = :queues, stats = :stats""")
+VALUES (:name, :host, :device, :queues, :started, :now, :stats)
+ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, host = :host, device = :device, queues = :queues, started_at = :started,
+    stats = :stats""")
 LEAVE = text("DELETE FROM workers WHERE name = :name")
 ALIVE = text(
     "SELECT name, host, device, queues, started_at, heartbeat_at FROM workers WHERE heartbeat_at >= :since ORDER BY name"
@@ -53,10 +54,15 @@ class WorkerRegistry:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def beat(self, name: str, host: str, device: str, queues: tuple[str, ...], stats: str = "{}") -> None:
-        """Say that this worker lives; `stats` are its statistics since it started, as JSON."""
-        values = {"name": name, "host": host, "device": device, "queues": json.dumps(queues), "now": self._ledger.now()}
-        values["stats"] = stats
+    def beat(
+        self, name: str, host: str, device: str, queues: tuple[str, ...], started: float, stats: str = "{}"
+    ) -> None:
+        """Say that this worker lives, since `started` by the ledger's clock; a name that was taken over starts anew.
+
+        `stats` are its statistics since then, as JSON.
+        """
+        values = {"name": name, "host": host, "device": device, "queues": json.dumps(queues), "started": started}
+        values |= {"now": self._ledger.now(), "stats": stats}
         with self._ledger.write(durable=False) as connection:
             connection.execute(BEAT, values)
 

@@ -90,6 +90,11 @@ class PostgresServer:
         _end(self._process, signal.SIGINT)
         self._process = None
 
+    def restart(self, how: signal.Signals) -> None:
+        """Stop as `pg_ctl restart` does, SIGINT being its fast and SIGQUIT its immediate mode, and come back."""
+        _end(self._process, how)
+        self.start()
+
     def remove(self) -> None:
         """Stop, and delete the folder."""
         self.stop()

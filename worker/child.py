@@ -7,6 +7,7 @@ is the runner's.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
+from forebay.worker.board import meet_parent
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Runner
@@ -40,14 +42,16 @@ _runner: Runner | None = None
 def start() -> None:
     """Build this child's runner from the settings it inherited, and import torch before the first job needs it."""
     global _runner
-    import torch
-
+    board = meet_parent()  # before all else: a death while torch is imported is told too
     settings = Settings.load()
     configure_logs(settings)
+    bound_memory(settings.child_memory_bytes)
+    import torch
+
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     ledger = Ledger(settings.database)
-    blobs = BlobStore(settings.blobs)
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
     tally = Tally(settings.device)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
     _runner = Runner(
@@ -55,7 +59,7 @@ def start() -> None:
         registry=ModelRegistry(ledger),
         payloads=Payloads(blobs, settings),
         cache=ModelCache(
-            settings.model_cache_bytes or default_budget(settings.device),
+            settings.model_cache_bytes or default_budget(settings.device, settings.child_memory_bytes),
             artifacts.fetch,
             settings.device,
             settings.allowed_python_models,
@@ -65,6 +69,10 @@ def start() -> None:
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
+        queues=settings.worker_queues or None,
+        board=board,
+        load_timeout_s=settings.load_timeout_s,
+        patience_s=settings.outage_patience_s,
         tally=tally,
     )
     log.info(
@@ -76,8 +84,11 @@ def start() -> None:
     )
 
 
-def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float]:
-    """Run jobs and say how it went: (failed, words for Flower, seconds). Never raises: the pool would lose the messages."""
+def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float, list[str]]:
+    """Run jobs and say how it went: (failed, words for Flower, seconds, ids given back unrun).
+
+    Never raises: the pool would lose the messages.
+    """
     started = time.monotonic()
     try:
         if _runner is None:
@@ -85,10 +96,11 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
         assert _runner is not None  # noqa: S101 - start() sets it or raises
         if not ids:  # an empty envelope: `forebay models warm`
             _runner.warm(model, version)
-        return False, str(_runner.run(ids)), time.monotonic() - started
+        summary = _runner.run(ids)
+        return False, str(summary), time.monotonic() - started, list(summary.left)
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
-        return True, f"{type(error).__name__}: {error}", time.monotonic() - started
+        return True, f"{type(error).__name__}: {error}", time.monotonic() - started, []
 
 
 def run_and_report(model: str, version: int, ids: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -101,6 +113,16 @@ def run_and_report(model: str, version: int, ids: Sequence[str]) -> tuple[Any, d
         return result, {}
 
 
+def bound_memory(limit: int) -> None:
+    """Let this process take no more than `limit` bytes of private writable memory: what asks for more gets a MemoryError.
+
+    Not the address space: CUDA reserves far more of that than it ever uses. 0 is no limit.
+    """
+    if limit:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
 def device_kind(device: str) -> str:
     """What devices of this kind are called: batch sizes that fit on one fit on the others."""
     if device.startswith("cuda"):
@@ -110,10 +132,11 @@ def device_kind(device: str) -> str:
     return "cpu"
 
 
-def default_budget(device: str) -> int:
+def default_budget(device: str, child_memory: int = 0) -> int:
     """How many bytes of the device its models may take up when nothing is configured."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE)
-    return int(psutil.virtual_memory().total * CPU_SHARE)
+    total = psutil.virtual_memory().total
+    return int(min(total, child_memory or total) * CPU_SHARE)

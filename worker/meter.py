@@ -91,7 +91,7 @@ def _zeros() -> Statistics:
     for name, metric in WORKER.items():
         if metric.kind == "counter" and not metric.labels:
             zeros.count(name, by=0)
-    for action in ("freed", "failed", "expired", "resent", "deleted"):
+    for action in ("freed", "failed", "expired", "due", "resent", "deleted"):
         zeros.count("sweeper_jobs_total", action, by=0)
     return zeros
 

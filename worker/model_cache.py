@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import structlog
 
-from forebay.contract.errors import ForebayError, ModelLoadFailed
+from forebay.contract.errors import ForebayError, ModelLoadFailed, Transient
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
 from forebay.worker.runtimes import Model, Runtime, get_runtime
@@ -150,12 +150,14 @@ class ModelCache:
 
 
 def warm_up(model: Model, spec: ModelVersion) -> bool:
-    """Runs made-up rows; ModelLoadFailed with the cause. False when nothing says what a row looks like."""
+    """Runs made-up rows; ModelLoadFailed with the cause, or the model's own Transient. False when nothing describes a row."""
     failure: Exception | None = None
     for row in _sample_rows(model, spec):
         try:
             for _ in range(_WARM_UPS):
                 _run(model, row)
+        except Transient:  # says nothing about the model
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises, it cannot serve
             failure = failure or error
         else:

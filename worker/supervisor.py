@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 BACKOFF_S = (1, 2, 5, 10, 30)  # before a worker that keeps dying is started again
 STEADY_S = 60  # a worker that ran this long is started again at once
-GRACE_S = 60  # for what is on the devices, before a worker that was told to stop is killed
+MARGIN_S = 15  # beyond shutdown_grace_s, in which a worker ends its children and itself
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Supervisor:
         }
         # OMP_NUM_THREADS before torch is imported: set_num_threads alone leaves its pool at the number of cores.
         env = self._settings.child_environment(**own, OMP_NUM_THREADS=str(threads))
-        command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children)]
+        command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children), str(os.getpid())]
         process = subprocess.Popen(command, env=env, start_new_session=True)
         log.info(
             "worker_started", worker=charge.name, device=charge.device, queues=",".join(charge.queues), pid=process.pid
@@ -106,13 +106,14 @@ class Supervisor:
         running: list[subprocess.Popen[Any]] = [c.process for c in self._charges if c.process is not None]
         for process in running:
             process.terminate()
-        deadline = time.monotonic() + GRACE_S
+        grace = self._settings.shutdown_grace_s + MARGIN_S
+        deadline = time.monotonic() + grace
         killed = 0
         for process in running:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.error("worker_killed", pid=process.pid, grace_s=GRACE_S)
+                log.error("worker_killed", pid=process.pid, grace_s=grace)
                 process.kill()
                 process.wait()
                 killed = 1

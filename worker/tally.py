@@ -30,14 +30,18 @@ class Tally:
             with self._lock:
                 self._counted.observe_all("job_wait_seconds", seconds, *_labels(model))
 
-    def ended(self, model: Key, succeeded: int, failed: int, refused: int, seconds: float) -> None:
-        """Jobs were written, so long after their claim."""
+    def ended(
+        self, model: Key, jobs: Mapping[str, int], seconds: float, *, postponed: int = 0, refused: int = 0
+    ) -> None:
+        """Jobs were written, by how they ended, so long after their claim; or postponed, or refused by the ledger."""
         with self._lock:
-            for state, jobs in (("succeeded", succeeded), ("failed", failed)):
-                if jobs:
-                    self._counted.count("jobs_finished_total", *_labels(model), state, by=jobs)
-            if succeeded + failed:
-                self._counted.observe("job_run_seconds", seconds, *_labels(model), times=succeeded + failed)
+            for state, count in jobs.items():
+                if count:
+                    self._counted.count("jobs_finished_total", *_labels(model), state, by=count)
+            if ran := sum(jobs.values()):
+                self._counted.observe("job_run_seconds", seconds, *_labels(model), times=ran)
+            if postponed:
+                self._counted.count("jobs_postponed_total", *_labels(model), by=postponed)
             if refused:
                 self._counted.count("results_refused_total", by=refused)
 

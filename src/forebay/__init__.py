@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PayloadTooLarge,
         QueueFull,
         ResultTimeout,
+        Transient,
     )
     from forebay.contract.history import JobEvent
     from forebay.contract.job import JobInfo, JobState
@@ -62,6 +63,7 @@ __all__ = [
     "QueueFull",
     "ResultTimeout",
     "Settings",
+    "Transient",
     "as_completed",
     "wait",
 ]

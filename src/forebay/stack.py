@@ -34,7 +34,8 @@ from forebay.valkey import Valkey, free_port
 log = structlog.get_logger()
 
 READY_S = 120  # a first start imports torch from a cold disk
-STOP_S = 90
+PART_STOP_S = 25  # beyond shutdown_grace_s, for a worker and its supervisor to end what is left
+STOP_S = 20  # beyond that, for the rest of the stack
 RESTART_S = 2.0
 LEFT_OVER_S = 10  # for what a killed parent left behind to finish
 MARK = "FOREBAY_STACK"  # the home, in the environment of everything the stack starts
@@ -65,6 +66,7 @@ class Stack:
         self._valkey: Valkey | None = None
         worker = ["worker", "--concurrency", str(concurrency), *(["--queues", queues] if queues else [])]
         self._dashboard = ""
+        self._part_stop_s = float(PART_STOP_S)
         self._parts = [Part("worker", worker), *([Part("dashboard", ["dashboard"])] if dashboard else [])]
 
     def run(self, on_ready: Any = None) -> int:
@@ -95,6 +97,7 @@ class Stack:
             self._valkey = Valkey(self._home / "valkey")
             self._valkey.start()
             settings = Settings.load(home=self._home, broker=self._valkey.url)
+        self._part_stop_s = settings.shutdown_grace_s + PART_STOP_S
         os.environ.update({"FOREBAY_BROKER": settings.broker, "FOREBAY_DATABASE": settings.database})
         if any(part.name == "dashboard" for part in self._parts):
             port = free_port(settings.dashboard_host, settings.dashboard_port)
@@ -162,6 +165,7 @@ class Stack:
             "database": settings.database,
             "home": str(self._home),
             "dashboard": self._dashboard,
+            "stop_s": self._part_stop_s + STOP_S,
             "processes": self._processes(),
         }
         temporary = self._file.with_suffix(".tmp")
@@ -180,7 +184,7 @@ class Stack:
                 part.process.terminate()
         for part in self._parts:
             if part.process is not None:
-                _end(part.process)
+                _end(part.process, self._part_stop_s)
             if part.log is not None:
                 part.log.close()
         if self._valkey is not None:
@@ -242,10 +246,12 @@ def stop_stack(home: Path) -> bool:
     if content is None:
         return False
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(content["pid"])
+        process, stop_s = psutil.Process(content["pid"]), content.get("stop_s", 90)
         process.terminate()
-        if _await_end([process], STOP_S):
-            raise StackError(f"the stack (pid {process.pid}) has not stopped after {STOP_S} s; its workers may be busy")
+        if _await_end([process], stop_s):
+            raise StackError(
+                f"the stack (pid {process.pid}) has not stopped after {stop_s:g} s; its workers may be busy"
+            )
     return True
 
 
@@ -290,9 +296,9 @@ def _mark(process: psutil.Process) -> str | None:
         return None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], within_s: float) -> None:
     try:
-        process.wait(STOP_S - 20)
+        process.wait(within_s)
     except subprocess.TimeoutExpired:
         log.error("part_killed", pid=process.pid)
         process.kill()

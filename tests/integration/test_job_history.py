@@ -9,7 +9,7 @@ from waiting import FakeClock
 from forebay.contract.history import history
 from forebay.contract.job import JobError, JobKind, at, new_ids
 from forebay.storage.jobs import JobStore
-from forebay.storage.records import Finished, NewJob
+from forebay.storage.records import Finished, NewJob, Postponed
 
 LEASE = 30.0
 
@@ -23,7 +23,7 @@ def claim(store: JobStore, ids: Sequence[str], worker: str) -> list[Finished]:
 
 
 def told(store: JobStore, id: str) -> list[str]:
-    return [f"{e.event} {e.worker or '-'}" for e in history(store.get(id), store.attempts(id))]
+    return [f"{e.event} {e.worker or '-'}" for e in history(store.get(id), store.past(id))]
 
 
 def rows(store: JobStore) -> int:
@@ -46,10 +46,10 @@ def test_a_crash_is_kept_with_its_worker_its_times_and_its_reason(store: JobStor
     claim(store, [id, other], "w1")
     clock.forward(7)
     store.crashed([id], "w1", "signal 9 (SIGKILL)")
-    (attempt,) = store.attempts(id)
+    (attempt,) = store.past(id)
     assert (attempt.attempt, attempt.worker, attempt.ended, attempt.reason) == (1, "w1", "lost", "signal 9 (SIGKILL)")
     assert (attempt.started_at, attempt.ended_at) == (at(began), at(began + 7))
-    assert store.attempts(other) == []
+    assert store.past(other) == []
 
 
 def test_a_lapsed_lease_a_late_result_and_a_retry_are_all_told(store: JobStore, clock: FakeClock) -> None:
@@ -62,7 +62,7 @@ def test_a_lapsed_lease_a_late_result_and_a_retry_are_all_told(store: JobStore, 
     (second,) = claim(store, [id], "w2")
     clock.forward(1)
     assert store.finish(late) == []
-    store.refused(late, "w1")
+    store.refused({o.id: o.attempt for o in late}, "w1")
     clock.forward(1)
     store.finish([Finished(id, second.attempt, error=JobError("ValueError", "bad"))])
     clock.forward(1)
@@ -73,7 +73,7 @@ def test_a_lapsed_lease_a_late_result_and_a_retry_are_all_told(store: JobStore, 
         "queued -", "claimed w1", "lost w1", "queued -", "claimed w2", "refused w1", "failed w2", "retried -",
         "claimed w3", "succeeded w3",
     ]  # fmt: skip
-    numbers = [e.attempt for e in history(store.get(id), store.attempts(id)) if e.event == "claimed"]
+    numbers = [e.attempt for e in history(store.get(id), store.past(id)) if e.event == "claimed"]
     assert numbers == [1, 2, 3]
 
 
@@ -81,7 +81,22 @@ def test_an_attempt_that_was_given_back_is_told(store: JobStore) -> None:
     (id,) = add(store)
     claim(store, [id], "w1")
     store.release([id], "w1")
-    assert [(a.ended, a.worker) for a in store.attempts(id)] == [("released", "w1")]
+    assert [(a.ended, a.worker) for a in store.past(id)] == [("released", "w1")]
+
+
+def test_an_attempt_that_met_a_transient_error_is_told_with_it(store: JobStore) -> None:
+    (id,) = add(store)
+    (attempt,) = claim(store, [id], "w1")
+    store.postpone([Postponed(id, attempt.attempt, 5.0, "the blob store is away")])
+    (past,) = store.past(id)
+    assert (past.ended, past.worker, past.reason) == ("postponed", "w1", "the blob store is away")
+
+
+def test_many_that_failed_and_are_retried_at_once_keep_how_they_failed(store: JobStore) -> None:
+    ids = add(store, 3)
+    store.finish([Finished(o.id, o.attempt, error=JobError("ValueError", "bad")) for o in claim(store, ids, "w1")])
+    store.retry_failed()
+    assert [[a.reason for a in store.past(id)] for id in ids] == [["ValueError: bad"]] * 3
 
 
 def test_a_job_whose_last_attempt_was_lost_tells_it_from_its_row(store: JobStore, clock: FakeClock) -> None:
@@ -89,7 +104,7 @@ def test_a_job_whose_last_attempt_was_lost_tells_it_from_its_row(store: JobStore
     claim(store, [id], "w1")
     store.crashed([id], "w1", "signal 11")
     assert told(store, id)[1:] == ["claimed w1", "failed w1"]
-    assert history(store.get(id), store.attempts(id))[-1].message == "WorkerLost: signal 11"
+    assert history(store.get(id), store.past(id))[-1].message == "WorkerLost: attempt 1 of 1: signal 11"
 
 
 @pytest.mark.parametrize("times", [3])
@@ -100,7 +115,7 @@ def test_a_job_that_is_canceled_and_retried_again_and_again_keeps_no_more_than_o
     for _ in range(times):
         store.cancel([id])
         store.retry(id)
-    assert [a.ended for a in store.attempts(id)] == ["canceled"]
+    assert [a.ended for a in store.past(id)] == ["canceled"]
 
 
 def test_the_past_goes_with_the_job(store: JobStore, clock: FakeClock) -> None:
@@ -115,5 +130,5 @@ def test_the_past_goes_with_the_job(store: JobStore, clock: FakeClock) -> None:
 
 
 def test_a_late_result_of_a_job_that_is_gone_is_not_kept(store: JobStore) -> None:
-    store.refused([Finished(new_ids(1)[0], 1)], "w1")
+    store.refused({new_ids(1)[0]: 1}, "w1")
     assert rows(store) == 0

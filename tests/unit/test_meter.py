@@ -24,14 +24,14 @@ def told(tally: Tally, pid: int = ME, models: dict[tuple[str, int], int] | None 
 
 def test_a_child_tells_each_thing_once() -> None:
     tally, meter = Tally(), Meter()
-    tally.ended(DIGITS, 3, 1, 2, 0.5)
+    tally.ended(DIGITS, {"succeeded": 3, "failed": 1, "stopped": 0}, 0.5, postponed=5, refused=2)
     tally.ran(DIGITS, 4, 0.25, tokens=30, padded=40)
     meter.told(told(tally))
     meter.told(told(tally))
     now = meter.snapshot()
     assert now.total("jobs_finished_total", "digits", "1", "succeeded") == 3
     assert now.total("jobs_finished_total", "digits", "1", "failed") == 1
-    assert now.total("results_refused_total") == 2
+    assert (now.total("results_refused_total"), now.total("jobs_postponed_total")) == (2, 5)
     assert now.histograms["job_run_seconds"]["digits", "1"].count == 4
     assert now.histograms["batch_padding_ratio"]["digits", "1"].total == 0.25
     assert (now.total("batch_tokens_total"), now.total("batch_padding_tokens_total")) == (30, 10)
