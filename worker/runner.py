@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-CLAIM_AT_ONCE = 256
+CLAIM_AT_ONCE = 1024  # all that a child gets at once: rows of like length are found among all of them
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
 
 

@@ -17,18 +17,22 @@ from forebay.producer.cli.output import (
     clear_errors,
     exit_status,
     moment,
+    one_line,
     pairs_text,
     print_fields,
     print_json,
     print_table,
     say,
     say_error,
+    write,
 )  # fmt: skip
 from forebay.producer.cli.predict import Output
 from forebay.producer.cli.results import check_output, raise_unless_succeeded, show_one, wait_for
 from forebay.producer.cli.retry import MANY, retry_failed
 from forebay.producer.client import Client
 from forebay.producer.job import Job
+
+LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is printed below the fields
 
 jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.", no_args_is_help=True)
 
@@ -295,12 +299,13 @@ def _state(job: JobInfo) -> str:
 
 
 def _show(job: JobInfo) -> None:
-    message = f" ({job.progress.message})" if job.progress.message else ""
+    (error, of_error), (note, of_note) = _head(_reason(job)), _head(job.progress.message)
+    message = f" ({note})" if note else ""
     fields: dict[str, Any] = {
         "id": job.id,
         "kind": job.kind,
         "state": job.state,
-        "error": _reason(job) or None,
+        "error": error or None,
         "model": f"{job.model}/{job.version}",
         "queue": job.queue,
         "priority": job.priority,
@@ -318,3 +323,11 @@ def _show(job: JobInfo) -> None:
         "metadata": pairs_text(job.metadata),
     }
     print_fields(fields)
+    for line in of_error or of_note:
+        write(f"  {one_line(line)}")
+
+
+def _head(text: str) -> tuple[str, list[str]]:
+    """A text for its field, and the lines to print below all fields: those of a long one, such as a dead child's last."""
+    first, *rest = text.splitlines() or [""]
+    return (first, rest) if len(rest) > LINES_IN_FIELD else (text, [])

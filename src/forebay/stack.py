@@ -26,6 +26,7 @@ import structlog
 
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.settings import STACK_FILE, Settings
+from forebay.processes import await_end, ended, kill, marked, terminate
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
@@ -194,15 +195,12 @@ class Stack:
 
     def _end_left_over(self) -> None:
         """End what a killed part, or a killed stack of this home, has left running: marked, but no child of ours."""
-        ours = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
-        left = [p for p in psutil.process_iter() if p.pid not in ours and _mark(p) == str(self._home)]
+        ours = {p.pid for p in psutil.Process().children(recursive=True)}
+        left = [p for p in marked(MARK, str(self._home)) if p.pid not in ours]
         for process in left:
             log.warning("left_over_ended", pid=process.pid)
-            with suppress(psutil.Error):
-                process.terminate()
-        for process in _await_end(left, LEFT_OVER_S):
-            with suppress(psutil.Error):
-                process.kill()
+        terminate(left)
+        kill(await_end(left, LEFT_OVER_S))
 
 
 def read_stack(home: Path) -> dict[str, Any] | None:
@@ -214,7 +212,7 @@ def read_stack(home: Path) -> dict[str, Any] | None:
         same = abs(process.create_time() - content["started"]) < 1
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
-    return content if same and not _ended(process) else None
+    return content if same and not ended(process) else None
 
 
 def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
@@ -248,7 +246,7 @@ def stop_stack(home: Path) -> bool:
     with suppress(psutil.NoSuchProcess):
         process, stop_s = psutil.Process(content["pid"]), content.get("stop_s", 90)
         process.terminate()
-        if _await_end([process], stop_s):
+        if await_end([process], stop_s):
             raise StackError(
                 f"the stack (pid {process.pid}) has not stopped after {stop_s:g} s; its workers may be busy"
             )
@@ -272,28 +270,6 @@ def _lock(file: IO[str], home: Path) -> None:
 
 def _runs_already(home: Path) -> InvalidInput:
     return InvalidInput(f"a stack runs in {home} already; look at it with `forebay status --home {home}`")
-
-
-def _await_end(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Those that still run after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while (left := [p for p in processes if not _ended(p)]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return left
-
-
-def _ended(process: psutil.Process) -> bool:
-    try:  # a container's first process may never reap what has ended
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _mark(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(MARK)
-    except psutil.Error:  # gone, or another user's
-        return None
 
 
 def _end(process: subprocess.Popen[bytes], within_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The commands that try Forebay out: `forebay demo` and `bench`. Each starts what it needs, in a folder of its own."""
+"""The commands that try Forebay out: `forebay demo`, `bench` and `chaos`. Each starts what it needs, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from forebay.contract.errors import InvalidInput
+from forebay.producer.cli.output import clear_errors
 from forebay.upkeep import RUN, Json
 
 
@@ -16,6 +17,7 @@ def attach(app: typer.Typer) -> None:
     """Add these commands to the root command."""
     app.command(rich_help_panel=RUN)(demo)
     app.command(rich_help_panel=RUN)(bench)
+    app.command(hidden=True)(chaos)
 
 
 def demo(
@@ -67,3 +69,32 @@ def bench(
         return
     for table in [*run.as_tables(figures), *([claims.as_table(claimed)] if claimed else [])]:
         Console().print(table)
+
+
+def chaos(
+    jobs: Annotated[int, typer.Option(min=20, max=1_000_000, help="Jobs to submit.")] = 5000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers, each a `forebay worker` of its own.")] = 2,
+    seed: Annotated[
+        int, typer.Option(help="What faults and jobs are drawn from: the same seed, the same schedule.")
+    ] = 1,
+    seconds: Annotated[float, typer.Option(min=5, max=86_400, help="How long faults and jobs keep coming.")] = 60.0,
+    database: Annotated[str, typer.Option(help="sqlite, postgres, or the address of an empty database.")] = "sqlite",
+    home: Annotated[
+        Path | None, typer.Option(help="An empty folder to work in, which is kept.", show_default=False)
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the temporary folder.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print the schedule of faults.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Kill, freeze and empty everything while jobs run, then count what was lost, written twice or wrong.
+
+    It starts a queue, a ledger and workers of its own, and ends them. Exit status 1 if any promise was broken.
+
+    Example: `forebay chaos --jobs 500 --seconds 15 --seed 7 --database postgres`
+    """
+    from forebay.chaos.command import chaos as show
+    from forebay.chaos.run import Options
+
+    with clear_errors():
+        sound = show(Options(jobs, workers, seed, seconds, database, home, keep), verbose=verbose, json=json)
+    raise typer.Exit(0 if sound else 1)

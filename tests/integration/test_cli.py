@@ -160,6 +160,8 @@ def test_a_registered_version_as_json(shell: Shell) -> None:
         "@inputs.json",
         "--max-batch-size",
         "8",
+        "--timeout",
+        "2.5",
         "--dtype",
         "bfloat16",
         "--compile",
@@ -171,12 +173,14 @@ def test_a_registered_version_as_json(shell: Shell) -> None:
     assert made["signature"] == {"inputs": json.loads(PAIR), "outputs": None}
     assert made["options"] == {"class": "a.b:C", "depth": 3}
     assert (made["resources"]["gpu"], made["resources"]["gpu_memory"]) == (1, 2**31)
-    assert [made[name] for name in ("max_batch_size", "max_batch_tokens", "dtype", "compile")] == [
+    assert [made[name] for name in ("max_batch_size", "max_batch_tokens", "dtype", "compile", "timeout_s")] == [
         8,
         64,
         "bfloat16",
         True,
+        2.5,
     ]
+    assert "time limit" in shell.out("models", "show", "m")
 
 
 def test_versions_are_found_by_what_they_take_and_carry(shell: Shell) -> None:
@@ -214,6 +218,7 @@ def test_deleting_asks_on_a_terminal_and_refuses_without_one(shell: Shell, monke
         (["register", "m", "--alias", "7up"], "no alias"),
         (["register", "m", "--runtime", "python", "--option", "class=a:B", "--memory", "lots"], "memory: 'lots' is no size"),
         (["register", "m", "--runtime", "python", "--option", "class=a:B", "--dtype", "int8"], "dtype"),
+        (["register", "m", "--runtime", "python", "--option", "class=a:B", "--timeout", "0"], "timeout_s 0.0 is not"),
         (["list", "nothing"], "no model is called 'nothing'"),
         (["show", "nothing@all"], "no model is called 'nothing'"),
         (["show", "a/b/c"], "no model reference"),
@@ -412,6 +417,15 @@ def test_a_jobs_lines_tell_its_attempts(shell: Shell) -> None:
     events = shell.json("jobs", "show", id, "--logs", "--json")
     assert [event["event"] for event in events] == ["queued", "claimed", "failed", "retried"]
     assert events[2]["message"] == "ValueError: two\nlines"
+
+
+def test_a_dead_childs_last_lines_are_shown_as_lines(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.end(id, error=JobError("WorkerLost", "signal 9 (SIGKILL); its last lines:\none\ntwo \x1b[2J\nthree"))
+    shown = shell.out("jobs", "show", id).splitlines()
+    assert shown[-3:] == ["  one", "  two \\x1b[2J", "  three"]
+    assert any(line.endswith("WorkerLost: signal 9 (SIGKILL); its last lines:") for line in shown)
 
 
 def test_waiting_for_jobs_says_how_each_ended(shell: Shell) -> None:

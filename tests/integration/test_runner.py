@@ -24,6 +24,7 @@ from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
 from forebay.storage.records import NewJob
 from forebay.worker import stops
+from forebay.worker.board import Board
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Runner, Summary
@@ -65,6 +66,9 @@ class Bench:
             worker="w",
             lease_s=30,
             queues=["cpu"],
+            board=Board(),
+            load_timeout_s=600,
+            patience_s=30,
         )
 
     def load(self, *_: Any) -> "Bench":

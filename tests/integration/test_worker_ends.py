@@ -117,9 +117,9 @@ def test_a_forward_pass_that_hangs_is_killed_and_its_neighbours_run_alone(house:
 
 
 def test_steps_within_the_limit_may_take_longer_together(house: House) -> None:
-    model = house.model("Moody", "steady", timeout_s=2.0, max_batch_size=1)
-    jobs = house.client.predict_many(model, [{"n": 2100 + n, "sleep": 0.5} for n in range(6)])
-    assert ended(jobs) == {"succeeded": 6}
+    model = house.model("Moody", "steady", timeout_s=1.5, max_batch_size=1)
+    jobs = house.client.predict_many(model, [{"n": 2100 + n, "sleep": 0.4} for n in range(5)])
+    assert ended(jobs) == {"succeeded": 5}
     assert {job.info().attempt for job in jobs} == {1}
 
 
@@ -133,6 +133,8 @@ def stop_under_load(house: House, name: str, first: int) -> None:
     """One worker is told to stop with a batch on its device and jobs claimed, handed over, buffered and in Redis."""
     model = house.model("Moody", "load", max_batch_size=4)
     worker = house.worker(name).ready()
+    lead = house.client.predict(model, {"n": first + 900, "sleep": 0.5})
+    wait_until(lambda: first + 900 in house.runs(), "the child is busy, so that what comes gathers")
     rows = [{"n": first + n, "sleep": 0.02} for n in range(360)]
     jobs = [*house.client.predict_many(model, rows[:300]), *(house.client.predict(model, row) for row in rows[300:])]
     wait_until(lambda: first in house.runs(), "a batch runs")
@@ -142,10 +144,11 @@ def stop_under_load(house: House, name: str, first: int) -> None:
     done = sum(job.state == JobState.SUCCEEDED for job in jobs)
     assert done < 150, "it did not stop"
     assert house.states().get("running", 0) == 0 or house.runs_by_worker(range(first, first + 360))[second.process.pid]
-    assert ended(jobs) == {"succeeded": 360}
+    assert ended([lead, *jobs]) == {"succeeded": 361}
     assert {job.info().attempt for job in jobs} == {1}
     runs = Counter(n for n in house.runs() if first <= n < first + 360)
     assert runs == dict.fromkeys(range(first, first + 360), 1)
+    assert "event=jobs_released" in worker.said()
     assert "lease_lost" not in worker.said()
     assert second.terminate() == 0
 
@@ -210,12 +213,12 @@ def test_a_worker_ends_in_good_order_when_its_supervisor_was_killed(own: House) 
 def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: House) -> None:
     first = own.worker("first", LEASE_S="1s", HEARTBEAT_S="0.3").ready()
     model = own.model("Moody", max_batch_size=2)
-    jobs = own.client.predict_many(model, [{"n": n, "sleep": 0.2} for n in range(30)])
+    jobs = own.client.predict_many(model, [{"n": n, "sleep": 0.2} for n in range(16)])
     wait_until(lambda: own.runs(), "a batch runs")
     first.freeze()
     frozen_at = time.monotonic()
     second = own.worker("second")
-    assert ended(jobs) == {"succeeded": 30}
+    assert ended(jobs) == {"succeeded": 16}
     wait_until(lambda: time.monotonic() > frozen_at + 3, "three leases have passed")
     before = [(info.id, info.finished_at, info.attempt, info.worker) for info in own.client.jobs(limit=100)]
     first.thaw()
@@ -226,8 +229,8 @@ def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: House) -> 
     again = own.client.predict(model, {"n": 101})  # and it works on
     assert again.result(30) == 101
     assert again.info().worker == "first@test"
-    runs = own.runs_by_worker(range(30))
-    assert runs[first.process.pid] < 20, "it computed on what others had"
+    runs = own.runs_by_worker(range(16))
+    assert runs[first.process.pid] < 12, "it computed on what others had"
 
 
 @pytest.mark.slow

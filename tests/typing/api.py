@@ -171,6 +171,7 @@ def models(client: Client) -> None:
         outputs={"y": {"dtype": "str"}},
         max_batch_size=8,
         batch_wait_timeout_s=0.1,
+        timeout_s=30,
         resources={"gpu_memory": "2GiB", "gpu": 1},
         options={"class": "package.module:Class"},
         metadata={"owner": "vision"},
