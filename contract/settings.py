@@ -53,6 +53,8 @@ class Settings:
     allowed_python_models: tuple[str, ...]
     dashboard_host: str
     dashboard_port: int
+    metrics_host: str
+    metrics_port: int
     log_level: str
 
     @classmethod
@@ -313,6 +315,15 @@ TABLE: dict[str, Setting] = {
     "dashboard_host": Setting("FOREBAY_DASHBOARD_HOST", str, lambda _: "127.0.0.1", "where the dashboard listens"),
     "dashboard_port": Setting(
         "FOREBAY_DASHBOARD_PORT", _whole(0, 65535), lambda _: 5555, "the dashboard's port; 0: any"
+    ),
+    "metrics_host": Setting(
+        "FOREBAY_METRICS_HOST", str, lambda _: "127.0.0.1", "where workers serve /metrics, /healthz and /readyz"
+    ),
+    "metrics_port": Setting(
+        "FOREBAY_METRICS_PORT",
+        _whole(0, 65535),
+        lambda _: 0,
+        "port of the first worker's, the next worker takes the next one; 0: none",
     ),
     "log_level": Setting(
         "FOREBAY_LOG_LEVEL", _choice("debug", "info", "warning", "error"), lambda _: "info", "log level"

@@ -31,6 +31,7 @@ from tornado.options import options
 
 from forebay.dashboard.feed import EventFeed
 from forebay.dashboard.options import read_options
+from forebay.dashboard.probes import add_probes
 
 log = structlog.get_logger()
 
@@ -84,6 +85,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
     read_options(host, port)
     io_loop = IOLoop(make_current=True)
     dashboard = Dashboard(capp, io_loop)
+    metrics = add_probes(dashboard, settings)
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             io_loop.asyncio_loop.add_signal_handler(number, dashboard.stop)
@@ -91,6 +93,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         dashboard.start()
     finally:
         io_loop.close(all_fds=True)
+        metrics.close()
     log.info("dashboard_stopped")
     return 0
 
