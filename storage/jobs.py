@@ -124,13 +124,15 @@ class JobStore(JobRequests):
     ) -> list[ClaimedJob]:
         """Take those of the jobs that are queued, due and not past their deadline, in the order given; the rest is not ours.
 
-        With `queues` only jobs of these are taken, whatever the message said that brought the ids.
+        With `queues` only jobs of these are taken, whatever the message said that brought the ids. On PostgreSQL a claim waits
+        for the disk: a server that restarts without having kept it would hand out the same attempt twice. On SQLite what
+        takes a claim back takes the worker too.
         """
         now = self.ledger.now()
         values = {"ids": self.ledger.bind(ids), "worker": worker, "now": now, "lease_until": now + lease_s}
         if queues is not None:
             values["queues"] = self.ledger.bind(queues)
-        with self.ledger.write(durable=False) as connection:
+        with self.ledger.write(durable=not self.ledger.sqlite) as connection:
             rows = connection.execute(self._sql(CLAIM_ANY if queues is None else CLAIM_SERVED), values).fetchall()
         place = {id: i for i, id in enumerate(ids)}
         return [_claimed(r, now) for r in sorted(rows, key=lambda r: place[r[0]])]
