@@ -125,6 +125,23 @@ class JobInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that did not end its job for good: on which worker, from when to when, how it ended and why.
+
+    `ended` is `lost` (its process died or its lease lapsed), `released` (given back unrun),
+    `postponed` (it met a transient error), `refused` (it came back after
+    its lease had lapsed, and its result was dropped), or the final state that a retry took back.
+    """
+
+    attempt: int
+    worker: str | None
+    started_at: datetime | None
+    ended_at: datetime
+    ended: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class QueueInfo:
     """One queue now: jobs waiting and running in the ledger, how many may wait (None: any), and who serves it."""
 

@@ -54,6 +54,8 @@ class Settings:
     dashboard_host: str
     dashboard_port: int
     operators: tuple[str, ...]
+    metrics_host: str
+    metrics_port: int
     log_level: str
 
     @classmethod
@@ -314,6 +316,15 @@ TABLE: dict[str, Setting] = {
     "dashboard_host": Setting("FOREBAY_DASHBOARD_HOST", str, lambda _: "127.0.0.1", "where the dashboard listens"),
     "dashboard_port": Setting(
         "FOREBAY_DASHBOARD_PORT", _whole(0, 65535), lambda _: 5555, "the dashboard's port; 0: any"
+    ),
+    "metrics_host": Setting(
+        "FOREBAY_METRICS_HOST", str, lambda _: "127.0.0.1", "where workers serve /metrics, /healthz and /readyz"
+    ),
+    "metrics_port": Setting(
+        "FOREBAY_METRICS_PORT",
+        _whole(0, 65535),
+        lambda _: 0,
+        "port of the first worker's, the next worker takes the next one; 0: none",
     ),
     "operators": Setting(
         "FOREBAY_OPERATORS",

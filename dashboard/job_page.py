@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tornado.web import HTTPError
 
 from forebay.contract.errors import JobNotFound
-from forebay.contract.job import TRANSITIONS, JobInfo, JobState, Transition
+from forebay.contract.history import JobEvent, history
+from forebay.contract.job import TRANSITIONS, Attempt, JobInfo, JobState, Transition
 from forebay.dashboard import words
 from forebay.dashboard.ledger_view import Ears
 from forebay.dashboard.pages import Page
@@ -17,7 +18,6 @@ from forebay.dashboard.preview import Line, look_at_input, look_at_result
 from forebay.storage.job_views import JobDetails
 
 PREVIEW_BYTES = 65_536  # larger payloads are not read at all
-SENT_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Seen:
     """What the page shows of a job; previews are None where the payload is too large, elsewhere or not there."""
 
     details: JobDetails
+    past: list[Attempt]
     input: list[Line] | None
     result: list[Line] | None
 
@@ -53,7 +54,7 @@ class JobPage(Page):
         seen = answer.value
         job = seen.details.info if seen else None
         self.show(
-            "job", answer, id=id, seen=seen, job=job, steps=list(life(seen.details, self.now())) if seen else [],
+            "job", answer, id=id, seen=seen, job=job, steps=list(life(seen.details, seen.past, self.now())) if seen else [],
             can_cancel=job is not None and may_cancel(job), can_retry=job is not None and may_retry(job.state),
             said=SAID.get(self.get_query_argument("said", ""), ""), now=self.now(),
         )  # fmt: skip
@@ -81,34 +82,42 @@ def look(ears: Ears, id: str) -> Seen:
     """Read a job and decode the beginnings of its payloads."""
     details = ears.views.details(id, PREVIEW_BYTES)
     into = None if details.input is None else look_at_input(details.input)
-    return Seen(details, into, None if details.result is None else look_at_result(details.result))
+    return Seen(details, ears.views.past(id), into, None if details.result is None else look_at_result(details.result))
 
 
-def life(details: JobDetails, now: datetime) -> Iterator[Step]:
-    """What the ledger knows of a job's life, in order. It keeps the last attempt's times and worker, not those before."""
+def life(details: JobDetails, past: Sequence[Attempt], now: datetime) -> Iterator[Step]:
+    """What happened to a job, in order, and where it stands."""
     job = details.info
-    yield Step(job.created_at, "Submitted", f"by client {details.client}" if details.client else "")
-    before = details.attempts - (1 if job.started_at is not None else 0)
-    if before:
-        reason = f": {job.progress.message}" if job.progress.message else ""
-        yield Step(
-            None,
-            f"{before} earlier {'attempt' if before == 1 else 'attempts'} ended",
-            f"without a result{reason}",
-            "bad",
-        )
-    if (details.sent_at - job.created_at).total_seconds() > SENT_AGAIN_S:
-        yield Step(details.sent_at, "Queued again", "by a retry, a freed lease or a lost message")
-    if job.started_at is not None:
-        waited = words.duration((job.started_at - job.created_at).total_seconds())
-        yield Step(
-            job.started_at,
-            f"Attempt {job.attempt} of {job.max_attempts} began",
-            f"on {job.worker}, {waited} after submission",
-        )
+    steps = [_step(event, details) for event in history(job, past)]
     if job.cancel_requested_at is not None:
-        yield Step(job.cancel_requested_at, "Cancel asked for", "its worker stops between two batches", "bad")
-    yield _where_it_stands(details, now)
+        steps.append(Step(job.cancel_requested_at, "Cancel asked for", "its worker stops between two batches", "bad"))
+    yield from sorted(steps, key=lambda step: step.when or now)
+    if not job.state.final:
+        yield _where_it_stands(details, now)
+
+
+def _step(event: JobEvent, details: JobDetails) -> Step:
+    job = details.info
+    attempt = f"Attempt {event.attempt}"
+    match event.event:
+        case "queued" if event.at == job.created_at and event.attempt is None and not event.message.startswith("waits"):
+            return Step(event.at, "Submitted", f"by client {details.client}" if details.client else "")
+        case "queued":
+            return Step(event.at, "Queued again")
+        case "retried":
+            return Step(event.at, "Retried", "its attempts start afresh")
+        case "claimed":
+            waited = _between(job.created_at, event.at)
+            return Step(event.at, f"{attempt} began", f"on {event.worker}, {waited} after submission")
+        case "lost" | "released" | "postponed" | "refused":
+            what = {"released": "was given back", "postponed": "was put off", "refused": "came back too late"}
+            return Step(event.at, f"{attempt} {what.get(event.event, 'was lost')}", event.message, "bad")
+    took = (
+        f"after {_between(job.started_at, event.at)}"
+        if job.started_at and event.at == job.finished_at
+        else event.message
+    )
+    return Step(event.at, event.event.capitalize(), took, "good" if event.event == JobState.SUCCEEDED else "bad")
 
 
 def _where_it_stands(details: JobDetails, now: datetime) -> Step:
@@ -118,20 +127,14 @@ def _where_it_stands(details: JobDetails, now: datetime) -> Step:
             why = f"after an error that may pass: {job.progress.message}" if job.progress.message else ""
             return Step(None, "Waits", f"until {words.moment(job.not_before)} {why}", "busy")
         left = f"; it expires if it has not started by {words.moment(job.deadline_at)}" if job.deadline_at else ""
-        return Step(None, "Waits", f"in queue {job.queue} since {_ago(details.sent_at, now)}{left}", "busy")
-    if job.state is JobState.RUNNING:
-        lease = f"; its lease holds until {words.moment(details.lease_until)}" if details.lease_until else ""
-        return Step(None, "Runs", f"since {_ago(job.started_at or job.created_at, now)}{lease}", "busy")
-    since = job.started_at or job.created_at
-    took = words.duration((job.finished_at - since).total_seconds()) if job.finished_at else words.UNKNOWN
-    if job.state is JobState.SUCCEEDED:
-        return Step(job.finished_at, "Succeeded", f"after {took}", "good")
-    if job.state is JobState.FAILED:
-        return Step(job.finished_at, "Failed", f"after {took}", "bad")
-    if job.state is JobState.EXPIRED:
-        return Step(job.finished_at, "Expired", f"its deadline was {words.moment(job.deadline_at)}", "bad")
-    return Step(job.finished_at, "Canceled", "", "bad")
+        return Step(None, "Waits", f"in queue {job.queue} for {_ago(details.sent_at, now)}{left}", "busy")
+    lease = f"; its lease holds until {words.moment(details.lease_until)}" if details.lease_until else ""
+    return Step(None, "Runs", f"for {_ago(job.started_at or job.created_at, now)}{lease}", "busy")
+
+
+def _between(start: datetime, end: datetime) -> str:
+    return words.duration(max(0.0, (end - start).total_seconds()))
 
 
 def _ago(when: datetime, now: datetime) -> str:
-    return words.duration(max(0.0, (now - when).total_seconds()))
+    return words.age((now - when).total_seconds())

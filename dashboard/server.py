@@ -37,6 +37,7 @@ from forebay.dashboard.ledger_view import LedgerView
 from forebay.dashboard.navigation import Templates
 from forebay.dashboard.options import read_options
 from forebay.dashboard.pages import asset
+from forebay.dashboard.probes import add_probes
 from forebay.dashboard.routes import ROUTES
 from forebay.dashboard.trends import Trends
 
@@ -115,6 +116,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
     read_options(host, port)
     io_loop = IOLoop(make_current=True)
     dashboard = Dashboard(capp, io_loop, settings, host)
+    metrics = add_probes(dashboard, settings)
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             io_loop.asyncio_loop.add_signal_handler(number, dashboard.stop)
@@ -122,6 +124,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         dashboard.start()
     finally:
         io_loop.close(all_fds=True)
+        metrics.close()
     log.info("dashboard_stopped")
     return 0
 

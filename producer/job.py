@@ -21,6 +21,7 @@ from forebay.contract.errors import (
     LedgerUnavailable,
     ResultTimeout,
 )
+from forebay.contract.history import JobEvent, history
 from forebay.contract.job import JobInfo, JobState
 from forebay.contract.references import shown
 from forebay.storage.records import Outcome
@@ -49,6 +50,11 @@ class Job:
     def info(self) -> JobInfo:
         """The job's row in the ledger now; JobNotFound when retention has deleted it."""
         return self._client._store.get(self.id)
+
+    def logs(self) -> list[JobEvent]:
+        """What happened to the job, oldest first: queued, claimed, lost, retried, ended; JobNotFound like `info`."""
+        store = self._client._store
+        return history(store.get(self.id), store.past(self.id))
 
     @property
     def state(self) -> JobState:

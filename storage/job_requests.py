@@ -14,6 +14,7 @@ from forebay.contract.errors import IllegalTransition, InvalidInput, QueueFull
 from forebay.contract.job import JobState, Transition, after
 from forebay.contract.messages import Ticket
 from forebay.storage import tables
+from forebay.storage.job_past import REMEMBER_RETRIED
 from forebay.storage.job_reports import WAITING, JobReports
 from forebay.storage.job_sql import NO_LEASE, TICKET, becomes, ended, may, tickets
 from forebay.storage.ledger import Ledger
@@ -49,6 +50,9 @@ COUNT_FAILED = f"SELECT count(*) FROM jobs WHERE {FAILED} {{model}}"
 RETRY_FAILED = f"""
 UPDATE jobs SET {AFRESH} WHERE id IN (SELECT id FROM jobs WHERE id {{ids}} AND {FAILED} ORDER BY id {{for_update}})
 RETURNING {TICKET}"""
+
+REMEMBER_ONE = REMEMBER_RETRIED.replace("{which}", f"id = :id AND {may(Transition.RETRY)}")
+REMEMBER_FAILED = REMEMBER_RETRIED.replace("{which}", f"id {{ids}} AND {FAILED}")
 
 
 class JobRequests(JobReports):
@@ -128,8 +132,10 @@ class JobRequests(JobReports):
 
     def retry(self, id: str) -> Ticket:
         """Queue a failed, expired or canceled job afresh; JobNotFound or IllegalTransition otherwise."""
+        values = {"id": id, "now": self.ledger.now()}
         with self.ledger.write() as connection:
-            retried = tickets(connection.execute(self._sql(RETRY), {"id": id, "now": self.ledger.now()}))
+            connection.execute(self._sql(REMEMBER_ONE), values)
+            retried = tickets(connection.execute(self._sql(RETRY), values))
         if retried:
             return retried[0]
         after(self.get(id).state, Transition.RETRY)
@@ -149,9 +155,9 @@ class JobRequests(JobReports):
         if not ids:
             return [], None
         with self.ledger.write() as connection:
-            found = connection.execute(
-                self._sql(RETRY_FAILED), {"ids": self.ledger.bind(ids), "now": self.ledger.now()}
-            )  # fmt: skip
+            those = {"ids": self.ledger.bind(ids), "now": self.ledger.now()}
+            connection.execute(self._sql(REMEMBER_FAILED), those)
+            found = connection.execute(self._sql(RETRY_FAILED), those)
             return tickets(found), ids[-1] if len(ids) == limit else None
 
     def count_failed(self, *, model: str | None = None, version: int | None = None) -> int:

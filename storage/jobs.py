@@ -7,13 +7,14 @@ finish needs the attempt it was claimed with. What the payloads mean, and who is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from forebay.contract.job import JobError, JobKind, Transition
 from forebay.contract.messages import Ticket
+from forebay.storage import job_past as past
 from forebay.storage.job_requests import JobRequests
 from forebay.storage.job_sql import COUNTED, END_LEASE, NO_LEASE, TICKET, becomes, ended, may, tickets
 from forebay.storage.records import ClaimedJob, Ended, Finished, Postponed, plain_text
@@ -27,7 +28,7 @@ WHERE id IN (
     SELECT id FROM jobs WHERE id {{ids}} AND {may(Transition.CLAIM)} {{served}}
     AND (deadline_at IS NULL OR deadline_at > :now) AND (not_before IS NULL OR not_before <= :now) {{skip_locked}})
 RETURNING id, kind, model, version, queue, attempt, max_attempts, client, progress_total, input, input_ref, {COUNTED},
-    crashes, deadline_at"""
+    crashes, deadline_at, created_at"""
 CLAIM_ANY = CLAIM.replace("{served}", "")
 CLAIM_SERVED = CLAIM.replace("{served}", "AND queue {queues}")
 
@@ -93,9 +94,6 @@ UPDATE jobs SET {becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progr
     crashes = crashes + 1
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {NOT_ASKED} AND {COUNTED} < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
 
-# The parent of a dead child speaks once: it waits for its rows, where a sweeper would pass over those that are locked.
-LOCK_CRASHED = f"SELECT id FROM jobs WHERE {WHOSE_CRASHED} AND {may(Transition.RELEASE)} ORDER BY id {{for_update}}"
-
 EXPIRE = f"""
 UPDATE jobs SET {becomes(Transition.EXPIRE)}, finished_at = :now
 WHERE id IN (
@@ -126,16 +124,18 @@ class JobStore(JobRequests):
     ) -> list[ClaimedJob]:
         """Take those of the jobs that are queued, due and not past their deadline, in the order given; the rest is not ours.
 
-        With `queues` only jobs of these are taken, whatever the message said that brought the ids.
+        With `queues` only jobs of these are taken, whatever the message said that brought the ids. On PostgreSQL a claim waits
+        for the disk: a server that restarts without having kept it would hand out the same attempt twice. On SQLite what
+        takes a claim back takes the worker too.
         """
         now = self.ledger.now()
         values = {"ids": self.ledger.bind(ids), "worker": worker, "now": now, "lease_until": now + lease_s}
         if queues is not None:
             values["queues"] = self.ledger.bind(queues)
-        with self.ledger.write(durable=False) as connection:
+        with self.ledger.write(durable=not self.ledger.sqlite) as connection:
             rows = connection.execute(self._sql(CLAIM_ANY if queues is None else CLAIM_SERVED), values).fetchall()
         place = {id: i for i, id in enumerate(ids)}
-        return [ClaimedJob(r[0], JobKind(r[1]), *r[2:]) for r in sorted(rows, key=lambda r: place[r[0]])]
+        return [_claimed(r, now) for r in sorted(rows, key=lambda r: place[r[0]])]
 
     def renew(self, ids: Sequence[str], worker: str, lease_s: float) -> set[str]:
         """Prolong the leases of this worker's running jobs; the ids it still holds."""
@@ -156,6 +156,13 @@ class JobStore(JobRequests):
     def _owned(self, connection: Connection, ids: Sequence[str]) -> dict[str, Any]:
         return {row.id: row for row in connection.execute(self._sql(OWNED), {"ids": self.ledger.bind(ids)})}
 
+    def refused(self, attempts: Mapping[str, int], worker: str) -> None:
+        """Keep, for the jobs' history, that these attempts came back too late and were not written."""
+        told = {"worker": worker, "now": self.ledger.now(), "reason": past.TOO_LATE}
+        with self.ledger.write(durable=False) as connection:
+            rows = [told | {"id": id, "attempt": attempt} for id, attempt in attempts.items()]
+            connection.execute(self._sql(past.REMEMBER_REFUSED), rows)
+
     def postpone(self, jobs: Sequence[Postponed]) -> tuple[list[str], list[Ended]]:
         """Queue attempts that met a transient error again, for later; the ids so queued, and the jobs that ended instead.
 
@@ -170,7 +177,9 @@ class JobStore(JobRequests):
             if stop:
                 connection.execute(self._sql(STOP), [{"id": j.id, "attempt": j.attempt, "now": now} for j in stop])
             if later:
-                connection.execute(self._sql(POSTPONE), [_later(job, now) for job in later])
+                rows = [_later(job, now) for job in later]
+                connection.execute(self._sql(past.REMEMBER_POSTPONED), rows)
+                connection.execute(self._sql(POSTPONE), rows)
         return [job.id for job in later], [Ended(job.id, owned[job.id].client) for job in stop]
 
     def take_due(self, limit: int = 10_000) -> list[Ticket]:
@@ -191,6 +200,7 @@ class JobStore(JobRequests):
         values = {"ids": self.ledger.bind(ids), "worker": worker, "now": self.ledger.now()}
         with self.ledger.write() as connection:
             connection.execute(self._sql(STOP_RELEASED), values)
+            connection.execute(self._sql(past.REMEMBER_RELEASED), values)
             return tickets(connection.execute(self._sql(RELEASE), values))
 
     def crashed(self, ids: Sequence[str], worker: str, reason: str) -> tuple[list[Ticket], list[Ended]]:
@@ -207,14 +217,20 @@ class JobStore(JobRequests):
     def _lost(self, whose: str, values: dict[str, Any]) -> tuple[list[Ticket], list[Ended]]:
         values["now"] = self.ledger.now()
         with self.ledger.write() as connection:
-            if whose == WHOSE_CRASHED:
-                connection.execute(self._sql(LOCK_CRASHED), values).fetchall()
+            # The parent of a dead child speaks once: it waits for its rows, where a sweeper passes over those that are locked.
+            lock = "{for_update}" if whose == WHOSE_CRASHED else "{skip_locked}"
+            look = past.LOST.format(whose=LOST.replace("{whose}", whose), lock=lock)
+            lost = {row.id: row for row in connection.execute(self._sql(look), values)}
             over = [
                 job
                 for statement in (STOP_LOST, FAIL_LOST)
                 for job in ended(connection.execute(self._sql(statement.replace("{whose}", whose)), values))
             ]
-            return tickets(connection.execute(self._sql(FREE_LOST.replace("{whose}", whose)), values)), over
+            freed = tickets(connection.execute(self._sql(FREE_LOST.replace("{whose}", whose)), values))
+            forgotten = past.lost_rows(lost, [ticket.id for ticket in freed], values)
+            if forgotten:
+                connection.execute(self._sql(past.REMEMBER_LOST), forgotten)
+            return freed, over
 
     def expire(self) -> list[Ended]:
         """End every queued job whose deadline has passed."""
@@ -243,6 +259,11 @@ class JobStore(JobRequests):
         with self.ledger.write() as connection:
             values = {"before": self.ledger.now() - older_than_s, "limit": limit}
             return connection.execute(self._sql(PURGE), values).rowcount
+
+
+def _claimed(row: Any, now: float) -> ClaimedJob:
+    id, kind, *rest, created_at = row
+    return ClaimedJob(id, JobKind(kind), *(*rest, max(0.0, now - created_at)))
 
 
 def _by_statement(outcomes: Sequence[Finished], now: float) -> dict[str, list[dict[str, Any]]]:

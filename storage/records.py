@@ -72,6 +72,7 @@ class ClaimedJob:
     tries: int = 1  # attempts that count; `attempt` is their number since the job was made, and the fence
     crashes: int = 0  # how many of them ended with the death of their process
     deadline_at: float | None = None
+    waited_s: float = 0.0  # since it was submitted
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ jobs = Table(
         "queue",
         "priority",
         "id",
+        "created_at",  # the age of a backlog is then told without a look at its rows; SQLite looks all the same
         sqlite_where=text("state = 'queued'"),
         postgresql_where=text("state = 'queued'"),
     ),
@@ -82,10 +83,15 @@ jobs = Table(
         sqlite_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
         postgresql_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
     ),
-    # What retention looks for: without it every sweep would read the whole table, and hold up all writers meanwhile.
+    # What retention looks for: without it every sweep would read the whole table, and hold up all writers meanwhile. With
+    # the further columns the dashboard counts what ended in an hour from the index alone.
     Index(
         "ix_jobs_finished",
         "finished_at",
+        "state",
+        "model",
+        "version",
+        "queue",
         sqlite_where=text("finished_at IS NOT NULL"),
         postgresql_where=text("finished_at IS NOT NULL"),
     ),
@@ -96,6 +102,23 @@ jobs = Table(
         "id",
         sqlite_where=text("state IN ('failed', 'canceled', 'expired')"),
         postgresql_where=text("state IN ('failed', 'canceled', 'expired')"),
+    ),
+    # The jobs of a model, newest first, however many others there are.
+    Index("ix_jobs_model", "model", "id", "version"),
+    # Batches and training runs are few among millions of predictions, which cost this index nothing.
+    Index(
+        "ix_jobs_kind",
+        "kind",
+        "id",
+        sqlite_where=text("kind IN ('batch', 'train')"),
+        postgresql_where=text("kind IN ('batch', 'train')"),
+    ),
+    # What a search by metadata has to look at.
+    Index(
+        "ix_jobs_metadata",
+        "id",
+        sqlite_where=text("metadata <> '{}'"),
+        postgresql_where=text("metadata <> '{}'"),
     ),
     # Both are nearly empty: only jobs that wait after a transient error, and running ones that are to stop.
     Index(
@@ -123,6 +146,22 @@ jobs = Table(
         sqlite_where=text("idempotency_key IS NOT NULL"),
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),
+)
+
+# Attempts that ended otherwise than by finishing their job, and outcomes that a retry took back: the past of a job whose row
+# only tells the present. A job that runs once and ends has no row here.
+job_attempts = Table(
+    "job_attempts",
+    metadata,
+    Column("job_id", String(32), nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("ended", String(16), nullable=False),  # lost, released, refused, or the final state that was retried
+    Column("worker", String(200)),
+    Column("started_at", Double),
+    Column("ended_at", Double, nullable=False),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "attempt", "ended"),
+    ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
 )
 
 models = Table(
@@ -188,4 +227,5 @@ workers = Table(
     Column("queues", Text, nullable=False),
     Column("started_at", Double, nullable=False),
     Column("heartbeat_at", Double, nullable=False),
+    Column("stats", Text, nullable=False, server_default="{}"),  # contract.statistics, since the worker started
 )

@@ -4,6 +4,7 @@ The jobs go the way jobs go, through JobStore, by a clock that is moved; only th
 but for the ids and the hour it ends at.
 """
 
+import json
 import math
 import random
 import time
@@ -18,6 +19,7 @@ from forebay.contract.job import IdMaker, JobError, JobKind, JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.payload import pack_input
 from forebay.contract.signature import Signature
+from forebay.contract.statistics import Statistics
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
@@ -61,7 +63,8 @@ class Scene:
         self.clock.now = time.time()
         for name, device, queue in (("gpu0", "cuda:0", "gpu"), ("gpu1", "cuda:1", "gpu"), ("cpu", "cpu", "cpu")):
             host = "birch" if name == "cpu" else "atlas"
-            self.workers.beat(f"{name}@{host}", host, device, (queue,), self.end - 3600)
+            stats = json.dumps(_statistics(name).as_dict())
+            self.workers.beat(f"{name}@{host}", host, device, (queue,), self.end - 3600, stats)
 
     def _register(self) -> None:
         models, at = ModelRegistry(self.ledger), self.clock.now
@@ -176,3 +179,25 @@ class Scene:
     def close(self) -> None:
         """Give the connections back."""
         self.ledger.close()
+
+
+def _statistics(name: str) -> Statistics:
+    """What a worker of the scene has counted."""
+    stats = Statistics()
+    gpu, model = name != "cpu", {"cpu": ("digits", "2"), "gpu0": ("minilm", "1"), "gpu1": ("resnet50", "1")}[name]
+    stats.set("device_memory_used_bytes", (18 if gpu else 11) * 2**30)
+    stats.set("device_memory_total_bytes", (80 if gpu else 32) * 2**30)
+    stats.set("model_bytes", {"cpu": 10_702, "gpu0": 91_000_000, "gpu1": 102_500_000}[name], *model)
+    stats.set("model_cache_budget_bytes", (68 if gpu else 16) * 2**30)
+    stats.set("worker_memory_bytes", 2.5 * 2**30)
+    stats.set("worker_cpu_cores", 1.3)
+    if gpu:
+        stats.set("device_utilization_ratio", 0.71 if name == "gpu0" else 0.34)
+    stats.count("model_loads_total", *model, "loaded", by=3)
+    stats.count("model_evictions_total", *model)
+    for rows, times in ((1, 6), (8, 12), (16, 25), (32, 40), (64, 9)):
+        stats.observe("batch_rows", rows, *model, times=times)
+    if name == "gpu0":
+        for share, times in ((0.0, 12), (0.04, 44), (0.08, 30), (0.2, 6)):
+            stats.observe("batch_padding_ratio", share, *model, times=times)
+    return stats

@@ -83,7 +83,7 @@ class PostgresServer:
         self.port = self.port or free_port()
         command = [str(self._programs / "postgres"), "-D", str(data), "-p", str(self.port)]
         for option in (
-            "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "synchronous_commit=off",
+            "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off",
             "full_page_writes=off", "max_connections=200", "shared_buffers=64MB", "deadlock_timeout=200ms",
         ):  # fmt: skip
             command += ["-c", option]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, Task
@@ -16,6 +16,7 @@ from celery.worker.control import Panel
 
 from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import ForebayError
 from forebay.contract.logs import configure_logs
 from forebay.contract.messages import PREDICT_TASK
 from forebay.contract.settings import Settings
@@ -27,9 +28,14 @@ from forebay.worker.announcer import Announcer
 from forebay.worker.children import Children
 from forebay.worker.feeder import Feeder
 from forebay.worker.housekeeper import Housekeeper
+from forebay.worker.meter import Meter
+from forebay.worker.probes import Probes
 from forebay.worker.sweeper import Sweeper
 from forebay.worker.transport import install
 from forebay.worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from forebay.worker.metrics_server import MetricsServer
 
 log = structlog.get_logger()
 
@@ -61,8 +67,12 @@ def serve(settings: Settings, queues: list[str], concurrency: int, supervisor: i
     sweeper = Sweeper(store, dispatcher, Announcer(broker), broker, settings)
     children = Children(settings, supervisor)
     housekeeper = Housekeeper(settings, tuple(queues), store, WorkerRegistry(ledger), sweeper, children)
-    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, housekeeper.jobs_left, concurrency)
+    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, housekeeper.jobs_left, concurrency, housekeeper.meter)
     housekeeper.in_flight = feeder.in_flight
+    probes = Probes(housekeeper, ledger, connect_redis(settings), settings.heartbeat_s)
+    app.forebay_turned = probes.turned
+    housekeeper.meter.gauges["worker_children"] = lambda: probes.children
+    server = _metrics_server(settings, housekeeper.meter, probes)
     housekeeper.each_sweep = Watchdog(feeder, broker, queues, settings.resend_s).look
 
     def _shut_down(**_: Any) -> None:
@@ -84,10 +94,23 @@ def serve(settings: Settings, queues: list[str], concurrency: int, supervisor: i
         return int(stop.code or 0)
     finally:
         housekeeper.stop()
+        if server is not None:
+            server.stop()
         children.stop()
         log.info("worker_stopped", worker=settings.worker_name)
         ledger.close()
     return 0
+
+
+def _metrics_server(settings: Settings, meter: Meter, probes: Probes) -> MetricsServer | None:
+    """Answering already, when a port is set."""
+    if not settings.metrics_port:
+        return None
+    from forebay.worker.metrics_server import MetricsServer
+
+    server = MetricsServer(settings, meter, probes)
+    server.start()
+    return server
 
 
 def worker_app(settings: Settings) -> Celery:
@@ -140,4 +163,8 @@ def main() -> int:
     settings = Settings.load(worker_queues=sys.argv[1])
     os.environ.update(settings.as_environment())  # whence the children load theirs
     supervisor = int(sys.argv[3]) if len(sys.argv) > 3 else None
-    return serve(settings, list(settings.worker_queues), int(sys.argv[2]), supervisor)
+    try:
+        return serve(settings, list(settings.worker_queues), int(sys.argv[2]), supervisor)
+    except ForebayError as error:
+        sys.stderr.write(f"forebay worker: {error}\n")
+        return 1

@@ -1,6 +1,6 @@
 """The child process: owns the device and its models, and runs what the parent hands over.
 
-`start` runs once in a fresh interpreter (spawned, never forked); `run_ids` is the pool's target. Everything else it does
+`start` runs once in a fresh interpreter (spawned, never forked); `run_and_report` is the pool's target. Everything else it does
 is the runner's.
 """
 
@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import psutil
 import structlog
@@ -29,6 +30,7 @@ from forebay.worker.board import meet_parent
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Runner
+from forebay.worker.tally import Tally
 
 log = structlog.get_logger()
 
@@ -50,6 +52,7 @@ def start() -> None:
         torch.set_num_threads(settings.torch_threads)
     ledger = Ledger(settings.database)
     blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    tally = Tally(settings.device)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
     _runner = Runner(
         store=JobStore(ledger),
@@ -60,6 +63,7 @@ def start() -> None:
             artifacts.fetch,
             settings.device,
             settings.allowed_python_models,
+            tally=tally,
         ),
         limits=Limits(Ceilings(ledger, device_kind(settings.device))),
         announcer=Announcer(connect_redis(settings)),
@@ -69,6 +73,7 @@ def start() -> None:
         board=board,
         load_timeout_s=settings.load_timeout_s,
         patience_s=settings.outage_patience_s,
+        tally=tally,
     )
     log.info(
         "child_ready",
@@ -96,6 +101,16 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
         return True, f"{type(error).__name__}: {error}", time.monotonic() - started, []
+
+
+def run_and_report(model: str, version: int, ids: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The pool's target: what `run_ids` gives, and what this child has counted since it last told."""
+    result = run_ids(model, version, ids)
+    try:
+        return result, {} if _runner is None else {"pid": os.getpid()} | _runner.report()
+    except Exception:  # what cannot be counted must not cost the messages
+        log.exception("report_failed")
+        return result, {}
 
 
 def bound_memory(limit: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from kombu.utils.uuid import uuid
 from forebay.contract.messages import Hold
 from forebay.worker import child
 from forebay.worker.batcher import Waiting
+from forebay.worker.meter import Meter
 from forebay.worker.pace import Pace
 
 log = structlog.get_logger()
@@ -80,8 +81,12 @@ class InFlight:
 class Feeder:
     """Holds the parcels that wait and hands them to children. Lives as long as the process, across reconnects."""
 
-    def __init__(self, on_lost: Lost, on_left: Left = lambda _: None, children: int = 1) -> None:
+    def __init__(
+        self, on_lost: Lost, on_left: Left = lambda _: None, children: int = 1, meter: Meter | None = None
+    ) -> None:
         self.in_flight = InFlight()
+        self.meter = meter or Meter()
+        self.meter.gauges |= {"messages_held": self.held, "jobs_in_flight": lambda: len(self.in_flight.ids())}
         self._pace = Pace(children)
         self._held: dict[Hashable, list[Parcel]] = {}
         self._waiting: dict[int, Waiting[Parcel]] = {}  # by priority
@@ -94,6 +99,8 @@ class Feeder:
 
     def attach(self, consumer: Any) -> None:
         """Called at every (re)connect: the pool's slots were counted afresh, and so is our asking for one."""
+        if self._consumer is not None:
+            self.meter.count("broker_outages_total")
         self._consumer = consumer
         self._asked = False
         self._attached, self.heard_at = True, time.monotonic()
@@ -115,6 +122,10 @@ class Feeder:
             self._let_go(parcel.key)
         elif len(held) == 1:
             self._consumer.timer.call_after(hold.seconds, self._let_go, (parcel.key,))
+
+    def held(self) -> int:
+        """How many messages wait here. Any thread may ask; the answer may be a moment old."""
+        return sum(map(len, list(self._waiting.values()))) + sum(map(len, list(self._held.values())))
 
     def _queue(self, parcel: Parcel) -> None:
         self._waiting.setdefault(parcel.priority, Waiting()).put(parcel.key, parcel, len(parcel.ids))
@@ -177,8 +188,10 @@ class Feeder:
         """The child has its work; ask for the next one."""
         self._ask()
 
-    def done(self, jobs: int, messages: int, seconds: float) -> None:
+    def done(self, jobs: int, messages: int, seconds: float, counted: Mapping[str, Any] | None = None) -> None:
         """A child did this; Celery's loop then fetches as many messages as that pace can use, and no more."""
+        self.meter.count("hand_over_seconds_total", by=seconds)
+        self.meter.told(counted or {})
         self._pace.note(jobs, messages, seconds)
         if self._consumer.qos is not None:  # None while there is no connection
             self._consumer.qos.value = self._pace.messages()
@@ -209,19 +222,22 @@ class HandOver:
         key = str(uuid())
         child_pid = 0
 
-        def done(result: Any) -> None:
+        def done(told: Any) -> None:
             feeder.in_flight.remove(key)
+            result, counted = told
             failed, words, seconds, left = result
+            feeder.meter.count("hand_overs_total", "failed" if failed else "done")
             einfo = _error_info(words) if failed else None
             _each(
                 requests, lambda r: r.on_success(result[:3]) if einfo is None else r.on_failure(einfo, return_ok=True)
             )
-            feeder.done(len(ids), len(requests), seconds)
+            feeder.done(len(ids), len(requests), seconds, counted)
             if left:
                 feeder.left(left)
 
         def lost(einfo: ExceptionInfo) -> None:
             feeder.in_flight.remove(key)
+            feeder.meter.count("hand_overs_total", "lost")
             feeder.lost(ids, _reason(einfo), child_pid)
             _each(requests, lambda r: r.on_failure(einfo))
 
@@ -232,7 +248,7 @@ class HandOver:
             _each(requests, lambda r: r.on_accepted(pid, at))  # also acknowledges: now the ledger answers for the jobs
 
         result = pool.apply_async(
-            child.run_ids,
+            child.run_and_report,
             args=(parcels[0].model, parcels[0].version, ids),
             accept_callback=accepted,
             callback=done,

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 
@@ -20,6 +21,7 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker.children import Children
 from forebay.worker.feeder import InFlight
+from forebay.worker.meter import Meter
 from forebay.worker.sweeper import Sweeper
 
 log = structlog.get_logger()
@@ -56,6 +58,8 @@ class Housekeeper:
         ]
         self._started = store.ledger.now()
         self.in_flight: InFlight | None = None
+        self.meter = Meter(settings.device)
+        self.turned_at = time.monotonic()  # when the heartbeat last came round
         self.each_sweep: Callable[[], object] = lambda: None
 
     def start(self) -> None:
@@ -87,13 +91,15 @@ class Housekeeper:
     def _beat(self) -> None:
         settings, started = self._settings, time.monotonic()
         held = self.in_flight.ids() if self.in_flight else []
+        stats = self._statistics()
         renewed = not held or self._try("renew", lambda: self._renew(held))
         said = self._try(
             "beat",
             lambda: self._workers.beat(
-                settings.worker_name, socket.gethostname(), settings.device, self._queues, self._started
+                settings.worker_name, socket.gethostname(), settings.device, self._queues, self._started, stats
             ),
         )
+        self.turned_at = time.monotonic()
         if renewed and said:
             self._steadiness.beaten(started, time.monotonic())
 
@@ -112,14 +118,34 @@ class Housekeeper:
                 report()
             except queue.Empty:
                 if time.monotonic() < next_sweep:
-                    self._try("send_due", self._sweeper.send_due)
+                    self._try("send_due", self._send_due)
                     continue
-                self._try("sweep", lambda: self._sweeper.once(judge=self._steadiness.holds(time.monotonic())))
+                self._try("sweep", self._sweep)
                 self._try("forget", lambda: self._workers.forget(FORGET_AFTER_S))
                 self._try("listen", self.each_sweep)
                 next_sweep = time.monotonic() + self._settings.sweep_s
 
+    def _sweep(self) -> None:
+        for action, jobs in asdict(self._sweeper.once(judge=self._steadiness.holds(time.monotonic()))).items():
+            self.meter.count("sweeper_jobs_total", action, by=jobs)
+
+    def _send_due(self) -> None:
+        self.meter.count("sweeper_jobs_total", "due", by=self._sweeper.send_due())
+
+    def _statistics(self) -> str:
+        try:
+            return self.meter.as_json()
+        except Exception:  # figures that cannot be had must not keep a worker from saying that it lives
+            log.exception("housekeeping_failed", what="statistics", worker=self._settings.worker_name)
+            return "{}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether both threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def _report_lost(self, ids: list[str], reason: str, pid: int) -> None:
+        self.meter.count("child_deaths_total")
         death = self._children.death(pid, reason)
         tell = self._sweeper.given_up if death.given_up else self._sweeper.lost
         if not self._try("lost", lambda: tell(ids, self._settings.worker_name, death.evidence)):
@@ -138,6 +164,7 @@ class Housekeeper:
             log.exception("housekeeping_failed", what=what, worker=self._settings.worker_name)
         else:
             return True
+        self.meter.count("housekeeping_failures_total", what)
         return False
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -31,6 +31,7 @@ from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
 from forebay.worker.patience import wait_out
 from forebay.worker.stops import Stops
+from forebay.worker.tally import Tally
 from forebay.worker.work import Item, Work
 
 log = structlog.get_logger()
@@ -90,6 +91,7 @@ class Runner:
         load_timeout_s: float,
         patience_s: float,
         queues: Sequence[str] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         """`queues` are those that this worker serves, None when it may claim from any."""
         self._store = store
@@ -100,6 +102,8 @@ class Runner:
         self._announcer = announcer
         self._worker = worker
         self._lease_s = lease_s
+        self._tally = tally or Tally()
+        self._claimed_at = 0.0
         self._queues = queues
         self._stops = Stops(store, worker)
         self._board = board
@@ -112,6 +116,10 @@ class Runner:
         """Load a version now, so that its first job need not wait for it."""
         self._loaded(model, version)
 
+    def report(self) -> dict[str, Any]:
+        """What was counted since this was last called, and what the cache holds: Statistics as a dict."""
+        return self._tally.take(self._cache.sizes(), self._cache.budget)
+
     def run(self, ids: Sequence[str]) -> Summary:
         """Run those of the jobs that can be claimed; each ends in the ledger, or keeps its lease if this process dies.
 
@@ -123,6 +131,7 @@ class Runner:
                 return total + Summary(left=tuple(ids[start:]))
             part = ids[start : start + CLAIM_AT_ONCE]
             claimed = self._wait_out(partial(self._store.claim, part, self._worker, self._lease_s, self._queues))
+            self._claimed_at = time.perf_counter()
             self._stops.claimed(claimed)
             total += Summary(unclaimed=len(part) - len(claimed))
             by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
@@ -136,6 +145,7 @@ class Runner:
         if self._board.stopping:
             return self._give_back(claimed)
         started = time.perf_counter()
+        self._tally.waited((model, version), [job.waited_s for job in claimed if job.attempt == 1])
         try:
             loaded = self._loaded(model, version)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises, these jobs cannot run here
@@ -199,13 +209,11 @@ class Runner:
             batches = list(cut(left, limit, key=Item.key, alone=Item.alone, cost=cost, max_cost=spec.max_batch_tokens))
             left = []
             rows = [[item.row for item in batch] for batch in batches]
-            results = outputs(model, rows, partial(self._limits.too_large, spec))
-            for number, (batch, result) in enumerate(zip(batches, results, strict=True), start=1):
-                pairs = zip(batch, result, strict=True)
-                yield (
-                    [item.work for item, output in pairs if item.work.take(item.i, output, loaded)],
-                    _size(batch, cost),
-                )
+            results = _timed(outputs(model, rows, partial(self._too_large, spec)))
+            for number, (batch, (result, seconds)) in enumerate(zip(batches, results, strict=True), start=1):
+                pairs, size = zip(batch, result, strict=True), _size(batch, cost)
+                self._tally.ran((spec.name, spec.version), size.rows, seconds, size.tokens, size.padded)
+                yield [item.work for item, output in pairs if item.work.take(item.i, output, loaded)], size
                 self._limits.fitted(spec, len(batch))
                 if self._board.stopping:
                     return
@@ -240,6 +248,10 @@ class Runner:
         """Results in hand are worth some patience."""
         return wait_out(action, self._patience_s)
 
+    def _too_large(self, spec: ModelVersion, rows: int) -> None:
+        self._tally.out_of_memory((spec.name, spec.version))
+        self._limits.too_large(spec, rows)
+
     def _finish(self, works: Sequence[Work]) -> Summary:
         outcomes = [work.outcome(self._payloads) for work in works]
         finished = [o for o in outcomes if isinstance(o, Finished)]
@@ -253,12 +265,17 @@ class Runner:
                 longest_s=round(max(o.delay_s for o in later), 1),
             )  # fmt: skip
         self._note_lost(outcomes, {*queued, *(job.id for job in (*ended, *canceled))})
-        return _summary(finished, ended, len(queued), len(canceled), len(outcomes))
+        summary = _summary(finished, ended, len(queued), len(canceled), len(outcomes))
+        of, took = works[0].job, time.perf_counter() - self._claimed_at
+        counts = {"succeeded": summary.succeeded, "failed": summary.failed, "stopped": summary.stopped}
+        self._tally.ended((of.model, of.version), counts, took, postponed=summary.postponed, refused=summary.dropped)
+        return summary
 
     def _note_lost(self, outcomes: Sequence[Finished | Postponed], written: set[str]) -> None:
-        lost = [o.id for o in outcomes if o.id not in written]
+        lost = {o.id: o.attempt for o in outcomes if o.id not in written}
         if lost:
-            log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=lost[0])
+            log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=next(iter(lost)))
+            self._wait_out(partial(self._store.refused, lost, self._worker))
 
 
 def _summary(finished: Sequence[Finished], ended: Sequence[Ended], postponed: int, canceled: int, of: int) -> Summary:
@@ -272,6 +289,17 @@ def _summary(finished: Sequence[Finished], ended: Sequence[Ended], postponed: in
         postponed=postponed,
         dropped=of - len(ended) - canceled - postponed,
     )
+
+
+def _timed(results: Iterator[list[Any]]) -> Iterator[tuple[list[Any], float]]:
+    """Each batch's outputs with the seconds they took to come."""
+    while True:
+        started = time.perf_counter()
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        yield result, time.perf_counter() - started
 
 
 def _size(batch: Sequence[Item], cost: object) -> Summary:

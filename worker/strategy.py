@@ -55,6 +55,7 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
             callback(request)
 
     consumer.hub.call_repeatedly(CHECK_CHILDREN_S, consumer.pool.maintain_pool)  # until the next reconnect
+    consumer.hub.call_repeatedly(CHECK_CHILDREN_S, app.forebay_turned, consumer.pool)
     feeder.attach(consumer)
     return handler
 

@@ -37,6 +37,7 @@ class Charge:
     name: str
     device: str
     queues: list[str]
+    metrics_port: int = 0
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     deaths: int = 0
@@ -55,7 +56,10 @@ class Supervisor:
         self._settings = settings
         self._concurrency = concurrency
         self._stop = threading.Event()
-        self._charges = [Charge(name, device, names) for name, device, names in _named(settings, plan(specs, gpus))]
+        self._charges = [
+            Charge(name, device, names, settings.metrics_port and settings.metrics_port + i)
+            for i, (name, device, names) in enumerate(_named(settings, plan(specs, gpus)))
+        ]
 
     def run(self) -> int:
         """Start all, watch, and return 0 after a stop; 1 when a worker had to be killed."""
@@ -87,6 +91,7 @@ class Supervisor:
             "FOREBAY_DEVICE": charge.device,
             "FOREBAY_WORKER_NAME": charge.name,
             "FOREBAY_TORCH_THREADS": str(threads),
+            "FOREBAY_METRICS_PORT": str(charge.metrics_port),
         }
         # OMP_NUM_THREADS before torch is imported: set_num_threads alone leaves its pool at the number of cores.
         env = self._settings.child_environment(**own, OMP_NUM_THREADS=str(threads))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
+from forebay.contract.history import JobEvent
 from forebay.contract.job import JobInfo, JobState
 from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
 from forebay.producer.cli.output import (
@@ -79,12 +80,29 @@ def list_(
             say(f"for older ones add --before {found[-1].id}")
 
 
-@jobs_app.command(epilog=examples("forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5"))
+@jobs_app.command(
+    epilog=examples(
+        "forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5",
+        "forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5 --logs",
+    )
+)
 @clear_errors()
-def show(id: Id, home: Home = None, as_json: Json = False) -> None:
-    """Show one job: its state, times, attempts and error."""
+def show(
+    id: Id,
+    logs: Annotated[
+        bool, typer.Option("--logs", help="What happened to it, line by line: who claimed it, what was lost and why.")
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show one job: its state, times, attempts and error, or with --logs the story of all its attempts."""
     with open_client(home) as client:
-        info = client.job(id).info()
+        job = client.job(id)
+        if logs:
+            events = job.logs()
+            print_json(events) if as_json else _print_events(events)
+            return
+        info = job.info()
     print_json(info) if as_json else _show(info)
 
 
@@ -244,6 +262,14 @@ def _print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
         print_table(("ID", "STATE", "NOTE"), rows)
     else:
         print_table(("ID", "STATE"), [row[:2] for row in rows])
+
+
+def _print_events(events: Sequence[JobEvent]) -> None:
+    rows = [
+        (e.at.isoformat(timespec="milliseconds"), e.event, e.attempt, e.worker, " ".join(e.message.split()))
+        for e in events
+    ]
+    print_table(("TIME", "EVENT", "ATTEMPT", "WORKER", "NOTE"), rows, right=("ATTEMPT",))
 
 
 def _print_jobs(jobs: Sequence[JobInfo]) -> None:

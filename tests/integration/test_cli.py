@@ -406,6 +406,19 @@ def test_a_failed_job_is_shown_with_its_error(shell: Shell) -> None:
     assert shell.json("jobs", "show", id, "--json")["error"] == {"type": "ValueError", "message": "two\nlines"}
 
 
+def test_a_jobs_lines_tell_its_attempts(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.end(id, error=JobError("ValueError", "two\nlines"))
+    shell.out("jobs", "retry", id)
+    table = [line.split()[1:] for line in shell.out("jobs", "show", id, "--logs").splitlines()]
+    assert [row[0] for row in table] == ["EVENT", "queued", "claimed", "failed", "retried"]
+    assert table[3][-3:] == ["ValueError:", "two", "lines"]
+    events = shell.json("jobs", "show", id, "--logs", "--json")
+    assert [event["event"] for event in events] == ["queued", "claimed", "failed", "retried"]
+    assert events[2]["message"] == "ValueError: two\nlines"
+
+
 def test_a_dead_childs_last_lines_are_shown_as_lines(shell: Shell) -> None:
     shell.register()
     id = shell.submit()

@@ -179,8 +179,7 @@ def restart_postgres(house: House, postgres: PostgresServer, how: signal.Signals
     postgres.restart(how)
     assert ended(jobs) == {"succeeded": 200}  # this client waits across the outage
     assert house.workers[0].alive
-    if how == signal.SIGINT:  # an immediate stop forgets the claims of the last moments: those jobs are claimed afresh
-        assert_each_ran_once(house, jobs, first)
+    assert_each_ran_once(house, jobs, first)
 
 
 @contextmanager

@@ -199,9 +199,12 @@ def test_the_life_of_a_job_tells_of_the_attempt_that_was_lost(site: Site, scene:
     page = re.sub(r"<[^>]+>|\s+", " ", site.text(f"/jobs/{scene.interesting[JobState.FAILED]}"))
     order = [
         "Submitted",
-        "1 earlier attempt ended",
+        "Attempt 1 began",
+        "on cpu@cedar",
+        "Attempt 1 was lost",
         "signal 9",
-        "Attempt 2 of 3 began",
+        "Queued again",
+        "Attempt 2 began",
         "on cpu@birch",
         "Failed",
         "after 1.2 s",
@@ -225,6 +228,16 @@ def test_the_overview_counts_what_the_ledger_holds(site: Site, scene: Scene) -> 
     assert "gpu0@atlas, gpu1@atlas" in page
     assert "cpu@cedar" not in page
     assert "cpu@cedar" in site.text("/devices")
+
+
+def test_a_device_shows_its_memory_its_models_and_how_full_its_batches_are(site: Site) -> None:
+    page = re.sub(r"<[^>]+>|\s+", " ", site.text("/devices"))
+    page = re.sub(r" +", " ", page[page.index("gpu0@atlas") :])
+    for words in (
+        "18 GiB of 80 GiB", "71.0 %", "minilm/1 86.78 MiB", "of at most 68 GiB; 3 loaded, 1 dropped",
+        "Rows in a batch", "17 to 32 40", "Padding in a batch", "up to 10 % 30", "2.5 GiB of memory, 1.3 cores",
+    ):  # fmt: skip
+        assert words in page, words
 
 
 def test_a_fragment_is_the_changing_part_alone(site: Site) -> None:

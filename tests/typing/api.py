@@ -15,6 +15,7 @@ from forebay import (
     InvalidInput,
     Job,
     JobCanceled,
+    JobEvent,
     JobExpired,
     JobFailed,
     JobInfo,
@@ -85,6 +86,7 @@ def wrong_types(client: Client) -> None:
 def handles(client: Client, job: Job) -> None:
     assert_type(job.id, str)
     assert_type(job.info(), JobInfo)
+    assert_type(job.logs(), list[JobEvent])
     assert_type(job.state, JobState)
     assert_type(job.done(), bool)
     assert_type(job.wait(), bool)

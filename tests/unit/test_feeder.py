@@ -45,7 +45,7 @@ class FakePool:
         return object()
 
     def end(self, number: int, seconds: float = 0.1, failed: bool = False) -> None:
-        self.jobs[number]["callback"]((failed, "words", seconds, []))
+        self.jobs[number]["callback"](((failed, "words", seconds, []), {}))
 
 
 class FakeConsumer:
