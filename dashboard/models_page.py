@@ -20,12 +20,13 @@ MOST_NAMES = 200
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One version: what is registered, jobs running now, jobs that ended in the last day, rows that fit by device."""
+    """One version: what is registered, jobs running now and ended in the last day, rows that fit by device, bytes by worker."""
 
     model: ModelVersion
     running: int
     ended: Mapping[JobState, int]
     ceilings: Mapping[str, int]
+    loaded: Mapping[str, float]
 
 
 class ModelsPage(Page):
@@ -38,7 +39,7 @@ class ModelsPage(Page):
         wanted = self.get_query_argument("name", "").strip()
         trends, day = self.application.trends, WINDOWS["day"]
         rows, trend = await asyncio.gather(
-            self.ledger.ask("models", _versions, fresh_s=5),
+            self.ledger.ask("models", lambda ears: _versions(ears, 3 * self.forebay.heartbeat_s), fresh_s=5),
             self.ledger.ask(("trend", day.name), lambda ears: trends.read(ears.overview, day), day.fresh_s),
         )
         groups = by_name(rows.value, trend.value, wanted) if rows.value is not None else None
@@ -48,21 +49,39 @@ class ModelsPage(Page):
         )  # fmt: skip
 
 
-Versions = tuple[list[ModelVersion], Mapping[tuple[str, int], int], Mapping[tuple[str, int], Mapping[str, int]]]
+Versions = tuple[
+    list[ModelVersion],
+    Mapping[tuple[str, int], int],
+    Mapping[tuple[str, int], Mapping[str, int]],
+    Mapping[tuple[str, str], Mapping[str, float]],
+]
 
 
-def _versions(ears: Ears) -> Versions:
-    return ears.models.versions(), ears.overview.running_by_model(), ears.overview.ceilings()
+def _versions(ears: Ears, alive_s: float) -> Versions:
+    return ears.models.versions(), ears.overview.running_by_model(), ears.overview.ceilings(), _loaded(ears, alive_s)
+
+
+def _loaded(ears: Ears, alive_s: float) -> Mapping[tuple[str, str], Mapping[str, float]]:
+    """By name and version, as statistics have them: what it takes up on each living worker that holds it, in bytes."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for report in ears.workers.reports():
+        for (name, version), size in report.statistics.gauges.get("model_bytes", {}).items():
+            if size and report.age_s <= alive_s:
+                found.setdefault((name, version), {})[report.info.name] = size
+    return found
 
 
 def by_name(versions: Versions, trend: Trend | None, wanted: str = "") -> list[tuple[str, list[VersionRow]]]:
     """The versions of each name, the newest first."""
-    models, running, ceilings = versions
+    models, running, ceilings, loaded = versions
     ended: Mapping[tuple[str, int], Mapping[JobState, int]] = trend.by_model if trend else {}
     found = []
     for name, group in groupby((m for m in models if wanted.lower() in m.name.lower()), key=lambda m: m.name):
         keys = [(m, (m.name, m.version)) for m in group]
-        rows = [VersionRow(m, running.get(k, 0), ended.get(k, {}), ceilings.get(k, {})) for m, k in keys]
+        rows = [
+            VersionRow(m, running.get(k, 0), ended.get(k, {}), ceilings.get(k, {}), loaded.get((k[0], str(k[1])), {}))
+            for m, k in keys
+        ]
         found.append((name, rows[::-1]))
     return found
 

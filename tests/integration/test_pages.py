@@ -240,6 +240,10 @@ def test_a_device_shows_its_memory_its_models_and_how_full_its_batches_are(site:
         assert words in page, words
 
 
+def test_a_model_shows_which_workers_hold_it(site: Site) -> None:
+    assert "gpu0@atlas (86.78 MiB)" in site.text("/models")
+
+
 def test_a_fragment_is_the_changing_part_alone(site: Site) -> None:
     fragment = site.text("/jobs?fragment=1&state=failed")
     assert "<html" not in fragment
