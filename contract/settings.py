@@ -55,6 +55,7 @@ class Settings:
     dashboard_port: int
     metrics_host: str
     metrics_port: int
+    operators: tuple[str, ...]
     log_level: str
 
     @classmethod
@@ -324,6 +325,13 @@ TABLE: dict[str, Setting] = {
         _whole(0, 65535),
         lambda _: 0,
         "port of the first worker's, the next worker takes the next one; 0: none",
+    ),
+    "operators": Setting(
+        "FOREBAY_OPERATORS",
+        _names,
+        lambda _: (),
+        "who of the dashboard's users may cancel and retry jobs",
+        _show_names,
     ),
     "log_level": Setting(
         "FOREBAY_LOG_LEVEL", _choice("debug", "info", "warning", "error"), lambda _: "info", "log level"

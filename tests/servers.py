@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg
+import pytest
 import redis
 from waiting import wait_until
 
@@ -24,6 +26,13 @@ PROGRAMS = Path("/usr/lib/postgresql")
 
 class ServerFailed(Exception):
     """A server did not come up; the text is what it said."""
+
+
+def do_without(reason: str) -> NoReturn:
+    """Skip for want of a program at home; where CI is set, it must be there."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def free_port() -> int:
