@@ -53,9 +53,9 @@ class Settings:
     allowed_python_models: tuple[str, ...]
     dashboard_host: str
     dashboard_port: int
-    operators: tuple[str, ...]
     metrics_host: str
     metrics_port: int
+    operators: tuple[str, ...]
     log_level: str
 
     @classmethod

@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 FRESH_S = 5.0
 REST = 20  # an answer is kept this many times as long as it took: a slow ledger is asked less often
+LIMIT_S = 10.0  # what takes the ledger longer is given up
 SILENT = 3  # heartbeats that a worker may miss before it counts as down
 Values = dict[str, dict[Labels, float]]
 
@@ -65,7 +66,7 @@ class LedgerMetrics:
     def _open(self) -> Ledger:
         with self._opening:
             if self._ledger is None:
-                self._ledger = Ledger(self._settings.database)
+                self._ledger = Ledger(self._settings.database, statement_limit_s=LIMIT_S)
             return self._ledger
 
     def _read(self) -> bytes:

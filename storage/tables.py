@@ -95,14 +95,6 @@ jobs = Table(
         sqlite_where=text("finished_at IS NOT NULL"),
         postgresql_where=text("finished_at IS NOT NULL"),
     ),
-    # The dashboard's lists of them: jobs that end well, nearly all, cost this index nothing.
-    Index(
-        "ix_jobs_ended_badly",
-        "state",
-        "id",
-        sqlite_where=text("state IN ('failed', 'canceled', 'expired')"),
-        postgresql_where=text("state IN ('failed', 'canceled', 'expired')"),
-    ),
     # The jobs of a model, newest first, however many others there are.
     Index("ix_jobs_model", "model", "id", "version"),
     # Batches and training runs are few among millions of predictions, which cost this index nothing.
@@ -119,6 +111,14 @@ jobs = Table(
         "id",
         sqlite_where=text("metadata <> '{}'"),
         postgresql_where=text("metadata <> '{}'"),
+    ),
+    # The dashboard's lists of them: jobs that end well, nearly all, cost this index nothing.
+    Index(
+        "ix_jobs_ended_badly",
+        "state",
+        "id",
+        sqlite_where=text("state IN ('failed', 'canceled', 'expired')"),
+        postgresql_where=text("state IN ('failed', 'canceled', 'expired')"),
     ),
     # Both are nearly empty: only jobs that wait after a transient error, and running ones that are to stop.
     Index(

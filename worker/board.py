@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import mmap
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -17,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 MEET_S = 10  # for a parent that is slow to answer
 SIZE = mmap.PAGESIZE
@@ -118,6 +121,31 @@ class Watched:
 def meeting_place(parent: int) -> Path:
     """The socket on which a parent meets its children. A socket's path must be short, so it lies in no user's folder."""
     return Path(tempfile.gettempdir()) / f"forebay-{os.getuid()}-{parent}" / "children"
+
+
+def remove_left_places() -> None:
+    """Remove the meeting places of parents that were killed: they could not."""
+    ours = meeting_place(os.getpid()).parent
+    stem = ours.name.removesuffix(str(os.getpid()))
+    for folder in ours.parent.glob(f"{stem}*"):
+        number = folder.name.removeprefix(stem)
+        if number.isdecimal() and not psutil.pid_exists(int(number)) and not _is_met_at(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_met_at(folder: Path) -> bool:
+    """Whether somebody listens there all the same: another container's process has its number there, not here."""
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            return True  # nobody's that we know
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(MEET_S)
+            probe.connect(str(folder / "children"))
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def meet_parent() -> Board:

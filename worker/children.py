@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from forebay.contract.settings import Settings, mask_password
-from forebay.worker.board import SIZE, Board, meeting_place
+from forebay.worker.board import SIZE, Board, meeting_place, remove_left_places
 
 log = structlog.get_logger()
 
@@ -75,6 +75,7 @@ class Children:
 
     def start(self) -> None:
         """Be there before the first child looks for its parent."""
+        remove_left_places()
         try:
             self._listen()
         except OSError as error:

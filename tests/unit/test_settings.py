@@ -53,13 +53,13 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     ],
     "dashboard_host": [("0.0.0.0", '"0.0.0.0"', "0.0.0.0"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],  # noqa: S104
     "dashboard_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],
+    "metrics_host": [("0.0.0.0", '"0.0.0.0"', "0.0.0.0"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],  # noqa: S104
+    "metrics_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],
     "operators": [
         ("ada, bob", '["ada", "bob"]', ("ada", "bob")),
         ("c@d.example", '"c@d.example"', ("c@d.example",)),
         (",", "[]", ()),
     ],
-    "metrics_host": [("0.0.0.0", '"0.0.0.0"', "0.0.0.0"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],  # noqa: S104
-    "metrics_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],
     "log_level": [("DEBUG", '"DEBUG"', "debug"), ("error", '"error"', "error"), ("warning", '"warning"', "warning")],
 }
 

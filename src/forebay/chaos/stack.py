@@ -27,6 +27,7 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
 from forebay.valkey import Valkey
+from forebay.worker.board import remove_left_places
 
 log = structlog.get_logger()
 
@@ -168,6 +169,7 @@ class Stack:
     def stop(self) -> None:
         """End everything that still runs, the servers last."""
         self.kill_workers()
+        remove_left_places()
         for tree in self.trees:
             tree.log.close()
         if self._ledger is not None:
