@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from forebay.contract import codec
+from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import (
     ForebayError,
     InvalidInput,
@@ -21,7 +22,7 @@ from forebay.contract.errors import (
     LedgerUnavailable,
     ResultTimeout,
 )
-from forebay.contract.job import JobInfo, JobState
+from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.storage.records import Outcome
 
@@ -62,17 +63,28 @@ class Job:
     def wait(self, timeout: float | None = None, progress: bool = False) -> bool:
         """Wait until the job has ended; False when it has not within `timeout` seconds. Draws a bar with `progress`."""
         if progress:
-            from forebay.producer.progress import watch
+            from forebay.producer.progress import watch, watch_batch
 
-            return watch([self], timeout)
+            return watch_batch(self, timeout) if self.info().kind is JobKind.BATCH else watch([self], timeout)
         try:
             self._ended(timeout)
         except ResultTimeout:
             return False
         return True
 
+    @property
+    def progress(self) -> BatchProgress:
+        """How far a batch job is: rows, shards, rows/s, the time that is left."""
+        return self._client._batches.progress(self.id)
+
+    @property
+    def request_counts(self) -> dict[str, int]:
+        """A batch job's rows: total (planned so far), completed and failed."""
+        return self.progress.request_counts
+
     def result(self, timeout: float | None = None) -> Any:
-        """The job's result: the output's value, or `{name: value}` for several outputs; arrays as NumPy arrays.
+        """The job's result: the output's value, or `{name: value}` for several outputs; arrays as NumPy arrays. A batch job's
+        is the manifest of its output, with the counts of its rows.
 
         Waits up to `timeout` seconds (None: for ever). JobFailed, JobCanceled or JobExpired say how else it ended;
         ResultTimeout that it has not: the job goes on, and `result` may be called again.
@@ -97,7 +109,8 @@ class Job:
         return None
 
     def cancel(self) -> JobState:
-        """Cancel the job if it still waits; the state it is in afterwards says whether it did."""
+        """Cancel the job if it still waits, a batch also while it runs; the state it is in afterwards says whether it did."""
+        self._client._batches.cancel([self.id])
         self._client._store.cancel([self.id])
         return self.state
 

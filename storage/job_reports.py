@@ -27,7 +27,8 @@ WHERE id {{ids}} AND state IN ({FINAL_STATES})"""
 STATES = "SELECT id, state FROM jobs WHERE id {ids}"
 COUNTS = "SELECT state, count(*) FROM jobs WHERE {where} GROUP BY state"
 DEPTHS = """
-SELECT queue, state, count(*), min(created_at) FROM jobs WHERE state IN ('queued', 'running') GROUP BY queue, state"""
+SELECT queue, state, count(*), min(created_at) FROM jobs WHERE state IN ('queued', 'running') AND kind <> 'batch'
+GROUP BY queue, state"""
 QUEUES_WAITING = "SELECT DISTINCT queue FROM jobs WHERE state = 'queued' AND sent_at < :before"
 
 

@@ -31,7 +31,8 @@ def _becomes(transition: Transition) -> str:
 
 # `attempt` only ever grows, so a zombie's number never comes up again; `uncounted` of them do not count against the limit.
 COUNTED = "attempt - uncounted"
-TICKET = f"id, model, version, queue, priority, {COUNTED}"
+# Batches and shards travel alone, each as long as many jobs, like jobs that were tried before.
+TICKET = f"id, model, version, queue, priority, {COUNTED} + CASE WHEN kind IN ('batch', 'shard') THEN 1 ELSE 0 END"
 ERROR_TYPE_LENGTH = 200
 NO_LEASE = "worker = NULL, lease_until = NULL"
 END_LEASE = "lease_until = NULL, finished_at = :now"
@@ -116,6 +117,7 @@ BY_KEY = "SELECT idempotency_key, id, request_hash FROM jobs WHERE idempotency_k
 PURGE = """
 DELETE FROM jobs WHERE id IN (
     SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'canceled', 'expired') AND finished_at < :before
+    AND (parent_id IS NULL OR NOT EXISTS (SELECT 1 FROM jobs AS batch WHERE batch.id = jobs.parent_id))
     LIMIT :limit {skip_locked})"""
 
 

@@ -110,3 +110,16 @@ class Heavy(Doubler):
 
     def nbytes(self) -> int:
         return 1000
+
+
+class Slowly:
+    """Twice the first number of each vector, a little after it was asked; a row with the number in `poison` kills."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        while Path(HOLD).exists():
+            threading.Event().wait(0.01)
+        _write([int(row["x"][0]) for row in rows if row["x"].any()])  # a warm-up's row is all zeros
+        threading.Event().wait(0.02)
+        if any(row["x"][0] < 0 for row in rows):
+            raise ValueError("a negative number")
+        return [{"y": np.float32(2 * row["x"][0])} for row in rows]

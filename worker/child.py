@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import psutil
 import structlog
 
-from forebay.contract.celery_app import connect_redis
+from forebay.contract.celery_app import connect_redis, make_app
+from forebay.contract.dispatch import Dispatcher
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
+from forebay.storage.batches import BatchStore
 from forebay.storage.blobs import BlobStore
 from forebay.storage.ceilings import Ceilings
+from forebay.storage.datasets import require_pyarrow
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
@@ -26,7 +30,10 @@ from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
-from forebay.worker.runner import Runner
+from forebay.worker.runner import Load, Runner
+
+if TYPE_CHECKING:
+    from forebay.worker.batches.shards import ShardRunner
 
 log = structlog.get_logger()
 
@@ -61,6 +68,7 @@ def start() -> None:
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
+        make_shards=lambda load: _shard_runner(settings, ledger, load),
     )
     log.info(
         "child_ready",
@@ -84,6 +92,19 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
         return True, f"{type(error).__name__}: {error}", time.monotonic() - started
+
+
+def _shard_runner(settings: Settings, ledger: Ledger, load: Load) -> ShardRunner:
+    """What runs batch jobs; MissingExtra without pyarrow."""
+    require_pyarrow()
+    from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.batches.tender import Tender
+
+    store, registry, broker = BatchStore(ledger), ModelRegistry(ledger), connect_redis(settings)
+    payloads, dispatcher = Payloads(BlobStore(settings.blobs), settings), Dispatcher(make_app(settings))
+    tender = Tender(store, registry, payloads, dispatcher, Announcer(broker), broker)
+    limits = Limits(Ceilings(ledger, device_kind(settings.device)))
+    return ShardRunner(store, tender, registry, limits, load, settings.worker_name, settings.lease_s)
 
 
 def device_kind(device: str) -> str:

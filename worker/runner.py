@@ -8,19 +8,22 @@ ledger, the model cache and the announcer; nothing of Celery.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import structlog
 
+from forebay.contract.errors import MissingExtra
+from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.storage.jobs import JobStore
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob
+from forebay.storage.records import ClaimedJob, Finished
 from forebay.worker.announcer import Announcer
 from forebay.worker.batcher import cut
 from forebay.worker.forward import outputs
@@ -28,7 +31,12 @@ from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
 from forebay.worker.work import Item, Work
 
+if TYPE_CHECKING:
+    from forebay.worker.batches.shards import ShardRunner
+
 log = structlog.get_logger()
+
+Load = Callable[[str, int], LoadedModel]
 
 CLAIM_AT_ONCE = 256
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
@@ -74,7 +82,9 @@ class Runner:
         announcer: Announcer,
         worker: str,
         lease_s: float,
+        make_shards: Callable[[Load], ShardRunner],
     ) -> None:
+        self._make_shards = make_shards
         self._store = store
         self._registry = registry
         self._payloads = payloads
@@ -101,11 +111,29 @@ class Runner:
             claimed = self._store.claim(part, self._worker, self._lease_s)
             total += Summary(unclaimed=len(part) - len(claimed))
             by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
-            for job in claimed:
+            shards = [job for job in claimed if job.kind in (JobKind.BATCH, JobKind.SHARD)]
+            for job in (job for job in claimed if job.kind is JobKind.PREDICT):
                 by_model.setdefault((job.model, job.version), []).append(job)
             for (model, version), jobs in by_model.items():
                 total += self._run_claimed(model, version, jobs)
+            if shards:
+                total += self._run_shards(shards)
         return total
+
+    @cached_property
+    def _shards(self) -> ShardRunner:
+        """Made when the first batch job comes: it needs pyarrow, which other workers may do without."""
+        return self._make_shards(self._loaded)
+
+    def _run_shards(self, claimed: list[ClaimedJob]) -> Summary:
+        try:
+            ran = self._shards.run(claimed)
+        except MissingExtra as error:
+            failed = JobError("MissingExtra", str(error))
+            ended = self._store.finish([Finished(job.id, job.attempt, error=failed) for job in claimed])
+            self._announcer.announce(ended)
+            return Summary(failed=len(ended))
+        return Summary(succeeded=ran.succeeded, failed=ran.failed, dropped=ran.dropped, rows=ran.rows)
 
     def _run_claimed(self, model: str, version: int, claimed: list[ClaimedJob]) -> Summary:
         started = time.perf_counter()

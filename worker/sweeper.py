@@ -15,6 +15,7 @@ from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.messages import Ticket, redis_keys
 from forebay.contract.settings import Settings
+from forebay.storage.batches import BatchStore
 from forebay.storage.jobs import JobStore
 from forebay.worker.announcer import Announcer
 
@@ -39,6 +40,7 @@ class Sweeper:
         self, store: JobStore, dispatcher: Dispatcher, announcer: Announcer, broker: redis.Redis, settings: Settings
     ) -> None:
         self._store = store
+        self._batches = BatchStore(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
         self._redis = broker
@@ -50,6 +52,7 @@ class Sweeper:
         expired = self._store.expire()
         if freed:
             self.send(freed)
+        self.send(self._batches.wake(self._settings.resend_s))
         resent = self._resend()
         deleted = self._store.purge(self._settings.retention_s)
         self._announcer.announce([*failed, *expired])

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import ForebayError, IllegalTransition, ResultTimeout
-from forebay.contract.job import JobInfo, JobState
+from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.producer.cli.batch import progress_fields
 from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
 from forebay.producer.cli.output import (
     age,
@@ -17,6 +19,7 @@ from forebay.producer.cli.output import (
     exit_status,
     moment,
     pairs_text,
+    plain,
     print_fields,
     print_json,
     print_table,
@@ -79,8 +82,13 @@ def list_(
 def show(id: Id, home: Home = None, as_json: Json = False) -> None:
     """Show one job: its state, times, attempts and error."""
     with open_client(home) as client:
-        info = client.job(id).info()
-    print_json(info) if as_json else _show(info)
+        job = client.job(id)
+        info = job.info()
+        progress = job.progress if info.kind is JobKind.BATCH else None
+    if as_json:
+        print_json(info if progress is None else plain(info) | {"batch": plain(progress)})
+    else:
+        _show(info, progress)
 
 
 @jobs_app.command(
@@ -112,7 +120,7 @@ def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = F
 )
 @clear_errors()
 def cancel(ids: Ids, home: Home = None, as_json: Json = False) -> None:
-    """Cancel jobs that still wait, and say the state each is in. Exit status 1 when one is not canceled."""
+    """Cancel jobs that still wait, batches also while they run. Exit status 1 when one is not canceled."""
     with open_client(home) as client:
         states = [(job.id, job.cancel()) for job in _find(client, ids)]
     if as_json:
@@ -215,7 +223,7 @@ def _row(job: JobInfo, now: datetime) -> tuple[Any, ...]:
     )
 
 
-def _show(job: JobInfo) -> None:
+def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
     message = f" ({job.progress.message})" if job.progress.message else ""
     fields: dict[str, Any] = {
         "id": job.id,
@@ -236,4 +244,6 @@ def _show(job: JobInfo) -> None:
         "parent": job.parent_id,
         "metadata": pairs_text(job.metadata),
     }
+    if batch is not None:
+        fields = {k: v for k, v in fields.items() if k != "progress"} | progress_fields(batch)
     print_fields(fields)

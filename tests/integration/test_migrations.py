@@ -68,7 +68,8 @@ def test_indexes_have_the_names_columns_and_conditions_of_the_tables(ledger: Led
         twin.close()
     assert indexes(ledger) == declared
     assert set(declared) == {index.name for table in tables.metadata.tables.values() for index in table.indexes}
-    assert all(where not in ("", "None") for *_, where in declared.values()), "every index of ours is partial"
+    whole = {name for name, (*_, where) in declared.items() if where in ("", "None")}
+    assert whole == {"ix_shards_batch"}, "every other index of ours is partial"
 
 
 def test_primary_and_foreign_keys_are_those_of_the_tables(ledger: Ledger, twin_database: str) -> None:
@@ -83,7 +84,7 @@ def test_primary_and_foreign_keys_are_those_of_the_tables(ledger: Ledger, twin_d
 
 
 def test_an_upgrade_gives_the_revision_and_a_second_one_changes_nothing(ledger: Ledger) -> None:
-    assert current(ledger) == upgrade(ledger) == "0002"
+    assert current(ledger) == upgrade(ledger) == "0005"
     assert differences(ledger) == []
 
 
