@@ -123,3 +123,27 @@ class Slowly:
         if any(row["x"][0] < 0 for row in rows):
             raise ValueError("a negative number")
         return [{"y": np.float32(2 * row["x"][0])} for row in rows]
+
+
+class Total:
+    """The sum of a vector."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [{"total": np.float32(row["x"].sum())} for row in rows]
+
+
+class Shout:
+    """A text in capitals; counts letters, so that texts of like length share a batch."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [row["text"].upper() for row in rows]
+
+    def cost(self, row: Any) -> int:
+        return len(row["text"])
+
+
+class Brightness:
+    """The mean of an image's pixels."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [float(row["image"].mean()) for row in rows]

@@ -171,7 +171,7 @@ def _parse(text: bytes, head: Head, columns: Sequence[str]) -> tuple[pa.Table, d
     table = pacsv.read_csv(
         pa.BufferReader(text),
         pacsv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=list(head.names)),
-        pacsv.ParseOptions(head.delimiter, newlines_in_values=head.multiline, invalid_row_handler=refuse),
+        pacsv.ParseOptions(delimiter=head.delimiter, newlines_in_values=head.multiline, invalid_row_handler=refuse),
         pacsv.ConvertOptions(
             include_columns=list(columns),
             column_types=dict.fromkeys(columns, pa.string()),
