@@ -213,9 +213,9 @@ def demo(
 
 @app.command(rich_help_panel=RUN)
 def bench(
-    workloads: Annotated[str, typer.Option(help="Workloads, by comma: W1, W1s, W2, W4.")] = "W1,W1s,W2,W4",
+    workloads: Annotated[str, typer.Option(help="Workloads, by comma: W1, W1s, W2, W4, W3r, W3t.")] = "W1,W1s,W2,W4",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
-    jobs: Annotated[int | None, typer.Option(min=64, help="Jobs in a run.", show_default=False)] = None,
+    jobs: Annotated[int | None, typer.Option(min=64, help="Jobs, or rows, in a run.", show_default=False)] = None,
     docs: Annotated[Path | None, typer.Option(help="Write a table and a chart here.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
