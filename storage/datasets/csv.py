@@ -18,6 +18,7 @@ from forebay.contract.batch import InputFile
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.storage.datasets import lines
+from forebay.storage.datasets.inputs import others
 from forebay.storage.datasets.planning import Block
 from forebay.storage.datasets.sources import CHUNK_ROWS, Chunk, Sample, unreadable
 
@@ -135,7 +136,7 @@ def _chunks(start: int, data: bytes, head: Head, columns: Sequence[str]) -> Iter
     table, refused = _parse(text, head, columns) if good.any() else (None, {})
     places = np.flatnonzero(good)
     bad |= {int(places[i]): error for i, error in refused.items()}
-    kept = np.setdiff1d(np.arange(len(starts)), np.fromiter(bad, np.int64, len(bad)))
+    kept = others(len(starts), bad)
     where = start + starts
     for i in range(0, len(starts), CHUNK_ROWS):
         span = slice(i, min(i + CHUNK_ROWS, len(starts)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,11 +59,18 @@ def convert(chunk: Chunk, columns: Mapping[str, Sequence[str]], signature: Signa
     for name, given in columns.items():
         parts = [chunk.columns[column] for column in given]
         found[name] = _input(fields.get(name), parts, format, chunk.bad, bad)
-    good = np.setdiff1d(np.arange(len(chunk)), np.fromiter(bad, np.int64, len(bad)))
+    good = others(len(chunk), bad)
     if len(good) < len(chunk):
         found = {name: _picked(values, good) for name, values in found.items()}
     found = {name: _stacked(values, fields.get(name)) for name, values in found.items()}
     return Inputs(found, good, bad, bare=not fields and len(found) == 1)
+
+
+def others(count: int, but: Collection[int]) -> NDArray[np.int64]:
+    """The numbers below `count` that are not among `but`."""
+    stay = np.ones(count, bool)
+    stay[list(but)] = False
+    return np.flatnonzero(stay)
 
 
 def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) -> str | None:

@@ -101,7 +101,8 @@ class Part:
         column = rows.columns[name]
         if isinstance(column, pa.Array):
             array = column if len(ok) == len(column) else column.take(pa.array(ok))
-            return array.cast(self._types.setdefault(name, array.type), safe=False)
+            kind = self._types.setdefault(name, array.type)
+            return array if array.type == kind else array.cast(kind, safe=False)
         kind = KEPT[self._request.keep_types[name]]
         values = [None if isinstance(column[i], Exception) else column[i] for i in ok]
         return _tolerant(values, kind, ok, errors, f"column {shown(name)}")
@@ -126,7 +127,7 @@ class Part:
             kind = declared.get(name) or self._types.get(name)
             if isinstance(values, np.ndarray):
                 array = whole_array(values)
-                made[name] = array if kind is None else array.cast(kind)
+                made[name] = array if kind is None or array.type == kind else array.cast(kind)
                 self._types.setdefault(name, made[name].type)
             elif len(values):
                 kind = self._types.setdefault(name, kind or type_of(values[0]))

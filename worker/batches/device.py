@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import stack_key
-from forebay.storage.datasets.inputs import Inputs
+from forebay.storage.datasets.inputs import Inputs, others
 from forebay.storage.datasets.parts import Made
 from forebay.worker.batcher import cut
 from forebay.worker.forward import is_out_of_memory, outputs
@@ -37,7 +37,7 @@ def run(loaded: LoadedModel, inputs: Inputs, limits: Limits) -> Made:
     good, bad = inputs.good, dict(inputs.bad)
     if errors:
         bad |= {int(good[i]): error for i, error in errors.items()}
-        stay = np.setdiff1d(np.arange(len(good)), np.fromiter(errors, np.int64, len(errors)))
+        stay = others(len(good), errors)
         good = good[stay]
         found = [found[i] for i in stay] if isinstance(found, list) else {n: a[stay] for n, a in found.items()}
     return Made(good, found, bad)
@@ -46,7 +46,7 @@ def run(loaded: LoadedModel, inputs: Inputs, limits: Limits) -> Made:
 def _by_columns(
     loaded: LoadedModel, arrays: Arrays, limits: Limits
 ) -> tuple[dict[str, NDArray[Any]] | list[Any], dict[int, Exception]]:
-    """Outputs as arrays `(rows, *shape)`, zeros where a row has an error."""
+    """Outputs as arrays `(rows, *shape)`, with anything where a row has an error."""
     spec, made, errors = loaded.spec, {}, {}
     count, at = len(next(iter(arrays.values()))), 0
     while at < count:
@@ -58,7 +58,7 @@ def _by_columns(
                 continue
             for name, values in result.items():
                 if name not in made:
-                    made[name] = np.zeros((count, *values.shape[1:]), values.dtype)
+                    made[name] = np.empty((count, *values.shape[1:]), values.dtype)
                 made[name][start : start + len(values)] = values
         limits.fitted(spec, stop - at)
         at = stop
