@@ -101,7 +101,7 @@ def check_rows(request: BatchRequest, signature: Signature, file: InputFile) -> 
     chunk = next(islice(source.read(file, 0, rows, columns_read(request)), 1), None)
     if chunk is None:
         return None
-    tried = _first(chunk, TRIED_ROWS)
+    tried = chunk.part(0, TRIED_ROWS)
     inputs = convert(tried, request.columns, signature, request.format)
     if len(tried) and not len(inputs.good):
         i, error = min(inputs.bad.items())
@@ -140,8 +140,3 @@ _NAMES = {
     frozenset({int, float}): "double",
     frozenset({bool}): "bool",
 }
-
-
-def _first(chunk: Chunk, rows: int) -> Chunk:
-    bad = {i: error for i, error in chunk.bad.items() if i < rows}
-    return Chunk({name: column[:rows] for name, column in chunk.columns.items()}, chunk.where[:rows], bad)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from forebay.contract.batch import OPENAI, BatchRequest, Piece
 from forebay.storage.datasets.jsonl import CUSTOM_ID, URL
-from forebay.storage.datasets.sources import CHUNK_BYTES, CHUNK_ROWS, Chunk, Column, get_source
+from forebay.storage.datasets.reach import Reach
+from forebay.storage.datasets.sources import CHUNK_BYTES, CHUNK_ROWS, Chunk, Column, Source, get_source
 
 
 class Rows(Chunk):
@@ -41,23 +42,37 @@ def columns_read(request: BatchRequest) -> list[str]:
     return list(dict.fromkeys([*inputs, *request.keep, *own]))
 
 
-def read_pieces(request: BatchRequest, pieces: Sequence[Piece]) -> Iterator[Rows]:
-    """The rows of these pieces in order; InvalidInput or OSError when a file cannot be read."""
+def read_pieces(request: BatchRequest, reach: Reach, chunk_rows: int = CHUNK_ROWS) -> Iterator[Rows]:
+    """The rows within reach, in order, at most `chunk_rows` at once; InvalidInput or OSError when a file cannot be read."""
     source, columns = get_source(request.format), columns_read(request)
     held: list[tuple[int, Chunk]] = []
     rows = size = 0
-    for piece in pieces:
-        for chunk in source.read(request.files[piece.file], piece.first, piece.last, columns):
-            if held and (rows + len(chunk) > CHUNK_ROWS or not _alike(held[-1][1], chunk)):
-                yield Rows(held)
-                held, rows, size = [], 0, 0
-            held.append((piece.file, chunk))
-            rows, size = rows + len(chunk), size + _bytes(chunk)
-            if rows >= CHUNK_ROWS or size >= CHUNK_BYTES:
-                yield Rows(held)
-                held, rows, size = [], 0, 0
+    for piece, chunk in _chunks(request, source, columns, reach, chunk_rows):
+        if held and (rows + len(chunk) > chunk_rows or not _alike(held[-1][1], chunk)):
+            yield Rows(held)
+            held, rows, size = [], 0, 0
+        held.append((piece.file, chunk))
+        rows, size = rows + len(chunk), size + _bytes(chunk)
+        if rows >= chunk_rows or size >= CHUNK_BYTES:
+            yield Rows(held)
+            held, rows, size = [], 0, 0
     if held:
         yield Rows(held)
+
+
+def _chunks(
+    request: BatchRequest, source: Source, columns: Sequence[str], reach: Reach, chunk_rows: int
+) -> Iterator[tuple[Piece, Chunk]]:
+    number = 0
+    while (piece := reach.piece(number)) is not None:
+        read = source.read(request.files[piece.file], piece.first, piece.last, columns)
+        parts = (chunk.part(at, at + chunk_rows) for chunk in read for at in range(0, len(chunk), chunk_rows))
+        for part in parts:  # counted as read one by one, so that what was only decoded can still be given away
+            ours = reach.clip(number, part)
+            if ours is None:
+                break
+            yield piece, ours
+        number += 1
 
 
 def _alike(one: Chunk, other: Chunk) -> bool:

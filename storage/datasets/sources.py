@@ -56,6 +56,14 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.where)
 
+    def part(self, start: int, stop: int) -> Chunk:
+        """Its rows from `start` up to `stop`; itself when these are all."""
+        if start == 0 and stop >= len(self):
+            return self
+        bad = {i - start: error for i, error in self.bad.items() if start <= i < stop}
+        columns = {name: column[start:stop] for name, column in self.columns.items()}
+        return Chunk(columns, self.where[start:stop], bad)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -23,17 +23,18 @@ from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel
 
 Arrays = Mapping[str, NDArray[Any]]
+Ran = Callable[[int], None]
 
 
-def run(loaded: LoadedModel, inputs: Inputs, limits: Limits) -> Made:
-    """The outputs of a chunk's good rows, and the errors of the others."""
+def run(loaded: LoadedModel, inputs: Inputs, limits: Limits, ran: Ran) -> Made:
+    """The outputs of a chunk's good rows, and the errors of the others. `ran` is told of each batch; it may raise to stop."""
     if not len(inputs.good):
         return Made(inputs.good, [], dict(inputs.bad))
     stacked = inputs.stacked
     if stacked is not None and hasattr(loaded.model, "predict_columns"):
-        found, errors = _by_columns(loaded, stacked, limits)
+        found, errors = _by_columns(loaded, stacked, limits, ran)
     else:
-        found, errors = _by_rows(loaded, inputs.rows(), limits)
+        found, errors = _by_rows(loaded, inputs.rows(), limits, ran)
     good, bad = inputs.good, dict(inputs.bad)
     if errors:
         bad |= {int(good[i]): error for i, error in errors.items()}
@@ -44,7 +45,7 @@ def run(loaded: LoadedModel, inputs: Inputs, limits: Limits) -> Made:
 
 
 def _by_columns(
-    loaded: LoadedModel, arrays: Arrays, limits: Limits
+    loaded: LoadedModel, arrays: Arrays, limits: Limits, ran: Ran
 ) -> tuple[dict[str, NDArray[Any]] | list[Any], dict[int, Exception]]:
     """Outputs as arrays `(rows, *shape)`, with anything where a row has an error."""
     spec, made, errors = loaded.spec, {}, {}
@@ -61,6 +62,7 @@ def _by_columns(
                     made[name] = np.empty((count, *values.shape[1:]), values.dtype)
                 made[name][start : start + len(values)] = values
         limits.fitted(spec, stop - at)
+        ran(stop - at)
         at = stop
     return (made or [None] * count), errors
 
@@ -94,7 +96,7 @@ def _declared(outputs: Arrays, spec: ModelVersion) -> Arrays:
     return {field.name: named[field.name] for field in fields}
 
 
-def _by_rows(loaded: LoadedModel, rows: list[Any], limits: Limits) -> tuple[list[Any], dict[int, Exception]]:
+def _by_rows(loaded: LoadedModel, rows: list[Any], limits: Limits, ran: Ran) -> tuple[list[Any], dict[int, Exception]]:
     spec, model = loaded.spec, loaded.model
     made: list[Any] = [None] * len(rows)
     errors: dict[int, Exception] = {}
@@ -113,6 +115,7 @@ def _by_rows(loaded: LoadedModel, rows: list[Any], limits: Limits) -> tuple[list
             for i, output in zip(batch, result, strict=True):
                 made[i] = _finished(output, loaded, errors, i)
             limits.fitted(spec, len(batch))
+            ran(len(batch))
             if number < len(batches) and limits.rows(spec) < limit:
                 left = [i for rest in batches[number:] for i in rest]
                 break

@@ -10,22 +10,24 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
-from forebay.contract.batch import BatchRequest
+from forebay.contract.batch import BatchRequest, Shard
 from forebay.contract.errors import ForebayError, LedgerUnavailable
 from forebay.contract.job import JobError, JobKind, JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.storage.batch_records import ShardOutcome, ShardWork
+from forebay.storage.batch_records import Batch, ShardOutcome, ShardWork
 from forebay.storage.batches import BatchStore
 from forebay.storage.datasets.folder import OutputFolder
 from forebay.storage.datasets.inputs import Inputs, convert
 from forebay.storage.datasets.parts import Made, Part
+from forebay.storage.datasets.reach import Halves, Reach
 from forebay.storage.datasets.reading import Rows, read_pieces
+from forebay.storage.datasets.sources import CHUNK_ROWS
 from forebay.storage.models import ModelRegistry
 from forebay.storage.records import ClaimedJob
 from forebay.worker.batches import device
@@ -37,8 +39,14 @@ log = structlog.get_logger()
 
 GO_ON_S = 2.0  # for how long a child takes further shards before it lets other jobs have their turn
 BEAT_S = 1.0
-AHEAD = 2  # chunks decoded ahead, and written behind
+SPLIT_S = 3.0  # what a share of a running shard must be worth
+AHEAD = 1  # chunks decoded ahead, and written behind, beside the one in each thread's hand
+CHUNK_BATCHES = 32  # the device's batches in a chunk: texts of like length are looked for among so many
 LEDGER_TRIES = 20
+
+
+class Stopped(Exception):
+    """The shard's work is in vain: its batch has ended, or its lease was lost."""
 
 
 @dataclass(slots=True)
@@ -50,12 +58,20 @@ class Run:
     spec: ModelVersion
     part: Part
     folder: OutputFolder
+    reach: Reach
     done: int = 0
     failed: int = 0
+    seen: int = 0
     began: float = 0.0
     error: Exception | None = None
     stop: str = ""  # why its work is given up: "lost" or "canceled"
     ended: threading.Event = field(default_factory=threading.Event)
+
+    def ran(self, rows: int) -> None:
+        """So many more rows came through the device; Stopped when the others need not."""
+        self.seen += rows
+        if self.stop:
+            raise Stopped
 
     @property
     def over(self) -> bool:
@@ -121,7 +137,9 @@ class ShardRunner:
         request = self._tender.request(work.batch)
         spec = self._registry.get(ModelRef(job.model, job.version))
         folder = OutputFolder(request.output)
-        return Run(work, request, spec, Part(folder, request, work, spec.signature, spec.ref), folder)
+        return Run(
+            work, request, spec, Part(folder, request, work, spec.signature, spec.ref), folder, Reach(work.pieces)
+        )
 
     def claim_next(self, batch: str) -> ClaimedJob | None:
         """The next shard of a batch that waits."""
@@ -132,15 +150,39 @@ class ShardRunner:
         del rows
         loaded = self._load(run.spec.name, run.spec.version)
         run.began = run.began or time.monotonic()  # loading says nothing about how long rows take
-        return device.run(loaded, inputs, self._limits)
+        return device.run(loaded, inputs, self._limits, run.ran)
 
     def beat(self, run: Run) -> None:
         """Keep the lease and tell the progress; note when the work is in vain."""
-        state = self._store.beat(run.work, run.done, run.failed, run.seconds, self._lease_s)
+        state = self._store.beat(run.work, max(run.done, run.seen - run.failed), run.failed, run.seconds, self._lease_s)
         if state is None and not run.ended.is_set():
             run.stop = "lost"
         elif state is not None and state is not JobState.RUNNING:
             run.stop = "canceled"
+
+    def share(self, run: Run) -> None:
+        """Give half of what was not read yet to whoever is idle, when nothing else waits and it would take a while."""
+        if run.over or not run.began or not run.seen:
+            return
+        batch = self._store.batch(run.work.batch)
+        if batch.planned and self._store.under_way(batch.id)[0] == 0:
+            run.reach.halve(lambda halves: self._split(run, batch, halves))
+
+    def _split(self, run: Run, batch: Batch, halves: Halves) -> bool:
+        kept, given, share = halves
+        work, rate = run.work, run.seen / run.seconds
+        if share * work.rows / rate < SPLIT_S:
+            return False
+        rows, size = int(work.rows * share), int(work.bytes * share)
+        tickets = self._store.split(
+            work, Shard(kept, work.rows - rows, work.bytes - size), Shard(given, rows, size), batch
+        )  # fmt: skip
+        if tickets is None:
+            return False
+        run.work = replace(work, pieces=kept, rows=work.rows - rows, bytes=work.bytes - size)
+        self._tender.send(tickets)
+        log.info("shard_split", batch=batch.id, shard=work.id, rows=rows, part=Shard(given, rows, size).part)
+        return True
 
     def finish(self, run: Run) -> str:
         """End the attempt in the ledger, then put its files in place; what became of it."""
@@ -250,7 +292,7 @@ class _Pipeline:
 
     def _read_one(self, run: Run) -> None:
         try:
-            for rows in read_pieces(run.request, run.work.pieces):
+            for rows in read_pieces(run.request, run.reach, min(CHUNK_ROWS, CHUNK_BATCHES * run.spec.max_batch_size)):
                 if run.over:
                     break
                 inputs = convert(rows, run.request.columns, run.spec.signature, run.request.format)
@@ -266,7 +308,7 @@ class _Pipeline:
         try:
             return run, (rows, self._runner.on_device(run, rows, inputs))
         except Exception as error:  # noqa: BLE001 - a model that cannot be loaded fails the shard
-            run.error = error
+            run.error = None if run.stop else error
             return run, ()
 
     def _write_all(self) -> None:
@@ -297,6 +339,8 @@ class _Pipeline:
             for run in live:
                 try:
                     self._runner.beat(run)
+                    if len(live) == 1:
+                        self._runner.share(run)
                 except ForebayError as error:
                     log.warning("housekeeping_failed", what="beat", shard=run.work.id, error=str(error))
 

@@ -11,13 +11,14 @@ import time
 from collections import OrderedDict
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import redis
 import structlog
 
 from forebay.contract import codec
-from forebay.contract.batch import BatchRequest, Shard
+from forebay.contract.batch import TO_THE_END, BatchRequest, Position, Shard
 from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable, InvalidInput
 from forebay.contract.job import JobError, JobState
@@ -28,7 +29,7 @@ from forebay.storage.batch_records import Batch, Totals
 from forebay.storage.batches import BatchStore
 from forebay.storage.datasets.checking import check_file
 from forebay.storage.datasets.folder import MANIFEST, OutputFolder
-from forebay.storage.datasets.planning import Block, Size, shards
+from forebay.storage.datasets.planning import Block, Layout, Size, shards
 from forebay.storage.datasets.reading import columns_read
 from forebay.storage.datasets.sources import get_source
 from forebay.storage.models import ModelRegistry
@@ -40,8 +41,9 @@ log = structlog.get_logger()
 
 SHARD_S = 5.0  # how long a shard should take, once it is known how quick the model is
 SHARD_BYTES = 64 << 20
-FIRST_BATCHES = 64  # the device's batches in a shard while nothing is known
-LEAST_ROWS = 1024
+FIRST_BATCHES = 16  # the device's batches in a shard while nothing is known
+LEAST_BATCHES = 8
+MEANT_ROWS = 1024  # from so many rows on a share of them means something
 WAITING_AHEAD = 2  # shards that wait beside one for each that runs
 PLAN_S = 1.0  # for a step of planning
 MOST_FAILED_SHARDS = 10
@@ -87,7 +89,7 @@ class Tender:
             self._give_up(job.id, JobError(type(error).__name__, str(error)))
             return False
         revived = self._store.start(job, request)
-        self._send(revived)
+        self.send(revived)
         try:
             self.tend(job.id)
         except OSError as error:
@@ -113,11 +115,6 @@ class Tender:
         elif waiting:
             self._wake_others(batch)
 
-    def split(self, batch: Batch) -> bool:
-        """Whether a running shard should be split: all is planned, nothing waits, and the queue's workers have nothing to do."""
-        waiting, _ = self._store.under_way(batch.id)
-        return batch.planned and not waiting and self._queue_is_empty(batch.queue)
-
     def _stopped_by_errors(self, batch: Batch, under_way: int) -> bool:
         """Give a batch up whose errors exceed its threshold, or whose shards mostly fail."""
         now = time.monotonic()
@@ -138,6 +135,7 @@ class Tender:
         request, spec = self.request(batch.id), self._registry.get(ModelRef(batch.model, batch.version))
         source, columns, until = get_source(request.format), columns_read(request), time.monotonic() + PLAN_S
 
+        @cache
         def layout(number: int) -> list[Block]:
             file = request.files[number]
             check_file(request, spec.signature, file)
@@ -146,7 +144,8 @@ class Tender:
         planned: list[Shard] = []
         position, all_planned = batch.position, True
         try:
-            for shard, behind in shards(layout, len(request.files), position, self._size(batch, request, spec)):
+            size = self._size(batch, request, spec, _rows_left(request, position, layout))
+            for shard, behind in shards(layout, len(request.files), position, size):
                 planned.append(shard)
                 position = behind
                 if len(planned) >= wanted or time.monotonic() > until:
@@ -156,19 +155,20 @@ class Tender:
             self._give_up(batch.id, JobError("InvalidInput", str(error)))
             return 0
         tickets = self._store.plan(batch, planned, position, all_planned)
-        self._send(tickets or [])
+        self.send(tickets or [])
         return len(tickets or [])
 
-    def _size(self, batch: Batch, request: BatchRequest, spec: ModelVersion) -> Size:
-        """What takes about SHARD_S by what was measured; a guess before."""
+    def _size(self, batch: Batch, request: BatchRequest, spec: ModelVersion, left: int) -> Size:
+        """What takes about SHARD_S by what was measured, and a guess before; less towards the end, of `left` rows, so that all
+        workers end at about the same time.
+        """  # fmt: skip
         if request.shard_rows is not None:
             return Size(request.shard_rows, 1 << 60)
-        first = max(LEAST_ROWS, FIRST_BATCHES * spec.max_batch_size)
         totals = self._store.totals(batch.id)
-        rows = totals.done + totals.failed
-        if not rows or totals.seconds <= 0:
-            return Size(first, SHARD_BYTES)
-        return Size(max(spec.max_batch_size, int(rows / totals.seconds * SHARD_S)), SHARD_BYTES)
+        done, seconds = totals.done + totals.failed, totals.seconds
+        rows = int(done / seconds * SHARD_S) if done and seconds > 0 else FIRST_BATCHES * spec.max_batch_size
+        running = max(1, totals.shards.get(JobState.RUNNING, 0))
+        return Size(max(LEAST_BATCHES * spec.max_batch_size, min(rows, left // (2 * running))), SHARD_BYTES)
 
     def _end(self, batch: Batch) -> None:
         totals = self._store.totals(batch.id)
@@ -228,11 +228,12 @@ class Tender:
         for _ in ended:
             log.error("batch_failed", batch=id, error=error.type, reason=error.message)
 
-    def _send(self, tickets: list[Ticket]) -> None:
+    def send(self, tickets: list[Ticket]) -> None:
+        """Send shards that wait; a sweep does it when Redis is away."""
         try:
             self._dispatcher.send_tickets(tickets)
         except BrokerUnavailable as error:
-            log.warning("send_failed", jobs=len(tickets), error=str(error))  # a sweep sends them
+            log.warning("send_failed", jobs=len(tickets), error=str(error))
 
     def _wake_others(self, batch: Batch) -> None:
         """Send the next waiting shards once more when Redis has nothing left: their messages wait in a busy worker's buffer.
@@ -241,13 +242,31 @@ class Tender:
         """
         if self._queue_is_empty(batch.queue):
             ids = self._store.waiting(batch.id, WAITING_AHEAD)
-            self._send([Ticket(id, batch.model, batch.version, batch.queue, batch.priority, 1) for id in ids])
+            self.send([Ticket(id, batch.model, batch.version, batch.queue, batch.priority, 1) for id in ids])
 
     def _queue_is_empty(self, queue: str) -> bool:
         try:
             return not any(self._redis.llen(key) for key in redis_keys(queue))
         except (redis.RedisError, OSError):
             return False
+
+
+def _rows_left(request: BatchRequest, position: Position, layout: Layout) -> int:
+    """About how many rows no shard covers yet: counted in the file that is being planned, by their bytes in those behind it."""
+    if position.file >= len(request.files):
+        return 0
+    blocks = layout(position.file)
+    rows = sum(block.rows for block in blocks)
+    rest = sum(int(block.rows * _share_behind(block, position.first)) for block in blocks)
+    behind = sum(file.size for file in request.files[position.file + 1 :])
+    return rest + behind * rows // max(1, request.files[position.file].size)
+
+
+def _share_behind(block: Block, first: int) -> float:
+    """Which share of a block lies at or behind `first`."""
+    if block.last == TO_THE_END or first <= block.first:
+        return 1.0
+    return max(0, block.last - first) / (block.last - block.first)
 
 
 def _too_many(threshold: int | float | None, totals: Totals, ended: bool) -> JobError | None:
@@ -258,7 +277,7 @@ def _too_many(threshold: int | float | None, totals: Totals, ended: bool) -> Job
     elif isinstance(threshold, int):
         over = failed > threshold
     else:
-        over = (ended or rows >= LEAST_ROWS) and failed > threshold * rows
+        over = (ended or rows >= MEANT_ROWS) and failed > threshold * rows
     if rows and over:
         words = f"{failed} of {rows} rows failed; the threshold is {'all of them' if threshold is None else threshold}"
         return JobError("ErrorThreshold", words)
