@@ -2,7 +2,7 @@
 # `make demo` and `make test` need Python 3.11 or newer and make, nothing else; the first run fills .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint type bench clean
+.PHONY: help venv demo test lint type bench chaos clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,6 +36,9 @@ type: $(STAMP) ## mypy, strict; the public interface too, as a user's code sees 
 
 bench: $(STAMP) ## Forebay against a bare torch loop and plain Celery
 	@$(BIN)/forebay bench $(ARGS)
+
+chaos: $(STAMP) ## kill, freeze and empty everything while jobs run, then count what was lost
+	@$(BIN)/forebay chaos $(ARGS)
 
 clean: ## build output and caches; .venv and .forebay stay
 	@rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov

@@ -7,20 +7,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from forebay.bench import workloads
+from forebay.bench.claims import ABOUT, Claim
 from forebay.bench.figures import ROUND_TRIPS, Figures
 from forebay.bench.run import cells
 
 
-def write(figures: list[Figures], folder: Path, rounds: int) -> list[Path]:
-    """`benchmark.md` and `benchmark.png` in `folder`."""
+def write(figures: list[Figures], claims: list[Claim], folder: Path, rounds: int) -> list[Path]:
+    """`benchmark.md` and, where there were contenders, `benchmark.png` in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = folder / "benchmark.md"
+    text.write_text(_markdown(figures, claims, rounds), encoding="utf-8")
+    return [text, _draw(figures, folder / "benchmark.png")] if figures else [text]
+
+
+def _draw(figures: list[Figures], picture: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")  # no screen
     from matplotlib import pyplot
 
-    folder.mkdir(parents=True, exist_ok=True)
-    text, picture = folder / "benchmark.md", folder / "benchmark.png"
-    text.write_text(_markdown(figures, rounds), encoding="utf-8")
     chart, axes = pyplot.subplots(1, len(figures), figsize=(4.2 * len(figures), 3.4), squeeze=False)
     for axis, figure in zip(axes[0], figures, strict=True):
         names = [name for name in figure.rates if figure.workload == ROUND_TRIPS or name != "bare loop"]
@@ -32,23 +37,26 @@ def write(figures: list[Figures], folder: Path, rounds: int) -> list[Path]:
     chart.tight_layout()
     chart.savefig(picture, dpi=120)
     pyplot.close(chart)
-    return [text, picture]
+    return picture
 
 
-def _markdown(figures: list[Figures], rounds: int) -> str:
+def _markdown(figures: list[Figures], claims: list[Claim], rounds: int) -> str:
+    names = ",".join([*(f.workload for f in figures), *(c.name for c in claims)])
     lines = [
         "# Benchmark",
         "",
-        f"`forebay bench --rounds {rounds} --docs docs`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, "
+        f"`forebay bench --workloads {names} --rounds {rounds} --docs docs`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, "
         "one torch thread per worker. The contenders take turns in one run; each figure is a median, each ratio the median of "
         "the ratios of the rounds. Every result was compared with a direct forward pass. Forebay's jobs are durable rows in "
         "its ledger; the others keep theirs in Redis. The figures are those of one machine in those minutes: look at the "
         "ratios.",
-        "",
-        "![times plain Celery, by workload](benchmark.png)",
+        *(["", "![times plain Celery, by workload](benchmark.png)"] if figures else []),
     ]
     for figure in figures:
         lines += ["", f"## {figure.workload}: {workloads.ABOUT[figure.workload]}", "", *_rows(figure)]
+    if claims:
+        lines += ["", "## Claims", "", "| claim | measured | must |", "| --- | --- | --- |"]
+        lines += [f"| {c.name}: {ABOUT[c.name]} | {c.figure} | {c.must} |" for c in claims]
     return "\n".join(lines) + "\n"
 
 

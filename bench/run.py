@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forebay.bench import workloads
+from forebay.bench.claims import Claim
 from forebay.bench.contenders import BareLoop, Contender, Forebay, HandBatch, PlainCelery
 from forebay.bench.figures import ROUND_TRIPS, Figures
 
@@ -88,18 +89,17 @@ def _check(contender: Contender, results: Any, expected: Any) -> None:
         raise SystemExit(f"{contender.name}: a result differs from the direct forward pass")
 
 
-def as_json(figures: list[Figures]) -> str:
+def as_json(figures: list[Figures], claims: Sequence[Claim] = ()) -> str:
     """One line with everything measured."""
-    return json.dumps(
-        {
-            f.workload: {
-                "median": f.medians(),
-                "all": f.rates,
-                "p99": {n: statistics.median(t) for n, t in f.tails.items()},
-            }
-            for f in figures
+    raced = {
+        f.workload: {
+            "median": f.medians(),
+            "all": f.rates,
+            "p99": {n: statistics.median(t) for n, t in f.tails.items()},
         }
-    )
+        for f in figures
+    }
+    return json.dumps(raced | {claim.name: claim.values for claim in claims})
 
 
 def as_tables(figures: list[Figures]) -> list[Table]:

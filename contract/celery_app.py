@@ -34,6 +34,10 @@ TRANSPORT_OPTIONS: dict[str, Any] = SOCKET_OPTIONS | {
     "unacked_restore_throttle": 1,
 }
 
+# Who sends does not wait for Redis to come up, as kombu would for 6 s: the job is in the ledger, and a sweep sends it. The
+# second try is for a connection that was good until Redis restarted.
+SENDING_OPTIONS: dict[str, Any] = TRANSPORT_OPTIONS | {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app for these settings; BrokerUnavailable when they name no queue."""

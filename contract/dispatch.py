@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError as KombuOperationalError
 from kombu.pools import ProducerPool
 from kombu.utils.uuid import uuid
 
+from forebay.contract.celery_app import SENDING_OPTIONS
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.messages import PREDICT_TASK, Envelope, Ticket, envelopes
 from forebay.contract.settings import mask_password
@@ -32,7 +33,8 @@ class Dispatcher:
     def __init__(self, app: Celery) -> None:
         self._app = app
         # Pools of our own: Celery's are shared by all apps of a process, and whoever closes them closes them for all.
-        self._connections = app.connection_for_write().Pool(limit=CONNECTIONS)
+        connection = app.connection_for_write(transport_options=SENDING_OPTIONS)
+        self._connections = connection.Pool(limit=CONNECTIONS)
         self._producers = ProducerPool(self._connections, limit=CONNECTIONS)
 
     def close(self) -> None:

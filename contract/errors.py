@@ -8,6 +8,13 @@ class ForebayError(Exception):
         super().__init__(message or type(self).__doc__ or type(self).__name__)
 
 
+class Transient(ForebayError):
+    """Something was away that may come back; the same may succeed later.
+
+    A runtime's `load` or `predict` may raise it: the job is then queued again and waits a little, instead of failing.
+    """
+
+
 class InvalidInput(ForebayError, ValueError):
     """What was given cannot be accepted; nothing was stored."""
 
@@ -25,7 +32,26 @@ class NoQueueFits(ForebayError):
 
 
 class QueueFull(ForebayError):
-    """The queue holds its maximum of jobs; try again later."""
+    """The queue holds its maximum of jobs; try again later.
+
+    `depth` jobs wait in `queue`, which takes `maximum`. `retry_after_s` is an estimate, by the pace at which its jobs have
+    ended of late, of the seconds until there is room; None when none have, or when there never will be.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        queue: str = "",
+        depth: int = 0,
+        maximum: int = 0,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.queue = queue
+        self.depth = depth
+        self.maximum = maximum
+        self.retry_after_s = retry_after_s
 
 
 class JobNotFound(ForebayError, LookupError):
@@ -57,16 +83,24 @@ class ResultTimeout(ForebayError, TimeoutError):
     """The result was not there in time; the job goes on."""
 
 
-class BrokerUnavailable(ForebayError, ConnectionError):
+class BrokerUnavailable(Transient, ConnectionError):
     """Redis cannot be reached."""
 
 
-class LedgerUnavailable(ForebayError, ConnectionError):
+class LedgerUnavailable(Transient, ConnectionError):
     """The database cannot be reached; nothing was written."""
 
 
-class BlobUnavailable(ForebayError, ConnectionError):
+class LedgerOutdated(LedgerUnavailable):
+    """The database's tables are missing or older than this Forebay."""
+
+
+class BlobUnavailable(Transient, ConnectionError):
     """The blob store cannot be reached or has no room."""
+
+
+class BlobMissing(ForebayError, LookupError):
+    """The blob store answers, but has no such blob."""
 
 
 class BlobCorrupt(ForebayError):

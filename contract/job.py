@@ -51,9 +51,9 @@ class Transition(StrEnum):
     CLAIM = "claim"  # a worker takes a queued job; attempt + 1, lease starts
     SUCCEED = "succeed"  # the worker that holds the lease, fenced by attempt
     FAIL = "fail"  # the same worker, or the sweeper when no attempt is left
-    RELEASE = "release"  # the same worker gives it back unrun, or the sweeper frees a lapsed lease
-    CANCEL = "cancel"  # a user, while queued; the worker that runs it, once the work has stopped
-    EXPIRE = "expire"  # the sweeper or a claiming worker, once the deadline passed unstarted
+    RELEASE = "release"  # the same worker gives it back, unrun or for later; whoever frees what a dead one held
+    CANCEL = "cancel"  # a user, while queued; once a user has asked, whoever ends the work of a running one
+    EXPIRE = "expire"  # the sweeper, or the worker that has claimed it, once the deadline passed with no row begun
     RETRY = "retry"  # a user, on a job that failed, expired or was canceled; attempts start afresh
 
 
@@ -63,7 +63,7 @@ TRANSITIONS: Mapping[Transition, tuple[frozenset[JobState], JobState]] = {
     Transition.FAIL: (frozenset({JobState.RUNNING}), JobState.FAILED),
     Transition.RELEASE: (frozenset({JobState.RUNNING}), JobState.QUEUED),
     Transition.CANCEL: (frozenset({JobState.QUEUED, JobState.RUNNING}), JobState.CANCELED),
-    Transition.EXPIRE: (frozenset({JobState.QUEUED}), JobState.EXPIRED),
+    Transition.EXPIRE: (frozenset({JobState.QUEUED, JobState.RUNNING}), JobState.EXPIRED),
     Transition.RETRY: (frozenset({JobState.FAILED, JobState.EXPIRED, JobState.CANCELED}), JobState.QUEUED),
 }
 
@@ -96,7 +96,11 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """One job's row in the ledger, without its input and result. All times are aware UTC."""
+    """One job's row in the ledger, without its input and result. All times are aware UTC.
+
+    `cancel_requested_at` is set once a user has asked for the cancel of a running job; `not_before` while a job that met a
+    transient error waits for its next attempt.
+    """
 
     id: str
     kind: JobKind
@@ -116,11 +120,30 @@ class JobInfo:
     error: JobError | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     parent_id: str | None = None
+    cancel_requested_at: datetime | None = None
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that did not end its job for good: on which worker, from when to when, how it ended and why.
+
+    `ended` is `lost` (its process died or its lease lapsed), `released` (given back unrun),
+    `postponed` (it met a transient error), `refused` (it came back after
+    its lease had lapsed, and its result was dropped), or the final state that a retry took back.
+    """
+
+    attempt: int
+    worker: str | None
+    started_at: datetime | None
+    ended_at: datetime
+    ended: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """One queue now: jobs waiting and running in the ledger, and the workers that serve it."""
+    """One queue now: jobs waiting and running in the ledger, how many may wait (None: any), and who serves it."""
 
     name: str
     depth: int
@@ -128,6 +151,7 @@ class QueueInfo:
     running: int
     workers: tuple[str, ...]
     capacity: Mapping[str, float]
+    max_queue_size: int | None = None
 
 
 def at(seconds: float) -> datetime:

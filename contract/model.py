@@ -18,7 +18,8 @@ class ModelVersion:
     (stored as a tar) or `none`. `resources` are those of `forebay.contract.queues.Resources`, sizes in bytes.
     `options` go to the runtime as they are. A batch has at most `max_batch_size` rows and, padded to its longest row,
     `max_batch_tokens` tokens (what a token is, the runtime says; None: any number). `dtype` ("bfloat16", "float16") computes
-    under autocast, `compile` compiles the forward pass when the version is loaded.
+    under autocast, `compile` compiles the forward pass when the version is loaded. `timeout_s` is the
+    longest that one step of a batch may take (its forward pass, or what the runtime does to a row before or after it).
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelVersion:
     max_batch_tokens: int | None = None
     dtype: str | None = None
     compile: bool = False
+    timeout_s: float | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -92,21 +92,23 @@ class QueueSpec:
     name: str
     capacity: Resources
     kinds: frozenset[JobKind] = frozenset(JobKind)
-    max_size: int | None = None
+    max_queue_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_queue_name(self.name)
 
     @classmethod
     def parse(cls, name: str, mapping: Mapping[str, Any]) -> QueueSpec:
-        """From a table of forebay.toml: cpu, memory, gpu, gpu_memory, `kinds` (a list) and `max_size`, side by side."""
-        given = _mapping(mapping, f"queue {shown(name)}", (*RESOURCE_NAMES, "kinds", "max_size"))
+        """From a table of forebay.toml: cpu, memory, gpu, gpu_memory, `kinds` (a list) and `max_queue_size`, side by side."""
+        given = _mapping(mapping, f"queue {shown(name)}", (*RESOURCE_NAMES, "kinds", "max_queue_size"))
         capacity = Resources.parse({key: value for key, value in given.items() if key in RESOURCE_NAMES})
-        return cls(name, capacity, _kinds(given.get("kinds", list(JobKind))), _max_size(given.get("max_size")))
+        return cls(
+            name, capacity, _kinds(given.get("kinds", list(JobKind))), _max_queue_size(given.get("max_queue_size"))
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The form that `parse` reads, sizes in bytes."""
-        limit = {} if self.max_size is None else {"max_size": self.max_size}
+        limit = {} if self.max_queue_size is None else {"max_queue_size": self.max_queue_size}
         return {**self.capacity.as_dict(), "kinds": sorted(self.kinds), **limit}
 
 
@@ -202,10 +204,10 @@ def _kinds(value: object) -> frozenset[JobKind]:
     return frozenset(map(JobKind, value))
 
 
-def _max_size(value: object) -> int | None:
+def _max_queue_size(value: object) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise InvalidInput(
-            f"max_size: expected a whole number of jobs from 1, or nothing for no limit, got {shown(value)}"
+            f"max_queue_size: expected a whole number of jobs from 1, or nothing for no limit, got {shown(value)}"
         )
     return value
 

@@ -39,15 +39,23 @@ class Settings:
     sweep_s: float
     resend_s: float
     retention_s: float
+    shutdown_grace_s: float
+    load_timeout_s: float
+    outage_patience_s: float
     max_inline_bytes: int
     max_payload_bytes: int
     model_cache_bytes: int
+    child_memory_bytes: int
     torch_threads: int
     device: str
     worker_name: str
+    worker_queues: tuple[str, ...]
     allowed_python_models: tuple[str, ...]
     dashboard_host: str
     dashboard_port: int
+    metrics_host: str
+    metrics_port: int
+    operators: tuple[str, ...]
     log_level: str
 
     @classmethod
@@ -262,6 +270,15 @@ TABLE: dict[str, Setting] = {
         "FOREBAY_RESEND_S", seconds, lambda _: 10.0, "age at which a job with no message is sent again"
     ),
     "retention_s": Setting("FOREBAY_RETENTION", seconds, lambda _: 30 * 86400.0, "how long finished jobs are kept"),
+    "shutdown_grace_s": Setting(
+        "FOREBAY_SHUTDOWN_GRACE", seconds, lambda _: 45.0, "what a worker that is told to stop has for its last batch"
+    ),
+    "load_timeout_s": Setting(
+        "FOREBAY_LOAD_TIMEOUT", seconds, lambda _: 1800.0, "how long loading one model version may take"
+    ),
+    "outage_patience_s": Setting(
+        "FOREBAY_OUTAGE_PATIENCE", seconds, lambda _: 600.0, "how long results wait for the ledger or a full blob store"
+    ),
     "max_inline_bytes": Setting(
         "FOREBAY_MAX_INLINE_BYTES", parse_bytes, lambda _: 65536, "payloads above this go to the blob store"
     ),
@@ -274,11 +291,21 @@ TABLE: dict[str, Setting] = {
         lambda _: 0,
         "budget for loaded models per child; 0: a share of the device",
     ),
+    "child_memory_bytes": Setting(
+        "FOREBAY_CHILD_MEMORY_BYTES", parse_bytes, lambda _: 0, "memory one child may take for itself; 0: no limit"
+    ),
     "torch_threads": Setting(
         "FOREBAY_TORCH_THREADS", _whole(0, 1024), lambda _: 0, "torch threads per child; 0: cores / children"
     ),
     "device": Setting("FOREBAY_DEVICE", _device, lambda _: "cpu", "the device of one worker process: cpu, cuda:0, …"),
     "worker_name": Setting("FOREBAY_WORKER_NAME", str, lambda _: "", "the name of one worker process; '': device@host"),
+    "worker_queues": Setting(
+        "FOREBAY_WORKER_QUEUES",
+        _names,
+        lambda _: (),
+        "the queues that one worker process claims jobs from; none: any",
+        _show_names,
+    ),
     "allowed_python_models": Setting(
         "FOREBAY_ALLOWED_PYTHON_MODELS",
         _names,
@@ -289,6 +316,22 @@ TABLE: dict[str, Setting] = {
     "dashboard_host": Setting("FOREBAY_DASHBOARD_HOST", str, lambda _: "127.0.0.1", "where the dashboard listens"),
     "dashboard_port": Setting(
         "FOREBAY_DASHBOARD_PORT", _whole(0, 65535), lambda _: 5555, "the dashboard's port; 0: any"
+    ),
+    "metrics_host": Setting(
+        "FOREBAY_METRICS_HOST", str, lambda _: "127.0.0.1", "where workers serve /metrics, /healthz and /readyz"
+    ),
+    "metrics_port": Setting(
+        "FOREBAY_METRICS_PORT",
+        _whole(0, 65535),
+        lambda _: 0,
+        "port of the first worker's, the next worker takes the next one; 0: none",
+    ),
+    "operators": Setting(
+        "FOREBAY_OPERATORS",
+        _names,
+        lambda _: (),
+        "who of the dashboard's users may cancel and retry jobs",
+        _show_names,
     ),
     "log_level": Setting(
         "FOREBAY_LOG_LEVEL", _choice("debug", "info", "warning", "error"), lambda _: "info", "log level"

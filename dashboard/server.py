@@ -1,7 +1,7 @@
 """Flower with our Celery app, run inside this process until it is told to stop.
 
-Knows contract only: it registers no task, reads no ledger and imports neither worker nor torch. What Flower shows it
-learns from the events in Redis, where a message's arguments are those that contract/dispatch.py wrote for people.
+It registers no task and imports neither worker nor torch. What Flower's own pages show they learn from the events in
+Redis, where a message's arguments are those that contract/dispatch.py wrote for people; ours read the ledger.
 """
 
 from __future__ import annotations
@@ -21,16 +21,25 @@ from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 
 try:
-    from flower.app import Flower
+    from flower.app import Flower, rewrite_handler
     from flower.urls import settings as flower_settings
 except ImportError as error:
     raise MissingExtra("the dashboard needs Flower: pip install 'forebay[dashboard]'") from error
 
+from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.options import options
 
+from forebay.contract.dispatch import Dispatcher
 from forebay.dashboard.feed import EventFeed
+from forebay.dashboard.guard import Guard, Refused
+from forebay.dashboard.ledger_view import LedgerView
+from forebay.dashboard.navigation import Templates
 from forebay.dashboard.options import read_options
+from forebay.dashboard.pages import asset
+from forebay.dashboard.probes import add_probes
+from forebay.dashboard.routes import ROUTES
+from forebay.dashboard.trends import Trends
 
 log = structlog.get_logger()
 
@@ -38,9 +47,12 @@ ANSWER_S = 3  # how long Redis has to answer
 
 
 class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
-    """Flower, which asks workers about themselves whenever Redis comes (back) and leaves them alone while it is away."""
+    """Flower with our pages and our guard.
 
-    def __init__(self, capp: Celery, io_loop: IOLoop) -> None:
+    It asks workers about themselves whenever Redis comes (back) and leaves them alone while it is away.
+    """
+
+    def __init__(self, capp: Celery, io_loop: IOLoop, settings: Settings, host: str) -> None:
         feed = EventFeed(
             capp,
             io_loop,
@@ -48,8 +60,26 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
             max_workers_in_memory=options.max_workers,
             max_tasks_in_memory=options.max_tasks,
         )
-        super().__init__(options=options, capp=capp, events=feed, io_loop=io_loop, **flower_settings)
+        of_tornado = flower_settings | {
+            "template_loader": Templates(flower_settings["template_path"]),
+            "ui_methods": {"asset": asset},  # Flower's pages carry our style sheet too
+            "xsrf_cookie_kwargs": {"samesite": "Strict"},
+        }
+        super().__init__(options=options, capp=capp, events=feed, io_loop=io_loop, **of_tornado)
         feed.on_connected = self.update_workers
+        self.forebay = settings
+        self.guard = Guard(options, of_tornado, operators=settings.operators, host=host)
+        self.ledger = LedgerView(settings)
+        self.trends = Trends()
+        self.dispatcher = Dispatcher(capp)
+        self.add_handlers(".*", [rewrite_handler(r, options.url_prefix) if options.url_prefix else r for r in ROUTES])
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Called by tornado for every request: who may not come in meets no other handler."""
+        refusal = self.guard.refusal(request)
+        if refusal is not None:
+            return self.get_handler_delegate(request, Refused, {"refusal": refusal})
+        return super().find_handler(request, **kwargs)
 
     def update_workers(self, workername: str | None = None) -> asyncio.Future[None]:
         """Ask all workers, or one; done when they have answered."""
@@ -69,6 +99,8 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
     def stop(self) -> None:
         """End in good order; what still waits to be asked of Redis is dropped, so that the process can exit."""
         self.executor.shutdown(wait=False, cancel_futures=True)
+        self.ledger.close()
+        self.dispatcher.close()
         super().stop()
 
 
@@ -83,7 +115,8 @@ def serve(settings: Settings, host: str, port: int) -> int:
     capp = dashboard_app(settings)
     read_options(host, port)
     io_loop = IOLoop(make_current=True)
-    dashboard = Dashboard(capp, io_loop)
+    dashboard = Dashboard(capp, io_loop, settings, host)
+    metrics = add_probes(dashboard, settings)
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             io_loop.asyncio_loop.add_signal_handler(number, dashboard.stop)
@@ -91,6 +124,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         dashboard.start()
     finally:
         io_loop.close(all_fds=True)
+        metrics.close()
     log.info("dashboard_stopped")
     return 0
 

@@ -133,13 +133,14 @@ def submit(client: Client, terms: Terms, request: BatchRequest) -> Job:
             return known
         folder.take_over(id, fingerprint)
     try:
+        maximum = client._room.take(terms.queue, 1, keyed=terms.idempotency_key is not None)
         inline, ref = client._payloads.store(request.dump())
         job = NewJob(
             id, JobKind.BATCH, terms.model.name, terms.model.version, terms.queue, terms.priority, terms.max_attempts,
             1, terms.deadline_at, client.id, terms.idempotency_key, fingerprint if terms.idempotency_key else None,
             terms.metadata, None, inline, ref,
         )  # fmt: skip
-        [handle] = client._submit_jobs([job], terms)
+        [handle] = client._submit_jobs([job], terms, maximum)
     except ForebayError:
         folder.release()
         raise

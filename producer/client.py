@@ -28,6 +28,7 @@ from forebay.contract.references import ModelRef, check_job_id, shown
 from forebay.contract.settings import Settings
 from forebay.producer.job import Job, deadline_at
 from forebay.producer.models import Models, check_metadata
+from forebay.producer.room import Room
 from forebay.producer.submit import Submitter, check_key, keys_for
 from forebay.producer.watcher import Watcher
 from forebay.storage.batches import BatchStore
@@ -79,6 +80,7 @@ class Client:
         self._payloads = Payloads(blobs, self.settings)
         self._dispatcher = Dispatcher(app)
         self._submitter = Submitter(self._store, self._dispatcher)
+        self._room = Room(self._store, self.settings.queues)
         self._watcher = Watcher(self._store, connect_redis(self.settings), self.id)
         self.models = Models(self._registry, blobs, self._ask_to_load)
         self._app = app
@@ -94,6 +96,7 @@ class Client:
     def close(self) -> None:
         """Close every connection; jobs go on."""
         self._watcher.close()
+        self._submitter.close()
         self._dispatcher.close()
         self._app.close()
         self._ledger.close()
@@ -116,7 +119,7 @@ class Client:
         `model` is `name`, `name/3` or `name@alias`, resolved now. `inputs` is one sample (or a batch of them, with
         `batched`): a NumPy array or torch tensor, str, bytes, a number, or a dict or list of those. `priority` runs from 0
         (first) to 9, `deadline` is seconds from now, a timedelta or an aware datetime. The same `idempotency_key` and
-        request give the existing job. Raises InvalidInput, PayloadTooLarge, ModelNotFound, NoQueueFits or
+        request give the existing job. Raises InvalidInput, PayloadTooLarge, ModelNotFound, NoQueueFits, QueueFull or
         LedgerUnavailable, and then nothing was stored.
         """
         terms = self._terms(model, priority, queue, deadline, max_attempts, idempotency_key, metadata, batched)
@@ -207,22 +210,52 @@ class Client:
         `model` is a name, `name/3` or `name@alias`; `metadata` matches the jobs that carry these values.
         """
         states = [state] if isinstance(state, str) or not isinstance(state, Iterable) else list(state)
-        ref = ModelRef.parse(model) if model is not None else None
-        version = self._registry.get(ref).version if ref and ref.alias else (ref.version if ref else None)
+        name, version = self._model_filter(model)
         if type(limit) is not int or not 1 <= limit <= 10_000:
             raise InvalidInput(f"limit {shown(limit)} is not a whole number from 1 to 10000")
         return self._store.find(
             state=[_word(JobState, s, "state") for s in states if s is not None],
             kind=_word(JobKind, kind, "kind") if kind is not None else None,
-            model=ref.name if ref else None,
+            model=name,
             version=version,
             metadata=check_metadata(metadata),
             limit=limit,
             before=check_job_id(before) if before is not None else None,
         )
 
+    def retry_failed(self, model: str | None = None, *, dry_run: bool = False) -> int:
+        """Queue every failed and expired job afresh, those of `model` only when it is given; how many.
+
+        Like `Job.retry` for each: same ids, attempts start anew, deadlines are gone. Jobs that succeeded or were canceled are
+        not touched. It goes through the ledger once, some thousands of jobs to a transaction; jobs that fail again meanwhile
+        are left alone. With `dry_run` they are only counted. What Redis does not take is sent by a later sweep.
+        """
+        name, version = self._model_filter(model)
+        if dry_run:
+            return self._store.count_failed(model=name, version=version)
+        count, redis_answers = 0, True
+        after_id: str | None = ""
+        while after_id is not None:
+            tickets, after_id = self._store.retry_failed(model=name, version=version, after_id=after_id)
+            for known in (self._watcher.find(ticket.id) for ticket in tickets):
+                if known is not None:
+                    known._forget_outcome()
+            if redis_answers:
+                redis_answers = self._send(tickets)
+            else:  # one wait for it is enough
+                self._store.mark_unsent([ticket.id for ticket in tickets])
+            count += len(tickets)
+        return count
+
+    def _model_filter(self, model: str | None) -> tuple[str | None, int | None]:
+        """`name`, `name/3` or `name@alias` as the name and version to look for."""
+        if model is None:
+            return None, None
+        ref = ModelRef.parse(model)
+        return ref.name, self._registry.get(ref).version if ref.alias else ref.version
+
     def queues(self) -> list[QueueInfo]:
-        """Every declared queue: how many jobs wait and run, the age of the oldest, its workers and capacity."""
+        """Every declared queue: how many jobs wait, may wait and run, the age of the oldest, its workers and capacity."""
         depths = self._store.depths()
         workers = self._workers.alive(3 * self.settings.heartbeat_s)
         return [
@@ -231,6 +264,7 @@ class Client:
                 *depths.get(name, (0, None, 0)),
                 tuple(w.name for w in workers if name in w.queues),
                 spec.capacity.as_dict(),
+                spec.max_queue_size,
             )
             for name, spec in self.settings.queues.items()
         ]
@@ -275,16 +309,18 @@ class Client:
         return data, len(rows)
 
     def _submit(self, terms: Terms, packed: Sequence[tuple[bytes, int]]) -> list[Job]:
+        maximum = self._room.take(terms.queue, len(packed), keyed=terms.idempotency_key is not None)
         ids = new_ids(len(packed))
         keys = keys_for(terms.idempotency_key, len(packed))
-        return self._submit_jobs([self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)], terms)
+        jobs = [self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)]
+        return self._submit_jobs(jobs, terms, maximum)
 
-    def _submit_jobs(self, jobs: Sequence[NewJob], terms: Terms) -> list[Job]:
+    def _submit_jobs(self, jobs: Sequence[NewJob], terms: Terms, maximum: int | None) -> list[Job]:
         self._watcher.start()
         ids = [job.id for job in jobs]
         # The handles come first: a quick worker announces a job before `submit` has returned.
         handles = self._watcher.adopt(Job(self, id) for id in ids)
-        stored = self._submitter.submit(jobs, terms.model.max_batch_size, terms.model.batch_wait_timeout_s)
+        stored = self._submitter.submit(jobs, terms.model.max_batch_size, terms.model.batch_wait_timeout_s, maximum)
         if stored != ids:  # an idempotency key was met before
             handles = self._watcher.adopt(Job(self, id) for id in stored)
             self._watcher.read(id for id, new in zip(stored, ids, strict=True) if id != new)
@@ -306,13 +342,15 @@ class Client:
         self._dispatcher.send([Envelope(model.name, model.version, queue, 0, ())] * len(workers))
         return workers
 
-    def _send(self, tickets: Sequence[Ticket]) -> None:
-        """Send jobs that are queued already; the sweeper does it when Redis is away."""
+    def _send(self, tickets: Sequence[Ticket]) -> bool:
+        """Send jobs that are queued already; False when Redis is away: the sweeper does it then."""
         try:
             self._dispatcher.send_tickets(tickets)
         except BrokerUnavailable as error:
             log.warning("send_failed", jobs=len(tickets), error=str(error))
             self._store.mark_unsent([t.id for t in tickets])
+            return False
+        return True
 
     def _why_late(self, id: str, timeout: float) -> str:
         try:

@@ -22,6 +22,7 @@ from forebay.contract.errors import (
     LedgerUnavailable,
     ResultTimeout,
 )
+from forebay.contract.history import JobEvent, history
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.storage.records import Outcome
@@ -50,6 +51,11 @@ class Job:
     def info(self) -> JobInfo:
         """The job's row in the ledger now; JobNotFound when retention has deleted it."""
         return self._client._store.get(self.id)
+
+    def logs(self) -> list[JobEvent]:
+        """What happened to the job, oldest first: queued, claimed, lost, retried, ended; JobNotFound like `info`."""
+        store = self._client._store
+        return history(store.get(self.id), store.past(self.id))
 
     @property
     def state(self) -> JobState:
@@ -109,16 +115,19 @@ class Job:
         return None
 
     def cancel(self) -> JobState:
-        """Cancel the job if it still waits, a batch also while it runs; the state it is in afterwards says whether it did."""
-        self._client._batches.cancel([self.id])
+        """Cancel the job; the state it is in afterwards says what came of it.
+
+        `canceled`: it still waited, or it is a batch, and is over; a batch's running shards are asked to stop. `running`: its
+        worker was asked to stop, and does so between two batches; the job is then canceled, or it has succeeded or failed if
+        it was quicker (`wait` for it to know). Else it had ended before.
+        """
         self._client._store.cancel([self.id])
         return self.state
 
     def retry(self) -> Job:
         """Queue a failed, canceled or expired job afresh, under the same id; IllegalTransition for any other."""
         ticket = self._client._store.retry(self.id)
-        with self._lock:
-            self._outcome, self._future = None, None
+        self._forget_outcome()
         self._client._send([ticket])
         return self
 
@@ -156,6 +165,11 @@ class Job:
         if not future.done():
             self._client._watcher.expect(self)
         return future
+
+    def _forget_outcome(self) -> None:
+        """It was queued afresh."""
+        with self._lock:
+            self._outcome, self._future = None, None
 
     def _deliver(self, outcome: Outcome) -> None:
         """Called by the watcher with the job's final state."""

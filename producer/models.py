@@ -30,6 +30,7 @@ Versions = list[ModelVersion]
 Names = list[str]
 
 MAX_BATCH_SIZE = 65_536
+MAX_TIMEOUT_S = 7 * 86_400
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
@@ -56,6 +57,7 @@ class Models:
         max_batch_tokens: int | None = None,
         dtype: Literal["bfloat16", "float16"] | None = None,
         compile: bool = False,
+        timeout_s: float | None = None,
         resources: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -67,7 +69,8 @@ class Models:
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 tells its own, otherwise they are unchecked when left out.
         `options` go to the runtime: `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}`
         for python. `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype`
-        computes under autocast, and `compile` compiles the forward pass at load.
+        computes under autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one
+        call of preprocess or postprocess): a child that takes longer is killed, which counts as an attempt for its jobs.
 
         Raises InvalidInput or ModelRefused before anything is stored.
         """
@@ -84,6 +87,7 @@ class Models:
             max_batch_tokens=None if max_batch_tokens is None else _tokens(max_batch_tokens),
             dtype=_dtype(dtype),
             compile=bool(compile),
+            timeout_s=None if timeout_s is None else _timeout(timeout_s),
             resources=Resources.parse(resources).as_dict(),
             options=checked_options,
             metadata=check_metadata(metadata),
@@ -218,6 +222,12 @@ def _dtype(value: Any) -> str | None:
 def _wait(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_HOLD_S:
         raise InvalidInput(f"batch_wait_timeout_s {shown(value)} is not a number of seconds from 0 to {MAX_HOLD_S}")
+    return float(value)
+
+
+def _timeout(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_TIMEOUT_S:
+        raise InvalidInput(f"timeout_s {shown(value)} is not a number of seconds above 0, up to {MAX_TIMEOUT_S}")
     return float(value)
 
 

@@ -1,26 +1,22 @@
-"""Putting jobs into the ledger and sending them on: concurrent submits share one commit and one trip to Redis."""
+"""Putting jobs into the ledger and handing them to the sender: concurrent submits share one commit."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import structlog
-
 from forebay.contract.dispatch import Dispatcher
-from forebay.contract.errors import BrokerUnavailable, InvalidInput
-from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Hold, Ticket, envelopes
+from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind
+from forebay.contract.messages import Ticket
 from forebay.contract.references import shown
+from forebay.producer.sender import Parting, Sender
 from forebay.storage.jobs import JobStore
 from forebay.storage.records import NewJob
 
-log = structlog.get_logger()
-
 T = TypeVar("T")
-
-SMALLEST_ENVELOPE = 32  # below this, a message costs more than the balance between workers it buys
 
 
 @dataclass(slots=True)
@@ -28,8 +24,7 @@ class Entry:
     """One caller's jobs on their way into the ledger."""
 
     jobs: Sequence[NewJob]
-    batch_size: int
-    hold: Hold | None
+    max_queue_size: int | None = None
     ids: list[str] = field(default_factory=list)
     error: Exception | None = None
 
@@ -61,59 +56,47 @@ class Combined(Generic[T]):
 
 
 class Submitter:
-    """Adds and sends jobs. Thread-safe; concurrent submits share a commit and a trip to Redis."""
+    """Adds and sends jobs. Thread-safe; concurrent submits share a commit."""
 
     def __init__(self, store: JobStore, dispatcher: Dispatcher) -> None:
         self._store = store
-        self._dispatcher = dispatcher
+        self._sender = Sender(store, dispatcher)
         self._commit = Combined(self._commit_all)
-        self._send = Combined(self._send_all)
 
-    def submit(self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0) -> list[str]:
+    def submit(
+        self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0, max_queue_size: int | None = None
+    ) -> list[str]:
         """Make the jobs durable and send them; their ids, those of existing jobs for idempotency keys met before.
 
         `batch_size` is what the model runs at once: a message carries about that many ids, so that two workers share a
-        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. LedgerUnavailable or
-        InvalidInput when nothing was stored; a Redis that is away is not an error, the sweeper sends what this could not.
+        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. With `max_queue_size` no more
+        than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when nothing was stored.
         """
-        hold = Hold(hold_s, batch_size) if hold_s else None
-        hold = Hold(hold_s, batch_size) if hold_s else None
-        entry = Entry(jobs, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE), hold)
+        entry = Entry(jobs, max_queue_size)
         self._commit(entry)
         if entry.error is not None:
             raise entry.error
-        self._send(entry)
+        fresh = [_ticket(job) for job, id in zip(jobs, entry.ids, strict=True) if job.id == id]
+        if fresh:
+            self._sender.send(Parting.of(fresh, batch_size, hold_s))
         return entry.ids
+
+    def close(self) -> None:
+        """Return once everything submitted has been sent."""
+        self._sender.close()
 
     def _commit_all(self, batch: list[Entry]) -> None:
         for group in _groups(batch):
             try:
-                ids = self._store.add([job for entry in group for job in entry.jobs])
+                ids = self._store.add(
+                    [job for entry in group for job in entry.jobs], max_queue_size=group[0].max_queue_size
+                )
             except Exception as error:  # noqa: BLE001 - handed to each caller
                 for entry in group:
                     entry.error = error
                 continue
             for entry in group:
                 entry.ids, ids = ids[: len(entry.jobs)], ids[len(entry.jobs) :]
-
-    def _send_all(self, batch: list[Entry]) -> None:
-        alike: dict[tuple[int, Hold | None], list[Ticket]] = {}
-        for entry in batch:
-            fresh = (job for job, id in zip(entry.jobs, entry.ids, strict=True) if job.id == id)
-            alike.setdefault((entry.batch_size, entry.hold), []).extend(_ticket(job) for job in fresh)
-        messages: list[Envelope] = [
-            replace(message, hold=hold)
-            for (size, hold), tickets in alike.items()
-            for message in envelopes(tickets, size)
-        ]
-        try:
-            self._dispatcher.send(messages)
-        except BrokerUnavailable as error:
-            ids = [id for message in messages for id in message.ids]
-            log.warning(
-                "send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back"
-            )
-            self._store.mark_unsent(ids)
 
 
 def check_key(value: Any) -> str | None:
@@ -133,11 +116,15 @@ def keys_for(key: str | None, count: int) -> list[str | None]:
 
 
 def _groups(batch: list[Entry]) -> list[list[Entry]]:
-    """What shares a transaction. A job with an idempotency key may be refused, so its caller's jobs go alone."""
-    plain = [e for e in batch if all(job.idempotency_key is None for job in e.jobs)]
-    keyed = [[e] for e in batch if not any(e is p for p in plain)]
-    return ([plain] if plain else []) + keyed
+    """What shares a transaction. Jobs that may be refused, by their key or a full queue, go alone: one caller's at a time."""
+    plain: list[Entry] = []
+    alone: list[Entry] = []
+    for entry in batch:
+        sure = entry.max_queue_size is None and all(job.idempotency_key is None for job in entry.jobs)
+        (plain if sure else alone).append(entry)
+    return ([plain] if plain else []) + [[entry] for entry in alone]
 
 
 def _ticket(job: NewJob) -> Ticket:
-    return Ticket(job.id, job.model, job.version, job.queue, job.priority)
+    alone = job.kind in (JobKind.BATCH, JobKind.SHARD)
+    return Ticket(job.id, job.model, job.version, job.queue, job.priority, alone=alone)

@@ -29,7 +29,9 @@ TOTALS = f"""
 SELECT j.state, count(*), sum(CASE WHEN {DONE_ROWS} > s.rows THEN {DONE_ROWS} ELSE s.rows END), sum(s.rows_done),
     sum(s.rows_failed), sum(CASE WHEN {DONE_ROWS} > 0 OR j.state = 'succeeded' THEN {DONE_BYTES} ELSE 0 END), sum(s.seconds)
 FROM shards s JOIN jobs j ON j.id = s.id WHERE s.batch_id = :id GROUP BY j.state"""
-WAITING = "SELECT id FROM jobs WHERE parent_id = :id AND state = 'queued' ORDER BY id LIMIT :limit"
+WAITING = """
+SELECT id FROM jobs WHERE parent_id = :id AND state = 'queued' AND crashes = 0 AND not_before IS NULL
+ORDER BY id LIMIT :limit"""
 OUTCOMES = """
 SELECT s.part, s.pieces, s.outcome FROM shards s JOIN jobs j ON j.id = s.id
 WHERE s.batch_id = :id AND j.state = 'succeeded' AND s.part > :after ORDER BY s.part LIMIT 1000"""
@@ -47,7 +49,11 @@ class BatchReports:
 
     def _prepare(self, statement: str) -> TextClause:
         ledger = self.ledger
-        return text(statement.replace("{ids}", ledger.ids()).replace("{skip_locked}", ledger.skip_locked()))
+        return text(
+            statement.replace("{ids}", ledger.ids())
+            .replace("{skip_locked}", ledger.skip_locked())
+            .replace("{for_update}", ledger.for_update())
+        )
 
     def batch(self, id: str) -> Batch:
         """A batch that has been started; JobNotFound otherwise."""

@@ -12,15 +12,17 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from forebay.contract.batch import BatchRequest, Position, Shard, dump_pieces
-from forebay.contract.job import JobError, JobKind, JobState, Transition, new_ids
+from forebay.contract.job import JobError, JobKind, Transition, new_ids
 from forebay.contract.messages import Ticket
 from forebay.storage import tables
 from forebay.storage.batch_records import Batch, ShardOutcome, ShardWork
 from forebay.storage.batch_reports import BatchReports
-from forebay.storage.jobs import CLAIM, COUNTED, END_LEASE, FAIL, NO_LEASE, SUCCEED, TICKET
-from forebay.storage.jobs import _becomes as becomes
-from forebay.storage.jobs import _may as may
-from forebay.storage.jobs import _row as new_row
+from forebay.storage.job_past import REMEMBER_RETRIED
+from forebay.storage.job_requests import AFRESH, CANCEL_SHARDS
+from forebay.storage.job_requests import _row as new_row
+from forebay.storage.job_sql import END_LEASE, NO_LEASE, TICKET, becomes, ended, may, tickets
+from forebay.storage.jobs import CLAIM_ANY, ENDED, FAIL, STOP, SUCCEED
+from forebay.storage.jobs import _claimed as claimed
 from forebay.storage.records import ClaimedJob, Ended, NewJob, plain_text
 
 OPEN = """
@@ -28,10 +30,9 @@ INSERT INTO batches (id, output, files, bytes, next_file, next_first, steps, pla
 VALUES (:id, :output, :files, :bytes, 0, 0, 0, :planned) ON CONFLICT (id) DO NOTHING"""
 
 # A batch that starts again does what is missing: shards that failed or were canceled wait afresh.
-REVIVE = f"""
-UPDATE jobs SET {becomes(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, sent_at = :now, started_at = NULL,
-    finished_at = NULL, error_type = NULL, error_message = NULL
-WHERE parent_id = :id AND {may(Transition.RETRY)} RETURNING {TICKET}"""
+UNDONE = f"parent_id = :id AND {may(Transition.RETRY)}"
+REMEMBER_UNDONE = REMEMBER_RETRIED.replace("{which}", UNDONE)
+REVIVE = f"UPDATE jobs SET {AFRESH} WHERE {UNDONE} RETURNING {TICKET}"
 
 HAND_OFF = f"UPDATE jobs SET {NO_LEASE} WHERE id = :id AND attempt = :attempt AND {may(Transition.SUCCEED)}"
 
@@ -41,21 +42,17 @@ UPDATE batches SET next_file = :file, next_first = :first, planned = :planned, s
 WHERE id = :id AND steps = :steps AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = :id AND {may(Transition.SUCCEED)})"""
 TOUCH = "UPDATE jobs SET sent_at = :now WHERE id = :id"
 
-# Only what was never tried: a shard that may have killed a worker is run alone, by its own message.
-NEXT = f"""
-SELECT id FROM jobs WHERE parent_id = :id AND state = 'queued' AND {COUNTED} = 0 ORDER BY id LIMIT 1 {{skip_locked}}"""
+# Not with which a process has died: such a shard is run alone, by its own message.
+NEXT = """
+SELECT id FROM jobs WHERE parent_id = :id AND state = 'queued' AND crashes = 0 AND not_before IS NULL
+ORDER BY id LIMIT 1 {skip_locked}"""
 
-BEAT = f"""
-UPDATE jobs SET lease_until = :lease_until WHERE id = :id AND attempt = :attempt AND {may(Transition.SUCCEED)}"""
+BEAT = f"UPDATE jobs SET lease_until = :lease_until {ENDED} RETURNING cancel_requested_at"
 COUNT = "UPDATE shards SET rows_done = :done, rows_failed = :failed, seconds = :seconds WHERE id = :id"
-PARENT = "SELECT state FROM jobs WHERE id = :id"
 FINISH = """
 UPDATE shards SET rows = :rows, rows_done = :done, rows_failed = :failed, seconds = :seconds, outcome = :outcome
 WHERE id = :id"""
 SHRINK = "UPDATE shards SET pieces = :pieces, rows = :rows, bytes = :bytes WHERE id = :id"
-DROP = f"""
-UPDATE jobs SET {becomes(Transition.CANCEL)}, {END_LEASE}
-WHERE id = :id AND attempt = :attempt AND {may(Transition.SUCCEED)}"""
 
 NO_OPEN_SHARD = "NOT EXISTS (SELECT 1 FROM jobs s WHERE s.parent_id = jobs.id AND s.state IN ('queued', 'running'))"
 COMPLETE = f"""
@@ -66,12 +63,6 @@ GIVE_UP = f"""
 UPDATE jobs SET {becomes(Transition.FAIL)}, {END_LEASE}, error_type = :type, error_message = :message,
     progress_done = :done, progress_total = :total
 WHERE id = :id AND {may(Transition.FAIL)} RETURNING id, client"""
-CANCEL_BATCH = f"""
-UPDATE jobs SET {becomes(Transition.CANCEL)}, {END_LEASE}
-WHERE id {{ids}} AND kind = 'batch' AND {may(Transition.CANCEL)} RETURNING id, client"""
-CANCEL_WAITING = f"""
-UPDATE jobs SET {becomes(Transition.CANCEL)}, {END_LEASE} WHERE id IN (
-    SELECT id FROM jobs WHERE parent_id = :id AND state = 'queued' {{skip_locked}})"""
 SHOW = """
 UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message
 WHERE id = :id AND state = 'running'"""
@@ -93,8 +84,9 @@ class BatchStore(BatchReports):
         values = {"id": job.id, "output": request.output, "files": len(request.files), "bytes": request.bytes}
         with self.ledger.write() as connection:
             connection.execute(text(OPEN), values | {"planned": False})
-            rows = connection.execute(text(REVIVE), {"id": job.id, "now": self.ledger.now()})
-            return [Ticket(*row) for row in rows]
+            undone = {"id": job.id, "now": self.ledger.now()}
+            connection.execute(text(REMEMBER_UNDONE), undone)
+            return tickets(connection.execute(text(REVIVE), undone))
 
     def hand_off(self, job: ClaimedJob) -> None:
         """From now on the batch runs without a lease: its shards have theirs."""
@@ -118,28 +110,28 @@ class BatchStore(BatchReports):
                 connection.execute(tables.jobs.insert(), [new_row(job, now) for job in jobs])
                 pairs = zip(jobs, planned, strict=True)
                 connection.execute(tables.shards.insert(), [_shard_row(batch.id, job.id, s) for job, s in pairs])
-        return [Ticket(job.id, job.model, job.version, job.queue, job.priority, 1) for job in jobs]
+        return [_ticket(job) for job in jobs]
 
     def claim_next(self, batch: str, worker: str, lease_s: float) -> ClaimedJob | None:
-        """The next shard of a batch that waits and was never tried, claimed as any job is; None when there is none."""
+        """The next shard of a batch that waits and has killed nobody, claimed as any job is; None when there is none."""
         now = self.ledger.now()
-        with self.ledger.write(durable=False) as connection:
+        with self.ledger.write(durable=not self.ledger.sqlite) as connection:
             id = connection.execute(self._sql(NEXT), {"id": batch}).scalar()
             if id is None:
                 return None
             values = {"ids": self.ledger.bind([id]), "worker": worker, "now": now, "lease_until": now + lease_s}
-            row = connection.execute(self._sql(CLAIM), values).fetchone()
-        return None if row is None else ClaimedJob(row[0], JobKind(row[1]), *row[2:])
+            row = connection.execute(self._sql(CLAIM_ANY), values).fetchone()
+        return None if row is None else claimed(row, now)
 
-    def beat(self, work: ShardWork, done: int, failed: int, seconds: float, lease_s: float) -> JobState | None:
-        """Note a running shard's progress and prolong its lease; its batch's state, None when the lease is lost."""
+    def beat(self, work: ShardWork, done: int, failed: int, seconds: float, lease_s: float) -> bool | None:
+        """Note a running shard's progress and prolong its lease; whether it is to stop, None when the lease is lost."""
         values = {"id": work.id, "attempt": work.attempt, "lease_until": self.ledger.now() + lease_s}
         with self.ledger.write(durable=False) as connection:
-            if connection.execute(text(BEAT), values).rowcount == 0:
+            row = connection.execute(text(BEAT), values).fetchone()
+            if row is None:
                 return None
             connection.execute(text(COUNT), {"id": work.id, "done": done, "failed": failed, "seconds": seconds})
-            state = connection.execute(text(PARENT), {"id": work.batch}).scalar()
-        return None if state is None else JobState(state)
+        return row[0] is not None
 
     def finish(self, work: ShardWork, outcome: ShardOutcome) -> bool:
         """Write a shard's outcome if the attempt still holds it; what is refused must not be put in place."""
@@ -161,11 +153,9 @@ class BatchStore(BatchReports):
             return connection.execute(text(FAIL), values | {"error_type": type_, "error_message": message}).rowcount > 0
 
     def drop(self, work: ShardWork) -> None:
-        """End an attempt whose batch has ended: its work has stopped."""
+        """End an attempt that was to be canceled: its work has stopped."""
         with self.ledger.write() as connection:
-            connection.execute(
-                text(DROP), {"id": work.id, "attempt": work.attempt, "now": self.ledger.now()}
-            )  # fmt: skip
+            connection.execute(text(STOP), {"id": work.id, "attempt": work.attempt, "now": self.ledger.now()})
 
     def split(self, work: ShardWork, kept: Shard, given: Shard, batch: Batch) -> list[Ticket] | None:
         """Keep the first half of a running shard and make a waiting one of the rest; None when the lease is lost."""
@@ -175,43 +165,34 @@ class BatchStore(BatchReports):
         values = {"id": work.id, "pieces": dump_pieces(kept.pieces), "rows": kept.rows, "bytes": kept.bytes}
         with self.ledger.write() as connection:
             lease = {"id": work.id, "attempt": work.attempt, "lease_until": now + work.lease_s}
-            if connection.execute(text(BEAT), lease).rowcount == 0:
+            if connection.execute(text(BEAT), lease).fetchone() is None:
                 return None
             connection.execute(text(SHRINK), values)
             connection.execute(tables.jobs.insert(), [new_row(job, now)])
             connection.execute(tables.shards.insert(), [_shard_row(batch.id, id, given)])
-        return [Ticket(id, job.model, job.version, job.queue, job.priority, 1)]
+        return [_ticket(job)]
 
     def complete(self, id: str, result: bytes | None, ref: str | None, done: int, total: int) -> list[Ended]:
         """The batch has succeeded; nothing when it has ended otherwise, or a shard is open after all."""
         values = {"id": id, "now": self.ledger.now(), "result": result, "ref": ref}
         counts = {"done": min(done, MOST), "total": min(total, MOST)}
         with self.ledger.write() as connection:
-            return [Ended(*row) for row in connection.execute(text(COMPLETE), values | counts)]
+            return ended(connection.execute(text(COMPLETE), values | counts))
 
     def give_up(self, id: str, error: JobError, done: int, total: int) -> list[Ended]:
-        """The batch has failed; shards that wait are canceled, those that run notice at their next beat."""
+        """The batch has failed; shards that wait are canceled, those that run are asked to stop."""
         values = {"id": id, "now": self.ledger.now(), "type": error.type, "message": plain_text(error.message)}
         counts = {"done": min(done, MOST), "total": min(total, MOST)}
         with self.ledger.write() as connection:
-            ended = [Ended(*row) for row in connection.execute(text(GIVE_UP), values | counts)]
-            for job in ended:
-                self._cancel_waiting(connection, job.id)
-        return ended
+            over = ended(connection.execute(text(GIVE_UP), values | counts))
+            for job in over:
+                self._cancel_shards(connection, job.id)
+        return over
 
-    def cancel(self, ids: Sequence[str]) -> list[Ended]:
-        """Cancel those of the jobs that are batches, with the shards that wait; running ones notice at their next beat."""
-        values = {"ids": self.ledger.bind(ids), "now": self.ledger.now()}
+    def cancel_shards(self, id: str) -> None:
+        """Of a batch that has ended: cancel the shards that wait, ask those that run to stop."""
         with self.ledger.write() as connection:
-            ended = [Ended(*row) for row in connection.execute(self._sql(CANCEL_BATCH), values)]
-            for job in ended:
-                self._cancel_waiting(connection, job.id)
-        return ended
-
-    def cancel_waiting(self, id: str) -> None:
-        """Cancel the shards that wait for a batch that has ended."""
-        with self.ledger.write() as connection:
-            self._cancel_waiting(connection, id)
+            self._cancel_shards(connection, id)
 
     def show(self, id: str, done: int, total: int, message: str) -> None:
         """What `forebay jobs` shows of a running batch."""
@@ -224,10 +205,10 @@ class BatchStore(BatchReports):
         now = self.ledger.now()
         with self.ledger.write() as connection:
             rows = connection.execute(self._sql(WAKE), {"now": now, "before": now - older_than_s})
-            return [Ticket(*row) for row in rows]
+            return tickets(rows)
 
-    def _cancel_waiting(self, connection: Connection, id: str) -> None:
-        connection.execute(self._sql(CANCEL_WAITING), {"id": id, "now": self.ledger.now()})
+    def _cancel_shards(self, connection: Connection, id: str) -> None:
+        connection.execute(self._sql(CANCEL_SHARDS), {"ids": self.ledger.bind([id]), "now": self.ledger.now()})
 
 
 def _new_job(batch: Batch, shard: Shard, id: str) -> NewJob:
@@ -235,6 +216,10 @@ def _new_job(batch: Batch, shard: Shard, id: str) -> NewJob:
         id, JobKind.SHARD, batch.model, batch.version, batch.queue, batch.priority, batch.max_attempts,
         rows=min(shard.rows, MOST), parent_id=batch.id,
     )  # fmt: skip
+
+
+def _ticket(job: NewJob) -> Ticket:
+    return Ticket(job.id, job.model, job.version, job.queue, job.priority, alone=True)
 
 
 def _shard_row(batch: str, id: str, shard: Shard) -> dict[str, Any]:

@@ -6,7 +6,9 @@ blob, and when it may go, is not known here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import secrets
 import shutil
@@ -17,24 +19,35 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+from forebay.contract.errors import BlobCorrupt, BlobMissing, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+
+log = structlog.get_logger()
 
 CHUNK = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOK_AGAIN_S = 5.0  # whether a full store has room, at the latest
 _REF = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class BlobStore:
-    """Blobs below one fsspec URL. Thread-safe. Every method raises BlobUnavailable when the store does not answer."""
+    """Blobs below one fsspec URL. Thread-safe. Every method raises BlobUnavailable when the store does not answer, those that
+    read raise BlobMissing when it does and has no such blob.
+    """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience_s: float = 0.0) -> None:
+        """`patience_s` is how long a write waits for room in a store that is full."""
         self.url = url
+        self._patience_s = patience_s
         try:
             self._fs, self._root = fsspec.url_to_fs(url)
         except ImportError as error:
             raise MissingExtra(f"the blob store {url} needs another package: {error}") from error
         except ValueError as error:
             raise InvalidInput(f"FOREBAY_BLOBS {url!r}: {error}") from error
+        self._local = "file" in self._fs.protocol
 
     def put(self, data: bytes) -> str:
         """Store the bytes and give their name."""
@@ -85,6 +98,13 @@ class BlobStore:
         """BlobUnavailable unless a small blob can be written and read back."""
         self.get(self.put(b"forebay"))
 
+    def _answers(self) -> bool:
+        """Whether the store is there at all, and not a folder that is not mounted now."""
+        try:
+            return bool(self._fs.isdir(self._root))
+        except OSError:
+            return False
+
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
@@ -95,22 +115,46 @@ class BlobStore:
         temporary = f"{self._root}/.tmp/{digest}.{secrets.token_hex(6)}"
         self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
         self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
+        Retrying(
+            retry=retry_if_exception(lambda error: getattr(error, "errno", None) in FULL),
+            wait=wait_random_exponential(multiplier=0.2, max=LOOK_AGAIN_S),
+            stop=stop_after_delay(self._patience_s),
+            before_sleep=self._say_full,
+            reraise=True,
+        )(self._write, write, temporary, path)
+
+    def _write(self, write: Any, temporary: str, path: str) -> None:
         try:
             write(temporary)
+            self._sync(temporary)
             self._fs.mv(temporary, path)
+            self._sync(path.rpartition("/")[0])
+            self._sync(self._root)  # where that folder may be new
         except BaseException:
             if self._fs.exists(temporary):
                 self._fs.rm_file(temporary)
             raise
+
+    def _sync(self, path: str) -> None:
+        """Have a local file or folder on disk: the ledger's row that names a blob outlives a power cut, so must the blob."""
+        if self._local:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _say_full(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            log.warning("blobs_full", blobs=self.url, error=str(state.outcome.exception()), patience_s=self._patience_s)
 
     @contextmanager
     def _clear_errors(self, verb: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
-            raise BlobUnavailable(
-                f"cannot {verb} a blob in {self.url}: there is no {error.filename or error}"
-            ) from error
+            kind = BlobMissing if verb == "read" and self._answers() else BlobUnavailable
+            raise kind(f"cannot {verb} a blob in {self.url}: there is no {error.filename or error}") from error
         except (OSError, ConnectionError, TimeoutError) as error:
             raise BlobUnavailable(f"cannot {verb} a blob in {self.url}: {error}") from error
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forebay.contract.errors import LedgerUnavailable, MissingExtra
+from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import mask_password
 
 BUSY_TIMEOUT_S = 60
@@ -32,9 +33,17 @@ CLOCK_REFRESH_S = 60
 class Ledger:
     """One database. Thread-safe; open one per process and close it."""
 
-    def __init__(self, url: str, *, create: bool = False, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        create: bool = False,
+        clock: Callable[[], float] = time.time,
+        statement_limit_s: float | None = None,
+    ) -> None:
         """Connect lazily to `url`; with `create`, a missing SQLite file is made.
 
+        A read that takes longer than `statement_limit_s` is given up with LedgerUnavailable: for those who only look on.
         LedgerUnavailable when the SQLite file is missing, MissingExtra when psycopg is.
         """
         self.url = url
@@ -44,7 +53,8 @@ class Ledger:
         self._offset_until = 0.0
         if self.sqlite:
             _find_file(url, create)
-        self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url)
+        self._limit = statement_limit_s
+        self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url, statement_limit_s)
         self._one_writer: AbstractContextManager[Any] = WriterLock(url) if self.sqlite else nullcontext()
         self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writer = self.engine.execution_options(forebay_write="FULL")
@@ -53,8 +63,20 @@ class Ledger:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection on which every statement sees what is committed."""
-        with self._clear_errors(), self._reader.connect() as connection:
+        with self._clear_errors(), self._reader.connect() as connection, self._limited(connection):
             yield connection
+
+    def scalar(self, statement: TextClause, values: Mapping[str, Any]) -> Any:
+        """The first value of a small query, None when there is none.
+
+        On SQLite the driver answers by itself: SQLAlchemy's share would be ten times the query's, at every submit.
+        """
+        if not self.sqlite:
+            with self.read() as connection:
+                return connection.execute(statement, values).scalar()
+        with self._clear_errors(), closing(self.engine.raw_connection()) as pooled:
+            row = pooled.cursor().execute(statement.text, values).fetchone()
+        return row[0] if row else None
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -107,6 +129,20 @@ class Ledger:
         """Give back every connection."""
         self.engine.dispose()
 
+    @contextmanager
+    def _limited(self, connection: Connection) -> Iterator[None]:
+        """PostgreSQL watches the limit itself; SQLite asks, every so many of its steps, whether to go on."""
+        if self._limit is None or not self.sqlite:
+            yield
+            return
+        driver: Any = connection.connection.driver_connection
+        until = time.monotonic() + self._limit
+        driver.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+        try:
+            yield
+        finally:
+            driver.set_progress_handler(None, 0)
+
     def _measure_offset(self) -> None:
         with self.read() as connection:
             before = self._clock()
@@ -121,11 +157,11 @@ class Ledger:
             yield
         except IntegrityError:
             raise
-        except DBAPIError as error:
-            reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-            raise LedgerUnavailable(
-                f"the ledger {mask_password(self.url)}: {reason}{_advice(error.orig, reason)}"
-            ) from error
+        except (DBAPIError, sqlite3.Error) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+            kind = LedgerOutdated if _is_outdated(cause, reason) else LedgerUnavailable
+            raise kind(f"the ledger {mask_password(self.url)}: {reason}{_advice(cause, reason)}") from error
         except SQLAlchemyError as error:
             raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {error}") from error
 
@@ -177,10 +213,16 @@ class WriterLock:
         self._threads.release()
 
 
-def _advice(error: object, reason: str) -> str:
+def _is_outdated(error: object, reason: str) -> bool:
     sqlstate = getattr(error, "sqlstate", None)  # PostgreSQL's words depend on its language, this does not
-    if sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES):
+    return sqlstate in OLD_TABLES or any(words in reason for words in OLD_TABLES)
+
+
+def _advice(error: object, reason: str) -> str:
+    if _is_outdated(error, reason):
         return "; its tables are missing or older than this Forebay: run `forebay db upgrade`"
+    if getattr(error, "sqlstate", None) == "57014" or reason == "interrupted":
+        return "; the question took too long and was given up: ask for less"
     if "locked" in reason:
         return f"; another process has held it for {BUSY_TIMEOUT_S} s"
     return ""
@@ -220,14 +262,21 @@ def _sqlite_engine(url: str) -> Engine:
     return engine
 
 
-def _postgres_engine(url: str) -> Engine:
+def _impatient(limit_ms: int) -> dict[str, Any]:
+    """A statement that takes too long is ended by the server; a server that is gone without a word is noticed here."""
+    silence = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+    return {"options": f"-c statement_timeout={limit_ms}", "connect_timeout": 5} | silence
+
+
+def _postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
+    limit: dict[str, Any] = {} if statement_limit_s is None else _impatient(round(statement_limit_s * 1000))
     try:
         return create_engine(
             url,
             pool_pre_ping=True,
             pool_size=8,
             max_overflow=32,
-            connect_args={"connect_timeout": 10, "application_name": "forebay"},
+            connect_args={"connect_timeout": 10, "application_name": "forebay"} | limit,
         )
     except ImportError as error:
         raise MissingExtra("a PostgreSQL ledger needs psycopg: pip install 'forebay[postgres]'") from error

@@ -24,15 +24,18 @@ from forebay.storage.ledger import Ledger
 from forebay.storage.records import json_text
 
 COLUMNS = """v.name, v.version, v.runtime, v.artifact, v.artifact_form, v.artifact_bytes, v.inputs, v.outputs, v.max_batch_size,
-v.batch_wait_timeout_s, v.resources, v.options, v.metadata, v.created_at, v.max_batch_tokens, v.dtype, v.compile"""
+v.batch_wait_timeout_s, v.resources, v.options, v.metadata, v.created_at, v.max_batch_tokens, v.dtype, v.compile,
+v.timeout_s"""
 
 ADD_NAME = text("INSERT INTO models (name, last_version) VALUES (:name, 0) ON CONFLICT (name) DO NOTHING")
 NEXT_VERSION = text("UPDATE models SET last_version = last_version + 1 WHERE name = :name RETURNING last_version")
 ADD_VERSION = text("""
 INSERT INTO model_versions (name, version, runtime, artifact, artifact_form, artifact_bytes, inputs, outputs, max_batch_size,
-    batch_wait_timeout_s, resources, options, metadata, created_at, max_batch_tokens, dtype, compile)
+    batch_wait_timeout_s, resources, options, metadata, created_at, max_batch_tokens, dtype, compile,
+    timeout_s)
 VALUES (:name, :version, :runtime, :artifact, :artifact_form, :artifact_bytes, :inputs, :outputs, :max_batch_size,
-    :batch_wait_timeout_s, :resources, :options, :metadata, :created_at, :max_batch_tokens, :dtype, :compile)""")
+    :batch_wait_timeout_s, :resources, :options, :metadata, :created_at, :max_batch_tokens, :dtype, :compile,
+    :timeout_s)""")
 BY_VERSION = text(f"SELECT {COLUMNS} FROM model_versions v WHERE v.name = :name AND v.version = :version")
 NEWEST = text(f"SELECT {COLUMNS} FROM model_versions v WHERE v.name = :name ORDER BY v.version DESC LIMIT 1")
 BY_ALIAS = text(f"""
@@ -74,8 +77,7 @@ class ModelRegistry:
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Like `get`, without the aliases and with one small query: what each submit asks."""
-        with self._ledger.read() as connection:
-            version = connection.execute(*_version_of(ref)).scalar()
+        version = self._ledger.scalar(*_version_of(ref))
         known = self._known.get((ref.name, version)) if version is not None else None
         if known is None:
             known = self.get(ref)
@@ -215,6 +217,7 @@ def _values(model: ModelVersion, version: int, now: float) -> dict[str, Any]:
         "max_batch_tokens": model.max_batch_tokens,
         "dtype": model.dtype,
         "compile": model.compile,
+        "timeout_s": model.timeout_s,
     }
 
 
@@ -233,6 +236,7 @@ def _model(row: Any) -> ModelVersion:
         row.max_batch_tokens,
         row.dtype,
         bool(row.compile),
+        row.timeout_s,
         json.loads(row.resources),
         json.loads(row.options),
         json.loads(row.metadata),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.job import JobError, JobKind, JobState
+from forebay.contract.job import JobError, JobKind, JobState, Transition
 from forebay.contract.references import shown
 
 _NO_JSONB = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL's jsonb has no NUL
@@ -70,17 +70,37 @@ class ClaimedJob:
     input: bytes | None
     input_ref: str | None
     tries: int = 1  # attempts that count; `attempt` is their number since the job was made, and the fence
+    crashes: int = 0  # how many of them ended with the death of their process
+    deadline_at: float | None = None
+    waited_s: float = 0.0  # since it was submitted
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How one attempt ended: with a result (inline or by reference), or with an error."""
+    """How one attempt ended: with a result (inline or by reference), with an error, or, as `ending` says, with neither:
+    canceled on request, or expired before it was begun.
+    """  # fmt: skip
 
     id: str
     attempt: int
     result: bytes | None = None
     result_ref: str | None = None
     error: JobError | None = None
+    ending: Transition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """An attempt that met a transient error, for `reason`: the job waits `delay_s` seconds for its next one.
+
+    Not `counted` when the job itself was not tried, because its model could not be loaded.
+    """
+
+    id: str
+    attempt: int
+    delay_s: float
+    reason: str
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)

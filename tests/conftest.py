@@ -7,12 +7,11 @@ started from Debian's programs. Without either, tests that need one are skipped 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import settings as hypothesis_settings
-from servers import PostgresServer, ValkeyServer, find_postgres, new_database
+from servers import PostgresServer, ValkeyServer, do_without, find_postgres, new_database
 from waiting import FakeClock
 
 from forebay.storage.jobs import JobStore
@@ -33,19 +32,13 @@ def pg_url() -> Iterator[str]:
         return
     programs = find_postgres()
     if programs is None:
-        _do_without("no PostgreSQL: install Debian's package postgresql, or set FOREBAY_TEST_POSTGRES")
+        do_without("no PostgreSQL: install Debian's package postgresql, or set FOREBAY_TEST_POSTGRES")
     server = PostgresServer(programs)
     try:
         server.start()
         yield server.url
     finally:
         server.remove()
-
-
-def _do_without(reason: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture

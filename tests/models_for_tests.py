@@ -3,14 +3,18 @@
 `runs.txt` gains one line per row that a Recorder has run; while a file called `hold` lies there, it waits.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from forebay import Transient
 
 RUNS, HOLD = "runs.txt", "hold"
 
@@ -67,6 +71,39 @@ class Recorder:
         return [row["n"] for row in rows]
 
 
+class Moody:
+    """Writes down each row's number, then does what the rows say: sleep, hold, hang, crash in C, or take memory."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        _write([row["n"] for row in rows])
+        for row in rows:
+            threading.Event().wait(row.get("sleep", 0))
+            while row.get("hold") and Path(HOLD).exists():
+                threading.Event().wait(0.01)
+            if row.get("hang"):
+                signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
+                ctypes.PyDLL(None).sleep(3600)  # in C, holding the GIL: no thread of this process can help
+            if row.get("crash"):
+                sys.stderr.write("about to read address 0 of redis://user:hunter2@there/0\n")
+                ctypes.string_at(0)
+            if row.get("bytes"):
+                bytearray(row["bytes"])
+            if row.get("kill"):
+                sys.stderr.write("a poisonous row\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return [row["n"] for row in rows]
+
+
+class Stuck:
+    """Never finishes loading."""
+
+    def load(self, path: Path | None, device: str) -> None:
+        ctypes.PyDLL(None).sleep(3600)
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return list(rows)
+
+
 class Broken:
     """Does not load."""
 
@@ -75,6 +112,32 @@ class Broken:
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
         return list(rows)
+
+
+class Slow(Recorder):
+    """Takes its time over each batch, so that others may ask it to stop."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        threading.Event().wait(0.15)
+        return super().predict(rows)
+
+
+class Flaky:
+    """Raises Transient in `predict` as long as a file called `away` lies there, and in `load` for one called `away-load`."""
+
+    def load(self, path: Path | None, device: str) -> None:
+        self._unless("away-load")
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        self._unless("away")
+        return list(rows)
+
+    def sample_row(self) -> int:
+        return 0
+
+    def _unless(self, name: str) -> None:
+        if Path(name).exists():
+            raise Transient(f"{name}: the feature store answers 503")
 
 
 def _write(numbers: list[int]) -> None:

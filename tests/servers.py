@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg
+import pytest
 import redis
 from waiting import wait_until
 
@@ -24,6 +26,13 @@ PROGRAMS = Path("/usr/lib/postgresql")
 
 class ServerFailed(Exception):
     """A server did not come up; the text is what it said."""
+
+
+def do_without(reason: str) -> NoReturn:
+    """Skip for want of a program at home; where CI is set, it must be there."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def free_port() -> int:
@@ -74,7 +83,7 @@ class PostgresServer:
         self.port = self.port or free_port()
         command = [str(self._programs / "postgres"), "-D", str(data), "-p", str(self.port)]
         for option in (
-            "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "synchronous_commit=off",
+            "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off",
             "full_page_writes=off", "max_connections=200", "shared_buffers=64MB", "deadlock_timeout=200ms",
         ):  # fmt: skip
             command += ["-c", option]
@@ -89,6 +98,11 @@ class PostgresServer:
         """Shut down at once, cutting off whoever is connected."""
         _end(self._process, signal.SIGINT)
         self._process = None
+
+    def restart(self, how: signal.Signals) -> None:
+        """Stop as `pg_ctl restart` does, SIGINT being its fast and SIGQUIT its immediate mode, and come back."""
+        _end(self._process, how)
+        self.start()
 
     def remove(self) -> None:
         """Stop, and delete the folder."""

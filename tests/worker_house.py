@@ -104,12 +104,30 @@ class House:
         self.store = JobStore(self.ledger)
         self.client = Client(self.settings)
         self.workers: list[Worker] = []
+        self._supervisors: list[subprocess.Popen[bytes]] = []
 
     def worker(self, name: str = "w1", **more: str) -> Worker:
         """A new worker process, not waited for; `more` are settings of its own."""
         worker = Worker(self, name, **more)
         self.workers.append(worker)
         return worker
+
+    def supervisor(self) -> subprocess.Popen[bytes]:
+        """`forebay worker`, alone, in a process group of its own."""
+        env = os.environ | self.settings.as_environment() | {
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}  # fmt: skip
+        with (self.folder / "supervisor.log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "forebay", "worker", "--queues", "cpu"],
+                cwd=self.folder, env=env, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        self._supervisors.append(process)
+        return process
+
+    def worker_of(self, supervisor: psutil.Process) -> psutil.Process | None:
+        """The worker process that this supervisor has started."""
+        found = [p for p in supervisor.children() if "forebay.worker" in " ".join(p.cmdline())]
+        return found[0] if found else None
 
     def model(self, kind: str, name: str | None = None, **more: Any) -> str:
         """Register a class of models_for_tests; its reference."""
@@ -154,5 +172,10 @@ class House:
         self.go_on()
         for worker in self.workers:
             worker.stop()
+        for process in self._supervisors:
+            for left in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+                left.kill()
+            process.kill()
+            process.wait(10)
         self.client.close()
         self.ledger.close()

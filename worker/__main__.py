@@ -1,4 +1,4 @@
-"""`python -m forebay.worker QUEUES CONCURRENCY`: one worker process for the device in FOREBAY_DEVICE."""
+"""`python -m forebay.worker QUEUES CONCURRENCY [SUPERVISOR]`: one worker process for the device in FOREBAY_DEVICE."""
 
 from forebay.worker.app import main
 

@@ -5,16 +5,18 @@ Started as `python -m forebay.worker`, with every setting in the environment; `f
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery, Task
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 from celery.worker.control import Panel
 
 from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import ForebayError
 from forebay.contract.logs import configure_logs
 from forebay.contract.messages import PREDICT_TASK
 from forebay.contract.settings import Settings
@@ -23,10 +25,17 @@ from forebay.storage.ledger import Ledger
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker import child
 from forebay.worker.announcer import Announcer
+from forebay.worker.children import Children
 from forebay.worker.feeder import Feeder
 from forebay.worker.housekeeper import Housekeeper
+from forebay.worker.meter import Meter
+from forebay.worker.probes import Probes
 from forebay.worker.sweeper import Sweeper
 from forebay.worker.transport import install
+from forebay.worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from forebay.worker.metrics_server import MetricsServer
 
 log = structlog.get_logger()
 
@@ -49,16 +58,28 @@ class PredictTask(Task):
     ignore_result = True
 
 
-def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
-    """Run this worker until SIGTERM; the exit status."""
+def serve(settings: Settings, queues: list[str], concurrency: int, supervisor: int | None = None) -> int:
+    """Run this worker until SIGTERM, or until the process `supervisor` is gone; the exit status."""
     configure_logs(settings)
     app = worker_app(settings)
     ledger = Ledger(settings.database)
     store, dispatcher, broker = JobStore(ledger), Dispatcher(app), connect_redis(settings)
     sweeper = Sweeper(store, dispatcher, Announcer(broker), broker, settings)
-    housekeeper = Housekeeper(settings, tuple(queues), store, WorkerRegistry(ledger), sweeper)
-    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, concurrency)
+    children = Children(settings, supervisor)
+    housekeeper = Housekeeper(settings, tuple(queues), store, WorkerRegistry(ledger), sweeper, children)
+    app.forebay_feeder = feeder = Feeder(housekeeper.child_lost, housekeeper.jobs_left, concurrency, housekeeper.meter)
     housekeeper.in_flight = feeder.in_flight
+    probes = Probes(housekeeper, ledger, connect_redis(settings), settings.heartbeat_s)
+    app.forebay_turned = probes.turned
+    housekeeper.meter.gauges["worker_children"] = lambda: probes.children
+    server = _metrics_server(settings, housekeeper.meter, probes)
+    housekeeper.each_sweep = Watchdog(feeder, broker, queues, settings.resend_s).look
+
+    def _shut_down(**_: Any) -> None:
+        children.shut_down()
+
+    worker_shutting_down.connect(_shut_down)
+    children.start()
     housekeeper.start()
     log.info(
         "worker_starting",
@@ -73,9 +94,23 @@ def serve(settings: Settings, queues: list[str], concurrency: int) -> int:
         return int(stop.code or 0)
     finally:
         housekeeper.stop()
+        if server is not None:
+            server.stop()
+        children.stop()
         log.info("worker_stopped", worker=settings.worker_name)
         ledger.close()
     return 0
+
+
+def _metrics_server(settings: Settings, meter: Meter, probes: Probes) -> MetricsServer | None:
+    """Answering already, when a port is set."""
+    if not settings.metrics_port:
+        return None
+    from forebay.worker.metrics_server import MetricsServer
+
+    server = MetricsServer(settings, meter, probes)
+    server.start()
+    return server
 
 
 def worker_app(settings: Settings) -> Celery:
@@ -84,6 +119,7 @@ def worker_app(settings: Settings) -> Celery:
     app = make_app(settings)
     app.conf.update(
         worker_proc_alive_timeout=CHILD_START_S,
+        worker_consumer="forebay.worker.consumer:Consumer",
         imports=("forebay.worker.app",),  # so that a spawned child connects the signals below
     )
     app.task(_unreachable, name=PREDICT_TASK, base=PredictTask)
@@ -123,5 +159,12 @@ def _start_child(**_: Any) -> None:
 
 
 def main() -> int:
-    """`python -m forebay.worker QUEUES CONCURRENCY`."""
-    return serve(Settings.load(), sys.argv[1].split(","), int(sys.argv[2]))
+    """`python -m forebay.worker QUEUES CONCURRENCY [SUPERVISOR]`; without that process the worker stops."""
+    settings = Settings.load(worker_queues=sys.argv[1])
+    os.environ.update(settings.as_environment())  # whence the children load theirs
+    supervisor = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    try:
+        return serve(settings, list(settings.worker_queues), int(sys.argv[2]), supervisor)
+    except ForebayError as error:
+        sys.stderr.write(f"forebay worker: {error}\n")
+        return 1

@@ -1,15 +1,16 @@
 """The child process: owns the device and its models, and runs what the parent hands over.
 
-`start` runs once in a fresh interpreter (spawned, never forked); `run_ids` is the pool's target. Everything else it does
+`start` runs once in a fresh interpreter (spawned, never forked); `run_and_report` is the pool's target. Everything else it does
 is the runner's.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
@@ -28,9 +29,11 @@ from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
+from forebay.worker.board import Board, meet_parent
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Load, Runner
+from forebay.worker.tally import Tally
 
 if TYPE_CHECKING:
     from forebay.worker.batches.shards import ShardRunner
@@ -45,30 +48,39 @@ _runner: Runner | None = None
 def start() -> None:
     """Build this child's runner from the settings it inherited, and import torch before the first job needs it."""
     global _runner
-    import torch
-
+    board = meet_parent()  # before all else: a death while torch is imported is told too
     settings = Settings.load()
     configure_logs(settings)
+    bound_memory(settings.child_memory_bytes)
+    import torch
+
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     ledger = Ledger(settings.database)
-    blobs = BlobStore(settings.blobs)
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    tally = Tally(settings.device)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
     _runner = Runner(
         store=JobStore(ledger),
         registry=ModelRegistry(ledger),
         payloads=Payloads(blobs, settings),
         cache=ModelCache(
-            settings.model_cache_bytes or default_budget(settings.device),
+            settings.model_cache_bytes or default_budget(settings.device, settings.child_memory_bytes),
             artifacts.fetch,
             settings.device,
             settings.allowed_python_models,
+            tally=tally,
         ),
         limits=Limits(Ceilings(ledger, device_kind(settings.device))),
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
-        make_shards=lambda load: _shard_runner(settings, ledger, load),
+        queues=settings.worker_queues or None,
+        board=board,
+        load_timeout_s=settings.load_timeout_s,
+        patience_s=settings.outage_patience_s,
+        tally=tally,
+        make_shards=lambda load: _shard_runner(settings, ledger, load, board, tally),
     )
     log.info(
         "child_ready",
@@ -79,8 +91,11 @@ def start() -> None:
     )
 
 
-def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float]:
-    """Run jobs and say how it went: (failed, words for Flower, seconds). Never raises: the pool would lose the messages."""
+def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float, list[str]]:
+    """Run jobs and say how it went: (failed, words for Flower, seconds, ids given back unrun).
+
+    Never raises: the pool would lose the messages.
+    """
     started = time.monotonic()
     try:
         if _runner is None:
@@ -88,23 +103,56 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
         assert _runner is not None  # noqa: S101 - start() sets it or raises
         if not ids:  # an empty envelope: `forebay models warm`
             _runner.warm(model, version)
-        return False, str(_runner.run(ids)), time.monotonic() - started
+        summary = _runner.run(ids)
+        return False, str(summary), time.monotonic() - started, list(summary.left)
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
-        return True, f"{type(error).__name__}: {error}", time.monotonic() - started
+        return True, f"{type(error).__name__}: {error}", time.monotonic() - started, []
 
 
-def _shard_runner(settings: Settings, ledger: Ledger, load: Load) -> ShardRunner:
+def run_and_report(model: str, version: int, ids: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The pool's target: what `run_ids` gives, and what this child has counted since it last told."""
+    result = run_ids(model, version, ids)
+    try:
+        return result, {} if _runner is None else {"pid": os.getpid()} | _runner.report()
+    except Exception:  # what cannot be counted must not cost the messages
+        log.exception("report_failed")
+        return result, {}
+
+
+def bound_memory(limit: int) -> None:
+    """Let this process take no more than `limit` bytes of private writable memory: what asks for more gets a MemoryError.
+
+    Not the address space: CUDA reserves far more of that than it ever uses. 0 is no limit.
+    """
+    if limit:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, tally: Tally) -> ShardRunner:
     """What runs batch jobs; MissingExtra without pyarrow."""
     require_pyarrow()
     from forebay.worker.batches.shards import ShardRunner
     from forebay.worker.batches.tender import Tender
 
-    store, registry, broker = BatchStore(ledger), ModelRegistry(ledger), connect_redis(settings)
-    payloads, dispatcher = Payloads(BlobStore(settings.blobs), settings), Dispatcher(make_app(settings))
-    tender = Tender(store, registry, payloads, dispatcher, Announcer(broker), broker)
-    limits = Limits(Ceilings(ledger, device_kind(settings.device)))
-    return ShardRunner(store, tender, registry, limits, load, settings.worker_name, settings.lease_s)
+    jobs, store, registry, broker = JobStore(ledger), BatchStore(ledger), ModelRegistry(ledger), connect_redis(settings)
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    dispatcher, announcer = Dispatcher(make_app(settings)), Announcer(broker)
+    return ShardRunner(
+        jobs=jobs,
+        store=store,
+        tender=Tender(store, registry, Payloads(blobs, settings), dispatcher, announcer, broker),
+        registry=registry,
+        announcer=announcer,
+        limits=Limits(Ceilings(ledger, device_kind(settings.device))),
+        load=load,
+        worker=settings.worker_name,
+        lease_s=settings.lease_s,
+        board=board,
+        patience_s=settings.outage_patience_s,
+        tally=tally,
+    )
 
 
 def device_kind(device: str) -> str:
@@ -116,10 +164,11 @@ def device_kind(device: str) -> str:
     return "cpu"
 
 
-def default_budget(device: str) -> int:
+def default_budget(device: str, child_memory: int = 0) -> int:
     """How many bytes of the device its models may take up when nothing is configured."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE)
-    return int(psutil.virtual_memory().total * CPU_SHARE)
+    total = psutil.virtual_memory().total
+    return int(min(total, child_memory or total) * CPU_SHARE)

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 
@@ -18,12 +19,15 @@ from forebay.contract.errors import ForebayError
 from forebay.contract.settings import Settings
 from forebay.storage.jobs import JobStore
 from forebay.storage.workers import WorkerRegistry
+from forebay.worker.children import Children
 from forebay.worker.feeder import InFlight
+from forebay.worker.meter import Meter
 from forebay.worker.sweeper import Sweeper
 
 log = structlog.get_logger()
 
 STOP_S = 30  # for a sweep that is under way when the worker stops
+SEND_DUE_EVERY_S = 1.0  # what waits after a transient error is sent at most this long after its time has come
 FORGET_AFTER_S = 3600  # a worker that was killed stays listed as silent this long
 
 
@@ -31,20 +35,32 @@ class Housekeeper:
     """Two threads. `start` it before the first job, `stop` it after the last."""
 
     def __init__(
-        self, settings: Settings, queues: tuple[str, ...], store: JobStore, workers: WorkerRegistry, sweeper: Sweeper
+        self,
+        settings: Settings,
+        queues: tuple[str, ...],
+        store: JobStore,
+        workers: WorkerRegistry,
+        sweeper: Sweeper,
+        children: Children,
     ) -> None:
         self._settings = settings
         self._queues = queues
         self._store = store
         self._workers = workers
         self._sweeper = sweeper
-        self._lost: queue.SimpleQueue[tuple[list[str], str] | None] = queue.SimpleQueue()
+        self._children = children
+        self._reports: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
+        self._steadiness = Steadiness(settings.heartbeat_s)
         self._threads = [
             threading.Thread(target=self._beat_on, name="heartbeat", daemon=True),
             threading.Thread(target=self._sweep_on, name="sweeper", daemon=True),
         ]
+        self._started = store.ledger.now()
         self.in_flight: InFlight | None = None
+        self.meter = Meter(settings.device)
+        self.turned_at = time.monotonic()  # when the heartbeat last came round
+        self.each_sweep: Callable[[], object] = lambda: None
 
     def start(self) -> None:
         """Beat once, so that the worker is known before it takes a job, and go on in the background."""
@@ -55,45 +71,88 @@ class Housekeeper:
     def stop(self) -> None:
         """Finish what is being done, say that the worker has stopped, and end."""
         self._stopped.set()
-        self._lost.put(None)
+        self._reports.put(None)
         for thread in self._threads:
             thread.join(timeout=STOP_S)
         self._try("leave", lambda: self._workers.leave(self._settings.worker_name))
 
-    def child_lost(self, ids: list[str], reason: str) -> None:
+    def child_lost(self, ids: list[str], reason: str, pid: int) -> None:
         """A child died with these jobs; called from Celery's loop, returns at once."""
-        self._lost.put((ids, reason))
+        self._reports.put(lambda: self._report_lost(ids, reason, pid))
+
+    def jobs_left(self, ids: list[str]) -> None:
+        """These jobs were given back unrun and have no message any more; returns at once."""
+        self._reports.put(lambda: self._report_left(ids))
 
     def _beat_on(self) -> None:
         while not self._stopped.wait(self._settings.heartbeat_s):
             self._beat()
 
     def _beat(self) -> None:
-        settings = self._settings
+        settings, started = self._settings, time.monotonic()
         held = self.in_flight.ids() if self.in_flight else []
-        if held:
-            self._try("renew", lambda: self._store.renew(held, settings.worker_name, settings.lease_s))
-        self._try(
+        stats = self._statistics()
+        renewed = not held or self._try("renew", lambda: self._renew(held))
+        said = self._try(
             "beat",
-            lambda: self._workers.beat(settings.worker_name, socket.gethostname(), settings.device, self._queues),
+            lambda: self._workers.beat(
+                settings.worker_name, socket.gethostname(), settings.device, self._queues, self._started, stats
+            ),
         )
+        self.turned_at = time.monotonic()
+        if renewed and said:
+            self._steadiness.beaten(started, time.monotonic())
+
+    def _renew(self, held: list[str]) -> None:
+        kept = self._store.renew(held, self._settings.worker_name, self._settings.lease_s)
+        if len(kept) < len(set(held)):  # mostly jobs that have ended or are not claimed yet: the child looks
+            self._children.doubt_leases()
 
     def _sweep_on(self) -> None:
         next_sweep = time.monotonic()
         while True:
             try:
-                item = self._lost.get(timeout=max(0.0, next_sweep - time.monotonic()))
-                if item is None:
+                report = self._reports.get(timeout=max(0.0, min(SEND_DUE_EVERY_S, next_sweep - time.monotonic())))
+                if report is None:
                     return
-                self._report(*item)
+                report()
             except queue.Empty:
-                self._try("sweep", self._sweeper.once)
+                if time.monotonic() < next_sweep:
+                    self._try("send_due", self._send_due)
+                    continue
+                self._try("sweep", self._sweep)
                 self._try("forget", lambda: self._workers.forget(FORGET_AFTER_S))
+                self._try("listen", self.each_sweep)
                 next_sweep = time.monotonic() + self._settings.sweep_s
 
-    def _report(self, ids: list[str], reason: str) -> None:
-        if not self._try("lost", lambda: self._sweeper.lost(ids, self._settings.worker_name, reason)):
+    def _sweep(self) -> None:
+        for action, jobs in asdict(self._sweeper.once(judge=self._steadiness.holds(time.monotonic()))).items():
+            self.meter.count("sweeper_jobs_total", action, by=jobs)
+
+    def _send_due(self) -> None:
+        self.meter.count("sweeper_jobs_total", "due", by=self._sweeper.send_due())
+
+    def _statistics(self) -> str:
+        try:
+            return self.meter.as_json()
+        except Exception:  # figures that cannot be had must not keep a worker from saying that it lives
+            log.exception("housekeeping_failed", what="statistics", worker=self._settings.worker_name)
+            return "{}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether both threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _report_lost(self, ids: list[str], reason: str, pid: int) -> None:
+        self.meter.count("child_deaths_total")
+        death = self._children.death(pid, reason)
+        tell = self._sweeper.given_up if death.given_up else self._sweeper.lost
+        if not self._try("lost", lambda: tell(ids, self._settings.worker_name, death.evidence)):
             log.error("lost_unreported", jobs=len(ids), reason=reason)  # their leases lapse, and a sweep frees them
+
+    def _report_left(self, ids: list[str]) -> None:
+        self._try("left", lambda: self._sweeper.left(ids))
 
     def _try(self, what: str, action: Callable[[], object]) -> bool:
         try:
@@ -105,4 +164,30 @@ class Housekeeper:
             log.exception("housekeeping_failed", what=what, worker=self._settings.worker_name)
         else:
             return True
+        self.meter.count("housekeeping_failures_total", what)
         return False
+
+
+class Steadiness:
+    """Whether this process may say that others have let their leases lapse.
+
+    While nobody can write to the ledger, no lease is renewed, and afterwards all look lapsed. Who has just missed beats of
+    its own waits two more of them before it frees anything, so that every living worker has renewed by then.
+    """
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._last: float | None = None
+        self._unsteady_until = 0.0
+
+    def beaten(self, begun: float, done: float) -> None:
+        """A beat went through; when it was begun and done."""
+        late = self._last is not None and done - self._last > 2.5 * self._heartbeat_s
+        if late or done - begun > self._heartbeat_s:
+            self._unsteady_until = done + 2 * self._heartbeat_s
+        self._last = done
+
+    def holds(self, now: float) -> bool:
+        """Whether the beats have gone through as they should."""
+        missing = self._last is None or now - self._last > 2.5 * self._heartbeat_s
+        return not missing and now >= self._unsteady_until

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
+from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.model import ModelVersion
 from forebay.storage.ceilings import Ceilings
 
@@ -34,7 +36,7 @@ class Limits:
         key = (spec.name, spec.version)
         rows, until = self._known.get(key, (0, 0.0))
         if self._clock() >= until:
-            rows = self._look(spec)
+            rows = self._look_or_keep(spec, rows)
             self._known[key] = (rows, self._clock() + LOOK_AGAIN_S)
         return rows
 
@@ -45,15 +47,24 @@ class Limits:
             log.warning("out_of_memory", model=spec.ref, rows=rows, ceiling=half)
             self._trying.discard(key)
             self._known[key] = (half, self._clock() + LOOK_AGAIN_S)
-            self._ceilings.lower(spec.name, spec.version, half)
+            with suppress(LedgerUnavailable):  # whoever tries as many again finds out for himself
+                self._ceilings.lower(spec.name, spec.version, half)
 
     def fitted(self, spec: ModelVersion, rows: int) -> None:
         """So many rows did fit: remembered when this was the try of more."""
         key = (spec.name, spec.version)
         if key in self._trying and rows == self._known[key][0]:
             self._trying.discard(key)
-            self._ceilings.lift(spec.name, spec.version, rows)
+            with suppress(LedgerUnavailable):
+                self._ceilings.lift(spec.name, spec.version, rows)
             log.info("ceiling_lifted", model=spec.ref, ceiling=rows)
+
+    def _look_or_keep(self, spec: ModelVersion, known: int) -> int:
+        try:
+            return self._look(spec)
+        except LedgerUnavailable as error:  # must not cost a batch that runs: what is known here will do
+            log.warning("ceiling_unknown", model=spec.ref, error=str(error))
+            return known or spec.max_batch_size
 
     def _look(self, spec: ModelVersion) -> int:
         ceiling = self._ceilings.get(spec.name, spec.version)

@@ -21,10 +21,11 @@ import numpy as np
 import psutil
 import structlog
 
-from forebay.contract.errors import ForebayError, ModelLoadFailed
+from forebay.contract.errors import ForebayError, ModelLoadFailed, Transient
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
 from forebay.worker.runtimes import Model, Runtime, get_runtime
+from forebay.worker.tally import Tally
 
 log = structlog.get_logger()
 
@@ -60,10 +61,12 @@ class ModelCache:
         device: str,
         allowed: Sequence[str] = (),
         runtimes: Callable[[str, Sequence[str]], Runtime] = get_runtime,
+        tally: Tally | None = None,
     ) -> None:
         self.loads = 0
         self.evictions = 0
-        self._budget = budget_bytes
+        self.budget = budget_bytes
+        self._tally = tally or Tally()
         self._fetch = fetch
         self._device = device
         self._allowed = tuple(allowed)
@@ -104,13 +107,19 @@ class ModelCache:
         with self._lock:
             return tuple(self._models)
 
+    def sizes(self) -> dict[Key, int]:
+        """What each version held takes up, in bytes."""
+        with self._lock:
+            return {key: loaded.nbytes for key, loaded in self._models.items()}
+
     def _make_room(self, needed: int) -> None:
-        while self._models and self.bytes + needed > self._budget:
+        while self._models and self.bytes + needed > self.budget:
             self._drop(next(iter(self._models)))
 
     def _drop(self, key: Key) -> None:
         dropped = self._models.pop(key)
         self.evictions += 1
+        self._tally.evicted(key)
         name, size = dropped.spec.ref, dropped.nbytes
         del dropped
         release_memory(self._device)
@@ -123,28 +132,32 @@ class ModelCache:
             model = self._runtimes(spec.runtime, self._allowed).load(path, self._device, spec)
             warm = warm_up(model, spec)
         except BaseException:
+            self._tally.loaded((spec.name, spec.version), time.perf_counter() - started, failed=True)
             release_memory(self._device)  # a half-built model must not stay behind
             raise
         size = _measure(model, used_bytes(self._device) - before, spec)
         self.loads += 1
+        self._tally.loaded((spec.name, spec.version), time.perf_counter() - started)
         log.info(
             "model_loaded", model=spec.ref, runtime=spec.runtime, device=self._device, bytes=size, warm=warm,
             seconds=round(time.perf_counter() - started, 3),
         )  # fmt: skip
-        if size > self._budget:
+        if size > self.budget:
             log.warning(
-                "model_exceeds_budget", model=spec.ref, bytes=size, budget_bytes=self._budget, device=self._device
+                "model_exceeds_budget", model=spec.ref, bytes=size, budget_bytes=self.budget, device=self._device
             )
         return LoadedModel(spec, model, size, warm)
 
 
 def warm_up(model: Model, spec: ModelVersion) -> bool:
-    """Runs made-up rows; ModelLoadFailed with the cause. False when nothing says what a row looks like."""
+    """Runs made-up rows; ModelLoadFailed with the cause, or the model's own Transient. False when nothing describes a row."""
     failure: Exception | None = None
     for row in _sample_rows(model, spec):
         try:
             for _ in range(_WARM_UPS):
                 _run(model, row)
+        except Transient:  # says nothing about the model
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises, it cannot serve
             failure = failure or error
         else:

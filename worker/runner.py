@@ -10,25 +10,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from forebay.contract.errors import MissingExtra
+from forebay.contract.errors import MissingExtra, Transient
 from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.storage.jobs import JobStore
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob, Finished
+from forebay.storage.records import ClaimedJob, Ended, Finished, Postponed
 from forebay.worker.announcer import Announcer
 from forebay.worker.batcher import cut
+from forebay.worker.board import LOAD, Board, Watched
 from forebay.worker.forward import outputs
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
+from forebay.worker.patience import wait_out
+from forebay.worker.stops import Stops
+from forebay.worker.tally import Tally
 from forebay.worker.work import Item, Work
 
 if TYPE_CHECKING:
@@ -36,31 +40,37 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
 Load = Callable[[str, int], LoadedModel]
 
-CLAIM_AT_ONCE = 256
+CLAIM_AT_ONCE = 1024  # all that a child gets at once: rows of like length are found among all of them
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of one hand-over of ids. `unclaimed` were finished, canceled or taken by others."""
+    """What became of one hand-over of ids. `unclaimed` were finished, canceled, not due, of other queues or taken by others."""
 
     succeeded: int = 0
     failed: int = 0
+    stopped: int = 0  # canceled on request, or past their deadline before they were begun
+    postponed: int = 0  # after a transient error
     unclaimed: int = 0
     dropped: int = 0  # results refused because the lease was lost
     rows: int = 0
     batches: int = 0
     tokens: int = 0  # of the rows themselves, where the model counts them
     padded: int = 0  # of the rows padded to the longest of their batch
+    left: tuple[str, ...] = ()  # ids given back unrun, because this process has to stop
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
 
     def __str__(self) -> str:
         padding = f", padding {self.padding:.0%}" if self.padded else ""
-        return f"{self.succeeded} succeeded, {self.failed} failed, {self.unclaimed} not ours, {self.batches} batches{padding}"
+        rare = "".join(f", {n} {word}" for n, word in ((self.stopped, "stopped"), (self.postponed, "postponed")) if n)
+        about = f"{self.succeeded} succeeded, {self.failed} failed{rare}"
+        return f"{about}, {self.unclaimed} not ours, {self.batches} batches{padding}"
 
     @property
     def padding(self) -> float:
@@ -82,8 +92,16 @@ class Runner:
         announcer: Announcer,
         worker: str,
         lease_s: float,
+        board: Board,
+        load_timeout_s: float,
+        patience_s: float,
         make_shards: Callable[[Load], ShardRunner],
+        queues: Sequence[str] | None = None,
+        tally: Tally | None = None,
     ) -> None:
+        """`queues` are those that this worker serves, None when it may claim from any. `make_shards` gives what runs batch
+        jobs, with this way to load a model.
+        """  # fmt: skip
         self._make_shards = make_shards
         self._store = store
         self._registry = registry
@@ -93,12 +111,23 @@ class Runner:
         self._announcer = announcer
         self._worker = worker
         self._lease_s = lease_s
+        self._tally = tally or Tally()
+        self._claimed_at = 0.0
+        self._queues = queues
+        self._stops = Stops(store, worker)
+        self._board = board
+        self._load_timeout_s = load_timeout_s
+        self._patience_s = patience_s
         self._specs: dict[tuple[str, int], ModelVersion] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
     def warm(self, model: str, version: int) -> None:
         """Load a version now, so that its first job need not wait for it."""
         self._loaded(model, version)
+
+    def report(self) -> dict[str, Any]:
+        """What was counted since this was last called, and what the cache holds: Statistics as a dict."""
+        return self._tally.take(self._cache.sizes(), self._cache.budget)
 
     def run(self, ids: Sequence[str]) -> Summary:
         """Run those of the jobs that can be claimed; each ends in the ledger, or keeps its lease if this process dies.
@@ -107,8 +136,12 @@ class Runner:
         """
         total = Summary()
         for start in range(0, len(ids), CLAIM_AT_ONCE):
+            if self._board.stopping:
+                return total + Summary(left=tuple(ids[start:]))
             part = ids[start : start + CLAIM_AT_ONCE]
-            claimed = self._store.claim(part, self._worker, self._lease_s)
+            claimed = self._wait_out(partial(self._store.claim, part, self._worker, self._lease_s, self._queues))
+            self._claimed_at = time.perf_counter()
+            self._stops.claimed(claimed)
             total += Summary(unclaimed=len(part) - len(claimed))
             by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
             shards = [job for job in claimed if job.kind in (JobKind.BATCH, JobKind.SHARD)]
@@ -126,27 +159,39 @@ class Runner:
         return self._make_shards(self._loaded)
 
     def _run_shards(self, claimed: list[ClaimedJob]) -> Summary:
+        if self._board.stopping:
+            return self._give_back(claimed)
         try:
             ran = self._shards.run(claimed)
         except MissingExtra as error:
             failed = JobError("MissingExtra", str(error))
-            ended = self._store.finish([Finished(job.id, job.attempt, error=failed) for job in claimed])
+            outcomes = [Finished(job.id, job.attempt, error=failed) for job in claimed]
+            ended = self._wait_out(partial(self._store.finish, outcomes))
             self._announcer.announce(ended)
             return Summary(failed=len(ended))
-        return Summary(succeeded=ran.succeeded, failed=ran.failed, dropped=ran.dropped, rows=ran.rows)
+        return Summary(
+            succeeded=ran.succeeded, failed=ran.failed, stopped=ran.stopped, postponed=ran.postponed, dropped=ran.dropped,
+            rows=ran.rows, left=ran.left,
+        )  # fmt: skip
 
     def _run_claimed(self, model: str, version: int, claimed: list[ClaimedJob]) -> Summary:
+        if self._board.stopping:
+            return self._give_back(claimed)
         started = time.perf_counter()
+        self._tally.waited((model, version), [job.waited_s for job in claimed if job.attempt == 1])
         try:
             loaded = self._loaded(model, version)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises, these jobs cannot run here
-            log.error("model_unusable", model=f"{model}/{version}", jobs=len(claimed), error=repr(error))
-            return self._finish([Work(job, error=error) for job in claimed])
+            later = isinstance(error, Transient)
+            event, level = ("model_away", "warning") if later else ("model_unusable", "error")
+            getattr(log, level)(event, model=f"{model}/{version}", jobs=len(claimed), error=repr(error))
+            return self._finish([Work(job, error=error, tried=not later) for job in claimed])
         works = [Work.decode(job, self._payloads, loaded) for job in claimed]
         summary = self._run_works(loaded, works)
         log.info(
             "batch_done", model=f"{model}/{version}", queue=claimed[0].queue, worker=self._worker, jobs=len(claimed),
-            succeeded=summary.succeeded, failed=summary.failed, dropped=summary.dropped, rows=summary.rows,
+            succeeded=summary.succeeded, failed=summary.failed, stopped=summary.stopped, postponed=summary.postponed,
+            dropped=summary.dropped, rows=summary.rows,
             batches=summary.batches, padding=round(summary.padding, 3), attempt=max(c.attempt for c in claimed),
             seconds=round(time.perf_counter() - started, 4),
         )  # fmt: skip
@@ -155,8 +200,13 @@ class Runner:
     def _loaded(self, model: str, version: int) -> LoadedModel:
         key = (model, version)
         if key not in self._specs:
-            self._specs[key] = self._registry.get(ModelRef(model, version))
-        return self._cache.get(self._specs[key])
+            self._specs[key] = self._wait_out(partial(self._registry.get, ModelRef(model, version)))
+        spec = self._specs[key]
+        with self._board.limit(self._load_timeout_s, LOAD):
+            loaded = self._cache.get(spec)
+        if spec.timeout_s is None:
+            return loaded
+        return replace(loaded, model=Watched(loaded.model, self._board, spec.timeout_s))
 
     def _run_works(self, loaded: LoadedModel, works: list[Work]) -> Summary:
         """Run every row; write complete jobs in a thread while the next batch runs, the last ones before returning."""
@@ -171,41 +221,118 @@ class Runner:
                 ready, committed = [], time.perf_counter()
         if ready:
             total += self._finish(ready)
-        return sum((future.result() for future in written), total)
+        total = sum((future.result() for future in written), total)
+        if self._board.stopping:
+            total += self._give_back([work.job for work in works if work.missing and not work.lost])
+        return total
 
     def _batches(self, loaded: LoadedModel, works: list[Work]) -> Iterator[tuple[list[Work], Summary]]:
-        """Run batch by batch; the jobs that each one completed, and its size. Cut anew when a batch did not fit."""
+        """Run batch by batch; the jobs that each one completed, and its size.
+
+        Cut anew when a batch did not fit, and when jobs are to stop.
+        """
         spec, model = loaded.spec, loaded.model
         left = [Item(work, i) for work in works for i in range(work.missing)]
         cost = (lambda item: model.cost(item.row)) if hasattr(model, "cost") else None
         while left:
+            if stopped := self._stops.stop(works):
+                yield stopped, Summary()
+                left = [item for item in left if item.work.ending is None]
             limit = self._limits.rows(spec)
             batches = list(cut(left, limit, key=Item.key, alone=Item.alone, cost=cost, max_cost=spec.max_batch_tokens))
             left = []
             rows = [[item.row for item in batch] for batch in batches]
-            results = outputs(model, rows, partial(self._limits.too_large, spec))
-            for number, (batch, result) in enumerate(zip(batches, results, strict=True), start=1):
-                pairs = zip(batch, result, strict=True)
-                yield (
-                    [item.work for item, output in pairs if item.work.take(item.i, output, loaded)],
-                    _size(batch, cost),
-                )
+            results = _timed(outputs(model, rows, partial(self._too_large, spec)))
+            for number, (batch, (result, seconds)) in enumerate(zip(batches, results, strict=True), start=1):
+                pairs, size = zip(batch, result, strict=True), _size(batch, cost)
+                self._tally.ran((spec.name, spec.version), size.rows, seconds, size.tokens, size.padded)
+                yield [item.work for item, output in pairs if item.work.take(item.i, output, loaded)], size
                 self._limits.fitted(spec, len(batch))
-                if number < len(batches) and self._limits.rows(spec) < limit:
-                    left = [item for rest in batches[number:] for item in rest]
+                if self._board.stopping:
+                    return
+                lost = self._drop_lost(works)
+                cut_anew = lost or self._limits.rows(spec) < limit or self._stops.among(works)
+                if number < len(batches) and cut_anew:
+                    left = [item for rest in batches[number:] for item in rest if not item.work.lost]
                     break
+
+    def _drop_lost(self, works: Sequence[Work]) -> int:
+        """Begin no more rows of jobs that others have been given meanwhile; asks the ledger only when the parent has doubts."""
+        open_ = [work for work in works if work.missing and not work.lost]
+        if not open_ or not self._board.doubted():
+            return 0
+        held = self._wait_out(partial(self._store.attempts, [work.job.id for work in open_]))
+        gone = [work for work in open_ if held.get(work.job.id) != work.job.attempt]
+        for work in gone:
+            work.lost = True
+        if gone:
+            log.warning("lease_lost", worker=self._worker, jobs=len(gone), first=gone[0].job.id, dropped="unrun")
+        return len(gone)
+
+    def _give_back(self, claimed: Sequence[ClaimedJob]) -> Summary:
+        """This process has to stop: what it has claimed and not run goes back, its attempt uncounted."""
+        ids = [job.id for job in claimed]
+        if ids:
+            self._wait_out(partial(self._store.release, ids, self._worker))
+            log.info("jobs_released", worker=self._worker, jobs=len(ids))
+        return Summary(left=tuple(ids))
+
+    def _wait_out(self, action: Callable[[], T]) -> T:
+        """Results in hand are worth some patience."""
+        return wait_out(action, self._patience_s)
+
+    def _too_large(self, spec: ModelVersion, rows: int) -> None:
+        self._tally.out_of_memory((spec.name, spec.version))
+        self._limits.too_large(spec, rows)
 
     def _finish(self, works: Sequence[Work]) -> Summary:
         outcomes = [work.outcome(self._payloads) for work in works]
-        ended = self._store.finish(outcomes)
-        self._announcer.announce(ended)
-        failed = {o.id for o in outcomes if o.error is not None}
-        bad = sum(job.id in failed for job in ended)
-        if len(ended) < len(outcomes):
-            mine = {job.id for job in ended}
-            lost = [o.id for o in outcomes if o.id not in mine]
-            log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=lost[0])
-        return Summary(succeeded=len(ended) - bad, failed=bad, dropped=len(outcomes) - len(ended))
+        finished = [o for o in outcomes if isinstance(o, Finished)]
+        later = [o for o in outcomes if isinstance(o, Postponed)]
+        ended = self._wait_out(partial(self._store.finish, finished)) if finished else []
+        queued, canceled = self._wait_out(partial(self._store.postpone, later)) if later else ([], [])
+        self._announcer.announce([*ended, *canceled])
+        if later:
+            log.warning(
+                "jobs_postponed", worker=self._worker, jobs=len(queued), model=works[0].job.model, reason=later[0].reason,
+                longest_s=round(max(o.delay_s for o in later), 1),
+            )  # fmt: skip
+        self._note_lost(outcomes, {*queued, *(job.id for job in (*ended, *canceled))})
+        summary = _summary(finished, ended, len(queued), len(canceled), len(outcomes))
+        of, took = works[0].job, time.perf_counter() - self._claimed_at
+        counts = {"succeeded": summary.succeeded, "failed": summary.failed, "stopped": summary.stopped}
+        self._tally.ended((of.model, of.version), counts, took, postponed=summary.postponed, refused=summary.dropped)
+        return summary
+
+    def _note_lost(self, outcomes: Sequence[Finished | Postponed], written: set[str]) -> None:
+        lost = {o.id: o.attempt for o in outcomes if o.id not in written}
+        if lost:
+            log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=next(iter(lost)))
+            self._wait_out(partial(self._store.refused, lost, self._worker))
+
+
+def _summary(finished: Sequence[Finished], ended: Sequence[Ended], postponed: int, canceled: int, of: int) -> Summary:
+    written = {job.id for job in ended}
+    failed = sum(o.error is not None for o in finished if o.id in written)
+    stopped = sum(o.ending is not None for o in finished if o.id in written)
+    return Summary(
+        succeeded=len(ended) - failed - stopped,
+        failed=failed,
+        stopped=stopped + canceled,
+        postponed=postponed,
+        dropped=of - len(ended) - canceled - postponed,
+    )
+
+
+def _timed(results: Iterator[list[Any]]) -> Iterator[tuple[list[Any], float]]:
+    """Each batch's outputs with the seconds they took to come."""
+    while True:
+        started = time.perf_counter()
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        yield result, time.perf_counter() - started
 
 
 def _size(batch: Sequence[Item], cost: object) -> Summary:

@@ -44,7 +44,7 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
         if (request.expires or request.id in revoked) and request.revoked():
             return
         model, version, ids, solo, hold = args
-        feeder.put(Parcel(request, model, version, ids, _priority(message), solo), hold)
+        feeder.put(Parcel(request, model, version, ids, _priority(message), solo, message), hold)
         # Told after the child has its work: the event's trip to Redis then costs the job no time.
         signals.task_received.send(sender=consumer, request=request)
         request.send_event(
@@ -55,6 +55,7 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
             callback(request)
 
     consumer.hub.call_repeatedly(CHECK_CHILDREN_S, consumer.pool.maintain_pool)  # until the next reconnect
+    consumer.hub.call_repeatedly(CHECK_CHILDREN_S, app.forebay_turned, consumer.pool)
     feeder.attach(consumer)
     return handler
 

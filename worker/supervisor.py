@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 BACKOFF_S = (1, 2, 5, 10, 30)  # before a worker that keeps dying is started again
 STEADY_S = 60  # a worker that ran this long is started again at once
-GRACE_S = 60  # for what is on the devices, before a worker that was told to stop is killed
+MARGIN_S = 15  # beyond shutdown_grace_s, in which a worker ends its children and itself
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Charge:
     name: str
     device: str
     queues: list[str]
+    metrics_port: int = 0
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     deaths: int = 0
@@ -55,7 +56,10 @@ class Supervisor:
         self._settings = settings
         self._concurrency = concurrency
         self._stop = threading.Event()
-        self._charges = [Charge(name, device, names) for name, device, names in _named(settings, plan(specs, gpus))]
+        self._charges = [
+            Charge(name, device, names, settings.metrics_port and settings.metrics_port + i)
+            for i, (name, device, names) in enumerate(_named(settings, plan(specs, gpus)))
+        ]
 
     def run(self) -> int:
         """Start all, watch, and return 0 after a stop; 1 when a worker had to be killed."""
@@ -87,10 +91,11 @@ class Supervisor:
             "FOREBAY_DEVICE": charge.device,
             "FOREBAY_WORKER_NAME": charge.name,
             "FOREBAY_TORCH_THREADS": str(threads),
+            "FOREBAY_METRICS_PORT": str(charge.metrics_port),
         }
         # OMP_NUM_THREADS before torch is imported: set_num_threads alone leaves its pool at the number of cores.
         env = self._settings.child_environment(**own, OMP_NUM_THREADS=str(threads))
-        command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children)]
+        command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children), str(os.getpid())]
         process = subprocess.Popen(command, env=env, start_new_session=True)
         log.info(
             "worker_started", worker=charge.name, device=charge.device, queues=",".join(charge.queues), pid=process.pid
@@ -101,13 +106,14 @@ class Supervisor:
         running: list[subprocess.Popen[Any]] = [c.process for c in self._charges if c.process is not None]
         for process in running:
             process.terminate()
-        deadline = time.monotonic() + GRACE_S
+        grace = self._settings.shutdown_grace_s + MARGIN_S
+        deadline = time.monotonic() + grace
         killed = 0
         for process in running:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.error("worker_killed", pid=process.pid, grace_s=GRACE_S)
+                log.error("worker_killed", pid=process.pid, grace_s=grace)
                 process.kill()
                 process.wait()
                 killed = 1

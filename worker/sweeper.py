@@ -1,7 +1,8 @@
 """The sweeper: one pass over the ledger that brings back whatever was lost, in every worker, safe for many at once.
 
-It frees lapsed leases, ends jobs past their deadline, sends again what Redis lost, and deletes what retention allows. Each
-step is one statement of JobStore that picks its rows so that two sweepers never take the same ones.
+It frees lapsed leases, ends jobs past their deadline, sends what has waited out a transient error and what Redis lost, and
+deletes what retention allows. Each step is one statement of JobStore that picks its rows so that two sweepers never take
+the same ones.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from forebay.contract.messages import Ticket, redis_keys
 from forebay.contract.settings import Settings
 from forebay.storage.batches import BatchStore
 from forebay.storage.jobs import JobStore
+from forebay.storage.overtaken import OvertakenJobs
 from forebay.worker.announcer import Announcer
 
 log = structlog.get_logger()
+
+OVERTAKEN_AFTER = 10  # times resend_s: so long a job may wait before it counts as overtaken
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Sweep:
     freed: int = 0
     failed: int = 0
     expired: int = 0
+    due: int = 0  # sent again after a transient error
     resent: int = 0
     deleted: int = 0
 
@@ -41,26 +46,36 @@ class Sweeper:
     ) -> None:
         self._store = store
         self._batches = BatchStore(store.ledger)
+        self._overtaken = OvertakenJobs(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
         self._redis = broker
         self._settings = settings
 
-    def once(self) -> Sweep:
-        """One pass. LedgerUnavailable when the ledger is away; without Redis, what needs sending waits for a later pass."""
-        freed, failed = self._store.free_lapsed()
+    def once(self, *, judge: bool = True) -> Sweep:
+        """One pass. LedgerUnavailable when the ledger is away; without Redis, what needs sending waits for a later pass.
+
+        Without `judge` no lapsed lease is freed: after an outage of the ledger its holders have to renew it first.
+        """
+        freed, over = self._store.free_lapsed() if judge else ([], [])
         expired = self._store.expire()
         if freed:
             self.send(freed)
         self.send(self._batches.wake(self._settings.resend_s))
+        due = self.send_due()
         resent = self._resend()
         deleted = self._store.purge(self._settings.retention_s)
-        self._announcer.announce([*failed, *expired])
+        self._announcer.announce([*over, *expired])
         self._store.ledger.checkpoint()
-        sweep = Sweep(len(freed), len(failed), len(expired), resent, deleted)
+        sweep = Sweep(len(freed), len(over), len(expired), due, resent, deleted)
         if any(asdict(sweep).values()):
             log.info("swept", **asdict(sweep))
         return sweep
+
+    def send_due(self) -> int:
+        """Send the jobs that have waited long enough after a transient error; how many. Costs a read when there are none."""
+        tickets = self._store.take_due()
+        return self.send(tickets) if tickets else 0
 
     def lost(self, ids: list[str], worker: str, reason: str) -> None:
         """A child died with these: those it had claimed count an attempt, and all that are still queued are sent again."""
@@ -69,6 +84,16 @@ class Sweeper:
         self._announcer.announce(failed)
         known = {t.id for t in freed}
         self.send([*freed, *(t for t in self._store.queued(ids) if t.id not in known)])
+
+    def given_up(self, ids: list[str], worker: str, reason: str) -> None:
+        """A child was killed because the worker had to stop: nothing is counted, and all goes to others."""
+        self._store.release(ids, worker)
+        log.error("child_lost", worker=worker, jobs=len(ids), freed=len(ids), failed=0, reason=reason)
+        self.send(self._store.queued(ids))
+
+    def left(self, ids: list[str]) -> None:
+        """These were given back unrun, or could not be put back into Redis: send them to others at once."""
+        self.send(self._store.queued(ids))
 
     def send(self, tickets: list[Ticket]) -> int:
         """Send tickets; when Redis does not take them they are marked so that a later pass sends them."""
@@ -81,14 +106,17 @@ class Sweeper:
         return len(tickets)
 
     def _resend(self) -> int:
-        sent = 0
-        for queue in self._store.queues_waiting(self._settings.resend_s):
-            if self._empty(queue):
-                sent += self.send(self._store.take_unsent(queue, self._settings.resend_s))
+        sent, resend_s = 0, self._settings.resend_s
+        for queue in self._store.queues_waiting(resend_s):
+            empty = self._empty(queue)
+            if empty:
+                sent += self.send(self._store.take_unsent(queue, resend_s))
+            elif empty is not None:  # other messages are there; a lost one may have left its job behind
+                sent += self.send(self._overtaken.take(queue, OVERTAKEN_AFTER * resend_s, resend_s))
         return sent
 
-    def _empty(self, queue: str) -> bool:
-        """Whether Redis holds nothing for this queue: jobs that wait in the ledger have then lost their messages.
+    def _empty(self, queue: str) -> bool | None:
+        """Whether Redis holds nothing for this queue: jobs that wait in the ledger have then lost their messages. None: unknown.
 
         What a busy worker holds in its buffer is sent a second time then, which is harmless: whoever claims first runs it.
         """
@@ -96,4 +124,4 @@ class Sweeper:
             return not any(self._redis.llen(key) for key in redis_keys(queue))
         except (redis.RedisError, OSError) as error:
             log.warning("queue_unreachable", queue=queue, error=str(error))
-            return False
+            return None

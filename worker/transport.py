@@ -112,8 +112,25 @@ class CheckedRedis(redis.Redis):
         return reply
 
 
-class Channel(stock.Channel):  # type: ignore[misc] # kombu ships no types
+class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
+    """kombu's account of what is not acknowledged, which survives that Redis is gone when the channel closes."""
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put back what was not acknowledged, if Redis can be had; else the sweeper sends those jobs again.
+
+        Stock kombu looks for an address that closing the connection has cleared, and the worker ends with AttributeError.
+        """
+        try:
+            super().restore_unacked(client)
+        except (AttributeError, OSError, redis.RedisError) as error:
+            log.debug("not_restored", messages=len(self._delivered), error=repr(error))
+            self._delivered.clear()
+
+
+class Channel(stock.Channel):  # type: ignore[misc]
     """kombu's channel, reading through CheckedRedis and checking broadcasts."""
+
+    QoS = QoS
 
     def _get_client(self) -> type[redis.Redis]:
         super()._get_client()  # checks redis-py's version

@@ -7,17 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forebay.contract import codec
-from forebay.contract.job import JobError
+from forebay.contract.errors import Transient
+from forebay.contract.job import JobError, Transition
 from forebay.contract.payload import join_rows, unpack_input
 from forebay.contract.signature import Row, stack_key
 from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob, Finished
+from forebay.storage.records import ClaimedJob, Finished, Postponed
+from forebay.worker.backoff import delay_s
 from forebay.worker.model_cache import LoadedModel
 
 
 @dataclass(slots=True)
 class Work:
-    """A claimed job: its decoded rows, an output for each, how many are missing, and the first error."""
+    """A claimed job: its decoded rows, an output for each, how many are missing, and the first error.
+
+    `ending` is how it ends when it was stopped. A job is not `tried` when its model could not be loaded.
+    """
 
     job: ClaimedJob
     batched: bool = False
@@ -25,6 +30,14 @@ class Work:
     outputs: list[Any] = field(default_factory=list)
     missing: int = 0
     error: Exception | None = None
+    ending: Transition | None = None
+    tried: bool = True
+    lost: bool = False  # another worker has been given the job
+
+    @property
+    def begun(self) -> bool:
+        """Whether a row of it has been through the model."""
+        return self.missing < len(self.rows)
 
     @classmethod
     def decode(cls, job: ClaimedJob, payloads: Payloads, loaded: LoadedModel) -> Work:
@@ -50,15 +63,20 @@ class Work:
             self.error = self.error or error
         return self.missing == 0
 
-    def outcome(self, payloads: Payloads) -> Finished:
-        """What to write: the result, stored, or the error."""
+    def outcome(self, payloads: Payloads) -> Finished | Postponed:
+        """What to write: the result, stored, or the error; or that the job is to be tried again later."""
         job, error = self.job, self.error
+        if self.ending is not None:
+            return Finished(job.id, job.attempt, ending=self.ending)
         if error is None:
             try:
                 data = codec.encode(join_rows(self.outputs) if self.batched else self.outputs[0])
                 return Finished(job.id, job.attempt, *payloads.store(data))
             except Exception as failure:  # noqa: BLE001 - an output that cannot be stored fails its job alone
                 error = failure
+        if isinstance(error, Transient) and (not self.tried or job.tries < job.max_attempts):
+            wait = delay_s(job.tries if self.tried else job.attempt)
+            return Postponed(job.id, job.attempt, wait, f"{type(error).__name__}: {error}", counted=self.tried)
         return Finished(job.id, job.attempt, error=JobError(type(error).__name__, str(error) or repr(error)))
 
 
@@ -79,5 +97,5 @@ class Item:
         return stack_key(self.row)
 
     def alone(self) -> Hashable | None:
-        """Only this job's rows may share a batch with a job that has been tried before."""
-        return self.work.job.id if self.work.job.tries > 1 else None
+        """Only this job's rows may share a batch with a job under which a process has died before."""
+        return self.work.job.id if self.work.job.crashes else None

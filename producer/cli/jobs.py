@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from forebay.contract.batch import BatchProgress
-from forebay.contract.errors import ForebayError, IllegalTransition, ResultTimeout
+from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
+from forebay.contract.history import JobEvent
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.producer.cli.batch import progress_fields
 from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
@@ -18,6 +19,7 @@ from forebay.producer.cli.output import (
     clear_errors,
     exit_status,
     moment,
+    one_line,
     pairs_text,
     plain,
     print_fields,
@@ -25,11 +27,15 @@ from forebay.producer.cli.output import (
     print_table,
     say,
     say_error,
+    write,
 )  # fmt: skip
 from forebay.producer.cli.predict import Output
 from forebay.producer.cli.results import check_output, raise_unless_succeeded, show_one, wait_for
+from forebay.producer.cli.retry import MANY, retry_failed
 from forebay.producer.client import Client
 from forebay.producer.job import Job
+
+LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is printed below the fields
 
 jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.", no_args_is_help=True)
 
@@ -77,12 +83,28 @@ def list_(
             say(f"for older ones add --before {found[-1].id}")
 
 
-@jobs_app.command(epilog=examples("forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5"))
+@jobs_app.command(
+    epilog=examples(
+        "forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5",
+        "forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5 --logs",
+    )
+)
 @clear_errors()
-def show(id: Id, home: Home = None, as_json: Json = False) -> None:
-    """Show one job: its state, times, attempts and error."""
+def show(
+    id: Id,
+    logs: Annotated[
+        bool, typer.Option("--logs", help="What happened to it, line by line: who claimed it, what was lost and why.")
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show one job: its state, times, attempts and error, or with --logs the story of all its attempts."""
     with open_client(home) as client:
         job = client.job(id)
+        if logs:
+            events = job.logs()
+            print_json(events) if as_json else _print_events(events)
+            return
         info = job.info()
         progress = job.progress if info.kind is JobKind.BATCH else None
     if as_json:
@@ -115,28 +137,72 @@ def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = F
 @jobs_app.command(
     epilog=examples(
         "forebay jobs cancel 0190f3c2a1b47c3e9d5f60718293a4b5",
+        "forebay jobs cancel 0190f3c2a1b47c3e9d5f60718293a4b5 --wait",
         "forebay jobs list --state queued --json | jq -r '.[].id' | xargs forebay jobs cancel",
     )
 )
 @clear_errors()
-def cancel(ids: Ids, home: Home = None, as_json: Json = False) -> None:
-    """Cancel jobs that still wait, batches also while they run. Exit status 1 when one is not canceled."""
+def cancel(
+    ids: Ids,
+    wait_: Annotated[bool, typer.Option("--wait", help="Come back when all have ended.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Cancel jobs, and say of each what came of it.
+
+    A job that waits is canceled at once, and so is a batch, whose running shards are asked to stop. Any other job that runs is
+    asked to stop, which it does between two batches. Exit status 1 when a job had ended before, or with --wait when it ended
+    otherwise.
+    """
     with open_client(home) as client:
-        states = [(job.id, job.cancel()) for job in _find(client, ids)]
+        jobs = _find(client, ids)
+        states = [(job.id, job.cancel()) for job in jobs]
+        if wait_:
+            wait_for(client, jobs, None)
+            states = [(job.id, job.state) for job in jobs]
     if as_json:
-        print_json([{"id": id, "state": state} for id, state in states])
+        print_json([_cancel_as_json(id, state) for id, state in states])
     else:
-        _print_states([(id, state, _why_not(state)) for id, state in states])
-    if any(state is not JobState.CANCELED for _, state in states):
+        print_table(("ID", "CANCEL"), [(id, _what_came(state)) for id, state in states])
+    if any(state not in (JobState.CANCELED, JobState.RUNNING) for _, state in states):
         raise typer.Exit(1)
 
 
-@jobs_app.command(epilog=examples("forebay jobs retry 0190f3c2a1b47c3e9d5f60718293a4b5"))
+@jobs_app.command(
+    epilog=examples(
+        "forebay jobs retry 0190f3c2a1b47c3e9d5f60718293a4b5",
+        "forebay jobs retry --failed --dry-run",
+        "forebay jobs retry --failed --model digits@champion --yes",
+    )
+)
 @clear_errors()
-def retry(ids: Ids, home: Home = None, as_json: Json = False) -> None:
-    """Queue failed, canceled or expired jobs afresh, under the same ids."""
+def retry(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Ids, all 32 digits.", show_default=False)
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Every failed and expired job, instead of ids.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With --failed: only of name, name/3 or name@alias.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --failed: only say how many there are.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before retrying more than {MANY:,}.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Queue failed, canceled or expired jobs afresh, under the same ids.
+
+    --failed takes all that failed or expired, however many, and leaves succeeded and canceled ones alone.
+    """
+    if failed == bool(ids):
+        raise InvalidInput("give the ids of the jobs to retry, or --failed for all that have failed or expired")
+    if not failed and (model is not None or dry_run):
+        raise InvalidInput("--model and --dry-run go with --failed")
     with open_client(home) as client:
-        jobs = _find(client, ids)
+        if failed:
+            retry_failed(client, model, dry_run, yes, as_json)
+            return
+        jobs = _find(client, ids or ())
         refusals = [error for job in jobs if (error := _retried(job)) is not None]
         states = [(job.id, job.info().state) for job in jobs]
     if as_json:
@@ -185,10 +251,14 @@ def _retried(job: Job) -> ForebayError | None:
     return None
 
 
-def _why_not(state: JobState) -> str:
-    if state is JobState.CANCELED:
-        return ""
-    return "it has started; only a waiting job can be canceled" if state is JobState.RUNNING else "it had ended"
+def _what_came(state: JobState) -> str:
+    if state is JobState.RUNNING:
+        return "cancel requested"
+    return state if state is JobState.CANCELED else f"it had {state}"
+
+
+def _cancel_as_json(id: str, state: JobState) -> dict[str, Any]:
+    return {"id": id, "state": state, "cancel_requested": state is JobState.RUNNING}
 
 
 def _reason(info: JobInfo) -> str:
@@ -202,6 +272,14 @@ def _print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
         print_table(("ID", "STATE"), [row[:2] for row in rows])
 
 
+def _print_events(events: Sequence[JobEvent]) -> None:
+    rows = [
+        (e.at.isoformat(timespec="milliseconds"), e.event, e.attempt, e.worker, " ".join(e.message.split()))
+        for e in events
+    ]
+    print_table(("TIME", "EVENT", "ATTEMPT", "WORKER", "NOTE"), rows, right=("ATTEMPT",))
+
+
 def _print_jobs(jobs: Sequence[JobInfo]) -> None:
     now = datetime.now(UTC)
     titles = ("ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK")
@@ -213,7 +291,7 @@ def _row(job: JobInfo, now: datetime) -> tuple[Any, ...]:
     took = age(job.started_at, job.finished_at or now)
     return (
         job.id,
-        job.state,
+        _state(job),
         job.kind,
         f"{job.model}/{job.version}",
         job.queue,
@@ -223,13 +301,19 @@ def _row(job: JobInfo, now: datetime) -> tuple[Any, ...]:
     )
 
 
+def _state(job: JobInfo) -> str:
+    stopping = job.state is JobState.RUNNING and job.cancel_requested_at is not None
+    return "cancel requested" if stopping else job.state
+
+
 def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
-    message = f" ({job.progress.message})" if job.progress.message else ""
+    (error, of_error), (note, of_note) = _head(_reason(job)), _head(job.progress.message)
+    message = f" ({note})" if note else ""
     fields: dict[str, Any] = {
         "id": job.id,
         "kind": job.kind,
         "state": job.state,
-        "error": _reason(job) or None,
+        "error": error or None,
         "model": f"{job.model}/{job.version}",
         "queue": job.queue,
         "priority": job.priority,
@@ -239,6 +323,8 @@ def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
         "submitted": f"{moment(job.created_at)} ({age(job.created_at)} ago)",
         "started": moment(job.started_at),
         "finished": moment(job.finished_at),
+        "cancel requested": moment(job.cancel_requested_at),
+        "not before": moment(job.not_before),
         "took": age(job.started_at, job.finished_at) if job.finished_at else None,
         "deadline": moment(job.deadline_at),
         "parent": job.parent_id,
@@ -247,3 +333,11 @@ def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
     if batch is not None:
         fields = {k: v for k, v in fields.items() if k != "progress"} | progress_fields(batch)
     print_fields(fields)
+    for line in of_error or of_note:
+        write(f"  {one_line(line)}")
+
+
+def _head(text: str) -> tuple[str, list[str]]:
+    """A text for its field, and the lines to print below all fields: those of a long one, such as a dead child's last."""
+    first, *rest = text.splitlines() or [""]
+    return (first, rest) if len(rest) > LINES_IN_FIELD else (text, [])

@@ -70,6 +70,9 @@ def register(
     max_batch_tokens: Annotated[int | None, typer.Option(metavar="N", help="Padded tokens in one, at most.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Compute in bfloat16 or float16.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the forward pass at load.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Kill a forward pass that takes longer.")
+    ] = None,
     gpu: Annotated[float | None, typer.Option(metavar="N", help="GPUs it needs.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="GPU memory it needs: 2GiB.")] = None,
     cpu: Annotated[float | None, typer.Option(metavar="N", help="CPU cores it needs.")] = None,
@@ -96,6 +99,7 @@ def register(
         "max_batch_tokens": max_batch_tokens,
         "dtype": dtype,
         "compile": compile,
+        "timeout_s": timeout,
         "resources": {key: value for key, value in wanted.items() if value is not None},
         "options": pairs(option, "--option"),
         "metadata": pairs(metadata, "--metadata"),
@@ -265,6 +269,7 @@ def _show(model: ModelVersion) -> None:
             "max batch tokens": model.max_batch_tokens,
             "computes in": model.dtype,
             "compiled": "at load" if model.compile else None,
+            "time limit": f"{model.timeout_s:g} s per forward pass" if model.timeout_s else None,
             "batch wait": f"{model.batch_wait_timeout_s:g} s" if model.batch_wait_timeout_s else None,
             "resources": resources_text(model.resources),
             "options": pairs_text(model.options),

@@ -11,15 +11,18 @@ EXAMPLES = examples("forebay queues", "forebay queues --json | jq '.[] | {name, 
 
 @clear_errors()
 def queues(home: Home = None, as_json: Json = False) -> None:
-    """Show every queue: jobs waiting and running, workers, capacity."""
+    """Show every queue: jobs waiting, how many may wait, jobs running, workers, capacity."""
     with open_client(home) as client:
         found = client.queues()
     if as_json:
         print_json(found)
         return
     rows = [
-        (q.name, q.depth, duration(q.oldest_age_s), q.running, " ".join(q.workers), resources_text(q.capacity))
+        (
+            q.name, q.depth, q.max_queue_size, duration(q.oldest_age_s), q.running, " ".join(q.workers),
+            resources_text(q.capacity),
+        )
         for q in found
     ]  # fmt: skip
-    titles = ("QUEUE", "WAITING", "OLDEST", "RUNNING", "WORKERS", "CAPACITY PER WORKER")
-    print_table(titles, rows, right=("WAITING", "OLDEST", "RUNNING"))
+    titles = ("QUEUE", "WAITING", "AT MOST", "OLDEST", "RUNNING", "WORKERS", "CAPACITY PER WORKER")
+    print_table(titles, rows, right=("WAITING", "AT MOST", "OLDEST", "RUNNING"))

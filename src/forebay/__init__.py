@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         PayloadTooLarge,
         QueueFull,
         ResultTimeout,
+        Transient,
     )
+    from forebay.contract.history import JobEvent
     from forebay.contract.job import JobInfo, JobState
     from forebay.contract.model import ModelVersion
     from forebay.contract.settings import Settings
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Client": "forebay.producer.client",
     "Job": "forebay.producer.job",
+    "JobEvent": "forebay.contract.history",
     "JobInfo": "forebay.contract.job",
     "JobState": "forebay.contract.job",
     "ModelVersion": "forebay.contract.model",
@@ -46,6 +49,7 @@ __all__ = [
     "InvalidInput",
     "Job",
     "JobCanceled",
+    "JobEvent",
     "JobExpired",
     "JobFailed",
     "JobInfo",
@@ -59,6 +63,7 @@ __all__ = [
     "QueueFull",
     "ResultTimeout",
     "Settings",
+    "Transient",
     "as_completed",
     "wait",
 ]

@@ -26,6 +26,7 @@ import structlog
 
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.settings import STACK_FILE, Settings
+from forebay.processes import await_end, ended, kill, marked, terminate
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
@@ -34,7 +35,8 @@ from forebay.valkey import Valkey, free_port
 log = structlog.get_logger()
 
 READY_S = 120  # a first start imports torch from a cold disk
-STOP_S = 90
+PART_STOP_S = 25  # beyond shutdown_grace_s, for a worker and its supervisor to end what is left
+STOP_S = 20  # beyond that, for the rest of the stack
 RESTART_S = 2.0
 LEFT_OVER_S = 10  # for what a killed parent left behind to finish
 MARK = "FOREBAY_STACK"  # the home, in the environment of everything the stack starts
@@ -65,6 +67,7 @@ class Stack:
         self._valkey: Valkey | None = None
         worker = ["worker", "--concurrency", str(concurrency), *(["--queues", queues] if queues else [])]
         self._dashboard = ""
+        self._part_stop_s = float(PART_STOP_S)
         self._parts = [Part("worker", worker), *([Part("dashboard", ["dashboard"])] if dashboard else [])]
 
     def run(self, on_ready: Any = None) -> int:
@@ -95,6 +98,7 @@ class Stack:
             self._valkey = Valkey(self._home / "valkey")
             self._valkey.start()
             settings = Settings.load(home=self._home, broker=self._valkey.url)
+        self._part_stop_s = settings.shutdown_grace_s + PART_STOP_S
         os.environ.update({"FOREBAY_BROKER": settings.broker, "FOREBAY_DATABASE": settings.database})
         if any(part.name == "dashboard" for part in self._parts):
             port = free_port(settings.dashboard_host, settings.dashboard_port)
@@ -162,6 +166,7 @@ class Stack:
             "database": settings.database,
             "home": str(self._home),
             "dashboard": self._dashboard,
+            "stop_s": self._part_stop_s + STOP_S,
             "processes": self._processes(),
         }
         temporary = self._file.with_suffix(".tmp")
@@ -180,7 +185,7 @@ class Stack:
                 part.process.terminate()
         for part in self._parts:
             if part.process is not None:
-                _end(part.process)
+                _end(part.process, self._part_stop_s)
             if part.log is not None:
                 part.log.close()
         if self._valkey is not None:
@@ -190,15 +195,12 @@ class Stack:
 
     def _end_left_over(self) -> None:
         """End what a killed part, or a killed stack of this home, has left running: marked, but no child of ours."""
-        ours = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
-        left = [p for p in psutil.process_iter() if p.pid not in ours and _mark(p) == str(self._home)]
+        ours = {p.pid for p in psutil.Process().children(recursive=True)}
+        left = [p for p in marked(MARK, str(self._home)) if p.pid not in ours]
         for process in left:
             log.warning("left_over_ended", pid=process.pid)
-            with suppress(psutil.Error):
-                process.terminate()
-        for process in _await_end(left, LEFT_OVER_S):
-            with suppress(psutil.Error):
-                process.kill()
+        terminate(left)
+        kill(await_end(left, LEFT_OVER_S))
 
 
 def read_stack(home: Path) -> dict[str, Any] | None:
@@ -210,7 +212,7 @@ def read_stack(home: Path) -> dict[str, Any] | None:
         same = abs(process.create_time() - content["started"]) < 1
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
-    return content if same and not _ended(process) else None
+    return content if same and not ended(process) else None
 
 
 def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
@@ -242,10 +244,12 @@ def stop_stack(home: Path) -> bool:
     if content is None:
         return False
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(content["pid"])
+        process, stop_s = psutil.Process(content["pid"]), content.get("stop_s", 90)
         process.terminate()
-        if _await_end([process], STOP_S):
-            raise StackError(f"the stack (pid {process.pid}) has not stopped after {STOP_S} s; its workers may be busy")
+        if await_end([process], stop_s):
+            raise StackError(
+                f"the stack (pid {process.pid}) has not stopped after {stop_s:g} s; its workers may be busy"
+            )
     return True
 
 
@@ -268,31 +272,9 @@ def _runs_already(home: Path) -> InvalidInput:
     return InvalidInput(f"a stack runs in {home} already; look at it with `forebay status --home {home}`")
 
 
-def _await_end(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Those that still run after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while (left := [p for p in processes if not _ended(p)]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return left
-
-
-def _ended(process: psutil.Process) -> bool:
-    try:  # a container's first process may never reap what has ended
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _mark(process: psutil.Process) -> str | None:
+def _end(process: subprocess.Popen[bytes], within_s: float) -> None:
     try:
-        return process.environ().get(MARK)
-    except psutil.Error:  # gone, or another user's
-        return None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(STOP_S - 20)
+        process.wait(within_s)
     except subprocess.TimeoutExpired:
         log.error("part_killed", pid=process.pid)
         process.kill()

@@ -131,7 +131,7 @@ def test_a_waiting_job_is_noted_canceled_and_retried(user, waiting):
     late = user.run("jobs", "wait", waiting, "--timeout", "0.1")
     assert late.returncode == 1
     assert "no worker serves queue 'gpu'" in late.stderr
-    assert user.json("jobs", "cancel", waiting) == [{"id": waiting, "state": "canceled"}]
+    assert user.json("jobs", "cancel", waiting) == [{"id": waiting, "state": "canceled", "cancel_requested": False}]
     assert user.run("jobs", "result", waiting).returncode == 1
     assert user.json("jobs", "retry", waiting) == [{"id": waiting, "state": "queued"}]
 

@@ -9,7 +9,7 @@ import pytest
 from shell import FOREBAY, User
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(200)
 def test_the_demo_succeeds_and_leaves_no_process_and_no_folder_behind(somebody: User, tmp_path: Path):
     temporary = tmp_path / "tmp"
     temporary.mkdir()

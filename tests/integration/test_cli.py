@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 from forebay.contract import codec
 from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable
-from forebay.contract.job import JobError
+from forebay.contract.job import JobError, Transition
 from forebay.contract.messages import Envelope
 from forebay.contract.payload import join_rows, unpack_input
 from forebay.contract.settings import TABLE
 from forebay.producer.cli import attach
 from forebay.producer.cli import models as models_module
 from forebay.producer.cli import results as results_module
+from forebay.producer.cli import retry as retry_module
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
@@ -159,6 +160,8 @@ def test_a_registered_version_as_json(shell: Shell) -> None:
         "@inputs.json",
         "--max-batch-size",
         "8",
+        "--timeout",
+        "2.5",
         "--dtype",
         "bfloat16",
         "--compile",
@@ -170,12 +173,14 @@ def test_a_registered_version_as_json(shell: Shell) -> None:
     assert made["signature"] == {"inputs": json.loads(PAIR), "outputs": None}
     assert made["options"] == {"class": "a.b:C", "depth": 3}
     assert (made["resources"]["gpu"], made["resources"]["gpu_memory"]) == (1, 2**31)
-    assert [made[name] for name in ("max_batch_size", "max_batch_tokens", "dtype", "compile")] == [
+    assert [made[name] for name in ("max_batch_size", "max_batch_tokens", "dtype", "compile", "timeout_s")] == [
         8,
         64,
         "bfloat16",
         True,
+        2.5,
     ]
+    assert "time limit" in shell.out("models", "show", "m")
 
 
 def test_versions_are_found_by_what_they_take_and_carry(shell: Shell) -> None:
@@ -213,6 +218,7 @@ def test_deleting_asks_on_a_terminal_and_refuses_without_one(shell: Shell, monke
         (["register", "m", "--alias", "7up"], "no alias"),
         (["register", "m", "--runtime", "python", "--option", "class=a:B", "--memory", "lots"], "memory: 'lots' is no size"),
         (["register", "m", "--runtime", "python", "--option", "class=a:B", "--dtype", "int8"], "dtype"),
+        (["register", "m", "--runtime", "python", "--option", "class=a:B", "--timeout", "0"], "timeout_s 0.0 is not"),
         (["list", "nothing"], "no model is called 'nothing'"),
         (["show", "nothing@all"], "no model is called 'nothing'"),
         (["show", "a/b/c"], "no model reference"),
@@ -400,6 +406,28 @@ def test_a_failed_job_is_shown_with_its_error(shell: Shell) -> None:
     assert shell.json("jobs", "show", id, "--json")["error"] == {"type": "ValueError", "message": "two\nlines"}
 
 
+def test_a_jobs_lines_tell_its_attempts(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.end(id, error=JobError("ValueError", "two\nlines"))
+    shell.out("jobs", "retry", id)
+    table = [line.split()[1:] for line in shell.out("jobs", "show", id, "--logs").splitlines()]
+    assert [row[0] for row in table] == ["EVENT", "queued", "claimed", "failed", "retried"]
+    assert table[3][-3:] == ["ValueError:", "two", "lines"]
+    events = shell.json("jobs", "show", id, "--logs", "--json")
+    assert [event["event"] for event in events] == ["queued", "claimed", "failed", "retried"]
+    assert events[2]["message"] == "ValueError: two\nlines"
+
+
+def test_a_dead_childs_last_lines_are_shown_as_lines(shell: Shell) -> None:
+    shell.register()
+    id = shell.submit()
+    shell.end(id, error=JobError("WorkerLost", "signal 9 (SIGKILL); its last lines:\none\ntwo \x1b[2J\nthree"))
+    shown = shell.out("jobs", "show", id).splitlines()
+    assert shown[-3:] == ["  one", "  two \\x1b[2J", "  three"]
+    assert any(line.endswith("WorkerLost: signal 9 (SIGKILL); its last lines:") for line in shown)
+
+
 def test_waiting_for_jobs_says_how_each_ended(shell: Shell) -> None:
     shell.register()
     good, bad, late = shell.submit(), shell.submit(), shell.submit()
@@ -418,18 +446,24 @@ def test_waiting_for_jobs_says_how_each_ended(shell: Shell) -> None:
     assert states == ["succeeded", "failed"]
 
 
-def test_only_waiting_jobs_are_canceled(shell: Shell) -> None:
+def test_canceling_says_of_each_job_what_came_of_it(shell: Shell) -> None:
     shell.register()
-    waiting, running = shell.submit(), shell.submit()
-    shell.store.claim([running], "w@host", 30)
+    waiting, running, done = shell.submit(), shell.submit(), shell.submit()
+    shell.end(done, 1)
+    [claimed] = shell.store.claim([running], "w@host", 30)
     assert shell.out("jobs", "cancel", waiting).split()[2:] == [waiting, "canceled"]
-    result = shell.run("jobs", "cancel", waiting, running, status=1)
-    assert [line.split()[:2] for line in result.stdout.splitlines()[1:]] == [
-        [waiting, "canceled"],
-        [running, "running"],
+    table = shell.out("jobs", "cancel", waiting, running).splitlines()
+    assert [line.split(maxsplit=1) for line in table[1:]] == [[waiting, "canceled"], [running, "cancel requested"]]
+    assert "it had succeeded" in shell.out("jobs", "cancel", running, done, status=1)
+    assert shell.json("jobs", "cancel", waiting, running, "--json") == [
+        {"id": waiting, "state": "canceled", "cancel_requested": False},
+        {"id": running, "state": "running", "cancel_requested": True},
     ]
-    assert "only a waiting job can be canceled" in result.stdout
-    assert shell.json("jobs", "cancel", waiting, "--json") == [{"id": waiting, "state": "canceled"}]
+    assert "cancel requested" in shell.out("jobs", "list", "--state", "running").splitlines()[1]
+    assert "cancel requested" in shell.out("jobs", "show", running)
+    assert shell.json("jobs", "show", running, "--json")["cancel_requested_at"] is not None
+    shell.store.finish([Finished(running, claimed.attempt, ending=Transition.CANCEL)])
+    assert shell.out("jobs", "cancel", running, "--wait").split()[2:] == [running, "canceled"]
 
 
 def test_a_failed_job_is_retried_and_a_waiting_one_is_not(shell: Shell) -> None:
@@ -441,6 +475,66 @@ def test_a_failed_job_is_retried_and_a_waiting_one_is_not(shell: Shell) -> None:
     assert [line.split() for line in result.stdout.splitlines()[1:]] == [[waiting, "queued"], [bad, "queued"]]
     shell.end(bad, 1)
     assert "cannot retry a job that is succeeded" in shell.error("jobs", "retry", bad)
+
+
+def failed_jobs(shell: Shell, count: int) -> list[str]:
+    ids = [shell.submit() for _ in range(count)]
+    for id in ids:
+        shell.end(id, error=JobError("ValueError", "no"))
+    return ids
+
+
+def test_all_failed_jobs_are_retried_by_one_command(shell: Shell) -> None:
+    shell.register()
+    shell.register("other")
+    failed, good, canceled = failed_jobs(shell, 3), shell.submit(), shell.submit()
+    shell.end(good, 1)
+    shell.run("jobs", "cancel", canceled)
+    assert shell.out("jobs", "retry", "--failed", "--dry-run") == "would queue 3 failed or expired jobs afresh\n"
+    assert (
+        shell.out("jobs", "retry", "--failed", "--model", "other")
+        == "queued 0 failed or expired jobs of other afresh\n"
+    )
+    result = shell.run("jobs", "retry", "--failed", "--model", "double/1")
+    assert result.stdout == "queued 3 failed or expired jobs of double/1 afresh\n"
+    assert "send failed" in result.stderr  # Redis is away; a sweep sends them
+    assert shell.store.queues_waiting(60) == ["cpu"]
+    states = {job["id"]: (job["state"], job["attempt"]) for job in shell.json("jobs", "list", "--json")}
+    assert states == dict.fromkeys(failed, ("queued", 0)) | {good: ("succeeded", 1), canceled: ("canceled", 0)}
+    assert shell.json("jobs", "retry", "--failed", "--json") == {"jobs": 0, "model": None, "dry_run": False}
+
+
+def test_retrying_very_many_asks_on_a_terminal_and_refuses_without_one(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.register()
+    failed_jobs(shell, 2)
+    monkeypatch.setattr(retry_module, "MANY", 1)
+    assert "add --yes" in shell.error("jobs", "retry", "--failed")
+    monkeypatch.setattr(retry_module, "sys", type("Sys", (), {"stdin": type("In", (), {"isatty": lambda _: True})()}))
+    assert "nothing was queued" in shell.run("jobs", "retry", "--failed", stdin="n\n", status=1).stderr
+    assert shell.out("jobs", "list", "--state", "failed").count("failed") == 2
+    shell.run("jobs", "retry", "--failed", stdin="y\n")
+    assert shell.store.count_failed() == 0
+    failed_jobs(shell, 2)
+    assert "queued 2" in shell.out("jobs", "retry", "--failed", "--yes")
+
+
+def test_a_full_queue_refuses_with_its_depth_and_an_estimate(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOREBAY_QUEUES", json.dumps({"cpu": {"cpu": 8, "max_queue_size": 3}}))
+    shell.register()
+    first = shell.submit()
+    [line] = [line for line in shell.out("queues").splitlines() if line.startswith("cpu")]
+    assert line.split()[:3] == ["cpu", "1", "3"]
+    rows = json.dumps([[1, 2]] * 3)
+    (shell.home / "rows.json").write_text(rows)
+    said = shell.error("predict", "double", "-f", "rows.json", "--each", "--no-wait", status=1)
+    assert "queue 'cpu' takes at most 3 waiting jobs and holds 1: there is no room for 3 more" in said
+    assert "is a worker there?" in said
+    assert len(shell.json("jobs", "list", "--json")) == 1
+    shell.end(first, 1)
+    shell.out("predict", "double", "-f", "rows.json", "--each", "--no-wait")
+    assert "try again in about" in shell.error("predict", "double", "[1, 2]", "--no-wait", status=1)
 
 
 def test_a_result_can_be_had_later(shell: Shell) -> None:
@@ -476,6 +570,9 @@ def test_a_canceled_job_has_no_result(shell: Shell) -> None:
         (["list", "--metadata", "run"], "is not KEY=VALUE"),
         (["list", "--model", "a@b"], "no model is called"),
         (["wait", NO_JOB, "--timeout", "-1"], "is no duration"),
+        (["retry"], "give the ids of the jobs to retry, or --failed"),
+        (["retry", NO_JOB, "--failed"], "give the ids of the jobs to retry, or --failed"),
+        (["retry", NO_JOB, "--dry-run"], "go with --failed"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_of_jobs_is_one_line(shell: Shell, words: list[str], said: str) -> None:
@@ -497,7 +594,7 @@ def test_queues_show_what_waits_and_what_they_have(shell: Shell) -> None:
     assert found["cpu"]["oldest_age_s"] >= 0
     assert found["gpu"]["capacity"]["gpu"] == 1
     table = shell.out("queues").splitlines()
-    assert table[0].startswith("QUEUE  WAITING  OLDEST  RUNNING  WORKERS  CAPACITY")
+    assert table[0].startswith("QUEUE  WAITING  AT MOST  OLDEST  RUNNING  WORKERS  CAPACITY")
     assert "24 GiB gpu memory" in table[2]
 
 

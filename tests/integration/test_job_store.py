@@ -261,7 +261,7 @@ def test_a_lapsed_lease_frees_a_job_with_attempts_left(store: JobStore, clock: F
     (id,) = add(store, queue="gpu", priority=3)
     claim(store, [id])
     clock.forward(LEASE + 1)
-    assert store.free_lapsed() == ([Ticket(id, "digits", 1, "gpu", 3, attempt=1)], [])
+    assert store.free_lapsed() == ([Ticket(id, "digits", 1, "gpu", 3, crashes=1)], [])
     info = store.get(id)
     assert (info.state, info.attempt, info.worker) == (JobState.QUEUED, 1, None)
     assert "lease lapsed" in info.progress.message
@@ -295,9 +295,9 @@ def test_a_crash_frees_and_fails_the_workers_own_jobs_only(store: JobStore) -> N
     claim(store, [free, spent])
     claim(store, [other], "w2")
     freed, failed = store.crashed([free, spent, other, waiting], "w1", "signal 9 (SIGKILL)")
-    assert ([t.id for t in freed], [t.attempt for t in freed]) == ([free], [1])
+    assert ([t.id for t in freed], [t.crashes for t in freed]) == ([free], [1])
     assert [e.id for e in failed] == [spent]
-    assert store.get(spent).error == JobError("WorkerLost", "signal 9 (SIGKILL)")
+    assert store.get(spent).error == JobError("WorkerLost", "attempt 1 of 1: signal 9 (SIGKILL)")
     assert store.states([free, spent, other, waiting]) == {
         free: JobState.QUEUED, spent: JobState.FAILED, other: JobState.RUNNING, waiting: JobState.QUEUED,
     }  # fmt: skip
@@ -418,7 +418,7 @@ def test_a_released_job_waits_again_with_its_attempt_uncounted(store: JobStore) 
     ids = add(store, 3, max_attempts=1)
     claim(store, ids[:2])
     claim(store, ids[2:], "w2")
-    assert store.release(ids, "w1") == [Ticket(id, "digits", 1, "cpu", 5, attempt=0) for id in ids[:2]]
+    assert store.release(ids, "w1") == [Ticket(id, "digits", 1, "cpu", 5, crashes=0) for id in ids[:2]]
     info = store.get(ids[0])
     assert (info.state, info.attempt, info.worker, info.started_at) == (JobState.QUEUED, 0, None, None)
     assert store.get(ids[2]).state is JobState.RUNNING
@@ -460,7 +460,7 @@ def test_a_user_retries_what_ended_badly_and_nothing_else(store: JobStore, state
             store.retry(id)
         assert store.get(id).state is state
         return
-    assert store.retry(id) == Ticket(id, "digits", 1, "cpu", 5, attempt=0)
+    assert store.retry(id) == Ticket(id, "digits", 1, "cpu", 5, crashes=0)
     info = store.get(id)
     assert (info.state, info.attempt, info.error, info.worker) == (JobState.QUEUED, 0, None, None)
     assert (info.started_at, info.finished_at, info.deadline_at) == (None, None, None)
@@ -483,6 +483,33 @@ def test_a_job_that_is_not_there_cannot_be_read_or_retried(store: JobStore) -> N
     for use in (store.get, store.retry):
         with pytest.raises(JobNotFound, match="0000"):
             use("0" * 32)
+
+
+def test_two_users_retry_all_that_failed_and_each_job_is_queued_once(store: JobStore) -> None:
+    ids = add(store, 40)
+    store.finish([failure(o) for o in claim(store, ids)])
+
+    def retry_all(_: int) -> list[str]:
+        retried, after_id = [], ""
+        while after_id is not None:
+            tickets, after_id = store.retry_failed(after_id=after_id, limit=7)
+            retried += [ticket.id for ticket in tickets]
+        return retried
+
+    assert sorted(id for retried in together(2, retry_all) for id in retried) == ids
+    assert store.counts()[JobState.QUEUED] == 40
+
+
+def test_a_second_request_to_cancel_a_running_job_changes_nothing(store: JobStore, clock: FakeClock) -> None:
+    (id,) = add(store)
+    claim(store, [id])
+    first = clock()
+    assert store.cancel([id]) == []
+    clock.forward(5)
+    assert store.cancel([id]) == []
+    assert store.get(id).cancel_requested_at == at(first)
+    assert store.cancel_requested("w1") == {id}
+    assert store.cancel_requested("w2") == set()
 
 
 def test_two_users_retry_a_job_once(store: JobStore) -> None:
@@ -546,7 +573,7 @@ def test_tickets_of_queued_jobs_say_how_often_they_were_tried(store: JobStore) -
     fresh, tried, running = add(store, 3)
     claim(store, [tried, running])
     store.crashed([tried], "w1", "gone")
-    assert [(t.id, t.attempt) for t in store.queued([running, tried, fresh])] == [(fresh, 0), (tried, 1)]
+    assert [(t.id, t.crashes) for t in store.queued([running, tried, fresh])] == [(fresh, 0), (tried, 1)]
 
 
 # retention
@@ -720,7 +747,7 @@ def test_whoever_works_on_the_same_jobs_at_once_neither_blocks_nor_loses_any(sto
                     outcomes = claim(store, order[: 40 * (i + 2)], f"w{i}")
                     store.renew([o.id for o in outcomes[::-1]], f"w{i}", LEASE)
                     ended += store.finish(outcomes[: len(outcomes) * 2 // 3][::-1])
-                    store.crashed([o.id for o in outcomes], f"w{i}", "gone")
+                    ended += store.crashed([o.id for o in outcomes], f"w{i}", "gone")[1]
                 case 2:
                     ended += store.cancel(order[round_::60])
                     store.renew(order, "w0", LEASE)

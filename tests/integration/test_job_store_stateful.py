@@ -24,11 +24,11 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 from waiting import FakeClock
 
-from forebay.contract.errors import IllegalTransition
-from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, after
+from forebay.contract.errors import IllegalTransition, QueueFull
+from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, after, utc
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
-from forebay.storage.records import Finished, NewJob
+from forebay.storage.records import Finished, NewJob, Postponed
 
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 LEASE = 10.0
@@ -47,6 +47,9 @@ class Job:
     claim: int | None = None  # who holds it: the serial number of the claim
     worker: str | None = None
     lease: float = 0.0
+    crashes: int = 0
+    stop: bool = False  # a user wants it to stop
+    wait: float | None = None  # not before this time
     ended: float = 0.0
     result: bytes | None = None
     error: str | None = None
@@ -104,10 +107,25 @@ class Jobs(RuleBasedStateMachine):
     @precondition(lambda self: len(self.jobs) < 4)  # few jobs, so that what happens happens to the same ones
     @rule(howmany=st.integers(1, 3), max_attempts=st.integers(1, 3), deadline=st.sampled_from([None, 4.0, 25.0]))
     def add(self, howmany: int, max_attempts: int, deadline: float | None) -> None:
+        self.add_some(howmany, max_attempts, deadline, None)
+
+    @precondition(lambda self: len(self.jobs) < 4)
+    @rule(howmany=st.integers(1, 4), maximum=st.integers(1, 5))
+    def add_within(self, howmany: int, maximum: int) -> None:
+        waiting = [id for id in self.jobs if self.state(id) is JobState.QUEUED]
+        if len(waiting) + howmany <= maximum:
+            self.add_some(howmany, 2, None, maximum)
+            return
+        with pytest.raises(QueueFull) as full:
+            self.add_some(howmany, 2, None, maximum)
+        assert (full.value.queue, full.value.maximum) == ("cpu", maximum)
+        assert full.value.depth == min(len(waiting), 2 * maximum)
+
+    def add_some(self, howmany: int, max_attempts: int, deadline: float | None, maximum: int | None) -> None:
         at = None if deadline is None else self.clock() + deadline
         ids = [f"{next(self.serial):032x}" for _ in range(howmany)]
         jobs = [NewJob(id, JobKind.PREDICT, "m", 1, "cpu", max_attempts=max_attempts, deadline_at=at) for id in ids]
-        assert self.store.add(jobs) == ids
+        assert self.store.add(jobs, max_queue_size=maximum) == ids
         self.jobs |= {id: Job(max_attempts, at, self.clock()) for id in ids}
 
     @precondition(lambda self: self.jobs)
@@ -118,6 +136,9 @@ class Jobs(RuleBasedStateMachine):
         assert {e.id for e in self.store.cancel(ids)} == expected
         for id in expected:
             self.end(id, Transition.CANCEL)
+        for id in set(ids) - expected:
+            if self.state(id) is JobState.RUNNING:
+                self.jobs[id].stop = True
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -130,9 +151,25 @@ class Jobs(RuleBasedStateMachine):
             with pytest.raises(IllegalTransition):
                 self.store.retry(id)
             return
-        assert self.store.retry(id).attempt == 0
-        self.jobs[id] = Job(job.max_attempts, None, self.clock())
-        self.seen.ends.pop(id)
+        assert self.store.retry(id).crashes == 0
+        self.start_afresh(id)
+
+    @rule(limit=st.integers(1, 3))
+    def retry_failed(self, limit: int) -> None:
+        expected = sorted(id for id in self.jobs if self.state(id) in (JobState.FAILED, JobState.EXPIRED))
+        assert self.store.count_failed() == self.store.count_failed(model="m", version=1) == len(expected)
+        assert self.store.retry_failed(model="other") == ([], None)
+        retried: list[str] = []
+        after_id: str | None = ""
+        while after_id is not None:
+            tickets, after_id = self.store.retry_failed(model="m", after_id=after_id, limit=limit)
+            assert len(tickets) <= limit
+            assert {t.crashes for t in tickets} <= {0}
+            retried += [t.id for t in tickets]
+        assert retried == expected
+        for id in retried:
+            self.jobs[id].move(Transition.RETRY)
+            self.start_afresh(id)
 
     # workers
 
@@ -146,11 +183,15 @@ class Jobs(RuleBasedStateMachine):
         self.take(self.some(data), worker)
 
     def take(self, ids: list[str], worker: str) -> None:
-        expected = [id for id in ids if self.state(id) is JobState.QUEUED and not self.late(id)]
-        got = self.store.claim(ids, worker, LEASE)
+        expected = [id for id in ids if self.state(id) is JobState.QUEUED and not self.late(id) and not self.waits(id)]
+        assert self.store.claim(ids, worker, LEASE, ["gpu", "other"]) == []
+        got = self.store.claim(ids, worker, LEASE, ["gpu", "cpu"])
         assert [job.id for job in got] == expected
         for claimed in got:
             job = self.jobs[claimed.id]
+            assert (claimed.tries, claimed.crashes) == (job.attempt + 1, job.crashes)
+            assert claimed.deadline_at == job.deadline
+            job.wait = None
             job.move(Transition.CLAIM)
             job.attempt, job.claim, job.worker, job.lease = (
                 job.attempt + 1,
@@ -174,6 +215,38 @@ class Jobs(RuleBasedStateMachine):
                 ("E", None) if error else (None, b"%d" % claim.serial)
             )
 
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), ending=st.sampled_from([Transition.CANCEL, Transition.EXPIRE]))
+    def stop(self, data: st.DataObject, ending: Transition) -> None:
+        claim = data.draw(st.sampled_from(self.claims[-12:]))
+        expected = [claim.id] if self.holds(claim) else []
+        assert [e.id for e in self.store.finish([Finished(claim.id, claim.attempt, ending=ending)])] == expected
+        for id in expected:
+            self.end(id, ending)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), delay=st.sampled_from([1.0, 8.0]), counted=st.booleans())
+    def postpone(self, data: st.DataObject, delay: float, counted: bool) -> None:
+        held = data.draw(st.lists(st.sampled_from(self.claims[-12:]), min_size=1, max_size=4, unique_by=lambda c: c.id))
+        ours = [c.id for c in held if self.holds(c)]
+        later = [id for id in ours if not self.jobs[id].stop]
+        queued, canceled = self.store.postpone([Postponed(c.id, c.attempt, delay, "away", counted) for c in held])
+        assert queued == later
+        assert [e.id for e in canceled] == [id for id in ours if id not in later]
+        for id in ours:
+            if id not in later:
+                self.end(id, Transition.CANCEL)
+                continue
+            self.free(id)
+            self.jobs[id].wait = self.clock() + delay
+            self.jobs[id].attempt -= 0 if counted else 1
+
+    @precondition(lambda self: self.jobs)
+    @rule(worker=WORKERS)
+    def look_for_cancel_requests(self, worker: str) -> None:
+        wanted = [id for id in self.running(list(self.jobs), worker) if self.jobs[id].stop]
+        assert self.store.cancel_requested(worker) == set(wanted)
+
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), worker=WORKERS)
     def renew(self, data: st.DataObject, worker: str) -> None:
@@ -187,9 +260,13 @@ class Jobs(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         claim = data.draw(st.sampled_from(self.claims[-12:]))
-        expected = self.running([claim.id], claim.worker)
+        running = self.running([claim.id], claim.worker)
+        expected = [id for id in running if not self.jobs[id].stop]
         assert [t.id for t in self.store.release([claim.id], claim.worker)] == expected
-        for id in expected:
+        for id in running:
+            if id not in expected:
+                self.end(id, Transition.CANCEL)
+                continue
             self.free(id)
             self.jobs[id].attempt -= 1
 
@@ -214,11 +291,22 @@ class Jobs(RuleBasedStateMachine):
         for id in expected:
             self.end(id, Transition.EXPIRE)
 
+    @rule(seconds=st.sampled_from([0.0, 1.0, 8.0]))
+    def take_due(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+        queued = {id: job for id, job in self.jobs.items() if job.state is JobState.QUEUED}
+        expected = sorted(id for id, job in queued.items() if job.wait is not None and job.wait <= self.clock())
+        tickets = self.store.take_due()
+        assert [(t.id, t.crashes) for t in tickets] == [(id, self.jobs[id].crashes) for id in expected]
+        for id in expected:
+            self.jobs[id].wait, self.jobs[id].sent = None, self.clock()
+
     @rule(older=st.sampled_from([0.0, 7.0]))
     def take_unsent(self, older: float) -> None:
-        waiting = [
-            id for id in self.jobs if self.state(id) is JobState.QUEUED and self.jobs[id].sent < self.clock() - older
-        ]
+        before = self.clock() - older
+        queued = [id for id in self.jobs if self.state(id) is JobState.QUEUED and self.jobs[id].wait is None]
+        assert [t.id for t in self.store.queued(list(self.jobs))] == sorted(queued)
+        waiting = [id for id in queued if self.jobs[id].sent < before]
         assert self.store.queues_waiting(older) == (["cpu"] if waiting else [])
         assert [t.id for t in self.store.take_unsent("cpu", older)] == sorted(waiting)
         for id in waiting:
@@ -253,6 +341,8 @@ class Jobs(RuleBasedStateMachine):
         for id, job in self.jobs.items():
             info = held[id]
             assert (info.attempt, info.max_attempts) == (job.attempt, job.max_attempts)
+            assert (info.cancel_requested_at is not None) == job.stop
+            assert info.not_before == utc(job.wait)
             assert (info.error and info.error.type) == job.error
             assert job.state is not JobState.RUNNING or info.worker == job.worker
         read = {o.id: (o.state, o.result) for o in self.store.outcomes(ids)}
@@ -271,6 +361,14 @@ class Jobs(RuleBasedStateMachine):
         deadline = self.jobs[id].deadline
         return deadline is not None and deadline <= self.clock()
 
+    def waits(self, id: str) -> bool:
+        wait = self.jobs[id].wait
+        return wait is not None and wait > self.clock()
+
+    def start_afresh(self, id: str) -> None:
+        self.jobs[id] = Job(self.jobs[id].max_attempts, None, self.clock())
+        self.seen.ends.pop(id)
+
     def holds(self, claim: Claim) -> bool:
         return self.state(claim.id) is JobState.RUNNING and self.jobs[claim.id].claim == claim.serial
 
@@ -286,15 +384,21 @@ class Jobs(RuleBasedStateMachine):
         job = self.jobs[id]
         job.move(transition)
         job.claim, job.ended = None, self.clock()
+        if transition is Transition.CANCEL:
+            job.wait = None
         self.seen.add(id)
 
     def lose(self, lost: list[str], answer: tuple[list[Any], list[Any]]) -> None:
         freed, failed = ([item.id for item in items] for items in answer)
-        spent = [id for id in lost if self.jobs[id].attempt >= self.jobs[id].max_attempts]
-        assert sorted(failed) == sorted(spent)
-        assert freed == sorted(set(lost) - set(spent))
+        stop = [id for id in lost if self.jobs[id].stop]
+        spent = [id for id in lost if id not in stop and self.jobs[id].attempt >= self.jobs[id].max_attempts]
+        assert sorted(failed) == sorted(stop + spent)
+        assert freed == sorted(set(lost) - set(stop) - set(spent))
         for id in freed:
             self.free(id)
+            self.jobs[id].crashes += 1
+        for id in stop:
+            self.end(id, Transition.CANCEL)
         for id in spent:
             self.end(id, Transition.FAIL)
             self.jobs[id].error = "WorkerLost"

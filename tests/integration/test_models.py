@@ -37,7 +37,7 @@ def job(store: JobStore, name: str = "digits", version: int = 1) -> str:
 
 def test_a_version_is_read_back_as_it_was_registered(registry: ModelRegistry, clock: FakeClock) -> None:
     given = model(
-        max_batch_size=256, batch_wait_timeout_s=0.25, resources={"gpu": 1.0, "gpu_memory": 2**31},
+        max_batch_size=256, batch_wait_timeout_s=0.25, timeout_s=1.5, resources={"gpu": 1.0, "gpu_memory": 2**31},
         options={"class": "a.b:C", "deep": [1, None]}, metadata={"team": "ä"},
     )  # fmt: skip
     registered = registry.register(given)

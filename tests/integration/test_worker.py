@@ -139,7 +139,7 @@ def test_a_version_whose_artifact_is_gone_fails_its_jobs_with_the_reason(house: 
     BlobStore(house.settings.blobs).delete(version.artifact)
     with pytest.raises(JobFailed, match=version.artifact.removeprefix("sha256:")) as caught:
         house.client.predict(version.ref, 1).result(30)
-    assert caught.value.type == "BlobUnavailable"
+    assert caught.value.type == "BlobMissing"
 
 
 def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(house: House) -> None:

@@ -15,6 +15,7 @@ from forebay import (
     InvalidInput,
     Job,
     JobCanceled,
+    JobEvent,
     JobExpired,
     JobFailed,
     JobInfo,
@@ -28,6 +29,7 @@ from forebay import (
     QueueFull,
     ResultTimeout,
     Settings,
+    Transient,
     as_completed,
     wait,
 )
@@ -84,6 +86,7 @@ def wrong_types(client: Client) -> None:
 def handles(client: Client, job: Job) -> None:
     assert_type(job.id, str)
     assert_type(job.info(), JobInfo)
+    assert_type(job.logs(), list[JobEvent])
     assert_type(job.state, JobState)
     assert_type(job.done(), bool)
     assert_type(job.wait(), bool)
@@ -95,6 +98,8 @@ def handles(client: Client, job: Job) -> None:
     assert_type(job.cancel(), JobState)
     assert_type(job.retry(), Job)
     assert_type(client.job("0" * 32), Job)
+    assert_type(client.retry_failed(), int)
+    assert_type(client.retry_failed("digits@champion", dry_run=True), int)
 
 
 async def awaiting(job: Job) -> None:
@@ -143,6 +148,8 @@ def looking(client: Client) -> None:
         assert_type((info.error.type, info.error.message), tuple[str, str])
     assert_type(info.metadata, Mapping[str, Any])
     assert_type(info.parent_id, str | None)
+    assert_type(info.cancel_requested_at, dt.datetime | None)
+    assert_type(info.not_before, dt.datetime | None)
     info.state = JobState.FAILED  # type: ignore[misc]
 
     queue = client.queues()[0]
@@ -150,6 +157,7 @@ def looking(client: Client) -> None:
     assert_type(queue.oldest_age_s, float | None)
     assert_type(queue.workers, tuple[str, ...])
     assert_type(queue.capacity, Mapping[str, float])
+    assert_type(queue.max_queue_size, int | None)
 
 
 def models(client: Client) -> None:
@@ -163,6 +171,7 @@ def models(client: Client) -> None:
         outputs={"y": {"dtype": "str"}},
         max_batch_size=8,
         batch_wait_timeout_s=0.1,
+        timeout_s=30,
         resources={"gpu_memory": "2GiB", "gpu": 1},
         options={"class": "package.module:Class"},
         metadata={"owner": "vision"},
@@ -195,13 +204,17 @@ def errors(job: Job) -> None:
         assert_type((error.type, error.reason), tuple[str, str])
     except (JobCanceled, JobExpired, ResultTimeout):
         pass
+    full = QueueFull()
+    assert_type((full.queue, full.depth, full.maximum, full.retry_after_s), tuple[str, int, int, float | None])
     every: Sequence[type[ForebayError]] = (
         BrokerUnavailable, InvalidInput, JobNotFound, LedgerUnavailable, ModelNotFound, NoQueueFits, PayloadTooLarge, QueueFull,
+        Transient,
     )  # fmt: skip
     builtin: Sequence[type[Exception]] = every
     value_error: type[ValueError] = InvalidInput
     lookup_error: type[LookupError] = JobNotFound
     timeout_error: type[TimeoutError] = ResultTimeout
     too_large: type[InvalidInput] = PayloadTooLarge
-    repr((builtin, value_error, lookup_error, timeout_error, too_large))
+    may_pass: Sequence[type[Transient]] = (BrokerUnavailable, LedgerUnavailable)
+    repr((may_pass, builtin, value_error, lookup_error, timeout_error, too_large))
     assert_type(forebay.__all__, list[str])

@@ -1,5 +1,6 @@
 """Blobs are what their names say, whole or not there; folders become equal blobs, and never climb out again."""
 
+import errno
 import hashlib
 import io
 import os
@@ -10,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from forebay.contract.errors import BlobCorrupt, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+from forebay.contract.errors import (
+    BlobCorrupt,
+    BlobMissing,
+    BlobUnavailable,
+    InvalidInput,
+    MissingExtra,
+    ModelRefused,
+    Transient,
+)
 from forebay.storage.blobs import BlobStore, file_digest, pack_folder, unpack_folder
 
 REF_OF_NOTHING = f"sha256:{hashlib.sha256(b'never stored').hexdigest()}"
@@ -129,12 +138,19 @@ def test_what_is_no_blobs_name_reaches_no_file(blobs: BlobStore, tmp_path: Path,
 
 
 def test_a_blob_that_is_not_there_says_which_and_where(blobs: BlobStore, tmp_path: Path) -> None:
-    with pytest.raises(BlobUnavailable, match=REF_OF_NOTHING.removeprefix("sha256:")) as caught:
+    blobs.put(b"another")
+    with pytest.raises(BlobMissing, match=REF_OF_NOTHING.removeprefix("sha256:")) as caught:
         blobs.get(REF_OF_NOTHING)
     assert blobs.url in str(caught.value)
-    with pytest.raises(BlobUnavailable):
+    with pytest.raises(BlobMissing):
         blobs.fetch(REF_OF_NOTHING, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_a_blob_in_a_folder_that_is_not_there_may_come_back(tmp_path: Path) -> None:
+    with pytest.raises(BlobUnavailable) as caught:
+        BlobStore((tmp_path / "unmounted").as_uri()).get(REF_OF_NOTHING)
+    assert isinstance(caught.value, Transient)
 
 
 def test_a_blob_can_be_deleted_twice(blobs: BlobStore, root: Path) -> None:
@@ -264,3 +280,43 @@ def test_what_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, data: byte
     with pytest.raises(ModelRefused, match="cannot be unpacked"):
         unpack_folder(tmp_path / "model.tar", tmp_path / "back")
     assert [p.name for p in tmp_path.iterdir()] == ["model.tar"]
+
+
+def fill(store: BlobStore, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Make the store's disk full for so many writes."""
+    real, left = store._fs.pipe_file, [times]
+
+    def pipe_file(path: str, data: bytes) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(store._fs, "pipe_file", pipe_file)
+
+
+def test_a_full_store_is_waited_for_by_who_has_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlobStore((tmp_path / "blobs").as_uri(), patience_s=30)
+    fill(store, monkeypatch, 2)
+    assert store.get(store.put(b"data")) == b"data"
+
+
+def test_a_full_store_is_an_error_at_once_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlobStore((tmp_path / "blobs").as_uri())
+    fill(store, monkeypatch, 1)
+    with pytest.raises(BlobUnavailable, match="No space left"):
+        store.put(b"data")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_local_blob_is_on_disk_before_its_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())), real(fd))[1]
+    )
+    store = BlobStore((tmp_path / "blobs").as_uri())
+    digest = store.put(b"data").removeprefix("sha256:")
+    root = tmp_path / "blobs"
+    assert synced[0].startswith(str(root / ".tmp" / digest))
+    assert synced[1:] == [str(root / digest[:2]), str(root)]

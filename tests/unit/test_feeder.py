@@ -45,7 +45,7 @@ class FakePool:
         return object()
 
     def end(self, number: int, seconds: float = 0.1, failed: bool = False) -> None:
-        self.jobs[number]["callback"]((failed, "words", seconds))
+        self.jobs[number]["callback"](((failed, "words", seconds, []), {}))
 
 
 class FakeConsumer:
@@ -82,7 +82,7 @@ class House:
     def __init__(self) -> None:
         self.pool = FakePool()
         self.consumer = FakeConsumer(self.pool)
-        self.feeder = Feeder(lambda ids, reason: None)
+        self.feeder = Feeder(lambda ids, reason, pid: None)
         self.feeder.attach(self.consumer)
         self.count = 0
 

@@ -88,3 +88,28 @@ def test_a_worker_that_is_told_to_stop_stops() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         forward(predict, [1, 2])
+
+
+def test_a_row_that_fits_nowhere_does_not_make_batches_small_for_all() -> None:
+    """Ten rows fit; the eleventh asks for more memory than there is, whatever it shares it with."""
+
+    def predict(rows: Sequence[Any]) -> list[Any]:
+        if 7 in rows:
+            raise MemoryError("20 GiB")
+        return list(rows)
+
+    told: list[int] = []
+    results = forward(predict, list(range(11)), told.append)
+    assert [i for i, result in enumerate(results) if isinstance(result, MemoryError)] == [7]
+    assert told == []
+
+
+def test_what_fits_in_halves_says_which_size_did_not() -> None:
+    def predict(rows: Sequence[Any]) -> list[Any]:
+        if len(rows) > 3:
+            raise MemoryError("too many")
+        return list(rows)
+
+    told: list[int] = []
+    assert forward(predict, list(range(12)), told.append) == list(range(12))
+    assert min(told) == 6

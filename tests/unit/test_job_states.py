@@ -20,6 +20,7 @@ ALLOWED = {
     (Q, Transition.CANCEL): C,
     (R, Transition.CANCEL): C,
     (Q, Transition.EXPIRE): E,
+    (R, Transition.EXPIRE): E,
     (F, Transition.RETRY): Q,
     (E, Transition.RETRY): Q,
     (C, Transition.RETRY): Q,

@@ -21,14 +21,14 @@ def ticket_lists() -> st.SearchStrategy[list[Ticket]]:
         version=st.integers(1, 2),
         queue=st.sampled_from(["cpu", "gpu"]),
         priority=st.sampled_from([0, 5, 9]),
-        attempt=st.sampled_from([0, 0, 1, 2]),
+        crashes=st.sampled_from([0, 0, 1, 2]),
     )
     return st.lists(some, max_size=60).map(number)
 
 
 def number(tickets: list[Ticket]) -> list[Ticket]:
     ids = [f"{i:032x}" for i in range(len(tickets))]
-    return [Ticket(id, t.model, t.version, t.queue, t.priority, t.attempt) for id, t in zip(ids, tickets, strict=True)]
+    return [Ticket(id, t.model, t.version, t.queue, t.priority, t.crashes) for id, t in zip(ids, tickets, strict=True)]
 
 
 def address(item: Ticket | Envelope) -> tuple[str, int, str, int]:
@@ -41,7 +41,7 @@ def test_every_ticket_travels_once_to_its_own_address_in_order(tickets: list[Tic
     for solo in (False, True):
         wanted: dict[Any, list[str]] = {}
         for ticket in tickets:
-            if (ticket.attempt > 0) is solo:
+            if (ticket.crashes > 0) is solo:
                 wanted.setdefault(address(ticket), []).append(ticket.id)
         got: dict[Any, list[str]] = {}
         for envelope in sent:

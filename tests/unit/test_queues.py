@@ -120,7 +120,9 @@ def test_a_shortage_that_rounding_would_hide_is_told_in_bytes() -> None:
 
 
 def test_a_queue_is_read_from_a_table_and_written_back() -> None:
-    spec = QueueSpec.parse("gpu-large", {"gpu": 2, "gpu_memory": "80GiB", "kinds": ["predict", "train"], "max_size": 9})
+    spec = QueueSpec.parse(
+        "gpu-large", {"gpu": 2, "gpu_memory": "80GiB", "kinds": ["predict", "train"], "max_queue_size": 9}
+    )
     assert spec.capacity == Resources(gpu=2, gpu_memory=80 * GIB)
     assert spec.kinds == {JobKind.PREDICT, JobKind.TRAIN}
     assert QueueSpec.parse("gpu-large", spec.as_dict()) == spec
@@ -138,7 +140,15 @@ def test_a_malformed_queue_name_is_refused(name: object) -> None:
     "mapping",
     [
         *[{"kinds": []}, {"kinds": "predict"}, {"kinds": ["nap"]}, {"kinds": [1]}, {"kinds": [[]]}, {"kinds": None}],
-        *[{"max_size": 0}, {"max_size": True}, {"max_size": "9"}, {"color": 1}, {"cpu": -1}, None, []],
+        *[
+            {"max_queue_size": 0},
+            {"max_queue_size": True},
+            {"max_queue_size": "9"},
+            {"color": 1},
+            {"cpu": -1},
+            None,
+            [],
+        ],
     ],
 )
 def test_a_malformed_queue_is_refused(mapping: object) -> None:

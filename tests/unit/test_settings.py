@@ -35,11 +35,16 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     "sweep_s": [("1h", '"1h"', 3600.0), ("2", "2", 2.0), ("3", "3", 3.0)],
     "resend_s": [("1m", '"1m"', 60.0), ("2", "2", 2.0), ("1e-3", "0.001", 0.001)],
     "retention_s": [("30d", '"30d"', 2592000.0), ("12h", '"12h"', 43200.0), ("3", "3", 3.0)],
+    "shutdown_grace_s": [("1m", '"1m"', 60.0), ("2", "2", 2.0), ("3", "3", 3.0)],
+    "load_timeout_s": [("1h", '"1h"', 3600.0), ("2", "2", 2.0), ("3", "3", 3.0)],
+    "outage_patience_s": [("10m", '"10m"', 600.0), ("2", "2", 2.0), ("3", "3", 3.0)],
     "max_inline_bytes": [("1KiB", '"1KiB"', 1024), ("2", "2", 2), ("0", "0", 0)],
     "max_payload_bytes": [("1MB", '"1MB"', 1_000_000), ("2", "2", 2), ("3", "3", 3)],
     "model_cache_bytes": [("2GiB", '"2GiB"', 2**31), ("2", "2", 2), ("3", "3", 3)],
+    "child_memory_bytes": [("8GiB", '"8GiB"', 2**33), ("2", "2", 2), ("3", "3", 3)],
     "torch_threads": [("1", "1", 1), ("2", "2", 2), ("1024", "1024", 1024)],
     "device": [("cuda:1", '"cuda:1"', "cuda:1"), ("cuda:2", '"cuda:2"', "cuda:2"), ("cuda:3", '"cuda:3"', "cuda:3")],
+    "worker_queues": [("cpu", '"cpu"', ("cpu",)), ("gpu,x", '["gpu", "x"]', ("gpu", "x")), ("y", '["y"]', ("y",))],
     "worker_name": [("a@h", '"a@h"', "a@h"), ("b@h", '"b@h"', "b@h"), ("c@h", '"c@h"', "c@h")],
     "allowed_python_models": [
         ("a.b, c", '["a.b", "c"]', ("a.b", "c")),
@@ -48,6 +53,13 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     ],
     "dashboard_host": [("0.0.0.0", '"0.0.0.0"', "0.0.0.0"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],  # noqa: S104
     "dashboard_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],
+    "metrics_host": [("0.0.0.0", '"0.0.0.0"', "0.0.0.0"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],  # noqa: S104
+    "metrics_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],
+    "operators": [
+        ("ada, bob", '["ada", "bob"]', ("ada", "bob")),
+        ("c@d.example", '"c@d.example"', ("c@d.example",)),
+        (",", "[]", ()),
+    ],
     "log_level": [("DEBUG", '"DEBUG"', "debug"), ("error", '"error"', "error"), ("warning", '"warning"', "warning")],
 }
 
@@ -246,7 +258,7 @@ def test_a_child_process_sees_what_its_parent_saw(flags: dict[str, str], lease: 
 
 
 def test_a_child_process_sees_declared_queues_and_no_file_gets_in_between(tmp_path: Path) -> None:
-    large = "[queues.gpu-large]\ngpu = 2\ngpu_memory = '80GiB'\nkinds = ['batch', 'train']\nmax_size = 9\n"
+    large = "[queues.gpu-large]\ngpu = 2\ngpu_memory = '80GiB'\nkinds = ['batch', 'train']\nmax_queue_size = 9\n"
     tables = f"{large}[queues.cpu]\ncpu = 4\n"
     parent = Settings.load({}, home=tmp_path, config=config(tmp_path, tables), allowed_python_models=())
     assert parent.queue("gpu-large").capacity.gpu_memory == 80 * 2**30

@@ -6,6 +6,7 @@ halving, and memory that runs out lowers the version's ceiling, as for predict j
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,20 +22,25 @@ from forebay.worker.batcher import cut
 from forebay.worker.forward import is_out_of_memory, outputs
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel
+from forebay.worker.tally import Tally
 
 Arrays = Mapping[str, NDArray[Any]]
-Ran = Callable[[int], None]
+Ran = Callable[[int, float], None]
 
 
-def run(loaded: LoadedModel, inputs: Inputs, limits: Limits, ran: Ran) -> Made:
-    """The outputs of a chunk's good rows, and the errors of the others. `ran` is told of each batch; it may raise to stop."""
+def run(loaded: LoadedModel, inputs: Inputs, limits: Limits, tally: Tally, ran: Ran) -> Made:
+    """The outputs of a chunk's good rows, and the errors of the others.
+
+    `ran` is told of each batch, its rows and seconds; it may raise to stop.
+    """
+    too_large = partial(_too_large, loaded.spec, limits, tally)
     if not len(inputs.good):
         return Made(inputs.good, [], dict(inputs.bad))
     stacked = inputs.stacked
     if stacked is not None and hasattr(loaded.model, "predict_columns"):
-        found, errors = _by_columns(loaded, stacked, limits, ran)
+        found, errors = _by_columns(loaded, stacked, limits, too_large, ran)
     else:
-        found, errors = _by_rows(loaded, inputs.rows(), limits, ran)
+        found, errors = _by_rows(loaded, inputs.rows(), limits, too_large, ran)
     good, bad = inputs.good, dict(inputs.bad)
     if errors:
         bad |= {int(good[i]): error for i, error in errors.items()}
@@ -44,16 +50,21 @@ def run(loaded: LoadedModel, inputs: Inputs, limits: Limits, ran: Ran) -> Made:
     return Made(good, found, bad)
 
 
+def _too_large(spec: ModelVersion, limits: Limits, tally: Tally, rows: int) -> None:
+    tally.out_of_memory((spec.name, spec.version))
+    limits.too_large(spec, rows)
+
+
 def _by_columns(
-    loaded: LoadedModel, arrays: Arrays, limits: Limits, ran: Ran
+    loaded: LoadedModel, arrays: Arrays, limits: Limits, too_large: Callable[[int], None], ran: Ran
 ) -> tuple[dict[str, NDArray[Any]] | list[Any], dict[int, Exception]]:
     """Outputs as arrays `(rows, *shape)`, with anything where a row has an error."""
     spec, made, errors = loaded.spec, {}, {}
     count, at = len(next(iter(arrays.values()))), 0
     while at < count:
         size = limits.rows(spec)
-        stop = min(at + size, count)
-        for start, result in _halved(loaded, arrays, at, stop, partial(limits.too_large, spec)):
+        stop, started = min(at + size, count), time.perf_counter()
+        for start, result in _halved(loaded, arrays, at, stop, too_large):
             if isinstance(result, Exception):
                 errors[start] = result
                 continue
@@ -62,7 +73,7 @@ def _by_columns(
                     made[name] = np.empty((count, *values.shape[1:]), values.dtype)
                 made[name][start : start + len(values)] = values
         limits.fitted(spec, stop - at)
-        ran(stop - at)
+        ran(stop - at, time.perf_counter() - started)
         at = stop
     return (made or [None] * count), errors
 
@@ -96,7 +107,9 @@ def _declared(outputs: Arrays, spec: ModelVersion) -> Arrays:
     return {field.name: named[field.name] for field in fields}
 
 
-def _by_rows(loaded: LoadedModel, rows: list[Any], limits: Limits, ran: Ran) -> tuple[list[Any], dict[int, Exception]]:
+def _by_rows(
+    loaded: LoadedModel, rows: list[Any], limits: Limits, too_large: Callable[[int], None], ran: Ran
+) -> tuple[list[Any], dict[int, Exception]]:
     spec, model = loaded.spec, loaded.model
     made: list[Any] = [None] * len(rows)
     errors: dict[int, Exception] = {}
@@ -109,13 +122,14 @@ def _by_rows(loaded: LoadedModel, rows: list[Any], limits: Limits, ran: Ran) -> 
         limit = limits.rows(spec)
         key = partial(_key, rows)
         batches = list(cut(left, limit, key=key, alone=lambda _: None, cost=cost, max_cost=spec.max_batch_tokens))
-        left = []
-        results = outputs(model, [[rows[i] for i in batch] for batch in batches], partial(limits.too_large, spec))
+        left, started = [], time.perf_counter()
+        results = outputs(model, [[rows[i] for i in batch] for batch in batches], too_large)
         for number, (batch, result) in enumerate(zip(batches, results, strict=True), start=1):
             for i, output in zip(batch, result, strict=True):
                 made[i] = _finished(output, loaded, errors, i)
             limits.fitted(spec, len(batch))
-            ran(len(batch))
+            ran(len(batch), time.perf_counter() - started)
+            started = time.perf_counter()
             if number < len(batches) and limits.rows(spec) < limit:
                 left = [i for rest in batches[number:] for i in rest]
                 break

@@ -36,6 +36,7 @@ from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
 from forebay.storage.records import ClaimedJob
 from forebay.worker.announcer import Announcer
+from forebay.worker.backoff import may_pass
 
 log = structlog.get_logger()
 
@@ -81,28 +82,35 @@ class Tender:
         return self._requests[batch]
 
     def start(self, job: ClaimedJob) -> bool:
-        """Start or take up a batch whose job was claimed: plan its first shards, and let go of it. Whether it goes on."""
+        """Start or take up a batch whose job was claimed: plan its first shards, and let go of it. Whether it goes on.
+
+        Raises errors that may pass; then it still has the lease.
+        """
         try:
             request = self.request(job.id)
             OutputFolder(request.output).remove([MANIFEST])
         except (InvalidInput, OSError) as error:
-            self._give_up(job.id, JobError(type(error).__name__, str(error)))
-            return False
+            return self._not_started(job, error)
         revived = self._store.start(job, request)
         self.send(revived)
         try:
             self.tend(job.id)
         except OSError as error:
-            self._give_up(job.id, JobError(type(error).__name__, str(error)))
-            return False
+            return self._not_started(job, error)
         self._store.hand_off(job)
         return True
+
+    def _not_started(self, job: ClaimedJob, error: Exception) -> bool:
+        if may_pass(error):
+            raise error
+        self._give_up(job.id, JobError(type(error).__name__, str(error)))
+        return False
 
     def tend(self, id: str) -> None:
         """One step for a batch: whatever is due."""
         batch = self._store.batch(id)
         if batch.state is not JobState.RUNNING:
-            self._store.cancel_waiting(id)
+            self._store.cancel_shards(id)
             return
         waiting, running = self._store.under_way(id)
         if self._stopped_by_errors(batch, waiting + running):
@@ -242,7 +250,7 @@ class Tender:
         """
         if self._queue_is_empty(batch.queue):
             ids = self._store.waiting(batch.id, WAITING_AHEAD)
-            self.send([Ticket(id, batch.model, batch.version, batch.queue, batch.priority, 1) for id in ids])
+            self.send([Ticket(id, batch.model, batch.version, batch.queue, batch.priority, alone=True) for id in ids])
 
     def _queue_is_empty(self, queue: str) -> bool:
         try:

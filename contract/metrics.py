@@ -1,0 +1,98 @@
+"""Every metric of Forebay, declared once: its name, what it tells, its labels, its buckets. Knows nobody.
+
+Names follow Prometheus' practice: the unit is part of the name, counters end in `_total`. Those of `WORKER` are counted in
+workers and carry the label `worker` besides; those of `LEDGER` are read from the ledger by the dashboard. docs/monitoring.md
+holds the table that `as_markdown` makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "forebay_"
+MODEL = ("model", "version")
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+LOADS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. `labels` do without `worker`; a histogram's `buckets` are upper bounds, +Inf left out."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+WORKER: Mapping[str, Metric] = {
+    "jobs_finished_total": Metric(
+        "counter", "Jobs that a worker ended: succeeded, failed, or stopped by a cancel or a deadline.", (*MODEL, "state")
+    ),
+    "jobs_postponed_total": Metric("counter", "Jobs that met a transient error and wait for another try.", MODEL),
+    "results_refused_total": Metric("counter", "Results dropped because the job's lease had lapsed meanwhile."),
+    "job_wait_seconds": Metric("histogram", "From submission to the first claim of a job.", MODEL, LONG),
+    "job_run_seconds": Metric("histogram", "From the claim of a job to its end.", MODEL, SECONDS),
+    "batch_rows": Metric("histogram", "Rows of a forward pass.", MODEL, ROWS),
+    "batch_padding_ratio": Metric(
+        "histogram", "Share of a batch that is padding, where the model counts its rows' cost.", MODEL, SHARES
+    ),
+    "batch_tokens_total": Metric("counter", "Cost of the rows that were run (tokens of a text), padding left out.", MODEL),
+    "batch_padding_tokens_total": Metric("counter", "Cost of the padding that was run with them.", MODEL),
+    "forward_seconds": Metric("histogram", "Duration of a forward pass.", MODEL, SECONDS),
+    "out_of_memory_total": Metric("counter", "Batches that did not fit into memory and were halved.", MODEL),
+    "model_loads_total": Metric("counter", "Attempts to load a model, by outcome: loaded or failed.", (*MODEL, "outcome")),
+    "model_load_seconds": Metric("histogram", "Fetching, building and warming up a model.", MODEL, LOADS),
+    "model_evictions_total": Metric("counter", "Models dropped to make room for others.", MODEL),
+    "model_bytes": Metric("gauge", "Memory of a loaded model, summed over the worker's children.", MODEL),
+    "model_cache_budget_bytes": Metric("gauge", "What loaded models may take up, summed over the worker's children."),
+    "device_memory_used_bytes": Metric("gauge", "Memory in use on the worker's device, by everyone."),
+    "device_memory_total_bytes": Metric("gauge", "Memory of the worker's device."),
+    "device_utilization_ratio": Metric("gauge", "Share of the last second in which a GPU ran a kernel, where NVML tells."),
+    "worker_memory_bytes": Metric("gauge", "Resident memory of the worker's processes."),
+    "worker_cpu_cores": Metric("gauge", "Cores that the worker's processes used since the heartbeat before."),
+    "worker_children": Metric("gauge", "Children that are ready for work."),
+    "messages_held": Metric("gauge", "Messages that wait in the worker for a free child."),
+    "jobs_in_flight": Metric("gauge", "Jobs that the worker's children hold."),
+    "hand_overs_total": Metric("counter", "Portions of jobs that a child took, by outcome: done, failed or lost.", ("outcome",)),
+    "hand_over_seconds_total": Metric("counter", "Time in which a child was at work."),
+    "child_deaths_total": Metric("counter", "Children that died with jobs in hand."),
+    "sweeper_jobs_total": Metric(
+        "counter", "Jobs that a sweep moved: freed, failed, expired, due, resent, deleted.", ("action",)
+    ),
+    "housekeeping_failures_total": Metric("counter", "Heartbeats, renewals and sweeps that failed.", ("what",)),
+    "broker_outages_total": Metric("counter", "Times the worker lost Redis and found it again."),
+}  # fmt: skip
+
+LEDGER: Mapping[str, Metric] = {
+    "ledger_up": Metric("gauge", "1 when the ledger answered the dashboard, else 0."),
+    "jobs": Metric("gauge", "Jobs in the ledger by state.", ("state",)),
+    "queue_jobs": Metric("gauge", "Unfinished jobs by queue and state (queued, running).", ("queue", "state")),
+    "queue_backlog_seconds": Metric("gauge", "Age of the oldest job that waits, 0 when none does.", ("queue",)),
+    "queue_work_seconds": Metric(
+        "gauge", "Estimate of one child's time for the jobs that wait, by what jobs took its workers so far.", ("queue",)
+    ),
+    "queue_workers": Metric("gauge", "Living workers that serve the queue.", ("queue",)),
+    "worker_up": Metric("gauge", "1 while the worker's heartbeat is fresh, else 0.", ("worker",)),
+    "worker_info": Metric("gauge", "Always 1; the labels say what the worker is.", ("worker", "host", "device", "queues")),
+    "worker_start_time_seconds": Metric("gauge", "When the worker first reported, since the epoch.", ("worker",)),
+    "worker_heartbeat_age_seconds": Metric("gauge", "Time since the worker's last heartbeat.", ("worker",)),
+}  # fmt: skip
+
+METRICS: Mapping[str, Metric] = {**WORKER, **LEDGER}
+
+
+def as_markdown() -> str:
+    """Every metric as a table of docs/monitoring.md."""
+    lines = ["| metric | kind | labels | what it tells |", "| --- | --- | --- | --- |"]
+    for name, metric in METRICS.items():
+        labels = (*(("worker",) if name in WORKER else ()), *metric.labels)
+        shown = ", ".join(f"`{label}`" for label in labels) or "-"
+        lines.append(f"| `{PREFIX}{name}` | {metric.kind} | {shown} | {metric.help} |")
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""Sending committed jobs to Redis: at once when it is quiet, gathered for a moment under load.
+
+A message costs both ends far more than one more id in it. So whoever submits after a pause sends by itself, and what is
+submitted within the next GATHER_S is left to a thread, which sends it together. A Redis that is away is no error here: the
+ledger has the jobs, and the sweeper sends what this could not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import ForebayError
+from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Hold, Ticket, envelopes
+from forebay.storage.jobs import JobStore
+
+log = structlog.get_logger()
+
+GATHER_S = 0.003
+LINGER_S = 0.05  # the thread that gathers ends when so long nothing came, and so never keeps a program from ending
+SMALLEST_ENVELOPE = 32  # below this, a message costs more than the balance between workers it buys
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """Jobs of one submit that are committed and not yet sent: how many ids a message of theirs holds, and its hold."""
+
+    tickets: Sequence[Ticket]
+    size: int
+    hold: Hold | None
+
+    @classmethod
+    def of(cls, tickets: Sequence[Ticket], batch_size: int, hold_s: float) -> Parting:
+        """For a model that runs `batch_size` rows at once, and whose messages a worker holds back for up to `hold_s`."""
+        hold = Hold(hold_s, batch_size) if hold_s else None
+        return cls(tickets, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE), hold)
+
+
+class Sender:
+    """Sends what was committed. Thread-safe."""
+
+    def __init__(self, store: JobStore, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._waiting: list[Parting] = []
+        self._changed = threading.Condition()
+        self._sending = False
+        self._thread: threading.Thread | None = None
+        self._quiet_at = 0.0
+
+    def send(self, parting: Parting) -> None:
+        """Send the jobs, now or within a few milliseconds. Never raises."""
+        with self._changed:
+            self._waiting.append(parting)
+            if self._sending or self._thread is not None or time.monotonic() < self._quiet_at:
+                self._leave_to_thread()
+                return
+            batch = self._begin()
+        self._send_all(batch)
+
+    def close(self) -> None:
+        """Return once nothing waits any more."""
+        with self._changed:
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+
+    def _leave_to_thread(self) -> None:
+        if self._thread is None:  # no daemon: a program that ends without close() waits for it, a moment
+            self._thread = threading.Thread(target=self._gather, name="forebay-send", daemon=False)
+            self._thread.start()
+        elif len(self._waiting) == 1:
+            self._changed.notify()
+
+    def _gather(self) -> None:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._waiting, LINGER_S):
+                    self._thread = None
+                    return
+                self._changed.wait_for(lambda: not self._sending)
+            time.sleep(max(0.0, self._quiet_at - time.monotonic()))
+            with self._changed:
+                batch = self._begin()
+            self._send_all(batch)
+
+    def _begin(self) -> list[Parting]:
+        batch, self._waiting = self._waiting, []
+        self._sending = True
+        return batch
+
+    def _send_all(self, batch: list[Parting]) -> None:
+        messages = list(_messages(batch))
+        try:
+            self._dispatcher.send(messages)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the jobs are durable and the sweeper sends them
+            self._mark_unsent([id for message in messages for id in message.ids], error)
+        finally:
+            with self._changed:
+                self._sending = False
+                self._quiet_at = time.monotonic() + GATHER_S
+                self._changed.notify()
+
+    def _mark_unsent(self, ids: list[str], error: Exception) -> None:
+        log.warning("send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back")
+        try:
+            self._store.mark_unsent(ids)
+        except ForebayError as failure:  # they are older than the sweeper's grace a little later
+            log.warning("ledger_unavailable", jobs=len(ids), error=str(failure))
+
+
+def _messages(batch: Iterable[Parting]) -> Iterable[Envelope]:
+    alike: dict[tuple[int, Hold | None], list[Ticket]] = {}
+    for parting in batch:
+        alike.setdefault((parting.size, parting.hold), []).extend(parting.tickets)
+    for (size, hold), tickets in alike.items():
+        for message in envelopes(tickets, size):
+            yield replace(message, hold=hold) if hold else message

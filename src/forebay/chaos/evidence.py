@@ -1,0 +1,102 @@
+"""Gathers what the audit needs: the ledger's rows and results, a witness of every final write, the log of executions.
+
+The witness is a table of chaos' own, filled by a trigger on `jobs`: the ledger holds one outcome of a job, so only a trigger
+sees a second one written over it. Both live in the chaos run's database and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from forebay.chaos.audit import Entry, Evidence
+from forebay.contract import codec
+from forebay.contract.errors import ForebayError, InvalidInput
+from forebay.contract.job import FINAL, JobState
+from forebay.contract.settings import mask_password
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.payloads import Payloads
+from forebay.storage.records import Outcome
+
+READ_AT_ONCE = 500
+FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
+SEEN = f"OLD.state IN ({FINAL_STATES}) OR NEW.state IN ({FINAL_STATES})"
+
+# A final state is written once, and no final row is ever touched again: whatever else is done to one is seen here.
+TABLE = "CREATE TABLE chaos_witness (id VARCHAR(32) NOT NULL, was VARCHAR(16) NOT NULL, became VARCHAR(16) NOT NULL)"
+SQLITE = f"""
+CREATE TRIGGER chaos_witness AFTER UPDATE ON jobs WHEN {SEEN}
+BEGIN INSERT INTO chaos_witness VALUES (NEW.id, OLD.state, NEW.state); END"""
+POSTGRES = (
+    """
+CREATE FUNCTION chaos_witness() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO chaos_witness VALUES (NEW.id, OLD.state, NEW.state); RETURN NULL; END $$""",
+    f"""
+CREATE TRIGGER chaos_witness AFTER UPDATE ON jobs FOR EACH ROW WHEN ({SEEN}) EXECUTE FUNCTION chaos_witness()""",
+)
+REMOVE_SQLITE = ("DROP TRIGGER chaos_witness", "DROP TABLE chaos_witness")
+REMOVE_POSTGRES = ("DROP TRIGGER chaos_witness ON jobs", "DROP FUNCTION chaos_witness", "DROP TABLE chaos_witness")
+
+WRITES = "SELECT id, count(*) FROM chaos_witness GROUP BY id"
+ROWS = "SELECT id, state, attempt, uncounted, max_attempts, error_type FROM jobs WHERE model = 'chaos'"
+
+
+def install_witness(ledger: Ledger) -> None:
+    """Have every write of a final state noted; InvalidInput when the ledger is in use, for this is no place to break things."""
+    counts = JobStore(ledger).counts()
+    if any(counts.values()):
+        raise InvalidInput(
+            f"the ledger {mask_password(ledger.url)} holds {sum(counts.values())} jobs; give chaos an empty database"
+        )
+    _run(ledger, (TABLE, SQLITE) if ledger.sqlite else (TABLE, *POSTGRES))
+
+
+def remove_witness(ledger: Ledger) -> None:
+    """Leave nothing of chaos' own in a database that was given."""
+    _run(ledger, REMOVE_SQLITE if ledger.sqlite else REMOVE_POSTGRES)
+
+
+def gather(ledger: Ledger, payloads: Payloads, log: Path) -> Evidence:
+    """Everything there is to know once nothing runs any more."""
+    with ledger.read() as connection:
+        writes = {id: int(count) for id, count in connection.exec_driver_sql(WRITES)}
+        rows = list(connection.exec_driver_sql(ROWS))
+    results = _results(JobStore(ledger), payloads, [row[0] for row in rows])
+    entries = {
+        id: Entry(JobState(state), attempt, uncounted, most, error, results.get(id))
+        for id, state, attempt, uncounted, most, error in rows
+    }
+    return Evidence(entries, writes, read_log(log))
+
+
+def read_log(path: Path) -> Counter[tuple[int, int]]:
+    """How often each row was run; none when no worker has run anything."""
+    if not path.exists():
+        return Counter()
+    lines = path.read_text(encoding="ascii").splitlines()
+    return Counter((int(job), int(row)) for job, row in (line.split() for line in lines))
+
+
+def _results(store: JobStore, payloads: Payloads, ids: list[str]) -> dict[str, Any]:
+    return {
+        outcome.id: _result(outcome, payloads)
+        for start in range(0, len(ids), READ_AT_ONCE)
+        for outcome in store.outcomes(ids[start : start + READ_AT_ONCE])
+        if outcome.state is JobState.SUCCEEDED
+    }
+
+
+def _result(outcome: Outcome, payloads: Payloads) -> Any:
+    """The result; None, which is nobody's, for one that cannot be read."""
+    try:
+        return codec.decode(payloads.load(outcome.result, outcome.result_ref))
+    except ForebayError:
+        return None
+
+
+def _run(ledger: Ledger, statements: tuple[str, ...]) -> None:
+    with ledger.write() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)

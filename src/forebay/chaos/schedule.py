@@ -1,0 +1,74 @@
+"""Which fault happens when: drawn from a seed, and from nothing else. Pure; what a fault does is faults.py's."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FaultKind(StrEnum):
+    """Everything that chaos does to a running system."""
+
+    KILL_CHILD = "kill_child"  # SIGKILL to the process that runs the model
+    KILL_PARENT = "kill_parent"  # SIGKILL to the worker process, which `forebay worker` starts again
+    KILL_SUPERVISOR = "kill_supervisor"  # SIGKILL to `forebay worker`, which is started again
+    FREEZE_WORKER = "freeze_worker"  # SIGSTOP to a worker and its child, long enough for leases to lapse; then SIGCONT
+    KILL_REDIS = "kill_redis"  # SIGKILL; it comes back on its append-only file
+    FLUSH_REDIS = "flush_redis"  # FLUSHALL
+    RESTART_POSTGRES = "restart_postgres"  # an immediate shutdown, which cuts everyone off, and recovery
+
+
+ON_WORKERS = (FaultKind.KILL_CHILD, FaultKind.KILL_PARENT, FaultKind.KILL_SUPERVISOR, FaultKind.FREEZE_WORKER)
+EVERY_S = 3.0  # a fault, on average
+LONGEST_FREEZE_S = 45.0
+LONGEST_OUTAGE_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: `at` and `lasts_s` in seconds; `worker` is the number of the worker it strikes."""
+
+    at: float
+    kind: FaultKind
+    worker: int | None = None
+    lasts_s: float = 0.0
+
+    def __str__(self) -> str:
+        where = "" if self.worker is None else f" worker {self.worker}"
+        return f"{self.at:6.2f} s  {self.kind}{where}" + (f" for {self.lasts_s:.2f} s" if self.lasts_s else "")
+
+
+def lease_for(seconds: float) -> float:
+    """The lease of a run of this length: short enough for several to lapse in it."""
+    return min(5.0, max(2.0, seconds / 12))
+
+
+def draw(seed: int, seconds: float, workers: int, *, postgres: bool) -> list[Fault]:
+    """The faults of a run in the order in which they begin; the last has ended when `seconds` are over.
+
+    Each kind comes at least once, and then as chance has it one fault every 3 s; PostgreSQL is only restarted where `postgres`.
+    """
+    chance = random.Random(f"faults {seed}")
+    kinds = [kind for kind in FaultKind if postgres or kind is not FaultKind.RESTART_POSTGRES]
+    more = max(0, round(seconds / EVERY_S) - len(kinds))
+    wanted = kinds + chance.choices(kinds, k=more)
+    return sorted((_fault(chance, kind, seconds, workers) for kind in wanted), key=lambda f: (f.at, f.kind))
+
+
+def _fault(chance: random.Random, kind: FaultKind, seconds: float, workers: int) -> Fault:
+    lasts = _length(chance, kind, seconds)
+    at = chance.uniform(0.05 * seconds, 0.95 * seconds - lasts)
+    return Fault(round(at, 3), kind, chance.randrange(workers) if kind in ON_WORKERS else None, lasts)
+
+
+def _length(chance: random.Random, kind: FaultKind, seconds: float) -> float:
+    if kind is FaultKind.FREEZE_WORKER:
+        shortest = 1.5 * lease_for(seconds)
+        longest = max(shortest, min(LONGEST_FREEZE_S, 0.75 * seconds))
+        return round(
+            chance.triangular(shortest, longest, shortest), 3
+        )  # more short ones, so that there are more zombies
+    if kind in (FaultKind.KILL_REDIS, FaultKind.RESTART_POSTGRES):
+        return round(chance.uniform(0.1, min(LONGEST_OUTAGE_S, seconds / 4)), 3)
+    return 0.0

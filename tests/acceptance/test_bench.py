@@ -1,0 +1,38 @@
+"""The benchmarks run, and compare every result with the direct forward pass; what they measure is no test's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def measured(folder: Path, *command: str) -> Any:
+    """The line of JSON that a benchmark prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--rounds", "1", "--json"],
+        cwd=folder, capture_output=True, text=True, timeout=240, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_contender_gives_the_results_of_the_direct_forward_pass_and_the_docs_are_written(tmp_path: Path) -> None:
+    found = measured(tmp_path, "forebay", "bench", "--workloads", "W1,poison", "--jobs", "64", "--docs", "out")
+    assert set(found["W1"]["median"]) == {"bare loop", "plain Celery", "Celery, lists of 64 by hand", "forebay"}
+    assert all(rate > 0 for rate in found["W1"]["median"].values())
+    assert found["poison"]["ratio"] > 0
+    page = (tmp_path / "out" / "benchmark.md").read_text()
+    assert "| forebay |" in page
+    assert "| poison: " in page
+    assert (tmp_path / "out" / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gpu_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
+    found = measured(tmp_path, "forebay.bench.gpu", "--device", "cpu", "--small")
+    assert set(found["cases"]) == {"cnn", "encoder", "mlp"}
+    assert "a try" in found["device"]

@@ -1,0 +1,178 @@
+"""A ledger with an hour of a small team's work in it, for screenshots and for tests of the dashboard's pages.
+
+The jobs go the way jobs go, through JobStore, by a clock that is moved; only the workers are not real. The same every time
+but for the ids and the hour it ends at.
+"""
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from waiting import FakeClock
+
+from forebay.contract import codec
+from forebay.contract.job import IdMaker, JobError, JobKind, JobState
+from forebay.contract.model import ModelVersion
+from forebay.contract.payload import pack_input
+from forebay.contract.signature import Signature
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+from forebay.storage.models import ModelRegistry
+from forebay.storage.records import Finished, NewJob
+from forebay.storage.workers import WorkerRegistry
+
+WORKERS = {"digits": "cpu@birch", "minilm": "gpu0@atlas", "resnet50": "gpu1@atlas"}
+QUEUES = {"digits": "cpu", "minilm": "gpu", "resnet50": "gpu"}
+VERSIONS = {"digits": 2, "minilm": 1, "resnet50": 1}
+USERS = ("ada", "grace", "<script>alert('user')</script>")
+ERRORS = (
+    JobError("ValueError", "row 0: input 'x' holds NaN, which this model refuses"),
+    JobError(
+        "RuntimeError", "The size of tensor a (224) must match the size of tensor b (223)\n  at layer1.0.conv2 <b>&"
+    ),
+)
+
+
+class Scene:
+    """Fills a new ledger; `interesting` names one job of each state."""
+
+    def __init__(self, url: str, *, minutes: int = 60, now: float | None = None) -> None:
+        self.end = now or time.time()
+        self.clock = FakeClock(self.end - 60.0 * minutes)
+        self.ledger = Ledger(url, create=True, clock=self.clock)
+        upgrade(self.ledger)
+        self.ledger.now = self.clock  # type: ignore[method-assign] # PostgreSQL's own clock cannot be moved
+        self.store = JobStore(self.ledger)
+        self.workers = WorkerRegistry(self.ledger)
+        self.random = random.Random(7)
+        self.make_ids = IdMaker(self.clock).many
+        self.interesting: dict[JobState, str] = {}
+        self._register()
+        self._work(minutes)
+        self._leave_some()
+        self.beat()
+
+    def beat(self) -> None:
+        """Every worker but one says that it lives."""
+        self.clock.now = time.time()
+        for name, device, queue in (("gpu0", "cuda:0", "gpu"), ("gpu1", "cuda:1", "gpu"), ("cpu", "cpu", "cpu")):
+            host = "birch" if name == "cpu" else "atlas"
+            self.workers.beat(f"{name}@{host}", host, device, (queue,), self.end - 3600)
+
+    def _register(self) -> None:
+        models, at = ModelRegistry(self.ledger), self.clock.now
+        array = {"x": {"dtype": "float32", "shape": [64]}}, {"output": {"dtype": "float32", "shape": [10]}}
+        text = {"text": {"dtype": "str"}}, {"embedding": {"dtype": "float32", "shape": [384]}}
+        image = (
+            {"image": {"dtype": "float32", "shape": [3, 224, -1]}},
+            {"logits": {"dtype": "float32", "shape": [1000]}},
+        )
+        for name, signature, size, resources in (
+            ("digits", array, 10_700, {}), ("digits", array, 10_702, {}),
+            ("minilm", text, 91_000_000, {"gpu": 1.0, "gpu_memory": 2**31}),
+            ("resnet50", image, 102_500_000, {"gpu": 1.0, "gpu_memory": 2**32}),
+        ):  # fmt: skip
+            runtime = "sentence-transformers" if name == "minilm" else "torch-export"
+            digest = f"sha256:{self.random.getrandbits(256):064x}"
+            models.register(
+                ModelVersion(
+                    name,
+                    0,
+                    runtime,
+                    digest,
+                    "file",
+                    size,
+                    Signature.parse(*signature),
+                    256,
+                    resources=resources,
+                    metadata={"trained on": "2026-11", "owner": USERS[2] if name == "digits" else "ada"},
+                )
+            )
+            self.clock.forward(1)
+        models.set_alias("digits", "champion", 2)
+        models.set_alias("minilm", "production", 1)
+        self.workers.beat("cpu@cedar", "cedar", "cpu", ("cpu",), at - 86_400)  # and never again
+        self.clock.now = at
+
+    def _work(self, minutes: int) -> None:
+        for minute in range(minutes):
+            start = self.clock.now
+            load = 1.2 + math.sin(minute / 9) + (2.5 if 24 <= minute < 30 else 0)
+            for model, share in (("digits", 18), ("minilm", 9), ("resnet50", 5)):
+                count = max(1, round(share * load))
+                self.clock.now = start + self.random.uniform(0, 2)
+                ids = self.add(count, model)
+                self._run(ids, model, load)
+            self.clock.now = start + 60
+
+    def _run(self, ids: Sequence[str], model: str, load: float) -> None:
+        for i in range(0, len(ids), 16):
+            self.clock.forward(self.random.uniform(0.05, 0.8) * load)
+            claimed = self.store.claim(ids[i : i + 16], WORKERS[model], 30)
+            self.clock.forward(self.random.uniform(0.02, 0.4) * (3 if model == "resnet50" else 1))
+            self.store.finish([self._outcome(job.id, job.attempt, model) for job in claimed])
+
+    def _outcome(self, id: str, attempt: int, model: str) -> Finished:
+        if self.random.random() < (0.06 if model == "resnet50" else 0.004):
+            return Finished(id, attempt, error=self.random.choice(ERRORS))
+        return Finished(id, attempt, codec.encode(np.linspace(0, 1, 10, dtype=np.float32)))
+
+    def _leave_some(self) -> None:
+        """A backlog, jobs that run, one of each sort to look at, and a batch with its shards."""
+        self.clock.now = self.end - 240
+        self.add(900, "resnet50")
+        self.clock.now = self.end - 20
+        self.add(40, "digits")
+        self.store.claim(self.add(32, "minilm"), WORKERS["minilm"], 30)
+        (queued,), (canceled,), (failed,), (running,) = (self.add(1, "digits") for _ in range(4))
+        self.store.cancel([canceled])
+        self.store.crashed([job.id for job in self.store.claim([failed], "cpu@cedar", 30)], "cpu@cedar", "signal 9")
+        (again,) = self.store.claim([failed], "cpu@birch", 30)
+        self.clock.forward(1.25)
+        self.store.finish([Finished(failed, again.attempt, error=ERRORS[1])])
+        self.store.claim([running], "cpu@birch", 30)
+        (done,) = self.add(1, "digits", metadata={"run": "<img src=x onerror=alert(1)>", "user": USERS[0]})
+        (job,) = self.store.claim([done], "cpu@birch", 30)
+        self.clock.forward(0.042)
+        self.store.finish([self._outcome(job.id, job.attempt, "digits")])
+        (batch,) = self.add(1, "minilm", kind=JobKind.BATCH, rows=12_000)
+        shards = self.add(12, "minilm", kind=JobKind.SHARD, parent_id=batch, rows=1000)
+        self.store.claim([batch], "gpu0@atlas", 30)
+        self.store.finish(
+            [self._outcome(job.id, job.attempt, "digits") for job in self.store.claim(shards[:7], "gpu0@atlas", 30)]
+        )
+        self.interesting = {
+            JobState.QUEUED: queued, JobState.CANCELED: canceled, JobState.FAILED: failed, JobState.RUNNING: batch,
+            JobState.SUCCEEDED: done,
+        }  # fmt: skip
+        self.progress(batch, 7000)
+
+    def progress(self, id: str, rows: int) -> None:
+        """Say how far a running job is."""
+        from sqlalchemy import text
+
+        with self.ledger.write() as connection:
+            connection.execute(text("UPDATE jobs SET progress_done = :rows WHERE id = :id"), {"rows": rows, "id": id})
+
+    def add(self, count: int, model: str, *, metadata: Mapping[str, Any] | None = None, **more: Any) -> list[str]:
+        """Queue so many jobs of a model now."""
+        given = metadata or {"user": self.random.choice(USERS), "run": self.random.randrange(4)}
+        row = {"x": np.arange(64, dtype=np.float32) / 64} if model == "digits" else {"text": "A <b>bold</b> sentence."}
+        data = pack_input([row], batched=False)
+        defaults: dict[str, Any] = {"kind": JobKind.PREDICT, "client": "5f0c1d2e3a4b5c6d", "input": data, "rows": 1}
+        return self.store.add(
+            [
+                NewJob(
+                    id=id, model=model, version=VERSIONS[model], queue=QUEUES[model], metadata=given, **(defaults | more)
+                )
+                for id in self.make_ids(count)
+            ]
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.ledger.close()

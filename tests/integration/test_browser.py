@@ -1,0 +1,247 @@
+"""The dashboard in a real browser, with a real worker behind it: every page, filters, buttons, live updates, accessibility."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsers import Browser, find_chromium, open_browser
+from dashboards import Dashboard, Dashboards
+from selenium.webdriver.common.keys import Keys
+from servers import ValkeyServer, do_without
+from sqlalchemy import text
+from waiting import wait_until
+from worker_house import House
+
+from forebay.contract.job import JobState
+
+AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
+PAGES = ("/overview", "/overview?window=day", "/jobs", "/models", "/devices")
+GRAVE = "return axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes.map(n => n.html).join(' | ').slice(0, 600)))"  # noqa: E501
+EVIL = "<script>window.evil = 1</script>"
+
+pytestmark = pytest.mark.browser
+
+
+class World:
+    """A browser, the dashboard it looks at, and the house with ledger, queue and worker behind it."""
+
+    def __init__(self, browser: Browser, dashboards: Dashboards, house: House) -> None:
+        self.browser, self.house, self._dashboards = browser, house, dashboards
+        self.dashboard = self.start_dashboard("0")
+
+    def start_dashboard(self, port: str) -> Dashboard:
+        """A dashboard of this house on a port."""
+        settings = self.house.settings
+        dashboard = self._dashboards.start(
+            settings.broker, FOREBAY_DATABASE=settings.database, FOREBAY_DASHBOARD_PORT=port, FOREBAY_HEARTBEAT_S="5"
+        )
+        dashboard.await_event("broker_connected")
+        return dashboard
+
+    def open(self, path: str) -> Browser:
+        """Go to a page."""
+        self.browser.open(self.dashboard.url + path)
+        return self.browser
+
+    def submit(self, value: Any, model: str = "doubler", **more: Any) -> str:
+        """A job; its id."""
+        return self.house.client.predict(model, value, **more).id
+
+    def finished(self, id: str) -> str:
+        """The same id, once its job has ended."""
+        wait_until(lambda: self.house.store.get(id).state.final, f"job {id} has ended")
+        return id
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[World]:
+    programs = find_chromium()
+    if programs is None:
+        do_without("no browser: install Debian's packages chromium and chromium-driver")
+    folder = tmp_path_factory.mktemp("browser")
+    with ExitStack() as stack:
+        valkey.start()
+        valkey.flush()
+        house = House(folder, valkey.url)
+        stack.callback(house.close)
+        house.worker()
+        browser = stack.enter_context(open_browser(programs, folder))
+        world = World(browser, Dashboards(folder, stack), house)
+        for kind in ("Doubler", "Recorder"):
+            house.model(kind, metadata={"note": EVIL})
+        house.workers[0].ready()
+        jobs = house.client.predict_many("doubler", range(60), metadata={"user": EVIL, "run": 7})
+        for id in [job.id for job in jobs] + [world.submit(-5, metadata={"user": "ada"})]:
+            world.finished(id)
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def desk(world: World) -> None:
+    """Every test begins at a desk in daylight."""
+    world.browser.look()
+    world.browser.complaints()
+
+
+def pages(world: World) -> list[str]:
+    newest = {state: world.house.store.find(state=[state], limit=1) for state in (JobState.SUCCEEDED, JobState.FAILED)}
+    return [*PAGES, *(f"/jobs/{found[0].id}" for found in newest.values() if found)]
+
+
+def test_each_page_opens_fits_and_complains_of_nothing(world: World) -> None:
+    for path in pages(world):
+        for width in (1280, 390):
+            world.browser.look(width)
+            browser = world.open(path)
+            browser.find("h1")
+            widest, room = browser.run(
+                "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+            )
+            assert widest <= room, f"{path} at {width} px is {widest} px wide"
+            assert browser.complaints() == [], path
+            assert browser.run("return window.evil") is None
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_no_serious_fault(world: World, dark: bool) -> None:
+    world.browser.look(dark=dark)
+    for path in pages(world):
+        browser = world.open(path)
+        assert browser.run("return document.documentElement.dataset.bsTheme") == ("dark" if dark else "light")
+        for _ in browser.all("[data-open]")[:1]:
+            browser.click("[data-open]")
+        browser.run(AXE.read_text(encoding="utf-8"))
+        assert browser.run(GRAVE) == [], path
+
+
+def test_the_charts_are_drawn_of_the_jobs_that_ran(world: World) -> None:
+    browser = world.open("/overview")
+    wait_until(lambda: len(browser.all(".fb-plot canvas")) == 4, "four charts are drawn")
+    assert "61" in browser.text("[data-part=models]") or "60" in browser.text("[data-part=models]")
+    dark = "return [...document.querySelectorAll('.fb-plot canvas')].map(c => c.toDataURL()).join()"
+    before = browser.run(dark)
+    browser.look(dark=True)
+    wait_until(lambda: browser.run(dark) != before, "they are drawn anew in the other theme")
+
+
+def test_the_form_filters_and_the_links_page(world: World) -> None:
+    browser = world.open("/jobs")
+    browser.find("#f-model").send_keys("doubler/1")
+    browser.find("#f-metadata").send_keys("run=7", Keys.ENTER)
+    wait_until(lambda: "metadata=run%3D7" in browser.driver.current_url, "the form was sent")
+    first = [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")]
+    assert len(first) == 50
+    browser.click("#older")
+    wait_until(lambda: "before=" in browser.driver.current_url, "the next page is there")
+    second = [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")]
+    assert len(second) == 10
+    assert not set(first) & set(second)
+    assert browser.all("#older") == []
+    browser.click("#newest")
+    wait_until(lambda: "before=" not in browser.driver.current_url, "the first page is there again")
+    browser.click("#count-failed")
+    browser.wait_for("[data-part=list]", "No job meets this filter.")
+
+
+def test_a_new_job_appears_in_the_list_without_a_reload(world: World) -> None:
+    browser = world.open("/jobs")
+    browser.run("window.stayed = true")
+    id = world.submit(21)
+    browser.wait_for(f"tr:has(#job-{id}) .fb-state", "succeeded")
+    assert browser.run("return window.stayed") is True
+
+
+def test_progress_moves_without_a_reload_until_the_end(world: World) -> None:
+    house = world.house
+    house.hold()
+    try:
+        (id,) = [job.id for job in house.client.predict_many("recorder", [[{"n": 1}] * 10], batched=True)]
+        browser = world.open(f"/jobs/{id}")
+        browser.run("window.stayed = true")
+        for done in (3, 8):
+            wait_until(lambda: house.store.get(id).state is JobState.RUNNING, "the job runs")
+            with house.ledger.write() as connection:
+                connection.execute(text("UPDATE jobs SET progress_done = :n WHERE id = :id"), {"n": done, "id": id})
+            browser.wait_for(".fb-progress", f"{done} of 10")
+            assert browser.run("return document.querySelector('progress').value") == done
+    finally:
+        house.go_on()
+    browser.wait_for(".fb-headline .fb-state", "succeeded")
+    browser.wait_for("[data-part=life]", "Succeeded")
+    assert browser.run("return window.stayed") is True
+
+
+def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
+    house = world.house
+    house.hold()
+    try:
+        ids = [world.submit({"n": n}, model="recorder") for n in (101, 102)]
+        wait_until(lambda: house.store.get(ids[0]).state is JobState.RUNNING, "the first keeps the worker busy")
+        id = ids[1]
+        if house.store.get(id).state is not JobState.QUEUED:  # both went out together
+            id = world.submit({"n": 103}, model="recorder")
+        browser = world.open(f"/jobs/{id}")
+        browser.find("#cancel").send_keys(Keys.ENTER)
+        wait_until(
+            lambda: browser.run("return document.getElementById('confirm-cancel').open"), "the question is there"
+        )
+        browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+        wait_until(lambda: not browser.run("return document.getElementById('confirm-cancel').open"), "it is gone")
+        assert house.store.get(id).state is JobState.QUEUED
+        browser.click("#cancel")
+        browser.click("#confirm-cancel button[type=submit]")
+        browser.wait_for("#said", "The job was canceled.")
+        assert house.store.get(id).state is JobState.CANCELED
+    finally:
+        house.go_on()
+    browser.click("#retry")
+    browser.click("#confirm-retry button[type=submit]")
+    browser.wait_for("#said", "The job was queued again.")
+    browser.wait_for(".fb-headline .fb-state", "succeeded")
+    assert 102 in house.runs() or 103 in house.runs()
+
+
+def test_the_keyboard_reaches_the_table_from_the_skip_link(world: World) -> None:
+    browser = world.open("/jobs")
+    browser.find("body").send_keys(Keys.TAB)
+    assert browser.driver.switch_to.active_element.text == "Skip to main content"
+    browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.driver.current_url.endswith("#main-content")
+    reached = []
+    for _ in range(40):
+        browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(browser.run("return document.activeElement.id || document.activeElement.tagName"))
+        if reached[-1].startswith("job-"):
+            break
+    assert reached[-1].startswith("job-"), reached
+    wait_until(
+        lambda: browser.run("return document.activeElement.id") == reached[-1], "an update leaves the focus there"
+    )
+
+
+def test_a_page_nobody_looks_at_asks_for_nothing(world: World) -> None:
+    browser = world.open("/overview")
+    hide = "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"  # noqa: E501
+    browser.run(hide, True)
+    browser.wait_for("#live-status", "Paused")
+    browser.run(hide, False)
+    browser.wait_for("#live-status", "Live")
+
+
+def test_a_restart_of_redis_and_dashboard_loses_no_finished_job(world: World, valkey: ValkeyServer) -> None:
+    before = [job.id for job in world.house.store.find(state=[JobState.SUCCEEDED], limit=50)]
+    browser = world.open("/jobs?state=succeeded")
+    assert [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")] == [f"job-{id}" for id in before]
+    port = world.dashboard.url.rpartition(":")[2]
+    valkey.kill()
+    browser.wait_for("[data-part=troubles]", "Redis does not answer")
+    assert world.dashboard.end() == 0
+    browser.wait_for("#live-status", "The dashboard does not answer")
+    valkey.start()
+    world.dashboard = world.start_dashboard(port)
+    browser.wait_for("#live-status", "Live")
+    browser.wait_for("[data-part=troubles]", "")
+    assert [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")] == [f"job-{id}" for id in before]
+    world.open(f"/jobs/{before[0]}").wait_for(".fb-headline .fb-state", "succeeded")

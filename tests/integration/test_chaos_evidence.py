@@ -1,0 +1,98 @@
+"""What chaos knows after a run: its witness sees a final state that is written over, on both databases."""
+
+from collections import Counter
+
+import pytest
+
+from forebay.chaos import evidence
+from forebay.chaos.audit import Entry
+from forebay.chaos.model import Fate, Journal, Refused, write_artifact
+from forebay.contract import codec
+from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobError, JobKind, JobState, new_ids
+from forebay.contract.settings import Settings
+from forebay.storage.blobs import BlobStore
+from forebay.storage.payloads import Payloads
+from forebay.storage.records import Finished, NewJob
+
+
+@pytest.fixture
+def payloads(tmp_path):
+    settings = Settings.load({}, home=tmp_path)
+    return Payloads(BlobStore(settings.blobs), settings)
+
+
+@pytest.fixture
+def witnessed(store):
+    evidence.install_witness(store.ledger)
+    return store
+
+
+def add(store, count=1):
+    ids = new_ids(count)
+    store.add([NewJob(id, JobKind.PREDICT, "chaos", 1, "cpu", max_attempts=2) for id in ids])
+    return ids
+
+
+def test_a_run_is_told_by_ledger_witness_and_log(witnessed, payloads, tmp_path):
+    good, bad, waiting = add(witnessed, 3)
+    witnessed.claim([good, bad], "w", 30)
+    witnessed.finish([Finished(good, 1, codec.encode({"job": 1})), Finished(bad, 1, error=JobError("Refused", "no"))])
+    log = tmp_path / "executions.log"
+    log.write_text("1 0\n2 0\n1 0\n")
+    seen = evidence.gather(witnessed.ledger, payloads, log)
+    assert seen.ledger == {
+        good: Entry(JobState.SUCCEEDED, 1, 0, 2, None, {"job": 1}),
+        bad: Entry(JobState.FAILED, 1, 0, 2, "Refused"),
+        waiting: Entry(JobState.QUEUED, 0, 0, 2),
+    }
+    assert seen.final_writes == {good: 1, bad: 1}
+    assert seen.executions == {(1, 0): 2, (2, 0): 1}
+
+
+@pytest.mark.parametrize(
+    "change", ["result = NULL", "state = 'failed'", "state = 'queued'", "finished_at = finished_at + 1"]
+)
+def test_whatever_is_done_to_a_finished_job_is_seen(witnessed, payloads, tmp_path, change):
+    [id] = add(witnessed)
+    witnessed.claim([id], "w", 30)
+    witnessed.finish([Finished(id, 1, codec.encode(1))])
+    with witnessed.ledger.write() as connection:
+        connection.exec_driver_sql(f"UPDATE jobs SET {change}")  # noqa: S608 - our own text
+    assert evidence.gather(witnessed.ledger, payloads, tmp_path / "none").final_writes == {id: 2}
+
+
+def test_a_write_that_the_fence_refuses_is_none(witnessed, payloads, tmp_path):
+    [id] = add(witnessed)
+    witnessed.claim([id], "w", 30)
+    assert len(witnessed.finish([Finished(id, 1, codec.encode(1))])) == 1
+    assert witnessed.finish([Finished(id, 1, codec.encode(2))]) == []
+    assert witnessed.cancel([id]) == []
+    assert evidence.gather(witnessed.ledger, payloads, tmp_path / "none").final_writes == {id: 1}
+
+
+def test_a_ledger_in_use_is_refused(store):
+    add(store)
+    with pytest.raises(InvalidInput, match="holds 1 jobs; give chaos an empty database"):
+        evidence.install_witness(store.ledger)
+
+
+def test_the_witness_leaves_nothing_behind(witnessed):
+    [id] = add(witnessed)
+    evidence.remove_witness(witnessed.ledger)
+    witnessed.cancel([id])
+    assert witnessed.get(id).state is JobState.CANCELED
+
+
+def test_the_model_notes_what_it_has_run_and_no_row_that_was_to_be_tried_again(tmp_path):
+    log = tmp_path / "executions.log"
+    model = Journal()
+    model.load(write_artifact(tmp_path / "model.json", log, 0.0), "cpu")
+    fine, bad = ({"job": n, "row": 0, "fate": fate, "x": 1.5} for n, fate in ((1, Fate.FINE), (2, Fate.FAIL)))
+    assert model.predict([fine, fine]) == [{"job": 1, "y": 4.0}, {"job": 1, "y": 4.0}]
+    with pytest.raises(Refused, match="job 2 was made to fail"):
+        model.predict([fine, bad])
+    assert evidence.read_log(log) == Counter({(1, 0): 2})
+    with pytest.raises(Refused):
+        model.predict([bad])
+    assert evidence.read_log(log) == Counter({(1, 0): 2, (2, 0): 1})

@@ -1,0 +1,86 @@
+"""A message that is lost from a queue that is never empty: who was overtaken is sent again, and nobody else."""
+
+from typing import Any
+
+from fakeredis import FakeRedis
+from waiting import FakeClock
+
+from forebay.contract.job import JobKind, new_ids
+from forebay.contract.messages import Ticket
+from forebay.contract.settings import Settings
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.overtaken import OvertakenJobs
+from forebay.storage.records import NewJob
+from forebay.worker.announcer import Announcer
+from forebay.worker.sweeper import Sweeper
+
+
+def add(store: JobStore, count: int, **fields: Any) -> list[str]:
+    given = {"kind": JobKind.PREDICT, "model": "m", "version": 1, "queue": "cpu", "input": b""} | fields
+    return store.add([NewJob(id=id, **given) for id in new_ids(count)])
+
+
+def taken(ledger: Ledger, queue: str = "cpu") -> list[str]:
+    return [ticket.id for ticket in OvertakenJobs(ledger).take(queue, after_s=100, margin_s=10)]
+
+
+def test_who_was_overtaken_long_ago_is_sent_again_and_once(ledger: Ledger, store: JobStore, clock: FakeClock) -> None:
+    lost = add(store, 2)
+    clock.forward(20)
+    later = add(store, 3)
+    store.claim(later[:1], "w1", 1000)
+    clock.forward(70)
+    assert taken(ledger) == [], "not long enough"
+    clock.forward(20)
+    assert taken(ledger) == lost
+    assert taken(ledger) == []
+    clock.forward(1000)
+    assert taken(ledger) == [], "it was sent after what runs"
+
+
+def test_what_merely_waits_its_turn_is_left_alone(ledger: Ledger, store: JobStore, clock: FakeClock) -> None:
+    running, waiting = add(store, 1), add(store, 5)
+    add(store, 5, priority=9)  # less urgent: whoever runs at another priority has not overtaken them
+    add(store, 5, queue="gpu")
+    store.claim(running, "w1", 1000)
+    clock.forward(1000)
+    late = add(store, 1, priority=2)
+    store.claim(late, "w1", 1000)
+    assert taken(ledger) == []
+    assert taken(ledger, "gpu") == []
+    assert len(store.queued(waiting)) == 5
+
+
+def test_only_so_many_are_looked_at_and_sent_at_once(ledger: Ledger, store: JobStore, clock: FakeClock) -> None:
+    lost = add(store, 30)
+    clock.forward(200)
+    store.claim(add(store, 1), "w1", 1000)
+    clock.forward(200)
+    finder = OvertakenJobs(ledger)
+    assert [t.id for t in finder.take("cpu", 100, 10, limit=20)] == lost[:20]
+    assert [t.id for t in finder.take("cpu", 100, 10, limit=20)] == lost[20:]
+
+
+class NotingDispatcher:
+    """Sends nowhere and notes it."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send_tickets(self, tickets: list[Ticket]) -> None:
+        self.sent += [ticket.id for ticket in tickets]
+
+
+def test_a_sweep_sends_them_while_redis_holds_other_messages(store: JobStore, clock: FakeClock) -> None:
+    settings = Settings.load({"FOREBAY_BROKER": "redis://localhost/0", "FOREBAY_RESEND_S": "10"})
+    broker, dispatcher = FakeRedis(), NotingDispatcher()
+    broker.lpush("cpu", "the message of another job")
+    sweeper = Sweeper(store, dispatcher, Announcer(broker), broker, settings)  # type: ignore[arg-type]
+    lost = add(store, 1)
+    clock.forward(20)
+    store.claim(add(store, 1), "w1", 1000)
+    clock.forward(50)
+    assert (sweeper.once().resent, dispatcher.sent) == (0, [])
+    clock.forward(50)
+    assert (sweeper.once().resent, dispatcher.sent) == (1, lost)

@@ -1,0 +1,388 @@
+"""Our pages over HTTP: what they show of real jobs and escape, who may change something, how they do without a ledger."""
+
+import http.client
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+import redis
+from dashboard_scene import USERS, Scene
+from dashboards import Dashboard, Dashboards, basic_login
+from servers import PostgresServer, ValkeyServer, find_postgres
+from waiting import wait_until
+
+from forebay.contract.job import JobKind, JobState
+from forebay.dashboard.pages import HEADERS
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+
+OURS = ("/overview", "/overview?window=day", "/jobs", "/jobs?state=failed", "/models", "/devices")
+OPERATOR, VIEWER = {"Authorization": basic_login("ada:p")}, {"Authorization": basic_login("bob:q")}
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: http.client.HTTPMessage
+    text: str
+
+
+class Site:
+    """A dashboard and how to talk to it, headers and all."""
+
+    def __init__(self, dashboard: Dashboard) -> None:
+        self.dashboard = dashboard
+        self.port = urlsplit(dashboard.url).port
+
+    def ask(self, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            given = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, {"Host": f"127.0.0.1:{self.port}"} | given)
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.headers, answer.read().decode())
+        finally:
+            connection.close()
+
+    def text(self, path: str, **headers: str) -> str:
+        reply = self.ask(path, **headers)
+        assert reply.status == 200, reply.text
+        return reply.text
+
+    def do(self, id: str, deed: str, *, confirmed: str = "yes", token: bool = True, **headers: str) -> Reply:
+        """What the button on a job's page sends."""
+        login = {"Authorization": headers["Authorization"]} if "Authorization" in headers else {}
+        page = self.ask(f"/jobs/{id}", **login)
+        cookie = page.headers["Set-Cookie"].partition(";")[0]
+        form = urlencode({"confirmed": confirmed} | ({"_xsrf": cookie.partition("=")[2].strip('"')} if token else {}))
+        given = {"Cookie": cookie, "Content-Type": "application/x-www-form-urlencoded"} | headers
+        return self.ask(f"/jobs/{id}/{deed}", "POST", form, **given)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    scene = Scene(f"sqlite:///{tmp_path_factory.mktemp('scene') / 'ledger.db'}", minutes=30)
+    yield scene
+    scene.close()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboards]:
+    with ExitStack() as stack:
+        yield Dashboards(tmp_path_factory.mktemp("dashboards"), stack)
+
+
+@pytest.fixture(scope="module")
+def site(started: Dashboards, scene: Scene, valkey: ValkeyServer) -> Site:
+    """Without a login, so that everybody here is an operator."""
+    return Site(started.start(valkey.url, FOREBAY_DATABASE=scene.ledger.url))
+
+
+@pytest.fixture(scope="module")
+def guarded(started: Dashboards, scene: Scene, valkey: ValkeyServer) -> Site:
+    """Behind a login: ada operates, bob looks on."""
+    login = {"FLOWER_BASIC_AUTH": "ada:p,bob:q", "FOREBAY_OPERATORS": "ada", "FOREBAY_DASHBOARD_HOST": "0.0.0.0"}  # noqa: S104
+    return Site(started.start(valkey.url, FOREBAY_DATABASE=scene.ledger.url, **login))
+
+
+@pytest.fixture(autouse=True)
+def queue_is_up(broker: str) -> None:
+    """Valkey runs in every test, whatever the one before did to it."""
+
+
+def every_page(scene: Scene) -> tuple[str, ...]:
+    return (*OURS, *(f"/jobs/{id}" for id in scene.interesting.values()))
+
+
+def ids_in(page: str) -> list[str]:
+    return re.findall(r'id="job-([0-9a-f]{32})"', page)
+
+
+def test_the_front_door_leads_to_the_overview(site: Site) -> None:
+    reply = site.ask("/")
+    assert (reply.status, reply.headers["Location"]) == (302, "/overview")
+
+
+def test_every_page_of_ours_and_of_flowers_has_all_tabs(site: Site, scene: Scene) -> None:
+    for path in (*every_page(scene), "/workers", "/tasks", "/broker"):
+        page = site.text(path)
+        for tab in ("/overview", "/jobs", "/models", "/devices", "/workers", "/tasks", "/broker"):
+            assert f'href="{tab}"' in page, (path, tab)
+
+
+def test_our_pages_carry_their_headers_and_hold_no_script_or_style_within(site: Site, scene: Scene) -> None:
+    for path in every_page(scene):
+        reply = site.ask(path)
+        assert {name: reply.headers[name] for name in HEADERS} == HEADERS, path
+        assert "unsafe" not in reply.headers["Content-Security-Policy"]
+        assert "Access-Control-Allow-Origin" not in reply.headers
+        assert re.findall(r"<script(?![^>]*\ssrc=)[^>]*>", reply.text) == [], path
+        assert re.findall(r"<[^>]*\s(?:on\w+|style)\s*=[^>]*>", reply.text) == [], path
+        assert (
+            re.findall(r'(?:src|href)="(?:https?:)?//(?!flower\.readthedocs\.io|github\.com)[^"]*"', reply.text) == []
+        ), path
+
+
+def test_what_users_wrote_is_shown_as_text(site: Site, scene: Scene) -> None:
+    done, failed = scene.interesting[JobState.SUCCEEDED], scene.interesting[JobState.FAILED]
+    pages = {path: site.text(path) for path in (f"/jobs/{done}", f"/jobs/{failed}", "/models")}
+    assert "<img" not in pages[f"/jobs/{done}"].replace('<img src="/static/favicon.ico', "")
+    assert "&lt;img src=x onerror=alert(1)&gt;" in pages[f"/jobs/{done}"]
+    assert "conv2 &lt;b&gt;&amp;" in pages[f"/jobs/{failed}"]
+    assert "&lt;script&gt;alert(&#x27;user&#x27;)&lt;/script&gt;" in pages["/models"].replace("&#39;", "&#x27;")
+    assert all("<script>alert" not in page for page in pages.values())
+
+
+def test_what_stands_in_the_address_is_shown_as_text(site: Site) -> None:
+    evil = '"><script>alert(1)</script>'
+    for field in ("queue", "worker", "metadata", "model", "id", "state", "since"):
+        page = site.ask(f"/jobs?{urlencode({field: evil})}").text
+        assert "<script>alert" not in page, field
+    assert "<script>alert" not in site.text(f"/models?{urlencode({'name': evil})}")
+
+
+def test_a_field_that_cannot_be_meant_is_named_beside_the_form(site: Site) -> None:
+    reply = site.ask("/jobs?state=failed&model=a/b/c&queue=cpu")
+    assert reply.status == 400
+    assert "&#x27;a/b/c&#x27; is no model reference" in reply.text.replace("&#39;", "&#x27;")
+    assert 'name="queue" value="cpu"' in reply.text
+    assert site.ask("/jobs?model=nobody@champion").status == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "many"),
+    [("worker=gpu1@atlas", 3), ("state=queued&queue=gpu", 10), ("model=digits@champion&state=succeeded", 3)],
+)
+def test_the_older_links_lead_through_every_job_once(site: Site, scene: Scene, query: str, many: int) -> None:
+    path, seen, pages = f"/jobs?{query}", list[str](), 0
+    while path:
+        page = site.text(path)
+        seen += ids_in(page)
+        pages += 1
+        assert pages < 100
+        link = re.search(r'id="older" rel="next" href="([^"]+)"', page)
+        path = unescape(link[1]) if link else ""
+    fields = dict(pair.split("=") for pair in query.split("&"))
+    jobs = scene.store.find(limit=10_000)
+    expected = [
+        job.id
+        for job in jobs
+        if all(fields.get(name) in (None, getattr(job, name)) for name in ("worker", "state", "queue"))
+        and ("model" not in fields or (job.model, job.version) == ("digits", 2))
+    ]
+    assert seen == expected
+    assert pages >= many
+
+
+def test_a_filter_by_metadata_finds_what_a_script_wrote(site: Site, scene: Scene) -> None:
+    page = site.text(f"/jobs?{urlencode({'metadata': f'user={USERS[2]}', 'state': 'failed'})}")
+    found = ids_in(page)
+    assert found
+    assert {scene.store.get(id).metadata["user"] for id in found} == {USERS[2]}
+
+
+def test_a_batch_leads_to_its_jobs_and_they_lead_back(site: Site, scene: Scene) -> None:
+    batch = scene.interesting[JobState.RUNNING]
+    assert f'href="/jobs?parent={batch}&amp;state=succeeded"' in site.text(f"/jobs/{batch}")
+    shards = ids_in(site.text(f"/jobs?parent={batch}&state=succeeded"))
+    assert len(shards) == 7
+    assert f'href="/jobs/{batch}"' in site.text(f"/jobs/{shards[0]}")
+    assert len(ids_in(site.text(f"/jobs?kind={JobKind.SHARD}"))) == 12
+
+
+def test_the_life_of_a_job_tells_of_the_attempt_that_was_lost(site: Site, scene: Scene) -> None:
+    page = re.sub(r"<[^>]+>|\s+", " ", site.text(f"/jobs/{scene.interesting[JobState.FAILED]}"))
+    order = [
+        "Submitted",
+        "1 earlier attempt ended",
+        "signal 9",
+        "Attempt 2 of 3 began",
+        "on cpu@birch",
+        "Failed",
+        "after 1.2 s",
+    ]
+    places = [page.index(words) for words in order]
+    assert places == sorted(places)
+
+
+def test_input_and_result_are_previewed(site: Site, scene: Scene) -> None:
+    page = site.text(f"/jobs/{scene.interesting[JobState.SUCCEEDED]}")
+    assert "float32 of shape [64]" in page
+    assert "float32 of shape [10]" in page
+    assert "0.0, 0.015625, 0.03125" in page
+
+
+def test_the_overview_counts_what_the_ledger_holds(site: Site, scene: Scene) -> None:
+    page = site.text("/overview")
+    counts = scene.store.counts()
+    for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED):
+        assert f">{counts[state]:,}<span" in page, state
+    assert "gpu0@atlas, gpu1@atlas" in page
+    assert "cpu@cedar" not in page
+    assert "cpu@cedar" in site.text("/devices")
+
+
+def test_a_fragment_is_the_changing_part_alone(site: Site) -> None:
+    fragment = site.text("/jobs?fragment=1&state=failed")
+    assert "<html" not in fragment
+    assert ids_in(fragment) == ids_in(site.text("/jobs?state=failed"))
+
+
+@pytest.mark.parametrize("id", ["0" * 32, "x", "0" * 31])
+def test_a_job_that_is_not_there_is_not_found(site: Site, id: str) -> None:
+    assert site.ask(f"/jobs/{id}").status == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/overview", "/jobs", "/workers", "/tasks", "/metrics", "/static/js/flower.js"])
+def test_a_name_that_points_here_is_no_way_in(site: Site, path: str) -> None:
+    reply = site.ask(path, Host="evil.example")
+    assert reply.status == 403
+    assert "no name of this machine" in reply.text
+
+
+def test_only_operators_see_buttons(guarded: Site, scene: Scene) -> None:
+    for state, button in ((JobState.QUEUED, 'id="cancel"'), (JobState.FAILED, 'id="retry"')):
+        path = f"/jobs/{scene.interesting[state]}"
+        assert button in guarded.text(path, **OPERATOR)
+        looked_on = guarded.text(path, **VIEWER)
+        assert button not in looked_on
+        assert "<dialog" not in looked_on
+
+
+def test_an_operator_cancels_and_retries(guarded: Site, scene: Scene, valkey: ValkeyServer) -> None:
+    (id,) = scene.add(1, "digits")
+    reply = guarded.do(id, "cancel", **OPERATOR)
+    assert (reply.status, reply.headers["Location"]) == (303, f"/jobs/{id}?said=job_canceled")
+    assert scene.store.get(id).state is JobState.CANCELED
+    assert "The job was canceled." in guarded.text(reply.headers["Location"], **OPERATOR)
+    late = guarded.do(id, "cancel", **OPERATOR)
+    assert late.headers["Location"].endswith("?said=job_moved_on")
+    reply = guarded.do(id, "retry", **OPERATOR)
+    assert reply.headers["Location"].endswith("?said=job_retried")
+    assert scene.store.get(id).state is JobState.QUEUED
+    with redis.Redis.from_url(valkey.url) as client:
+        assert sum(client.llen(f"cpu{step}") for step in ("", ":3", ":6", ":9")) == 1
+    said = [line for line in guarded.dashboard.said.splitlines() if id in line and "level=info" in line]
+    assert ["event=job_canceled" in said[0], "event=job_retried" in said[1]] == [True, True]
+    assert all("user=ada" in line for line in said)
+
+
+def test_a_running_job_is_asked_to_stop_once(guarded: Site, scene: Scene) -> None:
+    (id,) = scene.add(1, "digits")
+    scene.store.claim([id], "cpu@birch", 30)
+    reply = guarded.do(id, "cancel", **OPERATOR)
+    assert reply.headers["Location"].endswith("?said=job_cancel_requested")
+    assert scene.store.get(id).cancel_requested_at is not None
+    page = guarded.text(reply.headers["Location"], **OPERATOR)
+    assert "was asked to stop" in page
+    assert "Cancel asked for" in page
+    assert 'id="cancel"' not in page
+
+
+def test_a_viewer_may_not(guarded: Site, scene: Scene) -> None:
+    assert guarded.do(scene.interesting[JobState.QUEUED], "cancel", **VIEWER).status == 403
+    assert guarded.do(scene.interesting[JobState.FAILED], "retry", **VIEWER).status == 403
+    assert scene.store.get(scene.interesting[JobState.QUEUED]).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ({"token": False}, 403),
+        ({"confirmed": ""}, 400),
+        ({"Cookie": "_xsrf=2|00|00|0"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+@pytest.mark.parametrize("behind_a_login", [False, True])
+def test_what_does_not_come_from_the_button_changes_nothing(
+    site: Site, guarded: Site, scene: Scene, how: dict[str, str], status: int, behind_a_login: bool
+) -> None:
+    id, login = scene.interesting[JobState.QUEUED], OPERATOR if behind_a_login else {}
+    reply = (guarded if behind_a_login else site).do(id, "cancel", **how, **login)  # type: ignore[arg-type]
+    assert reply.status == status
+    assert scene.store.get(id).state is JobState.QUEUED
+
+
+def test_a_get_changes_nothing(site: Site, scene: Scene) -> None:
+    assert site.ask(f"/jobs/{scene.interesting[JobState.QUEUED]}/cancel").status == 405
+
+
+def test_a_retry_without_redis_is_kept_for_the_sweeper(site: Site, scene: Scene, valkey: ValkeyServer) -> None:
+    (id,) = scene.add(1, "digits")
+    scene.store.cancel([id])
+    valkey.kill()
+    try:
+        assert site.do(id, "retry").status == 303
+        assert scene.store.get(id).state is JobState.QUEUED
+        assert id in [ticket.id for ticket in scene.store.take_unsent("cpu", 1e6)]
+        wait_until(lambda: "Redis does not answer" in site.text("/jobs"), "the page says that Redis is away")
+    finally:
+        valkey.start()
+    wait_until(lambda: "Redis does not answer" not in site.text("/jobs"), "the page says so no more")
+
+
+def test_below_a_prefix_every_link_stays_there(started: Dashboards, scene: Scene, valkey: ValkeyServer) -> None:
+    site = Site(started.start(valkey.url, FOREBAY_DATABASE=scene.ledger.url, FLOWER_URL_PREFIX="team/forebay"))
+    assert site.ask("/team/forebay/").headers["Location"] == "/team/forebay/overview"
+    for path in every_page(scene):
+        page = site.text(f"/team/forebay{path}")
+        links = re.findall(r'(?:href|src|action)="(/[^"]*)"', page)
+        assert links
+        assert [link for link in links if not link.startswith("/team/forebay/")] == [], path
+    assert site.ask("/team/forebay/assets/pages.js").status == 200
+
+
+def test_without_a_ledger_the_pages_say_so_and_come_up_with_it(tmp_path: Path, broker: str) -> None:
+    url = f"sqlite:///{tmp_path / 'later.db'}"
+    with ExitStack() as stack:
+        site = Site(Dashboards(tmp_path, stack).start(broker, FOREBAY_DATABASE=url))
+        for path in OURS:
+            assert "There is no ledger at" in site.text(path)
+        assert "cannot be read now" in site.text(f"/jobs/{'0' * 32}")
+        ledger = Ledger(url, create=True)
+        upgrade(ledger)
+        ledger.close()
+        wait_until(lambda: "There are no jobs yet." in site.text("/jobs"), "the list is there")
+        wait_until(lambda: "There is no ledger" not in site.text("/overview"), "the overview is there")
+
+
+@pytest.mark.postgres
+def test_while_postgres_is_away_the_pages_show_what_they_know(pg_url: str, tmp_path: Path, broker: str) -> None:
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("a server that can be stopped needs PostgreSQL's programs")
+    server = PostgresServer(programs)
+    with ExitStack() as stack:
+        stack.callback(server.remove)
+        server.start()
+        url = f"postgresql+psycopg{server.url.removeprefix('postgresql')}/postgres"
+        scene = Scene(url, minutes=2)
+        stack.callback(scene.close)
+        site = Site(Dashboards(tmp_path, stack).start(broker, FOREBAY_DATABASE=url))
+        job = f"/jobs/{scene.interesting[JobState.SUCCEEDED]}"
+        before = ids_in(site.text("/jobs"))
+        assert len(before) == 50
+        assert site.text("/overview")
+        assert site.text(job)
+        server.stop()
+        for path in ("/jobs", "/overview", job):
+            wait_until(
+                lambda path=path: "What you see was read" in site.text(path),
+                f"{path} shows what it knows",
+                interval=0.2,
+            )
+        assert ids_in(site.text("/jobs")) == before
+        assert site.do(scene.interesting[JobState.QUEUED], "cancel").status == 503
+        server.start()
+        wait_until(lambda: "What you see was read" not in site.text("/jobs"), "the list is fresh again", interval=0.2)
+        assert site.dashboard.said.count("event=ledger_unavailable") == 1
+        assert "Traceback" not in site.dashboard.said

@@ -1,0 +1,363 @@
+"""A child's runner on a real ledger, with a model that does what the test says: stopping jobs, and trying again later."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from waiting import FakeClock
+
+from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, Transient
+from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
+from forebay.contract.model import ModelVersion
+from forebay.contract.payload import pack_input
+from forebay.contract.settings import Settings
+from forebay.contract.signature import Signature
+from forebay.storage.blobs import BlobStore
+from forebay.storage.ceilings import Ceilings
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+from forebay.storage.models import ModelRegistry
+from forebay.storage.payloads import Payloads
+from forebay.storage.records import NewJob
+from forebay.worker import stops
+from forebay.worker.board import Board
+from forebay.worker.limits import Limits
+from forebay.worker.model_cache import ModelCache
+from forebay.worker.runner import Runner, Summary
+
+BATCH = 4
+
+
+class Announced:
+    """Takes the place of the announcer."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def announce(self, ended: Any) -> None:
+        self.ids += [job.id for job in ended]
+
+
+class Bench:
+    """One runner, its ledger, and a model: rows are numbers, `before` is called with each batch."""
+
+    def __init__(self, ledger: Ledger, folder: Path) -> None:
+        self.store = JobStore(ledger)
+        self.ran: list[int] = []
+        self.before: Callable[[list[int]], None] = lambda _: None
+        self.on_load: Callable[[], None] = lambda: None
+        self.announced = Announced()
+        registry = ModelRegistry(ledger)
+        registry.register(ModelVersion("m", 0, "python", "", "none", 0, Signature(), max_batch_size=BATCH))
+        self.blobs = BlobStore((folder / "blobs").as_uri())
+        settings = Settings.load({"FOREBAY_HOME": str(folder), "FOREBAY_MAX_INLINE_BYTES": "200"})
+        self.payloads = Payloads(self.blobs, settings)
+        self.runner = Runner(
+            store=self.store,
+            registry=registry,
+            payloads=self.payloads,
+            cache=ModelCache(2**30, lambda _: None, "cpu", runtimes=lambda *_: self),
+            limits=Limits(Ceilings(ledger, "cpu")),
+            announcer=self.announced,  # type: ignore[arg-type]
+            worker="w",
+            lease_s=30,
+            queues=["cpu"],
+            board=Board(),
+            load_timeout_s=600,
+            patience_s=30,
+        )
+
+    def load(self, *_: Any) -> "Bench":
+        self.on_load()
+        return self
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        self.before(list(rows))
+        self.ran += rows
+        return list(rows)
+
+    def add(self, *rows: Any, batched: bool = False, **more: Any) -> list[str]:
+        """A job for each row, or one for all of them."""
+        packed = [pack_input(list(rows), True)] if batched else [pack_input([row], False) for row in rows]
+        jobs = []
+        for id, data in zip(new_ids(len(packed)), packed, strict=True):
+            inline, ref = self.payloads.store(data)
+            size = len(rows) if batched else 1
+            given = {"model": "m", "version": 1, "queue": "cpu", "rows": size, "client": "c"} | more
+            jobs.append(NewJob(id, JobKind.PREDICT, input=inline, input_ref=ref, **given))
+        return self.store.add(jobs)
+
+    def info(self, id: str) -> JobInfo:
+        return self.store.get(id)
+
+    def states(self, ids: Sequence[str]) -> str:
+        """The first letters of their states."""
+        return "".join(str(self.info(id).state)[0] for id in ids)
+
+
+@pytest.fixture
+def ledger(sqlite_database: str) -> Iterator[Ledger]:
+    """What the statements do on PostgreSQL, JobStore's own tests say."""
+    with closing(Ledger(sqlite_database, create=True)) as ledger:
+        upgrade(ledger)
+        yield ledger
+
+
+@pytest.fixture
+def bench(ledger: Ledger, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(stops, "LOOK_EVERY_S", 0.0)
+    return Bench(ledger, tmp_path)
+
+
+def once(action: Callable[[], object]) -> Callable[[list[int]], None]:
+    """`action` before the first batch, and no more."""
+    left = [action]
+    return lambda _: left.pop()() and None if left else None
+
+
+# cancel requests
+
+
+def test_a_job_asked_to_stop_is_not_begun_and_its_neighbours_are_run(bench: Bench) -> None:
+    ids = bench.add(*range(12))
+    bench.before = once(lambda: bench.store.cancel(ids[6:8]))
+    summary = bench.runner.run(ids)
+    assert (summary.succeeded, summary.stopped, summary.failed, summary.dropped) == (10, 2, 0, 0)
+    assert bench.states(ids) == "ssssssccssss"
+    assert bench.ran == [0, 1, 2, 3, 4, 5, 8, 9, 10, 11]
+    assert sorted(bench.announced.ids) == sorted(ids)
+    assert bench.info(ids[6]).cancel_requested_at is not None
+
+
+def test_a_job_of_many_rows_stops_between_two_batches(bench: Bench) -> None:
+    (id,) = bench.add(*range(20), batched=True)
+    bench.before = once(lambda: bench.store.cancel([id]))
+    assert bench.runner.run([id]).stopped == 1
+    assert bench.ran == [0, 1, 2, 3]
+    assert bench.info(id).state is JobState.CANCELED
+
+
+def test_a_job_that_was_done_before_its_worker_looked_has_succeeded(bench: Bench) -> None:
+    ids = bench.add(*range(4))
+    bench.before = once(lambda: bench.store.cancel(ids))
+    assert bench.runner.run(ids).succeeded == 4
+    assert bench.states(ids) == "ssss"
+
+
+def test_a_job_asked_to_stop_while_its_model_loads_is_not_begun(bench: Bench) -> None:
+    ids = bench.add(*range(4))
+    bench.on_load = lambda: bench.store.cancel(ids)
+    assert bench.runner.run(ids).stopped == 4
+    assert bench.ran == []
+    assert bench.states(ids) == "cccc"
+
+
+def test_a_quick_hand_over_never_asks_who_is_to_stop(
+    bench: Bench, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stops, "LOOK_EVERY_S", 3600.0)
+    asked: list[str] = []
+    event.listen(ledger.engine, "before_cursor_execute", lambda _c, _u, statement, *_: asked.append(statement))
+    assert bench.runner.run(bench.add(*range(20))).succeeded == 20
+    assert not [
+        statement for statement in asked if "SELECT" in statement and "cancel_requested_at IS NOT NULL" in statement
+    ]
+
+
+def test_a_ledger_that_is_away_does_not_stop_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: str) -> set[str]:
+        raise LedgerUnavailable("away")
+
+    monkeypatch.setattr(bench.store, "cancel_requested", away)
+    assert bench.runner.run(bench.add(*range(12))).succeeded == 12
+
+
+# deadlines
+
+
+def test_a_job_whose_deadline_passed_behind_others_of_its_claim_is_not_begun(bench: Bench, clock: FakeClock) -> None:
+    hurried = bench.add(*range(2), deadline_at=clock() + 5)
+    patient = bench.add(*range(2, 8))
+    late = bench.add(8, 9, deadline_at=clock() + 5)
+    bench.before = once(lambda: clock.forward(6))
+    summary = bench.runner.run(hurried + patient + late)
+    assert (summary.succeeded, summary.stopped) == (8, 2)
+    assert bench.states(hurried + patient + late) == "ssssssssee"
+    assert bench.ran == list(range(8))
+    assert set(late) <= set(bench.announced.ids)
+
+
+def test_a_job_that_was_begun_in_time_is_finished(bench: Bench, clock: FakeClock) -> None:
+    (id,) = bench.add(*range(12), batched=True, deadline_at=clock() + 5)
+    bench.before = once(lambda: clock.forward(6))
+    bench.runner.run([id])
+    assert bench.info(id).state is JobState.SUCCEEDED
+    assert len(bench.ran) == 12
+
+
+def test_a_job_whose_deadline_passed_while_its_model_loaded_is_not_begun(bench: Bench, clock: FakeClock) -> None:
+    ids = bench.add(1, 2, deadline_at=clock() + 5)
+    bench.on_load = lambda: clock.forward(6)
+    assert bench.runner.run(ids).stopped == 2
+    assert bench.states(ids) == "ee"
+
+
+def test_a_job_whose_deadline_passed_in_a_buffer_is_not_claimed(bench: Bench, clock: FakeClock) -> None:
+    ids = bench.add(1, deadline_at=clock() + 5)
+    clock.forward(6)
+    assert bench.runner.run(ids) == Summary(unclaimed=1)
+    assert bench.ran == []
+
+
+# transient errors
+
+
+def test_a_transient_error_costs_an_attempt_and_a_wait_and_neighbours_nothing(bench: Bench, clock: FakeClock) -> None:
+    ids = bench.add(*range(4))
+
+    def away(rows: list[int]) -> None:
+        if 2 in rows:
+            raise Transient("the feature store answers 503")
+
+    bench.before = away
+    summary = bench.runner.run(ids)
+    assert (summary.succeeded, summary.postponed, summary.failed, summary.dropped) == (3, 1, 0, 0)
+    info = bench.info(ids[2])
+    assert (info.state, info.attempt, info.error) == (JobState.QUEUED, 1, None)
+    assert info.progress.message == "Transient: the feature store answers 503"
+    assert info.not_before is not None
+    assert 0 <= info.not_before.timestamp() - clock() <= 1
+    bench.before = lambda _: None
+    clock.forward(1)
+    assert [(t.id, t.crashes) for t in bench.store.take_due()] == [(ids[2], 0)]  # 0: no suspect, it may share a batch
+    assert bench.runner.run(ids).succeeded == 1
+    assert bench.info(ids[2]).attempt == 2
+
+
+def test_a_job_that_waits_is_passed_over_by_claims_and_sweeps_until_its_time(bench: Bench, clock: FakeClock) -> None:
+    (id,) = bench.add(1)
+    bench.before = raising(Transient("away"))
+    bench.runner.run([id])
+    due = bench.info(id).not_before
+    assert due is not None
+    clock.forward(due.timestamp() - clock() - 0.001)
+    assert bench.runner.run([id]).unclaimed == 1
+    assert bench.store.take_due() == []
+    assert bench.store.queues_waiting(-1) == []
+    clock.forward(0.002)
+    assert [t.id for t in bench.store.take_due()] == [id]
+    assert bench.info(id).not_before is None
+
+
+def raising(error: Exception) -> Callable[[list[int]], None]:
+    def act(_: list[int]) -> None:
+        raise error
+
+    return act
+
+
+def test_at_its_last_attempt_a_transient_error_is_the_jobs_own(bench: Bench, clock: FakeClock) -> None:
+    (id,) = bench.add(1, max_attempts=3)
+    bench.before = raising(Transient("away"))
+    for _ in range(3):
+        bench.runner.run([id])
+        clock.forward(60)
+    info = bench.info(id)
+    assert (info.state, info.attempt) == (JobState.FAILED, 3)
+    assert info.error is not None
+    assert (info.error.type, info.error.message) == ("Transient", "away")
+    assert len(bench.ran) == 0
+
+
+def test_any_other_error_is_never_tried_again(bench: Bench) -> None:
+    (id,) = bench.add(1)
+    bench.before = raising(ValueError("bad"))
+    assert bench.runner.run([id]).failed == 1
+    assert bench.info(id).attempt == 1
+
+
+def test_a_model_that_cannot_be_loaded_for_now_fails_no_job_and_costs_no_attempt(
+    bench: Bench, clock: FakeClock
+) -> None:
+    ids = bench.add(1, 2, max_attempts=1)
+    bench.on_load = lambda: raising(BlobUnavailable("503"))([])
+    for _ in range(5):
+        assert bench.runner.run(ids).postponed == 2
+        clock.forward(300)
+    assert {(bench.info(id).state, bench.info(id).attempt) for id in ids} == {(JobState.QUEUED, 0)}
+    bench.on_load = lambda: None
+    assert bench.runner.run(ids).succeeded == 2
+
+
+def test_an_input_that_cannot_be_read_for_now_is_read_later(bench: Bench, clock: FakeClock) -> None:
+    (id,) = bench.add("x" * 300)
+    folder = Path(bench.blobs.url.removeprefix("file://"))
+    folder.rename(folder.with_name("unmounted"))
+    assert bench.runner.run([id]).postponed == 1
+    assert bench.info(id).progress.message.startswith("BlobUnavailable")
+    folder.with_name("unmounted").rename(folder)
+    clock.forward(1)
+    assert bench.runner.run([id]).succeeded == 1
+
+
+def test_a_result_that_cannot_be_stored_for_now_is_made_again(
+    bench: Bench, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (id,) = bench.add("x" * 300)
+    monkeypatch.setattr(bench.blobs, "put", lambda _: raising(BlobUnavailable("no room"))([]))
+    assert bench.runner.run([id]).postponed == 1
+    monkeypatch.undo()
+    clock.forward(1)
+    assert bench.runner.run([id]).succeeded == 1
+
+
+def test_a_job_asked_to_stop_is_canceled_instead_of_waiting(bench: Bench) -> None:
+    (id,) = bench.add(1)
+
+    def act(_: list[int]) -> None:
+        bench.store.cancel([id])
+        raise Transient("away")
+
+    bench.before = act
+    assert bench.runner.run([id]).stopped == 1
+    assert bench.info(id).state is JobState.CANCELED
+    assert bench.announced.ids == [id]
+
+
+@pytest.mark.parametrize("call", ["claim", "finish", "postpone"])
+def test_a_short_absence_of_the_ledger_is_waited_out(bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    (id,) = bench.add(1)
+    if call == "postpone":
+        bench.before = raising(Transient("away"))
+    real, calls = getattr(bench.store, call), []
+
+    def away_once(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise LedgerUnavailable("the server closed the connection")
+        return real(*args)
+
+    monkeypatch.setattr(bench.store, call, away_once)
+    summary = bench.runner.run([id])
+    assert len(calls) == 2
+    assert summary.succeeded + summary.postponed == 1
+
+
+def test_a_ceiling_that_cannot_be_read_costs_no_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ceilings, "get", lambda *_: raising(LedgerUnavailable("away"))([]))
+    assert bench.runner.run(bench.add(*range(8))).succeeded == 8
+
+
+# queues
+
+
+def test_a_message_that_strayed_from_another_queue_claims_nothing(bench: Bench) -> None:
+    (stray,) = bench.add(1, queue="gpu")
+    (mine,) = bench.add(2)
+    summary = bench.runner.run([stray, mine])
+    assert (summary.succeeded, summary.unclaimed) == (1, 1)
+    assert (bench.info(stray).state, bench.info(stray).attempt) == (JobState.QUEUED, 0)

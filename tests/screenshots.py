@@ -1,0 +1,99 @@
+"""Makes the pictures of docs/screenshots from a made-up hour of work: `python tests/screenshots.py [FOLDER] [--all]`.
+
+Needs chromium and its driver. Without `--all` only those that the docs use are made: see PICTURES.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from browsers import Browser, find_chromium, open_browser
+from dashboard_scene import Scene
+from dashboards import Dashboard
+from PIL import Image
+from servers import ValkeyServer
+from waiting import wait_until
+
+from forebay.contract.job import JobState
+
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+PICTURES = (  # page, size, theme
+    ("overview", "desktop", "light"), ("overview", "phone", "dark"), ("jobs", "desktop", "light"),
+    ("job-failed", "desktop", "dark"), ("models", "desktop", "light"), ("devices", "desktop", "dark"),
+)  # fmt: skip
+COLOURS = 256
+CROPPED = {"jobs": 1200}  # a list goes on as it begins
+
+
+def main(arguments: list[str]) -> int:
+    programs = find_chromium()
+    if programs is None:
+        sys.stderr.write("no chromium: install Debian's packages chromium and chromium-driver\n")
+        return 1
+    everything = "--all" in arguments
+    folder = Path(next((a for a in arguments if not a.startswith("--")), "docs/screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        _take(programs, Path(made), folder, everything)
+    return 0
+
+
+def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool) -> None:
+    url = f"sqlite:///{work / 'ledger.db'}"
+    scene, valkey = Scene(url), ValkeyServer(work)
+    valkey.start()
+    dashboard = Dashboard(work, valkey.url, FOREBAY_DATABASE=url)
+    try:
+        dashboard.await_event("broker_connected")
+        with open_browser(programs, work) as browser:
+            for page, address in addresses(scene).items():
+                for size in SIZES:
+                    for theme in ("light", "dark"):
+                        if everything or (page, size, theme) in PICTURES:
+                            scene.beat()
+                            path = folder / f"{page}-{size}-{theme}.png"
+                            tallest = 99_999 if everything else CROPPED.get(page, 99_999)
+                            _picture(browser, dashboard.url + address, size, theme, path, tallest)
+    finally:
+        dashboard.end()
+        valkey.stop()
+        scene.close()
+
+
+def addresses(scene: Scene) -> dict[str, str]:
+    """Every page by the name of its picture."""
+    jobs = {
+        f"job-{state}": f"/jobs/{scene.interesting[state]}"
+        for state in (JobState.FAILED, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
+    }
+    lists = {
+        "jobs": "/jobs",
+        "jobs-failed": "/jobs?state=failed",
+        "jobs-refused": "/jobs?state=failed&model=no/model/at/all",
+    }
+    return {
+        "overview": "/overview",
+        "overview-day": "/overview?window=day",
+        **lists,
+        **jobs,
+        "models": "/models",
+        "devices": "/devices",
+        "flower-workers": "/workers",
+    }
+
+
+def _picture(browser: Browser, url: str, size: str, theme: str, path: Path, tallest: int) -> None:
+    browser.look(*SIZES[size], dark=theme == "dark")
+    browser.open(url)
+    if "/overview" in url:
+        wait_until(lambda: len(browser.all(".u-legend")) == 4, "the charts are drawn")
+    browser.picture(path)
+    with Image.open(path) as picture:
+        top = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, tallest)))
+        top.quantize(COLOURS).save(path, optimize=True)
+    for complaint in browser.complaints():
+        sys.stderr.write(f"{path.name}: {complaint}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

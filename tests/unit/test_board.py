@@ -1,0 +1,118 @@
+"""The page that a parent and its child share, what is said of a dead child, and who watches a model's steps."""
+
+import os
+import threading
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from waiting import FakeClock
+
+from forebay.worker.board import LOAD, PREPARE, SIZE, Board, Overdue, Watched
+from forebay.worker.children import EVIDENCE_LENGTH, LINE_LENGTH, TOLD_LINES, how_it_ended, last_words
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(1000.0)
+
+
+@pytest.fixture
+def sides(clock: FakeClock) -> tuple[Board, Board]:
+    """A parent's board and its child's: the same memory."""
+    memory = os.memfd_create("board")
+    os.ftruncate(memory, SIZE)
+    return Board(memory, clock), Board(memory, clock)
+
+
+def test_what_one_side_writes_the_other_reads(sides: tuple[Board, Board]) -> None:
+    parent, child = sides
+    assert not child.stopping
+    parent.stop()
+    assert child.stopping
+
+
+def test_a_doubt_is_seen_once(sides: tuple[Board, Board]) -> None:
+    parent, child = sides
+    assert not child.doubted()
+    parent.doubt()
+    parent.doubt()
+    assert (child.doubted(), child.doubted()) == (True, False)
+
+
+def test_a_step_is_overdue_once_its_time_is_over_and_until_it_ends(
+    sides: tuple[Board, Board], clock: FakeClock
+) -> None:
+    parent, child = sides
+    with child.limit(2.0):
+        clock.forward(1.5)
+        assert parent.overdue() is None
+        clock.forward(1.0)
+        assert parent.overdue() == Overdue("timeout_s", 2.0, 0.5)
+    assert parent.overdue() is None
+    with pytest.raises(ValueError, match="bad"), child.limit(5.0, LOAD):
+        raise ValueError("bad")
+    clock.forward(100)
+    assert parent.overdue() is None
+
+
+def test_a_step_without_a_limit_is_never_overdue(sides: tuple[Board, Board], clock: FakeClock) -> None:
+    parent, child = sides
+    with child.limit(None):
+        clock.forward(1e9)
+        assert parent.overdue() is None
+
+
+def test_preparing_and_running_are_watched_side_by_side(sides: tuple[Board, Board], clock: FakeClock) -> None:
+    parent, child = sides
+    model = Watched(
+        SimpleNamespace(prepare=lambda rows: clock.forward(2) or parent.overdue(), nbytes=lambda: 7), child, 1
+    )
+    with child.limit(100.0):
+        assert model.prepare([1]) == Overdue("timeout_s", 1, 1.0)
+    assert model.nbytes() == 7
+    assert not hasattr(model, "postprocess")
+    with child.limit(1.0, line=PREPARE), child.limit(1.0):
+        pass
+    assert parent.overdue() is None
+
+
+def test_threads_of_a_child_do_not_end_one_anothers_steps(sides: tuple[Board, Board], clock: FakeClock) -> None:
+    parent, child = sides
+    with child.limit(1.0, line=PREPARE):
+        thread = threading.Thread(target=lambda: Watched(SimpleNamespace(predict=len), child, 1).predict([1]))
+        thread.start()
+        thread.join(10)
+        clock.forward(2)
+        assert parent.overdue() is not None
+
+
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\n"), max_size=LINE_LENGTH), max_size=70))
+def test_the_evidence_is_bounded(lines: list[str]) -> None:
+    told = last_words(lines)
+    assert len(told) <= EVIDENCE_LENGTH
+    assert told.count("\n") < TOLD_LINES
+
+
+def test_a_fatal_error_is_told_from_where_it_begins() -> None:
+    stack = ["Fatal Python error: Segmentation fault", "", "Current thread:", *(f"  File {i}" for i in range(50))]
+    told = last_words([*(f"line {i}" for i in range(5)), *stack]).splitlines()
+    assert told[:4] == ["line 2", "line 3", "line 4", "Fatal Python error: Segmentation fault"]
+    assert len(told) == TOLD_LINES
+
+
+def test_passwords_are_masked_line_by_line() -> None:
+    assert last_words(["redis://u:secret@h/0", "cpu@host"]) == "redis://u:***@h/0\ncpu@host"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Worker exited prematurely: signal 9 (SIGKILL) Job: 7.", "signal 9 (SIGKILL)"),
+        ("Worker exited prematurely: exitcode 70 Job: 12.", "exitcode 70"),
+        ("something else", "something else"),
+    ],
+)
+def test_celerys_words_are_cut_to_what_they_say(words: str, told: str) -> None:
+    assert how_it_ended(words) == told

@@ -1,0 +1,51 @@
+"""Previews of payloads: short whatever the bytes hold, and never an error."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.contract.codec import encode
+from forebay.contract.payload import pack_input
+from forebay.dashboard.preview import LINES, TEXT, look_at_input, look_at_result
+
+
+def test_an_array_shows_dtype_shape_and_first_values() -> None:
+    (line,) = look_at_result(encode(np.arange(12, dtype=np.float32).reshape(3, 4)))
+    assert (line.what, line.value) == ("float32 of shape [3, 4]", "0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, …")
+
+
+def test_an_inputs_rows_and_fields_are_named() -> None:
+    lines = look_at_input(pack_input([{"x": np.int64(3), "text": "<b>"}] * 20, batched=True))
+    assert [(line.name, line.what, line.value, line.depth) for line in lines[:3]] == [
+        ("row 1 of 20", "dict of 2", "", 0), ("x", "int64", "3", 1), ("text", "text of 3 characters", "<b>", 1),
+    ]  # fmt: skip
+    assert lines[-1].value == "more is not shown"
+    assert look_at_input(pack_input([1] * 20, batched=True))[-1].value == "12 more rows"
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 9, encode("no input"), encode([True]), encode([1, [2]])])
+def test_bytes_that_are_no_input_are_called_unreadable(data: bytes) -> None:
+    assert [line.what for line in look_at_input(data)] == ["unreadable"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=12) | st.dictionaries(st.text(max_size=100), inner, max_size=12),
+    max_leaves=60,
+)
+
+
+@given(VALUES)
+def test_any_value_gives_a_few_short_lines(value: Any) -> None:
+    for lines in (look_at_result(encode(value)), look_at_input(pack_input([value] * 3, batched=True))):
+        assert 1 <= len(lines) <= LINES + 1
+        assert all(len(line.name) <= 62 and len(line.value) <= TEXT + 130 for line in lines)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_lines_and_no_error(data: bytes) -> None:
+    assert look_at_result(data)
+    assert look_at_input(data)

@@ -1,0 +1,90 @@
+"""Windows put together from stretches: what is read again and what is kept, rates, and percentiles of weighted samples."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.contract.job import JobState
+from forebay.dashboard.trends import SETTLED_S, WINDOWS, Trends, weighted_percentiles
+from forebay.storage.overview import EndedJobs, Stretch
+
+HOUR = WINDOWS["hour"]
+
+
+class Ledger:
+    """Answers like storage.overview.Overview; a minute has 60 good jobs, 6 bad ones and one that was canceled."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.asked: list[float] = []
+        self.ledger: Any = SimpleNamespace(now=lambda: self.now)
+
+    def stretch(self, start: float, end: float) -> Stretch:
+        self.asked.append(start)
+        ended = tuple(
+            EndedJobs(state, "digits", 1, "cpu", count)
+            for state, count in ((JobState.SUCCEEDED, 60), (JobState.FAILED, 6), (JobState.CANCELED, 1))
+        )
+        return Stretch(start, end, ended, ((1.0, 0.5), (3.0, 0.25)))
+
+
+def read(trends: Trends, ledger: Any, **more: Any) -> Any:
+    return trends.read(ledger, HOUR, **more)
+
+
+def test_a_past_stretch_is_read_once_and_the_present_one_always() -> None:
+    trends, ledger = Trends(), Ledger(600_000.0 + SETTLED_S + 1)
+    read(trends, ledger)
+    assert len(ledger.asked) == len(set(ledger.asked)) == 60
+    ledger.asked.clear()
+    ledger.now += 2
+    read(trends, ledger)
+    assert ledger.asked == [600_000.0]
+    ledger.asked.clear()
+    ledger.now += 60
+    read(trends, ledger)
+    assert ledger.asked == [600_060.0, 600_000.0]
+
+
+def test_what_may_still_be_committed_late_is_read_again() -> None:
+    trends, ledger = Trends(), Ledger(600_000.0 + SETTLED_S / 2)
+    read(trends, ledger)
+    ledger.asked.clear()
+    read(trends, ledger)
+    assert ledger.asked == [600_000.0, 599_940.0]
+
+
+def test_a_slow_ledger_is_asked_for_the_newest_first_and_the_rest_later() -> None:
+    trends, ledger = Trends(), Ledger(600_040.0)
+    first = read(trends, ledger, budget_s=0)
+    assert ledger.asked == [600_000.0]
+    assert not first.complete
+    assert first.succeeded[:-1] == [None] * 59
+    assert read(trends, ledger).complete
+
+
+def test_rates_totals_and_times_are_those_of_the_jobs() -> None:
+    trend = read(Trends(), Ledger(600_030.0))
+    assert len(trend.starts) == 60
+    assert trend.starts == sorted(trend.starts)
+    assert trend.succeeded[0] == 1.0
+    assert trend.succeeded[-1] == 2.0  # half a minute has passed
+    assert trend.failed[0] == pytest.approx(0.1)
+    assert trend.totals == {JobState.SUCCEEDED: 3600, JobState.FAILED: 360, JobState.CANCELED: 60}
+    assert trend.by_model["digits", 1][JobState.FAILED] == 360
+    assert trend.recent_by_queue["cpu"] == pytest.approx(5 * 66 / 270)
+    assert trend.overall["wait"] == (1.0, 3.0, 3.0)
+    assert trend.overall["total"] == (1.5, 3.25, 3.25)
+    assert trend.series()["run"][0][0] == 0.25
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(1, 5)), min_size=1, max_size=40))
+def test_weighted_percentiles_are_those_of_the_values_written_out(pairs: list[tuple[float, int]]) -> None:
+    values, weights = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    written_out = np.repeat(values, weights.astype(int))
+    expected = np.percentile(written_out, (50, 95, 99), method="inverted_cdf")
+    assert weighted_percentiles(values, weights) == tuple(expected)
