@@ -60,14 +60,18 @@ class Parquet:
 
 @contextmanager
 def _opened(file: InputFile) -> Iterator[pq.ParquetFile]:
-    # The path, where there is one: pyarrow then reads without the interpreter's lock, and buffered, not a column whole.
+    # The path, where there is one: pyarrow then reads without the interpreter's lock. Buffered, and nothing fetched beforehand:
+    # else a row group's columns are in memory whole (measured: 790 MB instead of 23 for one of 780 MB).
     path = local_path(file.path)
     try:
         if path is not None:
-            with pq.ParquetFile(path, buffer_size=READ_BUFFER) as parquet:
+            with pq.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False) as parquet:
                 yield parquet
             return
-        with open_file(file.path) as handle, pq.ParquetFile(handle, buffer_size=READ_BUFFER) as parquet:
+        with (
+            open_file(file.path) as handle,
+            pq.ParquetFile(handle, buffer_size=READ_BUFFER, pre_buffer=False) as parquet,
+        ):
             yield parquet
     except (pa.ArrowInvalid, FileNotFoundError, KeyError) as error:
         raise unreadable(file.path, "Parquet", error) from error

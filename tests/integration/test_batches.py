@@ -270,15 +270,15 @@ def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: House, tmp_pat
 
 def test_a_long_shard_shares_its_rest_with_an_idle_worker_and_no_row_is_done_twice(own: House, tmp_path: Path) -> None:
     model = own.model("Slowly", max_batch_size=4, **SLOW)
-    data = write_parquet(tmp_path / "in", [vectors(1600, first=1)], group_rows=1600)
+    data = write_parquet(tmp_path / "in", [vectors(2000, first=1)], group_rows=2000)
     own.worker("w1").ready()
     own.worker("w2").ready()
     job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=10_000)
     manifest = succeeded(job)
     assert len(manifest["parts"]) > 1
-    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 1601)]
-    assert Counter(own.runs()) == dict.fromkeys(range(1, 1601), 1)
-    assert len(own.runs_by_worker(range(1, 1601))) == 2
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 2001)]
+    assert Counter(own.runs()) == dict.fromkeys(range(1, 2001), 1)
+    assert len(own.runs_by_worker(range(1, 2001))) == 2
 
 
 def _said(worker: Worker, word: str, times: int) -> bool:

@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 GO_ON_S = 2.0  # for how long a child takes further shards before it lets other jobs have their turn
 BEAT_S = 1.0
-SPLIT_S = 3.0  # what a share of a running shard must be worth
+SPLIT_S = 2.0  # what a share of a running shard must be worth
 AHEAD = 1  # chunks decoded ahead, and written behind, beside the one in each thread's hand
 CHUNK_BATCHES = 32  # the device's batches in a chunk: texts of like length are looked for among so many
 LOST, CANCELED, STOPPING = "lost", "canceled", "stopping"  # why a shard's work is given up
