@@ -188,6 +188,17 @@ class Slowly:
         return [{"y": np.float32(2 * row["x"][0])} for row in rows]
 
 
+class Unsteady(Slowly):
+    """Raises Transient as long as a file called `away` lies there, and hangs as long as one called `stuck` does."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        if Path("away").exists():
+            raise Transient("the feature store answers 503")
+        while Path("stuck").exists() and any(row["x"].any() for row in rows):  # not while it warms up
+            threading.Event().wait(0.05)
+        return super().predict(rows)
+
+
 class Total:
     """The sum of a vector."""
 

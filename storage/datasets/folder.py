@@ -59,8 +59,9 @@ class OutputFolder:
             raise InvalidInput(f"{shown(self.url)}: {MARKER} there is not Forebay's; name another folder") from error
 
     def release(self) -> None:
-        """Take the marker away again: nothing was submitted after all."""
+        """Leave the folder empty again: nothing was submitted after all."""
         self._fs.rm_file(self._path(MARKER))
+        self.clear_temporary()
 
     def create(self, name: str) -> Sink:
         """A file to write, under a name relative to the folder."""

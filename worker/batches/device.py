@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.contract.errors import Transient
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import stack_key
 from forebay.storage.datasets.inputs import Inputs, others
@@ -29,7 +30,7 @@ Ran = Callable[[int, float], None]
 
 
 def run(loaded: LoadedModel, inputs: Inputs, limits: Limits, tally: Tally, ran: Ran) -> Made:
-    """The outputs of a chunk's good rows, and the errors of the others.
+    """The outputs of a chunk's good rows, and the errors of the others; a Transient one is no row's own, and is raised.
 
     `ran` is told of each batch, its rows and seconds; it may raise to stop.
     """
@@ -42,6 +43,9 @@ def run(loaded: LoadedModel, inputs: Inputs, limits: Limits, tally: Tally, ran: 
     else:
         found, errors = _by_rows(loaded, inputs.rows(), limits, too_large, ran)
     good, bad = inputs.good, dict(inputs.bad)
+    passing = next((error for error in errors.values() if isinstance(error, Transient)), None)
+    if passing is not None:
+        raise passing
     if errors:
         bad |= {int(good[i]): error for i, error in errors.items()}
         stay = others(len(good), errors)
