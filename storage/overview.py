@@ -25,7 +25,8 @@ WAITING = text("SELECT queue, count(*), min(id) FROM jobs WHERE state = 'queued'
 MADE = "SELECT id, created_at FROM jobs WHERE id {ids}"
 RUNNING = text("""
 SELECT queue, worker, count(*) FROM jobs WHERE state = 'running' AND kind <> 'batch' GROUP BY queue, worker""")
-RUNNING_BY_MODEL = text("SELECT model, version, count(*) FROM jobs WHERE state = 'running' GROUP BY model, version")
+RUNNING_BY_MODEL = text("""
+SELECT model, version, count(*) FROM jobs WHERE state = 'running' AND kind <> 'batch' GROUP BY model, version""")
 CEILINGS = text('SELECT name, version, device, "rows" FROM batch_ceilings ORDER BY name, version, device')
 
 
