@@ -26,7 +26,7 @@ from forebay.storage.datasets.folder import OutputFolder
 from forebay.storage.datasets.inputs import Inputs, convert
 from forebay.storage.datasets.parts import Made, Part
 from forebay.storage.datasets.reach import Halves, Reach
-from forebay.storage.datasets.reading import Rows, read_pieces
+from forebay.storage.datasets.reading import read_pieces
 from forebay.storage.datasets.sources import CHUNK_ROWS
 from forebay.storage.models import ModelRegistry
 from forebay.storage.records import ClaimedJob
@@ -145,9 +145,8 @@ class ShardRunner:
         """The next shard of a batch that waits."""
         return self._store.claim_next(batch, self._worker, self._lease_s)
 
-    def on_device(self, run: Run, rows: Rows, inputs: Inputs) -> Made:
+    def on_device(self, run: Run, inputs: Inputs) -> Made:
         """A chunk through the model."""
-        del rows
         loaded = self._load(run.spec.name, run.spec.version)
         run.began = run.began or time.monotonic()  # loading says nothing about how long rows take
         return device.run(loaded, inputs, self._limits, run.ran)
@@ -306,7 +305,7 @@ class _Pipeline:
             return run, None if chunk is None else ()
         rows, inputs = chunk
         try:
-            return run, (rows, self._runner.on_device(run, rows, inputs))
+            return run, (rows, self._runner.on_device(run, inputs))
         except Exception as error:  # noqa: BLE001 - a model that cannot be loaded fails the shard
             run.error = None if run.stop else error
             return run, ()
