@@ -44,7 +44,7 @@ def name_columns(
     if isinstance(given, str):
         given = [given]
     if given is not None:
-        return _listed(list(given), signature, names)
+        return _listed(list(given), names)
     if len(names) < 2:
         only = _ONLY.get(format) or (names[0] if names and names[0] in types else None) or _single(types)
         if only is None:
@@ -53,7 +53,7 @@ def name_columns(
     return {name: (name,) for name in names}
 
 
-def _listed(columns: list[str], signature: Signature, names: list[str]) -> dict[str, tuple[str, ...]]:
+def _listed(columns: list[str], names: list[str]) -> dict[str, tuple[str, ...]]:
     if not columns or not all(isinstance(column, str) for column in columns):
         raise InvalidInput(f"columns: expected the names of columns, got {shown(columns)}")
     if len(names) == 1:
@@ -62,7 +62,6 @@ def _listed(columns: list[str], signature: Signature, names: list[str]) -> dict[
         return {FREE: (columns[0],)} if len(columns) == 1 else {column: (column,) for column in columns}
     if len(columns) == len(names):
         return {name: (column,) for name, column in zip(names, columns, strict=True)}
-    del signature
     raise InvalidInput(
         f"columns: the model has {len(names)} inputs, {', '.join(map(shown, names))}; got {shown(columns)}"
     )

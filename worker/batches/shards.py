@@ -27,7 +27,7 @@ from forebay.storage.datasets.folder import OutputFolder
 from forebay.storage.datasets.inputs import Inputs, convert
 from forebay.storage.datasets.parts import Made, Part
 from forebay.storage.datasets.reach import Halves, Reach
-from forebay.storage.datasets.reading import Rows, read_pieces
+from forebay.storage.datasets.reading import read_pieces
 from forebay.storage.datasets.sources import CHUNK_ROWS
 from forebay.storage.jobs import JobStore
 from forebay.storage.models import ModelRegistry
@@ -201,9 +201,8 @@ class ShardRunner:
         self._wait_out(partial(self._jobs.release, [job.id], self._worker))
         log.info("jobs_released", worker=self._worker, jobs=1)
 
-    def on_device(self, run: Run, rows: Rows, inputs: Inputs) -> Made:
+    def on_device(self, run: Run, inputs: Inputs) -> Made:
         """A chunk through the model."""
-        del rows
         try:
             loaded = self._load(run.spec.name, run.spec.version)
         except Exception as error:
@@ -411,7 +410,7 @@ class _Pipeline:
             return run, None if chunk is None else ()
         rows, inputs = chunk
         try:
-            return run, (rows, self._runner.on_device(run, rows, inputs))
+            return run, (rows, self._runner.on_device(run, inputs))
         except Exception as error:  # noqa: BLE001 - a model that cannot be loaded fails the shard
             run.error = None if run.stop else error
             return run, ()
