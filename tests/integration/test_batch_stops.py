@@ -13,8 +13,10 @@ from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.producer.audit import audit
 from forebay.producer.job import Job
+from forebay.storage.batches import BatchStore
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
+from forebay.storage.overview import Overview
 from forebay.storage.records import ClaimedJob, Finished, NewJob
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
@@ -111,6 +113,21 @@ def test_a_full_queue_refuses_a_batch_and_leaves_the_output_free(tmp_path: Path,
         whole(first, tmp_path / "out", 200)  # its shards are more than one, and none was refused
         assert len(shards(house, first)) == 10
         whole(house.client.batch(model, data, tmp_path / "other", keep="id"), tmp_path / "other", 200)
+
+
+def test_a_batch_that_runs_without_a_worker_is_no_running_job_of_its_queue(ledger: Ledger) -> None:
+    store, (batch, shard) = JobStore(ledger), new_ids(2)
+    store.add(
+        [NewJob(batch, JobKind.BATCH, "m", 1, "cpu"), NewJob(shard, JobKind.SHARD, "m", 1, "cpu", parent_id=batch)]
+    )
+    [claimed, _] = store.claim([batch, shard], "w", 30)
+    assert store.depths()["cpu"] == (0, None, 2)
+    BatchStore(ledger).hand_off(claimed)
+    assert store.depths()["cpu"] == (0, None, 1)
+    now = Overview(ledger).now()
+    assert (now.running, now.running_by_worker) == (1, {"w": 1})
+    assert Overview(ledger).running_by_model() == {("m", 1): 1}
+    assert store.free_lapsed() == ([], [])
 
 
 @pytest.fixture
