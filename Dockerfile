@@ -23,7 +23,7 @@ COPY bench bench
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE} AS runtime
-ARG EXTRAS=worker,dashboard,postgres,text
+ARG EXTRAS=worker,dashboard,postgres,batch,text
 ARG TORCH_INDEX_URL=""
 
 # The CUDA images come without Python.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from forebay.bench import workloads
 from forebay.bench.claims import ABOUT, Claim
-from forebay.bench.run import ROUND_TRIPS, Figures, cells
+from forebay.bench.figures import ROUND_TRIPS, Figures
+from forebay.bench.run import cells
 
 
 def write(figures: list[Figures], claims: list[Claim], folder: Path, rounds: int) -> list[Path]:
@@ -28,10 +29,10 @@ def _draw(figures: list[Figures], picture: Path) -> Path:
     chart, axes = pyplot.subplots(1, len(figures), figsize=(4.2 * len(figures), 3.4), squeeze=False)
     for axis, figure in zip(axes[0], figures, strict=True):
         names = [name for name in figure.rates if figure.workload == ROUND_TRIPS or name != "bare loop"]
-        ratios = [figure.ratio(name, "plain Celery") for name in names]
+        ratios = [figure.ratio(name, figure.by_hand) for name in names]
         bars = axis.barh(names, ratios, color=["#1f6f8b" if name == "forebay" else "#b8c4cc" for name in names])
         axis.bar_label(bars, [f"{ratio:.1f}" for ratio in ratios], padding=3)
-        axis.set(title=figure.workload, xlabel="times plain Celery", xlim=(0, max(ratios) * 1.2))
+        axis.set(title=figure.workload, xlabel=f"times {figure.by_hand}", xlim=(0, max(ratios) * 1.2))
         axis.spines[["top", "right"]].set_visible(False)
     chart.tight_layout()
     chart.savefig(picture, dpi=120)
@@ -61,8 +62,9 @@ def _markdown(figures: list[Figures], claims: list[Claim], rounds: int) -> str:
 
 def _rows(figure: Figures) -> list[str]:
     trips = figure.workload == ROUND_TRIPS
-    what = "p50 ms | p99 ms" if trips else "jobs/s | min - max"
-    rows = [f"| contender | {what} | times plain Celery | of the bare loop |", "| --- | --- | --- | --- | --- |"]
+    unit = "rows/s" if figure.workload in workloads.DATA_SETS else "jobs/s"
+    what = "p50 ms | p99 ms" if trips else f"{unit} | min - max"
+    rows = [f"| contender | {what} | times {figure.by_hand} | of the bare loop |", "| --- | --- | --- | --- | --- |"]
     for name, figure_text, spread, celery, bare in cells(figure):
         rows.append(f"| {name} | {figure_text} | {spread} | {celery} | {bare} |")
     return rows

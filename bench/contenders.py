@@ -139,7 +139,11 @@ class Forebay:
         self._home = folder / "home"
         stack = start_detached(self._home, ["--no-dashboard"])
         self._client = Client(Settings.load(home=self._home, broker=stack["broker"], database=stack["database"]))
-        artifacts = {"mlp": lambda: workloads.export(folder), "minilm": workloads.minilm_folder}
+        artifacts = {
+            "mlp": lambda: workloads.export(folder),
+            "wide": lambda: workloads.export(folder),
+            "minilm": workloads.minilm_folder,
+        }
         for model in models:
             size = workloads.MAX_BATCH_SIZE[model]
             self._client.models.register(model, artifacts[model](), max_batch_size=size)

@@ -1,4 +1,4 @@
-"""What a user writes by hand, to be measured: a Celery task per prediction, and a task that takes a list of 64.
+"""What a user writes by hand, to be measured: Celery tasks for one prediction, for a list of 64, for a row group.
 
 Results go to Redis. The list task has one result and one fate for all its rows. Nothing is durable.
 """
@@ -6,6 +6,7 @@ Results go to Redis. The list task has one result and one fate for all its rows.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -28,3 +29,11 @@ def predict_list(model: str, rows: list[Any]) -> list[list[float]]:
     """A batch that the user has put together by hand."""
     values: list[list[float]] = workloads.forward(model, rows).tolist()
     return values
+
+
+@app.task
+def predict_shard(workload: str, path: str, group: int, out: str) -> None:
+    """A row group of a Parquet file to a file of its own."""
+    from forebay.bench.data_sets import shard
+
+    shard(workload, Path(path), group, Path(out))

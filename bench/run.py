@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +21,24 @@ from rich.table import Table
 from forebay.bench import workloads
 from forebay.bench.claims import Claim
 from forebay.bench.contenders import BareLoop, Contender, Forebay, HandBatch, PlainCelery
-
-ROUND_TRIPS = "W4"
-
-
-@dataclass
-class Figures:
-    """What was measured for one workload: jobs/s by contender and round; for W4 milliseconds, p50 and p99."""
-
-    workload: str
-    rates: dict[str, list[float]] = field(default_factory=dict)
-    tails: dict[str, list[float]] = field(default_factory=dict)
-
-    def medians(self) -> dict[str, float]:
-        """The median of the rounds, by contender."""
-        return {name: statistics.median(values) for name, values in self.rates.items()}
-
-    def ratio(self, name: str, to: str) -> float:
-        """How many times as fast `name` is as `to`: the median of the ratios of the rounds."""
-        pairs = zip(self.rates[name], self.rates[to], strict=True)
-        return statistics.median(b / a if self.workload == ROUND_TRIPS else a / b for a, b in pairs)
+from forebay.bench.figures import ROUND_TRIPS, Figures
 
 
 def run(names: Sequence[str], rounds: int, jobs: int | None = None) -> list[Figures]:
     """Measure these workloads, `rounds` times each."""
     console = Console(stderr=True)
+    singles = [name for name in names if name not in workloads.DATA_SETS]
+    figures = _singles(singles, rounds, jobs, console) if singles else []
+    for name in (name for name in names if name in workloads.DATA_SETS):
+        from forebay.bench.data_sets import measure
+
+        with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
+            figures.append(measure(name, Path(folder), rounds, jobs, console))
+    return sorted(figures, key=lambda figure: names.index(figure.workload))
+
+
+def _singles(names: Sequence[str], rounds: int, jobs: int | None, console: Console) -> list[Figures]:
+    """The workloads of predict jobs, which share their contenders."""
     with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
         console.print("starting the contenders …")
         celery = PlainCelery(Path(folder))
@@ -120,9 +112,9 @@ def _table(figures: Figures) -> Table:
     table = Table(title=f"{figures.workload}: {workloads.ABOUT[figures.workload]}", title_justify="left")
     columns = (
         "contender",
-        "p50 ms" if trips else "jobs/s",
+        "p50 ms" if trips else "rows/s" if figures.workload in workloads.DATA_SETS else "jobs/s",
         "p99 ms" if trips else "min - max",
-        "x plain Celery",
+        "x Celery",
         "of bare loop",
     )
     for column in columns:
@@ -133,7 +125,7 @@ def _table(figures: Figures) -> Table:
 
 
 def cells(figures: Figures) -> list[tuple[str, str, str, str, str]]:
-    """The table's rows: contender, figure, spread, ratio to plain Celery, ratio to the bare loop."""
+    """The table's rows: contender, figure, spread, ratio to Celery by hand, ratio to the bare loop."""
     rows = []
     for name, median in figures.medians().items():
         values = figures.rates[name]
@@ -142,6 +134,6 @@ def cells(figures: Figures) -> list[tuple[str, str, str, str, str]]:
             f"{statistics.median(figures.tails[name]):.1f}" if trips else f"{min(values):,.0f} - {max(values):,.0f}"
         )
         figure = f"{median:.2f}" if trips else f"{median:,.0f}"
-        celery, bare = figures.ratio(name, "plain Celery"), figures.ratio(name, "bare loop")
+        celery, bare = figures.ratio(name, figures.by_hand), figures.ratio(name, "bare loop")
         rows.append((name, figure, spread, f"{celery:.2f}", f"{bare:.3f}"))
     return rows

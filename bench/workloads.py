@@ -14,19 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 SEED = 20240
-JOBS = {"W1": 2_000, "W1s": 2_000, "W2": 600, "W4": 200}
+JOBS = {"W1": 2_000, "W1s": 2_000, "W2": 600, "W4": 200, "W3r": 1_000_000, "W3t": 5_000}
+DATA_SETS = ("W3r", "W3t")  # batch jobs; their figures are rows
 ABOUT = {
     "W1": "single-row jobs of a 64-128-10 network, one client, submitted together",
     "W1s": "the same, each submitted by itself, from 4 threads",
     "W2": "sentences through MiniLM, one job each",
+    "W3r": "a data set of vectors through the same network, Parquet to Parquet",
+    "W3t": "a data set of sentences through MiniLM, Parquet to Parquet",
     "W4": "submit-to-result round trips, one after the other, idle system",
 }
-MAX_BATCH_SIZE = {"mlp": 64, "minilm": 32}
+MAX_BATCH_SIZE = {"mlp": 64, "minilm": 32, "wide": 4096}  # wide: the same network in larger batches
 
 
 def model_of(workload: str) -> str:
     """Which model a workload runs."""
-    return "minilm" if workload == "W2" else "mlp"
+    return {"W2": "minilm", "W3t": "minilm", "W3r": "wide"}.get(workload, "mlp")
+
+
+def batch_size(workload: str) -> int:
+    """In which batches."""
+    return MAX_BATCH_SIZE[model_of(workload)]
 
 
 @functools.cache
@@ -70,8 +78,9 @@ def forward(model: str, rows: Any) -> NDArray[np.float32]:
         return vectors
     import torch
 
+    net = mlp()  # made outside: what is made in inference mode cannot be exported
     with torch.inference_mode():
-        result: NDArray[np.float32] = mlp()(torch.from_numpy(np.ascontiguousarray(rows, np.float32))).numpy()
+        result: NDArray[np.float32] = net(torch.from_numpy(np.ascontiguousarray(rows, np.float32))).numpy()
     return result
 
 

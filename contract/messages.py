@@ -32,7 +32,10 @@ def announce_channel(client: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What it takes to send a job: where it goes, what it is for, and how often a process has died with it."""
+    """What it takes to send a job: where it goes, what it is for, and how often a process has died with it.
+
+    Batches and shards, each as long as many jobs, travel `alone` too.
+    """
 
     id: str
     model: str
@@ -40,6 +43,7 @@ class Ticket:
     queue: str
     priority: int
     crashes: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class Hold:
 class Envelope:
     """One message: up to 256 job ids of one model version, for one queue.
 
-    `solo` keeps a job with which a process has died away from all others: what killed one worker can kill only itself.
+    `solo` keeps a job with which a process has died away from all others: what killed one worker can kill only itself. Batches
+    and shards are solo too.
     """
 
     model: str
@@ -76,7 +81,8 @@ def envelopes(tickets: Iterable[Ticket], size: int = ENVELOPE_SIZE) -> Iterator[
     """Tickets merged into messages of up to `size` ids; their order is kept within a model version and priority."""
 
     def address(ticket: Ticket) -> tuple[str, int, bool, str, int]:
-        return ticket.queue, ticket.priority, ticket.crashes > 0, ticket.model, ticket.version
+        solo = ticket.crashes > 0 or bool(ticket.alone)
+        return ticket.queue, ticket.priority, solo, ticket.model, ticket.version
 
     for (queue, priority, solo, model, version), group in groupby(sorted(tickets, key=address), key=address):
         while ids := tuple(t.id for t in islice(group, 1 if solo else size)):

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -30,7 +31,9 @@ from forebay.producer.models import Models, check_metadata
 from forebay.producer.room import Room
 from forebay.producer.submit import Submitter, check_key, keys_for
 from forebay.producer.watcher import Watcher
+from forebay.storage.batches import BatchStore
 from forebay.storage.blobs import BlobStore
+from forebay.storage.datasets import require_pyarrow
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
@@ -70,6 +73,7 @@ class Client:
         app = make_app(self.settings)
         self._ledger = Ledger(self.settings.database)
         self._store = JobStore(self._ledger)
+        self._batches = BatchStore(self._ledger)
         self._registry = ModelRegistry(self._ledger)
         self._workers = WorkerRegistry(self._ledger)
         blobs = BlobStore(self.settings.blobs)
@@ -141,6 +145,45 @@ class Client:
         terms = self._terms(model, priority, queue, deadline, max_attempts, idempotency_key, metadata, batched)
         packed = [self._packed(terms, value, f"inputs[{i}]: ") for i, value in enumerate(_several(inputs))]
         return self._submit(terms, packed) if packed else []
+
+    def batch(
+        self,
+        model: str,
+        input: str | Path | Sequence[str | Path],
+        output: str | Path,
+        *,
+        columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+        keep: str | Sequence[str] | None = None,
+        format: str | None = None,
+        shard_rows: int | None = None,
+        error_threshold: int | float | None = None,
+        priority: int = 7,
+        queue: str | None = None,
+        deadline: Deadline | None = None,
+        max_attempts: int = 5,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Run a model over a data set and write another one; returns once the batch is durable, its shards run on workers.
+
+        `input` is a path, glob, folder or URL, or several: Parquet, Arrow, .npy, CSV, JSON lines, images. `output` is a folder
+        that is empty, or has the same request's unfinished batch, which then goes on. `columns` names what goes into the model:
+        a column, several numeric ones that make a vector, or `{input: column}`. `keep` are columns copied to the output; without
+        any it has each row's place. `error_threshold` fails the batch when more rows fail: a number of rows or a share.
+        `result()` gives the manifest. Raises InvalidInput, naming file, column, expected and found, MissingExtra, and what
+        `predict` raises; then nothing was stored.
+        """
+        require_pyarrow()
+        from forebay.producer import batches
+
+        terms = self._terms(
+            model, priority, queue, deadline, max_attempts, idempotency_key, metadata, False, JobKind.BATCH
+        )
+        request = batches.make_request(
+            terms.model, input, output, columns=columns, keep=keep, format=format, shard_rows=shard_rows,
+            error_threshold=error_threshold,
+        )  # fmt: skip
+        return batches.submit(self, terms, request)
 
     def job(self, id: str) -> Job:
         """The handle of an existing job; JobNotFound when there is none of this id."""
@@ -236,6 +279,7 @@ class Client:
         idempotency_key: str | None,
         metadata: Mapping[str, Any] | None,
         batched: bool,
+        kind: JobKind = JobKind.PREDICT,
     ) -> Terms:
         version = self._registry.resolve(ModelRef.parse(model))
         if type(priority) is not int or not 0 <= priority <= 9:
@@ -244,7 +288,7 @@ class Client:
             raise InvalidInput(f"max_attempts {shown(max_attempts)} is not a whole number from 1 to 100")
         if queue is not None and not isinstance(queue, str):
             raise InvalidInput(f"queue {shown(queue)} is not the name of a queue")
-        where = route(self.settings.queues, Resources.parse(version.resources), JobKind.PREDICT, queue)
+        where = route(self.settings.queues, Resources.parse(version.resources), kind, queue)
         ends = deadline_at(deadline, self._ledger.now())
         return Terms(
             version, where, priority, ends, max_attempts, check_key(idempotency_key), check_metadata(metadata), batched
@@ -265,11 +309,15 @@ class Client:
         return data, len(rows)
 
     def _submit(self, terms: Terms, packed: Sequence[tuple[bytes, int]]) -> list[Job]:
-        self._watcher.start()
         maximum = self._room.take(terms.queue, len(packed), keyed=terms.idempotency_key is not None)
         ids = new_ids(len(packed))
         keys = keys_for(terms.idempotency_key, len(packed))
         jobs = [self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)]
+        return self._submit_jobs(jobs, terms, maximum)
+
+    def _submit_jobs(self, jobs: Sequence[NewJob], terms: Terms, maximum: int | None) -> list[Job]:
+        self._watcher.start()
+        ids = [job.id for job in jobs]
         # The handles come first: a quick worker announces a job before `submit` has returned.
         handles = self._watcher.adopt(Job(self, id) for id in ids)
         stored = self._submitter.submit(jobs, terms.model.max_batch_size, terms.model.batch_wait_timeout_s, maximum)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from forebay.contract import codec
+from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import (
     ForebayError,
     InvalidInput,
@@ -22,7 +23,7 @@ from forebay.contract.errors import (
     ResultTimeout,
 )
 from forebay.contract.history import JobEvent, history
-from forebay.contract.job import JobInfo, JobState
+from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.storage.records import Outcome
 
@@ -68,17 +69,28 @@ class Job:
     def wait(self, timeout: float | None = None, progress: bool = False) -> bool:
         """Wait until the job has ended; False when it has not within `timeout` seconds. Draws a bar with `progress`."""
         if progress:
-            from forebay.producer.progress import watch
+            from forebay.producer.progress import watch, watch_batch
 
-            return watch([self], timeout)
+            return watch_batch(self, timeout) if self.info().kind is JobKind.BATCH else watch([self], timeout)
         try:
             self._ended(timeout)
         except ResultTimeout:
             return False
         return True
 
+    @property
+    def progress(self) -> BatchProgress:
+        """How far a batch job is: rows, shards, rows/s, the time that is left."""
+        return self._client._batches.progress(self.id)
+
+    @property
+    def request_counts(self) -> dict[str, int]:
+        """A batch job's rows: total (planned so far), completed and failed."""
+        return self.progress.request_counts
+
     def result(self, timeout: float | None = None) -> Any:
-        """The job's result: the output's value, or `{name: value}` for several outputs; arrays as NumPy arrays.
+        """The job's result: the output's value, or `{name: value}` for several outputs; arrays as NumPy arrays. A batch job's
+        is the manifest of its output, with the counts of its rows.
 
         Waits up to `timeout` seconds (None: for ever). JobFailed, JobCanceled or JobExpired say how else it ended;
         ResultTimeout that it has not: the job goes on, and `result` may be called again.
@@ -105,8 +117,9 @@ class Job:
     def cancel(self) -> JobState:
         """Cancel the job; the state it is in afterwards says what came of it.
 
-        `canceled`: it still waited, and is over. `running`: its worker was asked to stop, and does so between two batches; the
-        job is then canceled, or it has succeeded or failed if it was quicker (`wait` for it to know). Else it had ended before.
+        `canceled`: it still waited, or it is a batch, and is over; a batch's running shards are asked to stop. `running`: its
+        worker was asked to stop, and does so between two batches; the job is then canceled, or it has succeeded or failed if
+        it was quicker (`wait` for it to know). Else it had ended before.
         """
         self._client._store.cancel([self.id])
         return self.state

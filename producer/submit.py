@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind
 from forebay.contract.messages import Ticket
 from forebay.contract.references import shown
 from forebay.producer.sender import Parting, Sender
@@ -125,4 +126,5 @@ def _groups(batch: list[Entry]) -> list[list[Entry]]:
 
 
 def _ticket(job: NewJob) -> Ticket:
-    return Ticket(job.id, job.model, job.version, job.queue, job.priority)
+    alone = job.kind in (JobKind.BATCH, JobKind.SHARD)
+    return Ticket(job.id, job.model, job.version, job.queue, job.priority, alone=alone)

@@ -37,9 +37,10 @@ ENDED_STATES = sorted(FINAL)
 COUNTS_ENDED = f"""
 SELECT {", ".join(f"coalesce(sum(CASE WHEN state = '{state}' THEN 1 ELSE 0 END), 0)" for state in ENDED_STATES)}
 FROM jobs WHERE finished_at IS NOT NULL AND {{where}}"""
+# A running batch has no worker: its shards are what runs.
 DEPTHS = """
 SELECT queue, 'queued', count(*), min(created_at) FROM jobs WHERE state = 'queued' GROUP BY queue UNION ALL
-SELECT queue, 'running', count(*), 0 FROM jobs WHERE state = 'running' GROUP BY queue"""
+SELECT queue, 'running', count(*), 0 FROM jobs WHERE state = 'running' AND worker IS NOT NULL GROUP BY queue"""
 # The oldest of a queue comes first in the index, and is most likely to have been sent long ago: few rows are looked at.
 QUEUES_WAITING = """
 SELECT queue FROM (SELECT DISTINCT queue FROM jobs WHERE state = 'queued') AS waiting WHERE EXISTS (

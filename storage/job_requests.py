@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from forebay.contract.errors import IllegalTransition, InvalidInput, QueueFull
-from forebay.contract.job import JobState, Transition, after
+from forebay.contract.job import JobKind, JobState, Transition, after
 from forebay.contract.messages import Ticket
 from forebay.storage import tables
 from forebay.storage.job_past import REMEMBER_RETRIED
@@ -28,15 +28,20 @@ BY_KEY = "SELECT idempotency_key, id, request_hash FROM jobs WHERE idempotency_k
 # PostgreSQL only, where two who count at once would not see what the other adds.
 LOCK_QUEUE = "SELECT pg_advisory_xact_lock(1701013617, hashtext(:queue))"
 
-# A waiting job ends here and now; a running one is only marked, for the worker that runs it to see.
+# What waits ends here and now, and so does a batch, which no worker runs: its shards are what runs. Another running job is
+# only marked, for the worker that runs it to see.
+ENDS_NOW = "state = 'queued' OR kind = 'batch'"
 CANCEL = f"""
 UPDATE jobs SET
-    cancel_requested_at = CASE WHEN state = 'running' THEN coalesce(cancel_requested_at, :now) END,
-    finished_at = CASE WHEN state = 'queued' THEN :now ELSE finished_at END,
+    cancel_requested_at = CASE WHEN {ENDS_NOW} THEN NULL ELSE coalesce(cancel_requested_at, :now) END,
+    finished_at = CASE WHEN {ENDS_NOW} THEN :now ELSE finished_at END,
+    lease_until = CASE WHEN {ENDS_NOW} THEN NULL ELSE lease_until END,
     not_before = NULL,
-    state = CASE WHEN state = 'queued' THEN '{JobState.CANCELED}' ELSE state END
-WHERE id IN (SELECT id FROM jobs WHERE id {{ids}} AND {may(Transition.CANCEL)} ORDER BY id {{for_update}})
-RETURNING id, client, state"""
+    state = CASE WHEN {ENDS_NOW} THEN '{JobState.CANCELED}' ELSE state END
+WHERE id IN (SELECT id FROM jobs WHERE {{whose}} AND {may(Transition.CANCEL)} ORDER BY id {{for_update}})
+RETURNING id, client, state, kind"""
+CANCEL_JOBS = CANCEL.replace("{whose}", "id {ids}")
+CANCEL_SHARDS = CANCEL.replace("{whose}", "parent_id {ids}")
 
 AFRESH = f"""{becomes(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, crashes = 0, sent_at = :now, started_at = NULL,
     finished_at = NULL, deadline_at = NULL, cancel_requested_at = NULL, not_before = NULL, error_type = NULL,
@@ -44,7 +49,8 @@ AFRESH = f"""{becomes(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, crash
 RETRY = f"UPDATE jobs SET {AFRESH} WHERE id = :id AND {may(Transition.RETRY)} RETURNING {TICKET}"
 
 # What has failed is looked for by a read, which holds up nobody; only then are those rows, a bounded number, written.
-FAILED = "state IN ('failed', 'expired')"
+# A shard is retried by its batch.
+FAILED = "state IN ('failed', 'expired') AND parent_id IS NULL"
 FIND_FAILED = f"SELECT id FROM jobs WHERE {FAILED} AND id > :after {{model}} ORDER BY id LIMIT :limit"
 COUNT_FAILED = f"SELECT count(*) FROM jobs WHERE {FAILED} {{model}}"
 RETRY_FAILED = f"""
@@ -125,10 +131,16 @@ class JobRequests(JobReports):
         )  # fmt: skip
 
     def cancel(self, ids: Sequence[str]) -> list[Ended]:
-        """Cancel those of the jobs that wait, which are given back; ask those that run to stop (`cancel_requested_at`)."""
+        """Cancel those of the jobs that wait or are batches, which are given back; ask those that run, and the running shards
+        of those batches, to stop (`cancel_requested_at`).
+        """  # fmt: skip
         with self.ledger.write() as connection:
-            rows = connection.execute(self._sql(CANCEL), {"ids": self.ledger.bind(ids), "now": self.ledger.now()})
-            return ended((id, client) for id, client, state in rows if state == JobState.CANCELED)
+            values = {"ids": self.ledger.bind(ids), "now": self.ledger.now()}
+            rows = connection.execute(self._sql(CANCEL_JOBS), values).fetchall()
+            batches = [id for id, _, _, kind in rows if kind == JobKind.BATCH]
+            if batches:
+                connection.execute(self._sql(CANCEL_SHARDS), values | {"ids": self.ledger.bind(batches)})
+            return ended((id, client) for id, client, state, _ in rows if state == JobState.CANCELED)
 
     def retry(self, id: str) -> Ticket:
         """Queue a failed, expired or canceled job afresh; JobNotFound or IllegalTransition otherwise."""

@@ -25,9 +25,10 @@ def becomes(transition: Transition) -> str:
     return f"state = '{TRANSITIONS[transition][1]}'"
 
 
+SEVERAL = "kind IN ('batch', 'shard')"  # each is as long as many jobs, and travels alone
 # `attempt` only ever grows, so a zombie's number never comes up again; `uncounted` of them do not count against the limit.
 COUNTED = "attempt - uncounted"
-TICKET = "id, model, version, queue, priority, crashes"
+TICKET = f"id, model, version, queue, priority, crashes, CASE WHEN {SEVERAL} THEN 1 ELSE 0 END"
 NO_LEASE = "worker = NULL, lease_until = NULL"
 END_LEASE = "lease_until = NULL, finished_at = :now"
 

@@ -110,9 +110,11 @@ MARK_UNSENT = """
 UPDATE jobs SET sent_at = 0 WHERE id IN (
     SELECT id FROM jobs WHERE id {ids} AND state = 'queued' ORDER BY id {for_update})"""
 
+# A shard tells what its batch has written, also to a retry of the batch: it goes after it.
 PURGE = """
 DELETE FROM jobs WHERE id IN (
     SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'canceled', 'expired') AND finished_at < :before
+    AND (parent_id IS NULL OR NOT EXISTS (SELECT 1 FROM jobs AS batch WHERE batch.id = jobs.parent_id))
     LIMIT :limit {skip_locked})"""
 
 

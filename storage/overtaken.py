@@ -10,7 +10,9 @@ from forebay.contract.messages import Ticket
 from forebay.storage.job_reports import JobReports
 from forebay.storage.job_sql import TICKET, tickets
 
-RUNNING_SENT = "SELECT priority, max(sent_at) FROM jobs WHERE state = 'running' AND queue = :queue GROUP BY priority"
+# Not of batches, whose `sent_at` says when somebody last planned for them.
+RUNNING_SENT = """
+SELECT priority, max(sent_at) FROM jobs WHERE state = 'running' AND queue = :queue AND kind <> 'batch' GROUP BY priority"""
 # Only the oldest by id are looked at, where such jobs sink to: a long queue must not cost a long look.
 OVERTAKEN = """
 SELECT id FROM (

@@ -23,9 +23,11 @@ WHERE finished_at >= :start AND finished_at < :end AND state IN ('succeeded', 'f
 ORDER BY finished_at LIMIT :limit""")
 WAITING = text("SELECT queue, count(*), min(id) FROM jobs WHERE state = 'queued' GROUP BY queue")
 MADE = "SELECT id, created_at FROM jobs WHERE id {ids}"
+# A running batch has no worker: its shards are what runs.
 RUNNING = text("""
-SELECT queue, worker, count(*) FROM jobs WHERE state = 'running' GROUP BY queue, worker""")
-RUNNING_BY_MODEL = text("SELECT model, version, count(*) FROM jobs WHERE state = 'running' GROUP BY model, version")
+SELECT queue, worker, count(*) FROM jobs WHERE state = 'running' AND worker IS NOT NULL GROUP BY queue, worker""")
+RUNNING_BY_MODEL = text("""
+SELECT model, version, count(*) FROM jobs WHERE state = 'running' AND worker IS NOT NULL GROUP BY model, version""")
 CEILINGS = text('SELECT name, version, device, "rows" FROM batch_ceilings ORDER BY name, version, device')
 
 

@@ -5,6 +5,7 @@ storage.migrations brings a database to this form; a test holds the two against 
 """
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -139,6 +140,20 @@ jobs = Table(
         sqlite_where=text("parent_id IS NOT NULL"),
         postgresql_where=text("parent_id IS NOT NULL"),
     ),
+    # What a batch has under way, and which batches live: looked at after each shard and with each sweep.
+    Index(
+        "ix_jobs_open_shards",
+        "parent_id",
+        "state",
+        sqlite_where=text("parent_id IS NOT NULL AND state IN ('queued', 'running')"),
+        postgresql_where=text("parent_id IS NOT NULL AND state IN ('queued', 'running')"),
+    ),
+    Index(
+        "ix_jobs_live_batches",
+        "state",
+        sqlite_where=text("kind = 'batch' AND state IN ('queued', 'running')"),
+        postgresql_where=text("kind = 'batch' AND state IN ('queued', 'running')"),
+    ),
     Index(
         "ux_jobs_idempotency",
         "idempotency_key",
@@ -216,6 +231,39 @@ model_aliases = Table(
     Column("version", Integer, nullable=False),
     PrimaryKeyConstraint("name", "alias"),
     ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"]),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("output", Text, nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("next_file", Integer, nullable=False),  # up to where shards have been planned
+    Column("next_first", BigInteger, nullable=False),
+    Column(
+        "steps", Integer, nullable=False
+    ),  # grows with each step of planning: of two that plan at once, one is heard
+    Column("planned", Boolean, nullable=False),
+    ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+)
+
+shards = Table(
+    "shards",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("batch_id", String(32), nullable=False),
+    Column("pieces", Text, nullable=False),
+    Column("part", String(100), nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("rows_done", BigInteger, nullable=False),  # of the attempt that runs or has ended; failed rows beside them
+    Column("rows_failed", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("outcome", Text),
+    ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+    Index("ix_shards_batch", "batch_id", "part"),
 )
 
 workers = Table(

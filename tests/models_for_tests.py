@@ -173,3 +173,51 @@ class Heavy(Doubler):
 
     def nbytes(self) -> int:
         return 1000
+
+
+class Slowly:
+    """Twice the first number of each vector, a little after it was asked; a row with the number in `poison` kills."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        while Path(HOLD).exists():
+            threading.Event().wait(0.01)
+        _write([int(row["x"][0]) for row in rows if row["x"].any()])  # a warm-up's row is all zeros
+        threading.Event().wait(0.02)
+        if any(row["x"][0] < 0 for row in rows):
+            raise ValueError("a negative number")
+        return [{"y": np.float32(2 * row["x"][0])} for row in rows]
+
+
+class Unsteady(Slowly):
+    """Raises Transient as long as a file called `away` lies there, and hangs as long as one called `stuck` does."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        if Path("away").exists():
+            raise Transient("the feature store answers 503")
+        while Path("stuck").exists() and any(row["x"].any() for row in rows):  # not while it warms up
+            threading.Event().wait(0.05)
+        return super().predict(rows)
+
+
+class Total:
+    """The sum of a vector."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [{"total": np.float32(row["x"].sum())} for row in rows]
+
+
+class Shout:
+    """A text in capitals; counts letters, so that texts of like length share a batch."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [row["text"].upper() for row in rows]
+
+    def cost(self, row: Any) -> int:
+        return len(row["text"])
+
+
+class Brightness:
+    """The mean of an image's pixels."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [float(row["image"].mean()) for row in rows]

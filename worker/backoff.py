@@ -1,14 +1,34 @@
-"""How long a job waits after a transient error: exponential backoff with full jitter, so that many do not come back at once.
+"""Which errors may pass, and how long a job waits then: exponential backoff with full jitter, so that many do not come back
+at once.
 
 The formula is "full jitter" of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 
+from forebay.contract.errors import Transient
+
 BASE_S, CAP_S = 1.0, 300.0
+# Of a file system that is away, busy or full. Others say that a file is missing, refused or broken.
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        "EAGAIN", "EBUSY", "EDQUOT", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EIO", "ENETDOWN", "ENETUNREACH", "ENOSPC",
+        "ENOTCONN", "ESTALE", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether trying again later makes sense: Transient errors, and what a file system or network says that is away."""
+    if isinstance(error, Transient | ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in PASSING
 
 
 def longest_s(attempt: int) -> float:

@@ -106,7 +106,7 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._model, name)
-        if name in ("predict", "run", "preprocess", "postprocess", "prepare"):
+        if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare"):
             return self._under_limit(found, PREPARE if name == "prepare" else MAIN)
         return found
 

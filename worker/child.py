@@ -10,27 +10,33 @@ import os
 import resource
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
 
-from forebay.contract.celery_app import connect_redis
+from forebay.contract.celery_app import connect_redis, make_app
+from forebay.contract.dispatch import Dispatcher
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
+from forebay.storage.batches import BatchStore
 from forebay.storage.blobs import BlobStore
 from forebay.storage.ceilings import Ceilings
+from forebay.storage.datasets import require_pyarrow
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
-from forebay.worker.board import meet_parent
+from forebay.worker.board import Board, meet_parent
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
-from forebay.worker.runner import Runner
+from forebay.worker.runner import Load, Runner
 from forebay.worker.tally import Tally
+
+if TYPE_CHECKING:
+    from forebay.worker.batches.shards import ShardRunner
 
 log = structlog.get_logger()
 
@@ -74,6 +80,7 @@ def start() -> None:
         load_timeout_s=settings.load_timeout_s,
         patience_s=settings.outage_patience_s,
         tally=tally,
+        make_shards=lambda load: _shard_runner(settings, ledger, load, board, tally),
     )
     log.info(
         "child_ready",
@@ -121,6 +128,31 @@ def bound_memory(limit: int) -> None:
     if limit:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, tally: Tally) -> ShardRunner:
+    """What runs batch jobs; MissingExtra without pyarrow."""
+    require_pyarrow()
+    from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.batches.tender import Tender
+
+    jobs, store, registry, broker = JobStore(ledger), BatchStore(ledger), ModelRegistry(ledger), connect_redis(settings)
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    dispatcher, announcer = Dispatcher(make_app(settings)), Announcer(broker)
+    return ShardRunner(
+        jobs=jobs,
+        store=store,
+        tender=Tender(store, registry, Payloads(blobs, settings), dispatcher, announcer, broker),
+        registry=registry,
+        announcer=announcer,
+        limits=Limits(Ceilings(ledger, device_kind(settings.device))),
+        load=load,
+        worker=settings.worker_name,
+        lease_s=settings.lease_s,
+        board=board,
+        patience_s=settings.outage_patience_s,
+        tally=tally,
+    )
 
 
 def device_kind(device: str) -> str:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from forebay.contract.errors import Transient
+from forebay.contract.errors import MissingExtra, Transient
+from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.storage.jobs import JobStore
@@ -34,9 +35,13 @@ from forebay.worker.stops import Stops
 from forebay.worker.tally import Tally
 from forebay.worker.work import Item, Work
 
+if TYPE_CHECKING:
+    from forebay.worker.batches.shards import ShardRunner
+
 log = structlog.get_logger()
 
 T = TypeVar("T")
+Load = Callable[[str, int], LoadedModel]
 
 CLAIM_AT_ONCE = 1024  # all that a child gets at once: rows of like length are found among all of them
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
@@ -90,10 +95,14 @@ class Runner:
         board: Board,
         load_timeout_s: float,
         patience_s: float,
+        make_shards: Callable[[Load], ShardRunner],
         queues: Sequence[str] | None = None,
         tally: Tally | None = None,
     ) -> None:
-        """`queues` are those that this worker serves, None when it may claim from any."""
+        """`queues` are those that this worker serves, None when it may claim from any. `make_shards` gives what runs batch
+        jobs, with this way to load a model.
+        """  # fmt: skip
+        self._make_shards = make_shards
         self._store = store
         self._registry = registry
         self._payloads = payloads
@@ -135,11 +144,35 @@ class Runner:
             self._stops.claimed(claimed)
             total += Summary(unclaimed=len(part) - len(claimed))
             by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
-            for job in claimed:
+            shards = [job for job in claimed if job.kind in (JobKind.BATCH, JobKind.SHARD)]
+            for job in (job for job in claimed if job.kind is JobKind.PREDICT):
                 by_model.setdefault((job.model, job.version), []).append(job)
             for (model, version), jobs in by_model.items():
                 total += self._run_claimed(model, version, jobs)
+            if shards:
+                total += self._run_shards(shards)
         return total
+
+    @cached_property
+    def _shards(self) -> ShardRunner:
+        """Made when the first batch job comes: it needs pyarrow, which other workers may do without."""
+        return self._make_shards(self._loaded)
+
+    def _run_shards(self, claimed: list[ClaimedJob]) -> Summary:
+        if self._board.stopping:
+            return self._give_back(claimed)
+        try:
+            ran = self._shards.run(claimed)
+        except MissingExtra as error:
+            failed = JobError("MissingExtra", str(error))
+            outcomes = [Finished(job.id, job.attempt, error=failed) for job in claimed]
+            ended = self._wait_out(partial(self._store.finish, outcomes))
+            self._announcer.announce(ended)
+            return Summary(failed=len(ended))
+        return Summary(
+            succeeded=ran.succeeded, failed=ran.failed, stopped=ran.stopped, postponed=ran.postponed, dropped=ran.dropped,
+            rows=ran.rows, left=ran.left,
+        )  # fmt: skip
 
     def _run_claimed(self, model: str, version: int, claimed: list[ClaimedJob]) -> Summary:
         if self._board.stopping:

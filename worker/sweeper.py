@@ -16,6 +16,7 @@ from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.messages import Ticket, redis_keys
 from forebay.contract.settings import Settings
+from forebay.storage.batches import BatchStore
 from forebay.storage.jobs import JobStore
 from forebay.storage.overtaken import OvertakenJobs
 from forebay.worker.announcer import Announcer
@@ -44,6 +45,7 @@ class Sweeper:
         self, store: JobStore, dispatcher: Dispatcher, announcer: Announcer, broker: redis.Redis, settings: Settings
     ) -> None:
         self._store = store
+        self._batches = BatchStore(store.ledger)
         self._overtaken = OvertakenJobs(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
@@ -59,6 +61,7 @@ class Sweeper:
         expired = self._store.expire()
         if freed:
             self.send(freed)
+        self.send(self._batches.wake(self._settings.resend_s))
         due = self.send_due()
         resent = self._resend()
         deleted = self._store.purge(self._settings.retention_s)

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
 from forebay.contract.history import JobEvent
-from forebay.contract.job import JobInfo, JobState
+from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.producer.cli.batch import progress_fields
 from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
 from forebay.producer.cli.output import (
     age,
@@ -19,6 +21,7 @@ from forebay.producer.cli.output import (
     moment,
     one_line,
     pairs_text,
+    plain,
     print_fields,
     print_json,
     print_table,
@@ -103,7 +106,11 @@ def show(
             print_json(events) if as_json else _print_events(events)
             return
         info = job.info()
-    print_json(info) if as_json else _show(info)
+        progress = job.progress if info.kind is JobKind.BATCH else None
+    if as_json:
+        print_json(info if progress is None else plain(info) | {"batch": plain(progress)})
+    else:
+        _show(info, progress)
 
 
 @jobs_app.command(
@@ -143,8 +150,9 @@ def cancel(
 ) -> None:
     """Cancel jobs, and say of each what came of it.
 
-    A job that waits is canceled at once. One that runs is asked to stop, which it does between two batches. Exit status 1 when
-    a job had ended before, or with --wait when it ended otherwise.
+    A job that waits is canceled at once, and so is a batch, whose running shards are asked to stop. Any other job that runs is
+    asked to stop, which it does between two batches. Exit status 1 when a job had ended before, or with --wait when it ended
+    otherwise.
     """
     with open_client(home) as client:
         jobs = _find(client, ids)
@@ -298,7 +306,7 @@ def _state(job: JobInfo) -> str:
     return "cancel requested" if stopping else job.state
 
 
-def _show(job: JobInfo) -> None:
+def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
     (error, of_error), (note, of_note) = _head(_reason(job)), _head(job.progress.message)
     message = f" ({note})" if note else ""
     fields: dict[str, Any] = {
@@ -322,6 +330,8 @@ def _show(job: JobInfo) -> None:
         "parent": job.parent_id,
         "metadata": pairs_text(job.metadata),
     }
+    if batch is not None:
+        fields = {k: v for k, v in fields.items() if k != "progress"} | progress_fields(batch)
     print_fields(fields)
     for line in of_error or of_note:
         write(f"  {one_line(line)}")

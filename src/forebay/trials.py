@@ -34,16 +34,17 @@ def demo(
 
 def bench(
     workloads: Annotated[
-        str, typer.Option(help="By comma: W1, W1s, W2, W4, and the claims poison, scale, memory.")
+        str, typer.Option(help="By comma: W1, W1s, W2, W4, W3r, W3t, and the claims poison, scale, memory.")
     ] = "W1,W1s,W2,W4",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
-    jobs: Annotated[int | None, typer.Option(min=64, help="Jobs in a run.", show_default=False)] = None,
+    jobs: Annotated[int | None, typer.Option(min=64, help="Jobs, or rows, in a run.", show_default=False)] = None,
     docs: Annotated[Path | None, typer.Option(help="Write a table and a chart here.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
     """Measure Forebay against a bare torch loop and plain Celery, in turn, in one run.
 
-    The claims need no contender: what poisonous jobs cost, what a second worker brings, how much memory waiting jobs take.
+    W3r and W3t are batch jobs, vectors and texts from Parquet. The claims need no contender: what poisonous jobs cost, what a
+    second worker brings, how much memory waiting jobs take.
 
     Example: `forebay bench --workloads W1,poison --rounds 5`
     """

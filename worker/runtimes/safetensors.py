@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Field, Row
 from forebay.worker.runtimes.allowed import import_allowed
 from forebay.worker.runtimes.speed import Forward, tuned
-from forebay.worker.runtimes.tensors import split, stack, tensor_bytes
+from forebay.worker.runtimes.tensors import batched, split, stack, tensor_bytes
+from forebay.worker.runtimes.tensors import columns as as_columns
 
 
 class Safetensors:
@@ -74,6 +76,13 @@ class ModuleModel:
         tensors, count = prepared
         output = self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
         return split(output, count, self._outputs)
+
+    @torch.inference_mode()
+    def predict_columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """One forward pass over whole columns `(batch, *shape)`."""
+        tensors = batched(columns, self._inputs, self._device)
+        output = self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
+        return as_columns(output, len(next(iter(columns.values()))), self._outputs)
 
     def nbytes(self) -> int:
         """Bytes of parameters and buffers."""

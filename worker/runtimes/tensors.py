@@ -5,6 +5,7 @@ Knows fields and torch; which rows belong together (contract.signature.stack_key
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,22 @@ def split(output: Any, count: int, names: Sequence[str] | None = None) -> list[R
         (array,) = arrays.values()
         return [_own(row) for row in array]
     return [{name: _own(array[i]) for name, array in arrays.items()} for i in range(count)]
+
+
+def batched(
+    columns: Mapping[str, NDArray[Any]], fields: Sequence[Field] | None, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Whole columns `(batch, *shape)` as tensors, without a copy on the CPU; names and dtypes as in `stack`."""
+    names = [field.name for field in fields] if fields is not None else list(columns)
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise InvalidInput(f"input {missing[0]!r} is missing; given are {', '.join(map(repr, columns))}")
+    return {name: torch.from_numpy(np.ascontiguousarray(columns[name])).to(device) for name in names}
+
+
+def columns(output: Any, count: int, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """A batch's output as arrays `(count, *shape)` by name: what `split` takes apart."""
+    return {name: _array(name, tensor, count) for name, tensor in _named(output, names).items()}
 
 
 def tensor_bytes(*groups: Mapping[str, Any]) -> int:
@@ -119,6 +136,18 @@ def _array(name: str, tensor: Any, count: int) -> NDArray[Any]:
     tensor = tensor.detach()
     array: NDArray[Any] = (tensor.float() if tensor.dtype in _NOT_IN_NUMPY else tensor).cpu().numpy()
     return array
+
+
+def _hush() -> None:
+    """torch warns, once in a process, of the first array that must not be written, as Arrow's are; none of ours is."""
+    readonly = np.zeros(1)
+    readonly.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(readonly)
+
+
+_hush()
 
 
 def _own(row: Any) -> Any:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -24,7 +25,8 @@ from forebay.contract.pt2 import Pt2Tensor
 from forebay.contract.signature import Field, Row
 from forebay.worker.runtimes.archive import ArchiveFacts, inspect_pt2, write_safe_copy
 from forebay.worker.runtimes.speed import tuned
-from forebay.worker.runtimes.tensors import LONE, split, stack, tensor_bytes
+from forebay.worker.runtimes.tensors import LONE, batched, split, stack, tensor_bytes
+from forebay.worker.runtimes.tensors import columns as as_columns
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _forcing = threading.Lock()
@@ -71,6 +73,14 @@ class ExportedModel:
         """A forward pass for each part."""
         return [row for flat, count in prepared for row in self._forward(flat, count)]
 
+    @torch.inference_mode()
+    def predict_columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Forward passes over whole columns `(batch, *shape)`, each of at most the largest batch the program takes."""
+        count = len(next(iter(columns.values())))
+        step = self._facts.most or count or 1
+        parts = [self._columns(columns, start, min(start + step, count)) for start in range(0, count, step)]
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
     def nbytes(self) -> int:
         """Bytes of weights, buffers and constants."""
         return self._bytes
@@ -86,11 +96,25 @@ class ExportedModel:
         tensors = stack(padded, self._fields, self._device).values()
         return [tensor.to(dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)], len(rows)
 
+    def _columns(self, columns: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str, NDArray[Any]]:
+        count, least = stop - start, self._facts.least
+        part = {name: values[start:stop] for name, values in columns.items()}
+        if count < least:
+            part = {name: np.concatenate([v, np.repeat(v[:1], least - count, axis=0)]) for name, v in part.items()}
+        tensors = batched(part, self._fields, self._device).values()
+        flat = [tensor.to(dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
+        output = as_columns(self._leaves(flat), max(count, least), [field.name for field in self._facts.outputs])
+        return output if count >= least else {name: values[:count] for name, values in output.items()}
+
     @torch.inference_mode()
     def _forward(self, flat: list[torch.Tensor], count: int) -> list[Row]:
+        return split(
+            self._leaves(flat), max(count, self._facts.least), [output.name for output in self._facts.outputs]
+        )[:count]
+
+    def _leaves(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
         args, kwargs = pytree.tree_unflatten(flat, self._in_spec)
-        leaves = [leaf for leaf in pytree.tree_leaves(self._module(*args, **kwargs)) if leaf is not None]
-        return split(leaves, max(count, self._facts.least), [output.name for output in self._facts.outputs])[:count]
+        return [leaf for leaf in pytree.tree_leaves(self._module(*args, **kwargs)) if leaf is not None]
 
 
 def _load(path: Path, facts: ArchiveFacts, spec: ModelVersion) -> ExportedProgram:

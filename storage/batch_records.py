@@ -1,0 +1,101 @@
+"""What goes into and comes out of BatchStore: plain, frozen records. They know no SQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from forebay.contract.batch import Piece, Position
+from forebay.contract.job import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as those who plan for it see it: what its shards inherit, and up to where they have been planned."""
+
+    id: str
+    model: str
+    version: int
+    queue: str
+    priority: int
+    max_attempts: int
+    state: JobState
+    bytes: int
+    position: Position
+    steps: int
+    planned: bool
+    started_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """A shard that this worker runs: what it covers, and the attempt that fences every write."""
+
+    id: str
+    batch: str
+    attempt: int
+    part: str
+    pieces: tuple[Piece, ...]
+    rows: int
+    bytes: int
+    lease_s: float
+
+    def temporary(self, name: str) -> str:
+        """Where this attempt writes what becomes the file `name`."""
+        return f"_temporary/{name.replace('/', '-')}.{self.id}.{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A finished file of a batch: its name, where it was written first, and what is in it."""
+
+    name: str
+    temporary: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOutcome:
+    """How a shard ended: rows with results, rows with errors, the files that hold them (None: no such rows)."""
+
+    rows: int
+    failed: int
+    seconds: float
+    part: WrittenFile | None = None
+    errors: WrittenFile | None = None
+
+    @property
+    def files(self) -> tuple[WrittenFile, ...]:
+        """The files there are."""
+        return tuple(file for file in (self.part, self.errors) if file is not None)
+
+    def dump(self) -> str:
+        """As the ledger keeps it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> ShardOutcome:
+        """The outcome again."""
+        given = json.loads(text)
+        files = {name: WrittenFile(**given[name]) if given[name] else None for name in ("part", "errors")}
+        return cls(**given | files)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A batch's shards summed up: how many in each state, their rows, and what the finished and running ones have done."""
+
+    shards: Mapping[JobState, int] = field(default_factory=dict)
+    rows: int = 0
+    done: int = 0
+    failed: int = 0
+    bytes_done: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def open(self) -> int:
+        """How many have not ended."""
+        return sum(count for state, count in self.shards.items() if not state.final)

@@ -1,0 +1,35 @@
+"""Data sets for the tests, and the content of an output row by row."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def vectors(rows: int, width: int = 4, first: int = 0) -> pa.Table:
+    """`x`, a vector of `width` float32 that tells its row, and `id`."""
+    ids = np.arange(first, first + rows)
+    flat = (ids[:, None] + np.arange(width) / 10).astype(np.float32).reshape(-1)
+    return pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(flat), width), "id": pa.array(ids)})
+
+
+def write_parquet(folder: Path, tables: Sequence[pa.Table], group_rows: int = 100) -> Path:
+    """A file for each table; the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, table in enumerate(tables):
+        pq.write_table(table, folder / f"{i:03d}.parquet", row_group_size=group_rows)
+    return folder
+
+
+def rows_of(folder: Path | str) -> list[dict[str, Any]]:
+    """The rows of an output, in the order of its parts."""
+    files = sorted(Path(folder).glob("part-*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def errors_of(folder: Path | str) -> list[dict[str, Any]]:
+    """The rows with errors of an output, in the order of its parts."""
+    return rows_of(Path(folder) / "_errors")

@@ -1,0 +1,202 @@
+"""Every format of input, from submit to output, and what is refused at submit."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+import pytest
+from data_sets import errors_of, rows_of, vectors, write_parquet
+from PIL import Image
+from servers import ValkeyServer
+from worker_house import House
+
+from forebay import InvalidInput
+from forebay.producer.audit import audit
+
+VECTOR = {"x": {"dtype": "float32", "shape": [2]}}
+TEXT = {"text": {"dtype": "str"}}
+TOTAL = {"total": {"dtype": "float32", "shape": []}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+    """One worker, and three models: of vectors, of texts, of images."""
+    with closing(House(tmp_path_factory.mktemp("house"), server.url)) as house:
+        house.worker()
+        house.model("Total", "total", inputs=VECTOR, outputs=TOTAL)
+        house.model("Shout", "shout", inputs=TEXT, max_batch_size=4)
+        house.model("Brightness", "brightness", inputs={"image": {"dtype": "uint8", "shape": [-1, -1, 3]}})
+        yield house
+
+
+def run(house: House, model: str, data: Path | str, out: Path, **more: Any) -> Any:
+    """The manifest of a batch that has succeeded and stood the audit."""
+    job = house.client.batch(model, data, out, **more)
+    assert job.wait(90), job.info()
+    manifest = job.result(5)
+    assert audit(house.client, job.id)["faults"] == []
+    return manifest
+
+
+def test_csv_columns_make_a_vector_and_a_bad_value_is_an_error(house: House, tmp_path: Path) -> None:
+    lines = ["id,a,b", *(f"00{i},{i},{i}.5" for i in range(300))]
+    lines[101] = "00100,oops,1"
+    lines[201] = "00200,1"
+    (tmp_path / "in.csv").write_text("\n".join(lines) + "\n")
+    manifest = run(house, "total", tmp_path / "in.csv", tmp_path / "out", columns=["a", "b"], keep="id", shard_rows=50)
+    assert manifest["counts"] == {"total": 300, "completed": 298, "failed": 2}
+    assert len(manifest["parts"]) > 3
+    assert rows_of(tmp_path / "out") == [
+        {"id": f"00{i}", "total": 2 * i + 0.5} for i in range(300) if i not in (100, 200)
+    ]
+    errors = errors_of(tmp_path / "out")
+    assert "'oops' is no number" in errors[0]["message"]
+    assert "the line has 2 values, the header 3" in errors[1]["message"]
+    text = (tmp_path / "in.csv").read_bytes()
+    assert [text[error["offset"] :].split(b",")[0] for error in errors] == [b"00100", b"00200"]
+
+
+def test_json_lines_keep_types_and_texts_of_any_length_come_back_in_order(house: House, tmp_path: Path) -> None:
+    texts = [f"{'long ' * (i % 7)}{i}" for i in range(120)]
+    records = [{"n": i, "text": text} for i, text in enumerate(texts)]
+    lines = [json.dumps(record) for record in records]
+    lines[5] = lines[5][:-4]
+    lines[7] = json.dumps({"n": 7})
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    run(house, "shout", tmp_path / "in.jsonl", tmp_path / "out", columns="text", keep="n", shard_rows=40)
+    found = rows_of(tmp_path / "out")
+    assert found == [{"n": i, "output": text.upper()} for i, text in enumerate(texts) if i not in (5, 7)]
+    messages = [error["message"] for error in errors_of(tmp_path / "out")]
+    assert "not JSON" in messages[0]
+    assert "missing" in messages[1]
+
+
+def test_openais_form_comes_back_in_openais_form(house: House, tmp_path: Path) -> None:
+    requests = [
+        {"custom_id": f"r{i}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": text}}
+        for i, text in enumerate(["one", "two", 3, "four"])
+    ]
+    lines = [json.dumps(request) for request in requests]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, "{}", "nonsense"]) + "\n")
+    manifest = run(house, "shout", tmp_path / "in.jsonl", tmp_path / "out")
+    assert manifest["format"] == "openai"
+    assert manifest["counts"] == {"total": 6, "completed": 3, "failed": 3}
+    [part], [errors] = manifest["parts"], manifest["errors"]
+    results = [json.loads(line) for line in (tmp_path / "out" / part["name"]).read_text().splitlines()]
+    assert [(r["custom_id"], r["response"]["status_code"], r["response"]["body"]["output"], r["error"]) for r in results] == [
+        ("r0", 200, "ONE", None), ("r1", 200, "TWO", None), ("r3", 200, "FOUR", None),
+    ]  # fmt: skip
+    failed = [json.loads(line) for line in (tmp_path / "out" / errors["name"]).read_text().splitlines()]
+    assert [(f["custom_id"], f["response"], f["error"]["code"]) for f in failed] == [
+        ("r2", None, "InvalidInput"), (None, None, "InvalidInput"), (None, None, "InvalidInput"),
+    ]  # fmt: skip
+    assert len({line["id"] for line in [*results, *failed]}) == 6
+
+
+def test_npy_rows_are_read_where_they_lie(house: House, tmp_path: Path) -> None:
+    rows = np.arange(500, dtype=np.float64).reshape(250, 2)
+    np.save(tmp_path / "in.npy", rows)
+    manifest = run(house, "total", tmp_path / "in.npy", tmp_path / "out", shard_rows=60)
+    assert len(manifest["parts"]) == 5
+    assert rows_of(tmp_path / "out") == [{"row": i, "total": float(rows[i].sum())} for i in range(250)]
+
+
+@pytest.mark.parametrize("compression", ["uncompressed", "lz4"])
+def test_feather_is_read_batch_by_batch(house: House, tmp_path: Path, compression: str) -> None:
+    feather.write_feather(vectors(300, width=2), str(tmp_path / "in.feather"), compression=compression, chunksize=70)
+    run(house, "total", tmp_path / "in.feather", tmp_path / "out", columns="x", keep=["id"])
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == list(range(300))
+
+
+def test_a_folder_of_images_is_a_row_each_and_a_broken_one_an_error(house: House, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (4 + i, 3), (i, i, i)).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes(b"no image")
+    run(house, "brightness", folder, tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert [(Path(row["path"]).name, row["output"]) for row in found] == [
+        (f"{i}.png", float(i)) for i in (0, 1, 2, 4, 5)
+    ]
+    [error] = errors_of(tmp_path / "out")
+    assert Path(error["file"]).name == "3.png"
+
+
+def test_a_url_is_read_and_written_through_fsspec(house: House, tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "in", [vectors(20, width=2)])
+    run(house, "total", f"file://{data}/000.parquet", f"file://{tmp_path}/out", columns="x")
+    assert len(rows_of(tmp_path / "out")) == 20
+
+
+def test_files_of_different_number_types_all_go_in(house: House, tmp_path: Path) -> None:
+    tables = [pa.table({"x": pa.array([[1, 2]], pa.list_(kind))}) for kind in (pa.int32(), pa.float64(), pa.float32())]
+    data = write_parquet(tmp_path / "in", tables)
+    run(house, "total", data, tmp_path / "out", columns="x")
+    assert [row["total"] for row in rows_of(tmp_path / "out")] == [3.0, 3.0, 3.0]
+
+
+REFUSED = {
+    "no such file": ("total", "nothing/*.parquet", {}, r"no file is like '.*nothing/\*\.parquet'"),
+    "no such column": (
+        "total",
+        "in/000.parquet",
+        {"columns": "y"},
+        r"000\.parquet'.*no column 'y'; there are 'x', 'id'",
+    ),
+    "wrong width": (
+        "total",
+        "wide/000.parquet",
+        {"columns": "x"},
+        r"'x': expected float32 of shape \[2\], found fixed",
+    ),
+    "wrong type": ("shout", "in/000.parquet", {"columns": "x"}, r"column 'x': expected str, found fixed_size_list"),
+    "not parquet": ("total", "broken.parquet", {"columns": "x"}, r"broken\.parquet' cannot be read as Parquet"),
+    "no rows": ("total", "empty.parquet", {"columns": "x"}, r"holds no rows: '.*empty\.parquet'"),
+    "kept as output": (
+        "total",
+        "in/000.parquet",
+        {"columns": "x", "keep": "total"},
+        r"no column 'total'|keep: 'total'",
+    ),
+    "which column": ("shout", "in/000.parquet", {}, r"which column goes into the model\?"),
+    "mixed formats": ("total", ["in/000.parquet", "a.csv"], {"columns": "x"}, r"mixes formats"),
+    "no known ending": ("total", "a.xyz", {"columns": "x"}, r"a\.xyz'.*name the format"),
+    "strange format": ("total", "in/000.parquet", {"format": "orc"}, r"format 'orc' is none of parquet, arrow"),
+    "strange threshold": ("total", "in/000.parquet", {"error_threshold": 1.5}, r"error_threshold 1\.5"),
+    "no numbers": ("total", "words.csv", {"columns": ["a", "b"]}, r"words\.csv'.*'x' is no number.*none of the first"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_at_submit_and_nothing_is_left(house: House, tmp_path: Path, case: str) -> None:
+    model, given, more, message = REFUSED[case]
+    write_parquet(tmp_path / "in", [vectors(5, width=2)])
+    write_parquet(tmp_path / "wide", [vectors(5, width=3)])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 or not")
+    write_parquet(tmp_path / "none", [vectors(0, width=2)])
+    (tmp_path / "none" / "000.parquet").rename(tmp_path / "empty.parquet")
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    (tmp_path / "a.xyz").write_text("x\n1\n")
+    (tmp_path / "words.csv").write_text("a,b\nx,y\nz,w\n")
+    before = len(house.client.jobs(kind="batch", limit=1000))
+    data = [str(tmp_path / one) for one in ([given] if isinstance(given, str) else given)]
+    with pytest.raises(InvalidInput, match=message):
+        house.client.batch(model, data, tmp_path / "out", **more)
+    assert len(house.client.jobs(kind="batch", limit=1000)) == before
+    assert not (tmp_path / "out").exists()

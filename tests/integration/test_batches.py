@@ -1,0 +1,316 @@
+"""Batch jobs on a real worker: a data set in, a data set out, whatever is wrong with rows, files or the worker."""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from data_sets import errors_of, rows_of, vectors, write_parquet
+from servers import ValkeyServer
+from waiting import wait_until
+from worker_house import House, Worker
+
+from forebay import InvalidInput, JobCanceled, JobFailed
+from forebay.contract.job import JobState
+from forebay.producer.audit import audit
+from forebay.producer.job import Job
+
+SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """The queue of `house`."""
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+    """One worker for all tests that do not harm it, with a network of its own."""
+    folder = tmp_path_factory.mktemp("house")
+    with closing(House(folder, server.url)) as house:
+        house.worker()
+        program = torch.export.export(net(), (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, folder / "net.pt2")
+        house.client.models.register("net", folder / "net.pt2", max_batch_size=64)
+        yield house
+
+
+@pytest.fixture
+def own(tmp_path: Path, broker: str) -> Iterator[House]:
+    """A house of the test's own, without a worker yet."""
+    with closing(House(tmp_path, broker)) as house:
+        yield house
+
+
+def net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+
+
+def direct(x: Any) -> Any:
+    """The network without Forebay."""
+    with torch.inference_mode():
+        return net()(torch.from_numpy(np.asarray(x, np.float32))).numpy()
+
+
+def succeeded(job: Job) -> Any:
+    """The manifest, after the audit has found nothing."""
+    assert job.wait(90), job.info()
+    manifest = job.result(10)
+    assert audit(job._client, job.id)["faults"] == []
+    return manifest
+
+
+def test_parquet_in_parquet_out_in_order_and_equal_to_a_direct_forward(house: House, tmp_path: Path) -> None:
+    tables = [vectors(250, first=0), vectors(1), vectors(333, first=1000)]
+    data = write_parquet(tmp_path / "in", tables)
+    job = house.client.batch("net", f"{data}/*.parquet", tmp_path / "out", columns="x", keep="id", shard_rows=120)
+    manifest = succeeded(job)
+    table = pa.concat_tables(tables)
+    found = rows_of(tmp_path / "out")
+    assert [row["id"] for row in found] == table["id"].to_pylist()
+    np.testing.assert_allclose([row["output"] for row in found], direct(table["x"].to_pylist()), rtol=1e-4, atol=1e-4)
+    assert manifest["counts"] == {"total": 584, "completed": 584, "failed": 0} == job.request_counts
+    assert len(manifest["parts"]) > 4
+    assert pq.read_schema(tmp_path / "out" / manifest["parts"][0]["name"]).field("output").type == pa.list_(
+        pa.float32(), 3
+    )
+
+
+def test_pandas_and_duckdb_read_the_output(house: House, tmp_path: Path) -> None:
+    import duckdb
+    import pandas as pd
+
+    data = write_parquet(tmp_path / "in", [vectors(200), vectors(200, first=200)])
+    succeeded(house.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=100))
+    assert sorted(pd.read_parquet(tmp_path / "out")["id"]) == list(range(400))
+    found = duckdb.read_parquet(f"{tmp_path}/out/*.parquet").aggregate("count(*), sum(id), min(len(output))")
+    assert found.fetchall() == [(400, 79800, 3)]
+
+
+def test_without_kept_columns_each_row_says_where_it_came_from(house: House, tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "in", [vectors(150), vectors(50)])
+    succeeded(house.client.batch("net", data, tmp_path / "out", columns="x"))
+    places = [(Path(row["file"]).name, row["row"]) for row in rows_of(tmp_path / "out")]
+    assert places == [("000.parquet", i) for i in range(150)] + [("001.parquet", i) for i in range(50)]
+
+
+@pytest.mark.parametrize("kind", ["null", "short", "nan"])
+def test_one_malformed_row_in_a_thousand_is_in_the_errors_and_the_rest_in_the_output(
+    house: House, tmp_path: Path, kind: str
+) -> None:
+    rows: list[Any] = vectors(3000)["x"].to_pylist()
+    bad = [7, 1503, 2999]
+    for i in bad:
+        rows[i] = {"null": None, "short": rows[i][:3], "nan": None}[kind]
+    table = pa.table({"x": pa.array(rows, pa.list_(pa.float32())), "id": pa.array(range(3000))})
+    data = write_parquet(tmp_path / "in", [table], group_rows=1000)
+    manifest = succeeded(house.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=700))
+    assert manifest["counts"] == {"total": 3000, "completed": 2997, "failed": 3}
+    assert [row["row"] for row in errors_of(tmp_path / "out")] == bad
+    assert {row["error"] for row in errors_of(tmp_path / "out")} == {"InvalidInput"}
+    found = rows_of(tmp_path / "out")
+    assert [row["id"] for row in found] == [i for i in range(3000) if i not in bad]
+    np.testing.assert_allclose(found[8]["output"], direct([rows[9]])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_that_the_model_refuses_is_an_error_and_its_neighbours_are_not(house: House, tmp_path: Path) -> None:
+    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    x = vectors(100)["x"].to_pylist()
+    x[33][0] = -1.0
+    table = pa.table({"x": pa.array(x, pa.list_(pa.float32(), 4)), "id": pa.array(range(100))})
+    data = write_parquet(tmp_path / "in", [table])
+    succeeded(house.client.batch(model, data, tmp_path / "out", keep="id"))
+    [error] = errors_of(tmp_path / "out")
+    assert (error["row"], error["error"], error["message"]) == (33, "ValueError", "a negative number")
+    assert [row["y"] for row in rows_of(tmp_path / "out")] == [2.0 * i for i in range(100) if i != 33]
+
+
+def test_more_errors_than_the_threshold_fail_the_batch_with_its_counts(house: House, tmp_path: Path) -> None:
+    table = pa.table({"x": pa.array([[1.0] * 4] + [None] * 20, pa.list_(pa.float32(), 4))})
+    data = write_parquet(tmp_path / "in", [table])
+    job = house.client.batch("net", data, tmp_path / "out", columns="x", error_threshold=0.5)
+    with pytest.raises(JobFailed, match="20 of 21 rows failed") as caught:
+        job.result(60)
+    assert caught.value.type == "ErrorThreshold"
+    assert job.request_counts == {"total": 21, "completed": 1, "failed": 20}
+    assert not (tmp_path / "out" / "_manifest.json").exists()
+
+
+def test_a_file_none_of_whose_first_rows_will_do_is_refused_at_submit(house: House, tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "in", [pa.table({"x": pa.array([[1.0], [2.0]], pa.list_(pa.float32()))})])
+    with pytest.raises(
+        InvalidInput, match=r"column 'x', row 0: .*expected float32 of shape \[4\], got list of shape \[1\]"
+    ):
+        house.client.batch("net", data, tmp_path / "out", columns="x")
+
+
+def test_a_file_that_does_not_fit_and_was_not_looked_at_fails_the_batch_and_names_it(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = pa.table({"x": pa.array(["a"]), "id": pa.array([1])})
+    data = write_parquet(tmp_path / "in", [vectors(10), wrong, vectors(10)])
+    monkeypatch.setattr("forebay.producer.batches.CHECK_S", -1.0)
+    job = house.client.batch("net", data, tmp_path / "out", columns="x")
+    with pytest.raises(JobFailed, match=r"001\.parquet'?: column 'x': expected float32 of shape \[4\], found string"):
+        job.result(60)
+
+
+def test_an_output_that_holds_anything_is_refused_and_a_finished_batch_is_not_done_again(
+    house: House, tmp_path: Path
+) -> None:
+    data = write_parquet(tmp_path / "in", [vectors(10)])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("mine")
+    with pytest.raises(InvalidInput, match="is not an empty folder"):
+        house.client.batch("net", data, tmp_path / "full", columns="x")
+    succeeded(house.client.batch("net", data, tmp_path / "out", columns="x"))
+    with pytest.raises(InvalidInput, match="holds what batch"):
+        house.client.batch("net", data, tmp_path / "out", columns="x")
+    with pytest.raises(InvalidInput, match="asked for something else"):
+        house.client.batch("net", data, tmp_path / "out", columns="x", keep="id")
+
+
+def test_the_same_request_while_it_runs_is_the_same_batch(own: House, tmp_path: Path) -> None:
+    model = own.model("Slowly", max_batch_size=16, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(50)])
+    first = own.client.batch(model, data, tmp_path / "out")
+    assert own.client.batch(model, data, tmp_path / "out").id == first.id
+    own.worker()
+    succeeded(first)
+    assert sorted(own.runs()) == list(range(50))
+
+
+@pytest.mark.parametrize("victim", ["child", "worker"])
+def test_a_batch_whose_worker_is_killed_goes_on_and_its_content_is_that_of_an_undisturbed_one(
+    own: House, tmp_path: Path, victim: str
+) -> None:
+    model = own.model("Slowly", max_batch_size=16, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(400), vectors(400, first=400)])
+    worker = own.worker().ready()
+    job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
+    for kill in range(2):
+        wait_until(lambda done=200 * (kill + 1): len(own.runs()) > done, "some rows have run", 60)
+        if victim == "child":
+            os.kill(worker.children()[0], signal.SIGKILL)
+            ready = partial(_said, worker, "child_ready", kill + 2)
+            wait_until(ready, "there is a new child", 60)
+        else:
+            worker.kill()
+            worker = own.worker(f"w{kill + 2}").ready()
+    succeeded(job)
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(800)]
+    assert len(own.runs()) <= 800 + 2 * 200, (
+        "a kill repeats the shard on the device, and one whose end was not written yet"
+    )
+    assert not (tmp_path / "out" / "_temporary").exists()
+
+
+def test_a_canceled_batch_stops_and_a_retry_does_only_what_is_missing(own: House, tmp_path: Path) -> None:
+    model = own.model("Slowly", max_batch_size=16, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(600)])
+    own.worker().ready()
+    job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
+    wait_until(lambda: job.progress.shards.get(JobState.SUCCEEDED, 0) >= 2, "two shards have ended", 60)
+    assert job.cancel() is JobState.CANCELED
+    with pytest.raises(JobCanceled):
+        job.result(10)
+    wait_until(lambda: not {s for s, n in job.progress.shards.items() if n and not s.final}, "no shard is open", 60)
+    finished = job.progress.completed
+    assert 200 <= finished < 600
+    seen = len(own.runs())
+    succeeded(job.retry())
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(600)]
+    assert len(own.runs()) - seen == 600 - finished
+
+
+def test_a_part_whose_worker_died_before_it_could_be_put_in_place_is_put_there_in_the_end(
+    own: House, tmp_path: Path
+) -> None:
+    model = own.model("Slowly", max_batch_size=16, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(200), vectors(200, first=200)])
+    own.worker().ready()
+    out = tmp_path / "out"
+    job = own.client.batch(model, data, out, keep="id", shard_rows=200)
+    first = out / "part-000000-000000000000000.parquet"
+    wait_until(first.exists, "the first part is there", 60)
+    [(_, _, outcome)] = list(own.client._batches.outcomes(job.id))
+    first.rename(out / outcome.part.temporary)  # as a kill between the ledger's word and the renaming leaves it
+    succeeded(job)
+    assert rows_of(out) == [{"id": i, "y": 2.0 * i} for i in range(400)]
+
+
+def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: House, tmp_path: Path) -> None:
+    model = own.model("Slowly", max_batch_size=16, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(20)])
+    job = own.client.batch(model, data, tmp_path / "out", keep="id")
+    [claimed] = own.store.claim([job.id], "dead@test", 30)
+    own.client._batches.start(claimed, _request(own, job))
+    own.client._batches.hand_off(claimed)  # and then the worker died, before it had planned a shard
+    own.worker()
+    succeeded(job)
+    assert Counter(own.runs()) == dict.fromkeys(range(20), 1)
+
+
+def test_a_long_shard_shares_its_rest_with_an_idle_worker_and_no_row_is_done_twice(own: House, tmp_path: Path) -> None:
+    model = own.model("Slowly", max_batch_size=4, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(2000, first=1)], group_rows=2000)
+    own.worker("w1").ready()
+    own.worker("w2").ready()
+    job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=10_000)
+    manifest = succeeded(job)
+    assert len(manifest["parts"]) > 1
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 2001)]
+    assert Counter(own.runs()) == dict.fromkeys(range(1, 2001), 1)
+    assert len(own.runs_by_worker(range(1, 2001))) == 2
+
+
+def _said(worker: Worker, word: str, times: int) -> bool:
+    return worker.said().count(word) >= times
+
+
+def _request(house: House, job: Job) -> Any:
+    from forebay.contract.batch import BatchRequest
+
+    client = house.client
+    return BatchRequest.load(client._payloads.load(*client._batches.request(job.id)))
+
+
+def test_the_audit_finds_what_was_changed(house: House, tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "in", [vectors(200)])
+    job = house.client.batch("net", data, tmp_path / "out", columns="x", shard_rows=100)
+    manifest = succeeded(job)
+    one, two = [tmp_path / "out" / part["name"] for part in manifest["parts"]]
+    one.write_bytes(one.read_bytes() + b" ")
+    two.rename(two.with_name("part-999999-000000000000000.parquet"))
+    faults = audit(house.client, job.id)["faults"]
+    assert any("its content is not what was written" in fault for fault in faults)
+    assert any("no shard of this batch has written it" in fault for fault in faults)
+    assert any("it is missing" in fault for fault in faults)
+
+
+def test_a_batch_runs_on_postgres(tmp_path: Path, broker: str, postgres_database: str) -> None:
+    with closing(House(tmp_path, broker, postgres_database)) as house:
+        model = house.model("Slowly", max_batch_size=16, **SLOW)
+        data = write_parquet(tmp_path / "in", [vectors(300)])
+        house.worker()
+        job = house.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
+        succeeded(job)
+        assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(300)]
+        assert json.dumps(job.request_counts) == '{"total": 300, "completed": 300, "failed": 0}'
