@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 ARGS ?=
+# Most tests wait for processes more than they compute; the tests of a file share servers, and stay together.
+TOGETHER ?= -n 3 --dist loadfile
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,8 +20,8 @@ venv: $(STAMP) ## .venv with forebay[all] and the developers' tools, pinned by c
 demo: $(STAMP) ## the main job on real data, from nothing to a result table
 	@$(BIN)/forebay demo $(ARGS)
 
-test: $(STAMP) ## the whole suite; make test ARGS="-k lease -x" for less
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP) ## the whole suite; make test ARGS="-k lease -x" for less, TOGETHER= for one test at a time
+	@$(PY) -m pytest $(TOGETHER) $(ARGS)
 
 lint: $(STAMP) ## style, formatting, and who may import whom
 	@echo "==> ruff check"
