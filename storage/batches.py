@@ -18,11 +18,9 @@ from forebay.storage import tables
 from forebay.storage.batch_records import Batch, ShardOutcome, ShardWork
 from forebay.storage.batch_reports import BatchReports
 from forebay.storage.job_past import REMEMBER_RETRIED
-from forebay.storage.job_requests import AFRESH, CANCEL_SHARDS
-from forebay.storage.job_requests import _row as new_row
+from forebay.storage.job_requests import AFRESH, CANCEL_SHARDS, new_row
 from forebay.storage.job_sql import END_LEASE, NO_LEASE, TICKET, becomes, ended, may, tickets
-from forebay.storage.jobs import CLAIM_ANY, ENDED, FAIL, STOP, SUCCEED
-from forebay.storage.jobs import _claimed as claimed
+from forebay.storage.jobs import CLAIM_ANY, ENDED, FAIL, STOP, SUCCEED, claimed_job
 from forebay.storage.records import ClaimedJob, Ended, NewJob, plain_text
 
 OPEN = """
@@ -121,7 +119,7 @@ class BatchStore(BatchReports):
                 return None
             values = {"ids": self.ledger.bind([id]), "worker": worker, "now": now, "lease_until": now + lease_s}
             row = connection.execute(self._sql(CLAIM_ANY), values).fetchone()
-        return None if row is None else claimed(row, now)
+        return None if row is None else claimed_job(row, now)
 
     def beat(self, work: ShardWork, done: int, failed: int, seconds: float, lease_s: float) -> bool | None:
         """Note a running shard's progress and prolong its lease; whether it is to stop, None when the lease is lost."""

@@ -78,7 +78,7 @@ class JobRequests(JobReports):
         if not jobs:
             return []
         now = self.ledger.now()
-        rows = [_row(job, now) for job in jobs]
+        rows = [new_row(job, now) for job in jobs]
         with self.ledger.write() as connection:
             ids = self._known(connection, jobs)
             fresh = [row for row, id in zip(rows, ids, strict=True) if row["id"] == id]
@@ -185,7 +185,8 @@ def _of_model(statement: str, model: str | None, version: int | None) -> tuple[s
     return statement.replace("{model}", "".join(f"AND {name} = :{name} " for name in values)), values
 
 
-def _row(job: NewJob, now: float) -> dict[str, Any]:
+def new_row(job: NewJob, now: float) -> dict[str, Any]:
+    """A new job as the values of its row."""
     return {
         "id": job.id,
         "kind": job.kind.value,

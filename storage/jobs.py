@@ -137,7 +137,7 @@ class JobStore(JobRequests):
         with self.ledger.write(durable=not self.ledger.sqlite) as connection:
             rows = connection.execute(self._sql(CLAIM_ANY if queues is None else CLAIM_SERVED), values).fetchall()
         place = {id: i for i, id in enumerate(ids)}
-        return [_claimed(r, now) for r in sorted(rows, key=lambda r: place[r[0]])]
+        return [claimed_job(r, now) for r in sorted(rows, key=lambda r: place[r[0]])]
 
     def renew(self, ids: Sequence[str], worker: str, lease_s: float) -> set[str]:
         """Prolong the leases of this worker's running jobs; the ids it still holds."""
@@ -263,7 +263,8 @@ class JobStore(JobRequests):
             return connection.execute(self._sql(PURGE), values).rowcount
 
 
-def _claimed(row: Any, now: float) -> ClaimedJob:
+def claimed_job(row: Any, now: float) -> ClaimedJob:
+    """A row that CLAIM gave, as the one who claimed it sees it."""
     id, kind, *rest, created_at = row
     return ClaimedJob(id, JobKind(kind), *(*rest, max(0.0, now - created_at)))
 
