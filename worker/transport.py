@@ -113,18 +113,35 @@ class CheckedRedis(redis.Redis):
 
 
 class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
-    """kombu's account of what is not acknowledged, which survives that Redis is gone when the channel closes."""
+    """kombu's account of what is not acknowledged, which survives that its channel has been closed.
+
+    Messages that wait in the worker outlive the connection they came by. Stock kombu then looks for the address that closing
+    the connection has cleared, and the worker ends with AttributeError. Here nothing is done: the message comes again, or the
+    sweeper sends its jobs, and whoever claims first runs them.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, if the channel it came by is still there."""
+        if not self._gone:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Refuse one, or put it back."""
+        if not self._gone:
+            super().reject(delivery_tag, requeue=requeue)
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Put back what was not acknowledged, if Redis can be had; else the sweeper sends those jobs again.
-
-        Stock kombu looks for an address that closing the connection has cleared, and the worker ends with AttributeError.
-        """
+        """Put back what was not acknowledged, if Redis can be had."""
         try:
             super().restore_unacked(client)
         except (AttributeError, OSError, redis.RedisError) as error:
             log.debug("not_restored", messages=len(self._delivered), error=repr(error))
             self._delivered.clear()
+
+    @property
+    def _gone(self) -> bool:
+        connection = self.channel.connection
+        return connection is None or connection.client is None
 
 
 class Channel(stock.Channel):  # type: ignore[misc]
