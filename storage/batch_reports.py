@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from forebay.contract.batch import BatchProgress, Piece, Position, load_pieces
 from forebay.contract.errors import JobNotFound
@@ -45,15 +45,7 @@ class BatchReports:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._sql = cache(self._prepare)
-
-    def _prepare(self, statement: str) -> TextClause:
-        ledger = self.ledger
-        return text(
-            statement.replace("{ids}", ledger.ids())
-            .replace("{skip_locked}", ledger.skip_locked())
-            .replace("{for_update}", ledger.for_update())
-        )
+        self._sql = cache(ledger.statement)
 
     def batch(self, id: str) -> Batch:
         """A batch that has been started; JobNotFound otherwise."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import FINAL, Attempt, JobError, JobInfo, JobKind, JobState, Progress, at, utc
@@ -66,16 +66,7 @@ class JobReports:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._sql = cache(self._prepare)
-
-    def _prepare(self, statement: str) -> TextClause:
-        ledger = self.ledger
-        return text(
-            statement.replace("{ids}", ledger.ids())
-            .replace("{skip_locked}", ledger.skip_locked())
-            .replace("{for_update}", ledger.for_update())
-            .replace("{queues}", ledger.ids("queues"))
-        )
+        self._sql = cache(ledger.statement)
 
     def get(self, id: str) -> JobInfo:
         """One job; JobNotFound when there is none of this id."""

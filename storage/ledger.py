@@ -99,6 +99,15 @@ class Ledger:
         """The value to bind for `ids`."""
         return json.dumps(list(values)) if self.sqlite else list(values)
 
+    def statement(self, sql: str) -> TextClause:
+        """A statement whose {ids}, {queues}, {skip_locked} and {for_update} are written as this database wants them."""
+        return text(
+            sql.replace("{ids}", self.ids())
+            .replace("{queues}", self.ids("queues"))
+            .replace("{skip_locked}", self.skip_locked())
+            .replace("{for_update}", self.for_update())
+        )
+
     def skip_locked(self) -> str:
         """SQL that lets two workers pick rows side by side; SQLite's single writer needs none."""
         return "" if self.sqlite else "FOR UPDATE SKIP LOCKED"
