@@ -57,9 +57,9 @@ class TrainRequest:
     """What a training job is to do, as its payload holds it.
 
     `features` are the columns to learn from (none named: all but the target, and but the split's). `missing` says what becomes
-    of missing values: `drop`, `mean` or `constant:VALUE`. `params` are those of the recipe and of the loop
-    (forebay.contract.recipes). `metric` is what the best state and the alias are judged by (None: the recipe's own); `alias` moves
-    to the new version when it is better by that than the version it names. `nproc` processes run on each of `nodes` machines.
+    of missing values: `drop`, `mean` or `constant:VALUE`. `params` are those of the recipe and of the loop. `metric` is what the
+    best state and the alias are judged by (None: the recipe's own); `alias` moves to the new version when it is better by that
+    than the version it names. `nproc` processes run on each of `nodes` machines.
     """
 
     recipe: str
