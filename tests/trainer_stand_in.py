@@ -30,7 +30,6 @@ from forebay.contract.training import (
     dump_event,
 )
 
-
 PAUSE = threading.Event()  # never set
 
 
@@ -53,7 +52,7 @@ class StandIn:
         if self.leads:
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps([self.step, self.sum]))
-        self.tell(Saved(self.step, 0, f"{CHECKPOINT_FOLDER}/{path.name}"))
+        self.tell(Saved(self.step, 1, f"{CHECKPOINT_FOLDER}/{path.name}"))
 
     def at(self, what: str) -> bool:
         asked = self.request.params
@@ -81,7 +80,7 @@ class StandIn:
             self.step += 1
             self.sum += self.step
             self.misbehave()
-            self.tell(Point(self.step, 0, TRAIN, {"loss": 1 / self.step}, 100.0, 1.0, steps))
+            self.tell(Point(self.step, 1, TRAIN, {"loss": 1 / self.step}, 100.0, 1.0, steps))
             if self.step % (self.request.checkpoints.steps or steps) == 0:
                 self.save()
             PAUSE.wait(float(self.request.params.get("step_s", 0.0)))
@@ -96,7 +95,7 @@ class StandIn:
             artifact.mkdir()
             (artifact / "sum.json").write_text(json.dumps(self.sum))
         metrics = {"loss": float(self.sum), "accuracy": float(self.request.params.get("accuracy", 0.5))}
-        self.tell(Point(steps, 0, TEST, metrics))
+        self.tell(Point(steps, 1, TEST, metrics))
         field = {"x": {"dtype": "float32", "shape": []}}
         self.tell(
             Trained(metrics, "recipe", field, {"y": {"dtype": "int64", "shape": []}}, {"recipe": "stand-in"}, 1, steps)

@@ -27,6 +27,7 @@ WRITE_EVERY_S, LONGEST_S = (
 )  # between two writes of points: longer in a long run, for a curve of some thousands
 CURVE_POINTS = 2000
 AGAIN_S = 5.0  # after ledger or blob store were away
+TAKEN = "storing.ckpt"
 MOST_POINTS = 10_000  # that wait for a ledger that is away
 
 
@@ -73,7 +74,8 @@ class Record:
             return
         if self._waiting is not None and self._saving is None:
             saved, self._waiting = self._waiting, None
-            self._saving = saved, self._saver.submit(self._save, saved)
+            if self._take(saved):
+                self._saving = saved, self._saver.submit(self._save, saved)
         every = min(LONGEST_S, max(WRITE_EVERY_S, (now - self._began) / CURVE_POINTS))
         if self._data is not None or now - self._written >= every:
             self._try(self._write)
@@ -120,13 +122,19 @@ class Record:
             else:
                 self._remove(saved)
 
-    def _save(self, saved: Saved) -> None:
-        path, started = self._folder / saved.path, time.monotonic()
+    def _take(self, saved: Saved) -> bool:
+        """Whether the file is there, under a name of our own: the trainer removes its older ones."""
+        taken = self._folder / TAKEN
+        taken.unlink(missing_ok=True)
         try:
-            size, blob = path.stat().st_size, self._blobs.put_file(path)
-        except FileNotFoundError:
-            log.warning("checkpoint_gone", job=self._job.id, step=saved.step, path=saved.path)
-            return
+            taken.hardlink_to(self._folder / saved.path)
+        except FileNotFoundError:  # a later one has been told by now, or will be
+            return False
+        return True
+
+    def _save(self, saved: Saved) -> None:
+        path, started = self._folder / TAKEN, time.monotonic()
+        size, blob = path.stat().st_size, self._blobs.put_file(path)
         stale = self._store.save(self._job, saved.step, saved.epoch, blob, size, self._request.checkpoints.keep)
         self._remove(saved)
         self.saved += 1
@@ -167,7 +175,7 @@ def progress(point: Point) -> str:
     values = ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
     pace = f", {point.rows_per_s:,.0f} rows/s" if point.rows_per_s else ""
     left = f", {_duration(point.eta_s)} left" if point.eta_s else ""
-    return f"epoch {point.epoch + 1}: {point.split} {values}{pace}{left}"
+    return f"epoch {point.epoch}: {point.split} {values}{pace}{left}"
 
 
 def _duration(seconds: float) -> str:
