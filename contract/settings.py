@@ -42,6 +42,8 @@ class Settings:
     shutdown_grace_s: float
     load_timeout_s: float
     train_timeout_s: float
+    node_wait_s: float
+    rendezvous_host: str
     outage_patience_s: float
     max_inline_bytes: int
     max_payload_bytes: int
@@ -288,6 +290,15 @@ TABLE: dict[str, Setting] = {
         seconds,
         lambda _: 1800.0,
         "how long a trainer may say nothing before it counts as hung",
+    ),
+    "node_wait_s": Setting(
+        "FOREBAY_NODE_WAIT",
+        seconds,
+        lambda _: 600.0,
+        "how long a training run waits for the machines that it asked for",
+    ),
+    "rendezvous_host": Setting(
+        "FOREBAY_RENDEZVOUS_HOST", str, lambda _: "", "this machine's address for the others of a run; '': its name"
     ),
     "outage_patience_s": Setting(
         "FOREBAY_OUTAGE_PATIENCE", seconds, lambda _: 600.0, "how long results wait for the ledger or a full blob store"

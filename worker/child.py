@@ -27,7 +27,6 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
-from forebay.storage.training import TrainingStore
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
 from forebay.worker.board import Board, meet_parent
@@ -170,17 +169,20 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
 
 def _training_slot(settings: Settings, ledger: Ledger, board: Board, tally: Tally) -> TrainingSlot:
     """What runs training jobs."""
+    from forebay.worker.training.launch import Launcher
+    from forebay.worker.training.outcomes import Outcomes
     from forebay.worker.training.slot import TrainingSlot
 
     blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    jobs, announcer = JobStore(ledger), Announcer(connect_redis(settings))
     return TrainingSlot(
         settings,
-        jobs=JobStore(ledger),
-        store=TrainingStore(ledger),
-        registry=ModelRegistry(ledger),
+        jobs=jobs,
         payloads=Payloads(blobs, settings),
         blobs=blobs,
-        announcer=Announcer(connect_redis(settings)),
+        outcomes=Outcomes(jobs, announcer, settings.worker_name, settings.outage_patience_s),
+        launcher=Launcher(settings),
+        dispatcher=Dispatcher(make_app(settings)),
         board=board,
         tally=tally,
     )

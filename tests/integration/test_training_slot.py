@@ -17,6 +17,8 @@ import pytest
 from waiting import wait_until
 
 from forebay.contract import codec
+from forebay.contract.celery_app import make_app
+from forebay.contract.dispatch import Dispatcher
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.settings import Settings
 from forebay.contract.training import Checkpoints, TrainRequest
@@ -30,6 +32,8 @@ from forebay.storage.training import TrainingStore
 from forebay.worker.announcer import Announcer
 from forebay.worker.board import Board
 from forebay.worker.tally import Tally
+from forebay.worker.training.launch import Launcher
+from forebay.worker.training.outcomes import Outcomes
 from forebay.worker.training.slot import TrainingSlot
 
 WORKER = "w@test"
@@ -49,10 +53,12 @@ class Place:
     def __post_init__(self) -> None:
         self.jobs, self.store = JobStore(self.ledger), TrainingStore(self.ledger)
         self.registry = ModelRegistry(self.ledger)
+        self.launcher = Launcher(self.settings, "trainer_stand_in")
+        announcer = Announcer(fakeredis.FakeRedis())
         self.slot = TrainingSlot(
-            self.settings, jobs=self.jobs, store=self.store, registry=self.registry,
-            payloads=Payloads(self.blobs, self.settings), blobs=self.blobs,
-            announcer=Announcer(fakeredis.FakeRedis()), board=self.board, tally=Tally(), module="trainer_stand_in",
+            self.settings, jobs=self.jobs, payloads=Payloads(self.blobs, self.settings), blobs=self.blobs,
+            outcomes=Outcomes(self.jobs, announcer, WORKER, 5.0), launcher=self.launcher,
+            dispatcher=Dispatcher(make_app(self.settings)), board=self.board, tally=Tally(),
         )  # fmt: skip
 
     def job(
@@ -109,10 +115,11 @@ class Place:
 def place(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     tests = str(Path(__file__).resolve().parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
-    settings = Settings.load(
-        {"FOREBAY_HOME": str(tmp_path / "home"), "FOREBAY_BLOBS": str(tmp_path / "blobs"), "FOREBAY_WORKER_NAME": WORKER,
-         "FOREBAY_TRAIN_TIMEOUT": "4", "FOREBAY_SHUTDOWN_GRACE": "20", "FOREBAY_TORCH_THREADS": "1"}
-    )  # fmt: skip
+    given = {
+        "BROKER": "redis://127.0.0.1:1/0", "HOME": str(tmp_path / "home"), "BLOBS": str(tmp_path / "blobs"),
+        "WORKER_NAME": WORKER, "TRAIN_TIMEOUT": "4", "SHUTDOWN_GRACE": "20", "TORCH_THREADS": "1",
+    }  # fmt: skip
+    settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
     place = Place(tmp_path, ledger, settings, BlobStore(settings.blobs), Board())
     yield place
     assert place.trainers() == []
@@ -206,9 +213,9 @@ def test_a_worker_that_stops_gives_the_job_back_uncounted_with_a_checkpoint_of_t
 
 
 def test_a_trainer_that_does_not_heed_a_stop_is_killed_and_the_job_goes_back_uncounted(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place,
 ) -> None:
-    monkeypatch.setattr("forebay.worker.training.slot.CHECKPOINT_SHARE", 0.05)
+    place.launcher.grace_s = 1.0
     id = place.job(every=1000, step_s=0.5, deaf=True)
     with place.running(id) as became:
         place.board.stop()

@@ -23,12 +23,15 @@ import psutil
 import structlog
 
 from forebay.contract.settings import Settings, mask_password
+from forebay.contract.training import TrainRequest
+from forebay.storage.records import ClaimedJob
 from forebay.worker.children import LINE_LENGTH, last_words
 
 log = structlog.get_logger()
 
 BOUND, TORCHRUN, TRAINER = "forebay.worker.training.bound", "torch.distributed.run", "forebay.worker.training.process"
 BEHIND = "~"  # sorts behind every address
+CHECKPOINT_SHARE = 0.6  # of shutdown_grace_s
 SAID_EVERY_S, SAID_AT_ONCE = 10.0, 20  # so many of a trainer's lines go into the log in so many seconds
 LAST_WORDS_S = 2.0
 KEPT_LINES = 200  # torchrun's own report of a failure takes some forty
@@ -99,6 +102,27 @@ def _devices(device: str, count: int, given: Mapping[str, str]) -> str:
     names = [name for name in given.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     wanted = range(first, first + count)
     return ",".join(names[i] if names else str(i) for i in wanted if not names or i < len(names))
+
+
+class Launcher:
+    """Starts trainers for one worker. `module` is what each process of a trainer runs."""
+
+    def __init__(self, settings: Settings, module: str = TRAINER) -> None:
+        self._settings, self._module = settings, module
+        self.grace_s = settings.shutdown_grace_s * CHECKPOINT_SHARE  # that a trainer has for its last checkpoint
+
+    def start(self, job: ClaimedJob, request: TrainRequest, folder: Path, meeting: Meeting | None = None) -> Trainer:
+        """The trainer of a folder that is ready for it."""
+        settings = self._settings
+        queue = settings.queues.get(job.queue)
+        nproc = processes(settings, request.nproc, queue.capacity.gpu if queue is not None else 1)
+        words = command(folder, nproc, settings.allowed_python_models, self.grace_s, meeting, self._module)
+        trainer = Trainer(words, environment(settings, nproc), job.id)
+        log.info(
+            "training_started", job=job.id, kind=str(job.kind), model=job.model, recipe=request.recipe, pid=trainer.pid,
+            worker=settings.worker_name, attempt=job.attempt, processes=nproc, device=settings.device,
+        )  # fmt: skip
+        return trainer
 
 
 class Trainer:

@@ -88,7 +88,7 @@ class Record:
         while True:
             self._try(self._write)
             self.tend()
-            if self._saving is None and self._waiting is None:
+            if self._saving is None and self._waiting is None and not self._points and self._data is None:
                 return
             left = until - self._clock()
             if left <= 0:
