@@ -25,8 +25,9 @@ from forebay.storage.datasets.sources import SUFFIXES, Sample, check_format, get
 from forebay.storage.records import NewJob
 
 if TYPE_CHECKING:
-    from forebay.producer.client import Client, Terms
+    from forebay.producer.client import Client
     from forebay.producer.job import Job
+    from forebay.producer.terms import Terms
 
 CHECK_S = 1.5  # for looking into the files at submit
 

@@ -28,7 +28,7 @@ from forebay.contract.references import shown
 from forebay.storage.records import Outcome
 
 if TYPE_CHECKING:
-    from forebay.producer.client import Client
+    from forebay.producer.looking import Looking
 
 LAST_DEADLINE_S = 10 * 365 * 86400.0
 
@@ -38,7 +38,7 @@ class Job:
 
     __slots__ = ("__weakref__", "_client", "_future", "_lock", "_outcome", "id")
 
-    def __init__(self, client: Client, id: str) -> None:
+    def __init__(self, client: Looking, id: str) -> None:
         self.id = id
         self._client = client
         self._outcome: Outcome | None = None
