@@ -55,9 +55,7 @@ def list_(
         list[str] | None,
         typer.Option(metavar="STATE", help=f"{', '.join(JobState)}; may be repeated.", show_default=False),
     ] = None,
-    kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="predict, batch, shard or train.", show_default=False)
-    ] = None,
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help=f"{', '.join(JobKind)}.", show_default=False)] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)
     ] = None,
@@ -293,7 +291,7 @@ def _row(job: JobInfo, now: datetime) -> tuple[Any, ...]:
         job.id,
         _state(job),
         job.kind,
-        f"{job.model}/{job.version}",
+        job.ref,
         job.queue,
         attempts,
         age(job.created_at, now),
@@ -314,7 +312,7 @@ def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
         "kind": job.kind,
         "state": job.state,
         "error": error or None,
-        "model": f"{job.model}/{job.version}",
+        "model": job.ref,
         "queue": job.queue,
         "priority": job.priority,
         "attempt": f"{job.attempt} of {job.max_attempts}",
