@@ -29,6 +29,7 @@ from forebay.contract.references import shown
 LABEL, PROBABILITIES = "label", "probabilities"  # the outputs of a classifier
 Predictions: TypeAlias = "Sequence[Any] | Mapping[str, Any] | NDArray[Any]"
 
+_ALONE: Mapping[str, Any] = {"sync_on_compute": False}  # each process scores what it is given; nothing is gathered
 _LEAST = 1e-12  # a probability of 0 would make the loss infinite
 
 
@@ -84,16 +85,16 @@ class _Classes:
         self._index = {label: i for i, label in enumerate(classes)}
         count = len(classes)
         self._counted: dict[str, Metric] = {
-            "accuracy": MulticlassAccuracy(count, average="micro"),
-            "precision": MulticlassPrecision(count, average="macro"),
-            "recall": MulticlassRecall(count, average="macro"),
-            "f1": MulticlassF1Score(count, average="macro"),
+            "accuracy": MulticlassAccuracy(count, average="micro", **_ALONE),
+            "precision": MulticlassPrecision(count, average="macro", **_ALONE),
+            "recall": MulticlassRecall(count, average="macro", **_ALONE),
+            "f1": MulticlassF1Score(count, average="macro", **_ALONE),
         }
-        self._confusion = MulticlassConfusionMatrix(count)
-        self._areas = MulticlassAUROC(count, average=None)
+        self._confusion = MulticlassConfusionMatrix(count, **_ALONE)
+        self._areas = MulticlassAUROC(count, average=None, **_ALONE)
         self._present = torch.zeros(count, dtype=torch.int64)
         self._surprise, self._scored, self._rows = 0.0, 0, 0
-        _alone([*self._counted.values(), self._confusion, self._areas])
+        _in_double_precision([*self._counted.values(), self._confusion, self._areas])
 
     def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
         truth = self._indices(targets, "target")
@@ -150,13 +151,13 @@ class _Classes:
 class _Numbers:
     def __init__(self) -> None:
         self._counted: dict[str, Metric] = {
-            "loss": MeanSquaredError(),
-            "mae": MeanAbsoluteError(),
-            "rmse": MeanSquaredError(squared=False),
+            "loss": MeanSquaredError(**_ALONE),
+            "mae": MeanAbsoluteError(**_ALONE),
+            "rmse": MeanSquaredError(squared=False, **_ALONE),
         }
-        self._fit = R2Score()
+        self._fit = R2Score(**_ALONE)
         self._rows = 0
-        _alone([*self._counted.values(), self._fit])
+        _in_double_precision([*self._counted.values(), self._fit])
 
     def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
         predicted, truth = _doubles(next(iter(columns.values())), "predictions"), _doubles(targets, "targets")
@@ -174,10 +175,9 @@ class _Numbers:
         return None
 
 
-def _alone(metrics: Sequence[Metric]) -> None:
-    """Each process scores what it is given: nothing is gathered from others. Sums are kept in double precision."""
+def _in_double_precision(metrics: Sequence[Metric]) -> None:
+    """Sums of many numbers, or of large ones, would lose their last digits."""
     for metric in metrics:
-        metric.sync_on_compute = False
         metric.set_dtype(torch.float64)
 
 
