@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.job import JobKind, new_ids
-from forebay.contract.payload import pack_input
-from forebay.contract.queues import Resources, route
-from forebay.contract.references import ModelRef, shown
-from forebay.producer.job import Job, deadline_at
-from forebay.producer.looking import Looking
-from forebay.producer.models import check_metadata
-from forebay.producer.submit import check_key, keys_for
-from forebay.producer.terms import Deadline, Terms, request_hash
+from forebay.contract.job import JobKind
+from forebay.contract.training import Split
+from forebay.producer.job import Job
+from forebay.producer.submitting import Submitting
+from forebay.producer.terms import Deadline
 from forebay.storage.datasets import require_pyarrow
-from forebay.storage.records import NewJob
 
 
-class Client(Looking):
+class Client(Submitting):
     """Submits jobs and reads results. Thread-safe; a context manager; one per process is enough."""
 
     def predict(
@@ -110,71 +105,92 @@ class Client(Looking):
         )  # fmt: skip
         return batches.submit(self, terms, request)
 
-    def _terms(
+    def train(
         self,
         model: str,
-        priority: int,
-        queue: str | None,
-        deadline: Deadline | None,
-        max_attempts: int,
-        idempotency_key: str | None,
-        metadata: Mapping[str, Any] | None,
-        batched: bool,
-        kind: JobKind = JobKind.PREDICT,
-    ) -> Terms:
-        version = self._registry.resolve(ModelRef.parse(model))
-        if type(priority) is not int or not 0 <= priority <= 9:
-            raise InvalidInput(f"priority {shown(priority)} is not a whole number from 0 (first) to 9")
-        if type(max_attempts) is not int or not 1 <= max_attempts <= 100:
-            raise InvalidInput(f"max_attempts {shown(max_attempts)} is not a whole number from 1 to 100")
-        if queue is not None and not isinstance(queue, str):
-            raise InvalidInput(f"queue {shown(queue)} is not the name of a queue")
-        where = route(self.settings.queues, Resources.parse(version.resources), kind, queue)
-        ends = deadline_at(deadline, self._ledger.now())
-        return Terms(
-            version, where, priority, ends, max_attempts, check_key(idempotency_key), check_metadata(metadata), batched
-        )
+        *,
+        recipe: str,
+        dataset: str | Path | Sequence[str | Path],
+        target: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        features: str | Sequence[str] | None = None,
+        missing: str = "drop",
+        split: Split | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        metric: str | None = None,
+        alias: str | None = None,
+        format: str | None = None,
+        nproc: int = 1,
+        nodes: int = 1,
+        resources: Mapping[str, Any] | None = None,
+        checkpoint_steps: int | None = None,
+        checkpoint_minutes: float | None = 5.0,
+        checkpoint_keep: int = 3,
+        max_batch_size: int = 256,
+        priority: int = 5,
+        queue: str | None = None,
+        deadline: Deadline | None = None,
+        max_attempts: int = 10,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Train the next version of `model` from a data set; returns once the job is durable. `result()` gives the version.
 
-    def _packed(self, terms: Terms, value: Any, where: str) -> tuple[bytes, int]:
-        signature = terms.model.signature
-        try:
-            rows = signature.rows(value) if terms.batched else [signature.row(value)]
-            data = pack_input(rows, terms.batched)
-            self._payloads.check(data)
-        except InvalidInput as error:
-            raise type(error)(f"{where}model {terms.model.ref}: {error}") from error
-        except Exception as error:
-            raise InvalidInput(
-                f"{where}model {terms.model.ref}: the input cannot be read: {type(error).__name__} {shown(str(error))}"
-            ) from error
-        return data, len(rows)
+        `recipe` and `params` are those of `forebay recipes`, `dataset` is what `batch` takes, and .npz; a folder of images has
+        the column `label`, the name of the folder each is in. `features` are the columns to learn from (all but the target),
+        `missing` is `drop`, `mean` or `constant:VALUE`. `split` has shares, `{"validation": 0.1, "test": 0.2}`, and may name a
+        `key` whose equal values stay together; or it names a `column` whose values are train, validation and test. `metric`
+        judges; `alias` moves to the new version if that is better by it than the one it names. `nproc` processes run on each
+        of `nodes` machines. The state is saved after every `checkpoint_steps` steps or `checkpoint_minutes` minutes, and a later
+        attempt or `retry` goes on from there. `resources` are needed to train and to serve, `max_batch_size` and `metadata` go
+        to the version. Raises InvalidInput, MissingExtra, and what `predict` raises; then nothing was stored.
+        """
+        require_pyarrow()
+        from forebay.producer import training
 
-    def _submit(self, terms: Terms, packed: Sequence[tuple[bytes, int]]) -> list[Job]:
-        maximum = self._room.take(terms.queue, len(packed), keyed=terms.idempotency_key is not None)
-        ids = new_ids(len(packed))
-        keys = keys_for(terms.idempotency_key, len(packed))
-        jobs = [self._new_job(terms, *args) for args in zip(ids, keys, packed, strict=True)]
-        return self._submit_jobs(jobs, terms, maximum)
-
-    def _new_job(self, terms: Terms, id: str, key: str | None, payload: tuple[bytes, int]) -> NewJob:
-        data, rows = payload
-        inline, ref = self._payloads.store(data)
-        return NewJob(
-            id, JobKind.PREDICT, terms.model.name, terms.model.version, terms.queue, terms.priority, terms.max_attempts,
-            rows, terms.deadline_at, self.id, key, request_hash(terms, data) if key else None, terms.metadata, None,
-            inline, ref,
+        asked = training.Asked(
+            recipe, dataset, target, format, params, features, missing, split, seed, metric, alias, nproc, nodes, resources,
+            checkpoint_steps, checkpoint_minutes, checkpoint_keep, max_batch_size, metadata,
         )  # fmt: skip
+        terms = self._terms_for(
+            training.draft(model, asked), JobKind.TRAIN, priority, queue, deadline, max_attempts, idempotency_key, metadata
+        )  # fmt: skip
+        request = training.make_request(asked)
+        return self._submit_request(terms, JobKind.TRAIN, request.dump(), request.fingerprint(model))
 
-    def _submit_jobs(self, jobs: Sequence[NewJob], terms: Terms, maximum: int | None) -> list[Job]:
-        self._watcher.start()
-        ids = [job.id for job in jobs]
-        # The handles come first: a quick worker announces a job before `submit` has returned.
-        handles = self._watcher.adopt(Job(self, id) for id in ids)
-        stored = self._submitter.submit(jobs, terms.model.max_batch_size, terms.model.batch_wait_timeout_s, maximum)
-        if stored != ids:  # an idempotency key was met before
-            handles = self._watcher.adopt(Job(self, id) for id in stored)
-            self._watcher.read(id for id, new in zip(stored, ids, strict=True) if id != new)
-        return handles
+    def evaluate(
+        self,
+        model: str,
+        dataset: str | Path | Sequence[str | Path],
+        *,
+        target: str,
+        columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+        output: str | None = None,
+        format: str | None = None,
+        priority: int = 7,
+        queue: str | None = None,
+        deadline: Deadline | None = None,
+        max_attempts: int = 3,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Try a version of any runtime on a data set whose column `target` says what is true; `result()` gives an Evaluation.
+
+        `columns` is what `batch` takes; left out, it is the columns that the version was trained on. `output` is the model's
+        output that is held against the target: a label, a number, or scores of classes; left out, `label` and `probabilities`,
+        or the only one. What comes out is stored with the version. Raises what `batch` raises; then nothing was stored.
+        """
+        require_pyarrow()
+        from forebay.producer import evaluation
+
+        terms = self._terms(
+            model, priority, queue, deadline, max_attempts, idempotency_key, metadata, False, JobKind.EVALUATE
+        )
+        request = evaluation.make_request(
+            terms.model, dataset, target=target, columns=columns, output=output, format=format,
+            learnt_from=self._training.data_of(terms.model),
+        )  # fmt: skip
+        return self._submit_request(terms, JobKind.EVALUATE, request.dump(), request.fingerprint(terms.model.ref))
 
 
 def _several(inputs: Any) -> Iterable[Any]:

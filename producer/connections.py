@@ -27,6 +27,7 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
+from forebay.storage.training_reports import TrainingReports
 from forebay.storage.workers import WorkerRegistry
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Connections:
         self._ledger = Ledger(self.settings.database)
         self._store = JobStore(self._ledger)
         self._batches = BatchStore(self._ledger)
+        self._training = TrainingReports(self._ledger)
         self._registry = ModelRegistry(self._ledger)
         self._workers = WorkerRegistry(self._ledger)
         blobs = BlobStore(self.settings.blobs)
@@ -54,7 +56,7 @@ class Connections:
         self._submitter = Submitter(self._store, self._dispatcher)
         self._room = Room(self._store, self.settings.queues)
         self._watcher = Watcher(self._store, connect_redis(self.settings), self.id)
-        self.models = Models(self._registry, blobs, self._ask_to_load)
+        self.models = Models(self._registry, self._training, blobs, self._ask_to_load)
         self._app = app
 
     def __enter__(self) -> Self:

@@ -32,6 +32,7 @@ from forebay.producer.cli.output import (
 from forebay.producer.cli.predict import Output
 from forebay.producer.cli.results import check_output, raise_unless_succeeded, show_one, wait_for
 from forebay.producer.cli.retry import MANY, retry_failed
+from forebay.producer.cli.runs import details, show_details
 from forebay.producer.client import Client
 from forebay.producer.job import Job
 
@@ -105,10 +106,12 @@ def show(
             return
         info = job.info()
         progress = job.progress if info.kind is JobKind.BATCH else None
-    if as_json:
-        print_json(info if progress is None else plain(info) | {"batch": plain(progress)})
-    else:
-        _show(info, progress)
+        if as_json:
+            batch = {} if progress is None else {"batch": plain(progress)}
+            print_json(plain(info) | batch | details(job, info))
+        else:
+            _show(info, progress)
+            show_details(job, info)
 
 
 @jobs_app.command(
@@ -190,7 +193,8 @@ def retry(
 ) -> None:
     """Queue failed, canceled or expired jobs afresh, under the same ids.
 
-    --failed takes all that failed or expired, however many, and leaves succeeded and canceled ones alone.
+    A training job goes on from its last checkpoint. --failed takes all that failed or expired, however many, and leaves
+    succeeded and canceled ones alone.
     """
     if failed == bool(ids):
         raise InvalidInput("give the ids of the jobs to retry, or --failed for all that have failed or expired")
