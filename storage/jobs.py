@@ -205,12 +205,16 @@ class JobStore(JobRequests):
             connection.execute(self._sql(past.REMEMBER_RELEASED), values)
             return tickets(connection.execute(self._sql(RELEASE), values))
 
-    def crashed(self, ids: Sequence[str], worker: str, reason: str) -> tuple[list[Ticket], list[Ended]]:
+    def crashed(
+        self, ids: Sequence[str], worker: str, reason: str, attempt: int | None = None
+    ) -> tuple[list[Ticket], list[Ended]]:
         """The process that ran these jobs died: free those with attempts left, fail the others as WorkerLost.
 
-        What a user wanted canceled is canceled instead, and is among those that ended.
+        What a user wanted canceled is canceled instead, and is among those that ended. With `attempt` only this one is meant.
         """
-        return self._lost(WHOSE_CRASHED, {"ids": self.ledger.bind(ids), "worker": worker, "reason": plain_text(reason)})
+        whose = WHOSE_CRASHED if attempt is None else f"{WHOSE_CRASHED} AND attempt = :attempt"
+        values = {"ids": self.ledger.bind(ids), "worker": worker, "reason": plain_text(reason)}
+        return self._lost(whose, values if attempt is None else values | {"attempt": attempt})
 
     def free_lapsed(self) -> tuple[list[Ticket], list[Ended]]:
         """The same for every job whose lease was not renewed."""
@@ -220,7 +224,7 @@ class JobStore(JobRequests):
         values["now"] = self.ledger.now()
         with self.ledger.write() as connection:
             # The parent of a dead child speaks once: it waits for its rows, where a sweeper passes over those that are locked.
-            lock = "{for_update}" if whose == WHOSE_CRASHED else "{skip_locked}"
+            lock = "{skip_locked}" if whose == WHOSE_LAPSED else "{for_update}"
             look = past.LOST.format(whose=LOST.replace("{whose}", whose), lock=lock)
             lost = {row.id: row for row in connection.execute(self._sql(look), values)}
             over = [

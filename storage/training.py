@@ -42,6 +42,7 @@ ON CONFLICT (job_id, split, step) DO UPDATE SET epoch = :epoch, at = :now, measu
 SHOW = """
 UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message
 WHERE id = :id AND state = 'running'"""
+SAID = "UPDATE jobs SET progress_message = :message WHERE id = :id AND state = 'running'"
 
 ADVANCE = f"""
 UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message {ENDED}
@@ -109,6 +110,12 @@ class TrainingStore(TrainingReports):
             connection.execute(self._sql(SHOW), shown)
             if steps is not None:
                 connection.execute(self._sql(STEPS), {"id": job.id, "steps": steps})
+
+    def said(self, job: ClaimedJob, message: str) -> None:
+        """Show a word about a run that measures nothing yet."""
+        with self.ledger.write(durable=False) as connection:
+            self._hold(connection, job)
+            connection.execute(self._sql(SAID), {"id": job.id, "message": plain_text(message)})
 
     def save(self, job: ClaimedJob, step: int, epoch: int, blob: str, size: int, keep: int) -> list[str]:
         """Note a checkpoint that lies in the blob store; the blobs of older ones that nobody needs any more."""

@@ -37,6 +37,7 @@ from forebay.worker.tally import Tally
 
 if TYPE_CHECKING:
     from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.training.slot import TrainingSlot
 
 log = structlog.get_logger()
 
@@ -46,32 +47,34 @@ _runner: Runner | None = None
 
 
 def start() -> None:
-    """Build this child's runner from the settings it inherited, and import torch before the first job needs it."""
+    """Build this child's runner from the settings it inherited, and import torch before the first job needs it.
+
+    A child that only trains imports none: its trainers are processes of their own, and the device is theirs.
+    """
     global _runner
     board = meet_parent()  # before all else: a death while torch is imported is told too
     settings = Settings.load()
     configure_logs(settings)
-    bound_memory(settings.child_memory_bytes)
-    import torch
-
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
+    device = "cpu" if settings.trains_only else settings.device
+    if not settings.trains_only:
+        bound_memory(settings.child_memory_bytes)
+        import_torch(settings.torch_threads)
     ledger = Ledger(settings.database)
     blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
-    tally = Tally(settings.device)
+    tally = Tally(device)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
     _runner = Runner(
         store=JobStore(ledger),
         registry=ModelRegistry(ledger),
         payloads=Payloads(blobs, settings),
         cache=ModelCache(
-            settings.model_cache_bytes or default_budget(settings.device, settings.child_memory_bytes),
+            settings.model_cache_bytes or default_budget(device, settings.child_memory_bytes),
             artifacts.fetch,
-            settings.device,
+            device,
             settings.allowed_python_models,
             tally=tally,
         ),
-        limits=Limits(Ceilings(ledger, device_kind(settings.device))),
+        limits=Limits(Ceilings(ledger, device_kind(device))),
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
@@ -81,14 +84,23 @@ def start() -> None:
         patience_s=settings.outage_patience_s,
         tally=tally,
         make_shards=lambda load: _shard_runner(settings, ledger, load, board, tally),
+        make_slot=lambda: _training_slot(settings, ledger, board, tally),
     )
     log.info(
         "child_ready",
         worker=settings.worker_name,
         device=settings.device,
         pid=os.getpid(),
-        threads=torch.get_num_threads(),
+        threads=settings.torch_threads,
     )
+
+
+def import_torch(threads: int) -> None:
+    """Have torch in memory, with so many threads; 0 leaves it what it takes by itself."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float, list[str]]:
@@ -151,6 +163,27 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
         lease_s=settings.lease_s,
         board=board,
         patience_s=settings.outage_patience_s,
+        tally=tally,
+    )
+
+
+def _training_slot(settings: Settings, ledger: Ledger, board: Board, tally: Tally) -> TrainingSlot:
+    """What runs training jobs."""
+    from forebay.worker.training.launch import Launcher
+    from forebay.worker.training.outcomes import Outcomes
+    from forebay.worker.training.slot import TrainingSlot
+
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    jobs, announcer = JobStore(ledger), Announcer(connect_redis(settings))
+    return TrainingSlot(
+        settings,
+        jobs=jobs,
+        payloads=Payloads(blobs, settings),
+        blobs=blobs,
+        outcomes=Outcomes(jobs, announcer, settings.worker_name, settings.outage_patience_s),
+        launcher=Launcher(settings),
+        dispatcher=Dispatcher(make_app(settings)),
+        board=board,
         tally=tally,
     )
 

@@ -19,6 +19,7 @@ import structlog
 from forebay.contract.errors import MissingExtra, Transient
 from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
+from forebay.contract.queues import TRAINING
 from forebay.contract.references import ModelRef
 from forebay.storage.jobs import JobStore
 from forebay.storage.models import ModelRegistry
@@ -37,6 +38,7 @@ from forebay.worker.work import Item, Work
 
 if TYPE_CHECKING:
     from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.training.slot import TrainingSlot
 
 log = structlog.get_logger()
 
@@ -96,13 +98,15 @@ class Runner:
         load_timeout_s: float,
         patience_s: float,
         make_shards: Callable[[Load], ShardRunner],
+        make_slot: Callable[[], TrainingSlot],
         queues: Sequence[str] | None = None,
         tally: Tally | None = None,
     ) -> None:
         """`queues` are those that this worker serves, None when it may claim from any. `make_shards` gives what runs batch
-        jobs, with this way to load a model.
+        jobs, with this way to load a model; `make_slot` what runs training jobs.
         """  # fmt: skip
         self._make_shards = make_shards
+        self._make_slot = make_slot
         self._store = store
         self._registry = registry
         self._payloads = payloads
@@ -151,6 +155,7 @@ class Runner:
                 total += self._run_claimed(model, version, jobs)
             if shards:
                 total += self._run_shards(shards)
+            total += self._run_training([job for job in claimed if job.kind in TRAINING])
         return total
 
     @cached_property
@@ -172,6 +177,22 @@ class Runner:
         return Summary(
             succeeded=ran.succeeded, failed=ran.failed, stopped=ran.stopped, postponed=ran.postponed, dropped=ran.dropped,
             rows=ran.rows, left=ran.left,
+        )  # fmt: skip
+
+    @cached_property
+    def _slot(self) -> TrainingSlot:
+        return self._make_slot()
+
+    def _run_training(self, claimed: list[ClaimedJob]) -> Summary:
+        """One of them; each may take days, so any further ones, which only a forged message brings, go back."""
+        if not claimed or self._board.stopping:
+            return self._give_back(claimed)
+        first, *others = claimed
+        summary = self._give_back(others)
+        what = self._slot.run(first)
+        return summary + Summary(
+            succeeded=what == "succeeded", failed=what == "failed", stopped=what == "stopped",
+            postponed=what == "postponed", dropped=what == "dropped", left=(first.id,) if what == "left" else (),
         )  # fmt: skip
 
     def _run_claimed(self, model: str, version: int, claimed: list[ClaimedJob]) -> Summary:
