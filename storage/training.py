@@ -44,6 +44,10 @@ UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message
 WHERE id = :id AND state = 'running'"""
 SAID = "UPDATE jobs SET progress_message = :message WHERE id = :id AND state = 'running'"
 
+ADVANCE = f"""
+UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message {ENDED}
+RETURNING cancel_requested_at"""
+
 SAVE = """
 INSERT INTO checkpoints (job_id, step, epoch, attempt, blob, bytes, at)
 VALUES (:id, :step, :epoch, :attempt, :blob, :bytes, :now)
@@ -152,16 +156,29 @@ class TrainingStore(TrainingReports):
             connection.execute(self._sql(END), told)
         return version, Ended(job.id, job.client)
 
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """Keep what a version was found to be worth; the same job again replaces it."""
+    def advance(self, job: ClaimedJob, done: int, total: int, message: str) -> bool:
+        """Show how far a running job is: whether a user has asked it to stop. LeaseLost when it is no longer this attempt's."""
+        shown = {"id": job.id, "attempt": job.attempt, "done": done, "total": max(1, done, total), "message": message}
+        with self.ledger.write(durable=False) as connection:
+            row = connection.execute(self._sql(ADVANCE), shown).fetchone()
+        if row is None:
+            raise LeaseLost(job.id)
+        return row[0] is not None
+
+    def evaluated(self, job: ClaimedJob, evaluation: Evaluation, result: bytes) -> Ended:
+        """Keep what a version was found to be worth, and end the job. LeaseLost when it is no longer this attempt's."""
         values = {
             name: getattr(evaluation, name) for name in ("id", "model", "version", "sha256", "rows", "ms_per_row")
         } | {
             "dataset": plain_text(evaluation.dataset), "metrics": json.dumps(dict(evaluation.metrics)),
             "confusion": jsons(evaluation.confusion), "classes": jsons(evaluation.classes), "now": self.ledger.now(),
         }  # fmt: skip
+        end = {"id": job.id, "attempt": job.attempt, "now": values["now"], "result": result, "result_ref": None}
         with self.ledger.write() as connection:
+            self._hold(connection, job)
             connection.execute(self._sql(ADD_EVALUATION), values)
+            connection.execute(self._sql(SUCCEED), end)
+        return Ended(job.id, job.client)
 
     def _hold(self, connection: Connection, job: ClaimedJob) -> None:
         if connection.execute(self._sql(HELD), {"id": job.id, "attempt": job.attempt}).fetchone() is None:

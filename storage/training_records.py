@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from forebay.contract.job import JobState
@@ -76,3 +76,15 @@ class Evaluation:
     classes: Sequence[str] | None
     ms_per_row: float
     at: datetime | None = None
+
+
+def evaluation_value(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as the value that its job's result holds."""
+    value = {field.name: getattr(evaluation, field.name) for field in fields(evaluation)}
+    return value | {"metrics": dict(evaluation.metrics), "at": evaluation.at and evaluation.at.timestamp()}
+
+
+def evaluation_of(value: Mapping[str, Any]) -> Evaluation:
+    """The evaluation again."""
+    at = value["at"]
+    return Evaluation(**{**value, "at": at and datetime.fromtimestamp(at, UTC)})

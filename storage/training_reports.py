@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobState, at, utc
+from forebay.contract.model import ModelVersion
 from forebay.contract.training import DataSummary
 from forebay.storage.ledger import Ledger
 from forebay.storage.training_records import Checkpoint, Evaluation, Measured, Run
@@ -46,6 +47,13 @@ class TrainingReports:
         if not rows:
             raise JobNotFound(f"job {id} is no training job that has begun")
         return _run(rows[0])
+
+    def data_of(self, version: ModelVersion) -> DataSummary | None:
+        """The data that a version was trained on, by its lineage; None when it was not trained here or its job is gone."""
+        lineage = version.metadata.get("lineage")
+        id = lineage.get("job") if isinstance(lineage, Mapping) else None
+        rows = self._rows(RUN, id=id) if isinstance(id, str) else []
+        return _run(rows[0]).data if rows else None
 
     def runs(self, model: str | None = None, *, before: str | None = None, limit: int = 100) -> list[Run]:
         """Runs, the newest first; of one model, and older than the run `before`, where these are given."""
