@@ -115,6 +115,10 @@ class ModelLoadFailed(ForebayError):
     """The model version could not be built or warmed up."""
 
 
+class WorkerLost(ForebayError):
+    """The process that ran it died."""
+
+
 class DeviceNotFound(ForebayError):
     """This machine lacks the device the queue needs."""
 

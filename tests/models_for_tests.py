@@ -176,7 +176,7 @@ class Heavy(Doubler):
 
 
 class Slowly:
-    """Twice the first number of each vector, a little after it was asked; a row with the number in `poison` kills."""
+    """Twice the first number of each vector, a little after it was asked."""
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
         while Path(HOLD).exists():
@@ -186,6 +186,18 @@ class Slowly:
         if any(row["x"][0] < 0 for row in rows):
             raise ValueError("a negative number")
         return [{"y": np.float32(2 * row["x"][0])} for row in rows]
+
+
+class Poisoned(Slowly):
+    """Dies of the rows whose numbers stand in a file called `poison`."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        poison = set(map(int, Path("poison").read_text().split()))
+        if any(int(row["x"][0]) in poison for row in rows):
+            sys.stderr.write("a poisonous row\n")
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().predict(rows)
 
 
 class Unsteady(Slowly):

@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -50,10 +51,11 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What is known of a child's end."""
+    """What is known of a child's end, and which jobs it held that it had claimed itself, with their attempts."""
 
     evidence: str
     given_up: bool = False
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 class Children:
@@ -116,7 +118,12 @@ class Children:
         how = child.killed_for or how_it_ended(words)
         lines = last_words(list(child.lines))
         said = f"; its last lines:\n{lines}" if lines else ""
-        return Death(f"{how}, child {pid} of {self._worker}{said}", child.given_up)
+        return Death(f"{how}, child {pid} of {self._worker}{said}", child.given_up, child.board.held())
+
+    def held(self) -> dict[str, int]:
+        """The jobs that the living children have claimed themselves and hold, with their attempts."""
+        living = [child for child in list(self._children.values()) if not child.gone.is_set()]
+        return {job: attempt for child in living for job, attempt in child.board.held().items()}
 
     def _listen(self) -> None:
         place = meeting_place(os.getpid())

@@ -70,7 +70,7 @@ class OutputFolder:
         return Sink(self._fs.open(path, "wb"), self._local)
 
     def place(self, temporary: str, name: str) -> bool:
-        """Give a finished temporary file its name, all at once; False when it is not there (any more)."""
+        """Give a finished temporary file its name, all at once; False when it is nowhere. Another may have done it meanwhile."""
         try:
             self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             if self._local:
@@ -79,8 +79,12 @@ class OutputFolder:
             else:
                 self._fs.mv(self._path(temporary), self._path(name))
         except FileNotFoundError:
-            return False
+            return self._is_there(name)
         return True
+
+    def _is_there(self, name: str) -> bool:
+        self._fs.invalidate_cache(self._path(name).rpartition("/")[0])
+        return bool(self._fs.exists(self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """A small file, whole or not at all."""

@@ -103,7 +103,7 @@ class Tender:
     def _not_started(self, job: ClaimedJob, error: Exception) -> bool:
         if may_pass(error):
             raise error
-        self._give_up(job.id, JobError(type(error).__name__, str(error)))
+        self.give_up(job.id, JobError(type(error).__name__, str(error)))
         return False
 
     def tend(self, id: str) -> None:
@@ -135,7 +135,7 @@ class Tender:
             ended = totals.shards.get(JobState.SUCCEEDED, 0)
             self._store.show(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
             return False
-        self._give_up(batch.id, error, totals)
+        self.give_up(batch.id, error, totals)
         return True
 
     def _plan(self, batch: Batch, wanted: int) -> int:
@@ -160,7 +160,7 @@ class Tender:
                     all_planned = False
                     break
         except InvalidInput as error:
-            self._give_up(batch.id, JobError("InvalidInput", str(error)))
+            self.give_up(batch.id, JobError("InvalidInput", str(error)))
             return 0
         tickets = self._store.plan(batch, planned, position, all_planned)
         self.send(tickets or [])
@@ -182,13 +182,13 @@ class Tender:
         totals = self._store.totals(batch.id)
         failed = sum(count for state, count in totals.shards.items() if state is not JobState.SUCCEEDED)
         if failed:
-            self._give_up(batch.id, self._shards_failed(batch.id, failed, totals), totals)
+            self.give_up(batch.id, self._shards_failed(batch.id, failed, totals), totals)
             return
         folder = OutputFolder(self.request(batch.id).output)
         gone = self._put_in_place(batch, folder)
         if gone:
             words = f"{gone[0]} is gone from {folder.url} ({len(gone)} files are); submit the batch anew"
-            self._give_up(batch.id, JobError("PartMissing", words), totals)
+            self.give_up(batch.id, JobError("PartMissing", words), totals)
             return
         manifest = self._manifest(batch, folder, totals)
         folder.write(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
@@ -229,7 +229,8 @@ class Tender:
             "parts": parts, "errors": errors,
         }  # fmt: skip
 
-    def _give_up(self, id: str, error: JobError, totals: Totals | None = None) -> None:
+    def give_up(self, id: str, error: JobError, totals: Totals | None = None) -> None:
+        """The batch has failed; its shards stop."""
         totals = totals or self._store.totals(id)
         ended = self._store.give_up(id, error, totals.done + totals.failed, max(1, totals.rows))
         self._announcer.announce(ended)
