@@ -5,6 +5,8 @@ from __future__ import annotations
 from tornado.web import url
 
 from forebay.dashboard.actions import CancelJob, RetryJob
+from forebay.dashboard.batch_page import BatchPage
+from forebay.dashboard.batches_page import BatchesPage
 from forebay.dashboard.devices_page import DevicesPage
 from forebay.dashboard.job_page import JobPage
 from forebay.dashboard.jobs_page import JobsPage
@@ -21,6 +23,10 @@ ROUTES = [
     url(rf"/jobs/{JOB_ID}", JobPage, name="job"),
     url(rf"/jobs/{JOB_ID}/cancel", CancelJob, name="cancel"),
     url(rf"/jobs/{JOB_ID}/retry", RetryJob, name="retry"),
+    url(r"/batches", BatchesPage, name="batches"),
+    url(rf"/batches/{JOB_ID}", BatchPage, name="batch"),
+    url(rf"/batches/{JOB_ID}/cancel", CancelJob, {"page": "batch"}, name="batch-cancel"),
+    url(rf"/batches/{JOB_ID}/retry", RetryJob, {"page": "batch"}, name="batch-retry"),
     url(r"/models", ModelsPage, name="models"),
     url(r"/devices", DevicesPage, name="devices"),
     url(r"/assets/(.+)", Assets, {"path": str(STATIC)}, name="assets"),

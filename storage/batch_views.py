@@ -150,7 +150,7 @@ class BatchViews(BatchReports):
             found.setdefault(row[0], []).append(row)
         return [_cell(rows) for rows in found.values()]
 
-    def shards(self, id: str, first: str = "", limit: int = 50) -> ShardPage:
+    def shards(self, id: str, first: str = "", limit: int = 25) -> ShardPage:
         """The shards from the part `first` on, in the order of the input."""
         values = {"id": id, "first": first, "limit": limit}
         with self.ledger.read() as connection:

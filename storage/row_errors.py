@@ -61,7 +61,7 @@ class ErrorTally:
             name = self._name(kind.type)
             self._counts[name] = self._counts.get(name, 0) + kind.count
             samples = self._samples.setdefault(name, [])
-            samples += kind.samples[: MOST_SAMPLES - len(samples)]
+            samples += [sample for sample in kind.samples if sample not in samples][: MOST_SAMPLES - len(samples)]
 
     def kinds(self) -> tuple[ErrorKind, ...]:
         """What was counted, the most frequent first and OTHERS last."""

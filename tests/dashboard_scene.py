@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from made_batches import MadeBatch
 from waiting import FakeClock
 
 from forebay.contract import codec
@@ -25,6 +26,7 @@ from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
 from forebay.storage.models import ModelRegistry
 from forebay.storage.records import Finished, NewJob
+from forebay.storage.row_errors import ErrorKind, ErrorSample
 from forebay.storage.workers import WorkerRegistry
 
 WORKERS = {"digits": "cpu@birch", "minilm": "gpu0@atlas", "resnet50": "gpu1@atlas"}
@@ -37,6 +39,13 @@ ERRORS = (
         "RuntimeError", "The size of tensor a (224) must match the size of tensor b (223)\n  at layer1.0.conv2 <b>&"
     ),
 )
+
+KINDS = (
+    ErrorKind("InvalidInput", 9, tuple(
+        ErrorSample(f"row {i}", f"column 'text': expected str, got {got}") for i, got in ((17, "None"), (218, "3.5"))
+    )),
+    ErrorKind("ValueError", 2, (ErrorSample("row 61", "too long: <img src=x onerror=alert(2)> 9,412 tokens, at most 512"),)),
+)  # fmt: skip
 
 
 class Scene:
@@ -142,24 +151,29 @@ class Scene:
         (job,) = self.store.claim([done], "cpu@birch", 30)
         self.clock.forward(0.042)
         self.store.finish([self._outcome(job.id, job.attempt, "digits")])
-        (batch,) = self.add(1, "minilm", kind=JobKind.BATCH, rows=12_000)
-        shards = self.add(12, "minilm", kind=JobKind.SHARD, parent_id=batch, rows=1000)
-        self.store.claim([batch], "gpu0@atlas", 30)
-        self.store.finish(
-            [self._outcome(job.id, job.attempt, "digits") for job in self.store.claim(shards[:7], "gpu0@atlas", 30)]
-        )
         self.interesting = {
-            JobState.QUEUED: queued, JobState.CANCELED: canceled, JobState.FAILED: failed, JobState.RUNNING: batch,
+            JobState.QUEUED: queued, JobState.CANCELED: canceled, JobState.FAILED: failed, JobState.RUNNING: self._batches(),
             JobState.SUCCEEDED: done,
         }  # fmt: skip
-        self.progress(batch, 7000)
 
-    def progress(self, id: str, rows: int) -> None:
-        """Say how far a running job is."""
-        from sqlalchemy import text
-
-        with self.ledger.write() as connection:
-            connection.execute(text("UPDATE jobs SET progress_done = :rows WHERE id = :id"), {"rows": rows, "id": id})
+    def _batches(self) -> str:
+        """One that has ended, one with very many shards, and one that runs, whose id it is."""
+        self.clock.now = self.end - 90
+        ended = MadeBatch(self.ledger, 3, output="/data/out/november", metadata={"user": USERS[2]})
+        ended.finish(range(3))
+        ended.complete()
+        long = MadeBatch(self.ledger, 700, output="s3://warehouse/embeddings/2026-11")
+        long.finish_quickly(range(430), KINDS, bad=range(0, 430, 61))
+        long.fail([433], ERRORS[1])
+        long.run([430, 431, 432], 300)
+        self.many_shards = long.id
+        short = MadeBatch(self.ledger, 12, output=f"/data/out/{USERS[2]}", metadata={"user": USERS[2]})
+        self.clock.forward(60)
+        short.finish(range(5))
+        short.finish([5, 6], KINDS)
+        short.run([7], 640, 3)
+        short.run([8], 120, worker="gpu1@atlas")
+        return short.id
 
     def add(self, count: int, model: str, *, metadata: Mapping[str, Any] | None = None, **more: Any) -> list[str]:
         """Queue so many jobs of a model now."""

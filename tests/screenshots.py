@@ -1,6 +1,7 @@
-"""Makes the pictures of docs/screenshots from a made-up hour of work: `python tests/screenshots.py [FOLDER] [--all]`.
+"""Makes the pictures of docs/screenshots from a made-up hour of work.
 
-Needs chromium and its driver. Without `--all` only those that the docs use are made: see PICTURES.
+`python tests/screenshots.py [FOLDER] [--all] [--only=PAGE,PAGE]` needs chromium and its driver. Without `--all` only those that
+the docs use are made: see PICTURES.
 """
 
 import sys
@@ -31,14 +32,15 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("no chromium: install Debian's packages chromium and chromium-driver\n")
         return 1
     everything = "--all" in arguments
+    only = next((a.removeprefix("--only=").split(",") for a in arguments if a.startswith("--only=")), None)
     folder = Path(next((a for a in arguments if not a.startswith("--")), "docs/screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
-        _take(programs, Path(made), folder, everything)
+        _take(programs, Path(made), folder, everything, only)
     return 0
 
 
-def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool) -> None:
+def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool, only: list[str] | None) -> None:
     url = f"sqlite:///{work / 'ledger.db'}"
     scene, valkey = Scene(url), ValkeyServer(work)
     valkey.start()
@@ -47,6 +49,8 @@ def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool)
         dashboard.await_event("broker_connected")
         with open_browser(programs, work) as browser:
             for page, address in addresses(scene).items():
+                if only is not None and page not in only:
+                    continue
                 for size in SIZES:
                     for theme in ("light", "dark"):
                         if everything or (page, size, theme) in PICTURES:
@@ -76,6 +80,9 @@ def addresses(scene: Scene) -> dict[str, str]:
         "overview-day": "/overview?window=day",
         **lists,
         **jobs,
+        "batches": "/batches",
+        "batch": f"/batches/{scene.interesting[JobState.RUNNING]}",
+        "batch-many": f"/batches/{scene.many_shards}",
         "models": "/models",
         "devices": "/devices",
         "flower-workers": "/workers",

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from browsers import Browser, find_chromium, open_browser
 from dashboards import Dashboard, Dashboards
+from made_batches import MadeBatch
 from selenium.webdriver.common.keys import Keys
 from servers import ValkeyServer, do_without
 from sqlalchemy import text
 from waiting import wait_until
 from worker_house import House
 
-from forebay.contract.job import JobState
+from forebay.contract.job import JobKind, JobState
+from forebay.storage.row_errors import ErrorKind, ErrorSample
 
 AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
-PAGES = ("/overview", "/overview?window=day", "/jobs", "/models", "/devices")
+PAGES = ("/overview", "/overview?window=day", "/jobs", "/batches", "/models", "/devices")
 GRAVE = "return axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes.map(n => n.html).join(' | ').slice(0, 600)))"  # noqa: E501
 EVIL = "<script>window.evil = 1</script>"
 
@@ -54,6 +56,14 @@ class World:
         wait_until(lambda: self.house.store.get(id).state.final, f"job {id} has ended")
         return id
 
+    def batches(self) -> None:
+        """One batch with an error that a script wrote, one with more shards than squares; no worker of this house runs them."""
+        kinds = [ErrorKind(EVIL, 2, (ErrorSample(f"row 1 of {EVIL}", EVIL),))]
+        small = MadeBatch(self.house.ledger, 5, queue="none", output=EVIL, metadata={"note": EVIL})
+        small.finish([0, 1], kinds)
+        small.run([2], 400)
+        MadeBatch(self.house.ledger, 320, queue="none").finish_quickly(range(100), kinds, bad=[3])
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[World]:
@@ -75,6 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Ite
         jobs = house.client.predict_many("doubler", range(60), metadata={"user": EVIL, "run": 7})
         for id in [job.id for job in jobs] + [world.submit(-5, metadata={"user": "ada"})]:
             world.finished(id)
+        world.batches()
         yield world
 
 
@@ -87,7 +98,9 @@ def desk(world: World) -> None:
 
 def pages(world: World) -> list[str]:
     newest = {state: world.house.store.find(state=[state], limit=1) for state in (JobState.SUCCEEDED, JobState.FAILED)}
-    return [*PAGES, *(f"/jobs/{found[0].id}" for found in newest.values() if found)]
+    batches = world.house.store.find(kind=JobKind.BATCH)
+    jobs = [found[0].id for found in newest.values() if found]
+    return [*PAGES, *(f"/jobs/{id}" for id in jobs), *(f"/batches/{job.id}" for job in batches)]
 
 
 def test_each_page_opens_fits_and_complains_of_nothing(world: World) -> None:
@@ -171,6 +184,52 @@ def test_progress_moves_without_a_reload_until_the_end(world: World) -> None:
     browser.wait_for(".fb-headline .fb-state", "succeeded")
     browser.wait_for("[data-part=life]", "Succeeded")
     assert browser.run("return window.stayed") is True
+
+
+def test_a_batchs_progress_and_squares_move_without_a_reload_until_it_is_canceled(world: World) -> None:
+    batch = MadeBatch(world.house.ledger, 4, queue="none")
+    browser = world.open(f"/batches/{batch.id}")
+    browser.run("window.stayed = true")
+    share = "return document.getElementById('progress').value"
+    assert browser.run(share) == 0
+    batch.finish([0])
+    browser.wait_for("#cell-1", "✓")
+    wait_until(lambda: browser.run(share) == 0.25, "the bar has moved")
+    batch.run([1], 500)
+    browser.wait_for("[data-part=running]", "500 of 1,000")
+    wait_until(lambda: 0.25 < browser.run(share) < 0.5, "it moves while a shard runs")
+    browser.run("document.getElementById('cell-2').focus()")
+    batch.finish([2])
+    browser.wait_for("#cell-3", "✓")
+    assert browser.run("return document.activeElement.id") == "cell-2"
+    browser.click("#cancel")
+    browser.click("#confirm-batch-cancel button[type=submit]")
+    browser.wait_for("#said", "canceled")
+    browser.wait_for(".fb-headline .fb-state", "canceled")
+    browser.wait_for("#cell-4", "–")
+
+
+def test_arrow_keys_move_among_the_squares_and_the_tab_key_leaves_them(world: World) -> None:
+    [big, *_] = [job for job in world.house.store.find(kind=JobKind.BATCH) if job.progress.total == 320_000]
+    browser = world.open(f"/batches/{big.id}")
+    assert len(browser.all(".fb-grid [tabindex='0']")) == 1
+    browser.run("document.getElementById('cell-1').focus()")
+    where = "return document.activeElement.id"
+    for key, cell in (
+        (Keys.ARROW_RIGHT, 2),
+        (Keys.ARROW_RIGHT, 3),
+        (Keys.ARROW_LEFT, 2),
+        (Keys.HOME, 1),
+        (Keys.HOME, 1),
+    ):
+        browser.driver.switch_to.active_element.send_keys(key)
+        assert browser.run(f"{where}.replace('cell-', '')") == str(cell), key
+    browser.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    assert browser.run("return document.activeElement.offsetTop > document.getElementById('cell-1').offsetTop")
+    browser.driver.switch_to.active_element.send_keys(Keys.END)
+    assert browser.run("return document.activeElement.closest('li').nextElementSibling") is None
+    browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+    assert not browser.run(where).startswith("cell-")
 
 
 def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
