@@ -24,6 +24,8 @@ class JobKind(StrEnum):
     BATCH = "batch"
     SHARD = "shard"
     TRAIN = "train"
+    NODE = "node"  # one more machine of a training job on several: a job with that parent
+    EVALUATE = "evaluate"
 
 
 class JobState(StrEnum):

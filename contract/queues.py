@@ -83,6 +83,9 @@ class Resources:
 
 
 RESOURCE_NAMES = ("cpu", "memory", "gpu", "gpu_memory")
+# A training job takes hours: its queues have workers of their own, so that no prediction waits behind one.
+TRAINING = frozenset({JobKind.TRAIN, JobKind.NODE})
+_INFERENCE = frozenset(JobKind) - TRAINING
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,10 @@ def _max_queue_size(value: object) -> int | None:
 
 # At the end, because building it runs the checks above.
 DEFAULT_QUEUES: Mapping[str, QueueSpec] = {
-    "cpu": QueueSpec("cpu", Resources(cpu=8.0, memory=32 * 2**30)),
-    "gpu": QueueSpec("gpu", Resources(cpu=8.0, memory=64 * 2**30, gpu=1.0, gpu_memory=24 * 2**30)),
+    "cpu": QueueSpec("cpu", Resources(cpu=8.0, memory=32 * 2**30), _INFERENCE),
+    "gpu": QueueSpec("gpu", Resources(cpu=8.0, memory=64 * 2**30, gpu=1.0, gpu_memory=24 * 2**30), _INFERENCE),
+    "train": QueueSpec("train", Resources(cpu=8.0, memory=32 * 2**30), TRAINING),
+    "train-gpu": QueueSpec(
+        "train-gpu", Resources(cpu=8.0, memory=64 * 2**30, gpu=1.0, gpu_memory=24 * 2**30), TRAINING
+    ),
 }

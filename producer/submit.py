@@ -126,5 +126,5 @@ def _groups(batch: list[Entry]) -> list[list[Entry]]:
 
 
 def _ticket(job: NewJob) -> Ticket:
-    alone = job.kind in (JobKind.BATCH, JobKind.SHARD)
+    alone = job.kind is not JobKind.PREDICT
     return Ticket(job.id, job.model, job.version, job.queue, job.priority, alone=alone)

@@ -25,7 +25,7 @@ def becomes(transition: Transition) -> str:
     return f"state = '{TRANSITIONS[transition][1]}'"
 
 
-SEVERAL = "kind IN ('batch', 'shard')"  # each is as long as many jobs, and travels alone
+SEVERAL = "kind <> 'predict'"  # each is as long as many jobs, and travels alone
 # `attempt` only ever grows, so a zombie's number never comes up again; `uncounted` of them do not count against the limit.
 COUNTED = "attempt - uncounted"
 TICKET = f"id, model, version, queue, priority, crashes, CASE WHEN {SEVERAL} THEN 1 ELSE 0 END"

@@ -70,10 +70,7 @@ class ModelRegistry:
         check_name(model.name)
         now = self._ledger.now()
         with self._ledger.write() as connection:
-            connection.execute(ADD_NAME, {"name": model.name})
-            version = connection.execute(NEXT_VERSION, {"name": model.name}).scalar_one()
-            connection.execute(ADD_VERSION, _values(model, version, now))
-        return replace(model, version=version, created_at=at(now), aliases=())
+            return add_version(connection, model, now)
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Like `get`, without the aliases and with one small query: what each submit asks."""
@@ -175,6 +172,25 @@ class ModelRegistry:
             aliases = [a for a, _ in connection.execute(ALIASES_OF, {"name": ref.name})]
             return f"{ref.name!r} has no alias {ref.alias!r}; it has: {', '.join(aliases) or 'none'}"
         return f"{ref.name!r} has no version {ref.version}; it has: {', '.join(map(str, versions[-20:]))}"
+
+
+def add_version(connection: Connection, model: ModelVersion, now: float) -> ModelVersion:
+    """`model` as its name's next version, within a transaction of the caller's."""
+    connection.execute(ADD_NAME, {"name": model.name})
+    version = connection.execute(NEXT_VERSION, {"name": model.name}).scalar_one()
+    connection.execute(ADD_VERSION, _values(model, version, now))
+    return replace(model, version=version, created_at=at(now), aliases=())
+
+
+def aliased(connection: Connection, name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias names, within a transaction of the caller's; None when there is no such alias."""
+    row = _find(connection, ModelRef(name, alias=alias))
+    return None if row is None else _model(row)
+
+
+def point(connection: Connection, name: str, alias: str, version: int) -> None:
+    """Point an alias at a version that is there, within a transaction of the caller's."""
+    connection.execute(SET_ALIAS, {"name": name, "alias": alias, "version": version})
 
 
 def _find(connection: Connection, ref: ModelRef) -> Any:

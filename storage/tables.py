@@ -274,6 +274,73 @@ shards = Table(
     ),
 )
 
+training_runs = Table(
+    "training_runs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", String(100), nullable=False),
+    Column("recipe", String(200), nullable=False),
+    Column("request", Text, nullable=False),  # without the list of files
+    Column("resumed", Integer, nullable=False),  # how often it went on from a checkpoint
+    Column("steps", Integer),  # in all, as planned
+    Column("data", Text),  # contract.training.DataSummary
+    Column("version", Integer),
+    Column("metrics", Text),  # on the held-out rows
+    Column("confusion", Text),
+    Column("promoted", Boolean),
+    Column("verdict", Text),  # why the alias moved, or not
+    ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+    Index("ix_training_runs_model", "model", "id"),
+)
+
+job_metrics = Table(
+    "job_metrics",
+    metadata,
+    Column("job_id", String(32), nullable=False),
+    Column("split", String(16), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("measured", Text, nullable=False),  # by metric
+    Column("rows_per_s", Double),
+    PrimaryKeyConstraint("job_id", "split", "step"),
+    ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job_id", String(32), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("blob", String(80), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("job_id", "step"),
+    ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column(
+        "id", String(32), primary_key=True
+    ),  # the job's; not bound to it: what is known of a version outlives the job
+    Column("model", String(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("dataset", Text, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("confusion", Text),
+    Column("classes", Text),
+    Column("ms_per_row", Double, nullable=False),
+    Column("at", Double, nullable=False),
+    ForeignKeyConstraint(["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"),
+    Index("ix_evaluations_version", "model", "version", "id"),
+)
+
 workers = Table(
     "workers",
     metadata,

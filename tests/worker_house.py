@@ -34,6 +34,7 @@ class Worker:
     def __init__(self, house: "House", name: str, **more: str) -> None:
         self.name = name
         self.log = house.folder / f"{name}.log"
+        self._ledger = house.ledger
         env = os.environ | house.settings.as_environment() | {
             "FOREBAY_WORKER_NAME": f"{name}@test", "FOREBAY_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)]),
@@ -77,8 +78,9 @@ class Worker:
             process.kill()
 
     def freeze(self) -> None:
-        """Stop it and its children where they are."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        """Stop it and its children where they are, but not amid a write to SQLite: with its lock they would stop everyone."""
+        with self._ledger.write():
+            os.killpg(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let them go on as if nothing had happened."""

@@ -159,7 +159,7 @@ def test_a_malformed_queue_is_refused(mapping: object) -> None:
 def test_a_job_goes_to_the_smallest_queue_that_holds_it() -> None:
     assert route(DEFAULT_QUEUES, Resources(), JobKind.PREDICT) == "cpu"
     assert route(DEFAULT_QUEUES, Resources(memory=40 * GIB), JobKind.PREDICT) == "gpu"
-    assert route(DEFAULT_QUEUES, Resources.parse({"gpu_memory": "2GiB"}), JobKind.TRAIN) == "gpu"
+    assert route(DEFAULT_QUEUES, Resources.parse({"gpu_memory": "2GiB"}), JobKind.TRAIN) == "train-gpu"
 
 
 def test_of_equal_queues_the_first_by_name_is_chosen() -> None:

@@ -1,0 +1,165 @@
+"""What the ledger keeps of training runs, and that only the attempt that holds the job may write it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from forebay.contract.errors import JobNotFound
+from forebay.contract.job import JobKind, JobState, new_ids
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Signature
+from forebay.contract.training import DataSummary, Point, Trained, TrainRequest
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.models import ModelRegistry
+from forebay.storage.records import ClaimedJob, NewJob
+from forebay.storage.training import LeaseLost, TrainingStore
+from forebay.storage.training_records import Evaluation
+
+REQUEST = TrainRequest("classifier", (), "parquet", target="label", metric="accuracy", alias="champion")
+DATA = DataSummary({"train": 8, "test": 2}, "ab" * 32, ("x", "y"), ("no", "yes"), dropped=1)
+
+
+@pytest.fixture
+def runs(ledger: Ledger) -> TrainingStore:
+    return TrainingStore(ledger)
+
+
+def claimed(store: JobStore) -> ClaimedJob:
+    [id] = new_ids(1)
+    store.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=REQUEST.dump())])
+    [job] = store.claim([id], "w@host", 30)
+    return job
+
+
+def version(metrics: Mapping[str, float]) -> ModelVersion:
+    return ModelVersion(
+        "digits", 0, "recipe", "sha256:" + "0" * 64, "folder", 10, Signature.parse(None, None),
+        metadata={"metrics": dict(metrics)},
+    )  # fmt: skip
+
+
+def finish(runs: TrainingStore, job: ClaimedJob, accuracy: float) -> tuple[int, bool | None, str | None]:
+    metrics = {"accuracy": accuracy}
+    made, ended = runs.finish(
+        job, REQUEST, version(metrics), Trained(metrics, "recipe", {}, {}, confusion=[[1, 0], [0, 1]]), "accuracy",
+        lambda model, moved, why: json.dumps([model.ref, moved, why]).encode(),
+    )  # fmt: skip
+    assert ended.id == job.id
+    run = runs.run(job.id)
+    assert run.state is JobState.SUCCEEDED
+    assert run.version == made.version
+    return made.version, run.promoted, run.verdict
+
+
+def test_a_run_tells_what_was_found_measured_and_saved(store: JobStore, runs: TrainingStore) -> None:
+    job = claimed(store)
+    with pytest.raises(JobNotFound):
+        runs.run(job.id)
+    assert runs.start(job, REQUEST) is None
+    runs.found(job, DATA)
+    points = [Point(step, 0, "train", {"loss": 1 / step}, rows_per_s=5.0, steps=20) for step in (5, 10)]
+    runs.measured(job, [*points, Point(10, 1, "validation", {"accuracy": 0.5})], "epoch 1")
+    run = runs.run(job.id)
+    assert (run.recipe, run.data, run.steps, run.resumed) == ("classifier", DATA, 20, 0)
+    assert run.request["target"] == "label"
+    assert [(m.split, m.step, m.values) for m in runs.curve(job.id)] == [
+        ("train", 5, {"loss": 0.2}), ("train", 10, {"loss": 0.1}), ("validation", 10, {"accuracy": 0.5}),
+    ]  # fmt: skip
+    assert [m.step for m in runs.curve(job.id, after=5)] == [10, 10]
+    info = store.get(job.id)
+    assert (info.progress.done, info.progress.total, info.progress.message) == (10, 20, "epoch 1")
+    assert [r.id for r in runs.runs()] == [r.id for r in runs.runs("digits")] == [job.id]
+    assert runs.runs("others") == runs.runs(before=job.id) == []
+
+
+def test_only_the_last_checkpoints_are_kept_and_the_other_blobs_are_told(store: JobStore, runs: TrainingStore) -> None:
+    job = claimed(store)
+    runs.start(job, REQUEST)
+    assert runs.save(job, 10, 0, "sha256:a", 5, keep=2) == []
+    assert runs.save(job, 20, 0, "sha256:b", 5, keep=2) == []
+    assert runs.save(job, 30, 1, "sha256:b", 5, keep=2) == ["sha256:a"]
+    assert runs.save(job, 40, 1, "sha256:c", 5, keep=2) == []  # step 20 went, but step 30 has the same content
+    assert [(c.step, c.blob) for c in runs.checkpoints(job.id)] == [(40, "sha256:c"), (30, "sha256:b")]
+
+
+def test_a_later_attempt_goes_on_from_the_last_checkpoint_and_measures_the_rest_again(
+    store: JobStore, runs: TrainingStore
+) -> None:
+    job = claimed(store)
+    runs.start(job, REQUEST)
+    runs.save(job, 10, 0, "sha256:a", 5, keep=2)
+    runs.measured(job, [Point(step, 0, "train", {"loss": 1.0}) for step in (5, 10, 15)], "")
+    store.crashed([job.id], "w@host", "gone")
+    [again] = store.claim([job.id], "w2@host", 30)
+    last = runs.start(again, REQUEST)
+    assert last is not None
+    assert (last.step, last.blob, last.attempt) == (10, "sha256:a", 1)
+    assert [m.step for m in runs.curve(job.id)] == [5, 10]
+    assert runs.run(job.id).resumed == 1
+
+
+def test_who_has_lost_the_lease_writes_nothing_and_registers_nothing(
+    store: JobStore, runs: TrainingStore, registry: ModelRegistry
+) -> None:
+    job = claimed(store)
+    runs.start(job, REQUEST)
+    store.crashed([job.id], "w@host", "gone")
+    [again] = store.claim([job.id], "w2@host", 30)
+    for write in (
+        lambda: runs.start(job, REQUEST),
+        lambda: runs.found(job, DATA),
+        lambda: runs.measured(job, [Point(1, 0, "train", {"loss": 1.0})], ""),
+        lambda: runs.save(job, 1, 0, "sha256:a", 5, keep=2),
+        lambda: finish(runs, job, 0.9),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert registry.versions() == []
+    assert runs.curve(job.id) == []
+    assert runs.checkpoints(job.id) == []
+    runs.start(again, REQUEST)
+    assert finish(runs, again, 0.9)[0] == 1
+
+
+def test_the_alias_moves_only_to_what_is_better(store: JobStore, runs: TrainingStore, registry: ModelRegistry) -> None:
+    verdicts = []
+    for accuracy in (0.8, 0.7, 0.8, 0.9):
+        job = claimed(store)
+        runs.start(job, REQUEST)
+        verdicts.append(finish(runs, job, accuracy))
+    assert verdicts == [
+        (1, True, "@champion is new: accuracy 0.8"),
+        (2, False, "@champion stays at digits/1: accuracy 0.7 is not better than 0.8"),
+        (3, False, "@champion stays at digits/1: accuracy 0.8 is not better than 0.8"),
+        (4, True, "@champion moved from digits/1: accuracy 0.9 is better than 0.8"),
+    ]
+    assert registry.get("digits@champion").version == 4
+
+
+def test_the_alias_stays_at_a_version_of_which_nothing_is_known(
+    store: JobStore, runs: TrainingStore, registry: ModelRegistry
+) -> None:
+    registry.register(replace(version({}), metadata={}))
+    registry.set_alias("digits", "champion", 1)
+    job = claimed(store)
+    runs.start(job, REQUEST)
+    assert finish(runs, job, 0.9) == (
+        2, False, "@champion stays at digits/1, of which no accuracy is known; move it by hand: models alias",
+    )  # fmt: skip
+
+
+def test_evaluations_stay_with_their_version(runs: TrainingStore, registry: ModelRegistry) -> None:
+    registry.register(version({}))
+    first, second = new_ids(2)
+    told = Evaluation(first, "digits", 1, "test.parquet", "ab" * 32, 10, {"f1": 0.5}, [[1, 2], [3, 4]], ["a", "b"], 1.5)
+    runs.evaluated(told)
+    runs.evaluated(replace(told, id=second, confusion=None, classes=None))
+    runs.evaluated(replace(told, metrics={"f1": 0.6}))
+    newest, oldest = runs.evaluations("digits", 1)
+    assert (newest.id, newest.confusion, newest.classes) == (second, None, None)
+    assert replace(oldest, at=None) == replace(told, metrics={"f1": 0.6})
+    registry.delete("digits/1")
+    assert runs.evaluations("digits", 1) == []
