@@ -24,6 +24,7 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.overview import Overview
+from forebay.storage.training_views import TrainingViews
 from forebay.storage.workers import WorkerRegistry
 
 log = structlog.get_logger()
@@ -44,6 +45,7 @@ class Ears:
     ledger: Ledger
     views: JobViews
     batches: BatchViews
+    training: TrainingViews
     store: JobStore
     overview: Overview
     models: ModelRegistry
@@ -153,7 +155,7 @@ class LedgerView:
             if self._ears is None:
                 ledger = Ledger(self._url, statement_limit_s=STATEMENT_LIMIT_S)
                 self._ears = Ears(
-                    ledger, JobViews(ledger), BatchViews(ledger), JobStore(ledger), Overview(ledger), ModelRegistry(ledger),
-                    WorkerRegistry(ledger),
+                    ledger, JobViews(ledger), BatchViews(ledger), TrainingViews(ledger), JobStore(ledger), Overview(ledger),
+                    ModelRegistry(ledger), WorkerRegistry(ledger),
                 )  # fmt: skip
         return self._ears

@@ -16,6 +16,7 @@ TABS = (
     ("overview", "Overview"),
     ("jobs", "Jobs"),
     ("batches", "Batches"),
+    ("training", "Training"),
     ("models", "Models"),
     ("devices", "Devices"),
 )

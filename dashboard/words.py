@@ -6,7 +6,21 @@ from datetime import UTC, datetime
 
 from forebay.contract.queues import format_bytes
 
-__all__ = ["UNKNOWN", "about", "age", "count", "duration", "format_bytes", "iso", "jobs", "moment", "percent", "rate"]
+__all__ = [
+    "UNKNOWN",
+    "about",
+    "age",
+    "count",
+    "duration",
+    "figure",
+    "format_bytes",
+    "iso",
+    "jobs",
+    "model",
+    "moment",
+    "percent",
+    "rate",
+]
 
 UNKNOWN = "–"
 
@@ -39,6 +53,20 @@ def age(seconds: float | None) -> str:
     return (
         UNKNOWN if seconds is None else duration(round(max(0.0, seconds))).replace(".0 s", " s").replace("0 ms", "0 s")
     )
+
+
+def model(name: str, version: int) -> str:
+    """name/3; the name alone where no version is meant yet, as in a training job."""
+    return f"{name}/{version}" if version else name
+
+
+def figure(value: object) -> str:
+    """A metric or a parameter: a number to six significant digits, anything else as it is written."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(figure(item) for item in value)
+    return UNKNOWN if value is None else str(value)
 
 
 def about(seconds: float) -> str:

@@ -45,13 +45,13 @@ class TrainingReports:
         rows = self._rows(RUN, id=id)
         if not rows:
             raise JobNotFound(f"job {id} is no training job that has begun")
-        return _run(rows[0])
+        return run_of(rows[0])
 
     def runs(self, model: str | None = None, *, before: str | None = None, limit: int = 100) -> list[Run]:
         """Runs, the newest first; of one model, and older than the run `before`, where these are given."""
         values = {"before": before or END_OF_IDS, "limit": limit}
         rows = self._rows(RUNS, **values) if model is None else self._rows(RUNS_OF, model=model, **values)
-        return [_run(row) for row in rows]
+        return [run_of(row) for row in rows]
 
     def curve(self, id: str, *, after: int = -1, limit: int = 10_000) -> list[Measured]:
         """What was measured after step `after`, in the order of the steps."""
@@ -98,7 +98,8 @@ def _loaded(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def _run(row: Any) -> Run:
+def run_of(row: Any) -> Run:
+    """A row of RUN_COLUMNS."""
     (
         id,
         model,

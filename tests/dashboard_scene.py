@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from made_batches import MadeBatch
+from made_training import CONFUSION, DATA, STEPS, MadeRun
 from waiting import FakeClock
 
 from forebay.contract import codec
-from forebay.contract.job import IdMaker, JobError, JobKind, JobState
+from forebay.contract.job import IdMaker, JobError, JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.payload import pack_input
 from forebay.contract.signature import Signature
@@ -27,6 +28,8 @@ from forebay.storage.migrate import upgrade
 from forebay.storage.models import ModelRegistry
 from forebay.storage.records import Finished, NewJob
 from forebay.storage.row_errors import ErrorKind, ErrorSample
+from forebay.storage.training import TrainingStore
+from forebay.storage.training_records import Evaluation
 from forebay.storage.workers import WorkerRegistry
 
 WORKERS = {"digits": "cpu@birch", "minilm": "gpu0@atlas", "resnet50": "gpu1@atlas"}
@@ -64,6 +67,7 @@ class Scene:
         self.interesting: dict[JobState, str] = {}
         self._register()
         self._work(minutes)
+        self._training()
         self._leave_some()
         self.beat()
 
@@ -156,6 +160,39 @@ class Scene:
             JobState.SUCCEEDED: done,
         }  # fmt: skip
 
+    def _training(self) -> None:
+        """Two runs that became versions, of which the second is better, one that runs, one that failed, one that waits."""
+        self.clock.now = self.end - 2400
+        models = ModelRegistry(self.ledger)
+        first = MadeRun(self.ledger, {"epochs": 10, "lr": 0.01, "hidden": 16})
+        self._train(first, STEPS, rate=0.02)
+        parent = first.finish(0.9333)
+        second = MadeRun(
+            self.ledger, {"epochs": 10, "lr": 0.03, "hidden": 32, "note": USERS[2]}, metadata={"user": USERS[2]}
+        )
+        self._train(second, STEPS, rate=0.05)
+        better = second.finish(0.9667, parent=parent.ref)
+        failed = MadeRun(self.ledger, {"epochs": 10, "lr": 30.0, "hidden": 16})
+        self._train(failed, 60, rate=-0.005)
+        failed.fail(JobError("Diverged", "the loss is no number from step 70 on <b>&; lower lr (30.0)"))
+        self.clock.now = self.end - 150
+        running = MadeRun(self.ledger, {"epochs": 10, "lr": 0.02, "hidden": 64})
+        self._train(running, 120, rate=0.04)
+        self.add(1, "iris", kind=JobKind.TRAIN, queue="train", version=0)
+        self.runs = {"first": first.id, "second": second.id, "failed": failed.id, "running": running.id}
+        models.set_alias("iris", "baseline", parent.version)
+        for rows, data in ((30, "data/iris-2025.parquet"), (900, f"s3://lake/{USERS[2]}.parquet")):
+            found = {"accuracy": 0.95, "f1": 0.9481, "loss": 0.1212}
+            TrainingStore(self.ledger).evaluated(
+                Evaluation(
+                    *new_ids(1), "iris", better.version, data, "9b" * 32, rows, found, CONFUSION, DATA.classes, 0.041
+                )
+            )
+
+    def _train(self, run: MadeRun, until: int, *, rate: float) -> None:
+        self.clock.forward(1)
+        run.train(until, rate=rate, tick=lambda: self.clock.forward(1.1))
+
     def _batches(self) -> str:
         """One that has ended, one with very many shards, and one that runs, whose id it is."""
         self.clock.now = self.end - 90
@@ -180,11 +217,12 @@ class Scene:
         given = metadata or {"user": self.random.choice(USERS), "run": self.random.randrange(4)}
         row = {"x": np.arange(64, dtype=np.float32) / 64} if model == "digits" else {"text": "A <b>bold</b> sentence."}
         data = pack_input([row], batched=False)
-        defaults: dict[str, Any] = {"kind": JobKind.PREDICT, "client": "5f0c1d2e3a4b5c6d", "input": data, "rows": 1}
+        defaults: dict[str, Any] = {"version": VERSIONS.get(model), "queue": QUEUES.get(model)}
+        defaults |= {"kind": JobKind.PREDICT, "client": "5f0c1d2e3a4b5c6d", "input": data, "rows": 1}
         return self.store.add(
             [
                 NewJob(
-                    id=id, model=model, version=VERSIONS[model], queue=QUEUES[model], metadata=given, **(defaults | more)
+                    id=id, model=model, metadata=given, **(defaults | more)
                 )
                 for id in self.make_ids(count)
             ]

@@ -21,9 +21,14 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 PICTURES = (  # page, size, theme
     ("overview", "desktop", "light"), ("overview", "phone", "dark"), ("jobs", "desktop", "light"),
     ("job-failed", "desktop", "dark"), ("models", "desktop", "light"), ("devices", "desktop", "dark"),
+    ("batches", "desktop", "light"), ("batches", "phone", "light"), ("batch-many", "desktop", "light"),
+    ("batch", "phone", "dark"), ("training", "desktop", "light"), ("training", "phone", "dark"),
+    ("run", "desktop", "light"), ("run-running", "phone", "light"), ("compare", "desktop", "dark"),
+    ("compare", "phone", "light"), ("version", "desktop", "light"), ("version", "phone", "dark"),
 )  # fmt: skip
 COLOURS = 256
-CROPPED = {"jobs": 1200}  # a list goes on as it begins
+# A list goes on as it begins.
+CROPPED = {"jobs": 1200, "batch-many": 1500, "batch": 2600, "run": 2100, "run-running": 2600, "version": 2200}
 
 
 def main(arguments: list[str]) -> int:
@@ -83,7 +88,13 @@ def addresses(scene: Scene) -> dict[str, str]:
         "batches": "/batches",
         "batch": f"/batches/{scene.interesting[JobState.RUNNING]}",
         "batch-many": f"/batches/{scene.many_shards}",
+        "training": "/training",
+        "run": f"/training/{scene.runs['second']}",
+        "run-running": f"/training/{scene.runs['running']}",
+        "run-failed": f"/training/{scene.runs['failed']}",
+        "compare": f"/training/compare?{'&'.join(f'run={scene.runs[name]}' for name in ('first', 'second', 'running'))}",
         "models": "/models",
+        "version": "/models/iris/2",
         "devices": "/devices",
         "flower-workers": "/workers",
     }
@@ -94,6 +105,8 @@ def _picture(browser: Browser, url: str, size: str, theme: str, path: Path, tall
     browser.open(url)
     if "/overview" in url:
         wait_until(lambda: len(browser.all(".u-legend")) == 4, "the charts are drawn")
+    if "/training/" in url:
+        wait_until(lambda: browser.all(".u-legend"), "the curves are drawn")
     browser.picture(path)
     with Image.open(path) as picture:
         top = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, tallest)))
