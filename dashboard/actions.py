@@ -23,12 +23,16 @@ log = structlog.get_logger()
 class Action(Page, ABC):
     """A POST that changes one job. tornado has checked the token before; see Page.check_xsrf_cookie."""
 
+    def initialize(self, page: str = "job") -> None:
+        """Called by tornado; `page` names the route of the page that has the button, which is shown again."""
+        self.page = page
+
     async def post(self, id: str) -> None:
         """Do it, and show the job again; 403 for viewers, 400 unconfirmed, 404 without such a job, 503 without a ledger."""
         if not self.user.operator:
             raise HTTPError(403, "only operators may do this; FOREBAY_OPERATORS names them")
         if self.get_body_argument("confirmed", "") != "yes":
-            raise HTTPError(400, "this needs a confirmation: use the button on the job's page")
+            raise HTTPError(400, "this needs a confirmation: use the button on the page")
         try:
             done = await self.ledger.act(lambda ears: self.change(ears, id))
         except JobNotFound as error:
@@ -37,7 +41,7 @@ class Action(Page, ABC):
             raise HTTPError(503, "%s", str(error)) from error
         if done:
             log.info(done, job=id, user=self.user.name or "(no login)")
-        self.redirect(f"{self.reverse_url('job', id)}?said={done or 'job_moved_on'}", status=303)
+        self.redirect(f"{self.reverse_url(self.page, id)}?said={done or 'job_moved_on'}", status=303)
 
     @abstractmethod
     def change(self, ears: Ears, id: str) -> str | None:

@@ -29,7 +29,7 @@ class JobsPage(Page):
             form = Form.parse({name: self.get_query_argument(name, "") for name in FIELDS})
             before = check_job_id(text) if (text := self.get_query_argument("before", "")) else None
             page, counts = await asyncio.gather(
-                self.ledger.ask(("jobs", form.query(), before), lambda ears: _page(ears, form, before)),
+                self.ledger.ask(("jobs", form.query(), before), lambda ears: find_page(ears, form, before)),
                 self.ledger.ask("counts", _counts, fresh_s=5),
             )
         except (InvalidInput, ModelNotFound) as error:
@@ -50,7 +50,8 @@ class JobsPage(Page):
         )  # fmt: skip
 
 
-def _page(ears: Ears, form: Form, before: str | None) -> JobPage:
+def find_page(ears: Ears, form: Form, before: str | None) -> JobPage:
+    """The jobs that the form leaves, older than `before`; ModelNotFound when it names an alias that is not there."""
     alias = form.model is not None and form.model.alias is not None
     wanted = form.at_version(ears.models.resolve(form.model).version) if alias and form.model else form.filter
     return ears.views.page(wanted, limit=PAGE_SIZE, before=before)

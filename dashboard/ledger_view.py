@@ -18,11 +18,13 @@ import structlog
 
 from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.settings import Settings, mask_password
+from forebay.storage.batch_views import BatchViews
 from forebay.storage.job_views import JobViews
 from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.overview import Overview
+from forebay.storage.training_views import TrainingViews
 from forebay.storage.workers import WorkerRegistry
 
 log = structlog.get_logger()
@@ -42,6 +44,8 @@ class Ears:
 
     ledger: Ledger
     views: JobViews
+    batches: BatchViews
+    training: TrainingViews
     store: JobStore
     overview: Overview
     models: ModelRegistry
@@ -151,6 +155,7 @@ class LedgerView:
             if self._ears is None:
                 ledger = Ledger(self._url, statement_limit_s=STATEMENT_LIMIT_S)
                 self._ears = Ears(
-                    ledger, JobViews(ledger), JobStore(ledger), Overview(ledger), ModelRegistry(ledger), WorkerRegistry(ledger)
+                    ledger, JobViews(ledger), BatchViews(ledger), TrainingViews(ledger), JobStore(ledger), Overview(ledger),
+                    ModelRegistry(ledger), WorkerRegistry(ledger),
                 )  # fmt: skip
         return self._ears

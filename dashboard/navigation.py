@@ -12,7 +12,14 @@ from tornado.template import Loader, Template
 from forebay.contract.errors import ForebayError
 
 OURS = Path(__file__).parent / "templates"
-TABS = (("overview", "Overview"), ("jobs", "Jobs"), ("models", "Models"), ("devices", "Devices"))
+TABS = (
+    ("overview", "Overview"),
+    ("jobs", "Jobs"),
+    ("batches", "Batches"),
+    ("training", "Training"),
+    ("models", "Models"),
+    ("devices", "Devices"),
+)
 
 FLOWERS_TABS = '<ul class="app-nav navbar-nav">'
 END_OF_HEAD = "</head>"

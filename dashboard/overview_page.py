@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from forebay.contract.job import JobState
 from forebay.contract.references import versioned
 from forebay.contract.settings import Settings
+from forebay.dashboard.devices_page import Device, device
 from forebay.dashboard.ledger_view import Ears
 from forebay.dashboard.pages import Page
 from forebay.dashboard.trends import WINDOWS, Trend
@@ -59,14 +60,14 @@ class OverviewPage(Page):
         )
         self.show(
             "overview", now, trend, recent, workers, window=window, windows=WINDOWS, held=now.value, trend=trend.value,
-            queues=queue_rows(now.value, recent.value, workers.value or [], self.forebay),
-            models=model_rows(trend.value), workers=workers.value or [], now=self.now(), states=JobState,
+            queues=queue_rows(now.value, recent.value, [each.report.info for each in workers.value or ()], self.forebay),
+            models=model_rows(trend.value), devices=workers.value or [], states=JobState,
         )  # fmt: skip
 
 
-def alive(ears: Ears, settings: Settings) -> list[WorkerInfo]:
-    """The workers that count as alive."""
-    return ears.workers.alive(3 * settings.heartbeat_s)
+def alive(ears: Ears, settings: Settings) -> list[Device]:
+    """The workers that count as alive, with what they report of their devices."""
+    return [device(report) for report in ears.workers.reports() if report.age_s <= 3 * settings.heartbeat_s]
 
 
 def queue_rows(now: Now | None, trend: Trend | None, workers: list[WorkerInfo], settings: Settings) -> list[QueueRow]:

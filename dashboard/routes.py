@@ -5,14 +5,21 @@ from __future__ import annotations
 from tornado.web import url
 
 from forebay.dashboard.actions import CancelJob, RetryJob
+from forebay.dashboard.batch_page import BatchPage
+from forebay.dashboard.batches_page import BatchesPage
+from forebay.dashboard.compare_page import ComparePage
 from forebay.dashboard.devices_page import DevicesPage
 from forebay.dashboard.job_page import JobPage
 from forebay.dashboard.jobs_page import JobsPage
 from forebay.dashboard.models_page import ModelsPage
 from forebay.dashboard.overview_page import OverviewPage
 from forebay.dashboard.pages import STATIC, Assets, FrontDoor
+from forebay.dashboard.run_page import RunPage
+from forebay.dashboard.training_page import TrainingPage
+from forebay.dashboard.version_page import VersionPage
 
 JOB_ID = "([0-9a-f]{32})"
+NAME, VERSION = "([A-Za-z0-9][A-Za-z0-9._-]{0,99})", "([1-9][0-9]{0,8})"
 
 ROUTES = [
     url(r"/", FrontDoor),
@@ -21,7 +28,17 @@ ROUTES = [
     url(rf"/jobs/{JOB_ID}", JobPage, name="job"),
     url(rf"/jobs/{JOB_ID}/cancel", CancelJob, name="cancel"),
     url(rf"/jobs/{JOB_ID}/retry", RetryJob, name="retry"),
+    url(r"/batches", BatchesPage, name="batches"),
+    url(rf"/batches/{JOB_ID}", BatchPage, name="batch"),
+    url(rf"/batches/{JOB_ID}/cancel", CancelJob, {"page": "batch"}, name="batch-cancel"),
+    url(rf"/batches/{JOB_ID}/retry", RetryJob, {"page": "batch"}, name="batch-retry"),
+    url(r"/training", TrainingPage, name="training"),
+    url(r"/training/compare", ComparePage, name="compare"),
+    url(rf"/training/{JOB_ID}", RunPage, name="run"),
+    url(rf"/training/{JOB_ID}/cancel", CancelJob, {"page": "run"}, name="run-cancel"),
+    url(rf"/training/{JOB_ID}/retry", RetryJob, {"page": "run"}, name="run-retry"),
     url(r"/models", ModelsPage, name="models"),
+    url(rf"/models/{NAME}/{VERSION}", VersionPage, name="version"),
     url(r"/devices", DevicesPage, name="devices"),
     url(r"/assets/(.+)", Assets, {"path": str(STATIC)}, name="assets"),
 ]

@@ -6,7 +6,20 @@ from datetime import UTC, datetime
 
 from forebay.contract.queues import format_bytes
 
-__all__ = ["UNKNOWN", "about", "age", "count", "duration", "format_bytes", "iso", "jobs", "moment", "percent", "rate"]
+__all__ = [
+    "UNKNOWN",
+    "about",
+    "age",
+    "count",
+    "duration",
+    "figure",
+    "format_bytes",
+    "iso",
+    "jobs",
+    "moment",
+    "percent",
+    "rate",
+]
 
 UNKNOWN = "–"
 
@@ -41,6 +54,15 @@ def age(seconds: float | None) -> str:
     )
 
 
+def figure(value: object) -> str:
+    """A metric or a parameter: a number to six significant digits, anything else as it is written."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(figure(item) for item in value)
+    return UNKNOWN if value is None else str(value)
+
+
 def about(seconds: float) -> str:
     """An estimate, no more exact than it is: 40 s, 12 min, 3.5 h, 4 d."""
     for unit, size, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
@@ -54,17 +76,17 @@ def jobs(number: int | None) -> str:
     return f"{count(number)} {'job' if number == 1 else 'jobs'}"
 
 
-def rate(per_second: float | None) -> str:
-    """Jobs per second, or per minute or hour where that reads better."""
+def rate(per_second: float | None, unit: str = "jobs") -> str:
+    """Jobs, or what the unit says, per second, or per minute or hour where that reads better."""
     if per_second is None:
         return UNKNOWN
     if per_second == 0:
-        return "0 jobs/s"
-    for size, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        return f"0 {unit}/s"
+    for size, time in ((1, "s"), (60, "min"), (3600, "h")):
         if per_second * size >= 0.95:
             amount = per_second * size
-            return f"{amount:,.0f} jobs/{unit}" if amount >= 9.95 else f"{amount:.1f} jobs/{unit}"
-    return f"{per_second * 86400:.1f} jobs/d"
+            return f"{amount:,.0f} {unit}/{time}" if amount >= 9.95 else f"{amount:.1f} {unit}/{time}"
+    return f"{per_second * 86400:.1f} {unit}/d"
 
 
 def percent(part: float, whole: float) -> str:

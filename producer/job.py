@@ -25,6 +25,7 @@ from forebay.contract.errors import (
 from forebay.contract.history import JobEvent, history
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
+from forebay.storage.batch_views import BatchErrors, BatchViews
 from forebay.storage.records import Outcome
 from forebay.storage.training_records import Checkpoint, Run, evaluation_of
 
@@ -95,6 +96,11 @@ class Job:
     def request_counts(self) -> dict[str, int]:
         """A batch job's rows: total (planned so far), completed and failed."""
         return self.progress.request_counts
+
+    @property
+    def errors(self) -> BatchErrors:
+        """Why rows of a batch job's finished shards failed, and whole shards: kinds of errors, each with a few samples."""
+        return BatchViews(self._client._ledger).errors(self.id)
 
     @property
     def run(self) -> Run:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from forebay.contract.batch import Piece, Position
 from forebay.contract.job import JobState
+from forebay.storage.row_errors import ErrorKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +60,16 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class ShardOutcome:
-    """How a shard ended: rows with results, rows with errors, the files that hold them (None: no such rows)."""
+    """How a shard ended: rows with results, rows with errors, the files that hold them (None: no such rows), and why the
+    latter failed.
+    """  # fmt: skip
 
     rows: int
     failed: int
     seconds: float
     part: WrittenFile | None = None
     errors: WrittenFile | None = None
+    kinds: tuple[ErrorKind, ...] = ()
 
     @property
     def files(self) -> tuple[WrittenFile, ...]:
@@ -81,7 +85,7 @@ class ShardOutcome:
         """The outcome again."""
         given = json.loads(text)
         files = {name: WrittenFile(**given[name]) if given[name] else None for name in ("part", "errors")}
-        return cls(**given | files)
+        return cls(**given | files | {"kinds": tuple(map(ErrorKind.load, given.get("kinds", ())))})
 
 
 @dataclass(frozen=True, slots=True)

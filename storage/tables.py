@@ -264,6 +264,14 @@ shards = Table(
     Column("outcome", Text),
     ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
     Index("ix_shards_batch", "batch_id", "part"),
+    # How many rows of a batch have failed, and which shards know why: most have none, and cost it nothing.
+    Index(
+        "ix_shards_failed",
+        "batch_id",
+        "rows_failed",
+        sqlite_where=text("rows_failed > 0"),
+        postgresql_where=text("rows_failed > 0"),
+    ),
 )
 
 training_runs = Table(

@@ -46,20 +46,20 @@ class TrainingReports:
         rows = self._rows(RUN, id=id)
         if not rows:
             raise JobNotFound(f"job {id} is no training job that has begun")
-        return _run(rows[0])
+        return run_of(rows[0])
 
     def data_of(self, version: ModelVersion) -> DataSummary | None:
         """The data that a version was trained on, by its lineage; None when it was not trained here or its job is gone."""
         lineage = version.metadata.get("lineage")
         id = lineage.get("job") if isinstance(lineage, Mapping) else None
         rows = self._rows(RUN, id=id) if isinstance(id, str) else []
-        return _run(rows[0]).data if rows else None
+        return run_of(rows[0]).data if rows else None
 
     def runs(self, model: str | None = None, *, before: str | None = None, limit: int = 100) -> list[Run]:
         """Runs, the newest first; of one model, and older than the run `before`, where these are given."""
         values = {"before": before or END_OF_IDS, "limit": limit}
         rows = self._rows(RUNS, **values) if model is None else self._rows(RUNS_OF, model=model, **values)
-        return [_run(row) for row in rows]
+        return [run_of(row) for row in rows]
 
     def curve(self, id: str, *, after: int = -1, limit: int = 10_000) -> list[Measured]:
         """What was measured after step `after`, in the order of the steps."""
@@ -106,7 +106,8 @@ def _loaded(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def _run(row: Any) -> Run:
+def run_of(row: Any) -> Run:
+    """A row of RUN_COLUMNS."""
     (
         id,
         model,

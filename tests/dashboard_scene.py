@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from made_batches import MadeBatch
+from made_training import CONFUSION, DATA, STEPS, MadeRun
 from waiting import FakeClock
 
 from forebay.contract import codec
-from forebay.contract.job import IdMaker, JobError, JobKind, JobState
+from forebay.contract.job import IdMaker, JobError, JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.payload import pack_input
 from forebay.contract.signature import Signature
@@ -25,6 +27,9 @@ from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
 from forebay.storage.models import ModelRegistry
 from forebay.storage.records import Finished, NewJob
+from forebay.storage.row_errors import ErrorKind, ErrorSample
+from forebay.storage.training import TrainingStore
+from forebay.storage.training_records import Evaluation
 from forebay.storage.workers import WorkerRegistry
 
 WORKERS = {"digits": "cpu@birch", "minilm": "gpu0@atlas", "resnet50": "gpu1@atlas"}
@@ -37,6 +42,13 @@ ERRORS = (
         "RuntimeError", "The size of tensor a (224) must match the size of tensor b (223)\n  at layer1.0.conv2 <b>&"
     ),
 )
+
+KINDS = (
+    ErrorKind("InvalidInput", 9, tuple(
+        ErrorSample(f"row {i}", f"column 'text': expected str, got {got}") for i, got in ((17, "None"), (218, "3.5"))
+    )),
+    ErrorKind("ValueError", 2, (ErrorSample("row 61", "too long: <img src=x onerror=alert(2)> 9,412 tokens, at most 512"),)),
+)  # fmt: skip
 
 
 class Scene:
@@ -55,6 +67,7 @@ class Scene:
         self.interesting: dict[JobState, str] = {}
         self._register()
         self._work(minutes)
+        self._training()
         self._leave_some()
         self.beat()
 
@@ -142,35 +155,74 @@ class Scene:
         (job,) = self.store.claim([done], "cpu@birch", 30)
         self.clock.forward(0.042)
         self.store.finish([self._outcome(job.id, job.attempt, "digits")])
-        (batch,) = self.add(1, "minilm", kind=JobKind.BATCH, rows=12_000)
-        shards = self.add(12, "minilm", kind=JobKind.SHARD, parent_id=batch, rows=1000)
-        self.store.claim([batch], "gpu0@atlas", 30)
-        self.store.finish(
-            [self._outcome(job.id, job.attempt, "digits") for job in self.store.claim(shards[:7], "gpu0@atlas", 30)]
-        )
         self.interesting = {
-            JobState.QUEUED: queued, JobState.CANCELED: canceled, JobState.FAILED: failed, JobState.RUNNING: batch,
+            JobState.QUEUED: queued, JobState.CANCELED: canceled, JobState.FAILED: failed, JobState.RUNNING: self._batches(),
             JobState.SUCCEEDED: done,
         }  # fmt: skip
-        self.progress(batch, 7000)
 
-    def progress(self, id: str, rows: int) -> None:
-        """Say how far a running job is."""
-        from sqlalchemy import text
+    def _training(self) -> None:
+        """Two runs that became versions, of which the second is better, one that runs, one that failed, one that waits."""
+        self.clock.now = self.end - 2400
+        models = ModelRegistry(self.ledger)
+        first = MadeRun(self.ledger, {"epochs": 10, "lr": 0.01, "hidden": 16})
+        self._train(first, STEPS, rate=0.02)
+        parent = first.finish(0.9333)
+        second = MadeRun(
+            self.ledger, {"epochs": 10, "lr": 0.03, "hidden": 32, "note": USERS[2]}, metadata={"user": USERS[2]}
+        )
+        self._train(second, STEPS, rate=0.05)
+        better = second.finish(0.9667, parent=parent.ref)
+        failed = MadeRun(self.ledger, {"epochs": 10, "lr": 30.0, "hidden": 16})
+        self._train(failed, 60, rate=-0.005)
+        failed.fail(JobError("Diverged", "the loss is no number from step 70 on <b>&; lower lr (30.0)"))
+        self.clock.now = self.end - 150
+        running = MadeRun(self.ledger, {"epochs": 10, "lr": 0.02, "hidden": 64})
+        self._train(running, 120, rate=0.04)
+        self.add(1, "iris", kind=JobKind.TRAIN, queue="train", version=0)
+        self.runs = {"first": first.id, "second": second.id, "failed": failed.id, "running": running.id}
+        models.set_alias("iris", "baseline", parent.version)
+        for rows, data in ((30, "data/iris-2025.parquet"), (900, f"s3://lake/{USERS[2]}.parquet")):
+            found = {"accuracy": 0.95, "f1": 0.9481, "loss": 0.1212}
+            TrainingStore(self.ledger).evaluated(
+                Evaluation(
+                    *new_ids(1), "iris", better.version, data, "9b" * 32, rows, found, CONFUSION, DATA.classes, 0.041
+                )
+            )
 
-        with self.ledger.write() as connection:
-            connection.execute(text("UPDATE jobs SET progress_done = :rows WHERE id = :id"), {"rows": rows, "id": id})
+    def _train(self, run: MadeRun, until: int, *, rate: float) -> None:
+        self.clock.forward(1)
+        run.train(until, rate=rate, tick=lambda: self.clock.forward(1.1))
+
+    def _batches(self) -> str:
+        """One that has ended, one with very many shards, and one that runs, whose id it is."""
+        self.clock.now = self.end - 90
+        ended = MadeBatch(self.ledger, 3, output="/data/out/november", metadata={"user": USERS[2]})
+        ended.finish(range(3))
+        ended.complete()
+        long = MadeBatch(self.ledger, 700, output="s3://warehouse/embeddings/2026-11")
+        long.finish_quickly(range(430), KINDS, bad=range(0, 430, 61))
+        long.fail([433], ERRORS[1])
+        long.run([430, 431, 432], 300)
+        self.many_shards = long.id
+        short = MadeBatch(self.ledger, 12, output=f"/data/out/{USERS[2]}", metadata={"user": USERS[2]})
+        self.clock.forward(60)
+        short.finish(range(5))
+        short.finish([5, 6], KINDS)
+        short.run([7], 640, 3)
+        short.run([8], 120, worker="gpu1@atlas")
+        return short.id
 
     def add(self, count: int, model: str, *, metadata: Mapping[str, Any] | None = None, **more: Any) -> list[str]:
         """Queue so many jobs of a model now."""
         given = metadata or {"user": self.random.choice(USERS), "run": self.random.randrange(4)}
         row = {"x": np.arange(64, dtype=np.float32) / 64} if model == "digits" else {"text": "A <b>bold</b> sentence."}
         data = pack_input([row], batched=False)
-        defaults: dict[str, Any] = {"kind": JobKind.PREDICT, "client": "5f0c1d2e3a4b5c6d", "input": data, "rows": 1}
+        defaults: dict[str, Any] = {"version": VERSIONS.get(model), "queue": QUEUES.get(model)}
+        defaults |= {"kind": JobKind.PREDICT, "client": "5f0c1d2e3a4b5c6d", "input": data, "rows": 1}
         return self.store.add(
             [
                 NewJob(
-                    id=id, model=model, version=VERSIONS[model], queue=QUEUES[model], metadata=given, **(defaults | more)
+                    id=id, model=model, metadata=given, **(defaults | more)
                 )
                 for id in self.make_ids(count)
             ]

@@ -1,6 +1,7 @@
-"""Makes the pictures of docs/screenshots from a made-up hour of work: `python tests/screenshots.py [FOLDER] [--all]`.
+"""Makes the pictures of docs/screenshots from a made-up hour of work.
 
-Needs chromium and its driver. Without `--all` only those that the docs use are made: see PICTURES.
+`python tests/screenshots.py [FOLDER] [--all] [--only=PAGE,PAGE]` needs chromium and its driver. Without `--all` only those that
+the docs use are made: see PICTURES.
 """
 
 import sys
@@ -20,9 +21,14 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 PICTURES = (  # page, size, theme
     ("overview", "desktop", "light"), ("overview", "phone", "dark"), ("jobs", "desktop", "light"),
     ("job-failed", "desktop", "dark"), ("models", "desktop", "light"), ("devices", "desktop", "dark"),
+    ("batches", "desktop", "light"), ("batches", "phone", "light"), ("batch-many", "desktop", "light"),
+    ("batch", "phone", "dark"), ("training", "desktop", "light"), ("training", "phone", "dark"),
+    ("run", "desktop", "light"), ("run-running", "phone", "light"), ("compare", "desktop", "dark"),
+    ("compare", "phone", "light"), ("version", "desktop", "light"), ("version", "phone", "dark"),
 )  # fmt: skip
 COLOURS = 256
-CROPPED = {"jobs": 1200}  # a list goes on as it begins
+# A list goes on as it begins.
+CROPPED = {"jobs": 1200, "batch-many": 1500, "batch": 2600, "run": 2100, "run-running": 2600, "version": 2200}
 
 
 def main(arguments: list[str]) -> int:
@@ -31,14 +37,15 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("no chromium: install Debian's packages chromium and chromium-driver\n")
         return 1
     everything = "--all" in arguments
+    only = next((a.removeprefix("--only=").split(",") for a in arguments if a.startswith("--only=")), None)
     folder = Path(next((a for a in arguments if not a.startswith("--")), "docs/screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
-        _take(programs, Path(made), folder, everything)
+        _take(programs, Path(made), folder, everything, only)
     return 0
 
 
-def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool) -> None:
+def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool, only: list[str] | None) -> None:
     url = f"sqlite:///{work / 'ledger.db'}"
     scene, valkey = Scene(url), ValkeyServer(work)
     valkey.start()
@@ -47,6 +54,8 @@ def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool)
         dashboard.await_event("broker_connected")
         with open_browser(programs, work) as browser:
             for page, address in addresses(scene).items():
+                if only is not None and page not in only:
+                    continue
                 for size in SIZES:
                     for theme in ("light", "dark"):
                         if everything or (page, size, theme) in PICTURES:
@@ -76,7 +85,16 @@ def addresses(scene: Scene) -> dict[str, str]:
         "overview-day": "/overview?window=day",
         **lists,
         **jobs,
+        "batches": "/batches",
+        "batch": f"/batches/{scene.interesting[JobState.RUNNING]}",
+        "batch-many": f"/batches/{scene.many_shards}",
+        "training": "/training",
+        "run": f"/training/{scene.runs['second']}",
+        "run-running": f"/training/{scene.runs['running']}",
+        "run-failed": f"/training/{scene.runs['failed']}",
+        "compare": f"/training/compare?{'&'.join(f'run={scene.runs[name]}' for name in ('first', 'second', 'running'))}",
         "models": "/models",
+        "version": "/models/iris/2",
         "devices": "/devices",
         "flower-workers": "/workers",
     }
@@ -87,6 +105,8 @@ def _picture(browser: Browser, url: str, size: str, theme: str, path: Path, tall
     browser.open(url)
     if "/overview" in url:
         wait_until(lambda: len(browser.all(".u-legend")) == 4, "the charts are drawn")
+    if "/training/" in url:
+        wait_until(lambda: browser.all(".u-legend"), "the curves are drawn")
     browser.picture(path)
     with Image.open(path) as picture:
         top = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, tallest)))

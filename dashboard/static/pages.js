@@ -35,15 +35,20 @@
     return list.map(function (part) { return part.dataset.part; }).join();
   }
 
-  // What the reader is at stays: the focus, what is unfolded, how far a table is scrolled.
+  // What the reader is at stays: the focus, what is unfolded or ticked, how far a table is scrolled.
   function keeping(part, change) {
     var focused = part.contains(document.activeElement) ? document.activeElement.id : "";
     var open = Array.from(part.querySelectorAll("details[open][id]"), function (e) { return e.id; });
+    var checked = Array.from(part.querySelectorAll("input[id]:checked"), function (e) { return e.id; });
     var scrolled = Array.from(part.querySelectorAll(".fb-scroll"), function (e) { return e.scrollLeft; });
     var after = change();
     open.forEach(function (id) {
       var element = document.getElementById(id);
       if (element) { element.open = true; }
+    });
+    checked.forEach(function (id) {
+      var element = document.getElementById(id);
+      if (element) { element.checked = true; }
     });
     Array.from(after.querySelectorAll(".fb-scroll")).forEach(function (e, i) { e.scrollLeft = scrolled[i] || 0; });
     if (focused && document.getElementById(focused)) {

@@ -22,9 +22,10 @@ from forebay.producer.cli.options import (
     pairs,
     timeout_s,
 )
-from forebay.producer.cli.output import clear_errors, duration, print_fields, print_json, say, write
+from forebay.producer.cli.output import clear_errors, duration, one_line, print_fields, print_json, say, write
 from forebay.producer.cli.results import ARRIVES_S, wait_for
 from forebay.producer.job import Job
+from forebay.storage.batch_views import SHARDS_ASKED, BatchErrors
 
 EXAMPLES = examples(
     "forebay batch minilm 'in/*.parquet' out/ --columns text --keep id",
@@ -111,6 +112,16 @@ def progress_fields(progress: BatchProgress) -> dict[str, Any]:
         "speed": f"{progress.rows_per_s:,.0f} rows/s" if progress.rows_per_s else None,
         "left": duration(progress.eta_s),
     }
+
+
+def error_lines(errors: BatchErrors) -> list[str]:
+    """Why rows and shards of a batch failed, kind by kind, each with its samples."""
+    lines = []
+    for what, kinds in (("row", errors.rows), ("shard", errors.shards)):
+        for kind in kinds:
+            lines.append(f"  {kind.count:,} {what}{'' if kind.count == 1 else 's'}: {one_line(kind.type)}")
+            lines += [f"    {one_line(f'{sample.where}: {sample.message}')}" for sample in kind.samples]
+    return lines if errors.complete else [*lines, f"  counted over the first {SHARDS_ASKED:,} shards with errors"]
 
 
 @clear_errors()

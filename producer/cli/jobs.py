@@ -12,7 +12,7 @@ from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
 from forebay.contract.history import JobEvent
 from forebay.contract.job import JobInfo, JobKind, JobState
-from forebay.producer.cli.batch import progress_fields
+from forebay.producer.cli.batch import error_lines, progress_fields
 from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
 from forebay.producer.cli.output import (
     age,
@@ -35,6 +35,7 @@ from forebay.producer.cli.retry import MANY, retry_failed
 from forebay.producer.cli.runs import details, show_details
 from forebay.producer.client import Client
 from forebay.producer.job import Job
+from forebay.storage.batch_views import BatchErrors
 
 LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is printed below the fields
 
@@ -105,12 +106,15 @@ def show(
             print_json(events) if as_json else _print_events(events)
             return
         info = job.info()
-        progress = job.progress if info.kind is JobKind.BATCH else None
+        is_batch = info.kind is JobKind.BATCH
+        progress, errors = (job.progress, job.errors) if is_batch else (None, BatchErrors())
         if as_json:
-            batch = {} if progress is None else {"batch": plain(progress)}
+            batch = {"batch": plain(progress) | {"errors": plain(errors)}} if is_batch else {}
             print_json(plain(info) | batch | details(job, info))
         else:
             _show(info, progress)
+            for line in error_lines(errors):
+                write(line)
             show_details(job, info)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from forebay.storage.datasets.jsonl import CUSTOM_ID, URL
 from forebay.storage.datasets.outputs import LONE, arrow_type, by_name, from_values, type_of, whole_array
 from forebay.storage.datasets.reading import Rows
 from forebay.storage.datasets.sources import get_source
+from forebay.storage.row_errors import ErrorSample, ErrorTally
 
 GROUP_ROWS, GROUP_BYTES = 65_536, 16 << 20  # what is held back for one row group
 KEPT = {"int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
@@ -61,6 +63,7 @@ class Part:
         self._work = work
         self._model = model
         self._types: dict[str, pa.DataType] = {}
+        self._tally = ErrorTally()
 
     def add(self, rows: Rows, made: Made) -> tuple[int, int]:
         """Write a chunk; how many rows went to the part and to the errors."""
@@ -76,17 +79,27 @@ class Part:
             self._add_lines(rows, good, columns, errors)
         else:
             self._add_tables(rows, good, columns, errors)
+        for i, error in sorted(errors.items()):
+            self._tally.add(type(error).__name__, partial(self._sample, rows, i, error))
         return len(good), len(errors)
 
     def close(self, seconds: float) -> ShardOutcome:
         """Finish the files; they still have their temporary names."""
         part, errors = self._good.close(), self._bad.close()
-        return ShardOutcome(part.rows if part else 0, errors.rows if errors else 0, seconds, part, errors)
+        rows, failed = part.rows if part else 0, errors.rows if errors else 0
+        return ShardOutcome(rows, failed, seconds, part, errors, self._tally.kinds())
 
     def discard(self) -> None:
         """Remove what was written."""
         self._good.discard()
         self._bad.discard()
+
+    def _sample(self, rows: Rows, i: int, error: Exception) -> ErrorSample:
+        """A bad row as people look for it: by its custom_id, or where it stands and in which file."""
+        name = rows.columns[CUSTOM_ID][i] if self._request.format == OPENAI else None
+        where = f"custom_id {name}" if isinstance(name, str) else f"{self._locator} {rows.where[i]}"
+        files = self._request.files
+        return ErrorSample(f"{where} of {files[rows.files[i]].path}" if len(files) > 1 else where, _text(error))
 
     def _names(self) -> list[str] | None:
         return None if self._signature.outputs is None else [field.name for field in self._signature.outputs]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from shell import User
 
@@ -22,7 +23,9 @@ def test_a_data_set_goes_in_and_one_comes_out(user: User, tmp_path: Path, direct
     shown = user.ok("jobs", "show", told["id"])
     assert "700 completed, 0 failed, of 700" in shown
     assert "4 succeeded" in shown
-    assert user.json("jobs", "show", told["id"])["batch"]["shards"] == {"succeeded": 4}
+    shown_batch = user.json("jobs", "show", told["id"])["batch"]
+    assert shown_batch["shards"] == {"succeeded": 4}
+    assert shown_batch["errors"] == {"rows": [], "shards": [], "complete": True}
     assert user.json("jobs", "audit", told["id"])["faults"] == []
     assert "holds what batch" in user.refused(*asked)
     (out / json.loads((out / "_manifest.json").read_text())["parts"][0]["name"]).unlink()
@@ -36,6 +39,19 @@ def test_a_batch_goes_on_without_the_command_that_submitted_it(user: User, tmp_p
     id = user.ok("batch", "digits", str(tmp_path / "rows.npy"), str(tmp_path / "out"), "--no-wait").strip()
     assert user.json("jobs", "wait", id)[0]["state"] == "succeeded"
     assert user.json("jobs", "result", id)["result"]["counts"]["completed"] == 100
+
+
+def test_a_batch_tells_why_rows_failed(user: User, tmp_path: Path) -> None:
+    rows = [[0.5] * 64] * 30
+    rows[7], rows[21] = [1.0], [2.0, 3.0]
+    pq.write_table(pa.table({"x": pa.array(rows, pa.list_(pa.float32()))}), tmp_path / "in.parquet")
+    told = user.json("batch", "digits", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--columns", "x")
+    assert told["request_counts"]["failed"] == 2
+    shown = user.ok("jobs", "show", told["id"])
+    assert "2 rows: InvalidInput" in shown
+    assert "row 7: " in shown
+    [kind] = user.json("jobs", "show", told["id"])["batch"]["errors"]["rows"]
+    assert [sample["where"] for sample in kind["samples"]] == ["row 7", "row 21"]
 
 
 def test_what_cannot_work_is_one_line_and_exit_status_2(user: User, tmp_path: Path) -> None:

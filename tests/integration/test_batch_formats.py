@@ -17,6 +17,7 @@ from worker_house import House
 
 from forebay import InvalidInput
 from forebay.producer.audit import audit
+from forebay.storage.batch_views import BatchViews
 
 VECTOR = {"x": {"dtype": "float32", "shape": [2]}}
 TEXT = {"text": {"dtype": "str"}}
@@ -106,6 +107,9 @@ def test_openais_form_comes_back_in_openais_form(house: House, tmp_path: Path) -
         ("r2", None, "InvalidInput"), (None, None, "InvalidInput"), (None, None, "InvalidInput"),
     ]  # fmt: skip
     assert len({line["id"] for line in [*results, *failed]}) == 6
+    [kind] = BatchViews(house.ledger).errors(manifest["batch"]).rows
+    assert kind.samples[0].where == "custom_id r2"
+    assert [sample.where.partition(" ")[0] for sample in kind.samples] == ["custom_id", "offset", "offset"]
 
 
 def test_npy_rows_are_read_where_they_lie(house: House, tmp_path: Path) -> None:

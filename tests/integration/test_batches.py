@@ -24,6 +24,8 @@ from forebay import InvalidInput, JobCanceled, JobFailed
 from forebay.contract.job import JobState
 from forebay.producer.audit import audit
 from forebay.producer.job import Job
+from forebay.storage.batch_views import BatchViews
+from forebay.storage.row_errors import ErrorKind, ErrorSample
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 
@@ -125,6 +127,9 @@ def test_one_malformed_row_in_a_thousand_is_in_the_errors_and_the_rest_in_the_ou
     assert manifest["counts"] == {"total": 3000, "completed": 2997, "failed": 3}
     assert [row["row"] for row in errors_of(tmp_path / "out")] == bad
     assert {row["error"] for row in errors_of(tmp_path / "out")} == {"InvalidInput"}
+    [found_error] = BatchViews(house.ledger).errors(manifest["batch"]).rows
+    assert (found_error.type, found_error.count) == ("InvalidInput", 3)
+    assert [sample.where for sample in found_error.samples] == [f"row {i}" for i in bad]
     found = rows_of(tmp_path / "out")
     assert [row["id"] for row in found] == [i for i in range(3000) if i not in bad]
     np.testing.assert_allclose(found[8]["output"], direct([rows[9]])[0], rtol=1e-4, atol=1e-4)
@@ -136,8 +141,10 @@ def test_a_row_that_the_model_refuses_is_an_error_and_its_neighbours_are_not(hou
     x[33][0] = -1.0
     table = pa.table({"x": pa.array(x, pa.list_(pa.float32(), 4)), "id": pa.array(range(100))})
     data = write_parquet(tmp_path / "in", [table])
-    succeeded(house.client.batch(model, data, tmp_path / "out", keep="id"))
+    job = house.client.batch(model, data, tmp_path / "out", keep="id")
+    succeeded(job)
     [error] = errors_of(tmp_path / "out")
+    assert job.errors.rows == (ErrorKind("ValueError", 1, (ErrorSample("row 33", "a negative number"),)),)
     assert (error["row"], error["error"], error["message"]) == (33, "ValueError", "a negative number")
     assert [row["y"] for row in rows_of(tmp_path / "out")] == [2.0 * i for i in range(100) if i != 33]
 

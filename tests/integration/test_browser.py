@@ -1,23 +1,29 @@
 """The dashboard in a real browser, with a real worker behind it: every page, filters, buttons, live updates, accessibility."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browsers import Browser, find_chromium, open_browser
 from dashboards import Dashboard, Dashboards
+from made_batches import MadeBatch
+from made_training import CONFUSION, DATA, MadeRun
 from selenium.webdriver.common.keys import Keys
 from servers import ValkeyServer, do_without
 from sqlalchemy import text
 from waiting import wait_until
 from worker_house import House
 
-from forebay.contract.job import JobState
+from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
+from forebay.storage.row_errors import ErrorKind, ErrorSample
+from forebay.storage.training import TrainingStore
+from forebay.storage.training_records import Evaluation
 
 AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
-PAGES = ("/overview", "/overview?window=day", "/jobs", "/models", "/devices")
+PAGES = ("/overview", "/overview?window=day", "/jobs", "/batches", "/training", "/models", "/devices")
 GRAVE = "return axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes.map(n => n.html).join(' | ').slice(0, 600)))"  # noqa: E501
 EVIL = "<script>window.evil = 1</script>"
 
@@ -54,6 +60,26 @@ class World:
         wait_until(lambda: self.house.store.get(id).state.final, f"job {id} has ended")
         return id
 
+    def batches(self) -> None:
+        """One batch with an error that a script wrote, one with more shards than squares; no worker of this house runs them."""
+        kinds = [ErrorKind(EVIL, 2, (ErrorSample(f"row 1 of {EVIL}", EVIL),))]
+        small = MadeBatch(self.house.ledger, 5, queue="none", output=EVIL, metadata={"note": EVIL})
+        small.finish([0, 1], kinds)
+        small.run([2], 400)
+        MadeBatch(self.house.ledger, 320, queue="none").finish_quickly(range(100), kinds, bad=[3])
+
+    def training(self) -> None:
+        """Two runs that became versions, with parameters and an evaluation that a script wrote."""
+        evil = replace(DATA, classes=(EVIL, "b", "c"), features=(EVIL,))
+        for accuracy, rate in ((0.8, 0.02), (0.9, 0.04)):
+            run = MadeRun(self.house.ledger, {"note": EVIL, "rate": rate}, data=evil, metadata={"note": EVIL})
+            run.train(60, rate=rate)
+            made = run.finish(accuracy, parent="iris/1" if accuracy > 0.8 else None)
+        found = Evaluation(
+            *new_ids(1), "iris", made.version, EVIL, "9b" * 32, 9, {EVIL: 0.5}, CONFUSION, evil.classes, 0.1
+        )
+        TrainingStore(self.house.ledger).evaluated(found)
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[World]:
@@ -75,6 +101,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Ite
         jobs = house.client.predict_many("doubler", range(60), metadata={"user": EVIL, "run": 7})
         for id in [job.id for job in jobs] + [world.submit(-5, metadata={"user": "ada"})]:
             world.finished(id)
+        world.batches()
+        world.training()
         yield world
 
 
@@ -87,7 +115,15 @@ def desk(world: World) -> None:
 
 def pages(world: World) -> list[str]:
     newest = {state: world.house.store.find(state=[state], limit=1) for state in (JobState.SUCCEEDED, JobState.FAILED)}
-    return [*PAGES, *(f"/jobs/{found[0].id}" for found in newest.values() if found)]
+    batches = world.house.store.find(kind=JobKind.BATCH)
+    jobs = [found[0].id for found in newest.values() if found]
+    runs = world.house.store.find(kind=JobKind.TRAIN)
+    of_runs = [f"/training/{job.id}" for job in runs] + [compared(runs[-2:]), "/models/iris/1", "/models/iris/2"]
+    return [*PAGES, *(f"/jobs/{id}" for id in jobs), *(f"/batches/{job.id}" for job in batches), *of_runs]
+
+
+def compared(runs: Sequence[JobInfo]) -> str:
+    return f"/training/compare?{'&'.join(f'run={job.id}' for job in runs)}"
 
 
 def test_each_page_opens_fits_and_complains_of_nothing(world: World) -> None:
@@ -171,6 +207,98 @@ def test_progress_moves_without_a_reload_until_the_end(world: World) -> None:
     browser.wait_for(".fb-headline .fb-state", "succeeded")
     browser.wait_for("[data-part=life]", "Succeeded")
     assert browser.run("return window.stayed") is True
+
+
+def test_a_batchs_progress_and_squares_move_without_a_reload_until_it_is_canceled(world: World) -> None:
+    batch = MadeBatch(world.house.ledger, 4, queue="none")
+    browser = world.open(f"/batches/{batch.id}")
+    browser.run("window.stayed = true")
+    share = "return document.getElementById('progress').value"
+    assert browser.run(share) == 0
+    batch.finish([0])
+    browser.wait_for("#cell-1", "✓")
+    wait_until(lambda: browser.run(share) == 0.25, "the bar has moved")
+    batch.run([1], 500)
+    browser.wait_for("[data-part=running]", "500 of 1,000")
+    wait_until(lambda: 0.25 < browser.run(share) < 0.5, "it moves while a shard runs")
+    browser.run("document.getElementById('cell-2').focus()")
+    batch.finish([2])
+    browser.wait_for("#cell-3", "✓")
+    assert browser.run("return document.activeElement.id") == "cell-2"
+    browser.click("#cancel")
+    browser.click("#confirm-batch-cancel button[type=submit]")
+    browser.wait_for("#said", "canceled")
+    browser.wait_for(".fb-headline .fb-state", "canceled")
+    browser.wait_for("#cell-4", "–")
+
+
+def test_a_runs_curves_grow_without_a_reload_until_it_has_become_a_version(world: World) -> None:
+    run = MadeRun(world.house.ledger, {"lr": 0.1}, model="growing")
+    browser = world.open(f"/training/{run.id}")
+    browser.run("window.stayed = true")
+    browser.wait_for("[data-part=none]", "Nothing was measured yet.")
+    picture = "return [...document.querySelectorAll('.fb-plot canvas')].map(c => c.toDataURL()).join()"
+    run.train(20)
+    wait_until(lambda: len(browser.all(".fb-plot canvas")) == 4, "loss, accuracy, lr and rows/s are drawn")
+    before = browser.run(picture)
+    assert browser.run("return document.getElementById('progress').value") == 20
+    run.train(100)
+    wait_until(lambda: browser.run(picture) != before, "the curves have grown")
+    browser.wait_for("[data-part=sums]", "100")
+    wait_until(lambda: browser.run("return document.getElementById('progress').value") == 100, "the bar has moved")
+    light = browser.run(picture)
+    browser.look(dark=True)
+    wait_until(lambda: browser.run(picture) != light, "they are drawn anew in the other theme")
+    made = run.finish(0.95)
+    browser.wait_for(".fb-headline .fb-state", "succeeded")
+    browser.wait_for("#to-version", made.ref)
+    browser.wait_for("[data-part=result]", "@champion is new: accuracy 0.95")
+    assert len(browser.all(".fb-plot canvas")) == 4
+    assert browser.run("return window.stayed") is True
+
+
+def test_ticked_runs_stay_ticked_while_the_list_moves_and_are_compared(world: World) -> None:
+    house = world.house
+    one, two = (MadeRun(house.ledger, {"lr": lr}, model="picked") for lr in (0.1, 0.2))
+    one.train(20)
+    two.train(20, rate=0.05)
+    browser = world.open("/training?model=picked")
+    for run in (one, two):
+        browser.click(f"#pick-{run.id}")
+    three = MadeRun(house.ledger, {"lr": 0.3}, model="picked")
+    wait_until(lambda: browser.all(f"#pick-{three.id}"), "a new run is in the list")
+    assert browser.run("return document.querySelectorAll('[name=run]:checked').length") == 2
+    browser.click("#compare")
+    wait_until(lambda: "/training/compare?" in browser.driver.current_url, "the runs are compared")
+    wait_until(lambda: len(browser.all(".fb-plot canvas")) >= 3, "their curves are drawn")
+    assert "params.lr" in browser.text("[data-part=runs]")
+    assert three.id not in browser.driver.current_url
+    before = browser.run("return document.getElementById('curves').dataset.series")
+    two.train(40, rate=0.05)
+    wait_until(lambda: browser.run("return document.getElementById('curves').dataset.series") != before, "they grow")
+
+
+def test_arrow_keys_move_among_the_squares_and_the_tab_key_leaves_them(world: World) -> None:
+    [big, *_] = [job for job in world.house.store.find(kind=JobKind.BATCH) if job.progress.total == 320_000]
+    browser = world.open(f"/batches/{big.id}")
+    assert len(browser.all(".fb-grid [tabindex='0']")) == 1
+    browser.run("document.getElementById('cell-1').focus()")
+    where = "return document.activeElement.id"
+    for key, cell in (
+        (Keys.ARROW_RIGHT, 2),
+        (Keys.ARROW_RIGHT, 3),
+        (Keys.ARROW_LEFT, 2),
+        (Keys.HOME, 1),
+        (Keys.HOME, 1),
+    ):
+        browser.driver.switch_to.active_element.send_keys(key)
+        assert browser.run(f"{where}.replace('cell-', '')") == str(cell), key
+    browser.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    assert browser.run("return document.activeElement.offsetTop > document.getElementById('cell-1').offsetTop")
+    browser.driver.switch_to.active_element.send_keys(Keys.END)
+    assert browser.run("return document.activeElement.closest('li').nextElementSibling") is None
+    browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+    assert not browser.run(where).startswith("cell-")
 
 
 def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:

@@ -1,0 +1,92 @@
+// Draws training curves with uPlot from the points that came with the page: the step along the axis, a line for each split or
+// run. Draws them again when new points are put in place, the theme changes or the room does.
+(function () {
+  "use strict";
+
+  var HEIGHT = 220;
+  var plots = {};
+  var COLOURS = { light: ["#1f6f2e", "#2563eb", "#b42318", "#7c3aed", "#9a5b00", "#0f766e"],
+    dark: ["#6bd07c", "#7db0ff", "#ff8d80", "#c4a3ff", "#f0b45a", "#5ad1c4"] };
+  var DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [1, 4]]; // told apart without colour too
+
+  function theme() {
+    return document.documentElement.dataset.bsTheme === "dark" ? "dark" : "light";
+  }
+
+  function colour(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(name).trim() || "#888";
+  }
+
+  function shown(value) {
+    if (value === null || value === undefined) { return "–"; }
+    var size = Math.abs(value);
+    if (size !== 0 && (size < 0.001 || size >= 1e6)) { return value.toExponential(2); }
+    return Number(value.toPrecision(4)).toLocaleString("en-US", { maximumFractionDigits: 6 });
+  }
+
+  function options(chart, place) {
+    var look = {
+      stroke: colour("--flower-text-muted"), grid: { stroke: colour("--bs-border-color"), width: 1 },
+      ticks: { stroke: colour("--bs-border-color"), width: 1 }, font: "12px system-ui, sans-serif"
+    };
+    var whole = function (_, ticks) { return ticks.map(function (tick) { return Number.isInteger(tick) ? shown(tick) : ""; }); };
+    var lines = chart.lines.map(function (line) {
+      return {
+        label: line.label, stroke: COLOURS[theme()][line.look % 6], width: 2, dash: DASHES[line.look % 6], spanGaps: true,
+        points: { size: 5, show: chart.steps.length < 60 }, value: function (_, value) { return shown(value); }
+      };
+    });
+    return {
+      width: place.clientWidth, height: HEIGHT, scales: { x: { time: false } },
+      axes: [
+        Object.assign({}, look, { values: whole }),
+        Object.assign({}, look, { size: 68, values: function (_, ticks) { return ticks.map(shown); } })
+      ],
+      series: [{ label: "step", value: function (_, value) { return shown(value); } }].concat(lines),
+      cursor: { drag: { x: false, y: false } }
+    };
+  }
+
+  function points() {
+    var holder = document.getElementById("curves");
+    return holder && holder.dataset.series ? JSON.parse(holder.dataset.series) : [];
+  }
+
+  function shape(chart) {
+    return chart.title + "|" + chart.lines.map(function (line) { return line.label; }).join("|") + (chart.steps.length < 60);
+  }
+
+  function draw(afresh) {
+    var charts = points();
+    Object.keys(plots).forEach(function (i) {
+      var stale = afresh || !charts[i] || plots[i].shape !== shape(charts[i]) || !plots[i].plot.root.isConnected;
+      if (stale) {
+        plots[i].plot.destroy();
+        delete plots[i];
+      }
+    });
+    charts.forEach(function (chart, i) {
+      var place = document.getElementById("curve-" + i);
+      var data = [chart.steps].concat(chart.lines.map(function (line) { return line.values; }));
+      if (plots[i]) {
+        plots[i].plot.setData(data);
+      } else if (place) {
+        plots[i] = { shape: shape(chart), plot: new uPlot(options(chart, place), data, place) };
+      }
+    });
+  }
+
+  function fit() {
+    Object.keys(plots).forEach(function (i) {
+      var place = document.getElementById("curve-" + i);
+      if (place && place.clientWidth > 0 && plots[i].plot.width !== place.clientWidth) {
+        plots[i].plot.setSize({ width: place.clientWidth, height: HEIGHT });
+      }
+    });
+  }
+
+  draw(false);
+  document.addEventListener("forebay:placed", function () { draw(false); fit(); });
+  new MutationObserver(function () { draw(true); }).observe(document.documentElement, { attributeFilter: ["data-bs-theme"] });
+  new ResizeObserver(fit).observe(document.getElementById("live"));
+}());

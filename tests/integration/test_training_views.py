@@ -1,0 +1,62 @@
+"""What the dashboard reads of training runs, on SQLite and PostgreSQL: runs by their ids, curves thinned for charts."""
+
+from itertools import pairwise
+
+import pytest
+from made_training import MadeRun
+from sqlalchemy import text
+
+from forebay.contract.training import Point
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+from forebay.storage.training_views import THINNED, TrainingViews
+
+
+def test_runs_are_found_by_their_ids_and_those_that_have_not_begun_are_left_out(ledger: Ledger) -> None:
+    one, two = MadeRun(ledger, {"lr": 0.1}), MadeRun(ledger, {"lr": 0.2})
+    found = TrainingViews(ledger).about([one.id, two.id, "0" * 32])
+    assert {id: run.request["params"]["lr"] for id, run in found.items()} == {one.id: 0.1, two.id: 0.2}
+
+
+@pytest.mark.parametrize("most", [1, 3, 7, 100, 1000])
+def test_a_thinned_curve_keeps_first_and_last_and_goes_evenly_over_the_steps(ledger: Ledger, most: int) -> None:
+    run, other = MadeRun(ledger, {}), MadeRun(ledger, {})
+    train = [Point(step, 0, "train", {"loss": 1 / step}, 5.0) for step in range(1, 101)]
+    run.store.measured(run.job, [*train, *(Point(s, 0, "validation", {"loss": 1.0}) for s in (50, 100))], "")
+    other.store.measured(other.job, [Point(7, 0, "train", {"loss": 9.0})], "")
+    curve = TrainingViews(ledger).thinned(run.id, most)
+    steps = [point.step for point in curve if point.split == "train"]
+    assert steps[0] == 1
+    assert steps[-1] == 100
+    assert len(steps) <= most + 1
+    assert most < 100 or steps == list(range(1, 101))
+    gaps = {after - before for before, after in pairwise(steps[:-1])}
+    assert len(gaps) <= 1
+    assert all(point.values == {"loss": 1 / point.step} for point in curve if point.split == "train")
+    assert [point.step for point in curve] == sorted(point.step for point in curve)
+    assert most < 2 or [point.step for point in curve if point.split == "validation"] == [50, 100]
+
+
+def test_a_run_without_points_has_an_empty_curve(ledger: Ledger) -> None:
+    assert TrainingViews(ledger).thinned(MadeRun(ledger, {}).id) == []
+
+
+def test_what_a_version_was_worth_is_told(ledger: Ledger) -> None:
+    run = MadeRun(ledger, {})
+    run.train(20)
+    made = run.finish(0.9)
+    assert TrainingViews(ledger).found_worth("iris", made.version) == []
+    assert TrainingViews(ledger).about([run.id])[run.id].version == made.version
+
+
+def test_on_sqlite_a_curve_is_thinned_by_its_index(sqlite_database: str) -> None:
+    ledger = Ledger(sqlite_database, create=True)
+    try:
+        upgrade(ledger)
+        with ledger.read() as connection:
+            steps = connection.execute(text(f"EXPLAIN QUERY PLAN {THINNED}"), {"id": "a", "most": 5}).fetchall()
+    finally:
+        ledger.close()
+    told = "\n".join(str(step[-1]) for step in steps)
+    assert "COVERING INDEX sqlite_autoindex_job_metrics_1" in told
+    assert "SCAN job_metrics" not in told

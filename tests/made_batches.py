@@ -1,0 +1,100 @@
+"""Batches that no worker runs: their shards go the way shards go, through BatchStore, as a test or a picture wants them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+
+from forebay.contract.batch import PARQUET, BatchRequest, InputFile, Piece, Position, Shard
+from forebay.contract.job import JobError, JobKind, new_ids
+from forebay.storage.batch_records import ShardOutcome, ShardWork, WrittenFile
+from forebay.storage.batches import FINISH, BatchStore
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.records import ClaimedJob, NewJob
+from forebay.storage.row_errors import ErrorKind
+
+ROWS = 1000
+ENDED = """
+UPDATE jobs SET state = 'succeeded', attempt = 1, worker = :worker, started_at = :now, finished_at = :now WHERE id = :id"""
+
+
+class MadeBatch:
+    """A batch that runs, with all its shards planned and waiting; `shards` are their jobs in the order of the input."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        shards: int,
+        *,
+        id: str = "",
+        model: str = "minilm",
+        queue: str = "gpu",
+        output: str = "out",
+        worker: str = "gpu0@atlas",
+        **more: Any,
+    ) -> None:
+        self.id, self.worker = id or new_ids(1)[0], worker
+        self.jobs, self.store = JobStore(ledger), BatchStore(ledger)
+        rows = ROWS * shards
+        columns = {"text": ("text",)}
+        request = BatchRequest((InputFile("in/a.parquet", rows * 100),), output, PARQUET, columns, keep=("id",))
+        job = NewJob(self.id, JobKind.BATCH, model, 1, queue, input=request.dump(), rows=max(1, rows), **more)
+        self.jobs.add([job])
+        [claimed] = self.jobs.claim([self.id], worker, 30)
+        self.store.start(claimed, request)
+        pieces = [(Piece(0, i * ROWS, (i + 1) * ROWS),) for i in range(shards)]
+        planned = [Shard(piece, ROWS, ROWS * 100) for piece in pieces]
+        tickets = self.store.plan(self.store.batch(self.id), planned, Position(1, 0), True)
+        self.shards = [ticket.id for ticket in tickets or []]
+        self.store.hand_off(claimed)
+
+    def claim(self, numbers: Sequence[int], worker: str = "") -> list[tuple[ClaimedJob, ShardWork]]:
+        """Let a worker take these shards, counted from 0."""
+        claimed = self.jobs.claim([self.shards[i] for i in numbers], worker or self.worker, 30)
+        return [(job, self.store.shard(job, 30)) for job in sorted(claimed, key=lambda job: job.id)]
+
+    def finish(self, numbers: Sequence[int], kinds: Sequence[ErrorKind] = (), seconds: float = 2.0) -> None:
+        """Claim these shards and end them well, each with rows that failed in these ways."""
+        failed = sum(kind.count for kind in kinds)
+        for _, work in self.claim(numbers):
+            part = WrittenFile(f"{work.part}.parquet", "", ROWS - failed, 4096, "0" * 64)
+            assert self.store.finish(work, ShardOutcome(ROWS - failed, failed, seconds, part, None, tuple(kinds)))
+        self._show()
+
+    def run(self, numbers: Sequence[int], done: int, failed: int = 0, worker: str = "") -> list[ShardWork]:
+        """Claim these shards and come this far with each."""
+        works = [work for _, work in self.claim(numbers, worker)]
+        for work in works:
+            self.store.beat(work, done, failed, 1.5, 30)
+        self._show()
+        return works
+
+    def fail(self, numbers: Sequence[int], error: JobError) -> None:
+        """Claim these shards and end them with an error."""
+        for _, work in self.claim(numbers):
+            assert self.store.fail(work, error)
+
+    def finish_quickly(self, numbers: Sequence[int], kinds: Sequence[ErrorKind], bad: Sequence[int]) -> None:
+        """As `finish`, in one transaction and without claims: for very many shards. Those in `bad` have rows that failed."""
+        failed = sum(kind.count for kind in kinds)
+        good, worse = ShardOutcome(ROWS, 0, 2.0), ShardOutcome(ROWS - failed, failed, 2.0, kinds=tuple(kinds))
+        outcomes = [(self.shards[i], worse if i in bad else good) for i in numbers]
+        now = self.store.ledger.now()
+        with self.store.ledger.write() as connection:
+            connection.execute(text(ENDED), [{"id": id, "worker": self.worker, "now": now} for id, _ in outcomes])
+            rows = [
+                {"id": id, "done": o.rows, "failed": o.failed, "seconds": o.seconds, "outcome": o.dump(), "rows": ROWS}
+                for id, o in outcomes
+            ]
+            connection.execute(text(FINISH), rows)
+        self._show()
+
+    def complete(self) -> None:
+        """End the batch well."""
+        totals = self.store.totals(self.id)
+        assert self.store.complete(self.id, b"", None, totals.done + totals.failed, totals.done + totals.failed)
+
+    def _show(self) -> None:
+        totals = self.store.totals(self.id)
+        self.store.show(self.id, totals.done + totals.failed, totals.rows, "shards done")
