@@ -131,7 +131,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
             "model": f"{evaluation.model}/{evaluation.version}",
             "data": evaluation.dataset,
             "data hash": evaluation.sha256,
-            "rows": f"{evaluation.rows:,}",
+            "rows": f"{evaluation.rows:,}" + (f", {evaluation.failed:,} others failed" if evaluation.failed else ""),
             "metrics": metrics_text(evaluation.metrics),
             "latency": f"{evaluation.ms_per_row:.3g} ms per row, in batches",
         }
