@@ -149,6 +149,12 @@ RECIPES: Mapping[str, Recipe] = {
 }  # fmt: skip
 
 
+def parameters(recipe: str) -> tuple[Param, ...]:
+    """Those of the loop, and those of the recipe where it is one of RECIPES."""
+    known = RECIPES.get(recipe)
+    return (*LOOP, *(known.params if known is not None else ()))
+
+
 def check_params(recipe: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Every parameter of the loop and of the recipe with its value: as given, of its kind, or its default.
 
