@@ -117,10 +117,13 @@ class Best(pl.Callback):
         self.weights: dict[str, Tensor] | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Fitting) -> None:  # type: ignore[override]
-        """Compares."""
-        score = pl_module.measured.get(self._metric)
-        if score is None or score != score:
-            return
+        """Compares; InvalidInput when the split is too small or too uniform for the metric."""
+        if self._metric not in pl_module.measured:
+            there = ", ".join(pl_module.measured)
+            raise InvalidInput(
+                f"{self._metric} cannot be measured on this validation split, only {there}; name another metric"
+            )
+        score = pl_module.measured[self._metric]
         if self.score is None or better(self._metric, score, self.score):
             self.score = score
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in pl_module.net.state_dict().items()}
@@ -132,17 +135,6 @@ class Best(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From one."""
         self.score, self.weights = state_dict["score"], state_dict["weights"]
-
-
-class Watch(pl.Callback):
-    """Puts the metric where Lightning's early stopping looks for it."""
-
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Fitting) -> None:  # type: ignore[override]
-        """A metric that could not be measured is the worst."""
-        pl_module.log(self._metric, torch.tensor(pl_module.measured.get(self._metric, 0.0)), logger=False)
 
 
 class Saver(pl.Callback):

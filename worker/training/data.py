@@ -21,20 +21,10 @@ from forebay.contract.training import TRAIN, DataSummary, TrainRequest
 from forebay.storage.datasets.columns import FOLDER, Read, Table, Values, column_names, read_table
 from forebay.storage.datasets.images import IMAGE
 from forebay.worker.training import splitting
+from forebay.worker.training.labels import Target, label_text
 from forebay.worker.training.preprocessing import DROP, check_missing, fit_scale, is_missing
-from forebay.worker.training.scoring import label_text
 
 MAX_CLASSES = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is learned: a column, the labels in the order of their numbers, or the scale that numbers are brought to."""
-
-    name: str
-    classes: tuple[str, ...] = ()
-    mean: float = 0.0
-    deviation: float = 1.0
 
 
 @dataclass(slots=True)

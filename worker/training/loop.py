@@ -9,17 +9,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from forebay.contract.errors import InvalidInput
-from forebay.worker.training.data import Target
+from forebay.worker.training.labels import PROBABILITIES, Target, in_unit, served
 from forebay.worker.training.loading import Batch, Position, Rows, step_seed
-from forebay.worker.training.scoring import PROBABILITIES, Scorer
+from forebay.worker.training.scoring import Scorer
 
 OWN = "forebay"  # where a checkpoint keeps what Lightning does not know of
 
@@ -73,6 +71,8 @@ class Fitting(pl.LightningModule):
         self._outputs = []
         outputs = shares.transpose(0, 1).flatten(0, 1)[: len(self._validation)]
         self.measured = score(outputs.cpu(), self._validation.targets, self._target)[0]
+        # Here, for early stopping: Lightning calls callbacks before this hook, when the metrics are still the last ones.
+        self.log_dict({name: torch.tensor(value) for name, value in self.measured.items()}, logger=False)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by steps."""
@@ -109,22 +109,6 @@ class Fitting(pl.LightningModule):
     def _from_all(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, `(processes, ...)`."""
         return tensor[None] if self.trainer.world_size == 1 else cast(Tensor, self.all_gather(tensor))
-
-
-def served(outputs: Tensor, loss: str) -> Tensor:
-    """A network's outputs as they are served: probabilities `(rows, classes)`, or scaled numbers `(rows,)`."""
-    if loss == "cross-entropy":
-        return outputs.softmax(1)
-    if loss == "bce":
-        chance = outputs.reshape(-1).sigmoid()
-        return torch.stack([1 - chance, chance], 1)
-    return outputs.reshape(-1)
-
-
-def in_unit(numbers: Tensor, target: Target) -> NDArray[np.float64]:
-    """Scaled numbers `(rows,)` in the target's unit."""
-    scaled: NDArray[np.float64] = numbers.double().cpu().numpy() * target.deviation + target.mean
-    return scaled
 
 
 def score(outputs: Tensor, targets: Tensor, target: Target) -> tuple[dict[str, float], list[list[int]] | None]:

@@ -31,10 +31,11 @@ from forebay.contract.training import (
     TrainRequest,
 )
 from forebay.worker.training.artifact import RUNTIME, Artifact, outputs, write_artifact
-from forebay.worker.training.callbacks import Best, Journal, Saver, Watch
+from forebay.worker.training.callbacks import Best, Journal, Saver
 from forebay.worker.training.data import Data, Part, load_data
+from forebay.worker.training.labels import served
 from forebay.worker.training.loading import Position, Rows, TrainingBatches, ValidationBatches
-from forebay.worker.training.loop import Fitting, score, served
+from forebay.worker.training.loop import Fitting, score
 from forebay.worker.training.place import Place
 from forebay.worker.training.recipes import Recipe, get_recipe, loss_of
 from forebay.worker.training.stopping import Stop, Stopped
@@ -159,10 +160,8 @@ def _trainer(
     callbacks: list[pl.Callback] = [Journal(tell, params["epochs"], module.steps, params["lr"]), best]
     if params["patience"]:
         mode = "max" if METRICS[metric] else "min"
-        early = EarlyStopping(
-            metric, params["min_delta"], params["patience"], mode=mode, check_on_train_epoch_end=False
-        )
-        callbacks += [Watch(metric), early]
+        patience, least = params["patience"], params["min_delta"]
+        callbacks.append(EarlyStopping(metric, least, patience, mode=mode, check_on_train_epoch_end=False))
     local = place.on_this_machine(ready.request.nodes)
     cuda = place.device == "cuda" or (place.device == "auto" and torch.cuda.device_count() >= local)
     several = DDPStrategy(process_group_backend="nccl" if cuda else "gloo")

@@ -25,8 +25,9 @@ from torchmetrics.classification import (
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
+from forebay.worker.training.labels import LABEL, PROBABILITIES
+from forebay.worker.training.labels import label_text as label_text  # those who score need it too
 
-LABEL, PROBABILITIES = "label", "probabilities"  # the outputs of a classifier
 Predictions: TypeAlias = "Sequence[Any] | Mapping[str, Any] | NDArray[Any]"
 
 _ALONE: Mapping[str, Any] = {"sync_on_compute": False}  # each process scores what it is given; nothing is gathered
@@ -67,17 +68,6 @@ class Scorer:
     def confusion(self) -> list[list[int]] | None:
         """Rows by true class, then by predicted class; None for numbers."""
         return self._scores.confusion()
-
-
-def label_text(value: Any) -> str:
-    """A label as text, the same whatever format it was read from: 3, 3.0 and "3" are "3", True is "true"."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value == int(value):
-        return str(int(value))
-    return value if isinstance(value, str) else str(value)
 
 
 class _Classes:

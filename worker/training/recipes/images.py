@@ -160,3 +160,8 @@ def _decoded(data: Any, size: int) -> NDArray[np.float32]:
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidInput(f"it is no image that Pillow can read: {error}") from error
     return (np.asarray(small, np.float32) / np.float32(255)).transpose(2, 0, 1)
+
+
+def a_pixel() -> bytes:
+    """The smallest image file that can be decoded: black, 1 × 1, as a binary portable graymap."""
+    return b"P5 1 1 255\n\0"
