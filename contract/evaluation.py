@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from forebay.contract.batch import BatchRequest, InputFile
+from forebay.contract.batch import IMAGES, BatchRequest, InputFile
 from forebay.contract.errors import InvalidInput
 
 
@@ -34,7 +34,8 @@ class EvaluateRequest:
     @property
     def reading(self) -> BatchRequest:
         """What a batch that reads the same rows would be asked: they are read in the same way."""
-        keep = () if any(self.target in columns for columns in self.columns.values()) else (self.target,)
+        target = "path" if self.format == IMAGES else self.target  # an image's folder tells its label
+        keep = () if any(target in columns for columns in self.columns.values()) else (target,)
         return BatchRequest(self.files, "", self.format, self.columns, keep, row_bytes=self.row_bytes)
 
     def dump(self) -> bytes:

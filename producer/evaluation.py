@@ -18,6 +18,7 @@ from forebay.contract.signature import ARRAY_DTYPES
 from forebay.contract.training import DataSummary
 from forebay.producer.datasets import DataSet, find_dataset
 from forebay.storage.datasets.checking import Named, check_file, check_rows, name_columns
+from forebay.storage.datasets.columns import FOLDER
 from forebay.storage.datasets.sources import Sample, get_source
 
 DATASET_LENGTH = 2000  # of what is kept of a data set's name
@@ -43,10 +44,9 @@ def make_request(
         )
     file, sample = _first_with_rows(files, format)
     types = {name: kind for name, kind in sample.types.items() if name != target}
-    if not isinstance(target, str) or target not in sample.types:
-        raise InvalidInput(
-            f"target: there is no column {shown(target)}; there are {', '.join(map(shown, sample.types))}"
-        )
+    there = [FOLDER] if format == IMAGES else list(sample.types)
+    if not isinstance(target, str) or target not in there:
+        raise InvalidInput(f"target: there is no column {shown(target)}; there are {', '.join(map(shown, there))}")
     named = name_columns(
         _meant(columns, model, types, learnt_from.features if learnt_from else ()), model.signature, types, format
     )

@@ -65,7 +65,7 @@ class Figures:
         if self.run is None or not self._rows:
             return []
         epochs = (self.run.request.get("params") or {}).get("epochs")
-        found = [f"epoch {self._rows[-1]['epoch'] + 1}{f' of {epochs}' if epochs else ''}"]
+        found = [f"epoch {self._rows[-1]['epoch']}{f' of {epochs}' if epochs else ''}"]
         loss, judged = self.series(TRAIN, "loss"), self.series(VALIDATION, self.metric)
         found += [f"loss {loss[-1]:.4g}"] if loss else []
         found += [f"{VALIDATION} {self.metric} {judged[-1]:.4g}"] if judged else []

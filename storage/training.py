@@ -58,10 +58,10 @@ DELETE FROM checkpoints WHERE job_id = :id AND step NOT IN (
 STILL_USED = "SELECT blob FROM checkpoints WHERE blob {ids}"
 
 ADD_EVALUATION = """
-INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, at)
-VALUES (:id, :model, :version, :dataset, :sha256, :rows, :metrics, :confusion, :classes, :ms_per_row, :now)
+INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at)
+VALUES (:id, :model, :version, :dataset, :sha256, :rows, :metrics, :confusion, :classes, :ms_per_row, :failed, :now)
 ON CONFLICT (id) DO UPDATE SET dataset = :dataset, sha256 = :sha256, rows = :rows, metrics = :metrics,
-    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, at = :now"""
+    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, failed = :failed, at = :now"""
 
 
 class LeaseLost(Exception):
@@ -168,7 +168,7 @@ class TrainingStore(TrainingReports):
     def evaluated(self, job: ClaimedJob, evaluation: Evaluation, result: bytes) -> Ended:
         """Keep what a version was found to be worth, and end the job. LeaseLost when it is no longer this attempt's."""
         values = {
-            name: getattr(evaluation, name) for name in ("id", "model", "version", "sha256", "rows", "ms_per_row")
+            name: getattr(evaluation, name) for name in ("id", "model", "version", "sha256", "rows", "ms_per_row", "failed")
         } | {
             "dataset": plain_text(evaluation.dataset), "metrics": json.dumps(dict(evaluation.metrics)),
             "confusion": jsons(evaluation.confusion), "classes": jsons(evaluation.classes), "now": self.ledger.now(),

@@ -63,7 +63,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a version was found to be worth on a data set. `confusion` counts rows by true and then by predicted class."""
+    """What a version was found to be worth on a data set. `confusion` counts rows by true and then by predicted class.
+
+    `rows` were compared; `failed` others could not be read, run, or had no target. `ms_per_row` is the device's time, in batches.
+    """
 
     id: str
     model: str
@@ -75,6 +78,7 @@ class Evaluation:
     confusion: Sequence[Sequence[int]] | None
     classes: Sequence[str] | None
     ms_per_row: float
+    failed: int = 0
     at: datetime | None = None
 
 

@@ -29,7 +29,7 @@ ORDER BY step, split LIMIT :limit"""
 CHECKPOINT_COLUMNS = "step, epoch, attempt, blob, bytes, at"
 CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE job_id = :id ORDER BY step DESC"
 EVALUATIONS = """
-SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, at FROM evaluations
+SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at FROM evaluations
 WHERE model = :model AND version = :version ORDER BY id DESC LIMIT :limit"""
 END_OF_IDS = "g"  # ids are hex digits: all are below
 
@@ -77,7 +77,7 @@ class TrainingReports:
         return [
             Evaluation(
                 row[0], row[1], row[2], row[3], row[4], row[5], json.loads(row[6]), _loaded(row[7]), _loaded(row[8]),
-                row[9], at(row[10]),
+                row[9], int(row[10]), at(row[11]),
             )
             for row in self._rows(EVALUATIONS, model=model, version=version, limit=limit)
         ]  # fmt: skip

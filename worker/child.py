@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -17,6 +18,7 @@ import structlog
 
 from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.storage.batches import BatchStore
@@ -27,6 +29,7 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
+from forebay.storage.training import TrainingStore
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
 from forebay.worker.board import Board, meet_parent
@@ -37,6 +40,7 @@ from forebay.worker.tally import Tally
 
 if TYPE_CHECKING:
     from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.evaluation import Evaluator
     from forebay.worker.training.slot import TrainingSlot
 
 log = structlog.get_logger()
@@ -84,6 +88,7 @@ def start() -> None:
         patience_s=settings.outage_patience_s,
         tally=tally,
         make_shards=lambda load: _shard_runner(settings, ledger, load, board, tally),
+        make_evaluator=lambda load: _evaluator(settings, ledger, load, board, tally),
         make_slot=lambda: _training_slot(settings, ledger, board, tally),
     )
     log.info(
@@ -163,6 +168,29 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
         lease_s=settings.lease_s,
         board=board,
         patience_s=settings.outage_patience_s,
+        tally=tally,
+    )
+
+
+def _evaluator(settings: Settings, ledger: Ledger, load: Load, board: Board, tally: Tally) -> Evaluator:
+    """What runs evaluations; MissingExtra without pyarrow or torchmetrics."""
+    require_pyarrow()
+    if find_spec("torchmetrics") is None:
+        raise MissingExtra("evaluations need torchmetrics: pip install 'forebay[train]' on the worker")
+    from forebay.worker.evaluation import Evaluator
+    from forebay.worker.training.outcomes import Outcomes
+
+    announcer = Announcer(connect_redis(settings))
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    return Evaluator(
+        store=TrainingStore(ledger),
+        registry=ModelRegistry(ledger),
+        payloads=Payloads(blobs, settings),
+        outcomes=Outcomes(JobStore(ledger), announcer, settings.worker_name, settings.outage_patience_s),
+        limits=Limits(Ceilings(ledger, device_kind(settings.device))),
+        load=load,
+        worker=settings.worker_name,
+        board=board,
         tally=tally,
     )
 

@@ -38,6 +38,7 @@ from forebay.worker.work import Item, Work
 
 if TYPE_CHECKING:
     from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.evaluation import Evaluator
     from forebay.worker.training.slot import TrainingSlot
 
 log = structlog.get_logger()
@@ -98,14 +99,16 @@ class Runner:
         load_timeout_s: float,
         patience_s: float,
         make_shards: Callable[[Load], ShardRunner],
+        make_evaluator: Callable[[Load], Evaluator],
         make_slot: Callable[[], TrainingSlot],
         queues: Sequence[str] | None = None,
         tally: Tally | None = None,
     ) -> None:
         """`queues` are those that this worker serves, None when it may claim from any. `make_shards` gives what runs batch
-        jobs, with this way to load a model; `make_slot` what runs training jobs.
+        jobs, with this way to load a model, `make_evaluator` what runs evaluations, `make_slot` what runs training jobs.
         """  # fmt: skip
         self._make_shards = make_shards
+        self._make_evaluator = make_evaluator
         self._make_slot = make_slot
         self._store = store
         self._registry = registry
@@ -154,7 +157,9 @@ class Runner:
             for (model, version), jobs in by_model.items():
                 total += self._run_claimed(model, version, jobs)
             if shards:
-                total += self._run_shards(shards)
+                total += self._run_apart(shards, lambda: self._shards)
+            if evaluations := [job for job in claimed if job.kind is JobKind.EVALUATE]:
+                total += self._run_apart(evaluations, lambda: self._evaluator)
             total += self._run_training([job for job in claimed if job.kind in TRAINING])
         return total
 
@@ -163,11 +168,17 @@ class Runner:
         """Made when the first batch job comes: it needs pyarrow, which other workers may do without."""
         return self._make_shards(self._loaded)
 
-    def _run_shards(self, claimed: list[ClaimedJob]) -> Summary:
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        """The same for evaluations, which need torchmetrics too."""
+        return self._make_evaluator(self._loaded)
+
+    def _run_apart(self, claimed: list[ClaimedJob], runner: Callable[[], ShardRunner | Evaluator]) -> Summary:
+        """Jobs that read data sets, by what runs them."""
         if self._board.stopping:
             return self._give_back(claimed)
         try:
-            ran = self._shards.run(claimed)
+            ran = runner().run(claimed)
         except MissingExtra as error:
             failed = JobError("MissingExtra", str(error))
             outcomes = [Finished(job.id, job.attempt, error=failed) for job in claimed]

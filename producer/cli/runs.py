@@ -13,6 +13,7 @@ from forebay.contract.errors import InvalidInput, JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
+from forebay.contract.recipes import parameters
 from forebay.producer.cli.options import Home, Json, examples, open_client
 from forebay.producer.cli.output import (
     age,
@@ -71,7 +72,7 @@ def run_fields(run: Run) -> dict[str, Any]:
         "recipe": run.recipe,
         "data": _data(request),
         "target": request.get("target"),
-        "parameters": pairs_text(request.get("params") or {}),
+        "parameters": params_text(run.recipe, request.get("params") or {}),
         "seed": request.get("seed"),
     }
     if data is not None:
@@ -88,6 +89,17 @@ def run_fields(run: Run) -> dict[str, Any]:
         "metrics": metrics_text(run.metrics),
         "alias": run.verdict if run.request.get("alias") else None,
     }
+
+
+def params_text(recipe: Any, params: Mapping[str, Any]) -> str | None:
+    """The epochs, and the parameters that are not as they come, as they are given on the command line."""
+    usual = {param.name: param.default for param in parameters(str(recipe))}
+    shown = {
+        name: value
+        for name, value in params.items()
+        if name == "epochs" or name not in usual or _plain_list(value) != _plain_list(usual[name])
+    }
+    return pairs_text({k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in shown.items()})
 
 
 def metrics_text(values: Mapping[str, float | None] | None) -> str | None:
@@ -131,7 +143,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
             "model": f"{evaluation.model}/{evaluation.version}",
             "data": evaluation.dataset,
             "data hash": evaluation.sha256,
-            "rows": f"{evaluation.rows:,}",
+            "rows": f"{evaluation.rows:,}" + (f", {evaluation.failed:,} others failed" if evaluation.failed else ""),
             "metrics": metrics_text(evaluation.metrics),
             "latency": f"{evaluation.ms_per_row:.3g} ms per row, in batches",
         }
@@ -158,7 +170,7 @@ def version_fields(model: ModelVersion) -> dict[str, Any]:
         "metadata": pairs_text({k: v for k, v in model.metadata.items() if k not in ("metrics", "lineage")}),
         "metrics": metrics_text(model.metadata.get("metrics")),
         "recipe": lineage["recipe"],
-        "parameters": pairs_text(lineage.get("params") or {}),
+        "parameters": params_text(lineage["recipe"], lineage.get("params") or {}),
         "trained on": _several(lineage["files"], 3),
         "data hash": lineage.get("sha256"),
         "rows": _split_rows(lineage["rows"]),
@@ -184,7 +196,7 @@ def _print_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     if not checkpoints:
         return
     write("")
-    rows = [(c.step, c.epoch + 1, c.attempt, format_bytes(c.bytes), age(c.at)) for c in checkpoints]
+    rows = [(c.step, c.epoch, c.attempt, format_bytes(c.bytes), age(c.at)) for c in checkpoints]
     titles = ("CHECKPOINT", "EPOCH", "ATTEMPT", "SIZE", "AGE")
     print_table(titles, rows, right=titles)
 
@@ -193,6 +205,10 @@ def _data(request: Mapping[str, Any]) -> str | None:
     files = request.get("files") or {}
     first, others = files.get("first"), files.get("count", 1) - 1
     return f"{first} and {others} more files" if first and others else first
+
+
+def _plain_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _split_rows(rows: Mapping[str, int]) -> str | None:

@@ -70,6 +70,7 @@ class Bench:
             load_timeout_s=600,
             patience_s=30,
             make_shards=lambda _: pytest.fail("there is no batch job here"),
+            make_evaluator=lambda _: pytest.fail("there is no evaluation here"),
             make_slot=lambda: pytest.fail("there is no training job here"),
         )
 

@@ -82,7 +82,7 @@ def run(resumed: int = 0) -> Run:
 
 
 def row(step: int, split: str, **values: float | None) -> dict[str, Any]:
-    return {"step": step, "epoch": step // 5, "split": split, "at": NOW, "rows_per_s": 1200.0, **values}
+    return {"step": step, "epoch": step // 5 + 1, "split": split, "at": NOW, "rows_per_s": 1200.0, **values}
 
 
 def test_the_figures_grow_with_the_run_and_only_what_is_new_is_read() -> None:

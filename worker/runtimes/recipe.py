@@ -64,6 +64,11 @@ class RecipeModel:
         self._loss = loss
         self._target = target
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels in the order of the probabilities; () for numbers."""
+        return self._target.classes
+
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         """One forward pass."""
         return self.run(self.prepare(rows))

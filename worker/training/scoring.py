@@ -41,9 +41,10 @@ class Scorer:
     called any number of times, `metrics` and `confusion` at any time.
     """
 
-    def __init__(self, classes: Sequence[str] = ()) -> None:
+    def __init__(self, classes: Sequence[str] = (), bins: int | None = None) -> None:
+        """With `bins` the area under the curve is one over so many thresholds, and no probabilities are kept for it."""
         self.rows = 0
-        self._scores: _Classes | _Numbers = _Classes(tuple(classes)) if classes else _Numbers()
+        self._scores: _Classes | _Numbers = _Classes(tuple(classes), bins) if classes else _Numbers()
 
     def add(self, predictions: Predictions, targets: Sequence[Any] | NDArray[Any]) -> None:
         """`predictions` for the rows whose truth is `targets`, in the same order.
@@ -71,7 +72,7 @@ class Scorer:
 
 
 class _Classes:
-    def __init__(self, classes: tuple[str, ...]) -> None:
+    def __init__(self, classes: tuple[str, ...], bins: int | None) -> None:
         self._index = {label: i for i, label in enumerate(classes)}
         count = len(classes)
         self._counted: dict[str, Metric] = {
@@ -81,7 +82,7 @@ class _Classes:
             "f1": MulticlassF1Score(count, average="macro", **_ALONE),
         }
         self._confusion = MulticlassConfusionMatrix(count, **_ALONE)
-        self._areas = MulticlassAUROC(count, average=None, **_ALONE)
+        self._areas = MulticlassAUROC(count, average=None, thresholds=bins, **_ALONE)
         self._present = torch.zeros(count, dtype=torch.int64)
         self._surprise, self._scored, self._rows = 0.0, 0, 0
         _in_double_precision([*self._counted.values(), self._confusion, self._areas])
