@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -17,6 +18,7 @@ import structlog
 
 from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.storage.batches import BatchStore
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+TRAINERS_NEED = ("torch", "pytorch_lightning", "torchmetrics", "pyarrow")
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
 
 _runner: Runner | None = None
@@ -168,7 +171,10 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
 
 
 def _training_slot(settings: Settings, ledger: Ledger, board: Board, tally: Tally) -> TrainingSlot:
-    """What runs training jobs."""
+    """What runs training jobs; MissingExtra without what its trainers need."""
+    missing = [name for name in TRAINERS_NEED if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'forebay[train]'")
     from forebay.worker.training.launch import Launcher
     from forebay.worker.training.outcomes import Outcomes
     from forebay.worker.training.slot import TrainingSlot
