@@ -41,6 +41,7 @@ class Settings:
     retention_s: float
     shutdown_grace_s: float
     load_timeout_s: float
+    store_timeout_s: float
     outage_patience_s: float
     max_inline_bytes: int
     max_payload_bytes: int
@@ -275,6 +276,12 @@ TABLE: dict[str, Setting] = {
     ),
     "load_timeout_s": Setting(
         "FOREBAY_LOAD_TIMEOUT", seconds, lambda _: 1800.0, "how long loading one model version may take"
+    ),
+    "store_timeout_s": Setting(
+        "FOREBAY_STORE_TIMEOUT",
+        seconds,
+        lambda _: 600.0,
+        "how long reading or writing a piece of a batch's files may take",
     ),
     "outage_patience_s": Setting(
         "FOREBAY_OUTAGE_PATIENCE", seconds, lambda _: 600.0, "how long results wait for the ledger or a full blob store"
