@@ -44,6 +44,7 @@ class Settings:
     train_timeout_s: float
     node_wait_s: float
     rendezvous_host: str
+    store_timeout_s: float
     outage_patience_s: float
     max_inline_bytes: int
     max_payload_bytes: int
@@ -299,6 +300,12 @@ TABLE: dict[str, Setting] = {
     ),
     "rendezvous_host": Setting(
         "FOREBAY_RENDEZVOUS_HOST", str, lambda _: "", "this machine's address for the others of a run; '': its name"
+    ),
+    "store_timeout_s": Setting(
+        "FOREBAY_STORE_TIMEOUT",
+        seconds,
+        lambda _: 600.0,
+        "how long reading or writing a piece of a batch's files may take",
     ),
     "outage_patience_s": Setting(
         "FOREBAY_OUTAGE_PATIENCE", seconds, lambda _: 600.0, "how long results wait for the ledger or a full blob store"

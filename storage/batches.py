@@ -27,8 +27,10 @@ OPEN = """
 INSERT INTO batches (id, output, files, bytes, next_file, next_first, steps, planned)
 VALUES (:id, :output, :files, :bytes, 0, 0, 0, :planned) ON CONFLICT (id) DO NOTHING"""
 
-# A batch that starts again does what is missing: shards that failed or were canceled wait afresh.
-UNDONE = f"parent_id = :id AND {may(Transition.RETRY)}"
+# A batch that is retried does what is missing: shards that failed before it ended, or were canceled, wait afresh. Not those
+# that have failed since: a batch that was only woken would never end.
+UNDONE = f"""parent_id = :id AND {may(Transition.RETRY)} AND (state = 'canceled' OR finished_at <= (
+    SELECT max(ended_at) FROM job_attempts WHERE job_id = :id AND ended IN ('failed', 'canceled', 'expired')))"""
 REMEMBER_UNDONE = REMEMBER_RETRIED.replace("{which}", UNDONE)
 REVIVE = f"UPDATE jobs SET {AFRESH} WHERE {UNDONE} RETURNING {TICKET}"
 

@@ -26,11 +26,11 @@ import psutil
 
 MEET_S = 10  # for a parent that is slow to answer
 SIZE = mmap.PAGESIZE
-TIMEOUT, LOAD = 1.0, 2.0  # which limit a step is under
-LIMITS = {TIMEOUT: "timeout_s", LOAD: "load_timeout_s"}
+TIMEOUT, LOAD, STORE = 1.0, 2.0, 3.0  # which limit a step is under
+LIMITS = {TIMEOUT: "timeout_s", LOAD: "load_timeout_s", STORE: "store_timeout_s"}
 
 # Doubles, each written by one side only. A line is a step in progress: its deadline (0: none), its limit, which limit.
-STOPPING, DOUBTS, MAIN, PREPARE = 0, 1, 2, 5
+STOPPING, DOUBTS, MAIN, PREPARE, READ, WRITE = 0, 1, 2, 5, 8, 11
 
 # Shards that the child holds, behind the doubles: id and attempt; attempt 0 is a free place.
 HELD_AT, PLACE, PLACES = 1024, struct.Struct("=32sq"), 32
@@ -117,7 +117,7 @@ class Board:
     def overdue(self) -> Overdue | None:
         """The step that has taken too long, if there is one."""
         now = self._clock()
-        for line in (MAIN, PREPARE):
+        for line in (MAIN, PREPARE, READ, WRITE):
             deadline = self._cells[line]
             if deadline and now > deadline:
                 return Overdue(LIMITS.get(self._cells[line + 2], "?"), self._cells[line + 1], now - deadline)

@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from forebay.storage.payloads import Payloads
 from forebay.storage.training import TrainingStore
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
-from forebay.worker.board import Board, meet_parent
+from forebay.worker.board import STORE, WRITE, Board, meet_parent
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Load, Runner
@@ -157,10 +158,11 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
     jobs, store, registry, broker = JobStore(ledger), BatchStore(ledger), ModelRegistry(ledger), connect_redis(settings)
     blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
     dispatcher, announcer = Dispatcher(make_app(settings)), Announcer(broker)
+    waiting = partial(board.limit, settings.store_timeout_s, STORE, WRITE)  # whoever tends a batch writes nothing else
     return ShardRunner(
         jobs=jobs,
         store=store,
-        tender=Tender(store, registry, Payloads(blobs, settings), dispatcher, announcer, broker),
+        tender=Tender(store, registry, Payloads(blobs, settings), dispatcher, announcer, broker, waiting),
         registry=registry,
         announcer=announcer,
         limits=Limits(Ceilings(ledger, device_kind(settings.device))),
@@ -169,6 +171,7 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
         lease_s=settings.lease_s,
         board=board,
         patience_s=settings.outage_patience_s,
+        store_timeout_s=settings.store_timeout_s,
         tally=tally,
     )
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from forebay.contract.settings import Settings, mask_password
-from forebay.worker.board import SIZE, Board, meeting_place, remove_left_places
+from forebay.worker.board import LIMITS, SIZE, STORE, Board, meeting_place, remove_left_places
 
 log = structlog.get_logger()
 
@@ -47,14 +47,19 @@ class Child:
     gone: threading.Event = field(default_factory=threading.Event)
     killed_for: str | None = None
     given_up: bool = False  # killed because the worker had to stop: its jobs are not to blame
+    stuck: bool = False  # killed because a store did not answer
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What is known of a child's end, and which jobs it held that it had claimed itself, with their attempts."""
+    """What is known of a child's end, and which jobs it held that it had claimed itself, with their attempts.
+
+    When it was `stuck`, waiting for a store, its jobs are no suspects.
+    """
 
     evidence: str
     given_up: bool = False
+    stuck: bool = False
     held: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -118,7 +123,7 @@ class Children:
         how = child.killed_for or how_it_ended(words)
         lines = last_words(list(child.lines))
         said = f"; its last lines:\n{lines}" if lines else ""
-        return Death(f"{how}, child {pid} of {self._worker}{said}", child.given_up, child.board.held())
+        return Death(f"{how}, child {pid} of {self._worker}{said}", child.given_up, child.stuck, child.board.held())
 
     def held(self) -> dict[str, int]:
         """The jobs that the living children have claimed themselves and hold, with their attempts."""
@@ -203,6 +208,7 @@ class Children:
                 continue
             overdue = child.board.overdue()
             if overdue is not None:
+                child.stuck = overdue.limit == LIMITS[STORE]
                 self._kill(child, f"{overdue.limit} of {overdue.seconds:g} s exceeded: killed by its worker (SIGKILL)")
         if self._stop_at is not None and now > self._stop_at:
             self._end_everything(now - self._stop_at)

@@ -147,9 +147,15 @@ class Housekeeper:
     def _report_lost(self, ids: list[str], reason: str, pid: int) -> None:
         self.meter.count("child_deaths_total")
         death = self._children.death(pid, reason)
-        tell = self._sweeper.given_up if death.given_up else self._sweeper.lost
-        if not self._try("lost", lambda: tell(self._held_by(death, ids), self._settings.worker_name, death.evidence)):
+        if not self._try("lost", lambda: self._tell(death, ids)):
             log.error("lost_unreported", jobs=len(ids), reason=reason)  # their leases lapse, and a sweep frees them
+
+    def _tell(self, death: Death, ids: list[str]) -> None:
+        held, worker = self._held_by(death, ids), self._settings.worker_name
+        if death.given_up:
+            self._sweeper.given_up(held, worker, death.evidence)
+        else:
+            self._sweeper.lost(held, worker, death.evidence, suspect=not death.stuck)
 
     def _held_by(self, death: Death, ids: list[str]) -> list[str]:
         """What the dead child may have held: what it was given, and the shards that it had claimed itself.

@@ -6,21 +6,25 @@ where its rows begin, so that a row that kills its process can be found in a com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.batch import TO_THE_END, BatchRequest, Piece, Shard
 from forebay.storage.datasets.reading import columns_read
-from forebay.storage.datasets.sources import get_source
+from forebay.storage.datasets.sources import Chunk, get_source
+
+Reading: TypeAlias = Callable[[Iterator[Chunk]], Iterator[Chunk]]
 
 MOST_PLACES = 1 << 20  # beginnings of rows kept in memory; of more, every second one, and so on
 
 
-def cut(request: BatchRequest, shard: Shard, ways: int) -> list[Shard]:
-    """The shard in up to `ways` parts, in order; itself alone when it holds one row, or none.
+def cut(request: BatchRequest, shard: Shard, ways: int, reading: Reading = iter) -> list[Shard]:
+    """The shard in up to `ways` parts, in order; itself alone when it holds one row, or none. `reading` watches over the
+    chunks as they come.
 
     Raises InvalidInput or OSError when its file cannot be read.
     """
@@ -33,7 +37,7 @@ def cut(request: BatchRequest, shard: Shard, ways: int) -> list[Shard]:
         rows = piece.last - piece.first
         starts = [piece.first + at for at in _bounds(rows, ways)[:-1]]
     else:
-        places, rows = _places(request, piece)
+        places, rows = _places(request, piece, reading)
         starts = [piece.first, *(int(places[at]) for at in _bounds(len(places), ways)[1:-1])]
     ends = [*starts[1:], piece.last]
     parts = [Piece(piece.file, first, last) for first, last in zip(starts, ends, strict=True)]
@@ -50,12 +54,12 @@ def _share(shard: Shard, pieces: Sequence[Piece], share: float) -> Shard:
     return Shard(tuple(pieces), max(1, round(shard.rows * share)), round(shard.bytes * share))
 
 
-def _places(request: BatchRequest, piece: Piece) -> tuple[NDArray[np.int64], int]:
+def _places(request: BatchRequest, piece: Piece, reading: Reading) -> tuple[NDArray[np.int64], int]:
     """Where rows of a piece begin, evenly chosen when they are very many; and how many rows it has."""
     source = get_source(request.format)
     found: list[NDArray[np.int64]] = []
     rows, step = 0, 1
-    for chunk in source.read(request.files[piece.file], piece.first, piece.last, columns_read(request)):
+    for chunk in reading(source.read(request.files[piece.file], piece.first, piece.last, columns_read(request))):
         where = chunk.where if piece.last == TO_THE_END else chunk.where[chunk.where < piece.last]
         found.append(where[-rows % step :: step])
         rows += len(where)

@@ -15,7 +15,7 @@ from waiting import wait_until
 from worker_house import House
 
 from forebay.contract.batch import BatchRequest, InputFile, Piece, Position, Shard
-from forebay.contract.job import Attempt, JobInfo, JobKind, JobState, new_ids
+from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.producer.audit import audit
 from forebay.producer.job import Job
 from forebay.storage.batches import BatchStore
@@ -144,3 +144,24 @@ def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_t
     assert batches.last_evidence(batch) == "signal 9"
     [part] = store.claim([tickets[0].id], "w", 30)
     assert (part.tries, part.crashes, batches.shard(part, 30).pieces) == (1, 1, given.pieces)
+
+
+def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retried_revives_them(ledger: Ledger) -> None:
+    store, batches, (batch,) = JobStore(ledger), BatchStore(ledger), new_ids(1)
+    request = BatchRequest((InputFile("a.npy", 1),), "out", "npy", {"x": ("array",)})
+    store.add([NewJob(batch, JobKind.BATCH, "m", 1, "cpu", max_attempts=1)])
+    [claimed] = store.claim([batch], "w", 30)
+    assert batches.start(claimed, request) == []
+    made = batches.plan(batches.batch(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
+    assert made is not None
+    batches.hand_off(claimed)
+    store.claim([made[0].id], "w", 30)
+    _, over = store.crashed([made[0].id], "w", "signal 9")
+    assert [ended.id for ended in over] == [made[0].id], "nobody is left to look after the batch"
+    assert [ticket.id for ticket in batches.wake(-1)] == [batch]
+    [woken] = store.claim([batch], "w", 30)
+    assert batches.start(woken, request) == []
+    batches.give_up(batch, JobError("ShardsFailed", "1 of 1"), 0, 100)
+    store.retry(batch)
+    [retried] = store.claim([batch], "w", 30)
+    assert [ticket.id for ticket in batches.start(retried, request)] == [made[0].id]

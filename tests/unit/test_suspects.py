@@ -55,7 +55,7 @@ class Tender:
 def judge(store: Store, tender: Tender, *, tries: int, crashes: int, rows: int = 100) -> Any:
     job = ClaimedJob("s", JobKind.SHARD, "m", 1, "cpu", tries, 5, None, rows, None, None, tries, crashes)
     work = ShardWork("s", "b", tries, "part", (Piece(0, 0, rows),), rows, 8 * rows, 30.0)
-    return Suspects(store, tender).judge(job, work, REQUEST, BATCH)  # type: ignore[arg-type]
+    return Suspects(store, tender, iter).judge(job, work, REQUEST, BATCH)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("tries", "crashes"), [(1, 0), (5, 0), (2, 1), (4, 1)])

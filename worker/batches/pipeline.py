@@ -164,7 +164,8 @@ class Pipeline:
 
     def _read_one(self, run: Run) -> None:
         try:
-            for rows in read_pieces(run.request, run.reach, min(CHUNK_ROWS, CHUNK_BATCHES * run.spec.max_batch_size)):
+            size = min(CHUNK_ROWS, CHUNK_BATCHES * run.spec.max_batch_size)
+            for rows in self._runner.reading(read_pieces(run.request, run.reach, size)):
                 if run.over:
                     break
                 self._read.put((run, (rows, _inputs(run, rows))))
@@ -191,7 +192,8 @@ class Pipeline:
                 self._finish(run)
             elif chunk and not run.over:
                 try:
-                    done, failed = run.part.add(*chunk)
+                    with self._runner.writing():
+                        done, failed = run.part.add(*chunk)
                     run.done, run.failed = run.done + done, run.failed + failed
                 except Exception as error:  # noqa: BLE001 - as above
                     run.error = error

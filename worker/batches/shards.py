@@ -7,7 +7,8 @@ lease leaves nothing behind. The threads that do it are worker.batches.pipeline'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -33,7 +34,7 @@ from forebay.worker.batches import device
 from forebay.worker.batches.pipeline import CANCELED, LOST, STOPPING, Pipeline, Ran, Run
 from forebay.worker.batches.suspects import Suspects
 from forebay.worker.batches.tender import Tender
-from forebay.worker.board import Board
+from forebay.worker.board import READ, STORE, WRITE, Board
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel
 from forebay.worker.patience import wait_out
@@ -64,6 +65,7 @@ class ShardRunner:
         lease_s: float,
         board: Board,
         patience_s: float,
+        store_timeout_s: float,
         tally: Tally,
     ) -> None:
         self._jobs = jobs
@@ -78,12 +80,26 @@ class ShardRunner:
         self._board = board
         self._patience_s = patience_s
         self._tally = tally
-        self._suspects = Suspects(store, tender)
+        self._suspects = Suspects(store, tender, self.reading)
+        self._store_timeout_s = store_timeout_s
 
     @property
     def stopping(self) -> bool:
         """Whether this process is to give back what it has not done."""
         return self._board.stopping
+
+    def reading(self, chunks: Iterator[T]) -> Iterator[T]:
+        """The same chunks; a store that keeps the reader waiting for one too long costs this process its life."""
+        while True:
+            with self._board.limit(self._store_timeout_s, STORE, READ):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def writing(self) -> AbstractContextManager[None]:
+        """The same for a step of the thread that writes."""
+        return self._board.limit(self._store_timeout_s, STORE, WRITE)
 
     def run(self, claimed: Sequence[ClaimedJob]) -> Ran:
         """Start these batches, run these shards, and for a while others of the same batches."""
@@ -205,7 +221,8 @@ class ShardRunner:
         self._board.let_go(run.work.id)
         run.ended.set()
         if what != "succeeded":
-            run.part.discard()
+            with self.writing():
+                run.part.discard()
         work = run.work
         counts = {what: 1} if what in ("succeeded", "failed", "stopped") else {}
         self._tally.ended(
@@ -232,7 +249,8 @@ class ShardRunner:
             return "stopped"
         if run.error is None:
             try:
-                outcome = run.part.close(run.seconds)
+                with self.writing():
+                    outcome = run.part.close(run.seconds)
                 return self._succeed(run, outcome)
             except Exception as error:  # noqa: BLE001 - whatever a store raises, this shard has failed
                 run.error = error
@@ -262,8 +280,9 @@ class ShardRunner:
             return self._lost(run)
         for file in outcome.files:
             try:
-                run.folder.place(file.temporary, file.name)
-            except OSError as error:  # who ends the batch tries again
+                with self.writing():
+                    run.folder.place(file.temporary, file.name)
+            except (ForebayError, OSError) as error:  # who ends the batch tries again
                 log.warning("part_not_placed", batch=run.work.batch, part=file.name, error=str(error))
         return "succeeded"
 

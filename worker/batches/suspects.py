@@ -15,7 +15,7 @@ from forebay.contract.errors import InvalidInput, WorkerLost
 from forebay.contract.job import JobError
 from forebay.storage.batch_records import Batch, ShardWork
 from forebay.storage.batches import BatchStore
-from forebay.storage.datasets.cutting import cut
+from forebay.storage.datasets.cutting import Reading, cut
 from forebay.storage.records import ClaimedJob
 from forebay.worker.backoff import may_pass
 from forebay.worker.batches.tender import Tender
@@ -38,9 +38,11 @@ class Judged:
 class Suspects:
     """Judges shards that have been claimed. Thread-safe."""
 
-    def __init__(self, store: BatchStore, tender: Tender) -> None:
+    def __init__(self, store: BatchStore, tender: Tender, reading: Reading) -> None:
+        """`reading` watches over the reading of a file."""
         self._store = store
         self._tender = tender
+        self._reading = reading
 
     def judge(self, job: ClaimedJob, work: ShardWork, request: BatchRequest, batch: Batch) -> Judged | None:
         """What to do with a claimed shard; None when it is lost, or its batch has been given up.
@@ -54,7 +56,7 @@ class Suspects:
         if self._too_many(batch):
             return None
         try:
-            kept, *given = cut(request, Shard(work.pieces, work.rows, work.bytes), WAYS)
+            kept, *given = cut(request, Shard(work.pieces, work.rows, work.bytes), WAYS, self._reading)
         except (InvalidInput, OSError) as error:
             if may_pass(error):
                 raise

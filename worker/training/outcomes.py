@@ -47,7 +47,7 @@ class Outcomes:
 
     def crashed(self, job: ClaimedJob, evidence: str) -> str:
         """The trainer's end counts as that of any process with a job: again while attempts are left, else WorkerLost."""
-        freed, ended = self.wait_out(partial(self._jobs.crashed, [job.id], self._worker, evidence, job.attempt))
+        freed, ended = self.wait_out(partial(self._jobs.crashed, [job.id], self._worker, evidence, attempt=job.attempt))
         self.announce(ended)
         log.error("trainer_lost", job=job.id, attempt=job.attempt, freed=len(freed), failed=len(ended), reason=evidence)
         if not freed and not ended:
