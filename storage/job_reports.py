@@ -19,7 +19,8 @@ finished_at, deadline_at, progress_done, progress_total, progress_message, error
 cancel_requested_at, not_before"""
 
 # As the partial indexes have them, or SQLite would not use these.
-FEW_KINDS, HAS_METADATA = "kind IN ('batch', 'train')", "metadata <> '{}'"
+RARE_KINDS = frozenset({JobKind.BATCH, JobKind.EVALUATE, JobKind.NODE, JobKind.TRAIN})
+FEW_KINDS, HAS_METADATA = "kind IN ('batch', 'evaluate', 'node', 'train')", "metadata <> '{}'"
 
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
@@ -98,7 +99,7 @@ class JobReports:
             "before": ("id < :before", before),
         }
         where = [clause for clause, value in filters.values() if value is not None]
-        where += [FEW_KINDS] if kind in (JobKind.BATCH, JobKind.TRAIN) else []
+        where += [FEW_KINDS] if kind in RARE_KINDS else []
         where += [HAS_METADATA] if metadata else []
         values = {name: value for name, (_, value) in filters.items() if value is not None}
         for i, (key, value) in enumerate((metadata or {}).items()):

@@ -17,17 +17,14 @@ from sqlalchemy import Connection, text
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState, at, utc
-from forebay.storage.job_reports import INFO, JobReports, _info
+from forebay.storage.job_reports import FEW_KINDS, HAS_METADATA, INFO, RARE_KINDS, JobReports, _info
 
 FIRST_ID, LAST_ID = "0" * 32, "g" * 32  # an id is hexadecimal, and sorts by the time it was made
 CLOCKS_APART_S = 3600.0  # ids are made by clients: how far their clocks may be from the ledger's
 WINDOW, LARGEST_WINDOW = 2_000, 16_000  # rows looked at in one statement
 FEW = 5_000
 ENDED_BADLY = frozenset({JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
-FEW_KINDS = frozenset({JobKind.BATCH, JobKind.TRAIN})
-# As the partial indexes have them, or SQLite would not use these.
-IS_ENDED_BADLY, IS_OF_FEW = "state IN ('failed', 'canceled', 'expired')", "kind IN ('batch', 'train')"
-HAS_METADATA = "metadata <> '{}'"
+IS_ENDED_BADLY = "state IN ('failed', 'canceled', 'expired')"  # as the partial index has it, or SQLite would not use it
 UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING})
 
 FLOOR = "SELECT id FROM jobs WHERE {base} AND id < :before AND id >= :low ORDER BY id DESC LIMIT 1 OFFSET :window"
@@ -198,7 +195,7 @@ def _base(wanted: JobFilter) -> str:
     """The one condition that an index in the order of ids serves: windows are cut from the jobs that meet it."""
     if wanted.state is not None and wanted.state in ENDED_BADLY:
         return _in_state(wanted.state)
-    if wanted.kind is not None and wanted.kind in FEW_KINDS:
+    if wanted.kind is not None and wanted.kind in RARE_KINDS:
         return _of_kind(wanted.kind)
     if wanted.model is not None:
         return "model = :model"
@@ -206,7 +203,7 @@ def _base(wanted: JobFilter) -> str:
 
 
 def _of_kind(kind: JobKind) -> str:
-    return f"kind = '{kind.value}'" + (f" AND {IS_OF_FEW}" if kind in FEW_KINDS else "")
+    return f"kind = '{kind.value}'" + (f" AND {FEW_KINDS}" if kind in RARE_KINDS else "")
 
 
 def _in_state(state: JobState) -> str:

@@ -98,13 +98,13 @@ jobs = Table(
     ),
     # The jobs of a model, newest first, however many others there are.
     Index("ix_jobs_model", "model", "id", "version"),
-    # Batches and training runs are few among millions of predictions, which cost this index nothing.
+    # Batches, training runs and evaluations are few among millions of predictions, which cost this index nothing.
     Index(
         "ix_jobs_kind",
         "kind",
         "id",
-        sqlite_where=text("kind IN ('batch', 'train')"),
-        postgresql_where=text("kind IN ('batch', 'train')"),
+        sqlite_where=text("kind IN ('batch', 'evaluate', 'node', 'train')"),
+        postgresql_where=text("kind IN ('batch', 'evaluate', 'node', 'train')"),
     ),
     # What a search by metadata has to look at.
     Index(

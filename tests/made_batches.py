@@ -16,7 +16,7 @@ from forebay.storage.row_errors import ErrorKind
 
 ROWS = 1000
 ENDED = """
-UPDATE jobs SET state = 'succeeded', attempt = 1, worker = :worker, started_at = :now, finished_at = :now WHERE id = :id"""
+UPDATE jobs SET state = 'succeeded', attempt = 1, worker = :worker, started_at = :start, finished_at = :end WHERE id = :id"""
 
 
 class MadeBatch:
@@ -80,9 +80,15 @@ class MadeBatch:
         failed = sum(kind.count for kind in kinds)
         good, worse = ShardOutcome(ROWS, 0, 2.0), ShardOutcome(ROWS - failed, failed, 2.0, kinds=tuple(kinds))
         outcomes = [(self.shards[i], worse if i in bad else good) for i in numbers]
-        now = self.store.ledger.now()
+        ends = self.store.ledger.now() - 2.0 * len(outcomes)
         with self.store.ledger.write() as connection:
-            connection.execute(text(ENDED), [{"id": id, "worker": self.worker, "now": now} for id, _ in outcomes])
+            connection.execute(
+                text(ENDED),
+                [
+                    {"id": id, "worker": self.worker, "start": ends + 2 * i, "end": ends + 2 * i + 1.8}
+                    for i, (id, _) in enumerate(outcomes)
+                ],
+            )
             rows = [
                 {"id": id, "done": o.rows, "failed": o.failed, "seconds": o.seconds, "outcome": o.dump(), "rows": ROWS}
                 for id, o in outcomes

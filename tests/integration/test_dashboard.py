@@ -25,7 +25,7 @@ from forebay.contract.settings import Settings
 
 WORKER = "cpu@host-of-the-test"
 PAGES = ("/", "/workers", "/tasks", "/broker")
-OURS = ("/overview", "/jobs", "/models", "/devices")
+OURS = ("/overview", "/jobs", "/batches", "/training", "/models", "/models/a/1", "/devices")
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"u:p").decode()}
 
 
@@ -134,7 +134,9 @@ def test_with_a_login_nobody_comes_in_without_it(dashboards: Dashboards, broker:
     assert dashboard.url.startswith("http://127.0.0.1:")
     for path in (*PAGES, *OURS, "/api/tasks", "/metrics", "/healthcheck", "/static/css/flower.css", "/assets/pages.js"):
         assert [dashboard.get(path, headers)[0] for headers in (None, wrong, LOGIN)] == [401, 401, 200], path
-    assert dashboard.get("/no-such-page")[0] == 401
+    job = "0" * 32
+    for path in ("/no-such-page", "/training/compare", f"/jobs/{job}", f"/batches/{job}", f"/training/{job}"):
+        assert dashboard.get(path)[0] == 401, path
     assert dashboard.get("/healthz")[0] == 200
 
 

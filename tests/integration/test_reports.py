@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from forebay.bench.reports import fill, hot_path, main, reports
+from forebay.bench.million_jobs import fill
+from forebay.bench.reports import hot_path, main, reports
 from forebay.contract.job import JobKind, JobState
 from forebay.storage.job_reports import COUNTS, COUNTS_ENDED, DEPTHS, FEW_KINDS, HAS_METADATA, QUEUES_WAITING
 from forebay.storage.jobs import JobStore
