@@ -50,7 +50,7 @@ class Param:
             return f"one of {', '.join(self.choices)}"
         if self.low is None:
             return _KINDS[self.kind]
-        ends = f"from {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
+        ends = f"from {_number(self.low)}" + ("" if self.high is None else f" to {_number(self.high)}")
         return f"{_KINDS[self.kind]}, {'each ' if self.kind == INTS else ''}{ends}"
 
     def _holds(self, value: Any) -> bool:
@@ -77,7 +77,7 @@ class Recipe:
 
 LOOP = (
     Param("epochs", INT, 20, "how often the training split is gone through", 1, 1_000_000),
-    Param("batch_size", INT, 32, "rows of one step, over all processes; `gd` takes all rows", 1, 1 << 24),
+    Param("batch_size", INT, 32, "rows of one step, over all processes; `gd` takes all rows", 1, 10_000_000),
     Param(
         "optimizer", CHOICE, "adam", "`gd` is gradient descent with all rows in each step",
         choices=("gd", "sgd", "adam", "adamw"),
@@ -186,13 +186,15 @@ def metrics_of(task: str) -> tuple[str, ...]:
     return ("loss", *numbers) if task == NUMBERS else tuple(name for name in METRICS if name not in numbers)
 
 
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+
+
 def _int(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
     number = _float(value)
-    if isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-        return int(value)
-    return None if number is None or number != int(number) else int(number)
+    if number is None or number != int(number):
+        return None
+    return value if isinstance(value, int) else int(number)
 
 
 def _float(value: Any) -> float | None:

@@ -1,5 +1,7 @@
 """What a training job may be told: each parameter as given or by default, and the rest refused in words that help."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from forebay.contract.recipes import (
 )
 from forebay.contract.training import METRICS
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 ALL = [*LOOP, *(param for recipe in RECIPES.values() for param in recipe.params)]
 
 
@@ -40,7 +43,7 @@ def test_what_a_command_line_gives_becomes_numbers_and_lists() -> None:
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"epochs": 0}, "'epochs': expected a whole number, from 1 to 1e\\+06, got 0"),
+        ({"epochs": 0}, "'epochs': expected a whole number, from 1 to 1,000,000, got 0"),
         ({"epochs": 1.5}, "'epochs'.*1.5"),
         ({"epochs": True}, "'epochs'.*True"),
         ({"lr": "fast"}, "'lr'.*'fast'"),
@@ -83,3 +86,23 @@ def test_a_metric_is_the_recipes_own_or_one_that_its_task_has() -> None:
     ):
         check_metric("regressor", "accuracy")
     assert {*metrics_of("classes"), *metrics_of("numbers")} == set(METRICS)
+
+
+def as_text(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    return f"{default:g}" if isinstance(default, float) else str(default).lower()
+
+
+@pytest.mark.parametrize("recipe", [None, "classifier", "image-classifier", "sequence-classifier"])
+def test_the_docs_have_every_parameter_as_the_table_has_it(recipe: str | None) -> None:
+    params = LOOP if recipe is None else RECIPES[recipe].params
+    rows = "\n".join(
+        f"| `{param.name}` | {as_text(param.default)} | {param.expected} | {param.help} |" for param in params
+    )
+    assert rows + "\n\n" in DOCS.read_text(encoding="utf-8")
+
+
+def test_the_docs_say_what_regressor_has_otherwise_than_classifier() -> None:
+    one, other = (RECIPES[name].params for name in ("regressor", "classifier"))
+    assert [param.name for param, like in zip(one, other, strict=True) if param != like] == ["hidden"]

@@ -79,7 +79,7 @@ class TrainingBatches:
         if short:
             mine = torch.cat([mine, batch[:1].expand(short)])
             weights = torch.cat([weights, torch.zeros(short)])
-        if len(mine) == len(self._rows):  # all of them, in any order: no need to copy
+        if len(mine) == len(self._rows) and self._world == 1:  # all of them, in any order: no need to copy
             return Batch(self._rows.inputs, self._rows.targets, self._rows.weights, total)
         inputs = tuple(tensor[mine] for tensor in self._rows.inputs)
         return Batch(inputs, self._rows.targets[mine], weights, total)
@@ -90,7 +90,7 @@ class ValidationBatches:
 
     def __init__(self, rows: Rows, size: int, rank: int = 0, world: int = 1) -> None:
         share = math.ceil(len(rows) / world)
-        mine = torch.arange(rank, share * world, world) % max(1, len(rows))
+        mine = (torch.arange(share) * world + rank) % max(1, len(rows))
         self._parts: Sequence[Tensor] = torch.split(mine, max(1, size)) if len(rows) else []
         self._rows = rows
 

@@ -81,12 +81,12 @@ class Fitting(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where the run stands, and on which data."""
+        """Where the run stands, and on which data. Called in every process; each goes on with an equal share of the losses."""
         checkpoint[OWN] = {
             "data": self._data,
             "epoch": self.position.epoch,
             "batch": self.position.batch,
-            "lost": self.lost.tolist(),
+            "lost": self._from_all(self.lost).mean(0).cpu(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Fitting(pl.LightningModule):
         if kept["data"] != self._data:
             raise InvalidInput("the data set has changed since the checkpoint was written; start a new run")
         self.position.epoch, self.position.batch = kept["epoch"], kept["batch"]
-        self.lost = torch.tensor(kept["lost"], dtype=torch.float64)
+        self.lost = kept["lost"]
 
     def epoch_loss(self) -> float:
         """The mean training loss of this epoch, so far, over all processes, in the target's unit."""

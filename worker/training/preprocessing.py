@@ -55,9 +55,13 @@ def fit_columns(table: Table, categorical: Sequence[str], missing: str, normaliz
     for name, values in table.columns.items():
         if is_missing(values).all():
             raise InvalidInput(f"column {shown(name)} has no value in any row of the training split; leave it out")
-        as_text = name in categorical or isinstance(values, list)
-        fit = _fit_category if as_text else _fit_number
-        fitted.append(fit(name, values, check_missing(missing), normalize))
+        if isinstance(values, list) and name not in categorical:
+            _refuse_faulty_numbers(name, values)
+        how = check_missing(missing)
+        if name in categorical or isinstance(values, list):
+            fitted.append(_fit_category(name, values, how))
+        else:
+            fitted.append(_fit_number(name, values, how, normalize))
     return fitted
 
 
@@ -114,14 +118,11 @@ def _constant(name: str, value: str | None) -> float:
         raise InvalidInput(f"missing: constant {shown(value)} is no number, and column {shown(name)} is one") from error
 
 
-def _fit_category(name: str, values: Values, missing: tuple[str, str | None], normalize: bool) -> Spec:
-    del normalize
+def _fit_category(name: str, values: Values, missing: tuple[str, str | None]) -> Spec:
     there = [value for value, gap in zip(values, is_missing(values), strict=True) if not gap]
     odd = next((value for value in there if isinstance(value, list | dict | bytes)), None)
     if odd is not None:
         raise InvalidInput(f"column {shown(name)}: expected numbers or text, found {shown(odd)}")
-    if isinstance(values, list):
-        _refuse_faulty_numbers(name, there)
     counts = Counter(label_text(value) for value in there)
     if len(counts) > MAX_CATEGORIES:
         raise InvalidInput(
