@@ -33,7 +33,7 @@ VARY = {
     "DURATION": r"\b\d+(?:\.\d+)? m?s\b|\b\d+[dhm] \d+[hms]\b",
     "SIZE": r"\b\d+(?:\.\d+)? [KM]iB(?=\)| +\d+ )",  # of an artifact: torch's archives differ by a few bytes
     "PORT": r"(?<=127\.0\.0\.1:)\d+",
-    "WORKER": r"\b(?:cpu|gpu\d+)@[\w.-]+",
+    "WORKER": r"\b(?:cpu|gpu\d+|train)@[\w.-]+",
 }
 
 # Runs the programs whose file names it reads from stdin, in one namespace, and says END after each.
