@@ -112,13 +112,13 @@ class House:
         self.workers.append(worker)
         return worker
 
-    def supervisor(self) -> subprocess.Popen[bytes]:
+    def supervisor(self, queues: str = "cpu") -> subprocess.Popen[bytes]:
         """`forebay worker`, alone, in a process group of its own."""
         env = os.environ | self.settings.as_environment() | {
             "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}  # fmt: skip
         with (self.folder / "supervisor.log").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "forebay", "worker", "--queues", "cpu"],
+                [sys.executable, "-W", "ignore", "-m", "forebay", "worker", "--queues", queues],
                 cwd=self.folder, env=env, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         self._supervisors.append(process)

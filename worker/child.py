@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+TRAINERS_NEED = ("torch", "pytorch_lightning", "torchmetrics", "pyarrow")
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
 
 _runner: Runner | None = None
@@ -196,7 +197,10 @@ def _evaluator(settings: Settings, ledger: Ledger, load: Load, board: Board, tal
 
 
 def _training_slot(settings: Settings, ledger: Ledger, board: Board, tally: Tally) -> TrainingSlot:
-    """What runs training jobs."""
+    """What runs training jobs; MissingExtra without what its trainers need."""
+    missing = [name for name in TRAINERS_NEED if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'forebay[train]'")
     from forebay.worker.training.launch import Launcher
     from forebay.worker.training.outcomes import Outcomes
     from forebay.worker.training.slot import TrainingSlot

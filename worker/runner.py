@@ -180,15 +180,18 @@ class Runner:
         try:
             ran = runner().run(claimed)
         except MissingExtra as error:
-            failed = JobError("MissingExtra", str(error))
-            outcomes = [Finished(job.id, job.attempt, error=failed) for job in claimed]
-            ended = self._wait_out(partial(self._store.finish, outcomes))
-            self._announcer.announce(ended)
-            return Summary(failed=len(ended))
+            return self._without(error, claimed)
         return Summary(
             succeeded=ran.succeeded, failed=ran.failed, stopped=ran.stopped, postponed=ran.postponed, dropped=ran.dropped,
             rows=ran.rows, left=ran.left,
         )  # fmt: skip
+
+    def _without(self, error: MissingExtra, claimed: Sequence[ClaimedJob]) -> Summary:
+        failed = JobError("MissingExtra", str(error))
+        outcomes = [Finished(job.id, job.attempt, error=failed) for job in claimed]
+        ended = self._wait_out(partial(self._store.finish, outcomes))
+        self._announcer.announce(ended)
+        return Summary(failed=len(ended))
 
     @cached_property
     def _slot(self) -> TrainingSlot:
@@ -200,7 +203,10 @@ class Runner:
             return self._give_back(claimed)
         first, *others = claimed
         summary = self._give_back(others)
-        what = self._slot.run(first)
+        try:
+            what = self._slot.run(first)
+        except MissingExtra as error:
+            return summary + self._without(error, [first])
         return summary + Summary(
             succeeded=what == "succeeded", failed=what == "failed", stopped=what == "stopped",
             postponed=what == "postponed", dropped=what == "dropped", left=(first.id,) if what == "left" else (),
