@@ -197,12 +197,10 @@ def _number(value: float) -> str:
 
 
 def _int(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
     number = _float(value)
-    if isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-        return int(value)
-    return None if number is None or number != int(number) else int(number)
+    if number is None or number != int(number):
+        return None
+    return value if isinstance(value, int) else int(number)
 
 
 def _float(value: Any) -> float | None:

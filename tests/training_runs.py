@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -89,10 +90,18 @@ def run(asked: TrainRequest, resume: Path | None = None, allowed: tuple[str, ...
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that Lightning gives of itself; the trainer process leaves them out too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without the warnings that Lightning gives of itself; the trainer process leaves them out too.
+
+    On one thread: on a busy machine several spend their time waiting for one another.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def serve(model: RecipeModel, spec: ModelVersion, columns: Mapping[str, Any]) -> list[Any]:

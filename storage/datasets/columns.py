@@ -140,10 +140,10 @@ def _array(column: pa.Array) -> NDArray[Any] | None:
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         return None
+    if column.null_count and pa.types.is_boolean(kind):
+        return None
     if column.null_count:
-        column = (
-            column.cast(pa.float64()) if not pa.types.is_boolean(kind) else column.cast(pa.int8()).cast(pa.float64())
-        )
+        column = column.cast(pa.float64())
     flat: NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return flat.reshape(shape)
 
@@ -161,6 +161,8 @@ def _numbers(values: list[Any], read: Callable[[Any], float | None]) -> Values:
     there = [value for value in values if value is not None]
     if there and all(isinstance(value, list) for value in there):
         return _stacked(values) if len(there) == len(values) else values
+    if there and all(isinstance(value, bool) for value in there):
+        return np.array(values, bool) if len(there) == len(values) else values
     numbers = [np.nan if value is None else read(value) for value in values]
     return np.array(numbers, np.float64) if there and None not in numbers else values
 

@@ -226,6 +226,12 @@ def test_a_run_that_gets_no_better_stops_early(tmp_path: Path) -> None:
     assert done.trained.epochs < 50
 
 
+def test_a_run_in_half_precision_learns_as_well(tmp_path: Path) -> None:
+    done = run(two_classes(tmp_path, params={"epochs": 30, "lr": 0.05, "precision": "bf16-mixed", "hidden": []}))
+    assert done.trained.metrics["accuracy"] > 0.9
+    assert all(tensor.dtype == torch.float32 for tensor in done.weights().values())
+
+
 def test_without_held_out_rows_there_are_no_metrics(tmp_path: Path) -> None:
     done = run(two_classes(tmp_path, params={"epochs": 2}, split=Split(validation=0, test=0)))
     assert done.trained.metrics == {}

@@ -100,6 +100,8 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_metrics_of_the_undisturb
     end, undisturbed = finish(folder, asked), run(asked).trained
     assert dict(end.metrics) == pytest.approx(dict(undisturbed.metrics), abs=1e-3)
     assert (end.epochs, end.steps, end.confusion) == (undisturbed.epochs, undisturbed.steps, undisturbed.confusion)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"request.json", "resume.ckpt", "events.jsonl", "checkpoints", "artifact"}, "it wrote into its cwd"
     again = [event.step for event in saved(folder) if killed.step < event.step <= killed.step + OFTEN.steps]
     assert len(again) == 1, "more was done again than lies between two checkpoints"
 

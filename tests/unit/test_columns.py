@@ -114,3 +114,17 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.zeros((1000, 1000)))
     with pytest.raises(InvalidInput, match="takes up more than 1 MiB by row"):
         read_table([file(tmp_path / "a.npz")], "npz", ["a"], 1 << 20)
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_true_and_false_stay_what_they_are_with_gaps_and_without(tmp_path: Path, format: str) -> None:
+    rows = {"whole": [True, False], "gap": [True, None]}
+    path = tmp_path / f"a.{format}"
+    if format == "parquet":
+        pq.write_table(pa.table(rows), path)
+    else:
+        path.write_text('{"whole": true, "gap": true}\n{"whole": false, "gap": null}\n')
+    table = read_table([file(path)], format, ["whole", "gap"], FREE).table
+    assert isinstance(table.columns["whole"], np.ndarray)
+    assert (table.columns["whole"].dtype, table.columns["whole"].tolist()) == (np.dtype(bool), [True, False])
+    assert table.columns["gap"] == [True, None]

@@ -34,6 +34,8 @@ BEHIND = "~"  # sorts behind every address
 CHECKPOINT_SHARE = 0.6  # of shutdown_grace_s
 SAID_EVERY_S, SAID_AT_ONCE = 10.0, 20  # so many of a trainer's lines go into the log in so many seconds
 LAST_WORDS_S = 2.0
+KILLED_S = 30.0
+PATIENCE_S = 60  # beyond the run's own wait for its machines: it gives up first, and says why
 KEPT_LINES = 200  # torchrun's own report of a failure takes some forty
 _EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 _TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic")
@@ -73,7 +75,7 @@ def _rendezvous(meeting: Meeting | None) -> list[str]:
     # torchrun numbers the machines in the order of their addresses. Process 0 tells the events, so it must run beside whoever
     # holds the job's lease; and only its address is ever connected to.
     own = meeting.own if meeting.host else f"{BEHIND}{meeting.own}"
-    conf = f"is_host={int(meeting.host)},join_timeout={round(meeting.wait_s)},close_timeout=10"
+    conf = f"is_host={int(meeting.host)},join_timeout={round(meeting.wait_s) + PATIENCE_S},close_timeout=10"
     return [
         f"--nnodes={meeting.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting.endpoint}",
         f"--rdzv-id={meeting.id}", f"--rdzv-conf={conf}", f"--local-addr={own}",
@@ -164,7 +166,8 @@ class Trainer:
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver outlives even this for a while
+            self._process.wait(KILLED_S)
 
     def close(self) -> None:
         """Leave nothing behind."""

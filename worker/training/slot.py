@@ -157,10 +157,11 @@ class TrainingSlot:
     def _follow(
         self, job: ClaimedJob, trainer: Trainer, record: Record, folder: Path, companions: Companions | None
     ) -> End:
-        further = companions.reason if companions is not None else lambda: None
+        settings, further = self._settings, (lambda: None) if companions is None else companions.reason
+        silence_s = settings.train_timeout_s + (0.0 if companions is None else settings.node_wait_s)
         follower = Follower(
             trainer, Tail(folder / EVENTS_FILE), record, Lookout(self._board, self._jobs, job, self._worker, further),
-            timeout_s=self._settings.train_timeout_s, grace_s=self._launcher.grace_s,
+            timeout_s=silence_s, grace_s=self._launcher.grace_s,
         )  # fmt: skip
         return follower.run()
 

@@ -49,11 +49,19 @@ def part(rows: int, column: Values | None, split: Split, seed: int) -> dict[str,
 
 def row_hashes(columns: Mapping[str, Values], rows: int) -> list[bytes]:
     """For each row a hash of its values."""
-    digests = [hashlib.blake2b(digest_size=16) for _ in range(rows)]
-    for values in columns.values():
-        for digest, data in zip(digests, _encoded(values), strict=True):
+    arrays = [
+        np.ascontiguousarray(values.reshape(rows, -1)) for values in columns.values() if isinstance(values, np.ndarray)
+    ]
+    lists = [values for values in columns.values() if isinstance(values, list)]
+    numbers = np.concatenate([np.zeros((rows, 0), np.uint8), *(array.view(np.uint8) for array in arrays)], axis=1)
+    hashes = []
+    for i in range(rows):
+        digest = hashlib.blake2b(numbers[i], digest_size=16)
+        for values in lists:
+            data = _as_bytes(values[i])
             digest.update(len(data).to_bytes(8, "little") + data)
-    return [digest.digest() for digest in digests]
+        hashes.append(digest.digest())
+    return hashes
 
 
 def content_hash(columns: Mapping[str, Values], hashes: Sequence[bytes]) -> str:
@@ -106,13 +114,6 @@ def _by_key(values: Values, split: Split, seed: int) -> dict[str, NDArray[np.int
     chosen[order[before < validation]] = VALIDATION
     chosen[order[before < test]] = TEST
     return {name: np.flatnonzero(chosen[which] == name) for name in SPLITS}
-
-
-def _encoded(values: Values) -> Sequence[bytes]:
-    if isinstance(values, np.ndarray):
-        flat = np.ascontiguousarray(values.reshape(len(values), -1))
-        return [row.tobytes() for row in flat]
-    return [_as_bytes(value) for value in values]
 
 
 def _as_bytes(value: Any) -> bytes:
