@@ -75,7 +75,7 @@ def train(
     ] = None,
     missing: Annotated[str, typer.Option(metavar="HOW", help="Missing values: drop, mean or constant:VALUE.")] = "drop",
     validation: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Rows to stop early by.", show_default="0.1")
+        float | None, typer.Option(metavar="SHARE", help="Rows that choose the best state.", show_default="0.1")
     ] = None,
     test: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Rows that are held out, to judge by.", show_default="0.2")

@@ -27,7 +27,8 @@ from forebay.worker import stops
 from forebay.worker.board import Board
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
-from forebay.worker.runner import Runner, Summary
+from forebay.worker.runner import Runner
+from forebay.worker.summary import Summary
 
 BATCH = 4
 

@@ -297,6 +297,10 @@ def bad(folder: Path, **more: object) -> TrainRequest:
             "lower lr",
         ),
         ({"metric": "r2"}, "cannot be judged by 'r2'"),
+        (
+            {"recipe": "regressor", "target": "x", "features": ("y",), "split": Split(validation=0.08, test=0)},
+            "r2 cannot be measured on this validation split, only loss, mae, rmse",
+        ),
         ({"recipe": "image-classifier", "features": ("x", "one")}, "image-classifier learns from one column"),
         ({"recipe": "sequence-classifier", "missing": "mean"}, "no 'mean' for a sequence"),
     ],

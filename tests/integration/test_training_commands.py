@@ -234,6 +234,7 @@ def test_the_result_is_the_new_version_and_the_curve_is_a_table(
         (5, "train", 1.0), (5, "validation", 0.5), (10, "train", 0.5), (10, "validation", 0.5),
     ]  # fmt: skip
     assert [row["step"] for row in job.metrics(after=5)] == [10, 10]
+    assert shell.json("jobs", "result", job.id)["version"] == 1
     run = job.run
     assert (run.version, run.promoted, run.verdict) == (1, True, "@champion is new: accuracy 0.9")
     assert [c.step for c in job.checkpoints] == [5]
@@ -428,6 +429,7 @@ def test_an_evaluation_is_asked_of_one_version_and_gives_a_record(
     found = job.result(5)
     assert isinstance(found, Evaluation)
     assert (found.metrics, found.rows, found.ms_per_row, found.classes) == ({"accuracy": 0.5}, 4, 0.25, ["a", "b"])
+    assert shell.json("jobs", "result", job.id)["metrics"] == {"accuracy": 0.5}
     text = shell.out("jobs", "show", job.id)
     for word in ("accuracy 0.5", "0.25 ms per row", "TRUE  =a  =b"):
         assert word in text

@@ -24,7 +24,7 @@ from forebay.worker.training import splitting
 from forebay.worker.training.labels import Target, label_text
 from forebay.worker.training.preprocessing import DROP, check_missing, fit_scale, is_missing
 
-MAX_CLASSES = 10_000
+MAX_CLASSES = 1000
 
 
 @dataclass(slots=True)

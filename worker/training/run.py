@@ -26,6 +26,7 @@ from forebay.contract.training import (
     TEST,
     TRAIN,
     VALIDATION,
+    DataSummary,
     Event,
     Trained,
     TrainRequest,
@@ -40,17 +41,18 @@ from forebay.worker.training.place import Place
 from forebay.worker.training.recipes import Recipe, get_recipe, loss_of
 from forebay.worker.training.stopping import Stop, Stopped
 
+MOST_CONFUSED = 100  # classes up to which the confusion matrix is told
 MOST_VALIDATIONS = 1000  # of a run; one with more epochs is validated after several
 
 
 @dataclass(slots=True)
 class Prepared:
-    """All that a run needs besides the loop."""
+    """All that a run needs besides the loop: of the data only what is trained on, so that it is in memory once."""
 
     request: TrainRequest
     params: Mapping[str, Any]
     metric: str
-    data: Data
+    summary: DataSummary
     recipe: Recipe
     artifact: Artifact
     rows: Mapping[str, Rows]
@@ -70,7 +72,7 @@ def train(
     """
     ready = prepare(request, place, allowed)
     if place.rank == 0:
-        tell(ready.data.summary)
+        tell(ready.summary)
     if stop is not None and stop.asked:
         raise Stopped
     (folder / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
@@ -91,17 +93,17 @@ def prepare(request: TrainRequest, place: Place, allowed: Sequence[str]) -> Prep
     kind = get_recipe(request.recipe, allowed)
     params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
     data = load_data(request, kind.task, bool(params["normalize"]), place.on_this_machine(request.nodes))
-    _check(kind, params, data, request)
+    _check(kind, params, data)
     recipe = kind(params)
     recipe.fit(data.parts[TRAIN].features, request.missing)
     artifact = Artifact(request.recipe, params, recipe.state, data.summary.features, data.target)
     balanced = params["class_weights"] == "balanced"
     weights = _class_weights(data) if balanced else None
     rows = {name: _rows(recipe, part, data, weights if name == TRAIN else None) for name, part in data.parts.items()}
-    return Prepared(request, params, metric, data, recipe, artifact, rows)
+    return Prepared(request, params, metric, data.summary, recipe, artifact, rows)
 
 
-def _check(kind: type[Recipe], params: Mapping[str, Any], data: Data, request: TrainRequest) -> None:
+def _check(kind: type[Recipe], params: Mapping[str, Any], data: Data) -> None:
     loss, classes = loss_of(kind, params), data.target.classes
     if loss == "bce" and len(classes) != 2:
         raise InvalidInput(f"loss bce is for two classes; the target has {len(classes)}: use cross-entropy")
@@ -109,8 +111,6 @@ def _check(kind: type[Recipe], params: Mapping[str, Any], data: Data, request: T
         raise InvalidInput("class_weights is for classes; this recipe learns numbers")
     if params["patience"] and not len(data.parts[VALIDATION]):
         raise InvalidInput("patience needs a validation split; give it a share, or leave patience 0")
-    if request.metric is not None and request.metric not in METRICS:
-        raise InvalidInput(f"there is no metric {request.metric!r}; there are {', '.join(METRICS)}")
 
 
 def _rows(recipe: Recipe, part: Part, data: Data, class_weights: torch.Tensor | None) -> Rows:
@@ -142,10 +142,9 @@ def _module(ready: Prepared, place: Place) -> tuple[Fitting, TrainingBatches]:
     torch.manual_seed(request.seed)
     net = ready.artifact.network(ready.recipe)
     loss = loss_of(type(ready.recipe), params)
-    data = ready.data.summary.sha256
-    return Fitting(
-        net, params, loss, ready.data.target, ready.rows[VALIDATION], request.seed, data, steps, position
-    ), batches
+    target, data = ready.artifact.target, ready.summary.sha256
+    module = Fitting(net, params, loss, target, ready.rows[VALIDATION], request.seed, data, steps, position)
+    return module, batches
 
 
 def _validation(ready: Prepared, place: Place) -> ValidationBatches | None:
@@ -157,10 +156,11 @@ def _trainer(
     folder: Path, ready: Prepared, module: Fitting, best: Best, tell: Callable[[Event], None], place: Place, stop: Stop
 ) -> pl.Trainer:
     params, metric = ready.params, ready.metric
+    every = math.ceil(params["epochs"] / MOST_VALIDATIONS)
     callbacks: list[pl.Callback] = [Journal(tell, params["epochs"], module.steps, params["lr"]), best]
     if params["patience"]:
         mode = "max" if METRICS[metric] else "min"
-        patience, least = params["patience"], params["min_delta"]
+        patience, least = math.ceil(params["patience"] / every), params["min_delta"]
         callbacks.append(EarlyStopping(metric, least, patience, mode=mode, check_on_train_epoch_end=False))
     local = place.on_this_machine(ready.request.nodes)
     cuda = place.device == "cuda" or (place.device == "auto" and torch.cuda.device_count() >= local)
@@ -172,7 +172,7 @@ def _trainer(
         strategy=several if place.world > 1 else "auto",
         precision="bf16-mixed" if params["precision"] == "bf16-mixed" else "32-true",
         max_epochs=params["epochs"],
-        check_val_every_n_epoch=math.ceil(params["epochs"] / MOST_VALIDATIONS),
+        check_val_every_n_epoch=every,
         accumulate_grad_batches=params["accumulate"],
         gradient_clip_val=params["clip"] or None,
         callbacks=[*callbacks, Saver(folder, ready.request.checkpoints, tell, stop)],
@@ -191,7 +191,7 @@ def _finish(folder: Path, ready: Prepared, module: Fitting, trainer: pl.Trainer)
     held = next((ready.rows[name] for name in (TEST, VALIDATION) if len(ready.rows[name])), None)
     metrics: dict[str, float] = {}
     confusion = None
-    target = ready.data.target
+    target = ready.artifact.target
     if held is not None:
         loss = loss_of(type(ready.recipe), ready.params)
         metrics, confusion = score(_outputs(module, held, loss, ready.request.max_batch_size), held.targets, target)
@@ -204,7 +204,7 @@ def _finish(folder: Path, ready: Prepared, module: Fitting, trainer: pl.Trainer)
         epochs=module.position.epoch,
         steps=trainer.global_step,
         stopped_early=module.position.epoch < ready.params["epochs"],
-        confusion=confusion,
+        confusion=confusion if len(target.classes) <= MOST_CONFUSED else None,
     )
 
 
