@@ -72,4 +72,3 @@ def test_a_figure_is_rounded_and_a_long_list_is_cut() -> None:
     assert words.figure([1, 2.5, "a"]) == "1, 2.5, a"
     assert words.figure(None) == words.UNKNOWN
     assert words.figure(list(range(1030))).endswith("18, 19 and 1,010 more")
-    assert (words.model("digits", 3), words.model("digits", 0)) == ("digits/3", "digits")
