@@ -18,6 +18,7 @@ from forebay.dashboard.pages import Page
 from forebay.storage.job_views import JobDetails
 from forebay.storage.training_records import Checkpoint, Measured, Run
 
+DEEPEST = 4  # of nested parameters; what is nested deeper is shown as it is
 RECENT_POINTS = 20  # from whose times the pace is reckoned
 
 
@@ -82,7 +83,7 @@ def _request(data: bytes | None) -> Mapping[str, Any] | None:
 def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Nested parameters as names with dots and their values; what was not given is left out."""
     for name, item in value.items():
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and above.count(".") < DEEPEST:
             yield from flat(item, f"{above}{name}.")
         elif item not in (None, "", [], ()):
             yield f"{above}{name}", item

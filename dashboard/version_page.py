@@ -43,6 +43,14 @@ class SeenVersion:
     children: list[ModelVersion]
     evaluations: list[Evaluation]
 
+    @property
+    def held_out(self) -> Mapping[str, Any]:
+        """Its metrics on the held-out rows of its training: the run's, or what its metadata tell once the run is gone."""
+        run, told = self.origins[0].run, self.model.metadata.get("metrics")
+        if run is not None and run.metrics is not None:
+            return run.metrics
+        return told if isinstance(told, Mapping) else {}
+
 
 class VersionPage(Page):
     """`/models/NAME/VERSION`."""

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 UNKNOWN = "–"
+MOST_ITEMS = 20
 
 
 def count(number: int | None, limit: int | None = None) -> str:
@@ -55,11 +56,12 @@ def age(seconds: float | None) -> str:
 
 
 def figure(value: object) -> str:
-    """A metric or a parameter: a number to six significant digits, anything else as it is written."""
+    """A metric or a parameter: a number to six significant digits, the first of a list, anything else as it is written."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(figure(item) for item in value)
+        more = f" and {len(value) - MOST_ITEMS:,} more" if len(value) > MOST_ITEMS else ""
+        return ", ".join(figure(item) for item in value[:MOST_ITEMS]) + more
     return UNKNOWN if value is None else str(value)
 
 

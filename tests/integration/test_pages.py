@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -395,19 +395,18 @@ def test_a_version_tells_where_it_comes_from_and_what_it_is_worth(site: Site, sc
 
 
 def test_metadata_that_only_look_like_a_lineage_break_no_page(site: Site, scene: Scene) -> None:
-    models = ModelRegistry(scene.ledger)
+    models, metrics = ModelRegistry(scene.ledger), {"accuracy": 0.25, "<b>": "text"}
+    odd = ModelVersion("odd", 0, "python", "", "none", 0, Signature.parse(None, None))
     for lineage in (
         "text",
         {"job": 7, "parent": "../../x", "params": [1], "rows": None},
         {"parent": "odd/3", "sha256": 1},
     ):
-        odd = ModelVersion(
-            "odd", 0, "python", "", "none", 0, Signature.parse(None, None), metadata={"lineage": lineage}
-        )
-        models.register(odd)
+        models.register(replace(odd, metadata={"metrics": metrics, "lineage": lineage}))
     for version in (1, 2, 3):
         assert site.ask(f"/models/odd/{version}").status == 200, version
     assert "(not registered any more)" in site.text("/models/odd/2")
+    assert "Held-out rows of its training <b> text accuracy 0.25" in words_of(site.text("/models/odd/2"))
 
 
 def test_an_operator_cancels_a_run_on_its_page(guarded: Site, scene: Scene) -> None:

@@ -117,5 +117,10 @@ def test_the_time_left_goes_by_the_pace_of_the_last_points() -> None:
 def test_parameters_are_named_with_dots_and_those_that_differ_are_told_apart() -> None:
     given = {"recipe": "r", "params": {"lr": 0.1, "layers": [8, 8]}, "alias": None, "features": ()}
     assert list(flat(given)) == [("recipe", "r"), ("params.lr", 0.1), ("params.layers", [8, 8])]
+    deep: dict[str, object] = {}
+    for _ in range(900):
+        deep = {"a": deep or 1}
+    [(name, _)] = flat(deep)
+    assert name == "a.a.a.a.a"
     differ, same = parted([("a", [1, 1]), ("b", [1, None]), ("c", ["x", "y"]), ("d", [None, None])])
     assert (differ, same) == ([("b", [1, None]), ("c", ["x", "y"])], [("a", [1, 1]), ("d", [None, None])])

@@ -65,3 +65,10 @@ def test_moments_are_utc() -> None:
     assert words.moment(noon) == "2026-11-22 10:00:00 UTC"
     assert words.moment(None) == "–"
     assert words.iso(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000+00:00"
+
+
+def test_a_figure_is_rounded_and_a_long_list_is_cut() -> None:
+    assert words.figure(0.123456789) == "0.123457"
+    assert words.figure([1, 2.5, "a"]) == "1, 2.5, a"
+    assert words.figure(None) == words.UNKNOWN
+    assert words.figure(list(range(1030))).endswith("18, 19 and 1,010 more")
