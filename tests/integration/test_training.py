@@ -19,7 +19,9 @@ from forebay.contract.references import ModelRef
 from forebay.storage.models import ModelRegistry
 from forebay.storage.workers import WorkerRegistry
 
-LONG_S = 170  # a loaded machine is no reason to fail
+LONG_S = 300  # a loaded machine is no reason to fail
+
+pytestmark = pytest.mark.timeout(500)
 
 
 @pytest.fixture
