@@ -23,7 +23,7 @@ COPY bench bench
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE} AS runtime
-ARG EXTRAS=worker,dashboard,postgres,batch,text
+ARG EXTRAS=worker,dashboard,postgres,batch,train,text
 ARG TORCH_INDEX_URL=""
 
 # The CUDA images come without Python.
@@ -42,7 +42,7 @@ ENV PATH=/opt/forebay/bin:$PATH \
 
 # torch stands in its own layer: it is most of the image and changes least.
 COPY constraints.txt /opt/forebay/
-RUN case ",${EXTRAS}," in *,worker,*|*,text,*|*,all,*) \
+RUN case ",${EXTRAS}," in *,worker,*|*,train,*|*,text,*|*,all,*) \
         pip install --no-cache-dir -c /opt/forebay/constraints.txt \
             ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch;; \
     esac

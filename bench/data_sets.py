@@ -7,6 +7,7 @@ direct forward pass.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -149,7 +150,7 @@ class Batch:
 
 
 class Ray:
-    """Ray Data's `map_batches`, with one actor."""
+    """Ray Data's `map_batches`, with one actor, which loads the model in each run: Ray keeps none between data sets."""
 
     name = "Ray Data"
 
@@ -158,9 +159,14 @@ class Ray:
         import ray
 
         ray.init(ignore_reinit_error=True, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-        size = workloads.batch_size(workload)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        size, format = workloads.batch_size(workload), "pyarrow"  # as NumPy, Ray would write tensors of its own type
         read = ray.data.read_parquet(str(data))
-        made = read.map_batches(RayModel, fn_constructor_args=(workload,), batch_size=size, concurrency=1)
+        one = ray.data.ActorPoolStrategy(size=1)
+        made = read.map_batches(
+            RayModel, fn_constructor_args=(workload,), batch_size=size, batch_format=format, compute=one
+        )
         made.write_parquet(str(out))
 
 
@@ -170,11 +176,11 @@ class RayModel:
     def __init__(self, workload: str) -> None:
         self._workload = workload
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch of columns."""
-        values = batch[COLUMN[self._workload]]
-        values = np.stack(list(values)) if self._workload == "W3r" else list(values)
-        return {"id": batch["id"], "output": compute(self._workload, values)}
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """A batch of rows."""
+        [batch] = table.combine_chunks().to_batches()
+        vectors = compute(self._workload, values_of(self._workload, batch))
+        return pa.table({"id": batch.column("id"), "output": whole_array(vectors)})
 
 
 def groups(data: Path) -> Iterator[tuple[Path, int]]:

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobState
 
-PARQUET, ARROW, NPY, CSV, JSONL, OPENAI, IMAGES = "parquet", "arrow", "npy", "csv", "jsonl", "openai", "images"
-FORMATS = (PARQUET, ARROW, NPY, CSV, JSONL, OPENAI, IMAGES)
+PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES = (
+    "parquet", "arrow", "npy", "npz", "csv", "jsonl", "openai", "images",
+)  # fmt: skip
+FORMATS = (PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES)
 TO_THE_END = -1
 
 

@@ -19,6 +19,7 @@ from kombu.utils.uuid import uuid
 from forebay.contract.celery_app import SENDING_OPTIONS
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.messages import PREDICT_TASK, Envelope, Ticket, envelopes
+from forebay.contract.references import versioned
 from forebay.contract.settings import mask_password
 
 UNREACHABLE = (OSError, redis.RedisError, KombuError, KombuOperationalError)
@@ -63,7 +64,7 @@ class Dispatcher:
             raise BrokerUnavailable(f"cannot send to the queue at {address}: {error}") from error
 
     def _message(self, envelope: Envelope) -> tuple[Any, Envelope]:
-        shown = f"{envelope.model}/{envelope.version}, {len(envelope.ids)} jobs"  # what Flower shows
+        shown = f"{versioned(envelope.model, envelope.version)}, {len(envelope.ids)} jobs"  # what Flower shows
         message = self._app.amqp.create_task_message(
             uuid(), PREDICT_TASK, envelope.args, {}, argsrepr=shown, kwargsrepr="", ignore_result=True
         )

@@ -99,6 +99,10 @@ class BlobUnavailable(Transient, ConnectionError):
     """The blob store cannot be reached or has no room."""
 
 
+class StoreUnavailable(Transient):
+    """The store of a batch's input or output does not answer."""
+
+
 class BlobMissing(ForebayError, LookupError):
     """The blob store answers, but has no such blob."""
 
@@ -113,6 +117,10 @@ class ModelRefused(ForebayError):
 
 class ModelLoadFailed(ForebayError):
     """The model version could not be built or warmed up."""
+
+
+class WorkerLost(ForebayError):
+    """The process that ran it died."""
 
 
 class DeviceNotFound(ForebayError):

@@ -30,7 +30,7 @@ class JobEvent:
 def history(job: JobInfo, attempts: Iterable[Attempt]) -> list[JobEvent]:
     """The lines of one job, oldest first; attempts are numbered from its first one on, over retries too."""
     past = sorted(attempts, key=lambda attempt: (attempt.attempt, attempt.ended_at))
-    events = [JobEvent(job.created_at, "queued", message=f"{job.model}/{job.version} on queue {job.queue}")]
+    events = [JobEvent(job.created_at, "queued", message=f"{job.ref} on queue {job.queue}")]
     for attempt in past:
         events += _past(attempt)
     last = max((attempt.attempt for attempt in past), default=0)

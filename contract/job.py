@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from forebay.contract.errors import IllegalTransition
+from forebay.contract.references import versioned
 
 
 class JobKind(StrEnum):
@@ -124,6 +125,11 @@ class JobInfo:
     parent_id: str | None = None
     cancel_requested_at: datetime | None = None
     not_before: datetime | None = None
+
+    @property
+    def ref(self) -> str:
+        """What the job is for: `name/3`, or `name` for a training job, whose `version` is 0: it makes one."""
+        return versioned(self.model, self.version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def check_args(args: Any) -> tuple[str, int, list[str], bool]:
     model, version, ids, solo = args[:4]
     if (
         type(version) is not int
-        or not 1 <= version <= MAX_VERSION
+        or not 0 <= version <= MAX_VERSION  # 0: a training job has none yet
         or not isinstance(ids, list)
         or not isinstance(solo, bool)
     ):

@@ -109,6 +109,11 @@ class QueueSpec:
             name, capacity, _kinds(given.get("kinds", list(JobKind))), _max_queue_size(given.get("max_queue_size"))
         )
 
+    @property
+    def trains(self) -> bool:
+        """Whether it takes nothing but training jobs."""
+        return self.kinds <= TRAINING
+
     def as_dict(self) -> dict[str, Any]:
         """The form that `parse` reads, sizes in bytes."""
         limit = {} if self.max_queue_size is None else {"max_queue_size": self.max_queue_size}

@@ -59,6 +59,11 @@ class ModelRef:
         return self.name if self.alias is None else f"{self.name}@{self.alias}"
 
 
+def versioned(name: str, version: int) -> str:
+    """`name/3` of what a job is for; `name` alone of a training job, whose version (0) is yet to be made."""
+    return f"{name}/{version}" if version else name
+
+
 def check_name(text: str) -> str:
     """`text` itself when it is a legal model name; else InvalidInput."""
     return _check(_NAME, text, f"model name; a name is {_NAME_RULE}")

@@ -41,6 +41,10 @@ class Settings:
     retention_s: float
     shutdown_grace_s: float
     load_timeout_s: float
+    train_timeout_s: float
+    node_wait_s: float
+    rendezvous_host: str
+    store_timeout_s: float
     outage_patience_s: float
     max_inline_bytes: int
     max_payload_bytes: int
@@ -96,6 +100,12 @@ class Settings:
         """The settings for a person's eyes: passwords in URLs are masked."""
         shown = {name: s.show(getattr(self, name)) for name, s in TABLE.items()}
         return shown | {name: mask_password(shown[name]) for name in ("broker", "database", "blobs")}
+
+    @property
+    def trains_only(self) -> bool:
+        """Whether this worker process serves training queues and no others."""
+        served = [self.queues[name] for name in self.worker_queues if name in self.queues]
+        return bool(served) and all(queue.trains for queue in served)
 
     def queue(self, name: str) -> QueueSpec:
         """The declared queue of this name; InvalidInput lists those there are."""
@@ -275,6 +285,27 @@ TABLE: dict[str, Setting] = {
     ),
     "load_timeout_s": Setting(
         "FOREBAY_LOAD_TIMEOUT", seconds, lambda _: 1800.0, "how long loading one model version may take"
+    ),
+    "train_timeout_s": Setting(
+        "FOREBAY_TRAIN_TIMEOUT",
+        seconds,
+        lambda _: 1800.0,
+        "how long a trainer may say nothing before it counts as hung",
+    ),
+    "node_wait_s": Setting(
+        "FOREBAY_NODE_WAIT",
+        seconds,
+        lambda _: 600.0,
+        "how long a training run waits for the machines that it asked for",
+    ),
+    "rendezvous_host": Setting(
+        "FOREBAY_RENDEZVOUS_HOST", str, lambda _: "", "this machine's address for the others of a run; '': its name"
+    ),
+    "store_timeout_s": Setting(
+        "FOREBAY_STORE_TIMEOUT",
+        seconds,
+        lambda _: 600.0,
+        "how long reading or writing a piece of a batch's files may take",
     ),
     "outage_patience_s": Setting(
         "FOREBAY_OUTAGE_PATIENCE", seconds, lambda _: 600.0, "how long results wait for the ledger or a full blob store"

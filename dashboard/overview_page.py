@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from forebay.contract.job import JobState
+from forebay.contract.references import versioned
 from forebay.contract.settings import Settings
 from forebay.dashboard.devices_page import Device, device
 from forebay.dashboard.ledger_view import Ears
@@ -34,6 +35,11 @@ class ModelRow:
     version: int
     succeeded: int
     failed: int
+
+    @property
+    def ref(self) -> str:
+        """`name/3`; `name` of training jobs, which make a version."""
+        return versioned(self.name, self.version)
 
 
 class OverviewPage(Page):

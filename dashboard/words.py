@@ -16,7 +16,6 @@ __all__ = [
     "format_bytes",
     "iso",
     "jobs",
-    "model",
     "moment",
     "percent",
     "rate",
@@ -54,11 +53,6 @@ def age(seconds: float | None) -> str:
     return (
         UNKNOWN if seconds is None else duration(round(max(0.0, seconds))).replace(".0 s", " s").replace("0 ms", "0 s")
     )
-
-
-def model(name: str, version: int) -> str:
-    """name/3; the name alone where no version is meant yet, as in a training job."""
-    return f"{name}/{version}" if version else name
 
 
 def figure(value: object) -> str:

@@ -17,25 +17,24 @@ from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
+from forebay.producer.datasets import DataSet, find_dataset
 from forebay.storage.datasets.checking import Named, check_file, check_outputs, check_rows, kept_types, name_columns
-from forebay.storage.datasets.files import absolute, find_files
+from forebay.storage.datasets.files import absolute
 from forebay.storage.datasets.folder import OutputFolder
 from forebay.storage.datasets.images import PATH
-from forebay.storage.datasets.sources import SUFFIXES, Sample, check_format, get_source, guess_format
-from forebay.storage.records import NewJob
+from forebay.storage.datasets.sources import Sample, get_source
 
 if TYPE_CHECKING:
-    from forebay.producer.client import Client, Terms
+    from forebay.producer.client import Client
     from forebay.producer.job import Job
+    from forebay.producer.terms import Terms
 
 CHECK_S = 1.5  # for looking into the files at submit
-
-Input = str | Path | Sequence[str | Path]
 
 
 def make_request(
     model: ModelVersion,
-    input: Input,
+    input: DataSet,
     output: str | Path,
     *,
     columns: Named = None,
@@ -47,7 +46,7 @@ def make_request(
     """The request, checked against the files and the model's signature; InvalidInput says what will not do."""
     _check_numbers(shard_rows, error_threshold)
     kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
-    files, format = _files(input, check_format(format))
+    files, format = _files(input, format)
     first = _first_with_rows(files, format)
     if first is None:
         raise InvalidInput(f"the input holds no rows: {shown(files[0].path)} and {len(files) - 1} more files are empty")
@@ -66,17 +65,8 @@ def make_request(
     return replace(request, keep_types=kept_types(rows, kept)) if format in (JSONL, CSV) else request
 
 
-def _files(input: Input, format: str | None) -> tuple[list[InputFile], str]:
-    suffixes = SUFFIXES[format] if format else tuple(s for several in SUFFIXES.values() for s in several)
-    files = find_files(input, suffixes)
-    if format is None:
-        guesses = {guess_format(file.path): file.path for file in files}
-        if len(guesses) > 1:
-            (one, a), (two, b) = list(guesses.items())[:2]
-            raise InvalidInput(
-                f"the input mixes formats: {shown(a)} is {one}, {shown(b)} is {two}; give one batch for each"
-            )
-        [format] = guesses
+def _files(input: DataSet, format: str | None) -> tuple[list[InputFile], str]:
+    files, format = find_dataset(input, format, "give one batch for each")
     if format == JSONL and _is_openai(files[0]):
         format = OPENAI
     return files, format
@@ -133,18 +123,10 @@ def submit(client: Client, terms: Terms, request: BatchRequest) -> Job:
             return known
         folder.take_over(id, fingerprint)
     try:
-        maximum = client._room.take(terms.queue, 1, keyed=terms.idempotency_key is not None)
-        inline, ref = client._payloads.store(request.dump())
-        job = NewJob(
-            id, JobKind.BATCH, terms.model.name, terms.model.version, terms.queue, terms.priority, terms.max_attempts,
-            1, terms.deadline_at, client.id, terms.idempotency_key, fingerprint if terms.idempotency_key else None,
-            terms.metadata, None, inline, ref,
-        )  # fmt: skip
-        [handle] = client._submit_jobs([job], terms, maximum)
+        return client._submit_request(terms, JobKind.BATCH, request.dump(), fingerprint, id)
     except ForebayError:
         folder.release()
         raise
-    return handle
 
 
 def _resumed(client: Client, marker: Mapping[str, str], fingerprint: str, output: str) -> Job | None:

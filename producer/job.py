@@ -27,9 +27,10 @@ from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.storage.batch_views import BatchErrors, BatchViews
 from forebay.storage.records import Outcome
+from forebay.storage.training_records import Checkpoint, Run, evaluation_of
 
 if TYPE_CHECKING:
-    from forebay.producer.client import Client
+    from forebay.producer.looking import Looking
 
 LAST_DEADLINE_S = 10 * 365 * 86400.0
 
@@ -39,7 +40,7 @@ class Job:
 
     __slots__ = ("__weakref__", "_client", "_future", "_lock", "_outcome", "id")
 
-    def __init__(self, client: Client, id: str) -> None:
+    def __init__(self, client: Looking, id: str) -> None:
         self.id = id
         self._client = client
         self._outcome: Outcome | None = None
@@ -70,14 +71,21 @@ class Job:
     def wait(self, timeout: float | None = None, progress: bool = False) -> bool:
         """Wait until the job has ended; False when it has not within `timeout` seconds. Draws a bar with `progress`."""
         if progress:
-            from forebay.producer.progress import watch, watch_batch
-
-            return watch_batch(self, timeout) if self.info().kind is JobKind.BATCH else watch([self], timeout)
+            return self._watched(timeout)
         try:
             self._ended(timeout)
         except ResultTimeout:
             return False
         return True
+
+    def _watched(self, timeout: float | None) -> bool:
+        from forebay.producer.following import watch_training
+        from forebay.producer.progress import watch, watch_batch
+
+        kind = self.info().kind
+        if kind is JobKind.TRAIN:
+            return watch_training(self, timeout)
+        return watch_batch(self, timeout) if kind is JobKind.BATCH else watch([self], timeout)
 
     @property
     def progress(self) -> BatchProgress:
@@ -94,9 +102,31 @@ class Job:
         """Why rows of a batch job's finished shards failed, and whole shards: kinds of errors, each with a few samples."""
         return BatchViews(self._client._ledger).errors(self.id)
 
+    @property
+    def run(self) -> Run:
+        """A training job's run so far: request, data, steps, and in the end metrics and verdict; JobNotFound before it has
+        begun, and for other jobs.
+        """  # fmt: skip
+        return self._client._training.run(self.id)
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The saved states of a training job, the newest first: where a later attempt, or a retry, goes on."""
+        return self._client._training.checkpoints(self.id)
+
+    def metrics(self, after: int = -1) -> list[dict[str, Any]]:
+        """What a training job measured after step `after`, in the order of the steps: `step`, `epoch`, `split` (train, validation
+        or test), `at`, `rows_per_s`, and the metrics by name, such as `loss`. A list of rows is what pandas, polars and csv take.
+        """
+        return [
+            {"step": m.step, "epoch": m.epoch, "split": m.split, "at": m.at, "rows_per_s": m.rows_per_s, **m.values}
+            for m in self._client._training.curve(self.id, after=after)
+        ]
+
     def result(self, timeout: float | None = None) -> Any:
         """The job's result: the output's value, or `{name: value}` for several outputs; arrays as NumPy arrays. A batch job's
-        is the manifest of its output, with the counts of its rows.
+        is the manifest of its output, with the counts of its rows; a training job's the new ModelVersion; an evaluation's an
+        Evaluation.
 
         Waits up to `timeout` seconds (None: for ever). JobFailed, JobCanceled or JobExpired say how else it ended;
         ResultTimeout that it has not: the job goes on, and `result` may be called again.
@@ -105,7 +135,10 @@ class Job:
         if error is not None:
             raise error
         outcome = self._ended(timeout)
-        return codec.decode(self._client._payloads.load(outcome.result, outcome.result_ref))
+        value = codec.decode(self._client._payloads.load(outcome.result, outcome.result_ref))
+        if outcome.kind is JobKind.TRAIN:
+            return self._client.models.get(f"{value['model']}/{value['version']}")
+        return evaluation_of(value) if outcome.kind is JobKind.EVALUATE else value
 
     def exception(self, timeout: float | None = None) -> ForebayError | None:
         """Why there is no result, or None when there is one; waits like `result`."""
@@ -131,7 +164,10 @@ class Job:
         return self.state
 
     def retry(self) -> Job:
-        """Queue a failed, canceled or expired job afresh, under the same id; IllegalTransition for any other."""
+        """Queue a failed, canceled or expired job afresh, under the same id; IllegalTransition for any other.
+
+        A batch does what is missing, a training job goes on from its last checkpoint.
+        """
         ticket = self._client._store.retry(self.id)
         self._forget_outcome()
         self._client._send([ticket])

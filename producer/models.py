@@ -24,10 +24,13 @@ from forebay.contract.signature import Signature
 from forebay.storage.blobs import BlobStore, pack_folder
 from forebay.storage.models import ModelRegistry
 from forebay.storage.records import json_text
+from forebay.storage.training_records import Evaluation
+from forebay.storage.training_reports import TrainingReports
 
 Described = Mapping[str, Mapping[str, Any]]
 Versions = list[ModelVersion]
 Names = list[str]
+Evaluations = list[Evaluation]
 
 MAX_BATCH_SIZE = 65_536
 MAX_TIMEOUT_S = 7 * 86_400
@@ -39,8 +42,12 @@ NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 class Models:
     """The registry as a client sees it."""
 
-    def __init__(self, registry: ModelRegistry, blobs: BlobStore, ask_to_load: Callable[[ModelVersion], Names]) -> None:
+    def __init__(
+        self, registry: ModelRegistry, runs: TrainingReports, blobs: BlobStore,
+        ask_to_load: Callable[[ModelVersion], Names],
+    ) -> None:  # fmt: skip
         self._registry = registry
+        self._runs = runs
         self._blobs = blobs
         self._ask_to_load = ask_to_load
 
@@ -82,7 +89,7 @@ class Models:
         signature = _signature(runtime, path, inputs, outputs)
         draft = ModelVersion(
             name, 0, runtime, "", "none", 0, signature,
-            max_batch_size=_batch_size(max_batch_size),
+            max_batch_size=check_batch_size(max_batch_size),
             batch_wait_timeout_s=_wait(batch_wait_timeout_s),
             max_batch_tokens=None if max_batch_tokens is None else _tokens(max_batch_tokens),
             dtype=_dtype(dtype),
@@ -115,6 +122,11 @@ class Models:
         return self._registry.search(
             inputs=inputs, outputs=outputs, resources=resources, metadata=check_metadata(metadata)
         )
+
+    def evaluations(self, ref: str, limit: int = 100) -> Evaluations:
+        """What evaluations of a version found, the newest first."""
+        model = self._registry.get(ModelRef.parse(ref))
+        return self._runs.evaluations(model.name, model.version, limit)
 
     def set_alias(self, name: str, alias: str, version: int) -> ModelVersion:
         """Point `name@alias` at a version, at once for every job submitted from now on."""
@@ -201,7 +213,8 @@ def _signature(runtime: str, path: Path | None, inputs: Described | None, output
     return Signature.parse(inputs, outputs)
 
 
-def _batch_size(value: Any) -> int:
+def check_batch_size(value: Any) -> int:
+    """A model's `max_batch_size` as it was given; InvalidInput for what is none."""
     if type(value) is not int or not 1 <= value <= MAX_BATCH_SIZE:
         raise InvalidInput(f"max_batch_size {shown(value)} is not a whole number from 1 to {MAX_BATCH_SIZE}")
     return value

@@ -37,6 +37,15 @@ SELECT s.part, s.pieces, s.outcome FROM shards s JOIN jobs j ON j.id = s.id
 WHERE s.batch_id = :id AND j.state = 'succeeded' AND s.part > :after ORDER BY s.part LIMIT 1000"""
 FIRST_ERROR = """
 SELECT error_type, error_message FROM jobs WHERE parent_id = :id AND state = 'failed' ORDER BY id LIMIT 1"""
+EVIDENCE = "SELECT progress_message FROM jobs WHERE id = :id"
+# Since the batch was last started: a retry begins afresh. What one death has freed has one time.
+DEATHS = """
+SELECT (SELECT count(DISTINCT a.ended_at) FROM jobs j JOIN job_attempts a ON a.job_id = j.id
+        WHERE j.parent_id = :id AND a.ended = 'lost' AND a.ended_at >= :since),
+    (SELECT count(*) FROM jobs WHERE parent_id = :id AND state = 'succeeded')"""
+LAST_DEATH = """
+SELECT a.reason FROM jobs j JOIN job_attempts a ON a.job_id = j.id
+WHERE j.parent_id = :id AND a.ended = 'lost' ORDER BY a.ended_at DESC LIMIT 1"""
 COUNTED = (JobState.RUNNING, JobState.SUCCEEDED)
 
 
@@ -136,6 +145,21 @@ class BatchReports:
         """Type and message of the first failed shard's error."""
         row = self._row(FIRST_ERROR, id=id)
         return ("", "") if row is None else (row[0] or "", row[1] or "")
+
+    def evidence(self, shard: str) -> str:
+        """What was told of the last process that died with a shard; '' when none has."""
+        row = self._row(EVIDENCE, id=shard)
+        return "" if row is None else row[0]
+
+    def deaths(self, batch: Batch) -> tuple[int, int]:
+        """How often a process has died with shards of a batch since it was started, and how many shards have succeeded."""
+        deaths, succeeded = self._row(DEATHS, id=batch.id, since=batch.started_at or 0.0)
+        return int(deaths), int(succeeded)
+
+    def last_evidence(self, id: str) -> str:
+        """What was told of the last process that died with a shard of a batch."""
+        row = self._row(LAST_DEATH, id=id)
+        return "" if row is None else row[0]
 
     def _row(self, statement: str, **values: Any) -> Any:
         with self.ledger.read() as connection:

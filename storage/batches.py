@@ -27,8 +27,10 @@ OPEN = """
 INSERT INTO batches (id, output, files, bytes, next_file, next_first, steps, planned)
 VALUES (:id, :output, :files, :bytes, 0, 0, 0, :planned) ON CONFLICT (id) DO NOTHING"""
 
-# A batch that starts again does what is missing: shards that failed or were canceled wait afresh.
-UNDONE = f"parent_id = :id AND {may(Transition.RETRY)}"
+# A batch that is retried does what is missing: shards that failed before it ended, or were canceled, wait afresh. Not those
+# that have failed since: a batch that was only woken would never end.
+UNDONE = f"""parent_id = :id AND {may(Transition.RETRY)} AND (state = 'canceled' OR finished_at <= (
+    SELECT max(ended_at) FROM job_attempts WHERE job_id = :id AND ended IN ('failed', 'canceled', 'expired')))"""
 REMEMBER_UNDONE = REMEMBER_RETRIED.replace("{which}", UNDONE)
 REVIVE = f"UPDATE jobs SET {AFRESH} WHERE {UNDONE} RETURNING {TICKET}"
 
@@ -50,6 +52,8 @@ COUNT = "UPDATE shards SET rows_done = :done, rows_failed = :failed, seconds = :
 FINISH = """
 UPDATE shards SET rows = :rows, rows_done = :done, rows_failed = :failed, seconds = :seconds, outcome = :outcome
 WHERE id = :id"""
+# Its parts are suspects, each with all its attempts before it.
+SUSPECT = f"UPDATE jobs SET crashes = 1, uncounted = attempt - 1 {ENDED}"
 SHRINK = "UPDATE shards SET pieces = :pieces, rows = :rows, bytes = :bytes WHERE id = :id"
 
 NO_OPEN_SHARD = "NOT EXISTS (SELECT 1 FROM jobs s WHERE s.parent_id = jobs.id AND s.state IN ('queued', 'running'))"
@@ -99,15 +103,11 @@ class BatchStore(BatchReports):
         """  # fmt: skip
         now = self.ledger.now()
         step = {"id": batch.id, "file": position.file, "first": position.first, "planned": all_planned}
-        jobs = [_new_job(batch, shard, id) for shard, id in zip(planned, new_ids(len(planned)), strict=True)]
         with self.ledger.write() as connection:
             if connection.execute(text(STEP), step | {"steps": batch.steps}).rowcount == 0:
                 return None
             connection.execute(text(TOUCH), {"id": batch.id, "now": now})
-            if jobs:
-                connection.execute(tables.jobs.insert(), [new_row(job, now) for job in jobs])
-                pairs = zip(jobs, planned, strict=True)
-                connection.execute(tables.shards.insert(), [_shard_row(batch.id, job.id, s) for job, s in pairs])
+            jobs = self._add(connection, batch, planned, now)
         return [_ticket(job) for job in jobs]
 
     def claim_next(self, batch: str, worker: str, lease_s: float) -> ClaimedJob | None:
@@ -157,18 +157,47 @@ class BatchStore(BatchReports):
 
     def split(self, work: ShardWork, kept: Shard, given: Shard, batch: Batch) -> list[Ticket] | None:
         """Keep the first half of a running shard and make a waiting one of the rest; None when the lease is lost."""
-        now = self.ledger.now()
-        [id] = new_ids(1)
-        job = _new_job(batch, given, id)
-        values = {"id": work.id, "pieces": dump_pieces(kept.pieces), "rows": kept.rows, "bytes": kept.bytes}
         with self.ledger.write() as connection:
-            lease = {"id": work.id, "attempt": work.attempt, "lease_until": now + work.lease_s}
-            if connection.execute(text(BEAT), lease).fetchone() is None:
+            return self._give(connection, work, kept, [given], batch, crashes=0)
+
+    def cut(self, work: ShardWork, kept: Shard, given: Sequence[Shard], batch: Batch) -> list[Ticket] | None:
+        """Keep the first part of a running shard that has killed, make waiting ones of the others; None when the lease is lost.
+
+        All are suspects: they run alone, and count their attempts afresh.
+        """
+        with self.ledger.write() as connection:
+            if connection.execute(text(SUSPECT), {"id": work.id, "attempt": work.attempt}).rowcount == 0:
                 return None
-            connection.execute(text(SHRINK), values)
-            connection.execute(tables.jobs.insert(), [new_row(job, now)])
-            connection.execute(tables.shards.insert(), [_shard_row(batch.id, id, given)])
-        return [_ticket(job)]
+            return self._give(connection, work, kept, given, batch, crashes=1)
+
+    def _give(
+        self,
+        connection: Connection,
+        work: ShardWork,
+        kept: Shard,
+        given: Sequence[Shard],
+        batch: Batch,
+        *,
+        crashes: int,
+    ) -> list[Ticket] | None:
+        now = self.ledger.now()
+        lease = {"id": work.id, "attempt": work.attempt, "lease_until": now + work.lease_s}
+        if connection.execute(text(BEAT), lease).fetchone() is None:
+            return None
+        values = {"id": work.id, "pieces": dump_pieces(kept.pieces), "rows": kept.rows, "bytes": kept.bytes}
+        connection.execute(text(SHRINK), values)
+        jobs = self._add(connection, batch, given, now, crashes=crashes)
+        return [_ticket(job, crashes) for job in jobs]
+
+    def _add(
+        self, connection: Connection, batch: Batch, planned: Sequence[Shard], now: float, *, crashes: int = 0
+    ) -> list[NewJob]:
+        jobs = [_new_job(batch, shard, id) for shard, id in zip(planned, new_ids(len(planned)), strict=True)]
+        if jobs:
+            connection.execute(tables.jobs.insert(), [new_row(job, now) | {"crashes": crashes} for job in jobs])
+            pairs = zip(jobs, planned, strict=True)
+            connection.execute(tables.shards.insert(), [_shard_row(batch.id, job.id, s) for job, s in pairs])
+        return jobs
 
     def complete(self, id: str, result: bytes | None, ref: str | None, done: int, total: int) -> list[Ended]:
         """The batch has succeeded; nothing when it has ended otherwise, or a shard is open after all."""
@@ -216,8 +245,8 @@ def _new_job(batch: Batch, shard: Shard, id: str) -> NewJob:
     )  # fmt: skip
 
 
-def _ticket(job: NewJob) -> Ticket:
-    return Ticket(job.id, job.model, job.version, job.queue, job.priority, alone=True)
+def _ticket(job: NewJob, crashes: int = 0) -> Ticket:
+    return Ticket(job.id, job.model, job.version, job.queue, job.priority, crashes, alone=True)
 
 
 def _shard_row(batch: str, id: str, shard: Shard) -> dict[str, Any]:

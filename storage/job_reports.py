@@ -27,7 +27,7 @@ FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 GET = f"SELECT {INFO} FROM jobs WHERE id = :id"
 LIST = f"SELECT {INFO} FROM jobs WHERE {{where}} ORDER BY id DESC LIMIT :limit"
 OUTCOMES = f"""
-SELECT id, state, result, result_ref, error_type, error_message, worker, attempt - uncounted FROM jobs
+SELECT id, state, result, result_ref, error_type, error_message, worker, attempt - uncounted, kind FROM jobs
 WHERE id {{ids}} AND state IN ({FINAL_STATES})"""
 STATES = "SELECT id, state FROM jobs WHERE id {ids}"
 # One part for each partial index, or the whole table would be read. Sums, because SQLite would sort a million rows to group them.
@@ -134,8 +134,8 @@ class JobReports:
         with self.ledger.read() as connection:
             rows = connection.execute(self._sql(OUTCOMES), {"ids": self.ledger.bind(ids)}).fetchall()
         return [
-            Outcome(id, JobState(state), result, ref, _error(type_, message), worker, attempt)
-            for id, state, result, ref, type_, message, worker, attempt in rows
+            Outcome(id, JobState(state), result, ref, _error(type_, message), worker, attempt, JobKind(kind))
+            for id, state, result, ref, type_, message, worker, attempt, kind in rows
         ]
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:

@@ -81,6 +81,7 @@ RETURNING {TICKET}"""
 LOST = "({whose}) AND " + may(Transition.RELEASE)
 WHOSE_CRASHED = "id {ids} AND worker = :worker"
 WHOSE_LAPSED = "lease_until < :now"
+LAPSED = "the worker's lease lapsed: it died, hung or lost the ledger"
 EVIDENCE = f"'attempt ' || ({COUNTED}) || ' of ' || max_attempts || ': ' || CAST(:reason AS text)"
 STOP_LOST = f"""
 UPDATE jobs SET {becomes(Transition.CANCEL)}, {END_LEASE}
@@ -91,7 +92,7 @@ WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {NOT_ASKED} AND {COUNTED} >= m
 RETURNING id, client"""
 FREE_LOST = f"""
 UPDATE jobs SET {becomes(Transition.RELEASE)}, {NO_LEASE}, sent_at = :now, progress_message = {EVIDENCE},
-    crashes = crashes + 1
+    crashes = crashes + :crashes
 WHERE id IN (SELECT id FROM jobs WHERE {LOST} AND {NOT_ASKED} AND {COUNTED} < max_attempts {{skip_locked}}) RETURNING {TICKET}"""
 
 EXPIRE = f"""
@@ -205,22 +206,27 @@ class JobStore(JobRequests):
             connection.execute(self._sql(past.REMEMBER_RELEASED), values)
             return tickets(connection.execute(self._sql(RELEASE), values))
 
-    def crashed(self, ids: Sequence[str], worker: str, reason: str) -> tuple[list[Ticket], list[Ended]]:
+    def crashed(
+        self, ids: Sequence[str], worker: str, reason: str, *, suspect: bool = True, attempt: int | None = None
+    ) -> tuple[list[Ticket], list[Ended]]:
         """The process that ran these jobs died: free those with attempts left, fail the others as WorkerLost.
 
-        What a user wanted canceled is canceled instead, and is among those that ended.
+        What a user wanted canceled is canceled instead, and is among those that ended. Jobs that are not `suspect`, for the
+        process died of something else, do not count a crash. With `attempt` only this one is meant.
         """
-        return self._lost(WHOSE_CRASHED, {"ids": self.ledger.bind(ids), "worker": worker, "reason": plain_text(reason)})
+        whose = WHOSE_CRASHED if attempt is None else f"{WHOSE_CRASHED} AND attempt = :attempt"
+        values = {"ids": self.ledger.bind(ids), "worker": worker, "reason": plain_text(reason), "crashes": int(suspect)}
+        return self._lost(whose, values if attempt is None else values | {"attempt": attempt})
 
     def free_lapsed(self) -> tuple[list[Ticket], list[Ended]]:
         """The same for every job whose lease was not renewed."""
-        return self._lost(WHOSE_LAPSED, {"reason": "the worker's lease lapsed: it died, hung or lost the ledger"})
+        return self._lost(WHOSE_LAPSED, {"reason": LAPSED, "crashes": 1})
 
     def _lost(self, whose: str, values: dict[str, Any]) -> tuple[list[Ticket], list[Ended]]:
         values["now"] = self.ledger.now()
         with self.ledger.write() as connection:
             # The parent of a dead child speaks once: it waits for its rows, where a sweeper passes over those that are locked.
-            lock = "{for_update}" if whose == WHOSE_CRASHED else "{skip_locked}"
+            lock = "{skip_locked}" if whose == WHOSE_LAPSED else "{for_update}"
             look = past.LOST.format(whose=LOST.replace("{whose}", whose), lock=lock)
             lost = {row.id: row for row in connection.execute(self._sql(look), values)}
             over = [

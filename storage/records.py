@@ -122,3 +122,4 @@ class Outcome:
     error: JobError | None
     worker: str | None
     attempt: int
+    kind: JobKind

@@ -42,6 +42,11 @@ ON CONFLICT (job_id, split, step) DO UPDATE SET epoch = :epoch, at = :now, measu
 SHOW = """
 UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message
 WHERE id = :id AND state = 'running'"""
+SAID = "UPDATE jobs SET progress_message = :message WHERE id = :id AND state = 'running'"
+
+ADVANCE = f"""
+UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message {ENDED}
+RETURNING cancel_requested_at"""
 
 SAVE = """
 INSERT INTO checkpoints (job_id, step, epoch, attempt, blob, bytes, at)
@@ -53,10 +58,10 @@ DELETE FROM checkpoints WHERE job_id = :id AND step NOT IN (
 STILL_USED = "SELECT blob FROM checkpoints WHERE blob {ids}"
 
 ADD_EVALUATION = """
-INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, at)
-VALUES (:id, :model, :version, :dataset, :sha256, :rows, :metrics, :confusion, :classes, :ms_per_row, :now)
+INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at)
+VALUES (:id, :model, :version, :dataset, :sha256, :rows, :metrics, :confusion, :classes, :ms_per_row, :failed, :now)
 ON CONFLICT (id) DO UPDATE SET dataset = :dataset, sha256 = :sha256, rows = :rows, metrics = :metrics,
-    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, at = :now"""
+    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, failed = :failed, at = :now"""
 
 
 class LeaseLost(Exception):
@@ -106,6 +111,12 @@ class TrainingStore(TrainingReports):
             if steps is not None:
                 connection.execute(self._sql(STEPS), {"id": job.id, "steps": steps})
 
+    def said(self, job: ClaimedJob, message: str) -> None:
+        """Show a word about a run that measures nothing yet."""
+        with self.ledger.write(durable=False) as connection:
+            self._hold(connection, job)
+            connection.execute(self._sql(SAID), {"id": job.id, "message": plain_text(message)})
+
     def save(self, job: ClaimedJob, step: int, epoch: int, blob: str, size: int, keep: int) -> list[str]:
         """Note a checkpoint that lies in the blob store; the blobs of older ones that nobody needs any more."""
         values = {
@@ -145,16 +156,29 @@ class TrainingStore(TrainingReports):
             connection.execute(self._sql(END), told)
         return version, Ended(job.id, job.client)
 
-    def evaluated(self, evaluation: Evaluation) -> None:
-        """Keep what a version was found to be worth; the same job again replaces it."""
+    def advance(self, job: ClaimedJob, done: int, total: int, message: str) -> bool:
+        """Show how far a running job is: whether a user has asked it to stop. LeaseLost when it is no longer this attempt's."""
+        shown = {"id": job.id, "attempt": job.attempt, "done": done, "total": max(1, done, total), "message": message}
+        with self.ledger.write(durable=False) as connection:
+            row = connection.execute(self._sql(ADVANCE), shown).fetchone()
+        if row is None:
+            raise LeaseLost(job.id)
+        return row[0] is not None
+
+    def evaluated(self, job: ClaimedJob, evaluation: Evaluation, result: bytes) -> Ended:
+        """Keep what a version was found to be worth, and end the job. LeaseLost when it is no longer this attempt's."""
         values = {
-            name: getattr(evaluation, name) for name in ("id", "model", "version", "sha256", "rows", "ms_per_row")
+            name: getattr(evaluation, name) for name in ("id", "model", "version", "sha256", "rows", "ms_per_row", "failed")
         } | {
             "dataset": plain_text(evaluation.dataset), "metrics": json.dumps(dict(evaluation.metrics)),
             "confusion": jsons(evaluation.confusion), "classes": jsons(evaluation.classes), "now": self.ledger.now(),
         }  # fmt: skip
+        end = {"id": job.id, "attempt": job.attempt, "now": values["now"], "result": result, "result_ref": None}
         with self.ledger.write() as connection:
+            self._hold(connection, job)
             connection.execute(self._sql(ADD_EVALUATION), values)
+            connection.execute(self._sql(SUCCEED), end)
+        return Ended(job.id, job.client)
 
     def _hold(self, connection: Connection, job: ClaimedJob) -> None:
         if connection.execute(self._sql(HELD), {"id": job.id, "attempt": job.attempt}).fetchone() is None:

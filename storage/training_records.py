@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from forebay.contract.job import JobState
@@ -63,7 +63,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a version was found to be worth on a data set. `confusion` counts rows by true and then by predicted class."""
+    """What a version was found to be worth on a data set. `confusion` counts rows by true and then by predicted class.
+
+    `rows` were compared; `failed` others could not be read, run, or had no target. `ms_per_row` is the device's time, in batches.
+    """
 
     id: str
     model: str
@@ -75,4 +78,17 @@ class Evaluation:
     confusion: Sequence[Sequence[int]] | None
     classes: Sequence[str] | None
     ms_per_row: float
+    failed: int = 0
     at: datetime | None = None
+
+
+def evaluation_value(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as the value that its job's result holds."""
+    value = {field.name: getattr(evaluation, field.name) for field in fields(evaluation)}
+    return value | {"metrics": dict(evaluation.metrics), "at": evaluation.at and evaluation.at.timestamp()}
+
+
+def evaluation_of(value: Mapping[str, Any]) -> Evaluation:
+    """The evaluation again."""
+    at = value["at"]
+    return Evaluation(**{**value, "at": at and datetime.fromtimestamp(at, UTC)})

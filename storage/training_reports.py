@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobState, at, utc
+from forebay.contract.model import ModelVersion
 from forebay.contract.training import DataSummary
 from forebay.storage.ledger import Ledger
 from forebay.storage.training_records import Checkpoint, Evaluation, Measured, Run
@@ -28,7 +29,7 @@ ORDER BY step, split LIMIT :limit"""
 CHECKPOINT_COLUMNS = "step, epoch, attempt, blob, bytes, at"
 CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE job_id = :id ORDER BY step DESC"
 EVALUATIONS = """
-SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, at FROM evaluations
+SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at FROM evaluations
 WHERE model = :model AND version = :version ORDER BY id DESC LIMIT :limit"""
 END_OF_IDS = "g"  # ids are hex digits: all are below
 
@@ -46,6 +47,13 @@ class TrainingReports:
         if not rows:
             raise JobNotFound(f"job {id} is no training job that has begun")
         return run_of(rows[0])
+
+    def data_of(self, version: ModelVersion) -> DataSummary | None:
+        """The data that a version was trained on, by its lineage; None when it was not trained here or its job is gone."""
+        lineage = version.metadata.get("lineage")
+        id = lineage.get("job") if isinstance(lineage, Mapping) else None
+        rows = self._rows(RUN, id=id) if isinstance(id, str) else []
+        return run_of(rows[0]).data if rows else None
 
     def runs(self, model: str | None = None, *, before: str | None = None, limit: int = 100) -> list[Run]:
         """Runs, the newest first; of one model, and older than the run `before`, where these are given."""
@@ -69,7 +77,7 @@ class TrainingReports:
         return [
             Evaluation(
                 row[0], row[1], row[2], row[3], row[4], row[5], json.loads(row[6]), _loaded(row[7]), _loaded(row[8]),
-                row[9], at(row[10]),
+                row[9], int(row[10]), at(row[11]),
             )
             for row in self._rows(EVALUATIONS, model=model, version=version, limit=limit)
         ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from made_batches import MadeBatch
-from made_training import CONFUSION, DATA, STEPS, MadeRun
+from made_training import CONFUSION, DATA, STEPS, MadeRun, make_evaluation
 from waiting import FakeClock
 
 from forebay.contract import codec
@@ -28,7 +28,6 @@ from forebay.storage.migrate import upgrade
 from forebay.storage.models import ModelRegistry
 from forebay.storage.records import Finished, NewJob
 from forebay.storage.row_errors import ErrorKind, ErrorSample
-from forebay.storage.training import TrainingStore
 from forebay.storage.training_records import Evaluation
 from forebay.storage.workers import WorkerRegistry
 
@@ -183,10 +182,11 @@ class Scene:
         models.set_alias("iris", "baseline", parent.version)
         for rows, data in ((30, "data/iris-2025.parquet"), (900, f"s3://lake/{USERS[2]}.parquet")):
             found = {"accuracy": 0.95, "f1": 0.9481, "loss": 0.1212}
-            TrainingStore(self.ledger).evaluated(
+            make_evaluation(
+                self.ledger,
                 Evaluation(
                     *new_ids(1), "iris", better.version, data, "9b" * 32, rows, found, CONFUSION, DATA.classes, 0.041
-                )
+                ),
             )
 
     def _train(self, run: MadeRun, until: int, *, rate: float) -> None:

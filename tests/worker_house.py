@@ -31,7 +31,7 @@ START_S = 60  # a fresh interpreter imports torch, on a loaded machine
 class Worker:
     """One worker process in a process group of its own."""
 
-    def __init__(self, house: "House", name: str, **more: str) -> None:
+    def __init__(self, house: "House", name: str, queues: str = "cpu", children: int = 1, **more: str) -> None:
         self.name = name
         self.log = house.folder / f"{name}.log"
         self._ledger = house.ledger
@@ -41,7 +41,7 @@ class Worker:
         } | {f"FOREBAY_{key}": value for key, value in more.items()}  # fmt: skip
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "forebay.worker", "cpu", "1"],
+                [sys.executable, "-W", "ignore", "-m", "forebay.worker", queues, str(children)],
                 cwd=house.folder, env=env, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
@@ -108,19 +108,19 @@ class House:
         self.workers: list[Worker] = []
         self._supervisors: list[subprocess.Popen[bytes]] = []
 
-    def worker(self, name: str = "w1", **more: str) -> Worker:
+    def worker(self, name: str = "w1", queues: str = "cpu", children: int = 1, **more: str) -> Worker:
         """A new worker process, not waited for; `more` are settings of its own."""
-        worker = Worker(self, name, **more)
+        worker = Worker(self, name, queues, children, **more)
         self.workers.append(worker)
         return worker
 
-    def supervisor(self) -> subprocess.Popen[bytes]:
+    def supervisor(self, queues: str = "cpu") -> subprocess.Popen[bytes]:
         """`forebay worker`, alone, in a process group of its own."""
         env = os.environ | self.settings.as_environment() | {
             "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}  # fmt: skip
         with (self.folder / "supervisor.log").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "forebay", "worker", "--queues", "cpu"],
+                [sys.executable, "-W", "ignore", "-m", "forebay", "worker", "--queues", queues],
                 cwd=self.folder, env=env, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         self._supervisors.append(process)

@@ -122,6 +122,8 @@ def worker_app(settings: Settings) -> Celery:
         worker_consumer="forebay.worker.consumer:Consumer",
         imports=("forebay.worker.app",),  # so that a spawned child connects the signals below
     )
+    if settings.trains_only:
+        app.conf.worker_prefetch_multiplier = 1  # what waits here waits for days, while another worker may be idle
     app.task(_unreachable, name=PREDICT_TASK, base=PredictTask)
     app.finalize()
     for name in [name for name in app.tasks if name != PREDICT_TASK]:

@@ -1,7 +1,8 @@
 """What a parent and one of its children say to each other without a message: a page of memory that both can see.
 
-The parent writes "stop" and "your leases are in doubt"; the child writes until when its present step has to be done. A child
-that hangs in C cannot answer, so everything here is looked up, never asked. Knows neither Celery nor the ledger.
+The parent writes "stop" and "your leases are in doubt"; the child writes until when its present step has to be done, and which
+shards it holds. A child that hangs in C or is dead cannot answer, so everything here is looked up, never asked. Knows neither
+Celery nor the ledger.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import mmap
 import os
 import shutil
 import socket
+import struct
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +26,14 @@ import psutil
 
 MEET_S = 10  # for a parent that is slow to answer
 SIZE = mmap.PAGESIZE
-TIMEOUT, LOAD = 1.0, 2.0  # which limit a step is under
-LIMITS = {TIMEOUT: "timeout_s", LOAD: "load_timeout_s"}
+TIMEOUT, LOAD, STORE = 1.0, 2.0, 3.0  # which limit a step is under
+LIMITS = {TIMEOUT: "timeout_s", LOAD: "load_timeout_s", STORE: "store_timeout_s"}
 
 # Doubles, each written by one side only. A line is a step in progress: its deadline (0: none), its limit, which limit.
-STOPPING, DOUBTS, MAIN, PREPARE = 0, 1, 2, 5
+STOPPING, DOUBTS, MAIN, PREPARE, READ, WRITE = 0, 1, 2, 5, 8, 11
+
+# Shards that the child holds, behind the doubles: id and attempt; attempt 0 is a free place.
+HELD_AT, PLACE, PLACES = 1024, struct.Struct("=32sq"), 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Board:
         self._cells = memoryview(self._page).cast("d")
         self._clock = clock  # CLOCK_MONOTONIC is the same for all processes of a machine
         self._doubts_seen = 0.0
+        self._lock = threading.Lock()
 
     # The parent writes, the child reads.
 
@@ -85,14 +92,40 @@ class Board:
         finally:
             cells[line] = 0.0
 
+    def hold(self, job: str, attempt: int) -> None:
+        """This process has claimed a job beside those that its parent gave it. One that finds no place is not told: should the
+        process die, that job is free again when its lease lapses.
+        """  # fmt: skip
+        with self._lock:
+            free = next((at for at in _places() if not PLACE.unpack_from(self._page, at)[1]), None)
+            if free is not None:
+                struct.pack_into("=32s", self._page, free, job.encode())
+                struct.pack_into("=q", self._page, free + 32, attempt)  # last: from here on it counts
+
+    def let_go(self, job: str | None = None) -> None:
+        """It holds this job no more; None: it holds none."""
+        with self._lock:
+            for at in _places():
+                if job is None or PLACE.unpack_from(self._page, at)[0] == job.encode():
+                    struct.pack_into("=q", self._page, at + 32, 0)
+
+    def held(self) -> dict[str, int]:
+        """The jobs that it has claimed itself and holds, with their attempts; also once it is dead."""
+        told = (PLACE.unpack_from(self._page, at) for at in _places())
+        return {job.rstrip(b"\0").decode(): attempt for job, attempt in told if attempt}
+
     def overdue(self) -> Overdue | None:
         """The step that has taken too long, if there is one."""
         now = self._clock()
-        for line in (MAIN, PREPARE):
+        for line in (MAIN, PREPARE, READ, WRITE):
             deadline = self._cells[line]
             if deadline and now > deadline:
                 return Overdue(LIMITS.get(self._cells[line + 2], "?"), self._cells[line + 1], now - deadline)
         return None
+
+
+def _places() -> range:
+    return range(HELD_AT, HELD_AT + PLACES * PLACE.size, PLACE.size)
 
 
 class Watched:

@@ -10,6 +10,8 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -17,6 +19,7 @@ import structlog
 
 from forebay.contract.celery_app import connect_redis, make_app
 from forebay.contract.dispatch import Dispatcher
+from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.storage.batches import BatchStore
@@ -27,9 +30,10 @@ from forebay.storage.jobs import JobStore
 from forebay.storage.ledger import Ledger
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
+from forebay.storage.training import TrainingStore
 from forebay.worker.announcer import Announcer
 from forebay.worker.artifacts import Artifacts
-from forebay.worker.board import Board, meet_parent
+from forebay.worker.board import STORE, WRITE, Board, meet_parent
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
 from forebay.worker.runner import Load, Runner
@@ -37,41 +41,46 @@ from forebay.worker.tally import Tally
 
 if TYPE_CHECKING:
     from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.evaluation import Evaluator
+    from forebay.worker.training.slot import TrainingSlot
 
 log = structlog.get_logger()
 
+TRAINERS_NEED = ("torch", "pytorch_lightning", "torchmetrics", "pyarrow")
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
 
 _runner: Runner | None = None
 
 
 def start() -> None:
-    """Build this child's runner from the settings it inherited, and import torch before the first job needs it."""
+    """Build this child's runner from the settings it inherited, and import torch before the first job needs it.
+
+    A child that only trains imports none: its trainers are processes of their own, and the device is theirs.
+    """
     global _runner
     board = meet_parent()  # before all else: a death while torch is imported is told too
     settings = Settings.load()
     configure_logs(settings)
-    bound_memory(settings.child_memory_bytes)
-    import torch
-
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
+    device = "cpu" if settings.trains_only else settings.device
+    if not settings.trains_only:
+        bound_memory(settings.child_memory_bytes)
+        import_torch(settings.torch_threads)
     ledger = Ledger(settings.database)
     blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
-    tally = Tally(settings.device)
+    tally = Tally(device)
     artifacts = Artifacts(blobs, settings.home / "artifacts")
     _runner = Runner(
         store=JobStore(ledger),
         registry=ModelRegistry(ledger),
         payloads=Payloads(blobs, settings),
         cache=ModelCache(
-            settings.model_cache_bytes or default_budget(settings.device, settings.child_memory_bytes),
+            settings.model_cache_bytes or default_budget(device, settings.child_memory_bytes),
             artifacts.fetch,
-            settings.device,
+            device,
             settings.allowed_python_models,
             tally=tally,
         ),
-        limits=Limits(Ceilings(ledger, device_kind(settings.device))),
+        limits=Limits(Ceilings(ledger, device_kind(device))),
         announcer=Announcer(connect_redis(settings)),
         worker=settings.worker_name,
         lease_s=settings.lease_s,
@@ -81,14 +90,24 @@ def start() -> None:
         patience_s=settings.outage_patience_s,
         tally=tally,
         make_shards=lambda load: _shard_runner(settings, ledger, load, board, tally),
+        make_evaluator=lambda load: _evaluator(settings, ledger, load, board, tally),
+        make_slot=lambda: _training_slot(settings, ledger, board, tally),
     )
     log.info(
         "child_ready",
         worker=settings.worker_name,
         device=settings.device,
         pid=os.getpid(),
-        threads=torch.get_num_threads(),
+        threads=settings.torch_threads,
     )
+
+
+def import_torch(threads: int) -> None:
+    """Have torch in memory, with so many threads; 0 leaves it what it takes by itself."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float, list[str]]:
@@ -139,10 +158,11 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
     jobs, store, registry, broker = JobStore(ledger), BatchStore(ledger), ModelRegistry(ledger), connect_redis(settings)
     blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
     dispatcher, announcer = Dispatcher(make_app(settings)), Announcer(broker)
+    waiting = partial(board.limit, settings.store_timeout_s, STORE, WRITE)  # whoever tends a batch writes nothing else
     return ShardRunner(
         jobs=jobs,
         store=store,
-        tender=Tender(store, registry, Payloads(blobs, settings), dispatcher, announcer, broker),
+        tender=Tender(store, registry, Payloads(blobs, settings), dispatcher, announcer, broker, waiting),
         registry=registry,
         announcer=announcer,
         limits=Limits(Ceilings(ledger, device_kind(settings.device))),
@@ -151,6 +171,54 @@ def _shard_runner(settings: Settings, ledger: Ledger, load: Load, board: Board, 
         lease_s=settings.lease_s,
         board=board,
         patience_s=settings.outage_patience_s,
+        store_timeout_s=settings.store_timeout_s,
+        tally=tally,
+    )
+
+
+def _evaluator(settings: Settings, ledger: Ledger, load: Load, board: Board, tally: Tally) -> Evaluator:
+    """What runs evaluations; MissingExtra without pyarrow or torchmetrics."""
+    require_pyarrow()
+    if find_spec("torchmetrics") is None:
+        raise MissingExtra("evaluations need torchmetrics: pip install 'forebay[train]' on the worker")
+    from forebay.worker.evaluation import Evaluator
+    from forebay.worker.training.outcomes import Outcomes
+
+    announcer = Announcer(connect_redis(settings))
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    return Evaluator(
+        store=TrainingStore(ledger),
+        registry=ModelRegistry(ledger),
+        payloads=Payloads(blobs, settings),
+        outcomes=Outcomes(JobStore(ledger), announcer, settings.worker_name, settings.outage_patience_s),
+        limits=Limits(Ceilings(ledger, device_kind(settings.device))),
+        load=load,
+        worker=settings.worker_name,
+        board=board,
+        tally=tally,
+    )
+
+
+def _training_slot(settings: Settings, ledger: Ledger, board: Board, tally: Tally) -> TrainingSlot:
+    """What runs training jobs; MissingExtra without what its trainers need."""
+    missing = [name for name in TRAINERS_NEED if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'forebay[train]'")
+    from forebay.worker.training.launch import Launcher
+    from forebay.worker.training.outcomes import Outcomes
+    from forebay.worker.training.slot import TrainingSlot
+
+    blobs = BlobStore(settings.blobs, patience_s=settings.outage_patience_s)
+    jobs, announcer = JobStore(ledger), Announcer(connect_redis(settings))
+    return TrainingSlot(
+        settings,
+        jobs=jobs,
+        payloads=Payloads(blobs, settings),
+        blobs=blobs,
+        outcomes=Outcomes(jobs, announcer, settings.worker_name, settings.outage_patience_s),
+        launcher=Launcher(settings),
+        dispatcher=Dispatcher(make_app(settings)),
+        board=board,
         tally=tally,
     )
 

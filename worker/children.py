@@ -16,13 +16,14 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
 
 from forebay.contract.settings import Settings, mask_password
-from forebay.worker.board import SIZE, Board, meeting_place, remove_left_places
+from forebay.worker.board import LIMITS, SIZE, STORE, Board, meeting_place, remove_left_places
 
 log = structlog.get_logger()
 
@@ -46,14 +47,20 @@ class Child:
     gone: threading.Event = field(default_factory=threading.Event)
     killed_for: str | None = None
     given_up: bool = False  # killed because the worker had to stop: its jobs are not to blame
+    stuck: bool = False  # killed because a store did not answer
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What is known of a child's end."""
+    """What is known of a child's end, and which jobs it held that it had claimed itself, with their attempts.
+
+    When it was `stuck`, waiting for a store, its jobs are no suspects.
+    """
 
     evidence: str
     given_up: bool = False
+    stuck: bool = False
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 class Children:
@@ -116,7 +123,12 @@ class Children:
         how = child.killed_for or how_it_ended(words)
         lines = last_words(list(child.lines))
         said = f"; its last lines:\n{lines}" if lines else ""
-        return Death(f"{how}, child {pid} of {self._worker}{said}", child.given_up)
+        return Death(f"{how}, child {pid} of {self._worker}{said}", child.given_up, child.stuck, child.board.held())
+
+    def held(self) -> dict[str, int]:
+        """The jobs that the living children have claimed themselves and hold, with their attempts."""
+        living = [child for child in list(self._children.values()) if not child.gone.is_set()]
+        return {job: attempt for child in living for job, attempt in child.board.held().items()}
 
     def _listen(self) -> None:
         place = meeting_place(os.getpid())
@@ -196,6 +208,7 @@ class Children:
                 continue
             overdue = child.board.overdue()
             if overdue is not None:
+                child.stuck = overdue.limit == LIMITS[STORE]
                 self._kill(child, f"{overdue.limit} of {overdue.seconds:g} s exceeded: killed by its worker (SIGKILL)")
         if self._stop_at is not None and now > self._stop_at:
             self._end_everything(now - self._stop_at)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from forebay.contract.errors import DeviceNotFound, MissingExtra
 from forebay.contract.queues import QueueSpec
@@ -19,10 +21,20 @@ def count_gpus() -> int:
     return int(done.stdout.strip() or 0) if done.returncode == 0 else 0
 
 
-def plan(queues: list[QueueSpec], gpus: int) -> list[tuple[str, list[str]]]:
-    """One worker per device, with the queues it serves: [("cuda:0", ["gpu"]), ("cpu", ["cpu"])].
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One worker to start: what its name begins with, its device (the first of them), and the queues that it serves."""
 
-    DeviceNotFound when a queue that was asked for needs more GPUs than there are.
+    stem: str
+    device: str
+    queues: list[str]
+
+
+def plan(queues: Sequence[QueueSpec], gpus: int) -> list[Plan]:
+    """One worker per device, with the queues it serves; queues that only train have workers of their own beside them.
+
+    A training queue that declares several GPUs has one worker for so many. DeviceNotFound when a queue that was asked for needs
+    more GPUs than there are.
     """
     for queue in queues:
         if queue.capacity.gpu > gpus:
@@ -31,7 +43,20 @@ def plan(queues: list[QueueSpec], gpus: int) -> list[tuple[str, list[str]]]:
                 "(looked with torch.cuda.is_available() and device_count()). Start it where there is one, or serve other "
                 "queues: forebay worker --queues cpu"
             )
-    on_gpu = [q.name for q in queues if q.capacity.gpu]
-    on_cpu = [q.name for q in queues if not q.capacity.gpu]
-    plans = [(f"cuda:{i}", on_gpu) for i in range(gpus)] if on_gpu else []
-    return plans + ([("cpu", on_cpu)] if on_cpu else [])
+    trains = [queue for queue in queues if queue.trains]
+    runs = [queue for queue in queues if not queue.trains]
+    plans = _on_gpus([q.name for q in runs if q.capacity.gpu], gpus, 1, "")
+    plans += _on_cpu([q.name for q in runs if not q.capacity.gpu], "cpu")
+    for size in sorted({max(1, int(q.capacity.gpu)) for q in trains if q.capacity.gpu}):
+        names = [q.name for q in trains if q.capacity.gpu and max(1, int(q.capacity.gpu)) == size]
+        plans += _on_gpus(names, gpus, size, "train-")
+    return plans + _on_cpu([q.name for q in trains if not q.capacity.gpu], "train")
+
+
+def _on_gpus(queues: list[str], gpus: int, size: int, prefix: str) -> list[Plan]:
+    firsts = range(0, gpus - size + 1, size) if queues else ()
+    return [Plan(f"{prefix}gpu{first}", f"cuda:{first}", queues) for first in firsts]
+
+
+def _on_cpu(queues: list[str], stem: str) -> list[Plan]:
+    return [Plan(stem, "cpu", queues)] if queues else []

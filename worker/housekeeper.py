@@ -19,7 +19,7 @@ from forebay.contract.errors import ForebayError
 from forebay.contract.settings import Settings
 from forebay.storage.jobs import JobStore
 from forebay.storage.workers import WorkerRegistry
-from forebay.worker.children import Children
+from forebay.worker.children import Children, Death
 from forebay.worker.feeder import InFlight
 from forebay.worker.meter import Meter
 from forebay.worker.sweeper import Sweeper
@@ -90,7 +90,7 @@ class Housekeeper:
 
     def _beat(self) -> None:
         settings, started = self._settings, time.monotonic()
-        held = self.in_flight.ids() if self.in_flight else []
+        held = [*(self.in_flight.ids() if self.in_flight else []), *self._children.held()]
         stats = self._statistics()
         renewed = not held or self._try("renew", lambda: self._renew(held))
         said = self._try(
@@ -147,9 +147,25 @@ class Housekeeper:
     def _report_lost(self, ids: list[str], reason: str, pid: int) -> None:
         self.meter.count("child_deaths_total")
         death = self._children.death(pid, reason)
-        tell = self._sweeper.given_up if death.given_up else self._sweeper.lost
-        if not self._try("lost", lambda: tell(ids, self._settings.worker_name, death.evidence)):
+        if not self._try("lost", lambda: self._tell(death, ids)):
             log.error("lost_unreported", jobs=len(ids), reason=reason)  # their leases lapse, and a sweep frees them
+
+    def _tell(self, death: Death, ids: list[str]) -> None:
+        held, worker = self._held_by(death, ids), self._settings.worker_name
+        if death.given_up:
+            self._sweeper.given_up(held, worker, death.evidence)
+        else:
+            self._sweeper.lost(held, worker, death.evidence, suspect=not death.stuck)
+
+    def _held_by(self, death: Death, ids: list[str]) -> list[str]:
+        """What the dead child may have held: what it was given, and the shards that it had claimed itself.
+
+        Another child of this worker may hold what this one has given back meanwhile: that is not touched.
+        """
+        attempts = self._store.attempts(list(death.held)) if death.held else {}
+        own = [job for job, attempt in death.held.items() if attempts.get(job) == attempt]
+        others = self._children.held()
+        return list(dict.fromkeys([*own, *(id for id in ids if id not in others)]))
 
     def _report_left(self, ids: list[str]) -> None:
         self._try("left", lambda: self._sweeper.left(ids))

@@ -17,13 +17,13 @@ T = TypeVar("T")
 FIRST_S, LONGEST_S = 0.1, 5.0
 
 
-def wait_out(action: Callable[[], T], patience_s: float) -> T:
-    """What `action` gives once the ledger answers; its error after `patience_s` seconds.
+def wait_out(action: Callable[[], T], patience_s: float, away: tuple[type[Exception], ...] = (LedgerUnavailable,)) -> T:
+    """What `action` gives once the ledger, or what else raises the errors `away`, answers; its error after `patience_s` seconds.
 
     Tables that are missing or too old do not come back by waiting: that error is raised at once.
     """
     return Retrying(
-        retry=retry_if_exception(lambda e: isinstance(e, LedgerUnavailable) and not isinstance(e, LedgerOutdated)),
+        retry=retry_if_exception(lambda e: isinstance(e, away) and not isinstance(e, LedgerOutdated)),
         wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
         stop=stop_after_delay(patience_s),
         before_sleep=_say_once,

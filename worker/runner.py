@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,11 +19,12 @@ import structlog
 from forebay.contract.errors import MissingExtra, Transient
 from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
+from forebay.contract.queues import TRAINING
 from forebay.contract.references import ModelRef
 from forebay.storage.jobs import JobStore
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob, Ended, Finished, Postponed
+from forebay.storage.records import ClaimedJob, Finished, Postponed
 from forebay.worker.announcer import Announcer
 from forebay.worker.batcher import cut
 from forebay.worker.board import LOAD, Board, Watched
@@ -32,11 +33,14 @@ from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel, ModelCache
 from forebay.worker.patience import wait_out
 from forebay.worker.stops import Stops
+from forebay.worker.summary import Summary, summary_of
 from forebay.worker.tally import Tally
 from forebay.worker.work import Item, Work
 
 if TYPE_CHECKING:
     from forebay.worker.batches.shards import ShardRunner
+    from forebay.worker.evaluation import Evaluator
+    from forebay.worker.training.slot import TrainingSlot
 
 log = structlog.get_logger()
 
@@ -45,37 +49,6 @@ Load = Callable[[str, int], LoadedModel]
 
 CLAIM_AT_ONCE = 1024  # all that a child gets at once: rows of like length are found among all of them
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What became of one hand-over of ids. `unclaimed` were finished, canceled, not due, of other queues or taken by others."""
-
-    succeeded: int = 0
-    failed: int = 0
-    stopped: int = 0  # canceled on request, or past their deadline before they were begun
-    postponed: int = 0  # after a transient error
-    unclaimed: int = 0
-    dropped: int = 0  # results refused because the lease was lost
-    rows: int = 0
-    batches: int = 0
-    tokens: int = 0  # of the rows themselves, where the model counts them
-    padded: int = 0  # of the rows padded to the longest of their batch
-    left: tuple[str, ...] = ()  # ids given back unrun, because this process has to stop
-
-    def __add__(self, other: Summary) -> Summary:
-        return Summary(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
-
-    def __str__(self) -> str:
-        padding = f", padding {self.padding:.0%}" if self.padded else ""
-        rare = "".join(f", {n} {word}" for n, word in ((self.stopped, "stopped"), (self.postponed, "postponed")) if n)
-        about = f"{self.succeeded} succeeded, {self.failed} failed{rare}"
-        return f"{about}, {self.unclaimed} not ours, {self.batches} batches{padding}"
-
-    @property
-    def padding(self) -> float:
-        """Which share of what the device computed was padding."""
-        return 1 - self.tokens / self.padded if self.padded else 0.0
 
 
 class Runner:
@@ -96,13 +69,17 @@ class Runner:
         load_timeout_s: float,
         patience_s: float,
         make_shards: Callable[[Load], ShardRunner],
+        make_evaluator: Callable[[Load], Evaluator],
+        make_slot: Callable[[], TrainingSlot],
         queues: Sequence[str] | None = None,
         tally: Tally | None = None,
     ) -> None:
         """`queues` are those that this worker serves, None when it may claim from any. `make_shards` gives what runs batch
-        jobs, with this way to load a model.
+        jobs, with this way to load a model, `make_evaluator` what runs evaluations, `make_slot` what runs training jobs.
         """  # fmt: skip
         self._make_shards = make_shards
+        self._make_evaluator = make_evaluator
+        self._make_slot = make_slot
         self._store = store
         self._registry = registry
         self._payloads = payloads
@@ -150,7 +127,10 @@ class Runner:
             for (model, version), jobs in by_model.items():
                 total += self._run_claimed(model, version, jobs)
             if shards:
-                total += self._run_shards(shards)
+                total += self._run_apart(shards, lambda: self._shards)
+            if evaluations := [job for job in claimed if job.kind is JobKind.EVALUATE]:
+                total += self._run_apart(evaluations, lambda: self._evaluator)
+            total += self._run_training([job for job in claimed if job.kind in TRAINING])
         return total
 
     @cached_property
@@ -158,20 +138,48 @@ class Runner:
         """Made when the first batch job comes: it needs pyarrow, which other workers may do without."""
         return self._make_shards(self._loaded)
 
-    def _run_shards(self, claimed: list[ClaimedJob]) -> Summary:
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        """The same for evaluations, which need torchmetrics too."""
+        return self._make_evaluator(self._loaded)
+
+    def _run_apart(self, claimed: list[ClaimedJob], runner: Callable[[], ShardRunner | Evaluator]) -> Summary:
+        """Jobs that read data sets, by what runs them."""
         if self._board.stopping:
             return self._give_back(claimed)
         try:
-            ran = self._shards.run(claimed)
+            ran = runner().run(claimed)
         except MissingExtra as error:
-            failed = JobError("MissingExtra", str(error))
-            outcomes = [Finished(job.id, job.attempt, error=failed) for job in claimed]
-            ended = self._wait_out(partial(self._store.finish, outcomes))
-            self._announcer.announce(ended)
-            return Summary(failed=len(ended))
+            return self._without(error, claimed)
         return Summary(
             succeeded=ran.succeeded, failed=ran.failed, stopped=ran.stopped, postponed=ran.postponed, dropped=ran.dropped,
             rows=ran.rows, left=ran.left,
+        )  # fmt: skip
+
+    def _without(self, error: MissingExtra, claimed: Sequence[ClaimedJob]) -> Summary:
+        failed = JobError("MissingExtra", str(error))
+        outcomes = [Finished(job.id, job.attempt, error=failed) for job in claimed]
+        ended = self._wait_out(partial(self._store.finish, outcomes))
+        self._announcer.announce(ended)
+        return Summary(failed=len(ended))
+
+    @cached_property
+    def _slot(self) -> TrainingSlot:
+        return self._make_slot()
+
+    def _run_training(self, claimed: list[ClaimedJob]) -> Summary:
+        """One of them; each may take days, so any further ones, which only a forged message brings, go back."""
+        if not claimed or self._board.stopping:
+            return self._give_back(claimed)
+        first, *others = claimed
+        summary = self._give_back(others)
+        try:
+            what = self._slot.run(first)
+        except MissingExtra as error:
+            return summary + self._without(error, [first])
+        return summary + Summary(
+            succeeded=what == "succeeded", failed=what == "failed", stopped=what == "stopped",
+            postponed=what == "postponed", dropped=what == "dropped", left=(first.id,) if what == "left" else (),
         )  # fmt: skip
 
     def _run_claimed(self, model: str, version: int, claimed: list[ClaimedJob]) -> Summary:
@@ -298,7 +306,7 @@ class Runner:
                 longest_s=round(max(o.delay_s for o in later), 1),
             )  # fmt: skip
         self._note_lost(outcomes, {*queued, *(job.id for job in (*ended, *canceled))})
-        summary = _summary(finished, ended, len(queued), len(canceled), len(outcomes))
+        summary = summary_of(finished, ended, len(queued), len(canceled), len(outcomes))
         of, took = works[0].job, time.perf_counter() - self._claimed_at
         counts = {"succeeded": summary.succeeded, "failed": summary.failed, "stopped": summary.stopped}
         self._tally.ended((of.model, of.version), counts, took, postponed=summary.postponed, refused=summary.dropped)
@@ -309,19 +317,6 @@ class Runner:
         if lost:
             log.warning("lease_lost", worker=self._worker, jobs=len(lost), first=next(iter(lost)))
             self._wait_out(partial(self._store.refused, lost, self._worker))
-
-
-def _summary(finished: Sequence[Finished], ended: Sequence[Ended], postponed: int, canceled: int, of: int) -> Summary:
-    written = {job.id for job in ended}
-    failed = sum(o.error is not None for o in finished if o.id in written)
-    stopped = sum(o.ending is not None for o in finished if o.id in written)
-    return Summary(
-        succeeded=len(ended) - failed - stopped,
-        failed=failed,
-        stopped=stopped + canceled,
-        postponed=postponed,
-        dropped=of - len(ended) - canceled - postponed,
-    )
 
 
 def _timed(results: Iterator[list[Any]]) -> Iterator[tuple[list[Any], float]]:

@@ -1,4 +1,4 @@
-"""`forebay worker`: one worker process per device of this machine, and a new one when one dies.
+"""`forebay worker`: one worker process per device of this machine, others for training, and a new one when one dies.
 
 Knows processes only. Each worker gets all its settings through the environment. SIGTERM and SIGINT are handed on once; each
 worker then finishes what is on its device.
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ import structlog
 from forebay.contract.settings import Settings
 from forebay.storage.ledger import Ledger
 from forebay.storage.workers import WorkerRegistry
-from forebay.worker.devices import count_gpus, plan
+from forebay.worker.devices import Plan, count_gpus, plan
 
 log = structlog.get_logger()
 
@@ -32,11 +33,11 @@ MARGIN_S = 15  # beyond shutdown_grace_s, in which a worker ends its children an
 
 @dataclass
 class Charge:
-    """One device's worker: what to start, and the process that runs."""
+    """One worker: what to start, and the process that runs."""
 
     name: str
-    device: str
-    queues: list[str]
+    plan: Plan
+    children: int = 1
     metrics_port: int = 0
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -45,7 +46,7 @@ class Charge:
 
 
 class Supervisor:
-    """Keeps one worker per device running until told to stop."""
+    """Keeps one worker per device running, and those that train, until told to stop."""
 
     def __init__(self, settings: Settings, queues: list[str] | None, concurrency: int) -> None:
         """DeviceNotFound when a queue asked for needs a device this machine lacks; InvalidInput for an unknown queue."""
@@ -54,11 +55,15 @@ class Supervisor:
         if not queues:  # without a choice: whatever this machine can serve
             specs = [q for q in specs if q.capacity.gpu <= gpus]
         self._settings = settings
-        self._concurrency = concurrency
         self._stop = threading.Event()
         self._charges = [
-            Charge(name, device, names, settings.metrics_port and settings.metrics_port + i)
-            for i, (name, device, names) in enumerate(_named(settings, plan(specs, gpus)))
+            Charge(
+                name,
+                made,
+                concurrency if made.stem == "cpu" else 1,
+                settings.metrics_port and settings.metrics_port + i,
+            )
+            for i, (name, made) in enumerate(_named(settings, plan(specs, gpus)))
         ]
 
     def run(self) -> int:
@@ -85,21 +90,20 @@ class Supervisor:
             charge.process, charge.started = self._start(charge), now
 
     def _start(self, charge: Charge) -> subprocess.Popen[bytes]:
-        children = self._concurrency if charge.device == "cpu" else 1
+        children, device = charge.children, charge.plan.device
         threads = self._settings.torch_threads or max(1, (os.cpu_count() or 1) // children)
         own = {
-            "FOREBAY_DEVICE": charge.device,
+            "FOREBAY_DEVICE": device,
             "FOREBAY_WORKER_NAME": charge.name,
             "FOREBAY_TORCH_THREADS": str(threads),
             "FOREBAY_METRICS_PORT": str(charge.metrics_port),
         }
         # OMP_NUM_THREADS before torch is imported: set_num_threads alone leaves its pool at the number of cores.
         env = self._settings.child_environment(**own, OMP_NUM_THREADS=str(threads))
-        command = [sys.executable, "-m", "forebay.worker", ",".join(charge.queues), str(children), str(os.getpid())]
+        queues = ",".join(charge.plan.queues)
+        command = [sys.executable, "-m", "forebay.worker", queues, str(children), str(os.getpid())]
         process = subprocess.Popen(command, env=env, start_new_session=True)
-        log.info(
-            "worker_started", worker=charge.name, device=charge.device, queues=",".join(charge.queues), pid=process.pid
-        )
+        log.info("worker_started", worker=charge.name, device=device, queues=queues, pid=process.pid)
         return process
 
     def _shut_down(self) -> int:
@@ -120,8 +124,8 @@ class Supervisor:
         return killed
 
 
-def _named(settings: Settings, plans: list[tuple[str, list[str]]]) -> list[tuple[str, str, list[str]]]:
-    """A name for each worker that no live worker has: cpu@host, gpu0@host; a second one on this host is cpu-2@host."""
+def _named(settings: Settings, plans: Sequence[Plan]) -> list[tuple[str, Plan]]:
+    """A name for each worker that no live worker has: cpu@host, gpu0@host, train@host; a second one here is cpu-2@host."""
     host = socket.gethostname()
     ledger = Ledger(settings.database)
     try:
@@ -129,10 +133,9 @@ def _named(settings: Settings, plans: list[tuple[str, list[str]]]) -> list[tuple
     finally:
         ledger.close()
     named = []
-    for device, queues in plans:
-        stem = device.replace("cuda:", "gpu")
-        names = (f"{stem}{suffix}@{host}" for suffix in ["", *(f"-{n}" for n in range(2, 1000))])
+    for made in plans:
+        names = (f"{made.stem}{suffix}@{host}" for suffix in ["", *(f"-{n}" for n in range(2, 1000))])
         name = settings.worker_name or next(n for n in names if n not in taken)
         taken.add(name)
-        named.append((name, device, queues))
+        named.append((name, made))
     return named

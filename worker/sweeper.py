@@ -77,9 +77,12 @@ class Sweeper:
         tickets = self._store.take_due()
         return self.send(tickets) if tickets else 0
 
-    def lost(self, ids: list[str], worker: str, reason: str) -> None:
-        """A child died with these: those it had claimed count an attempt, and all that are still queued are sent again."""
-        freed, failed = self._store.crashed(ids, worker, reason)
+    def lost(self, ids: list[str], worker: str, reason: str, *, suspect: bool = True) -> None:
+        """A child died with these: those it had claimed count an attempt, and all that are still queued are sent again.
+
+        They run alone from then on if they are `suspect`: what one of them did may have been the cause.
+        """
+        freed, failed = self._store.crashed(ids, worker, reason, suspect=suspect)
         log.error("child_lost", worker=worker, jobs=len(ids), freed=len(freed), failed=len(failed), reason=reason)
         self._announcer.announce(failed)
         known = {t.id for t in freed}

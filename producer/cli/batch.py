@@ -14,8 +14,10 @@ from forebay.producer.cli.options import (
     Json,
     Metadata,
     Timeout,
+    columns_option,
     deadline,
     examples,
+    names,
     open_client,
     pairs,
     timeout_s,
@@ -88,7 +90,7 @@ def batch(
     wait_s = timeout_s(timeout)
     with open_client(home) as client:
         job = client.batch(
-            model, input, output, columns=_columns(columns), keep=_names(keep), format=format, shard_rows=shard_rows,
+            model, input, output, columns=columns_option(columns), keep=names(keep), format=format, shard_rows=shard_rows,
             error_threshold=_threshold(error_threshold), priority=priority, queue=queue, deadline=deadline(deadline_),
             max_attempts=max_attempts, idempotency_key=idempotency_key, metadata=pairs(metadata, "--metadata"),
         )  # fmt: skip
@@ -156,20 +158,6 @@ def _show(job: Job, as_json: bool) -> None:
             say(f"{counts['completed']:,} rows in {manifest['output']}, {counts['failed']:,} failed; batch {job.id}")
         return
     raise job.exception(ARRIVES_S) or JobFailed(f"batch {job.id} {info.state}")
-
-
-def _columns(text: str | None) -> list[str] | dict[str, str] | None:
-    names = _names(text)
-    if names is None or not any("=" in name for name in names):
-        return names
-    given = [name.partition("=") for name in names]
-    if not all(equals and column for _, equals, column in given):
-        raise InvalidInput(f"--columns {text!a}: write names, or INPUT=COLUMN for all of them")
-    return {name: column for name, _, column in given}
-
-
-def _names(text: str | None) -> list[str] | None:
-    return [name.strip() for name in text.split(",") if name.strip()] if text is not None else None
 
 
 def _threshold(text: str | None) -> int | float | None:

@@ -32,6 +32,7 @@ from forebay.producer.cli.output import (
 from forebay.producer.cli.predict import Output
 from forebay.producer.cli.results import check_output, raise_unless_succeeded, show_one, wait_for
 from forebay.producer.cli.retry import MANY, retry_failed
+from forebay.producer.cli.runs import details, show_details
 from forebay.producer.client import Client
 from forebay.producer.job import Job
 from forebay.storage.batch_views import BatchErrors
@@ -56,9 +57,7 @@ def list_(
         list[str] | None,
         typer.Option(metavar="STATE", help=f"{', '.join(JobState)}; may be repeated.", show_default=False),
     ] = None,
-    kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="predict, batch, shard or train.", show_default=False)
-    ] = None,
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help=f"{', '.join(JobKind)}.", show_default=False)] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)
     ] = None,
@@ -109,12 +108,14 @@ def show(
         info = job.info()
         is_batch = info.kind is JobKind.BATCH
         progress, errors = (job.progress, job.errors) if is_batch else (None, BatchErrors())
-    if as_json:
-        print_json(plain(info) | {"batch": plain(progress) | {"errors": plain(errors)}} if is_batch else info)
-    else:
-        _show(info, progress)
-        for line in error_lines(errors):
-            write(line)
+        if as_json:
+            batch = {"batch": plain(progress) | {"errors": plain(errors)}} if is_batch else {}
+            print_json(plain(info) | batch | details(job, info))
+        else:
+            _show(info, progress)
+            for line in error_lines(errors):
+                write(line)
+            show_details(job, info)
 
 
 @jobs_app.command(
@@ -196,7 +197,8 @@ def retry(
 ) -> None:
     """Queue failed, canceled or expired jobs afresh, under the same ids.
 
-    --failed takes all that failed or expired, however many, and leaves succeeded and canceled ones alone.
+    A training job goes on from its last checkpoint. --failed takes all that failed or expired, however many, and leaves
+    succeeded and canceled ones alone.
     """
     if failed == bool(ids):
         raise InvalidInput("give the ids of the jobs to retry, or --failed for all that have failed or expired")
@@ -297,7 +299,7 @@ def _row(job: JobInfo, now: datetime) -> tuple[Any, ...]:
         job.id,
         _state(job),
         job.kind,
-        f"{job.model}/{job.version}",
+        job.ref,
         job.queue,
         attempts,
         age(job.created_at, now),
@@ -318,7 +320,7 @@ def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
         "kind": job.kind,
         "state": job.state,
         "error": error or None,
-        "model": f"{job.model}/{job.version}",
+        "model": job.ref,
         "queue": job.queue,
         "priority": job.priority,
         "attempt": f"{job.attempt} of {job.max_attempts}",

@@ -27,6 +27,7 @@ from forebay.producer.cli.output import (
     say,
     write,
 )
+from forebay.producer.cli.runs import print_evaluations, version_fields
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
 
@@ -128,10 +129,15 @@ def list_(
 @models_app.command(epilog=examples("forebay models show digits@champion"))
 @clear_errors()
 def show(ref: Ref, home: Home = None, as_json: Json = False) -> None:
-    """Show one version: its signature, resources and aliases."""
+    """Show one version: its signature, resources and aliases, where it comes from and what it was found to be worth."""
     with open_client(home) as client:
         model = client.models.get(ref)
-    print_json(_as_json(model)) if as_json else _show(model)
+        evaluations = client.models.evaluations(model.ref)
+    if as_json:
+        print_json(_as_json(model) | {"evaluations": evaluations})
+    else:
+        _show(model)
+        print_evaluations(evaluations)
 
 
 @models_app.command(
@@ -273,7 +279,7 @@ def _show(model: ModelVersion) -> None:
             "batch wait": f"{model.batch_wait_timeout_s:g} s" if model.batch_wait_timeout_s else None,
             "resources": resources_text(model.resources),
             "options": pairs_text(model.options),
-            "metadata": pairs_text(model.metadata),
+            **version_fields(model),
             "registered": moment(model.created_at),
         }
     )

@@ -117,6 +117,22 @@ def deadline(text: str | None) -> float | datetime | None:
         raise InvalidInput(f"--deadline {shown(text)} is not {what}") from error
 
 
+def names(text: str | None) -> list[str] | None:
+    """Names by comma; None when the option was not given."""
+    return [name.strip() for name in text.split(",") if name.strip()] if text is not None else None
+
+
+def columns_option(text: str | None) -> list[str] | dict[str, str] | None:
+    """`--columns`: names, or INPUT=COLUMN for each input of the model."""
+    listed = names(text)
+    if listed is None or not any("=" in name for name in listed):
+        return listed
+    given = [name.partition("=") for name in listed]
+    if not all(equals and column for _, equals, column in given):
+        raise InvalidInput(f"--columns {text!a}: write names, or INPUT=COLUMN for all of them")
+    return {name: column for name, _, column in given}
+
+
 def _duration(text: str, option: str) -> float:
     try:
         return seconds(text)

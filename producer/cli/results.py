@@ -33,7 +33,7 @@ def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None
     try:
         info = jobs[0].info()
         if not info.state.final:
-            _note_unserved(client, info.queue)
+            note_unserved(client, info.queue)
         if len(jobs) > 1:
             watch(jobs, timeout)
         else:
@@ -44,9 +44,12 @@ def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _note_unserved(client: Client, queue: str) -> None:
+def note_unserved(client: Client, queue: str) -> None:
+    """Say so when no worker serves the queue."""
     if any(q.name == queue and not q.workers for q in client.queues()):
-        say(f"note: no worker serves queue {queue!r} now; start one with `forebay worker`. The job waits for it")
+        say(
+            f"note: no worker serves queue {queue!r} now; start one with `forebay worker --queues {queue}`. The job waits for it"
+        )
 
 
 def outcome(job: Job) -> dict[str, Any]:

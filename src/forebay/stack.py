@@ -66,6 +66,7 @@ class Stack:
         self._stop = threading.Event()
         self._valkey: Valkey | None = None
         worker = ["worker", "--concurrency", str(concurrency), *(["--queues", queues] if queues else [])]
+        self._queues = {name.strip() for name in queues.split(",") if name.strip()} if queues else None
         self._dashboard = ""
         self._part_stop_s = float(PART_STOP_S)
         self._parts = [Part("worker", worker), *([Part("dashboard", ["dashboard"])] if dashboard else [])]
@@ -125,13 +126,17 @@ class Stack:
         )
 
     def _await_worker(self, settings: Settings) -> bool:
-        """Until a worker has beaten; StackError with the end of its log when it does not come up."""
+        """Until workers for all queues that any machine can serve have beaten; StackError with the end of their log when they do
+        not come up.
+        """  # fmt: skip
+        wanted = self._queues or {queue.name for queue in settings.queues.values() if not queue.capacity.gpu}
         ledger, worker = Ledger(settings.database), self._parts[0]
         host, started, deadline = socket.gethostname(), ledger.now(), time.monotonic() + READY_S
         try:
             while not self._stop.is_set():  # by the heartbeat: a killed worker's row, its start too, may be taken over
                 alive = WorkerRegistry(ledger).alive(READY_S)
-                if any(w.host == host and w.heartbeat_at.timestamp() >= started for w in alive):
+                here = [w for w in alive if w.host == host and w.heartbeat_at.timestamp() >= started]
+                if here and wanted <= {name for w in here for name in w.queues}:
                     return True
                 if worker.process is not None and worker.process.poll() is not None:
                     raise StackError(f"the worker did not start:\n{tail(self._home / 'logs' / 'worker.log')}")

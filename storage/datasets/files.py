@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from forebay.contract.batch import InputFile
 from forebay.contract.errors import InvalidInput, MissingExtra
 from forebay.contract.references import shown
+from forebay.storage.datasets.answers import answering
 
 _MAGIC = frozenset("*?[")
 
@@ -54,15 +55,23 @@ def absolute(url: str | Path) -> str:
 
 @contextmanager
 def open_file(path: str) -> Iterator[Any]:
-    """A file for reading, seekable where its store can; InvalidInput when it is not there."""
+    """A file for reading, seekable where its store can; InvalidInput when it is not there, StoreUnavailable when its store
+    answers badly, now or while it is read.
+    """  # fmt: skip
     fs, inner = _filesystem(path)
+    if isinstance(fs, LocalFileSystem):  # as it is; fsspec's own reader holds the interpreter's lock
+        with _found(path, partial(open, inner, "rb")) as file:
+            yield file
+    else:
+        with answering(path), _found(path, partial(fs.open, inner, "rb")) as file:
+            yield file
+
+
+def _found(path: str, opened: Callable[[], Any]) -> Any:
     try:
-        # A local file goes to pyarrow as it is; fsspec's own reader holds the interpreter's lock.
-        file = open(inner, "rb") if isinstance(fs, LocalFileSystem) else fs.open(inner, "rb")  # noqa: PTH123, SIM115
+        return opened()
     except FileNotFoundError as error:
         raise InvalidInput(f"{shown(path)}: there is no such file here; every worker must see the input") from error
-    with file:
-        yield file
 
 
 def local_path(path: str) -> str | None:
@@ -74,18 +83,23 @@ def local_path(path: str) -> str | None:
 def _find(url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
     fs, path = _filesystem(str(Path(url).expanduser()) if "://" not in url else url)
     try:
-        if _MAGIC & set(path) and not fs.exists(path):
-            found = fs.glob(path, detail=True)
-            if not found:
-                raise InvalidInput(f"no file is like {shown(url)}")
-            return [_file(fs, info) for _, info in sorted(found.items()) if info["type"] == "file"]
-        if fs.isdir(path):
-            return _below(fs, path, url, suffixes)
-        return [_file(fs, fs.info(path))]
+        with answering(url):
+            return _listed(fs, path, url, suffixes)
     except FileNotFoundError as error:
         raise InvalidInput(f"{shown(url)}: there is no such file or folder") from error
     except OSError as error:
         raise InvalidInput(f"{shown(url)} cannot be read: {error}") from error
+
+
+def _listed(fs: Any, path: str, url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
+    if _MAGIC & set(path) and not fs.exists(path):
+        found = fs.glob(path, detail=True)
+        if not found:
+            raise InvalidInput(f"no file is like {shown(url)}")
+        return [_file(fs, info) for _, info in sorted(found.items()) if info["type"] == "file"]
+    if fs.isdir(path):
+        return _below(fs, path, url, suffixes)
+    return [_file(fs, fs.info(path))]
 
 
 def _below(fs: Any, folder: str, url: str, suffixes: tuple[str, ...]) -> list[InputFile]:

@@ -55,7 +55,7 @@ class Npy:
                 if len(data) < count * size:
                     raise InvalidInput(f"{file.path}: the file is shorter than its header says")
                 array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
-                yield Chunk({COLUMN: _nested(array, shape[1:])}, np.arange(at, at + count, dtype=np.int64))
+                yield Chunk({COLUMN: nested(array, shape[1:])}, np.arange(at, at + count, dtype=np.int64))
 
 
 def _header(handle: Any, file: InputFile) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -78,7 +78,8 @@ def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
 
 
-def _nested(flat: Any, shape: tuple[int, ...]) -> pa.Array:
+def nested(flat: Any, shape: tuple[int, ...]) -> pa.Array:
+    """A flat array as a column whose rows have `shape`: fixed-size lists over the same bytes."""
     array = pa.array(flat)
     for length in reversed(shape):
         array = pa.FixedSizeListArray.from_arrays(array, length)

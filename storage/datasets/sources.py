@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forebay.contract.batch import ARROW, CSV, FORMATS, IMAGES, JSONL, NPY, OPENAI, PARQUET, InputFile
+from forebay.contract.batch import ARROW, CSV, FORMATS, IMAGES, JSONL, NPY, NPZ, OPENAI, PARQUET, InputFile
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.storage.datasets.planning import Block
@@ -24,6 +24,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
     PARQUET: (".parquet", ".pq"),
     ARROW: (".arrow", ".feather", ".ipc"),
     NPY: (".npy",),
+    NPZ: (".npz",),
     CSV: (".csv", ".csv.gz"),
     JSONL: (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
     OPENAI: (".jsonl", ".ndjson"),
@@ -33,6 +34,7 @@ _MODULES = {
     PARQUET: "parquet:Parquet",
     ARROW: "arrow:Arrow",
     NPY: "npy:Npy",
+    NPZ: "npz:Npz",
     CSV: "csv:Csv",
     JSONL: "jsonl:JsonLines",
     OPENAI: "jsonl:OpenAI",

@@ -10,7 +10,7 @@ import pytest
 from browsers import Browser, find_chromium, open_browser
 from dashboards import Dashboard, Dashboards
 from made_batches import MadeBatch
-from made_training import CONFUSION, DATA, MadeRun
+from made_training import CONFUSION, DATA, MadeRun, make_evaluation
 from selenium.webdriver.common.keys import Keys
 from servers import ValkeyServer, do_without
 from sqlalchemy import text
@@ -19,7 +19,6 @@ from worker_house import House
 
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.storage.row_errors import ErrorKind, ErrorSample
-from forebay.storage.training import TrainingStore
 from forebay.storage.training_records import Evaluation
 
 AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
@@ -78,7 +77,7 @@ class World:
         found = Evaluation(
             *new_ids(1), "iris", made.version, EVIL, "9b" * 32, 9, {EVIL: 0.5}, CONFUSION, evil.classes, 0.1
         )
-        TrainingStore(self.house.ledger).evaluated(found)
+        make_evaluation(self.house.ledger, found)
 
 
 @pytest.fixture(scope="module")

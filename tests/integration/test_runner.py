@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 from waiting import FakeClock
 
-from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, Transient
+from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, MissingExtra, Transient
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.payload import pack_input
@@ -22,12 +22,13 @@ from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
 from forebay.storage.models import ModelRegistry
 from forebay.storage.payloads import Payloads
-from forebay.storage.records import NewJob
+from forebay.storage.records import ClaimedJob, Finished, NewJob
 from forebay.worker import stops
 from forebay.worker.board import Board
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import ModelCache
-from forebay.worker.runner import Runner, Summary
+from forebay.worker.runner import Runner
+from forebay.worker.summary import Summary
 
 BATCH = 4
 
@@ -50,6 +51,7 @@ class Bench:
         self.ran: list[int] = []
         self.before: Callable[[list[int]], None] = lambda _: None
         self.on_load: Callable[[], None] = lambda: None
+        self.slot: Callable[[], Any] = lambda: pytest.fail("there is no training job here")
         self.announced = Announced()
         registry = ModelRegistry(ledger)
         registry.register(ModelVersion("m", 0, "python", "", "none", 0, Signature(), max_batch_size=BATCH))
@@ -70,6 +72,8 @@ class Bench:
             load_timeout_s=600,
             patience_s=30,
             make_shards=lambda _: pytest.fail("there is no batch job here"),
+            make_evaluator=lambda _: pytest.fail("there is no evaluation here"),
+            make_slot=lambda: self.slot(),
         )
 
     def load(self, *_: Any) -> "Bench":
@@ -362,3 +366,29 @@ def test_a_message_that_strayed_from_another_queue_claims_nothing(bench: Bench) 
     summary = bench.runner.run([stray, mine])
     assert (summary.succeeded, summary.unclaimed) == (1, 1)
     assert (bench.info(stray).state, bench.info(stray).attempt) == (JobState.QUEUED, 0)
+
+
+# training
+
+
+def test_of_several_training_jobs_in_a_message_one_is_run_and_the_others_go_back(bench: Bench) -> None:
+    class Slot:
+        def run(self, job: ClaimedJob) -> str:
+            bench.store.finish([Finished(job.id, job.attempt, b"")])
+            return "succeeded"
+
+    bench.slot = Slot
+    ids = bench.store.add([NewJob(id, JobKind.TRAIN, "m", 0, "cpu", input=b"") for id in new_ids(3)])
+    summary = bench.runner.run(ids)
+    assert (summary.succeeded, set(summary.left)) == (1, set(ids[1:]))
+    assert [(bench.info(id).state, bench.info(id).attempt) for id in ids[1:]] == [(JobState.QUEUED, 0)] * 2
+
+
+def test_training_without_its_packages_fails_with_what_to_install(bench: Bench) -> None:
+    missing = raising(MissingExtra("training needs torchmetrics: pip install 'forebay[train]'"))
+    bench.slot = lambda: missing([])
+    [id] = bench.store.add([NewJob(id, JobKind.TRAIN, "m", 0, "cpu", input=b"") for id in new_ids(1)])
+    assert bench.runner.run([id]).failed == 1
+    error = bench.info(id).error
+    assert error is not None
+    assert (error.type, "forebay[train]" in error.message) == ("MissingExtra", True)

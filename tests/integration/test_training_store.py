@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from forebay.contract.errors import JobNotFound
-from forebay.contract.job import JobKind, JobState, new_ids
+from forebay.contract.job import JobKind, JobState, Progress, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
 from forebay.contract.training import DataSummary, Point, Trained, TrainRequest
@@ -151,15 +151,38 @@ def test_the_alias_stays_at_a_version_of_which_nothing_is_known(
     )  # fmt: skip
 
 
-def test_evaluations_stay_with_their_version(runs: TrainingStore, registry: ModelRegistry) -> None:
+def test_evaluations_stay_with_their_version(store: JobStore, runs: TrainingStore, registry: ModelRegistry) -> None:
     registry.register(version({}))
     first, second = new_ids(2)
+    store.add([NewJob(id, JobKind.EVALUATE, "digits", 1, "cpu") for id in (first, second)])
     told = Evaluation(first, "digits", 1, "test.parquet", "ab" * 32, 10, {"f1": 0.5}, [[1, 2], [3, 4]], ["a", "b"], 1.5)
-    runs.evaluated(told)
-    runs.evaluated(replace(told, id=second, confusion=None, classes=None))
-    runs.evaluated(replace(told, metrics={"f1": 0.6}))
+    one, other = store.claim([first, second], "w@host", 30)
+    assert runs.advance(one, 5, 10, "half") is False
+    assert store.get(first).progress == Progress(5, 10, "half")
+    assert runs.evaluated(one, told, b"1").id == first
+    store.cancel([second])
+    assert runs.advance(other, 5, 10, "half") is True
+    runs.evaluated(other, replace(told, id=second, confusion=None, classes=None), b"2")
     newest, oldest = runs.evaluations("digits", 1)
     assert (newest.id, newest.confusion, newest.classes) == (second, None, None)
-    assert replace(oldest, at=None) == replace(told, metrics={"f1": 0.6})
+    assert replace(oldest, at=None) == told
+    assert {outcome.kind for outcome in store.outcomes([first, second])} == {JobKind.EVALUATE}
     registry.delete("digits/1")
     assert runs.evaluations("digits", 1) == []
+
+
+def test_an_evaluation_whose_lease_is_lost_leaves_nothing(
+    store: JobStore, runs: TrainingStore, registry: ModelRegistry
+) -> None:
+    registry.register(version({}))
+    [id] = new_ids(1)
+    store.add([NewJob(id, JobKind.EVALUATE, "digits", 1, "cpu")])
+    [job] = store.claim([id], "w@host", 30)
+    store.crashed([id], "w@host", "gone")
+    store.claim([id], "w2@host", 30)
+    told = Evaluation(id, "digits", 1, "test.parquet", "ab" * 32, 10, {"f1": 0.5}, None, None, 1.5)
+    for write in (lambda: runs.advance(job, 1, 2, ""), lambda: runs.evaluated(job, told, b"")):
+        with pytest.raises(LeaseLost):
+            write()
+    assert runs.evaluations("digits", 1) == []
+    assert store.get(id).state is JobState.RUNNING

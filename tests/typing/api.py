@@ -11,6 +11,7 @@ import forebay
 from forebay import (
     BrokerUnavailable,
     Client,
+    Evaluation,
     ForebayError,
     InvalidInput,
     Job,
@@ -73,7 +74,54 @@ def submitting(client: Client) -> None:
     assert_type(client.predict_many("digits", (row for row in np.zeros((2, 64)))), list[Job])
 
 
+def training(client: Client) -> None:
+    job = client.train("digits", recipe="image-classifier", dataset="digits.parquet")
+    assert_type(job, Job)
+    client.train(
+        "digits",
+        recipe="classifier",
+        dataset=[Path("a.csv"), "b.csv"],
+        target="label",
+        params={"epochs": 5, "hidden": [64, 32]},
+        features=["x", "y"],
+        missing="mean",
+        split={"validation": 0.1, "test": 0.2, "key": "user"},
+        seed=1,
+        metric="f1",
+        alias="champion",
+        format="csv",
+        nproc=2,
+        nodes=2,
+        resources={"gpu": 1},
+        checkpoint_steps=100,
+        checkpoint_minutes=None,
+        checkpoint_keep=2,
+        max_batch_size=64,
+        priority=3,
+        queue="train-gpu",
+        deadline=dt.timedelta(hours=1),
+        max_attempts=3,
+        idempotency_key="tonight",
+        metadata={"owner": "vision"},
+    )
+    assert_type(job.metrics(), list[dict[str, Any]])
+    assert_type(job.metrics(after=10), list[dict[str, Any]])
+    assert_type(job.run.version, int | None)
+    assert_type(job.run.metrics, Mapping[str, float | None] | None)
+    assert_type(job.checkpoints[0].step, int)
+    evaluated = client.evaluate("digits@champion", Path("held-out"), target="label", columns={"x": "y"}, output="label")
+    assert_type(evaluated, Job)
+    found = client.models.evaluations("digits")
+    assert_type(found, list[Evaluation])
+    assert_type(found[0].metrics, Mapping[str, float | None])
+    assert_type(found[0].confusion, Sequence[Sequence[int]] | None)
+    assert_type((found[0].rows, found[0].failed, found[0].ms_per_row), tuple[int, int, float])
+
+
 def wrong_types(client: Client) -> None:
+    client.train("digits", dataset="digits.parquet")  # type: ignore[call-arg]
+    client.train("digits", recipe="classifier", dataset=7)  # type: ignore[arg-type]
+    client.evaluate("digits", "rows.csv")  # type: ignore[call-arg]
     client.predict(7, 1)  # type: ignore[arg-type]
     client.predict("digits", 1, priority="high")  # type: ignore[arg-type]
     client.predict("digits", 1, deadline="soon")  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import FakeClock
 
-from forebay.worker.board import LOAD, PREPARE, SIZE, Board, Overdue, Watched
+from forebay.contract.job import new_ids
+from forebay.worker.board import LOAD, PLACES, PREPARE, SIZE, Board, Overdue, Watched
 from forebay.worker.children import EVIDENCE_LENGTH, LINE_LENGTH, TOLD_LINES, how_it_ended, last_words
 
 
@@ -39,6 +40,31 @@ def test_a_doubt_is_seen_once(sides: tuple[Board, Board]) -> None:
     parent.doubt()
     parent.doubt()
     assert (child.doubted(), child.doubted()) == (True, False)
+
+
+def test_a_dead_childs_board_still_tells_which_shards_it_held(sides: tuple[Board, Board]) -> None:
+    parent, child = sides
+    [one, two, three] = new_ids(3)
+    for id, attempt in ((one, 1), (two, 7), (three, 1)):
+        child.hold(id, attempt)
+    child.let_go(two)
+    assert parent.held() == {one: 1, three: 1}
+    child.hold(two, 8)
+    assert parent.held() == {one: 1, two: 8, three: 1}
+    child.let_go()
+    assert parent.held() == {}
+
+
+def test_a_board_that_is_full_tells_what_it_can(sides: tuple[Board, Board]) -> None:
+    parent, child = sides
+    ids = new_ids(PLACES + 1)
+    for id in ids:
+        child.hold(id, 1)
+    assert set(parent.held()) == set(ids[:-1])
+    child.let_go(ids[-1])
+    child.let_go(ids[0])
+    child.hold(ids[-1], 1)
+    assert set(parent.held()) == set(ids[1:])
 
 
 def test_a_step_is_overdue_once_its_time_is_over_and_until_it_ends(

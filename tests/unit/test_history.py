@@ -1,5 +1,6 @@
 """What a job's lines say, from its row and the attempts that the row has forgotten."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -66,3 +67,10 @@ def test_lines_come_in_the_order_of_time_whatever_came_late(seen: list[tuple[int
     times = [event.at for event in history(job(JobState.SUCCEEDED, 20, 21, attempt=1), attempts)]
     assert times == sorted(times)
     assert len(times) >= 3 + 2 * len(attempts)
+
+
+def test_a_training_job_has_no_version_yet_and_none_is_shown() -> None:
+    training = replace(job(JobState.QUEUED), kind=JobKind.TRAIN, version=0)
+    assert training.ref == "digits"
+    assert history(training, [])[0].message == "digits on queue cpu"
+    assert job(JobState.QUEUED).ref == "digits/1"

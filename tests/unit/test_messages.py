@@ -18,7 +18,7 @@ def ticket_lists() -> st.SearchStrategy[list[Ticket]]:
         Ticket,
         id=st.just(""),
         model=st.sampled_from(["m", "n"]),
-        version=st.integers(1, 2),
+        version=st.integers(0, 2),  # 0: a training job, which has none yet
         queue=st.sampled_from(["cpu", "gpu"]),
         priority=st.sampled_from([0, 5, 9]),
         crashes=st.sampled_from([0, 0, 1, 2]),
@@ -111,6 +111,7 @@ def test_four_values_of_any_kind_pass_only_when_they_are_an_envelope(junk: list[
         [7, 1, [JOB_ID], False],
         ["m", "1", [JOB_ID], False],
         ["m", 1.0, [JOB_ID], False],
+        ["m", -1, [JOB_ID], False],
         ["m", True, [JOB_ID], False],
         ["m", 1, JOB_ID, False],
         ["m", 1, {JOB_ID: 1}, False],

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import structlog
 
 from forebay.contract.batch import BatchRequest
@@ -20,10 +21,10 @@ from forebay.contract.errors import ForebayError
 from forebay.contract.model import ModelVersion
 from forebay.storage.batch_records import ShardWork
 from forebay.storage.datasets.folder import OutputFolder
-from forebay.storage.datasets.inputs import convert
+from forebay.storage.datasets.inputs import Inputs, convert
 from forebay.storage.datasets.parts import Part
 from forebay.storage.datasets.reach import Reach
-from forebay.storage.datasets.reading import read_pieces
+from forebay.storage.datasets.reading import Rows, read_pieces
 from forebay.storage.datasets.sources import CHUNK_ROWS
 from forebay.storage.records import ClaimedJob
 
@@ -58,6 +59,7 @@ class Run:
     seen: int = 0
     began: float = 0.0
     error: Exception | None = None
+    verdict: Exception | None = None  # the error of its row, which is not run again
     tried: bool = True  # not when its model could not be loaded
     stop: str = ""  # LOST, CANCELED, STOPPING
     ended: threading.Event = field(default_factory=threading.Event)
@@ -162,11 +164,11 @@ class Pipeline:
 
     def _read_one(self, run: Run) -> None:
         try:
-            for rows in read_pieces(run.request, run.reach, min(CHUNK_ROWS, CHUNK_BATCHES * run.spec.max_batch_size)):
+            size = min(CHUNK_ROWS, CHUNK_BATCHES * run.spec.max_batch_size)
+            for rows in self._runner.reading(read_pieces(run.request, run.reach, size)):
                 if run.over:
                     break
-                inputs = convert(rows, run.request.columns, run.spec.signature, run.request.format)
-                self._read.put((run, (rows, inputs)))
+                self._read.put((run, (rows, _inputs(run, rows))))
         except Exception as error:  # noqa: BLE001 - a shard that cannot be read fails alone
             run.error = error
         self._read.put((run, None))
@@ -190,7 +192,8 @@ class Pipeline:
                 self._finish(run)
             elif chunk and not run.over:
                 try:
-                    done, failed = run.part.add(*chunk)
+                    with self._runner.writing():
+                        done, failed = run.part.add(*chunk)
                     run.done, run.failed = run.done + done, run.failed + failed
                 except Exception as error:  # noqa: BLE001 - as above
                     run.error = error
@@ -218,3 +221,10 @@ class Pipeline:
                         self._runner.share(run)
                 except ForebayError as error:
                     log.warning("housekeeping_failed", what="beat", shard=run.work.id, error=str(error))
+
+
+def _inputs(run: Run, rows: Rows) -> Inputs:
+    """The rows as the model takes them; as they are when they are not to be run: decoding them may be what kills."""
+    if run.verdict is not None:
+        return Inputs({}, np.arange(len(rows), dtype=np.int64))
+    return convert(rows, run.request.columns, run.spec.signature, run.request.format)

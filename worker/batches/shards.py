@@ -7,7 +7,8 @@ lease leaves nothing behind. The threads that do it are worker.batches.pipeline'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -31,8 +32,9 @@ from forebay.worker.announcer import Announcer
 from forebay.worker.backoff import delay_s, may_pass
 from forebay.worker.batches import device
 from forebay.worker.batches.pipeline import CANCELED, LOST, STOPPING, Pipeline, Ran, Run
+from forebay.worker.batches.suspects import Suspects
 from forebay.worker.batches.tender import Tender
-from forebay.worker.board import Board
+from forebay.worker.board import READ, STORE, WRITE, Board
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel
 from forebay.worker.patience import wait_out
@@ -63,6 +65,7 @@ class ShardRunner:
         lease_s: float,
         board: Board,
         patience_s: float,
+        store_timeout_s: float,
         tally: Tally,
     ) -> None:
         self._jobs = jobs
@@ -77,11 +80,26 @@ class ShardRunner:
         self._board = board
         self._patience_s = patience_s
         self._tally = tally
+        self._suspects = Suspects(store, tender, self.reading)
+        self._store_timeout_s = store_timeout_s
 
     @property
     def stopping(self) -> bool:
         """Whether this process is to give back what it has not done."""
         return self._board.stopping
+
+    def reading(self, chunks: Iterator[T]) -> Iterator[T]:
+        """The same chunks; a store that keeps the reader waiting for one too long costs this process its life."""
+        while True:
+            with self._board.limit(self._store_timeout_s, STORE, READ):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def writing(self) -> AbstractContextManager[None]:
+        """The same for a step of the thread that writes."""
+        return self._board.limit(self._store_timeout_s, STORE, WRITE)
 
     def run(self, claimed: Sequence[ClaimedJob]) -> Ran:
         """Start these batches, run these shards, and for a while others of the same batches."""
@@ -94,7 +112,10 @@ class ShardRunner:
             else:
                 batch = self._wait_out(partial(self._store.shard, job, self._lease_s)).batch
                 by_batch.setdefault(batch, []).append(job)
-        return sum((Pipeline(self, batch, jobs, until).run() for batch, jobs in by_batch.items()), Ran())
+        try:
+            return sum((Pipeline(self, batch, jobs, until).run() for batch, jobs in by_batch.items()), Ran())
+        finally:
+            self._board.let_go()
 
     def _start(self, job: ClaimedJob) -> bool:
         try:
@@ -107,25 +128,31 @@ class ShardRunner:
 
     def prepare(self, job: ClaimedJob) -> Run | None:
         """A claimed shard, ready to be read; None when its batch has ended meanwhile, or what it needs is away."""
+        self._board.hold(job.id, job.attempt)
         self._tally.waited((job.model, job.version), [job.waited_s] if job.attempt == 1 else [])
+        run = None
         try:
-            return self._prepare(job)
+            run = self._prepare(job)
         except Exception as error:
             if not may_pass(error):
                 raise
             self._postpone(job, error, tried=False)
-            return None
+        if run is None:
+            self._board.let_go(job.id)
+        return run
 
     def _prepare(self, job: ClaimedJob) -> Run | None:
         work = self._wait_out(partial(self._store.shard, job, self._lease_s))
-        if self._wait_out(partial(self._store.batch, work.batch)).state is not JobState.RUNNING:
+        batch = self._wait_out(partial(self._store.batch, work.batch))
+        request = self._tender.request(work.batch)
+        judged = self._suspects.judge(job, work, request, batch) if batch.state is JobState.RUNNING else None
+        if judged is None:
             self._wait_out(partial(self._store.drop, work))
             return None
-        request = self._tender.request(work.batch)
-        spec = self._registry.get(ModelRef(job.model, job.version))
+        job, work, spec = judged.job, judged.work, self._registry.get(ModelRef(job.model, job.version))
         folder = OutputFolder(request.output)
         part = Part(folder, request, work, spec.signature, spec.ref)
-        return Run(job, work, request, spec, part, folder, Reach(work.pieces))
+        return Run(job, work, request, spec, part, folder, Reach(work.pieces), verdict=judged.verdict)
 
     def claim_next(self, batch: str) -> ClaimedJob | None:
         """The next shard of a batch that waits."""
@@ -134,10 +161,13 @@ class ShardRunner:
     def give_back(self, job: ClaimedJob) -> None:
         """This process has to stop: a shard that it has not done goes back, its attempt uncounted."""
         self._wait_out(partial(self._jobs.release, [job.id], self._worker))
+        self._board.let_go(job.id)
         log.info("jobs_released", worker=self._worker, jobs=1)
 
     def on_device(self, run: Run, inputs: Inputs) -> Made:
-        """A chunk through the model."""
+        """A chunk through the model; past it, when its row is not to be run again."""
+        if run.verdict is not None:
+            return Made(inputs.good[:0], [], dict.fromkeys(inputs.good.tolist(), run.verdict))
         try:
             loaded = self._load(run.spec.name, run.spec.version)
         except Exception as error:
@@ -163,7 +193,7 @@ class ShardRunner:
 
     def share(self, run: Run) -> None:
         """Give half of what was not read yet to whoever is idle, when nothing else waits and it would take a while."""
-        if run.over or not run.began or not run.seen:
+        if run.over or not run.began or not run.seen or run.job.crashes:
             return
         batch = self._store.batch(run.work.batch)
         if batch.planned and self._store.under_way(batch.id)[0] == 0:
@@ -188,9 +218,11 @@ class ShardRunner:
     def finish(self, run: Run) -> str:
         """End the attempt in the ledger, then put its files in place; what became of it."""
         what = self._conclude(run)
+        self._board.let_go(run.work.id)
         run.ended.set()
         if what != "succeeded":
-            run.part.discard()
+            with self.writing():
+                run.part.discard()
         work = run.work
         counts = {what: 1} if what in ("succeeded", "failed", "stopped") else {}
         self._tally.ended(
@@ -217,7 +249,8 @@ class ShardRunner:
             return "stopped"
         if run.error is None:
             try:
-                outcome = run.part.close(run.seconds)
+                with self.writing():
+                    outcome = run.part.close(run.seconds)
                 return self._succeed(run, outcome)
             except Exception as error:  # noqa: BLE001 - whatever a store raises, this shard has failed
                 run.error = error
@@ -247,8 +280,9 @@ class ShardRunner:
             return self._lost(run)
         for file in outcome.files:
             try:
-                run.folder.place(file.temporary, file.name)
-            except OSError as error:  # who ends the batch tries again
+                with self.writing():
+                    run.folder.place(file.temporary, file.name)
+            except (ForebayError, OSError) as error:  # who ends the batch tries again
                 log.warning("part_not_placed", batch=run.work.batch, part=file.name, error=str(error))
         return "succeeded"
 

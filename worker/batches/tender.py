@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -25,7 +27,7 @@ from forebay.contract.job import JobError, JobState
 from forebay.contract.messages import Ticket, redis_keys
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.storage.batch_records import Batch, Totals
+from forebay.storage.batch_records import Batch, Totals, WrittenFile
 from forebay.storage.batches import BatchStore
 from forebay.storage.datasets.checking import check_file
 from forebay.storage.datasets.folder import MANIFEST, OutputFolder
@@ -63,13 +65,16 @@ class Tender:
         dispatcher: Dispatcher,
         announcer: Announcer,
         broker: redis.Redis,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`waiting` watches over each step that waits for the store of the input or the output."""
         self._store = store
         self._registry = registry
         self._payloads = payloads
         self._dispatcher = dispatcher
         self._announcer = announcer
         self._redis = broker
+        self._waiting = waiting
         self._requests: OrderedDict[str, BatchRequest] = OrderedDict()
         self._looked: dict[str, float] = {}
 
@@ -88,7 +93,8 @@ class Tender:
         """
         try:
             request = self.request(job.id)
-            OutputFolder(request.output).remove([MANIFEST])
+            with self._waiting():
+                OutputFolder(request.output).remove([MANIFEST])
         except (InvalidInput, OSError) as error:
             return self._not_started(job, error)
         revived = self._store.start(job, request)
@@ -103,7 +109,7 @@ class Tender:
     def _not_started(self, job: ClaimedJob, error: Exception) -> bool:
         if may_pass(error):
             raise error
-        self._give_up(job.id, JobError(type(error).__name__, str(error)))
+        self.give_up(job.id, JobError(type(error).__name__, str(error)))
         return False
 
     def tend(self, id: str) -> None:
@@ -135,7 +141,7 @@ class Tender:
             ended = totals.shards.get(JobState.SUCCEEDED, 0)
             self._store.show(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
             return False
-        self._give_up(batch.id, error, totals)
+        self.give_up(batch.id, error, totals)
         return True
 
     def _plan(self, batch: Batch, wanted: int) -> int:
@@ -146,8 +152,9 @@ class Tender:
         @cache
         def layout(number: int) -> list[Block]:
             file = request.files[number]
-            check_file(request, spec.signature, file)
-            return list(source.layout(file, columns, request.row_bytes))
+            with self._waiting():
+                check_file(request, spec.signature, file)
+                return list(source.layout(file, columns, request.row_bytes))
 
         planned: list[Shard] = []
         position, all_planned = batch.position, True
@@ -160,7 +167,7 @@ class Tender:
                     all_planned = False
                     break
         except InvalidInput as error:
-            self._give_up(batch.id, JobError("InvalidInput", str(error)))
+            self.give_up(batch.id, JobError("InvalidInput", str(error)))
             return 0
         tickets = self._store.plan(batch, planned, position, all_planned)
         self.send(tickets or [])
@@ -182,17 +189,18 @@ class Tender:
         totals = self._store.totals(batch.id)
         failed = sum(count for state, count in totals.shards.items() if state is not JobState.SUCCEEDED)
         if failed:
-            self._give_up(batch.id, self._shards_failed(batch.id, failed, totals), totals)
+            self.give_up(batch.id, self._shards_failed(batch.id, failed, totals), totals)
             return
         folder = OutputFolder(self.request(batch.id).output)
         gone = self._put_in_place(batch, folder)
         if gone:
             words = f"{gone[0]} is gone from {folder.url} ({len(gone)} files are); submit the batch anew"
-            self._give_up(batch.id, JobError("PartMissing", words), totals)
+            self.give_up(batch.id, JobError("PartMissing", words), totals)
             return
         manifest = self._manifest(batch, folder, totals)
-        folder.write(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
-        folder.clear_temporary()
+        with self._waiting():
+            folder.write(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+            folder.clear_temporary()
         result = self._payloads.store(codec.encode(manifest))
         done = totals.done + totals.failed
         ended = self._store.complete(batch.id, *result, done, done)
@@ -208,9 +216,14 @@ class Tender:
 
     def _put_in_place(self, batch: Batch, folder: OutputFolder) -> list[str]:
         """Give parts their names whose worker died before it could; the names of those that are nowhere."""
-        there = folder.names()
+        with self._waiting():
+            there = folder.names()
         missing = [f for _, _, o in self._store.outcomes(batch.id) for f in o.files if f.name not in there]
-        return [file.name for file in missing if not folder.place(file.temporary, file.name)]
+        return [file.name for file in missing if not self._place(folder, file)]
+
+    def _place(self, folder: OutputFolder, file: WrittenFile) -> bool:
+        with self._waiting():
+            return folder.place(file.temporary, file.name)
 
     def _manifest(self, batch: Batch, folder: OutputFolder, totals: Totals) -> dict[str, Any]:
         request = self.request(batch.id)
@@ -229,7 +242,8 @@ class Tender:
             "parts": parts, "errors": errors,
         }  # fmt: skip
 
-    def _give_up(self, id: str, error: JobError, totals: Totals | None = None) -> None:
+    def give_up(self, id: str, error: JobError, totals: Totals | None = None) -> None:
+        """The batch has failed; its shards stop."""
         totals = totals or self._store.totals(id)
         ended = self._store.give_up(id, error, totals.done + totals.failed, max(1, totals.rows))
         self._announcer.announce(ended)

@@ -28,6 +28,7 @@ BUILT_IN = {
     "safetensors": "forebay.worker.runtimes.safetensors:Safetensors",
     "python": "forebay.worker.runtimes.python:Python",
     "sentence-transformers": "forebay.worker.runtimes.sentence_transformers:SentenceTransformers",
+    "recipe": "forebay.worker.runtimes.recipe:Recipe",
 }
 
 # What a built-in runtime needs: (module, extra of forebay that brings it)
@@ -36,6 +37,7 @@ _NEEDS = {
     "safetensors": (("torch", "worker"), ("safetensors", "worker")),
     "python": (("torch", "worker"),),
     "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
+    "recipe": (("torch", "worker"), ("safetensors", "worker"), ("pyarrow", "batch")),
 }
 
 

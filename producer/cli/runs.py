@@ -1,0 +1,232 @@
+"""A training run in words and tables: for `forebay train`, `forebay jobs show` and `forebay jobs metrics`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from forebay.contract.errors import InvalidInput, JobNotFound
+from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.model import ModelVersion
+from forebay.contract.queues import format_bytes
+from forebay.contract.recipes import parameters
+from forebay.producer.cli.options import Home, Json, examples, open_client
+from forebay.producer.cli.output import (
+    age,
+    clear_errors,
+    pairs_text,
+    plain,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+    write,
+)
+from forebay.producer.job import Job
+from forebay.storage.training_records import Checkpoint, Evaluation, Run
+
+METRICS_EXAMPLES = examples(
+    "forebay jobs metrics 0190f3c2a1b47c3e9d5f60718293a4b5",
+    "forebay jobs metrics 0190f3c2a1b47c3e9d5f60718293a4b5 --csv > curve.csv",
+)
+MOST_CLASSES = 30  # of a confusion matrix that is printed
+
+
+@clear_errors()
+def metrics(
+    id: Annotated[str, typer.Argument(metavar="ID", help="A training job's id.", show_default=False)],
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a training job measured, step by step: of the training rows, and of the validation rows."""
+    if as_csv and as_json:
+        raise InvalidInput("--csv and --json are two forms of the same; give one of them")
+    with open_client(home) as client:
+        job = client.job(id)
+        if job.info().kind is not JobKind.TRAIN:
+            raise InvalidInput(f"job {id} is no training job; it has no curve")
+        rows = job.metrics()
+    if as_json:
+        print_json(rows)
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if as_csv:
+        write(_csv(columns, rows).rstrip("\n"))
+    elif not rows:
+        say("nothing has been measured yet")
+    else:
+        shown = [name for name in columns if name != "at"]
+        table = [[_short(row.get(name)) for name in shown] for row in rows]
+        print_table([name.upper() for name in shown], table, right=[n.upper() for n in shown if n != "split"])
+
+
+def run_fields(run: Run) -> dict[str, Any]:
+    """A run for people: what it was asked, what it found, how it ended."""
+    request, data = run.request, run.data
+    fields: dict[str, Any] = {
+        "recipe": run.recipe,
+        "data": _data(request),
+        "target": request.get("target"),
+        "parameters": params_text(run.recipe, request.get("params") or {}),
+        "seed": request.get("seed"),
+    }
+    if data is not None:
+        fields |= {
+            "rows": _split_rows(data.rows),
+            "left out": f"{data.dropped:,} rows with missing values" if data.dropped else None,
+            "leaked": f"{data.leaked:,} held-out rows are also in the training split" if data.leaked else None,
+            "classes": _several(data.classes),
+            "features": _several(data.features),
+            "data hash": data.sha256,
+        }
+    return fields | {
+        "resumed": f"{run.resumed} times, from a checkpoint" if run.resumed else None,
+        "metrics": metrics_text(run.metrics),
+        "alias": run.verdict if run.request.get("alias") else None,
+    }
+
+
+def params_text(recipe: Any, params: Mapping[str, Any]) -> str | None:
+    """The epochs, and the parameters that are not as they come, as they are given on the command line."""
+    usual = {param.name: param.default for param in parameters(str(recipe))}
+    shown = {
+        name: value
+        for name, value in params.items()
+        if name == "epochs" or name not in usual or _plain_list(value) != _plain_list(usual[name])
+    }
+    return pairs_text({k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in shown.items()})
+
+
+def metrics_text(values: Mapping[str, float | None] | None) -> str | None:
+    """Metrics for people: `accuracy 0.97, f1 0.968`; None when there are none."""
+    return ", ".join(f"{name} {_short(value)}" for name, value in (values or {}).items()) or None
+
+
+def details(job: Job, info: JobInfo) -> dict[str, Any]:
+    """What `jobs show --json` tells of a training job or an evaluation beside its row."""
+    if info.kind is JobKind.TRAIN:
+        try:
+            run = job.run
+        except JobNotFound:
+            return {}
+        return {"run": plain(run), "checkpoints": plain(job.checkpoints)}
+    if info.kind is JobKind.EVALUATE and info.state is JobState.SUCCEEDED:
+        return {"evaluation": plain(job.result(0))}
+    return {}
+
+
+def show_details(job: Job, info: JobInfo) -> None:
+    """The same for people."""
+    if info.kind is JobKind.TRAIN:
+        try:
+            run = job.run
+        except JobNotFound:
+            return
+        made = {"made": f"{run.model}/{run.version}"} if run.version else {}
+        write("")
+        print_fields(made | run_fields(run))
+        _print_checkpoints(job.checkpoints)
+    elif info.kind is JobKind.EVALUATE and info.state is JobState.SUCCEEDED:
+        write("")
+        print_evaluation(job.result(0))
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Metrics, latency and confusion matrix of an evaluation."""
+    print_fields(
+        {
+            "model": f"{evaluation.model}/{evaluation.version}",
+            "data": evaluation.dataset,
+            "data hash": evaluation.sha256,
+            "rows": f"{evaluation.rows:,}" + (f", {evaluation.failed:,} others failed" if evaluation.failed else ""),
+            "metrics": metrics_text(evaluation.metrics),
+            "latency": f"{evaluation.ms_per_row:.3g} ms per row, in batches",
+        }
+    )
+    print_confusion(evaluation.classes, evaluation.confusion)
+
+
+def print_confusion(classes: Sequence[str] | None, confusion: Sequence[Sequence[int]] | None) -> None:
+    """Rows by true class, one to a line, and by predicted class; nothing when there are too many to look at."""
+    if not confusion or len(confusion) > MOST_CLASSES:
+        return
+    names = list(classes or map(str, range(len(confusion))))
+    titles = [f"={name}" for name in names]
+    write("")
+    print_table(["TRUE", *titles], [[n, *row] for n, row in zip(names, confusion, strict=True)], right=titles)
+
+
+def version_fields(model: ModelVersion) -> dict[str, Any]:
+    """A version's metadata; of a trained one, where it comes from and what it was found to be worth."""
+    lineage = model.metadata.get("lineage")
+    if not isinstance(lineage, Mapping) or not {"recipe", "job", "files", "rows"} <= set(lineage):
+        return {"metadata": pairs_text(model.metadata)}
+    return {
+        "metadata": pairs_text({k: v for k, v in model.metadata.items() if k not in ("metrics", "lineage")}),
+        "metrics": metrics_text(model.metadata.get("metrics")),
+        "recipe": lineage["recipe"],
+        "parameters": params_text(lineage["recipe"], lineage.get("params") or {}),
+        "trained on": _several(lineage["files"], 3),
+        "data hash": lineage.get("sha256"),
+        "rows": _split_rows(lineage["rows"]),
+        "seed": lineage.get("seed"),
+        "code": lineage.get("code"),
+        "compared with": lineage.get("parent"),
+        "trained by": lineage["job"],
+    }
+
+
+def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
+    """A line for each evaluation, the newest first."""
+    if not evaluations:
+        return
+    write("")
+    rows = [
+        (e.id, e.dataset, f"{e.rows:,}", metrics_text(e.metrics), _short(e.ms_per_row), age(e.at)) for e in evaluations
+    ]
+    print_table(("EVALUATION", "DATA", "ROWS", "METRICS", "MS/ROW", "AGE"), rows, right=("ROWS", "MS/ROW", "AGE"))
+
+
+def _print_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
+    if not checkpoints:
+        return
+    write("")
+    rows = [(c.step, c.epoch, c.attempt, format_bytes(c.bytes), age(c.at)) for c in checkpoints]
+    titles = ("CHECKPOINT", "EPOCH", "ATTEMPT", "SIZE", "AGE")
+    print_table(titles, rows, right=titles)
+
+
+def _data(request: Mapping[str, Any]) -> str | None:
+    files = request.get("files") or {}
+    first, others = files.get("first"), files.get("count", 1) - 1
+    return f"{first} and {others} more files" if first and others else first
+
+
+def _plain_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _split_rows(rows: Mapping[str, int]) -> str | None:
+    return ", ".join(f"{count:,} {split}" for split, count in rows.items()) or None
+
+
+def _several(names: Sequence[Any], most: int = 12) -> str | None:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more if names else None
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.5g}" if isinstance(value, float) else value
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain(row) for row in rows)
+    return text.getvalue()

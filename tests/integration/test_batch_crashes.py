@@ -1,0 +1,167 @@
+"""Shards with which a process dies: freed at once, run alone, cut until the row that kills stands alone and is written down."""
+
+import gzip
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from data_sets import errors_of, rows_of, vectors, write_parquet
+from waiting import wait_until
+from worker_house import House
+
+from forebay.contract.batch import BatchRequest, InputFile, Piece, Position, Shard
+from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
+from forebay.producer.audit import audit
+from forebay.producer.job import Job
+from forebay.storage.batches import BatchStore
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.records import NewJob
+
+SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
+NEVER = {"LEASE_S": "600"}  # what is freed is freed by the parent, not by a lease
+
+
+@pytest.fixture
+def patient(tmp_path: Path, broker: str) -> Iterator[House]:
+    """A house where no lease lapses while the test waits, without a worker yet."""
+    with closing(House(tmp_path, broker, **NEVER)) as house:
+        yield house
+
+
+def shards(house: House, job: Job) -> list[JobInfo]:
+    return house.store.find(parent_id=job.id, limit=1000)
+
+
+def past(house: House, job: Job) -> list[Attempt]:
+    """Every attempt that was lost."""
+    return [a for shard in shards(house, job) for a in house.store.past(shard.id) if a.ended == "lost"]
+
+
+def test_every_shard_of_a_killed_child_is_free_at_once_and_its_siblings_shards_go_on(
+    patient: House, tmp_path: Path
+) -> None:
+    model = patient.model("Slowly", max_batch_size=8, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(1600, first=1)])
+    worker = patient.worker(children=2)
+    wait_until(lambda: worker.said().count("child_ready") == 2, "both children are ready", 60)
+    job = patient.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
+
+    def busy() -> list[str]:
+        return [s.id for s in shards(patient, job) if s.state is JobState.RUNNING]
+
+    wait_until(lambda: len(patient.runs()) > 400 and len(busy()) >= 3, "further shards run than were handed out", 60)
+    os.kill(worker.children()[0], signal.SIGKILL)
+    wait_until(lambda: past(patient, job), "the parent has told of it", 10)
+    told = past(patient, job)
+    assert all("signal 9 (SIGKILL), child" in a.reason for a in told)
+    assert {a.worker for a in told} == {"w1@test"}
+    assert job.wait(90), job.info()
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 1601)]
+    assert audit(patient.client, job.id)["faults"] == []
+    refused = [a for s in shards(patient, job) for a in patient.store.past(s.id) if a.ended == "refused"]
+    assert refused == [], "no shard was taken from the child that lives"
+    ran = Counter(patient.runs())
+    assert sum(ran.values()) - 1600 <= 100 * len(told), "only shards that the dead child held were run again"
+
+
+@pytest.mark.parametrize(("form", "poison"), [("parquet", [7, 33]), ("jsonl.gz", [50])])
+def test_rows_that_kill_their_process_are_written_down_and_all_others_have_results(
+    patient: House, tmp_path: Path, form: str, poison: list[int]
+) -> None:
+    model = patient.model("Poisoned", max_batch_size=16, **SLOW)
+    rows = 60
+    (patient.folder / "poison").write_text(" ".join(map(str, poison)))
+    table = vectors(rows, first=1)
+    if form == "parquet":
+        data = write_parquet(tmp_path / "in", [table])
+    else:  # one shard, which no planner can cut
+        data = tmp_path / "in.jsonl.gz"
+        data.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode()))
+    patient.worker().ready()
+    job = patient.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=30, max_attempts=3)
+    assert job.wait(240), job.info()
+    manifest = job.result(10)
+    assert (
+        manifest["counts"]
+        == {"total": rows, "completed": rows - len(poison), "failed": len(poison)}
+        == job.request_counts
+    )
+    good = [i for i in range(1, rows + 1) if i not in poison]
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in good]
+    errors = errors_of(tmp_path / "out")
+    assert {row["error"] for row in errors} == {"WorkerLost"}
+    assert all("signal 9 (SIGKILL)" in row["message"] and "a poisonous row" in row["message"] for row in errors)
+    if form == "parquet":
+        assert [row["row"] for row in errors] == [n - 1 for n in poison]
+    assert audit(patient.client, job.id)["faults"] == []
+    # Each costs two deaths of its shard, of 30 or 60 rows, one of a part of 4 or 8, and two alone; the first may take others.
+    assert len([a for a in past(patient, job) if "a poisonous row" in a.reason]) <= len(poison) * (2 + 1 + 2) + 2
+    assert max(Counter(patient.runs()).values()) <= 4, "a good row is run again only beside one that kills"
+
+
+def test_killing_rows_count_towards_the_error_threshold(patient: House, tmp_path: Path) -> None:
+    model = patient.model("Poisoned", max_batch_size=16, **SLOW)
+    (patient.folder / "poison").write_text("1 2")
+    data = write_parquet(tmp_path / "in", [vectors(3, first=1)])
+    patient.worker().ready()
+    job = patient.client.batch(model, data, tmp_path / "out", keep="id", max_attempts=2, error_threshold=1)
+    assert job.wait(120), job.info()
+    error = job.info().error
+    assert error is not None
+    assert (error.type, error.message) == ("ErrorThreshold", "2 of 3 rows failed; the threshold is 1")
+
+
+def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_them(ledger: Ledger) -> None:
+    store, batches, (batch,) = JobStore(ledger), BatchStore(ledger), new_ids(1)
+    store.add([NewJob(batch, JobKind.BATCH, "m", 1, "cpu", max_attempts=2)])
+    [claimed] = store.claim([batch], "w", 30)
+    batches.start(claimed, BatchRequest((InputFile("a.npy", 1),), "out", "npy", {"x": ("array",)}))
+    batches.hand_off(claimed)
+    made = batches.plan(batches.batch(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
+    assert made is not None
+    [shard] = [ticket.id for ticket in made]
+    store.claim([shard], "w", 30)
+    assert [t.crashes for t in store.crashed([shard], "w", "signal 9")[0]] == [1]
+    [again] = store.claim([shard], "w", 30)
+    assert (again.tries, again.crashes) == (2, 1)
+    work = batches.shard(again, 30)
+    kept, given = Shard((Piece(0, 0, 50),), 50, 400), Shard((Piece(0, 50, 100),), 50, 400)
+    tickets = batches.cut(work, kept, [given], batches.batch(batch))
+    assert tickets is not None
+    assert [(t.crashes, t.alone) for t in tickets] == [(1, True)]
+    assert batches.claim_next(batch, "w", 30) is None, "it travels by its own message"
+    assert "attempt 1 of 2: signal 9" in batches.evidence(shard)
+    freed, over = store.crashed([shard], "w", "signal 9")
+    assert ([t.crashes for t in freed], over) == ([2], [])
+    assert batches.cut(work, kept, [given], batches.batch(batch)) is None, "the lease is lost"
+    assert batches.deaths(batches.batch(batch)) == (2, 0)
+    assert batches.last_evidence(batch) == "signal 9"
+    [part] = store.claim([tickets[0].id], "w", 30)
+    assert (part.tries, part.crashes, batches.shard(part, 30).pieces) == (1, 1, given.pieces)
+
+
+def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retried_revives_them(ledger: Ledger) -> None:
+    store, batches, (batch,) = JobStore(ledger), BatchStore(ledger), new_ids(1)
+    request = BatchRequest((InputFile("a.npy", 1),), "out", "npy", {"x": ("array",)})
+    store.add([NewJob(batch, JobKind.BATCH, "m", 1, "cpu", max_attempts=1)])
+    [claimed] = store.claim([batch], "w", 30)
+    assert batches.start(claimed, request) == []
+    made = batches.plan(batches.batch(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
+    assert made is not None
+    batches.hand_off(claimed)
+    store.claim([made[0].id], "w", 30)
+    _, over = store.crashed([made[0].id], "w", "signal 9")
+    assert [ended.id for ended in over] == [made[0].id], "nobody is left to look after the batch"
+    assert [ticket.id for ticket in batches.wake(-1)] == [batch]
+    [woken] = store.claim([batch], "w", 30)
+    assert batches.start(woken, request) == []
+    batches.give_up(batch, JobError("ShardsFailed", "1 of 1"), 0, 100)
+    store.retry(batch)
+    [retried] = store.claim([batch], "w", 30)
+    assert [ticket.id for ticket in batches.start(retried, request)] == [made[0].id]

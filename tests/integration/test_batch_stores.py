@@ -1,0 +1,170 @@
+"""Batches whose files lie elsewhere: input over HTTP, input and output in S3, stores that answer badly or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from data_sets import rows_of, vectors, write_parquet
+from file_server import FileServer
+from waiting import wait_until
+from worker_house import House
+
+from forebay import InvalidInput
+from forebay.contract.errors import StoreUnavailable
+from forebay.producer.audit import audit
+from forebay.producer.job import Job
+
+SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
+
+
+@pytest.fixture
+def house(tmp_path: Path, broker: str) -> Iterator[House]:
+    with closing(House(tmp_path, broker, STORE_TIMEOUT="2s", LEASE_S="600")) as house:
+        yield house
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FileServer]:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "served").mkdir()
+    with closing(FileServer(tmp_path / "served")) as server:
+        yield server
+
+
+def succeeded(job: Job) -> None:
+    assert job.wait(90), job.info()
+    job.result(10)
+    assert audit(job._client, job.id)["faults"] == []
+
+
+def past(house: House, job: Job) -> list[Any]:
+    return [a for shard in house.store.find(parent_id=job.id) for a in house.store.past(shard.id)]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_input_is_read_over_http(house: House, server: FileServer, tmp_path: Path, form: str) -> None:
+    if form == "parquet":
+        model, columns, expected = house.model("Slowly", max_batch_size=16, **SLOW), "x", [2.0 * i for i in range(300)]
+        pq.write_table(vectors(300), server.folder / "a.parquet", row_group_size=100)
+    else:
+        model = house.model("Total", max_batch_size=16, inputs={"x": {"dtype": "float32", "shape": [2]}})
+        columns, expected = ["a", "b"], [2.0 * i + 1 for i in range(300)]
+        rows = "".join(f"{i},{i},{i + 1}\n" for i in range(300))
+        (server.folder / "a.csv").write_text(f"id,a,b\n{rows}")
+    house.worker()
+    job = house.client.batch(
+        model, f"{server.url}/a.{form}", tmp_path / "out", columns=columns, keep="id", shard_rows=100
+    )
+    succeeded(job)
+    found = rows_of(tmp_path / "out")
+    assert [int(row["id"]) for row in found] == list(range(300))
+    assert [row.get("y", row.get("total")) for row in found] == expected
+
+
+def test_a_store_that_answers_badly_for_a_while_postpones_its_shard(
+    house: House, server: FileServer, tmp_path: Path
+) -> None:
+    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    pq.write_table(vectors(60), server.folder / "a.parquet")
+    job = house.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id")
+    server.busy = 2
+    house.worker()
+    succeeded(job)
+    assert server.busy == 0
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(60)]
+    told = house.store.past(job.id) + past(house, job)
+    assert {a.ended for a in told} == {"postponed"}
+    assert all("the store does not answer: ClientResponseError: 503" in a.reason for a in told)
+
+
+def test_what_a_store_says_at_submit_is_an_error_of_ours(house: House, server: FileServer, tmp_path: Path) -> None:
+    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    with pytest.raises(InvalidInput, match="there is no such file or folder"):
+        house.client.batch(model, f"{server.url}/none.parquet", tmp_path / "out")
+    pq.write_table(vectors(60), server.folder / "a.parquet")
+    server.busy = 100
+    with pytest.raises(StoreUnavailable, match=r"a\.parquet'?: the store does not answer: .*503"):
+        house.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out")
+
+
+def test_a_reader_that_hangs_is_ended_by_the_time_limit_and_makes_no_suspect_of_its_shard(
+    house: House, server: FileServer, tmp_path: Path
+) -> None:
+    wide = SLOW | {"inputs": {"x": {"dtype": "float32", "shape": [64]}}}
+    model = house.model("Slowly", max_batch_size=512, **wide)
+    pq.write_table(vectors(200_000, 64), server.folder / "a.parquet", row_group_size=10_000, compression="none")
+    worker = house.worker().ready()
+    job = house.client.batch(
+        model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id", shard_rows=100_000, max_attempts=2
+    )
+    wait_until(house.runs, "some rows have run", 60)
+    server.stuck.set()
+    wait_until(lambda: "child_killed" in worker.said(), "the child was killed", 60)
+    wait_until(lambda: past(house, job), "its shards are free", 30)
+    assert all("store_timeout_s of 2 s exceeded: killed by its worker (SIGKILL)" in a.reason for a in past(house, job))
+    claimed = house.store.queued([shard.id for shard in house.store.find(parent_id=job.id)])
+    assert {ticket.crashes for ticket in claimed} <= {0}
+    assert job.wait(120)
+    error = job.info().error
+    assert error is not None
+    assert error.type == "ShardsFailed"
+    assert "WorkerLost: attempt 2 of 2: store_timeout_s of 2 s exceeded" in error.message
+
+
+def test_a_store_that_hangs_while_a_batch_is_planned_is_noticed_too(
+    house: House, server: FileServer, tmp_path: Path
+) -> None:
+    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    pq.write_table(vectors(60), server.folder / "a.parquet")
+    job = house.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id", max_attempts=2)
+    server.stuck.set()
+    worker = house.worker()
+    wait_until(lambda: "child_killed" in worker.said(), "the child was killed", 60)
+    server.stuck.clear()
+    succeeded(job)
+    assert {a.ended for a in house.store.past(job.id)} == {"lost"}
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An S3 bucket on loopback; skipped where s3fs and moto are not installed."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_input_and_output_lie_in_s3(house: House, bucket: str, tmp_path: Path) -> None:
+    import s3fs
+
+    store = s3fs.S3FileSystem()
+    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(200), vectors(100, first=200)])
+    store.put(f"{data}/", f"{bucket}/in/", recursive=True)
+    worker = house.worker().ready()
+    job = house.client.batch(model, f"{bucket}/in/*.parquet", f"{bucket}/out", columns="x", keep="id", shard_rows=50)
+    wait_until(lambda: len(house.runs()) > 60, "some rows have run", 60)
+    os.kill(worker.children()[0], 9)
+    succeeded(job)
+    store.invalidate_cache()
+    names = sorted(path.removeprefix("bucket/out/") for path in store.find(f"{bucket}/out"))
+    parts = [name for name in names if name.startswith("part-")]
+    assert [name for name in names if name not in parts] == ["_batch.json", "_manifest.json"]
+    found = [row for name in parts for row in pq.read_table(f"bucket/out/{name}", filesystem=store).to_pylist()]
+    assert found == [{"id": i, "y": 2.0 * i} for i in range(300)]
+    with pytest.raises(InvalidInput, match="holds what batch"):
+        house.client.batch(model, f"{bucket}/in/*.parquet", f"{bucket}/out", columns="x", keep="id", shard_rows=50)

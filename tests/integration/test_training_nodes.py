@@ -1,0 +1,167 @@
+"""The further machines of a run, in the ledger: made for one attempt, dismissed with it; what the run makes of their states."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from waiting import FakeClock
+
+from forebay.contract.job import JobError, JobKind, JobState, new_ids
+from forebay.contract.settings import Settings
+from forebay.contract.training import TrainRequest
+from forebay.storage.blobs import BlobStore
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.payloads import Payloads
+from forebay.storage.records import ClaimedJob, Finished, NewJob
+from forebay.storage.training import LeaseLost, TrainingStore
+from forebay.storage.training_nodes import NodeStore
+from forebay.storage.workers import WorkerRegistry
+from forebay.worker.training.nodes import (
+    LOOPBACK,
+    PEER_LEFT,
+    PEER_LOST,
+    TOO_FEW,
+    YIELDS,
+    Companions,
+    NodeTask,
+    rendezvous_host,
+    task_of,
+)
+
+REQUEST = TrainRequest("classifier", (), "parquet", nodes=3)
+HELD, OTHER = "w1@one", "w2@two"
+WAIT_S = 60.0
+
+
+@dataclass
+class Company:
+    """A claimed run that has asked for two machines more."""
+
+    jobs: JobStore
+    payloads: Payloads
+    clock: FakeClock
+
+    def __post_init__(self) -> None:
+        self.run = self.claimed()
+        self.companions = self.asked(self.run)
+
+    def claimed(self, worker: str = HELD) -> ClaimedJob:
+        [id] = new_ids(1)
+        self.jobs.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=REQUEST.dump())])
+        [job] = self.jobs.claim([id], worker, 60)
+        return job
+
+    def asked(self, run: ClaimedJob) -> Companions:
+        ledger = self.jobs.ledger
+        companions = Companions(NodeStore(ledger), self.jobs, TrainingStore(ledger), run, WAIT_S, self.clock)
+        tickets = companions.summon(task_of(run, REQUEST, None, LOOPBACK, WAIT_S), self.payloads)
+        assert all(ticket.alone for ticket in tickets)
+        return companions
+
+    def nodes(self) -> list[str]:
+        return [info.id for info in self.jobs.find(kind=JobKind.NODE, parent_id=self.run.id)]
+
+    def states(self) -> set[JobState]:
+        return set(self.jobs.states(self.nodes()).values())
+
+    def come(self) -> list[ClaimedJob]:
+        return self.jobs.claim(self.nodes(), OTHER, 60)
+
+
+@pytest.fixture
+def company(store: JobStore, tmp_path: Path) -> Company:
+    settings = Settings.load({"FOREBAY_HOME": str(tmp_path)})
+    return Company(store, Payloads(BlobStore(settings.blobs), settings), FakeClock())
+
+
+def test_a_run_waits_for_its_machines_and_says_for_how_many(company: Company) -> None:
+    assert company.companions.reason() is None
+    message = company.jobs.get(company.run.id).progress.message
+    assert message == "waiting for 2 of 3 machines, 60 s at most: start a worker for queue train"
+    assert len(company.come()) == 2
+    company.clock.forward(WAIT_S + 1)
+    assert company.companions.reason() is None
+
+
+def test_a_node_job_says_which_attempt_to_join_and_how(company: Company) -> None:
+    task = NodeTask.load(company.come()[0].input or b"")
+    assert (task.run, task.attempt, task.nodes) == (company.run.id, company.run.attempt, 3)
+    assert TrainRequest.load(task.request.encode()) == REQUEST
+
+
+def test_a_run_whose_machines_do_not_come_in_time_gives_up(company: Company) -> None:
+    company.clock.forward(WAIT_S + 1)
+    assert company.companions.reason() == TOO_FEW
+
+
+def test_a_machine_that_fails_is_lost_and_told(company: Company) -> None:
+    first, _ = company.come()
+    company.jobs.finish([Finished(first.id, first.attempt, error=JobError("TrainerLost", "signal 9"))])
+    assert company.companions.reason() == PEER_LOST
+    assert company.companions.why() == "another machine of the run: signal 9"
+
+
+def test_a_machine_that_stops_or_gives_its_node_back_has_left(company: Company) -> None:
+    first, _ = company.come()
+    assert company.companions.reason() is None
+    company.jobs.release([first.id], OTHER)
+    assert company.companions.reason() == PEER_LEFT
+    company.jobs.cancel([first.id])
+    assert company.companions.reason() == PEER_LEFT
+
+
+def test_the_node_jobs_end_with_the_attempt_and_no_others(company: Company) -> None:
+    first = company.jobs.claim(company.nodes()[:1], OTHER, 60)[0]
+    company.companions.dismiss()
+    assert company.jobs.cancel_requested(OTHER) == {first.id}
+    company.jobs.release([company.run.id], HELD)
+    [again] = company.jobs.claim([company.run.id], HELD, 60)
+    company.asked(again)
+    company.companions.dismiss()  # of the attempt before
+    states = list(company.jobs.states(company.nodes()).values())
+    assert sorted(states) == sorted([JobState.RUNNING, JobState.CANCELED, JobState.QUEUED, JobState.QUEUED])
+
+
+def test_a_new_attempt_dismisses_what_a_dead_one_has_left(company: Company) -> None:
+    left = company.nodes()
+    company.jobs.crashed([company.run.id], HELD, "it died")
+    [again] = company.jobs.claim([company.run.id], HELD, 60)
+    company.asked(again)
+    assert set(company.jobs.states(left).values()) == {JobState.CANCELED}
+
+
+def test_an_attempt_that_lost_its_run_asks_for_nobody(company: Company) -> None:
+    company.jobs.crashed([company.run.id], HELD, "it died")
+    with pytest.raises(LeaseLost):
+        company.asked(company.run)
+    assert len(company.nodes()) == 2
+
+
+def test_of_two_runs_that_wait_for_each_others_machine_the_younger_yields(company: Company) -> None:
+    younger = company.asked(company.claimed(OTHER))
+    assert younger.reason() == YIELDS
+    assert company.companions.reason() is None
+
+
+def test_machines_meet_on_loopback_only_while_all_workers_of_the_queue_are_here(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "one")
+    settings, workers = Settings.load({}), WorkerRegistry(ledger)
+    workers.beat("w1@one", "one", "cpu", ("train",), 0.0)
+    workers.beat("w2@two", "two", "cpu", ("cpu",), 0.0)
+    assert rendezvous_host(settings, workers, "train") == LOOPBACK
+    workers.beat("w3@two", "two", "cpu", ("train",), 0.0)
+    assert rendezvous_host(settings, workers, "train") == "one"
+    given = Settings.load({"FOREBAY_RENDEZVOUS_HOST": "10.0.0.1"})
+    assert rendezvous_host(given, workers, "train") == "10.0.0.1"
+
+
+def test_a_crash_of_one_attempt_is_not_told_of_another(store: JobStore) -> None:
+    [id] = new_ids(1)
+    store.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=b"")])
+    [job] = store.claim([id], HELD, 60)
+    assert store.crashed([id], HELD, "it died", job.attempt + 1) == ([], [])
+    [freed], _ = store.crashed([id], HELD, "it died", job.attempt)
+    assert (freed.id, freed.crashes, bool(freed.alone)) == (id, 1, True)

@@ -1,0 +1,269 @@
+"""What a child makes of a training job: a run that goes well, and trainers that crash, hang, refuse, or must stop.
+
+The trainer is real torchrun with a stand-in for what it runs; the ledger, once of each kind, and the blobs are real.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import psutil
+import pytest
+from waiting import wait_until
+
+from forebay.contract import codec
+from forebay.contract.celery_app import make_app
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
+from forebay.contract.settings import Settings
+from forebay.contract.training import Checkpoints, TrainRequest
+from forebay.storage.blobs import BlobStore, unpack_folder
+from forebay.storage.jobs import JobStore
+from forebay.storage.ledger import Ledger
+from forebay.storage.models import ModelRegistry
+from forebay.storage.payloads import Payloads
+from forebay.storage.records import ClaimedJob, NewJob
+from forebay.storage.training import TrainingStore
+from forebay.worker.announcer import Announcer
+from forebay.worker.board import Board
+from forebay.worker.tally import Tally
+from forebay.worker.training.launch import Launcher
+from forebay.worker.training.outcomes import Outcomes
+from forebay.worker.training.slot import TrainingSlot
+
+WORKER = "w@test"
+SUM = 55.0  # of the steps 1 to 10
+
+
+@dataclass
+class Place:
+    """A slot with all that it works on."""
+
+    folder: Path
+    ledger: Ledger
+    settings: Settings
+    blobs: BlobStore
+    board: Board
+
+    def __post_init__(self) -> None:
+        self.jobs, self.store = JobStore(self.ledger), TrainingStore(self.ledger)
+        self.registry = ModelRegistry(self.ledger)
+        self.launcher = Launcher(self.settings, "trainer_stand_in")
+        announcer = Announcer(fakeredis.FakeRedis())
+        self.slot = TrainingSlot(
+            self.settings, jobs=self.jobs, payloads=Payloads(self.blobs, self.settings), blobs=self.blobs,
+            outcomes=Outcomes(self.jobs, announcer, WORKER, 5.0), launcher=self.launcher,
+            dispatcher=Dispatcher(make_app(self.settings)), board=self.board, tally=Tally(),
+        )  # fmt: skip
+
+    def job(
+        self, max_attempts: int = 3, alias: str | None = None, every: int = 4, nproc: int = 1, **params: Any
+    ) -> str:
+        """A waiting job of ten steps."""
+        [id] = new_ids(1)
+        request = TrainRequest(
+            "stand-in", (), "parquet", params={"steps": 10} | params, metric="accuracy", alias=alias, nproc=nproc,
+            checkpoints=Checkpoints(every, None, 2), metadata={"team": "a"},
+        )  # fmt: skip
+        self.jobs.add(
+            [NewJob(id, JobKind.TRAIN, "digits", 0, "train", max_attempts=max_attempts, input=request.dump())]
+        )
+        return id
+
+    def claim(self, id: str, worker: str = WORKER) -> ClaimedJob:
+        [claimed] = self.jobs.claim([id], worker, 60)
+        return claimed
+
+    def run(self, id: str) -> tuple[str, JobInfo]:
+        """What became of the job's next attempt, and its row."""
+        what = self.slot.run(self.claim(id))
+        return what, self.jobs.get(id)
+
+    @contextmanager
+    def running(self, id: str) -> Iterator[list[str]]:
+        """The same beside the block; the list holds what became of it, once the block has ended and it is over."""
+        became: list[str] = []
+        claimed = self.claim(id)
+        thread = threading.Thread(target=lambda: became.append(self.slot.run(claimed)))
+        thread.start()
+        try:
+            wait_until(lambda: self.store.curve(id), "the trainer has begun", 60)
+            yield became
+        finally:
+            thread.join(60)
+
+    def result(self, id: str) -> dict[str, Any]:
+        [outcome] = self.jobs.outcomes([id])
+        made: dict[str, Any] = codec.decode(outcome.result or b"")
+        return made
+
+    def trainers(self) -> list[psutil.Process]:
+        """Processes that work in this place's folders."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(self.folder) in word for word in process.info["cmdline"] or []):
+                found.append(process)
+        return found
+
+
+@pytest.fixture
+def place(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    tests = str(Path(__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+    given = {
+        "BROKER": "redis://127.0.0.1:1/0", "HOME": str(tmp_path / "home"), "BLOBS": str(tmp_path / "blobs"),
+        "WORKER_NAME": WORKER, "TRAIN_TIMEOUT": "4", "SHUTDOWN_GRACE": "20", "TORCH_THREADS": "1",
+    }  # fmt: skip
+    settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
+    place = Place(tmp_path, ledger, settings, BlobStore(settings.blobs), Board())
+    yield place
+    assert place.trainers() == []
+    assert not list((tmp_path / "home").glob("training/*"))
+
+
+def test_a_run_is_recorded_registered_and_told(place: Place) -> None:
+    id = place.job(alias="champion")
+    what, info = place.run(id)
+    assert (what, info.state, info.progress.done, info.progress.total) == ("succeeded", JobState.SUCCEEDED, 10, 10)
+    told = place.result(id)
+    assert told["model"] == "digits"
+    assert told["version"] == 1
+    assert told["metrics"] == {"loss": SUM, "accuracy": 0.5}
+    assert told["promoted"] is True
+    version = place.registry.get("digits@champion")
+    assert (version.version, version.runtime, version.max_batch_size) == (1, "recipe", 256)
+    assert version.options == {"recipe": "stand-in"}
+    assert version.metadata["team"] == "a"
+    lineage = version.metadata["lineage"]
+    assert (lineage["job"], lineage["sha256"], lineage["parent"]) == (id, "ab" * 32, None)
+    archive = place.blobs.fetch(version.artifact, place.folder / "artifact.tar")
+    assert (unpack_folder(archive, place.folder / "artifact") / "sum.json").read_text() == "55"
+    run = place.store.run(id)
+    assert (run.resumed, run.version, run.promoted, run.steps) == (0, 1, True, 10)
+    assert run.data is not None
+    assert run.data.classes == ("no", "yes")
+    curve = place.store.curve(id)
+    assert [point.values for point in curve if point.split == "test"] == [{"loss": SUM, "accuracy": 0.5}]
+    assert curve[-1].split == "train"
+
+
+def test_a_second_run_names_the_champion_it_was_held_against(place: Place) -> None:
+    assert place.run(place.job(alias="champion", accuracy=0.9))[0] == "succeeded"
+    id = place.job(alias="champion", accuracy=0.8)
+    assert place.run(id)[0] == "succeeded"
+    assert place.registry.get("digits@champion").version == 1
+    assert place.registry.get("digits/2").metadata["lineage"]["parent"] == "digits/1"
+    assert place.result(id)["promoted"] is False
+
+
+@pytest.mark.parametrize(("how", "words"), [("exit", "exit status 7"), ("kill", "signal 9 (SIGKILL)")])
+def test_a_crash_counts_an_attempt_and_the_next_goes_on_from_the_last_checkpoint(
+    place: Place, how: str, words: str
+) -> None:
+    id = place.job(**{how: 6, "once": True, "step_s": 0.1})
+    what, info = place.run(id)
+    assert (what, info.state) == ("left", JobState.QUEUED)
+    assert f"attempt 1 of 3: the trainer ended: {words}" in info.progress.message
+    [checkpoint] = place.store.checkpoints(id)
+    assert checkpoint.step == 4
+    what, info = place.run(id)
+    assert (what, info.state, info.attempt) == ("succeeded", JobState.SUCCEEDED, 2)
+    assert place.result(id)["metrics"]["loss"] == SUM
+    assert place.store.run(id).resumed == 1
+
+
+def test_at_max_attempts_a_crash_fails_the_job_with_its_last_words(place: Place) -> None:
+    id = place.job(max_attempts=1, exit=2)
+    what, info = place.run(id)
+    assert (what, info.state) == ("failed", JobState.FAILED)
+    assert info.error is not None
+    assert info.error.type == "WorkerLost"
+    assert "and so it ends" in info.error.message
+    assert "redis://user:***@host/0 is full" in info.error.message
+
+
+def test_what_the_trainer_refuses_fails_for_good(place: Place) -> None:
+    what, info = place.run(place.job(refused=1))
+    assert (what, info.state, info.attempt) == ("failed", JobState.FAILED, 1)
+    assert info.error is not None
+    assert (info.error.type, info.error.message) == ("InvalidInput", "column 'label' has one class only")
+
+
+def test_a_trainer_that_says_nothing_for_too_long_is_killed(place: Place) -> None:
+    id = place.job(hang=3, once=True, every=2)
+    what, info = place.run(id)
+    assert (what, info.state) == ("left", JobState.QUEUED)
+    assert "nothing heard for train_timeout_s of 4 s" in info.progress.message
+    assert place.run(id)[0] == "succeeded"
+    assert place.result(id)["metrics"]["loss"] == SUM
+
+
+def test_a_worker_that_stops_gives_the_job_back_uncounted_with_a_checkpoint_of_that_moment(place: Place) -> None:
+    id = place.job(every=1000, step_s=0.5)
+    with place.running(id) as became:
+        place.board.stop()
+    info = place.jobs.get(id)
+    assert (became, info.state, info.attempt) == (["left"], JobState.QUEUED, 0)
+    assert len(place.store.checkpoints(id)) == 1
+
+
+def test_a_trainer_that_does_not_heed_a_stop_is_killed_and_the_job_goes_back_uncounted(
+    place: Place,
+) -> None:
+    place.launcher.grace_s = 1.0
+    id = place.job(every=1000, step_s=0.5, deaf=True)
+    with place.running(id) as became:
+        place.board.stop()
+    info = place.jobs.get(id)
+    assert (became, info.state, info.attempt) == (["left"], JobState.QUEUED, 0)
+
+
+def test_a_user_cancels_a_run(place: Place) -> None:
+    id = place.job(step_s=1.0)
+    with place.running(id) as became:
+        place.jobs.cancel([id])
+    assert became == ["stopped"]
+    assert place.jobs.get(id).state is JobState.CANCELED
+    assert place.registry.versions() == []
+
+
+def test_who_has_lost_the_lease_ends_its_trainer_and_writes_nothing(place: Place) -> None:
+    id = place.job(every=2, step_s=0.2)
+    with place.running(id) as became:
+        place.jobs.release([id], WORKER)
+        other = place.claim(id, "other@test")
+        place.board.doubt()
+    assert became == ["dropped"]
+    assert place.jobs.attempts([id]) == {id: other.attempt}
+    assert place.registry.versions() == []
+    assert [past.ended for past in place.jobs.past(id)] == ["released", "refused"]
+
+
+def test_a_checkpoint_that_is_gone_from_the_store_costs_the_one_before_it(place: Place) -> None:
+    id = place.job(exit=6, once=True, every=2, step_s=0.2)
+    assert place.run(id)[0] == "left"
+    newest, older = place.store.checkpoints(id)
+    place.blobs.delete(newest.blob)
+    assert (newest.step, older.step) == (4, 2)
+    assert place.run(id)[0] == "succeeded"
+    assert place.result(id)["metrics"]["loss"] == SUM
+
+
+def test_several_processes_are_one_run(place: Place) -> None:
+    id = place.job(nproc=2)
+    assert place.run(id)[0] == "succeeded"
+    assert place.result(id)["metrics"]["loss"] == SUM
+
+
+def test_a_payload_that_is_no_request_fails_the_job(place: Place) -> None:
+    [id] = new_ids(1)
+    place.jobs.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=b"[]")])
+    what, info = place.run(id)
+    assert (what, info.state) == ("failed", JobState.FAILED)
+    assert info.error is not None
+    assert "no training request" in info.error.message

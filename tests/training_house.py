@@ -1,0 +1,105 @@
+"""A house whose workers train for real: a small data set, the jobs that learn it, and the processes that do."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from worker_house import House, Worker
+
+from forebay.contract import codec
+from forebay.contract.batch import InputFile
+from forebay.contract.celery_app import make_app
+from forebay.contract.dispatch import Dispatcher
+from forebay.contract.job import JobInfo, JobKind, new_ids
+from forebay.contract.messages import Ticket
+from forebay.contract.training import EVENTS_FILE, Checkpoints, Point, Saved, TrainRequest, load_event
+from forebay.storage.records import NewJob
+from forebay.storage.training import TrainingStore
+
+ROWS = 4000
+STEPS = 88  # of an epoch: 2,800 rows of training in batches of 32
+TORCHRUN = "torch.distributed.run"
+
+
+class TrainingHouse(House):
+    """Ledger, queue, a data set of two classes, and workers that train."""
+
+    def __init__(self, folder: Path, broker: str, database: str | None = None, **more: str) -> None:
+        super().__init__(folder, broker, database, **more)
+        self.runs_of = TrainingStore(self.ledger)
+        self.data = folder / "rows.parquet"
+        made = np.random.default_rng(0)
+        x = made.standard_normal((ROWS, 8)).astype(np.float32)
+        truth = x @ made.standard_normal(8) + 0.3 * made.standard_normal(ROWS) > 0
+        columns = {f"x{i}": x[:, i] for i in range(8)} | {"label": np.where(truth, "yes", "no")}
+        pq.write_table(pa.table(columns), self.data)
+        self._dispatcher = Dispatcher(make_app(self.settings))
+
+    def trainer(self, name: str = "t1", **more: str) -> Worker:
+        """A worker that serves the queue `train`."""
+        return self.worker(name, "train", **more)
+
+    def train(self, epochs: int = 3, every: int = 600, max_attempts: int = 3, **more: Any) -> str:
+        """A training job, sent; `every` so many steps it writes a checkpoint."""
+        [id] = new_ids(1)
+        request = TrainRequest(
+            "classifier", (InputFile(str(self.data), self.data.stat().st_size),), "parquet", target="label", seed=3,
+            params={"epochs": epochs}, checkpoints=Checkpoints(every, None, 2), **more,
+        )  # fmt: skip
+        job = NewJob(id, JobKind.TRAIN, "sides", 0, "train", max_attempts=max_attempts, input=request.dump())
+        self.store.add([job])
+        self._dispatcher.send_tickets([Ticket(id, job.model, 0, job.queue, job.priority, alone=True)])
+        return id
+
+    def result(self, id: str) -> dict[str, Any]:
+        """What a job that has succeeded gave."""
+        [outcome] = self.store.outcomes([id])
+        assert outcome.result is not None, outcome.error
+        made: dict[str, Any] = codec.decode(outcome.result)
+        return made
+
+    def trainers(self) -> list[psutil.Process]:
+        """The processes that train in this house, torchrun itself left out."""
+        return [p for p in self.family() if TORCHRUN not in p.info["cmdline"]]
+
+    def family(self) -> list[psutil.Process]:
+        """These, and torchrun."""
+        folder = str(self.settings.home / "training")
+        found = psutil.process_iter(["cmdline", "status"])
+        ours = [p for p in found if any(word.startswith(folder) for word in p.info["cmdline"] or [])]
+        return [p for p in ours if p.info["status"] != psutil.STATUS_ZOMBIE]
+
+    def nodes(self, id: str) -> list[JobInfo]:
+        """The node jobs of a run, the newest first."""
+        return self.store.find(kind=JobKind.NODE, parent_id=id)
+
+    def events(self, id: str) -> list[Any]:
+        """What the trainer of a running job has told so far."""
+        for file in (self.settings.home / "training").glob(f"{id}-*/{EVENTS_FILE}"):
+            return [event for line in file.read_text().splitlines() if (event := load_event(line)) is not None]
+        return []
+
+    def step(self, id: str) -> int:
+        """The last step that the trainer has told of."""
+        return max((e.step for e in self.events(id) if isinstance(e, Point | Saved)), default=0)
+
+    def saved(self, id: str) -> int:
+        """The step of the last checkpoint that the trainer has written."""
+        return max((e.step for e in self.events(id) if isinstance(e, Saved)), default=0)
+
+    def stored(self, id: str) -> int:
+        """The step of the last checkpoint that is in the ledger."""
+        return max((c.step for c in self.runs_of.checkpoints(id)), default=0)
+
+    def resumed(self) -> list[int]:
+        """From which steps attempts have gone on, in order of time."""
+        lines = [line for worker in self.workers for line in worker.said().splitlines() if "training_resumed" in line]
+        return [int(line.split("step=")[1].split()[0]) for line in sorted(lines)]
+
+    def close(self) -> None:
+        """Stop everything; the trainers must end by themselves."""
+        self._dispatcher.close()
+        super().close()

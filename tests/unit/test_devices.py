@@ -1,0 +1,41 @@
+"""Which workers a machine starts: one for each device, and others for queues that only train."""
+
+import pytest
+
+from forebay.contract.errors import DeviceNotFound
+from forebay.contract.job import JobKind
+from forebay.contract.queues import DEFAULT_QUEUES, TRAINING, QueueSpec, Resources
+from forebay.worker.devices import plan
+
+ALL = list(DEFAULT_QUEUES.values())
+
+
+def started(queues: list[QueueSpec], gpus: int) -> list[tuple[str, str, list[str]]]:
+    return [(made.stem, made.device, made.queues) for made in plan(queues, gpus)]
+
+
+def test_a_machine_without_a_gpu_runs_one_worker_and_trains_in_another() -> None:
+    queues = [queue for queue in ALL if not queue.capacity.gpu]
+    assert started(queues, 0) == [("cpu", "cpu", ["cpu"]), ("train", "cpu", ["train"])]
+
+
+def test_each_gpu_has_a_worker_that_runs_and_one_that_trains() -> None:
+    assert started(ALL, 2) == [
+        ("gpu0", "cuda:0", ["gpu"]), ("gpu1", "cuda:1", ["gpu"]), ("cpu", "cpu", ["cpu"]),
+        ("train-gpu0", "cuda:0", ["train-gpu"]), ("train-gpu1", "cuda:1", ["train-gpu"]), ("train", "cpu", ["train"]),
+    ]  # fmt: skip
+
+
+def test_a_training_queue_of_several_gpus_has_a_worker_for_so_many() -> None:
+    pair = QueueSpec("pair", Resources(gpu=2.0), TRAINING)
+    assert started([pair], 5) == [("train-gpu0", "cuda:0", ["pair"]), ("train-gpu2", "cuda:2", ["pair"])]
+
+
+def test_a_queue_of_mixed_kinds_is_served_by_the_workers_that_run() -> None:
+    mixed = QueueSpec("mixed", Resources(), frozenset({JobKind.PREDICT, JobKind.TRAIN}))
+    assert started([mixed, DEFAULT_QUEUES["train"]], 0) == [("cpu", "cpu", ["mixed"]), ("train", "cpu", ["train"])]
+
+
+def test_a_queue_that_needs_more_gpus_than_there_are_is_refused() -> None:
+    with pytest.raises(DeviceNotFound, match="'train-gpu' needs 1 GPU"):
+        plan([DEFAULT_QUEUES["train-gpu"]], 0)

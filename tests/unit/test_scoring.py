@@ -1,0 +1,110 @@
+"""Metrics from served outputs: checked against scikit-learn, whatever the form and the size of the batches."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from forebay.contract.errors import InvalidInput
+from forebay.worker.training.scoring import Scorer, label_text
+
+RNG = np.random.default_rng(0)
+CLASSES = ("bird", "cat", "dog")
+
+
+def classified(rows: int = 60) -> tuple[np.ndarray, list[str], list[str]]:
+    chances = RNG.dirichlet(np.ones(3), rows).astype(np.float32)
+    labels = [CLASSES[i] for i in chances.argmax(1)]
+    return chances, labels, [CLASSES[i] for i in RNG.integers(0, 3, rows)]
+
+
+def test_a_classifiers_metrics_are_those_of_scikit_learn() -> None:
+    chances, labels, truth = classified()
+    scorer = Scorer(CLASSES)
+    for part in (slice(0, 7), slice(7, 60)):
+        scorer.add({"label": labels[part], "probabilities": chances[part]}, truth[part])
+    index = [CLASSES.index(label) for label in truth]
+    expected = {
+        "loss": -np.mean([np.log(row[i]) for row, i in zip(chances, index, strict=True)]),
+        "accuracy": sk.accuracy_score(truth, labels),
+        "precision": sk.precision_score(truth, labels, average="macro"),
+        "recall": sk.recall_score(truth, labels, average="macro"),
+        "f1": sk.f1_score(truth, labels, average="macro"),
+        "auroc": np.mean([sk.roc_auc_score([i == j for j in index], chances[:, i]) for i in range(3)]),
+    }
+    assert scorer.metrics() == pytest.approx(expected, abs=1e-5)
+    assert scorer.confusion() == sk.confusion_matrix(truth, labels, labels=CLASSES).tolist()
+    assert scorer.rows == 60
+
+
+def test_rows_columns_labels_and_arrays_are_all_taken() -> None:
+    chances, labels, truth = classified()
+    forms = [
+        {"label": labels, "probabilities": chances},
+        {"probabilities": chances},
+        [{"label": a, "probabilities": b} for a, b in zip(labels, chances, strict=True)],
+        chances,
+    ]
+    made = []
+    for form in forms:
+        scorer = Scorer(CLASSES)
+        scorer.add(form, truth)
+        made.append(scorer.metrics())
+    assert all(one == pytest.approx(made[0]) for one in made)
+    bare = Scorer(CLASSES)
+    bare.add(labels, truth)
+    assert bare.metrics() == {name: made[0][name] for name in ("accuracy", "precision", "recall", "f1")}
+
+
+def test_a_class_that_no_row_has_spoils_no_average() -> None:
+    scorer = Scorer(CLASSES)
+    scorer.add(np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0]]), ["cat", "bird"])
+    assert scorer.metrics()["auroc"] == scorer.metrics()["f1"] == 1
+
+
+def test_numbers_are_scored_as_scikit_learn_does_even_far_from_zero() -> None:
+    truth = 1e6 + RNG.normal(size=50)
+    guess = truth + RNG.normal(scale=0.1, size=50)
+    scorer = Scorer()
+    scorer.add(guess[:20], truth[:20])
+    scorer.add([{"y": np.float64(value)} for value in guess[20:]], truth[20:].tolist())
+    expected = {
+        "loss": sk.mean_squared_error(truth, guess),
+        "mae": sk.mean_absolute_error(truth, guess),
+        "rmse": sk.mean_squared_error(truth, guess) ** 0.5,
+        "r2": sk.r2_score(truth, guess),
+    }
+    assert scorer.metrics() == pytest.approx(expected, rel=1e-3)
+    assert scorer.confusion() is None
+
+
+def test_one_row_has_no_r2_and_no_row_has_no_metrics() -> None:
+    scorer = Scorer()
+    assert scorer.metrics() == {}
+    scorer.add([1.0], [2.0])
+    assert scorer.metrics() == {"loss": 1.0, "mae": 1.0, "rmse": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "targets", "said"),
+    [
+        (["cat"], ["cow"], "target 'cow' is none of the classes bird, cat, dog"),
+        (["cow"], ["cat"], "predicted label 'cow'"),
+        (["cat", "dog"], ["cat"], "2 predictions for 1 targets"),
+        (np.zeros((1, 2)), ["cat"], r"shape \[1, 2\], expected \[rows, 3\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(predictions: object, targets: list[str], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        Scorer(CLASSES).add(predictions, targets)  # type: ignore[arg-type]
+
+
+def test_text_for_a_number_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="predictions are no numbers"):
+        Scorer().add(["much"], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), (3.0, "3"), ("3", "3"), (np.int8(3), "3"), (True, "true"), (0.5, "0.5")]
+)
+def test_a_label_reads_the_same_whatever_its_type(value: object, text: str) -> None:
+    assert label_text(value) == text

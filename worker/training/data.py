@@ -1,0 +1,180 @@
+"""A run's data: read, cleaned, parted, its target made ready. Everything a user can get wrong is refused here, before any epoch.
+
+The data set is held in memory whole, by each process of the run. Knows the readers of storage/datasets; no network, no loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from forebay.contract.batch import IMAGES
+from forebay.contract.errors import InvalidInput
+from forebay.contract.recipes import CLASSES
+from forebay.contract.references import shown
+from forebay.contract.training import TRAIN, DataSummary, TrainRequest
+from forebay.storage.datasets.columns import FOLDER, Read, Table, Values, column_names, read_table
+from forebay.storage.datasets.images import IMAGE
+from forebay.worker.training import splitting
+from forebay.worker.training.labels import Target, label_text
+from forebay.worker.training.preprocessing import DROP, check_missing, fit_scale, is_missing
+
+MAX_CLASSES = 1000
+
+
+@dataclass(slots=True)
+class Part:
+    """The rows of one split: features as read, targets as numbers of classes (int64) or as numbers (float64)."""
+
+    features: Table
+    targets: NDArray[np.int64] | NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(slots=True)
+class Data:
+    """A data set that can be trained on."""
+
+    parts: Mapping[str, Part]
+    target: Target
+    summary: DataSummary
+
+
+def load_data(request: TrainRequest, task: str, normalize: bool, processes: int = 1) -> Data:
+    """The request's data for a recipe that learns CLASSES or NUMBERS; InvalidInput says which column and value will not do.
+
+    `processes` of this machine hold it at once.
+    """
+    check_missing(request.missing)
+    splitting.check_split(request.split)
+    target, features = _chosen(request, column_names(request.files, request.format))
+    columns = dict.fromkeys([*features, target, *([request.split.column] if request.split.column else [])])
+    limit = psutil.virtual_memory().available // 2 // processes
+    read = read_table(request.files, request.format, list(columns), limit)
+    learned = {name: read.table.columns[name] for name in (*features, target)}
+    hashes = splitting.row_hashes(learned, len(read.table))
+    kept = _kept(read, features, target, request.missing)
+    table = read.table.take(kept)
+    targets, classes = _targets(table.columns[target], target, task)
+    places = splitting.part(len(table), splitting.split_column(table, request.split), request.split, request.seed)
+    _check_training(targets[places[TRAIN]], classes, target)
+    parts = {
+        name: Part(Table({n: table.columns[n] for n in features}, len(table)).take(rows), targets[rows])
+        for name, rows in places.items()
+    }
+    summary = DataSummary(
+        rows={name: len(part) for name, part in parts.items()},
+        sha256=splitting.content_hash(learned, hashes),
+        features=features,
+        classes=classes,
+        dropped=len(read.table) - len(kept),
+        leaked=splitting.count_leaked([hashes[i] for i in kept], places),
+    )
+    scaled = task != CLASSES and normalize
+    return Data(parts, _target(target, classes, parts[TRAIN].targets if scaled else None), summary)
+
+
+def _chosen(request: TrainRequest, there: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The target and the features."""
+    images = request.format == IMAGES
+    target = request.target or (FOLDER if images else None)
+    if target is None:
+        raise InvalidInput(
+            f"which column is to be learned? Name the target; there are {', '.join(map(shown, there)):.500}"
+        )
+    wanted = [target, *request.features, *([request.split.column] if request.split.column else [])]
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise InvalidInput(f"there is no column {shown(missing[0])}; there are {', '.join(map(shown, there)):.500}")
+    if target in request.features:
+        raise InvalidInput(f"the target {shown(target)} is among the features; leave it out of them")
+    others = tuple(name for name in there if name not in (target, request.split.column))
+    features = request.features or ((IMAGE,) if images else others)
+    if not features:
+        raise InvalidInput(f"there is no column to learn from besides the target {shown(target)}")
+    return target, tuple(dict.fromkeys(features))
+
+
+def _kept(read: Read, features: Sequence[str], target: str, missing: str) -> NDArray[np.int64]:
+    """The rows that are used: those that could be read and have a target, and no gaps when those are dropped."""
+    table = read.table
+    gone = is_missing(table.columns[target])
+    if gone.all():
+        raise InvalidInput(f"the target {shown(target)} is missing in every row")
+    if missing == DROP:
+        for name in features:
+            gaps = is_missing(table.columns[name])
+            if gaps.all():
+                raise InvalidInput(f"column {shown(name)} is missing in every row; leave it out of the features")
+            gone |= gaps
+    elif read.bad:
+        row, reason = min(read.bad.items())
+        raise InvalidInput(f"row {row} cannot be read: {reason}; correct it, or use missing=drop")
+    gone[list(read.bad)] = True
+    kept = np.flatnonzero(~gone)
+    if not len(kept):
+        raise InvalidInput(f"every one of the {len(table)} rows misses a value; use missing=mean or constant:VALUE")
+    return kept
+
+
+def _targets(values: Values, name: str, task: str) -> tuple[NDArray[np.int64] | NDArray[np.float64], tuple[str, ...]]:
+    if task == CLASSES:
+        return _class_numbers(values, name)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf":
+        return values.astype(np.float64), ()
+    odd = next((v for v in values if isinstance(v, list | np.ndarray) or not _is_number(v)), None)
+    raise InvalidInput(f"the target {shown(name)} holds {shown(odd)}; this recipe learns numbers, one for each row")
+
+
+def _class_numbers(values: Values, name: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    odd = next((value for value in values if isinstance(value, list | dict | bytes | np.ndarray)), None)
+    if odd is not None:
+        raise InvalidInput(f"the target {shown(name)} holds {shown(odd)}; a class is a text or a number")
+    labels = [label_text(value) for value in values]
+    classes = tuple(sorted(set(labels), key=_sorting))
+    if len(classes) > MAX_CLASSES or (len(classes) > 100 and len(classes) > len(labels) // 2):
+        raise InvalidInput(
+            f"the target {shown(name)} has {len(classes)} different values in {len(labels)} rows, such as "
+            f"{shown(classes[0])}; those are no classes: use a regressor, or another column"
+        )
+    numbers = {label: i for i, label in enumerate(classes)}
+    return np.array([numbers[label] for label in labels], np.int64), classes
+
+
+def _check_training(targets: NDArray[np.int64] | NDArray[np.float64], classes: Sequence[str], name: str) -> None:
+    if classes and len(np.unique(targets)) < 2:
+        only = classes[int(targets[0])]
+        raise InvalidInput(
+            f"the target {shown(name)} is {shown(only)} in all {len(targets)} training rows; nothing can be learned"
+        )
+
+
+def _target(name: str, classes: tuple[str, ...], training: NDArray[np.float64] | NDArray[np.int64] | None) -> Target:
+    if training is None:
+        return Target(name, classes)
+    means, deviations = fit_scale(training)
+    return Target(name, (), means[0], deviations[0])
+
+
+def _sorting(label: str) -> tuple[float, str]:
+    """Numbers by value, before texts."""
+    try:
+        number = float(label)
+    except ValueError:
+        return math.inf, label
+    return (number, label) if math.isfinite(number) else (math.inf, label)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True

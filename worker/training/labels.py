@@ -1,0 +1,53 @@
+"""What a trained model gives: labels as text with their probabilities, or numbers in their unit.
+
+Apart from torch it knows nothing, so that serving loads neither Lightning nor torchmetrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+LABEL, PROBABILITIES = "label", "probabilities"  # the outputs of a classifier
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is learned: a column, the labels in the order of their numbers, or the scale that numbers are brought to."""
+
+    name: str
+    classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+def label_text(value: Any) -> str:
+    """A label as text, the same whatever format it was read from: 3, 3.0 and "3" are "3", True is "true"."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, str) else str(value)
+
+
+def served(outputs: Tensor, loss: str) -> Tensor:
+    """A network's outputs as they are served: probabilities `(rows, classes)`, or scaled numbers `(rows,)`."""
+    if loss == "cross-entropy":
+        return outputs.softmax(1)
+    if loss == "bce":
+        chance = outputs.reshape(-1).sigmoid()
+        return torch.stack([1 - chance, chance], 1)
+    return outputs.reshape(-1)
+
+
+def in_unit(numbers: Tensor, target: Target) -> NDArray[np.float64]:
+    """Scaled numbers `(rows,)` in the target's unit."""
+    scaled: NDArray[np.float64] = numbers.double().cpu().numpy() * target.deviation + target.mean
+    return scaled

@@ -1,0 +1,113 @@
+"""The batches of an epoch: every process takes its share of each global batch, in an order that seed and epoch alone decide.
+
+So a run can go on at any batch, and many processes compute what one would. Tensors lie in memory; knows torch, no Lightning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """A process's share of a global batch. A row that only fills up weighs 0; `total` is the weight of the global batch."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor  # (rows,)
+    weights: Tensor  # (rows,) float32
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a split as tensors, and what each weighs."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(slots=True)
+class Position:
+    """Up to where a run has got: the epoch, from 0, and the first batch of it that is not done."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+class TrainingBatches:
+    """The rest of the epoch at `position`; Lightning asks for an iterator at the start of each."""
+
+    def __init__(self, rows: Rows, size: int, seed: int, position: Position, rank: int, world: int) -> None:
+        self._rows = rows
+        self._size = min(size, len(rows))
+        self._seed = seed
+        self._position = position
+        self._rank, self._world = rank, world
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._rows) / self._size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.from_numpy(shuffled(len(self._rows), self._seed, self._position.epoch))
+        for number in range(self._position.batch, len(self)):
+            yield self._share(order[number * self._size : (number + 1) * self._size])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tells Lightning that a run can go on within an epoch; where, `position` says."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: `position` was set with the module's state."""
+
+    def _share(self, batch: Tensor) -> Batch:
+        """Every process has as many rows: a process without one of its own in a short batch takes one that weighs nothing."""
+        total = float(self._rows.weights[batch].sum())
+        mine = batch[self._rank :: self._world]
+        short = math.ceil(len(batch) / self._world) - len(mine)
+        weights = self._rows.weights[mine]
+        if short:
+            mine = torch.cat([mine, batch[:1].expand(short)])
+            weights = torch.cat([weights, torch.zeros(short)])
+        if len(mine) == len(self._rows) and self._world == 1:  # all of them, in any order: no need to copy
+            return Batch(self._rows.inputs, self._rows.targets, self._rows.weights, total)
+        inputs = tuple(tensor[mine] for tensor in self._rows.inputs)
+        return Batch(inputs, self._rows.targets[mine], weights, total)
+
+
+class ValidationBatches:
+    """This process's share of a split, in order: every `world`-th row from `rank` on, filled up to equal numbers."""
+
+    def __init__(self, rows: Rows, size: int, rank: int = 0, world: int = 1) -> None:
+        share = math.ceil(len(rows) / world)
+        mine = (torch.arange(share) * world + rank) % max(1, len(rows))
+        self._parts: Sequence[Tensor] = torch.split(mine, max(1, size)) if len(rows) else []
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for part in self._parts:
+            yield tuple(tensor[part] for tensor in self._rows.inputs)
+
+
+def shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch's rows."""
+    order: NDArray[np.int64] = np.random.default_rng([seed, epoch]).permutation(rows)
+    return order
+
+
+def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """What dropout of one batch in one process begins with: no state of a generator has to be kept."""
+    return int(np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1, np.uint64)[0] >> 1)

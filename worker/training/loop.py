@@ -1,0 +1,161 @@
+"""What Lightning's Trainer trains: network, loss, optimizer and schedule, and validation by served outputs.
+
+The loss of a batch is the weighted mean over its rows in all processes, so that any number of them go down the same gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forebay.contract.errors import InvalidInput
+from forebay.worker.training.labels import PROBABILITIES, Target, in_unit, served
+from forebay.worker.training.loading import Batch, Position, Rows, step_seed
+from forebay.worker.training.scoring import Scorer
+
+OWN = "forebay"  # where a checkpoint keeps what Lightning does not know of
+
+
+class Fitting(pl.LightningModule):
+    """One run. `measured` are the metrics of the last validation; `position` is where the run stands."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        params: Mapping[str, Any],
+        loss: str,
+        target: Target,
+        validation: Rows,
+        seed: int,
+        data: str,
+        steps: int,
+        position: Position,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.position = position
+        self.steps = steps  # as planned
+        self.measured: dict[str, float] = {}
+        self.lost = torch.zeros(2, dtype=torch.float64)  # weighted losses and weights of this process in this epoch
+        self._params = params
+        self._loss_name = loss
+        self._losses = _LOSSES[loss]
+        self._target = target
+        self._validation = validation
+        self._seed = seed
+        self._data = data
+        self._outputs: list[Tensor] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The share of this process in the batch's loss, times the processes: their gradients are averaged."""
+        torch.manual_seed(step_seed(self._seed, self.position.epoch, batch_idx, self.global_rank))
+        losses = self._losses(self.net(*batch.inputs), batch.targets)  # (rows,)
+        lost = (losses * batch.weights).sum()
+        self.lost = self.lost.to(lost.device) + torch.stack([lost.detach(), batch.weights.sum()])
+        return lost * (self.trainer.world_size / batch.total)
+
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """Outputs of this process's share."""
+        del batch_idx
+        self._outputs.append(served(self.net(*batch), self._loss_name).float())
+
+    def on_validation_epoch_end(self) -> None:
+        """The metrics of all rows, put together from all processes."""
+        shares = self._from_all(torch.cat(self._outputs))  # (processes, share, ...)
+        self._outputs = []
+        outputs = shares.transpose(0, 1).flatten(0, 1)[: len(self._validation)]
+        self.measured = score(outputs.cpu(), self._validation.targets, self._target)[0]
+        # Here, for early stopping: Lightning calls callbacks before this hook, when the metrics are still the last ones.
+        self.log_dict({name: torch.tensor(value) for name, value in self.measured.items()}, logger=False)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule by steps."""
+        optimizer = _OPTIMIZERS[self._params["optimizer"]](self.net.parameters(), self._params)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(self._params["schedule"], self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where the run stands, and on which data. Called in every process; each goes on with an equal share of the losses."""
+        checkpoint[OWN] = {
+            "data": self._data,
+            "epoch": self.position.epoch,
+            "batch": self.position.batch,
+            "lost": self._from_all(self.lost).mean(0).cpu(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """InvalidInput when the data have changed since."""
+        kept = checkpoint[OWN]
+        if kept["data"] != self._data:
+            raise InvalidInput("the data set has changed since the checkpoint was written; start a new run")
+        self.position.epoch, self.position.batch = kept["epoch"], kept["batch"]
+        self.lost = kept["lost"]
+
+    def epoch_loss(self) -> float:
+        """The mean training loss of this epoch, so far, over all processes, in the target's unit."""
+        total = self._from_all(self.lost).sum(0)
+        return self.unit(float(total[0]) / float(total[1]))
+
+    def unit(self, loss: float) -> float:
+        """A training loss in the target's unit, which may have been scaled."""
+        return loss * self._target.deviation**2 if self._loss_name == "mse" else loss
+
+    def _from_all(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, `(processes, ...)`."""
+        return tensor[None] if self.trainer.world_size == 1 else cast(Tensor, self.all_gather(tensor))
+
+
+def score(outputs: Tensor, targets: Tensor, target: Target) -> tuple[dict[str, float], list[list[int]] | None]:
+    """Metrics and confusion of served outputs `(rows, ...)`; `targets` as they are trained on."""
+    scorer = Scorer(target.classes)
+    if target.classes:
+        labels = [target.classes[i] for i in targets.tolist()]
+        scorer.add({PROBABILITIES: outputs.numpy()}, labels)
+    else:
+        predicted, truth = (in_unit(numbers, target) for numbers in (outputs, targets))
+        scorer.add(predicted, truth)
+    return scorer.metrics(), scorer.confusion()
+
+
+def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.reshape(-1) - targets) ** 2
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def _bce(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(outputs.reshape(-1), targets.float(), reduction="none")
+
+
+_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": _mse, "cross-entropy": _cross_entropy, "bce": _bce}
+
+
+def _sgd(parameters: Any, params: Mapping[str, Any]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, params["lr"], momentum=params["momentum"], weight_decay=params["weight_decay"])
+
+
+_OPTIMIZERS: Mapping[str, Callable[[Any, Mapping[str, Any]], torch.optim.Optimizer]] = {
+    "gd": _sgd,
+    "sgd": _sgd,
+    "adam": lambda parameters, params: torch.optim.Adam(parameters, params["lr"], weight_decay=params["weight_decay"]),
+    "adamw": lambda parameters, params: torch.optim.AdamW(
+        parameters, params["lr"], weight_decay=params["weight_decay"]
+    ),
+}
+
+
+def _factor(schedule: str, steps: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied by at a step."""
+    if schedule == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+    if schedule == "step":
+        return lambda step: 0.1 ** (3 * step // max(1, steps))
+    return lambda _: 1.0

@@ -1,0 +1,177 @@
+"""Columns of a table to one vector for each row: numbers brought to mean 0 and deviation 1, categories one-hot, gaps filled.
+
+What is needed for it is found in the training split only, is plain JSON, and goes with the model: serving applies the same.
+Knows NumPy, no torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.storage.datasets.columns import Table, Values
+from forebay.worker.training.labels import label_text
+
+NUMBER, CATEGORY = "number", "category"
+DROP, MEAN, CONSTANT = "drop", "mean", "constant"
+MAX_CATEGORIES = 1000
+_MOSTLY = 0.9  # text of which so much reads as numbers is a column of numbers with faults in it
+
+Spec = dict[str, Any]
+
+
+def check_missing(missing: str) -> tuple[str, str | None]:
+    """What becomes of missing values, and the constant; InvalidInput when it is neither of the three."""
+    kind, _, value = missing.partition(":")
+    if kind == CONSTANT and value:
+        return kind, value
+    if missing in (DROP, MEAN):
+        return missing, None
+    raise InvalidInput(f"missing: expected drop, mean or constant:VALUE, got {shown(missing)}")
+
+
+def is_missing(values: Values) -> NDArray[np.bool_]:
+    """For each row whether it has no value here; a vector with a gap in it counts."""
+    if isinstance(values, list):
+        return np.array([value is None or value != value for value in values], bool)
+    if values.dtype.kind != "f":
+        return np.zeros(len(values), bool)
+    return np.array(~np.isfinite(values).reshape(len(values), -1).all(axis=1), bool)
+
+
+def fit_columns(table: Table, categorical: Sequence[str], missing: str, normalize: bool) -> list[Spec]:
+    """For each column how it is encoded; InvalidInput names a column that cannot be."""
+    unknown = [name for name in categorical if name not in table.columns]
+    if unknown:
+        there = ", ".join(map(shown, table.columns))
+        raise InvalidInput(f"categorical: {shown(unknown[0])} is no feature; there are {there:.300}")
+    fitted = []
+    for name, values in table.columns.items():
+        if is_missing(values).all():
+            raise InvalidInput(f"column {shown(name)} has no value in any row of the training split; leave it out")
+        if isinstance(values, list) and name not in categorical:
+            _refuse_faulty_numbers(name, values)
+        how = check_missing(missing)
+        if name in categorical or isinstance(values, list):
+            fitted.append(_fit_category(name, values, how))
+        else:
+            fitted.append(_fit_number(name, values, how, normalize))
+    return fitted
+
+
+def encode_columns(specs: Sequence[Spec], columns: Mapping[str, Values]) -> NDArray[np.float32]:
+    """`(rows, width)`, in the order of the specs."""
+    parts = [_encode(spec, columns[spec["name"]]) for spec in specs]
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def width(specs: Sequence[Spec]) -> int:
+    """The length of a row's vector."""
+    return sum(
+        len(spec["values"]) if spec["kind"] == CATEGORY else int(np.prod(spec["shape"], dtype=int)) for spec in specs
+    )
+
+
+def fields(specs: Sequence[Spec]) -> dict[str, Any]:
+    """The inputs of a signature: one for each column. A missing number is taken as NaN, where gaps are filled."""
+    return {spec["name"]: _field(spec) for spec in specs}
+
+
+def _field(spec: Spec) -> dict[str, Any]:
+    if spec["kind"] == CATEGORY:
+        return {"dtype": "str"}
+    return {"dtype": "float32", "shape": list(spec["shape"])} | ({} if "fill" in spec else {"nan": False})
+
+
+def fit_scale(values: NDArray[Any]) -> tuple[list[float], list[float]]:
+    """Mean and deviation over the rows, of each component; a constant one keeps its size."""
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    means, deviations = np.nanmean(flat, 0), np.nanstd(flat, 0)
+    return means.tolist(), np.where(deviations > 1e-12, deviations, 1.0).tolist()
+
+
+def _fit_number(name: str, values: Values, missing: tuple[str, str | None], normalize: bool) -> Spec:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(f"column {shown(name)}: expected numbers or text, found {array.dtype}")
+    finite = np.where(np.isfinite(array), array, np.nan) if array.dtype.kind == "f" else array
+    means, deviations = fit_scale(finite)
+    how, constant = missing
+    spec: Spec = {"name": name, "kind": NUMBER, "shape": list(array.shape[1:])}
+    if how != DROP:
+        spec["fill"] = means if how == MEAN else [_constant(name, constant)] * len(means)
+    if normalize:
+        spec |= {"mean": means, "deviation": deviations}
+    return spec
+
+
+def _constant(name: str, value: str | None) -> float:
+    try:
+        return float(value or "")
+    except ValueError as error:
+        raise InvalidInput(f"missing: constant {shown(value)} is no number, and column {shown(name)} is one") from error
+
+
+def _fit_category(name: str, values: Values, missing: tuple[str, str | None]) -> Spec:
+    there = [value for value, gap in zip(values, is_missing(values), strict=True) if not gap]
+    odd = next((value for value in there if isinstance(value, list | dict | bytes)), None)
+    if odd is not None:
+        raise InvalidInput(f"column {shown(name)}: expected numbers or text, found {shown(odd)}")
+    counts = Counter(label_text(value) for value in there)
+    if len(counts) > MAX_CATEGORIES:
+        raise InvalidInput(
+            f"column {shown(name)} has {len(counts)} different texts, too many for categories (at most {MAX_CATEGORIES}); "
+            "leave it out of the features, or train a sequence-classifier on it"
+        )
+    how, constant = missing
+    spec: Spec = {"name": name, "kind": CATEGORY, "values": sorted(counts)}
+    if how != DROP:
+        spec["fill"] = min(counts, key=lambda text: (-counts[text], text)) if how == MEAN else constant
+    return spec
+
+
+def _refuse_faulty_numbers(name: str, texts: Sequence[Any]) -> None:
+    faulty = [text for text in texts if isinstance(text, str) and not _is_number(text)]
+    if faulty and len(faulty) <= (1 - _MOSTLY) * len(texts):
+        raise InvalidInput(
+            f"column {shown(name)}: {shown(faulty[0])} is no number, as nearly all its other values are; correct or empty "
+            f"it, or make the column a category: categorical={name}"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _encode(spec: Spec, values: Values) -> NDArray[Any]:
+    return _one_hot(spec, values) if spec["kind"] == CATEGORY else _scaled(spec, values)
+
+
+def _one_hot(spec: Spec, values: Values) -> NDArray[np.float32]:
+    """A category that the training split did not have is all zeros."""
+    places = {text: i for i, text in enumerate(spec["values"])}
+    made = np.zeros((len(values), len(places)), np.float32)
+    for row, (value, gap) in enumerate(zip(values, is_missing(values), strict=True)):
+        place = places.get(str(spec.get("fill")) if gap else label_text(value))
+        if place is not None:
+            made[row, place] = 1
+    return made
+
+
+def _scaled(spec: Spec, values: Values) -> NDArray[Any]:
+    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    if "fill" in spec:
+        flat = np.where(np.isfinite(flat), flat, np.asarray(spec["fill"]))
+    if "mean" in spec:
+        flat = (flat - np.asarray(spec["mean"])) / np.asarray(spec["deviation"])
+    return flat

@@ -1,0 +1,78 @@
+"""The trainer process: `python -m forebay.worker.training.process FOLDER`, by itself or several under torch's `torchrun`.
+
+Reads FOLDER/request.json and tells events in FOLDER/events.jsonl. Its exit status is 0 when it has trained, 3 when the request
+or its data will not do, 4 when SIGTERM made it save and stop; every other end is a crash. torchrun itself ends with 1 whatever
+its processes end with, so who starts it goes by the events: the last one is `trained` or `refused`, or a checkpoint was saved
+behind the SIGTERM. Knows neither ledger nor queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from forebay.contract.errors import ForebayError
+from forebay.contract.training import EVENTS_FILE, REQUEST_FILE, Event, Refused, TrainRequest, dump_event
+from forebay.worker.training.stopping import Stop, Stopped
+
+TRAINED, REFUSED, STOPPED = 0, 3, 4
+_LOUD = ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "torch.distributed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains as FOLDER says; the exit status."""
+    given = _parsed(arguments)
+    stop = Stop()
+    stop.listen()
+    with (given.folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
+
+        def tell(event: Event) -> None:
+            file.write(dump_event(event) + "\n")
+            file.flush()
+
+        return _run(given, tell, stop)
+
+
+def _run(given: argparse.Namespace, tell: Callable[[Event], None], stop: Stop) -> int:
+    from forebay.worker.training.place import find_place  # torch and Lightning take seconds to load
+    from forebay.worker.training.run import train
+
+    _quiet()
+    place = find_place(given.device)
+    try:
+        request = TrainRequest.load((given.folder / REQUEST_FILE).read_bytes())
+        train(given.folder, request, tell, place, stop, tuple(filter(None, given.allowed.split(","))))
+    except Stopped:
+        return STOPPED
+    except ForebayError as error:
+        if place.rank == 0:
+            tell(Refused(type(error).__name__, str(error)))
+        return REFUSED
+    return TRAINED
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m forebay.worker.training.process", description="Runs one training job."
+    )
+    parser.add_argument("folder", type=Path, help="with request.json, and resume.ckpt to go on from")
+    parser.add_argument("--allowed", default="", help="import paths that a recipe may have, as a.b:C,c.*")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: CUDA where there is enough"
+    )
+    return parser.parse_args(arguments)
+
+
+def _quiet() -> None:
+    """What libraries say of themselves is not about this run; they must have been loaded, which sets their levels."""
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torchmetrics|torch)(\.|\Z)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

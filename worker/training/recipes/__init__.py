@@ -1,0 +1,97 @@
+"""What a recipe is, and which one a name means.
+
+A recipe turns rows into arrays and builds the network for them; everything else - data, targets, loss, the loop, metrics,
+export, serving - is done around it. Others add recipes through the entry-point group `forebay.recipes`, or name a class of
+their own as `package.module:Class` when the operator allows it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol
+
+from numpy.typing import NDArray
+from torch import nn
+
+from forebay.contract.errors import InvalidInput, MissingExtra
+from forebay.contract.recipes import CLASSES, RECIPES
+from forebay.storage.datasets.columns import Table, Values
+from forebay.worker.runtimes.allowed import import_allowed
+
+GROUP = "forebay.recipes"
+
+BUILT_IN = {
+    "regressor": "forebay.worker.training.recipes.tabular:Regressor",
+    "classifier": "forebay.worker.training.recipes.tabular:Classifier",
+    "image-classifier": "forebay.worker.training.recipes.images:ImageClassifier",
+    "sequence-classifier": "forebay.worker.training.recipes.sequences:SequenceClassifier",
+}
+
+
+class Recipe(Protocol):
+    """One instance serves one run, or one loaded version: then `fit` is not called, `state` is what it was."""
+
+    task: ClassVar[str]
+    """`classes` or `numbers`: what the target column holds."""
+
+    state: dict[str, Any]
+    """What `fit` found in the training split: plain JSON, kept in the version."""
+
+    def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+        """`params` as forebay.contract.recipes.check_params gives them."""
+
+    def fit(self, rows: Table, missing: str) -> None:
+        """Looks at the training split's features and fills `state`. InvalidInput for columns that it cannot use."""
+
+    def encode(self, columns: Mapping[str, Values]) -> tuple[NDArray[Any], ...]:
+        """Columns of any rows to arrays `(rows, ...)`, each row by itself: what the network takes, in its order."""
+
+    def build(self, outputs: int) -> nn.Module:
+        """The network, from `params` and `state` alone: the arrays as tensors to `(rows, outputs)`.
+
+        For classes these are logits (one for two classes with the loss `bce`), for numbers one number.
+        """
+
+    def inputs(self) -> dict[str, Any]:
+        """The inputs of the signature, by the names that `encode` finds its columns under when serving."""
+
+
+def get_recipe(name: str, allowed: Sequence[str] = ()) -> type[Recipe]:
+    """The class of the recipe `name`; InvalidInput listing the known ones, ModelRefused for a path that is not allowed."""
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+    elif ":" in name:
+        found = import_allowed(name, allowed)
+    else:
+        found = _third_party(name)
+    if not all(hasattr(found, part) for part in ("task", "fit", "encode", "build", "inputs")):
+        raise InvalidInput(f"{name!r} is no recipe: it needs task, fit, encode, build and inputs")
+    made: type[Recipe] = found
+    return made
+
+
+def outputs_of(recipe: type[Recipe], classes: Sequence[str], params: Mapping[str, Any]) -> int:
+    """How many numbers the network gives for a row."""
+    if recipe.task != CLASSES or loss_of(recipe, params) == "bce":
+        return 1
+    return len(classes)
+
+
+def loss_of(recipe: type[Recipe], params: Mapping[str, Any]) -> str:
+    """The loss that a run lowers."""
+    chosen = str(params.get("loss", "auto"))
+    return chosen if chosen != "auto" else "cross-entropy" if recipe.task == CLASSES else "mse"
+
+
+def _third_party(name: str) -> Any:
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        known = ", ".join(sorted({*RECIPES, *found}))
+        raise InvalidInput(f"no recipe is called {name!r}; known are {known}, and package.module:Class if allowed")
+    try:
+        return found[name].load()
+    except (ImportError, AttributeError) as error:
+        raise MissingExtra(f"recipe {name!r} ({found[name].value}) cannot be imported: {error}") from error

@@ -1,0 +1,55 @@
+"""`regressor` and `classifier`: a linear model or a multilayer perceptron on the columns of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+from torch import nn
+
+from forebay.contract.recipes import CLASSES, NUMBERS
+from forebay.storage.datasets.columns import Table, Values
+from forebay.worker.training.preprocessing import encode_columns, fields, fit_columns, width
+
+
+class Regressor:
+    """A number; without hidden layers by linear regression."""
+
+    task: ClassVar[str] = NUMBERS
+
+    def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+        self._params = params
+        self.state = dict(state or {})
+
+    def fit(self, rows: Table, missing: str) -> None:
+        """How each column is encoded."""
+        categorical, normalize = self._params["categorical"], self._params["normalize"]
+        self.state = {"columns": fit_columns(rows, categorical, missing, normalize)}
+
+    def encode(self, columns: Mapping[str, Values]) -> tuple[NDArray[Any], ...]:
+        """One array `(rows, width)`."""
+        return (encode_columns(self.state["columns"], columns),)
+
+    def build(self, outputs: int) -> nn.Module:
+        """Linear layers with rectifiers between them."""
+        return perceptron(width(self.state["columns"]), self._params["hidden"], outputs, self._params["dropout"])
+
+    def inputs(self) -> dict[str, Any]:
+        """One for each column."""
+        return fields(self.state["columns"])
+
+
+class Classifier(Regressor):
+    """A class; without hidden layers by logistic regression."""
+
+    task: ClassVar[str] = CLASSES
+
+
+def perceptron(inputs: int, hidden: Sequence[int], outputs: int, dropout: float) -> nn.Sequential:
+    """`(rows, inputs)` to `(rows, outputs)`."""
+    layers: list[nn.Module] = []
+    for units in hidden:
+        layers += [nn.Linear(inputs, units), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+        inputs = units
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))

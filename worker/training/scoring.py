@@ -1,0 +1,191 @@
+"""Scores served outputs against what was true, by torchmetrics: the trainer's validation and `evaluate` share it.
+
+Works from what a served model gives: labels with their probabilities, or numbers. Knows no model and no data set.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.worker.training.labels import LABEL, PROBABILITIES
+from forebay.worker.training.labels import label_text as label_text  # those who score need it too
+
+Predictions: TypeAlias = "Sequence[Any] | Mapping[str, Any] | NDArray[Any]"
+
+_ALONE: Mapping[str, Any] = {"sync_on_compute": False}  # each process scores what it is given; nothing is gathered
+_LEAST = 1e-12  # a probability of 0 would make the loss infinite
+
+
+class Scorer:
+    """Counts batches of predictions, then tells the metrics of all of them.
+
+    With `classes`, the labels in the order of the probabilities, it scores a classifier; without, numbers. `add` may be
+    called any number of times, `metrics` and `confusion` at any time.
+    """
+
+    def __init__(self, classes: Sequence[str] = (), bins: int | None = None) -> None:
+        """With `bins` the area under the curve is one over so many thresholds, and no probabilities are kept for it."""
+        self.rows = 0
+        self._scores: _Classes | _Numbers = _Classes(tuple(classes), bins) if classes else _Numbers()
+
+    def add(self, predictions: Predictions, targets: Sequence[Any] | NDArray[Any]) -> None:
+        """`predictions` for the rows whose truth is `targets`, in the same order.
+
+        Of a classifier: `{"label": [...], "probabilities": (rows, classes)}`, or either by itself in such a dict, or a list of
+        rows `{"label": ..., "probabilities": ...}` or of labels, or an array of probabilities `(rows, classes)`. Targets are
+        labels (numbers are taken by `label_text`). Of a regressor: an array `(rows,)`, a list of numbers, a dict of one
+        column, or a list of rows `{name: number}`; targets are numbers. InvalidInput when they do not fit.
+        """
+        columns = _columns(predictions)
+        found = self._scores.add(columns, targets)
+        if found != len(targets):
+            raise InvalidInput(f"{found} predictions for {len(targets)} targets")
+        self.rows += found
+
+    def metrics(self) -> dict[str, float]:
+        """Classes: accuracy, and macro averages of precision, recall and f1; with probabilities also loss (cross-entropy)
+        and auroc (one against the rest). Numbers: loss (mean squared error), mae, rmse, and r2 from two rows on.
+        """  # fmt: skip
+        return self._scores.metrics() if self.rows else {}
+
+    def confusion(self) -> list[list[int]] | None:
+        """Rows by true class, then by predicted class; None for numbers."""
+        return self._scores.confusion()
+
+
+class _Classes:
+    def __init__(self, classes: tuple[str, ...], bins: int | None) -> None:
+        self._index = {label: i for i, label in enumerate(classes)}
+        count = len(classes)
+        self._counted: dict[str, Metric] = {
+            "accuracy": MulticlassAccuracy(count, average="micro", **_ALONE),
+            "precision": MulticlassPrecision(count, average="macro", **_ALONE),
+            "recall": MulticlassRecall(count, average="macro", **_ALONE),
+            "f1": MulticlassF1Score(count, average="macro", **_ALONE),
+        }
+        self._confusion = MulticlassConfusionMatrix(count, **_ALONE)
+        self._areas = MulticlassAUROC(count, average=None, thresholds=bins, **_ALONE)
+        self._present = torch.zeros(count, dtype=torch.int64)
+        self._surprise, self._scored, self._rows = 0.0, 0, 0
+        _in_double_precision([*self._counted.values(), self._confusion, self._areas])
+
+    def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
+        truth = self._indices(targets, "target")
+        given = columns.get(PROBABILITIES)
+        if given is None and LABEL not in columns:
+            given = next(iter(columns.values()))
+            if not (isinstance(given, np.ndarray) and given.ndim > 1):
+                columns, given = {LABEL: given}, None
+        chances = None if given is None else self._chances(given)
+        predicted = self._indices(columns[LABEL], "predicted label") if LABEL in columns else _largest(chances)
+        if len(predicted) == len(truth) and len(truth) and (chances is None or len(chances) == len(truth)):
+            for metric in (*self._counted.values(), self._confusion):
+                metric.update(predicted, truth)
+            self._present += torch.bincount(truth, minlength=len(self._present))
+            self._rows += len(truth)
+            if chances is not None:
+                self._areas.update(chances, truth)
+                likely = chances[torch.arange(len(truth)), truth].double().clamp(min=_LEAST)
+                self._surprise -= float(likely.log().sum())
+                self._scored += len(truth)
+        return len(predicted)
+
+    def metrics(self) -> dict[str, float]:
+        found = {name: float(metric.compute()) for name, metric in self._counted.items()}
+        if self._scored < self._rows:  # some rows came without probabilities
+            return found
+        there = (self._present > 0) & (self._present < self._rows)  # an area needs rows of the class, and others
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics warns of the classes that are left out here
+            areas = self._areas.compute()
+        if bool(there.any()):
+            found["auroc"] = float(areas[there].mean())
+        return {"loss": self._surprise / self._scored} | found
+
+    def confusion(self) -> list[list[int]]:
+        if not self._rows:
+            return [[0] * len(self._index) for _ in self._index]
+        return [[int(count) for count in row] for row in self._confusion.compute()]
+
+    def _indices(self, labels: Sequence[Any] | NDArray[Any], what: str) -> Tensor:
+        try:
+            return torch.tensor([self._index[label_text(label)] for label in labels], dtype=torch.int64)
+        except KeyError as error:
+            classes = ", ".join(self._index)
+            raise InvalidInput(f"the {what} {shown(error.args[0])} is none of the classes {classes:.300}") from error
+
+    def _chances(self, given: Any) -> Tensor:
+        array = np.asarray(given, np.float32)
+        if array.ndim != 2 or array.shape[1] != len(self._index):
+            raise InvalidInput(f"probabilities have shape {list(array.shape)}, expected [rows, {len(self._index)}]")
+        return torch.from_numpy(array)
+
+
+class _Numbers:
+    def __init__(self) -> None:
+        self._counted: dict[str, Metric] = {
+            "loss": MeanSquaredError(**_ALONE),
+            "mae": MeanAbsoluteError(**_ALONE),
+            "rmse": MeanSquaredError(squared=False, **_ALONE),
+        }
+        self._fit = R2Score(**_ALONE)
+        self._rows = 0
+        _in_double_precision([*self._counted.values(), self._fit])
+
+    def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
+        predicted, truth = _doubles(next(iter(columns.values())), "predictions"), _doubles(targets, "targets")
+        if len(predicted) == len(truth) and len(truth):
+            for metric in (*self._counted.values(), self._fit):
+                metric.update(predicted, truth)
+            self._rows += len(truth)
+        return len(predicted)
+
+    def metrics(self) -> dict[str, float]:
+        found = {name: float(metric.compute()) for name, metric in self._counted.items()}
+        return found | ({"r2": float(self._fit.compute())} if self._rows > 1 else {})
+
+    def confusion(self) -> None:
+        return None
+
+
+def _in_double_precision(metrics: Sequence[Metric]) -> None:
+    """Sums of many numbers, or of large ones, would lose their last digits."""
+    for metric in metrics:
+        metric.set_dtype(torch.float64)
+
+
+def _columns(predictions: Predictions) -> Mapping[str, Any]:
+    if isinstance(predictions, Mapping):
+        return predictions
+    if len(predictions) and isinstance(predictions[0], Mapping):
+        return {name: [row[name] for row in predictions] for name in predictions[0]}
+    return {"": predictions}
+
+
+def _largest(chances: Tensor | None) -> Tensor:
+    return torch.empty(0, dtype=torch.int64) if chances is None else chances.argmax(1)
+
+
+def _doubles(values: Any, what: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.asarray(values, np.float64).reshape(len(values)))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{what} are no numbers, one for each row: {error}") from error

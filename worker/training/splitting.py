@@ -1,0 +1,120 @@
+"""Which row is for training, which for validation and which is held out; and which rows are in two of them. Knows NumPy only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.contract.training import TEST, TRAIN, VALIDATION, Split
+from forebay.storage.datasets.columns import Table, Values
+from forebay.worker.training.labels import label_text
+
+SPLITS = (TRAIN, VALIDATION, TEST)
+Places = Mapping[str, NDArray[np.int64]]
+
+
+def check_split(split: Split) -> None:
+    """InvalidInput for a split that parts nothing."""
+    if split.by not in ("ratio", "column", "key"):
+        raise InvalidInput(f"split: by ratio, column or key, not {shown(split.by)}")
+    if (split.by == "ratio") != (split.column is None):
+        raise InvalidInput(f"split: by {split.by} {'takes no column' if split.column else 'needs its column'}")
+    shares = (split.validation, split.test)
+    if not (min(shares) >= 0 and sum(shares) < 1):
+        raise InvalidInput(
+            f"split: validation and test are shares that leave rows to train on, got {shares[0]} and {shares[1]}"
+        )
+
+
+def part(rows: int, column: Values | None, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
+    """The rows of each split, in a fixed order; InvalidInput when one that was asked for gets none."""
+    if split.by == "column":
+        found = _by_column(column if column is not None else [], str(split.column))
+    elif split.by == "key":
+        found = _by_key(column if column is not None else [], split, seed)
+    else:
+        found = _by_ratio(rows, split, seed)
+    asked = {VALIDATION: split.validation, TEST: split.test} if split.by != "column" else {}
+    for name in (TRAIN, *(name for name, share in asked.items() if share)):
+        if not len(found[name]):
+            raise InvalidInput(f"split: {rows} rows leave none for {name}; give more rows, or other shares")
+    return found
+
+
+def row_hashes(columns: Mapping[str, Values], rows: int) -> list[bytes]:
+    """For each row a hash of its values."""
+    arrays = [
+        np.ascontiguousarray(values.reshape(rows, -1)) for values in columns.values() if isinstance(values, np.ndarray)
+    ]
+    lists = [values for values in columns.values() if isinstance(values, list)]
+    numbers = np.concatenate([np.zeros((rows, 0), np.uint8), *(array.view(np.uint8) for array in arrays)], axis=1)
+    hashes = []
+    for i in range(rows):
+        digest = hashlib.blake2b(numbers[i], digest_size=16)
+        for values in lists:
+            data = _as_bytes(values[i])
+            digest.update(len(data).to_bytes(8, "little") + data)
+        hashes.append(digest.digest())
+    return hashes
+
+
+def content_hash(columns: Mapping[str, Values], hashes: Sequence[bytes]) -> str:
+    """Of the columns' names and of all rows in their order."""
+    digest = hashlib.sha256("\0".join(columns).encode())
+    for one in hashes:
+        digest.update(one)
+    return digest.hexdigest()
+
+
+def count_leaked(hashes: Sequence[bytes], places: Places) -> int:
+    """How many rows of the other splits are in the training split too."""
+    known = {hashes[i] for i in places[TRAIN]}
+    return sum(hashes[i] in known for name in (VALIDATION, TEST) for i in places[name])
+
+
+def split_column(table: Table, split: Split) -> Values | None:
+    """The column that parts the rows; None when none does."""
+    return table.columns[split.column] if split.column is not None else None
+
+
+def _by_ratio(rows: int, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
+    order = np.random.default_rng(seed).permutation(rows)
+    test, validation = _count(split.test, rows), _count(split.validation, rows)
+    if test + validation >= rows:
+        return {TRAIN: order[:0], VALIDATION: order[:0], TEST: order[:0]}
+    cuts = (order[test + validation :], order[test : test + validation], order[:test])
+    return {name: np.sort(cut) for name, cut in zip(SPLITS, cuts, strict=True)}
+
+
+def _count(share: float, rows: int) -> int:
+    return max(1, round(share * rows)) if share else 0
+
+
+def _by_column(values: Values, name: str) -> dict[str, NDArray[np.int64]]:
+    texts = np.array([label_text(value) for value in values], object)
+    odd = next((text for text in texts if text not in SPLITS), None)
+    if odd is not None:
+        raise InvalidInput(f"split: column {shown(name)} holds train, validation and test; one row holds {shown(odd)}")
+    return {split: np.flatnonzero(texts == split) for split in SPLITS}
+
+
+def _by_key(values: Values, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
+    texts = np.array([label_text(value) for value in values], object)
+    keys, which, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(keys))
+    before = np.cumsum(counts[order]) - counts[order]  # rows of the keys that come first
+    test, validation = split.test * len(texts), (split.test + split.validation) * len(texts)
+    chosen = np.full(len(keys), TRAIN, object)
+    chosen[order[before < validation]] = VALIDATION
+    chosen[order[before < test]] = TEST
+    return {name: np.flatnonzero(chosen[which] == name) for name in SPLITS}
+
+
+def _as_bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else repr(value).encode()
