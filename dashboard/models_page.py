@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +17,7 @@ from forebay.dashboard.pages import Page
 from forebay.dashboard.trends import WINDOWS, Trend
 
 MOST_NAMES = 200
+MOST_FIELDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class ModelsPage(Page):
         groups = by_name(rows.value, trend.value, wanted) if rows.value is not None else None
         self.show(
             "models", rows, trend, groups=groups and groups[:MOST_NAMES], more=max(0, len(groups or ()) - MOST_NAMES),
-            wanted=wanted, field_text=field_text, window=day, states=JobState,
+            wanted=wanted, field_text=partial(field_text, most=MOST_FIELDS), window=day, states=JobState,
         )  # fmt: skip
 
 
@@ -86,11 +88,13 @@ def by_name(versions: Versions, trend: Trend | None, wanted: str = "") -> list[t
     return found
 
 
-def field_text(fields: tuple[Field, ...] | None) -> str:
-    """A side of a signature in words: `x: float32[64], text: str`."""
+def field_text(fields: tuple[Field, ...] | None, most: int | None = None) -> str:
+    """A side of a signature in words: `x: float32[64], text: str`; of many fields the first, where `most` is given."""
     if fields is None:
         return "not declared"
-    return ", ".join(f"{field.name}: {_type(field.json())}" for field in fields)
+    shown = fields[:most]
+    more = f", and {len(fields) - len(shown):,} more" if len(fields) > len(shown) else ""
+    return ", ".join(f"{field.name}: {_type(field.json())}" for field in shown) + more
 
 
 def _type(field: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ DONE_BYTES = f"s.bytes * 1.0 * CASE WHEN {DONE_ROWS} < s.rows THEN ({DONE_ROWS})
 TOTALS = f"""
 SELECT j.state, count(*), sum(CASE WHEN {DONE_ROWS} > s.rows THEN {DONE_ROWS} ELSE s.rows END), sum(s.rows_done),
     sum(s.rows_failed), sum(CASE WHEN {DONE_ROWS} > 0 OR j.state = 'succeeded' THEN {DONE_BYTES} ELSE 0 END), sum(s.seconds)
-FROM shards s JOIN jobs j ON j.id = s.id WHERE s.batch_id = :id GROUP BY j.state"""
+FROM shards s JOIN jobs j ON j.parent_id = s.batch_id AND j.id = s.id WHERE s.batch_id = :id GROUP BY j.state"""
 WAITING = """
 SELECT id FROM jobs WHERE parent_id = :id AND state = 'queued' AND crashes = 0 AND not_before IS NULL
 ORDER BY id LIMIT :limit"""

@@ -27,10 +27,10 @@ FAILED_ROWS = "SELECT batch_id, sum(rows_failed) FROM shards WHERE batch_id {ids
 # Shards in the order of the input, as many to a cell as it takes.
 CELLS = text("""
 SELECT cell, state, count(*), sum(failed), min(number), max(number), min(part), min(id) FROM (
-    SELECT (row_number() OVER (ORDER BY s.part) - 1) * :cells / count(*) OVER () AS cell,
+    SELECT (row_number() OVER (ORDER BY s.part) - 1) * :cells / :shards AS cell,
         row_number() OVER (ORDER BY s.part) AS number, j.state AS state, s.part AS part, s.id AS id,
         CASE WHEN s.rows_failed > 0 THEN 1 ELSE 0 END AS failed
-    FROM shards s JOIN jobs j ON j.id = s.id WHERE s.batch_id = :id) AS numbered
+    FROM shards s JOIN jobs j ON j.parent_id = s.batch_id AND j.id = s.id WHERE s.batch_id = :id) AS numbered
 GROUP BY cell, state ORDER BY cell""")
 COUNT = text("SELECT count(*) FROM shards WHERE batch_id = :id")
 ROW = """
@@ -41,7 +41,7 @@ SHARDS = text(f"{ROW} WHERE s.batch_id = :id AND s.part >= :first ORDER BY s.par
 BEFORE = text("SELECT part FROM shards WHERE batch_id = :id AND part < :first ORDER BY part DESC LIMIT :limit")
 # The second condition is the index', or SQLite would not use it.
 RUNNING = text(f"""
-{ROW} WHERE j.parent_id = :id AND j.state = 'running' AND j.state IN ('queued', 'running') ORDER BY j.id LIMIT :limit""")
+{ROW} WHERE j.parent_id = :id AND j.state = 'running' AND j.state IN ('queued', 'running') ORDER BY s.part LIMIT :limit""")
 FAILING = """
 SELECT outcome FROM shards WHERE batch_id = :id AND rows_failed > 0 AND outcome IS NOT NULL ORDER BY id LIMIT :limit"""
 HOW_MANY = f"SELECT count(*) FROM ({FAILING}) AS failing"
@@ -144,7 +144,8 @@ class BatchViews(BatchReports):
         """All shards of a batch planned so far, in the order of the input, in at most so many cells."""
         with self.ledger.read() as connection:
             shards = int(connection.execute(COUNT, {"id": id}).scalar_one())
-            rows = connection.execute(CELLS, {"id": id, "cells": min(shards, most)}).fetchall() if shards else []
+            values = {"id": id, "shards": shards, "cells": min(shards, most)}
+            rows = connection.execute(CELLS, values).fetchall() if shards else []
         found: dict[int, list[Any]] = {}
         for row in rows:
             found.setdefault(row[0], []).append(row)

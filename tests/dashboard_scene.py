@@ -185,7 +185,17 @@ class Scene:
             make_evaluation(
                 self.ledger,
                 Evaluation(
-                    *new_ids(1), "iris", better.version, data, "9b" * 32, rows, found, CONFUSION, DATA.classes, 0.041
+                    *new_ids(1),
+                    "iris",
+                    better.version,
+                    data,
+                    "9b" * 32,
+                    rows,
+                    found,
+                    CONFUSION,
+                    DATA.classes,
+                    0.041,
+                    rows // 300,
                 ),
             )
 

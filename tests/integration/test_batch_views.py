@@ -6,6 +6,7 @@ from sqlalchemy import text
 
 from forebay.contract.job import JobError, JobState
 from forebay.storage import batch_views
+from forebay.storage.batch_reports import TOTALS
 from forebay.storage.batch_views import CELLS, FAILED_ROWS, FAILING, RUNNING, SHARDS, BatchViews
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
@@ -123,7 +124,8 @@ def plan(ledger: Ledger, statement: str, **values: object) -> str:
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (str(CELLS), "ix_shards_batch"), (str(SHARDS), "ix_shards_batch"), (str(RUNNING), "ix_jobs_open_shards"),
+        (str(CELLS), "COVERING INDEX ix_jobs_parent"), (TOTALS, "COVERING INDEX ix_jobs_parent"),
+        (str(SHARDS), "ix_shards_batch"), (str(RUNNING), "ix_jobs_open_shards"),
         (FAILING, "ix_shards_failed"), (FAILED_ROWS.replace("{ids}", "IN ('a', 'b')"), "COVERING INDEX ix_shards_failed"),
     ],
 )  # fmt: skip
@@ -131,7 +133,7 @@ def test_on_sqlite_each_goes_by_an_index(sqlite_database: str, statement: str, i
     ledger = Ledger(sqlite_database, create=True)
     try:
         upgrade(ledger)
-        found = plan(ledger, statement, id="a", cells=3, first="", limit=5)
+        found = plan(ledger, statement, id="a", cells=3, shards=9, first="", limit=5)
     finally:
         ledger.close()
     assert index in found
