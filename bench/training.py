@@ -42,7 +42,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
-from forebay.worker.training.recipes.images import Convolutions
+from forebay.worker.trainer.recipes.images import Convolutions
 
 warnings.simplefilter("ignore")
 path, epochs = sys.argv[1], int(sys.argv[2])
@@ -109,7 +109,7 @@ def by_trainer(data: Path, epochs: int, folder: Path) -> Took:
         checkpoints=Checkpoints(minutes=1),
     )
     (folder / REQUEST_FILE).write_bytes(asked.dump())
-    took = _timed([sys.executable, "-m", "forebay.worker.training.process", str(folder), "--device", "cpu"])
+    took = _timed([sys.executable, "-m", "forebay.worker.trainer.process", str(folder), "--device", "cpu"])
     end = json.loads((folder / EVENTS_FILE).read_text().splitlines()[-1])
     if end["event"] != "trained":
         raise SystemExit(f"the trainer ended with {end}")

@@ -28,7 +28,7 @@ from forebay.contract.training import (
     TrainRequest,
 )
 from forebay.worker.runtimes.recipe import Recipe, RecipeModel
-from forebay.worker.training.run import train
+from forebay.worker.trainer.run import train
 
 
 @dataclass

@@ -38,10 +38,10 @@ from forebay.worker.backoff import may_pass
 from forebay.worker.batches import device
 from forebay.worker.batches.pipeline import CHUNK_BATCHES, Ran
 from forebay.worker.board import Board
+from forebay.worker.comparing import Comparison
 from forebay.worker.limits import Limits
 from forebay.worker.model_cache import LoadedModel
 from forebay.worker.tally import Tally
-from forebay.worker.training.comparing import Comparison
 from forebay.worker.training.outcomes import DROPPED, FAILED, LEFT, POSTPONED, STOPPED, SUCCEEDED, Outcomes
 
 log = structlog.get_logger()

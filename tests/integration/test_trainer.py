@@ -17,8 +17,8 @@ from forebay.contract.errors import ForebayError, InvalidInput, ModelLoadFailed,
 from forebay.contract.recipes import RECIPES, check_params
 from forebay.contract.training import Checkpoints, Split, TrainRequest
 from forebay.worker.runtimes import BUILT_IN, get_runtime
-from forebay.worker.training.recipes import get_recipe
-from forebay.worker.training.scoring import Scorer
+from forebay.worker.trainer.recipes import get_recipe
+from forebay.worker.trainer.scoring import Scorer
 
 HALVES = Split(validation=0.2, test=0.3)
 

@@ -47,7 +47,7 @@ def start(folder: Path, asked: TrainRequest, processes: int = 0) -> subprocess.P
     folder.mkdir(exist_ok=True)
     (folder / "request.json").write_bytes(asked.dump())
     how = [*SEVERAL, str(processes)] if processes else []
-    command = [sys.executable, *how, "-m", "forebay.worker.training.process", str(folder), "--device", "cpu"]
+    command = [sys.executable, *how, "-m", "forebay.worker.trainer.process", str(folder), "--device", "cpu"]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -144,7 +144,7 @@ def test_a_request_that_will_not_do_ends_with_a_refusal_and_nothing_on_the_scree
     folder.mkdir()
     asked = request("classifier", npz(tmp_path, a=[1.0, 2.0], y=[1, 1]), "y", split=Split(validation=0, test=0))
     (folder / "request.json").write_bytes(asked.dump())
-    command = [sys.executable, "-m", "forebay.worker.training.process", str(folder)]
+    command = [sys.executable, "-m", "forebay.worker.trainer.process", str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=START_S, check=False, env=os.environ | {"CI": ""}
     )

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.worker.training.loading import Batch, Position, Rows, TrainingBatches, ValidationBatches, step_seed
+from forebay.worker.trainer.loading import Batch, Position, Rows, TrainingBatches, ValidationBatches, step_seed
 
 
 def rows(count: int) -> Rows:

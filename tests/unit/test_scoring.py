@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from forebay.contract.errors import InvalidInput
-from forebay.worker.training.scoring import Scorer, label_text
+from forebay.worker.trainer.scoring import Scorer, label_text
 
 RNG = np.random.default_rng(0)
 CLASSES = ("bird", "cat", "dog")

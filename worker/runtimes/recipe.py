@@ -20,10 +20,10 @@ from forebay.contract.signature import ARRAY_DTYPES, Row
 from forebay.storage.datasets.columns import Values
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import tensor_bytes
-from forebay.worker.training.artifact import read_artifact
-from forebay.worker.training.labels import LABEL, PROBABILITIES, Target, in_unit, served
-from forebay.worker.training.recipes import Recipe as Recipe_
-from forebay.worker.training.recipes.images import a_pixel
+from forebay.worker.trainer.artifact import read_artifact
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target, in_unit, served
+from forebay.worker.trainer.recipes import Recipe as Recipe_
+from forebay.worker.trainer.recipes.images import a_pixel
 
 Prepared = tuple[tuple[Tensor, ...], int]
 

@@ -1,1 +1,1 @@
-"""Training: the process that fits a model to data, and what scores one. Knows neither ledger nor queue."""
+"""The child's side of a training job: start a trainer, follow it, and keep what it makes. Never imports torch."""

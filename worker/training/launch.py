@@ -1,6 +1,6 @@
 """A trainer as its worker sees it: the command, its environment, the process, and what it said last.
 
-The command is torchrun's, with one process of `forebay.worker.training.process` per device; all of them die with this process
+The command is torchrun's, with one process of `forebay.worker.trainer.process` per device; all of them die with this process
 (worker.training.bound). Knows processes and folders, neither ledger nor queue.
 """
 
@@ -29,7 +29,7 @@ from forebay.worker.children import LINE_LENGTH, last_words
 
 log = structlog.get_logger()
 
-BOUND, TORCHRUN, TRAINER = "forebay.worker.training.bound", "torch.distributed.run", "forebay.worker.training.process"
+BOUND, TORCHRUN, TRAINER = "forebay.worker.training.bound", "torch.distributed.run", "forebay.worker.trainer.process"
 BEHIND = "~"  # sorts behind every address
 CHECKPOINT_SHARE = 0.6  # of shutdown_grace_s
 SAID_EVERY_S, SAID_AT_ONCE = 10.0, 20  # so many of a trainer's lines go into the log in so many seconds

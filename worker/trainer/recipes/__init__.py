@@ -23,10 +23,10 @@ from forebay.worker.runtimes.allowed import import_allowed
 GROUP = "forebay.recipes"
 
 BUILT_IN = {
-    "regressor": "forebay.worker.training.recipes.tabular:Regressor",
-    "classifier": "forebay.worker.training.recipes.tabular:Classifier",
-    "image-classifier": "forebay.worker.training.recipes.images:ImageClassifier",
-    "sequence-classifier": "forebay.worker.training.recipes.sequences:SequenceClassifier",
+    "regressor": "forebay.worker.trainer.recipes.tabular:Regressor",
+    "classifier": "forebay.worker.trainer.recipes.tabular:Classifier",
+    "image-classifier": "forebay.worker.trainer.recipes.images:ImageClassifier",
+    "sequence-classifier": "forebay.worker.trainer.recipes.sequences:SequenceClassifier",
 }
 
 

@@ -20,9 +20,9 @@ from forebay.contract.references import shown
 from forebay.contract.training import TRAIN, DataSummary, TrainRequest
 from forebay.storage.datasets.columns import FOLDER, Read, Table, Values, column_names, read_table
 from forebay.storage.datasets.images import IMAGE
-from forebay.worker.training import splitting
-from forebay.worker.training.labels import Target, label_text
-from forebay.worker.training.preprocessing import DROP, check_missing, fit_scale, is_missing
+from forebay.worker.trainer import splitting
+from forebay.worker.trainer.labels import Target, label_text
+from forebay.worker.trainer.preprocessing import DROP, check_missing, fit_scale, is_missing
 
 MAX_CLASSES = 1000
 

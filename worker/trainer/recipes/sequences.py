@@ -16,8 +16,8 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.recipes import CLASSES
 from forebay.contract.references import shown
 from forebay.storage.datasets.columns import Table, Values
-from forebay.worker.training.preprocessing import DROP, fit_scale
-from forebay.worker.training.recipes.images import only_column
+from forebay.worker.trainer.preprocessing import DROP, fit_scale
+from forebay.worker.trainer.recipes.images import only_column
 
 TEXT, SEQUENCE = "text", "sequence"
 _PADDING, _UNKNOWN, _FIRST = 0, 1, 2  # numbers of tokens

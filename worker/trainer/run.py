@@ -31,15 +31,15 @@ from forebay.contract.training import (
     Trained,
     TrainRequest,
 )
-from forebay.worker.training.artifact import RUNTIME, Artifact, outputs, write_artifact
-from forebay.worker.training.callbacks import Best, Journal, Saver
-from forebay.worker.training.data import Data, Part, load_data
-from forebay.worker.training.labels import served
-from forebay.worker.training.loading import Position, Rows, TrainingBatches, ValidationBatches
-from forebay.worker.training.loop import Fitting, score
-from forebay.worker.training.place import Place
-from forebay.worker.training.recipes import Recipe, get_recipe, loss_of
-from forebay.worker.training.stopping import Stop, Stopped
+from forebay.worker.trainer.artifact import RUNTIME, Artifact, outputs, write_artifact
+from forebay.worker.trainer.callbacks import Best, Journal, Saver
+from forebay.worker.trainer.data import Data, Part, load_data
+from forebay.worker.trainer.labels import served
+from forebay.worker.trainer.loading import Position, Rows, TrainingBatches, ValidationBatches
+from forebay.worker.trainer.loop import Fitting, score
+from forebay.worker.trainer.place import Place
+from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of
+from forebay.worker.trainer.stopping import Stop, Stopped
 
 MOST_CONFUSED = 100  # classes up to which the confusion matrix is told
 MOST_VALIDATIONS = 1000  # of a run; one with more epochs is validated after several

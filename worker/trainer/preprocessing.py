@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.storage.datasets.columns import Table, Values
-from forebay.worker.training.labels import label_text
+from forebay.worker.trainer.labels import label_text
 
 NUMBER, CATEGORY = "number", "category"
 DROP, MEAN, CONSTANT = "drop", "mean", "constant"

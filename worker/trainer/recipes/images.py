@@ -15,8 +15,8 @@ from forebay.contract.errors import InvalidInput, MissingExtra
 from forebay.contract.recipes import CLASSES
 from forebay.contract.references import shown
 from forebay.storage.datasets.columns import Table, Values
-from forebay.worker.training.preprocessing import DROP, fit_scale
-from forebay.worker.training.recipes.tabular import perceptron
+from forebay.worker.trainer.preprocessing import DROP, fit_scale
+from forebay.worker.trainer.recipes.tabular import perceptron
 
 IMAGE = "image"
 _COLORS = (1, 3, 4)

@@ -1,4 +1,4 @@
-"""The trainer process: `python -m forebay.worker.training.process FOLDER`, by itself or several under torch's `torchrun`.
+"""The trainer process: `python -m forebay.worker.trainer.process FOLDER`, by itself or several under torch's `torchrun`.
 
 Reads FOLDER/request.json and tells events in FOLDER/events.jsonl. Its exit status is 0 when it has trained, 3 when the request
 or its data will not do, 4 when SIGTERM made it save and stop; every other end is a crash. torchrun itself ends with 1 whatever
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from forebay.contract.errors import ForebayError
 from forebay.contract.training import EVENTS_FILE, REQUEST_FILE, Event, Refused, TrainRequest, dump_event
-from forebay.worker.training.stopping import Stop, Stopped
+from forebay.worker.trainer.stopping import Stop, Stopped
 
 TRAINED, REFUSED, STOPPED = 0, 3, 4
 _LOUD = ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "torch.distributed")
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace, tell: Callable[[Event], None], stop: Stop) -> int:
-    from forebay.worker.training.place import find_place  # torch and Lightning take seconds to load
-    from forebay.worker.training.run import train
+    from forebay.worker.trainer.place import find_place  # torch and Lightning take seconds to load
+    from forebay.worker.trainer.run import train
 
     _quiet()
     place = find_place(given.device)
@@ -57,7 +57,7 @@ def _run(given: argparse.Namespace, tell: Callable[[Event], None], stop: Stop) -
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m forebay.worker.training.process", description="Runs one training job."
+        prog="python -m forebay.worker.trainer.process", description="Runs one training job."
     )
     parser.add_argument("folder", type=Path, help="with request.json, and resume.ckpt to go on from")
     parser.add_argument("--allowed", default="", help="import paths that a recipe may have, as a.b:C,c.*")

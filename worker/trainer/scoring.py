@@ -25,8 +25,8 @@ from torchmetrics.classification import (
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.worker.training.labels import LABEL, PROBABILITIES
-from forebay.worker.training.labels import label_text as label_text  # those who score need it too
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES
+from forebay.worker.trainer.labels import label_text as label_text  # those who score need it too
 
 Predictions: TypeAlias = "Sequence[Any] | Mapping[str, Any] | NDArray[Any]"
 

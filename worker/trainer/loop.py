@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forebay.contract.errors import InvalidInput
-from forebay.worker.training.labels import PROBABILITIES, Target, in_unit, served
-from forebay.worker.training.loading import Batch, Position, Rows, step_seed
-from forebay.worker.training.scoring import Scorer
+from forebay.worker.trainer.labels import PROBABILITIES, Target, in_unit, served
+from forebay.worker.trainer.loading import Batch, Position, Rows, step_seed
+from forebay.worker.trainer.scoring import Scorer
 
 OWN = "forebay"  # where a checkpoint keeps what Lightning does not know of
 

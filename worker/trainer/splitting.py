@@ -13,7 +13,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.training import TEST, TRAIN, VALIDATION, Split
 from forebay.storage.datasets.columns import Table, Values
-from forebay.worker.training.labels import label_text
+from forebay.worker.trainer.labels import label_text
 
 SPLITS = (TRAIN, VALIDATION, TEST)
 Places = Mapping[str, NDArray[np.int64]]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from forebay.contract.errors import ModelLoadFailed
 from forebay.contract.recipes import CLASSES
-from forebay.worker.training.labels import LABEL, PROBABILITIES, Target
-from forebay.worker.training.recipes import Recipe, get_recipe, loss_of, outputs_of
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target
+from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of, outputs_of
 
 RUNTIME = "recipe"
 RECIPE_FILE, WEIGHTS_FILE = "recipe.json", "weights.safetensors"

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.worker.training.labels import LABEL, PROBABILITIES, label_text
-from forebay.worker.training.scoring import Scorer
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES, label_text
+from forebay.worker.trainer.scoring import Scorer
 
 MAX_CLASSES = 10_000
 EXACT_VALUES = 8_000_000  # probabilities that are kept for an exact area under the curve

@@ -10,7 +10,7 @@ from torch import nn
 
 from forebay.contract.recipes import CLASSES, NUMBERS
 from forebay.storage.datasets.columns import Table, Values
-from forebay.worker.training.preprocessing import encode_columns, fields, fit_columns, width
+from forebay.worker.trainer.preprocessing import encode_columns, fields, fit_columns, width
 
 
 class Regressor:

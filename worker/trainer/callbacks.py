@@ -27,8 +27,8 @@ from forebay.contract.training import (
     Saved,
     better,
 )
-from forebay.worker.training.loop import Fitting
-from forebay.worker.training.stopping import Stop, Stopped
+from forebay.worker.trainer.loop import Fitting
+from forebay.worker.trainer.stopping import Stop, Stopped
 
 Tell = Callable[[Event], None]
 
