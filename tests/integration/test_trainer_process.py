@@ -28,8 +28,12 @@ from forebay.contract.training import (
     load_event,
 )
 
+START_S = 150  # to load torch, Lightning and torchmetrics on a machine that is busy, and to train a little
 SEVERAL = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 OFTEN = Checkpoints(steps=15, minutes=None, keep=1000)
+
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def classes(folder: Path, rows: int = 1500, **params: object) -> TrainRequest:
@@ -67,7 +71,9 @@ def interrupt(
     before = len(saved(folder))
     process = start(folder, asked, processes)
     try:
-        wait_until(lambda: len(saved(folder)) >= before + after or process.poll() is not None, "enough is saved", 90)
+        wait_until(
+            lambda: len(saved(folder)) >= before + after or process.poll() is not None, "enough is saved", START_S
+        )
         assert process.poll() is None, "it ended before it could be interrupted"
         process.send_signal(how)
         status = process.wait(60)
@@ -82,7 +88,7 @@ def interrupt(
 def finish(folder: Path, asked: TrainRequest, processes: int = 0) -> Trained:
     process = start(folder, asked, processes)
     try:
-        assert process.wait(90) == 0
+        assert process.wait(START_S) == 0
     finally:
         process.kill()
         process.wait()
@@ -139,7 +145,9 @@ def test_a_request_that_will_not_do_ends_with_a_refusal_and_nothing_on_the_scree
     asked = request("classifier", npz(tmp_path, a=[1.0, 2.0], y=[1, 1]), "y", split=Split(validation=0, test=0))
     (folder / "request.json").write_bytes(asked.dump())
     command = [sys.executable, "-m", "forebay.worker.training.process", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=os.environ | {"CI": ""})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=START_S, check=False, env=os.environ | {"CI": ""}
+    )
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
     assert events(folder)[-1] == Refused(
         "InvalidInput", "the target 'y' is '1' in all 2 training rows; nothing can be learned"
