@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def place(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
     given = {
         "BROKER": "redis://127.0.0.1:1/0", "HOME": str(tmp_path / "home"), "BLOBS": str(tmp_path / "blobs"),
-        "WORKER_NAME": WORKER, "TRAIN_TIMEOUT": "4", "SHUTDOWN_GRACE": "20", "TORCH_THREADS": "1",
+        "WORKER_NAME": WORKER, "TRAIN_TIMEOUT": "100", "SHUTDOWN_GRACE": "20", "TORCH_THREADS": "1",
     }  # fmt: skip
     settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
     place = Place(tmp_path, ledger, settings, BlobStore(settings.blobs), Board())
@@ -195,10 +195,11 @@ def test_what_the_trainer_refuses_fails_for_good(place: Place) -> None:
 
 
 def test_a_trainer_that_says_nothing_for_too_long_is_killed(place: Place) -> None:
+    place = replace(place, settings=replace(place.settings, train_timeout_s=12.0))
     id = place.job(hang=3, once=True, every=2)
     what, info = place.run(id)
     assert (what, info.state) == ("left", JobState.QUEUED)
-    assert "nothing heard for train_timeout_s of 4 s" in info.progress.message
+    assert "nothing heard for train_timeout_s of 12 s" in info.progress.message
     assert place.run(id)[0] == "succeeded"
     assert place.result(id)["metrics"]["loss"] == SUM
 
