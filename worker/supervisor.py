@@ -125,17 +125,21 @@ class Supervisor:
 
 
 def _named(settings: Settings, plans: Sequence[Plan]) -> list[tuple[str, Plan]]:
-    """A name for each worker that no live worker has: cpu@host, gpu0@host, train@host; a second one here is cpu-2@host."""
+    """A name for each worker that no live worker has: cpu@host, gpu0@host, train@host; a second one here is cpu-2@host.
+
+    A name that is set is the first worker's, and the end of the others'.
+    """
     host = socket.gethostname()
     ledger = Ledger(settings.database)
     try:
         taken = {w.name for w in WorkerRegistry(ledger).alive(3 * settings.heartbeat_s)}
     finally:
         ledger.close()
-    named = []
+    named: list[tuple[str, Plan]] = []
     for made in plans:
         names = (f"{made.stem}{suffix}@{host}" for suffix in ["", *(f"-{n}" for n in range(2, 1000))])
-        name = settings.worker_name or next(n for n in names if n not in taken)
+        given = settings.worker_name and (f"{made.stem}-{settings.worker_name}" if named else settings.worker_name)
+        name = given or next(n for n in names if n not in taken)
         taken.add(name)
         named.append((name, made))
     return named

@@ -98,7 +98,9 @@ def worker(
     queues: Annotated[
         str | None, typer.Option(help="Queues to serve, by comma; default: all this machine can.", show_default=False)
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Children on the CPU; a GPU has one.")] = 1,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="Children on the CPU; a GPU, and training, have one.")
+    ] = 1,
     home: Home = None,
 ) -> None:
     """Run a worker for each of this machine's devices, and others for queues that only train, until SIGTERM.

@@ -18,13 +18,14 @@ from made_batches import MadeBatch
 from servers import PostgresServer, ValkeyServer, find_postgres
 from waiting import wait_until
 
-from forebay.contract.job import JobKind, JobState
+from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
 from forebay.dashboard.pages import HEADERS
 from forebay.storage.ledger import Ledger
 from forebay.storage.migrate import upgrade
 from forebay.storage.models import ModelRegistry
+from forebay.storage.records import NewJob
 
 OURS = (
     "/overview",
@@ -503,6 +504,15 @@ def test_a_device_shows_its_memory_its_models_and_how_full_its_batches_are(site:
 
 def test_a_model_shows_which_workers_hold_it(site: Site) -> None:
     assert "gpu0@atlas (86.78 MiB)" in site.text("/models")
+
+
+def test_a_training_job_is_shown_by_its_models_name_alone(site: Site, scene: Scene) -> None:
+    (id,) = new_ids(1)
+    scene.store.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train")])
+    for path in (f"/jobs/{id}", "/jobs?kind=train"):
+        page = site.text(path)
+        assert ">digits<" in page
+        assert "digits/0" not in page
 
 
 def test_a_fragment_is_the_changing_part_alone(site: Site) -> None:

@@ -178,6 +178,7 @@ def test_a_canceled_run_stops_its_trainer(house: TrainingHouse) -> None:
     wait_until(lambda: not house.family(), "its trainer has ended")
 
 
+@pytest.mark.slow
 def test_a_worker_frozen_for_its_lease_cannot_register_what_it_trained(house: TrainingHouse) -> None:
     frozen = house.trainer("t1").ready()
     id = house.train(20, every=200)
@@ -217,6 +218,7 @@ def test_a_run_on_two_machines_is_one_run(house: TrainingHouse) -> None:
     assert house.result(id)["metrics"] == pytest.approx(house.result(alone)["metrics"], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whose", ["the node's", "the run's"])
 def test_a_machine_that_dies_costs_the_run_an_attempt_and_no_more(house: TrainingHouse, whose: str) -> None:
     for name in ("t1", "t2"):

@@ -1,0 +1,36 @@
+"""What the workers of a machine are called: by device and purpose, none twice."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from forebay.contract.settings import Settings
+from forebay.storage.ledger import Ledger
+from forebay.storage.migrate import upgrade
+from forebay.storage.workers import WorkerRegistry
+from forebay.worker.devices import Plan
+from forebay.worker.supervisor import _named
+
+PLANS = [Plan("gpu0", "cuda:0", ["gpu"]), Plan("cpu", "cpu", ["cpu"]), Plan("train", "cpu", ["train"])]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("socket.gethostname", lambda: "host")
+    with closing(Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)) as ledger:
+        upgrade(ledger)
+        WorkerRegistry(ledger).beat("train@host", "host", "cpu", ("train",), 0.0)
+    return tmp_path
+
+
+def names(home: Path, **flags: str) -> list[str]:
+    return [name for name, _ in _named(Settings.load({}, home=home, **flags), PLANS)]
+
+
+def test_workers_are_called_by_their_device_and_a_name_that_lives_is_not_given_again(home: Path) -> None:
+    assert names(home) == ["gpu0@host", "cpu@host", "train-2@host"]
+
+
+def test_a_name_that_is_set_is_given_once(home: Path) -> None:
+    assert names(home, worker_name="big") == ["big", "cpu-big", "train-big"]
