@@ -94,7 +94,9 @@ class Settings:
 
     def child_environment(self, **more: str) -> dict[str, str]:
         """The environment for a process started from here: this one's, every setting, and `more` on top."""
-        return os.environ | self.as_environment() | more
+        # Threads of torch that wait actively take the cores from those they wait for, as soon as a machine runs more than one
+        # process of ours: a step of a small network then takes twenty times as long.
+        return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | self.as_environment() | more
 
     def public(self) -> dict[str, Any]:
         """The settings for a person's eyes: passwords in URLs are masked."""
