@@ -162,6 +162,6 @@ def test_a_crash_of_one_attempt_is_not_told_of_another(store: JobStore) -> None:
     [id] = new_ids(1)
     store.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=b"")])
     [job] = store.claim([id], HELD, 60)
-    assert store.crashed([id], HELD, "it died", job.attempt + 1) == ([], [])
-    [freed], _ = store.crashed([id], HELD, "it died", job.attempt)
+    assert store.crashed([id], HELD, "it died", attempt=job.attempt + 1) == ([], [])
+    [freed], _ = store.crashed([id], HELD, "it died", attempt=job.attempt)
     assert (freed.id, freed.crashes, bool(freed.alone)) == (id, 1, True)
