@@ -24,6 +24,9 @@ log = structlog.get_logger()
 GATHER_S = 0.003
 LINGER_S = 0.05  # the thread that gathers ends when so long nothing came, and so never keeps a program from ending
 SMALLEST_ENVELOPE = 32  # below this, a message costs more than the balance between workers it buys
+# Of a submit that takes several messages the first would go to an idle child by itself, as a batch unsorted and with nothing
+# prepared beside it. The others are a moment behind: a worker waits for so many of them, and for no longer than that.
+TOGETHER, TOGETHER_S = 4, 0.004
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,11 @@ class Parting:
     @classmethod
     def of(cls, tickets: Sequence[Ticket], batch_size: int, hold_s: float) -> Parting:
         """For a model that runs `batch_size` rows at once, and whose messages a worker holds back for up to `hold_s`."""
-        hold = Hold(hold_s, batch_size) if hold_s else None
-        return cls(tickets, min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE), hold)
+        size = min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE)
+        if hold_s:
+            return cls(tickets, size, Hold(hold_s, batch_size))
+        several = len(tickets) > size
+        return cls(tickets, size, Hold(TOGETHER_S, min(len(tickets), TOGETHER * size)) if several else None)
 
 
 class Sender:
