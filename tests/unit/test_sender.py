@@ -152,7 +152,8 @@ def test_a_submit_of_several_messages_asks_a_worker_to_wait_a_moment_for_the_oth
     assert several.hold.rows == 128
     assert several.hold.seconds < 0.01
     few = parting(*(f"{n:032x}" for n in range(40)), batch_size=32)
-    assert few.hold is not None and few.hold.rows == 40, "more than there are would never come"
+    assert few.hold is not None
+    assert few.hold.rows == 40, "more than there are would never come"
     assert parting(*(f"{n:032x}" for n in range(32)), batch_size=32).hold is None
     held = parting(*(f"{n:032x}" for n in range(600)), batch_size=32, hold_s=0.5)
     assert held.hold is not None
