@@ -6,13 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.contract.batch import FORMATS, BatchProgress
+from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import InvalidInput, JobFailed, ResultTimeout
 from forebay.contract.job import JobState
 from forebay.producer.cli.options import (
+    Deadline,
+    Format,
     Home,
     Json,
+    Key,
     Metadata,
+    NoWait,
+    Priority,
+    Queue,
     Timeout,
     columns_option,
     deadline,
@@ -54,9 +60,7 @@ def batch(
     keep: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Columns to copy, by comma.", show_default="each row's place")
     ] = None,
-    format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.", show_default="by the file's ending")
-    ] = None,
+    format: Format = None,
     shard_rows: Annotated[
         int | None, typer.Option(metavar="N", help="Rows in a shard.", show_default="about 5 s of work")
     ] = None,
@@ -64,20 +68,13 @@ def batch(
         str | None,
         typer.Option(metavar="N", help="Fail when more rows fail: 10, or 0.01 for a share.", show_default="all"),
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+    no_wait: NoWait = False,
     timeout: Timeout = None,
-    priority: Annotated[int, typer.Option(metavar="0-9", help="0 comes first; predict jobs have 5.")] = 7,
-    queue: Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
-    ] = None,
-    deadline_: Annotated[
-        str | None,
-        typer.Option("--deadline", metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False),
-    ] = None,
+    priority: Priority = 7,
+    queue: Queue = None,
+    deadline_: Deadline = None,
     max_attempts: Annotated[int, typer.Option(metavar="N", help="How often a shard may be started.")] = 5,
-    idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
-    ] = None,
+    idempotency_key: Key = None,
     metadata: Metadata = None,
     home: Home = None,
     as_json: Json = False,

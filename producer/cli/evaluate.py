@@ -6,13 +6,18 @@ from typing import Annotated
 
 import typer
 
-from forebay.contract.batch import FORMATS
 from forebay.contract.errors import JobFailed, ResultTimeout
 from forebay.contract.job import JobState
 from forebay.producer.cli.options import (
+    Deadline,
+    Format,
     Home,
     Json,
+    Key,
     Metadata,
+    NoWait,
+    Priority,
+    Queue,
     Timeout,
     columns_option,
     deadline,
@@ -52,23 +57,14 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="The output that is held against the target.", show_default="the only one"),
     ] = None,
-    format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.", show_default="by the file's ending")
-    ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+    format: Format = None,
+    no_wait: NoWait = False,
     timeout: Timeout = None,
-    priority: Annotated[int, typer.Option(metavar="0-9", help="0 comes first; predict jobs have 5.")] = 7,
-    queue: Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
-    ] = None,
-    deadline_: Annotated[
-        str | None,
-        typer.Option("--deadline", metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False),
-    ] = None,
+    priority: Priority = 7,
+    queue: Queue = None,
+    deadline_: Deadline = None,
     max_attempts: Annotated[int, typer.Option(metavar="N", help="How often it may be started.")] = 3,
-    idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
-    ] = None,
+    idempotency_key: Key = None,
     metadata: Metadata = None,
     home: Home = None,
     as_json: Json = False,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import structlog
 import typer
 
+from forebay.contract.batch import FORMATS
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.settings import Settings, seconds
@@ -29,6 +30,21 @@ Metadata = Annotated[
 Timeout = Annotated[
     str | None,
     typer.Option("--timeout", metavar="TIME", help="Wait at most so long: 30, 45s, 5m, 2h.", show_default="for ever"),
+]
+Queue = Annotated[
+    str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
+]
+Deadline = Annotated[
+    str | None,
+    typer.Option("--deadline", metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False),
+]
+Key = Annotated[
+    str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
+]
+Priority = Annotated[int, typer.Option(metavar="0-9", help="0 comes first; predict jobs have 5.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")]
+Format = Annotated[
+    str | None, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.", show_default="by the file's ending")
 ]
 
 

@@ -11,9 +11,13 @@ import typer
 from forebay.contract.errors import InvalidInput
 from forebay.producer.cli.inputs import Inputs, read_inputs
 from forebay.producer.cli.options import (
+    Deadline,
     Home,
     Json,
+    Key,
     Metadata,
+    NoWait,
+    Queue,
     Timeout,
     deadline,
     examples,
@@ -62,20 +66,13 @@ def predict(
     each: Annotated[bool, typer.Option("--each", help="One job per row of the array or list.")] = False,
     batched: Annotated[bool, typer.Option("--batched", help="The input has a batch dimension; one job.")] = False,
     output: Output = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
+    no_wait: NoWait = False,
     timeout: Timeout = None,
     priority: Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")] = 5,
-    queue: Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
-    ] = None,
-    deadline_: Annotated[
-        str | None,
-        typer.Option("--deadline", metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False),
-    ] = None,
+    queue: Queue = None,
+    deadline_: Deadline = None,
     max_attempts: Annotated[int, typer.Option(metavar="N", help="How often it may be started.")] = 3,
-    idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
-    ] = None,
+    idempotency_key: Key = None,
     metadata: Metadata = None,
     home: Home = None,
     as_json: Json = False,

@@ -10,9 +10,12 @@ from forebay.contract.errors import InvalidInput, JobFailed, ResultTimeout
 from forebay.contract.job import JobInfo, JobState
 from forebay.contract.recipes import RECIPES
 from forebay.producer.cli.options import (
+    Deadline,
     Home,
     Json,
+    Key,
     Metadata,
+    Queue,
     Timeout,
     deadline,
     examples,
@@ -115,17 +118,10 @@ def train(
     follow: Annotated[bool, typer.Option("--follow/--detach", help="Wait and show figures, or print the id.")] = True,
     timeout: Timeout = None,
     priority: Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")] = 5,
-    queue: Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
-    ] = None,
-    deadline_: Annotated[
-        str | None,
-        typer.Option("--deadline", metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False),
-    ] = None,
+    queue: Queue = None,
+    deadline_: Deadline = None,
     max_attempts: Annotated[int, typer.Option(metavar="N", help="How often it may be started.")] = 10,
-    idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
-    ] = None,
+    idempotency_key: Key = None,
     metadata: Metadata = None,
     list_recipes: Annotated[
         bool,
