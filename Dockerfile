@@ -15,6 +15,7 @@ WORKDIR /build
 COPY pyproject.toml README.md ./
 COPY src src
 COPY contract contract
+COPY datasets datasets
 COPY storage storage
 COPY producer producer
 COPY worker worker

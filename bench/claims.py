@@ -29,7 +29,7 @@ from forebay.contract.errors import JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
-from forebay.stack import start_detached, stop_stack
+from forebay.stack.stack import start_detached, stop_stack
 
 ABOUT = {
     "poison": "2,000 jobs as in W1, one in 100 of them poisonous: their rate to that of clean ones",

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from forebay.bench import workloads
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
-from forebay.stack import start_detached, stop_stack
-from forebay.valkey import Valkey
+from forebay.stack.stack import start_detached, stop_stack
+from forebay.stack.valkey import Valkey
 
 WAIT_S = 300
 

@@ -27,9 +27,9 @@ from forebay.bench import workloads
 from forebay.bench.contenders import WAIT_S, Forebay, PlainCelery
 from forebay.bench.figures import Figures
 from forebay.contract.settings import Settings
-from forebay.storage.datasets.outputs import whole_array
-from forebay.storage.datasets.parts import parquet_writer
-from forebay.storage.ledger import Ledger
+from forebay.datasets.writing.outputs import whole_array
+from forebay.datasets.writing.parts import parquet_writer
+from forebay.storage.ledger.connection import Ledger
 from forebay.storage.workers import WorkerRegistry
 
 FILES = 4

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from forebay.bench import networks
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
-from forebay.stack import start_detached, stop_stack
+from forebay.stack.stack import start_detached, stop_stack
 
 WAIT_S = 600
 

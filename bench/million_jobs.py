@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import Table, text
 
 from forebay.contract.job import JobKind, JobState
-from forebay.contract.training import TrainRequest
-from forebay.storage import tables
-from forebay.storage.batch_records import ShardOutcome
-from forebay.storage.ledger import Ledger
-from forebay.storage.row_errors import ErrorKind, ErrorSample
+from forebay.contract.requests.shards import ShardOutcome
+from forebay.contract.requests.training import TrainRequest
+from forebay.contract.row_errors import ErrorKind, ErrorSample
+from forebay.storage.ledger import tables
+from forebay.storage.ledger.connection import Ledger
 
 DAYS = 30
 CHUNK = 20_000

@@ -16,14 +16,14 @@ from sqlalchemy import text
 
 from forebay.bench.million_jobs import DAYS, LARGE, MODELS, RARE, fill
 from forebay.contract.job import JobKind, JobState, new_ids
-from forebay.storage.batch_views import BatchViews
-from forebay.storage.job_views import JobFilter, JobViews
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.overview import Overview
-from forebay.storage.records import Finished, NewJob
-from forebay.storage.training_views import TrainingViews
+from forebay.storage.batches.views import BatchViews
+from forebay.storage.jobs.overview import Overview
+from forebay.storage.jobs.records import Finished, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.jobs.views import JobFilter, JobViews
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
+from forebay.storage.training.views import TrainingViews
 
 LIMIT_MS = 300.0
 BATCH = 2_000

@@ -20,8 +20,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from forebay.contract.batch import InputFile
-from forebay.contract.training import EVENTS_FILE, REQUEST_FILE, Checkpoints, TrainRequest
+from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, Checkpoints, TrainRequest
 
 SIDE, CLASSES = 16, 10
 

@@ -172,7 +172,7 @@ def utc(seconds: float | None) -> datetime | None:
     return None if seconds is None else at(seconds)
 
 
-class IdMaker:
+class IdGenerator:
     """Job ids: 32 hex digits that sort by time of creation (RFC 9562's UUID version 7, without dashes).
 
     The first 12 digits are milliseconds, the next 4 count within the millisecond, the rest is random; ids of one
@@ -198,4 +198,4 @@ def _uuid7(stamp: int, noise: str) -> str:
     return f"{stamp >> 12:012x}7{stamp & 0xFFF:03x}{variant}{noise[1:]}"
 
 
-new_ids = IdMaker().many
+new_ids = IdGenerator().many

@@ -116,3 +116,8 @@ def _is_version(value: object) -> bool:
 
 def _no_reference(text: object) -> InvalidInput:
     return InvalidInput(f"{shown(text)} is no model reference; {_FORMS}, an alias {_ALIAS_RULE}")
+
+
+def plain_text(text: str, limit: int | None = None) -> str:
+    """`text` without what a database refuses: NUL and lone surrogates are written out; cut to `limit` characters."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")[:limit]

@@ -45,7 +45,7 @@ class Settings:
     node_wait_s: float
     rendezvous_host: str
     store_timeout_s: float
-    outage_patience_s: float
+    outage_timeout_s: float
     max_inline_bytes: int
     max_payload_bytes: int
     model_cache_bytes: int
@@ -309,7 +309,7 @@ TABLE: dict[str, Setting] = {
         lambda _: 600.0,
         "how long reading or writing a piece of a batch's files may take",
     ),
-    "outage_patience_s": Setting(
+    "outage_timeout_s": Setting(
         "FOREBAY_OUTAGE_PATIENCE", seconds, lambda _: 600.0, "how long results wait for the ledger or a full blob store"
     ),
     "max_inline_bytes": Setting(

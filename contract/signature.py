@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from forebay.contract.codec import MAX_DIMS, as_array, canonical, is_array, plain_json
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import described, shown
+from forebay.contract.wire.codec import MAX_DIMS, as_array, canonical, is_array, plain_json
 
 Row: TypeAlias = Any  # dict[field name, value] where fields are declared, else whatever the codec carries
 

@@ -9,7 +9,7 @@ from forebay.contract.settings import Settings
 def main() -> int:
     """Run the dashboard until SIGTERM or Ctrl-C; the exit status, 1 with one line on stderr when it cannot run."""
     try:
-        from forebay.dashboard.server import serve
+        from forebay.dashboard.flower.server import serve
 
         settings = Settings.load()
         return serve(settings, settings.dashboard_host, settings.dashboard_port)

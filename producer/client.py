@@ -11,11 +11,11 @@ from typing import Any
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
-from forebay.contract.training import Split
-from forebay.producer.job import Job
+from forebay.contract.requests.training import Split
+from forebay.datasets import require_pyarrow
+from forebay.producer.handles.job import Job
+from forebay.producer.options import Deadline
 from forebay.producer.submitting import Submitting
-from forebay.producer.terms import Deadline
-from forebay.storage.datasets import require_pyarrow
 
 
 class Client(Submitting):
@@ -94,7 +94,7 @@ class Client(Submitting):
         `predict` raises; then nothing was stored.
         """
         require_pyarrow()
-        from forebay.producer import batches
+        from forebay.producer.requests import batch as batches
 
         terms = self._terms(
             model, priority, queue, deadline, max_attempts, idempotency_key, metadata, False, JobKind.BATCH
@@ -146,7 +146,7 @@ class Client(Submitting):
         to the version. Raises InvalidInput, MissingExtra, and what `predict` raises; then nothing was stored.
         """
         require_pyarrow()
-        from forebay.producer import training
+        from forebay.producer.requests import training
 
         asked = training.Asked(
             recipe, dataset, target, format, params, features, missing, split, seed, metric, alias, nproc, nodes, resources,
@@ -181,7 +181,7 @@ class Client(Submitting):
         or the only one. What comes out is stored with the version. Raises what `batch` raises; then nothing was stored.
         """
         require_pyarrow()
-        from forebay.producer import evaluation
+        from forebay.producer.requests import evaluation
 
         terms = self._terms(
             model, priority, queue, deadline, max_attempts, idempotency_key, metadata, False, JobKind.EVALUATE

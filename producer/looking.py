@@ -8,9 +8,9 @@ from typing import Any
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState, QueueInfo
 from forebay.contract.references import ModelRef, check_job_id, shown
-from forebay.producer.connections import Connections
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 from forebay.producer.models import check_metadata
+from forebay.producer.session import Connections
 
 
 class Looking(Connections):
@@ -67,15 +67,15 @@ class Looking(Connections):
         count, redis_answers = 0, True
         after_id: str | None = ""
         while after_id is not None:
-            tickets, after_id = self._store.retry_failed(model=name, version=version, after_id=after_id)
-            for known in (self._watcher.find(ticket.id) for ticket in tickets):
+            routed_jobs, after_id = self._store.retry_failed(model=name, version=version, after_id=after_id)
+            for known in (self._watcher.find(routed_job.id) for routed_job in routed_jobs):
                 if known is not None:
                     known._forget_outcome()
             if redis_answers:
-                redis_answers = self._send(tickets)
+                redis_answers = self._send(routed_jobs)
             else:  # one wait for it is enough
-                self._store.mark_unsent([ticket.id for ticket in tickets])
-            count += len(tickets)
+                self._store.mark_unsent([routed_job.id for routed_job in routed_jobs])
+            count += len(routed_jobs)
         return count
 
     def _model_filter(self, model: str | None) -> tuple[str | None, int | None]:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.messages import MAX_HOLD_S
 from forebay.contract.model import ModelVersion
-from forebay.contract.pt2 import read_pt2_signature
+from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.queues import Resources
 from forebay.contract.references import ModelRef, check_name, shown
 from forebay.contract.signature import Signature
-from forebay.storage.blobs import BlobStore, pack_folder
-from forebay.storage.models import ModelRegistry
-from forebay.storage.records import json_text
-from forebay.storage.training_records import Evaluation
-from forebay.storage.training_reports import TrainingReports
+from forebay.contract.wire.messages import MAX_HOLD_S
+from forebay.storage.blobs.store import BlobStore, pack_folder
+from forebay.storage.jobs.records import json_text
+from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.training.queries import TrainingQueries
+from forebay.storage.training.records import Evaluation
 
 Described = Mapping[str, Mapping[str, Any]]
 Versions = list[ModelVersion]
@@ -43,7 +43,7 @@ class Models:
     """The registry as a client sees it."""
 
     def __init__(
-        self, registry: ModelRegistry, runs: TrainingReports, blobs: BlobStore,
+        self, registry: ModelRegistry, runs: TrainingQueries, blobs: BlobStore,
         ask_to_load: Callable[[ModelVersion], Names],
     ) -> None:  # fmt: skip
         self._registry = registry

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import ForebayError
-from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Hold, Ticket, envelopes
-from forebay.storage.jobs import JobStore
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import IDS_PER_MESSAGE, BatchWait, JobMessage, RoutedJob, job_messages
+from forebay.storage.jobs.store import JobStore
 
 log = structlog.get_logger()
 
@@ -33,18 +33,20 @@ TOGETHER, TOGETHER_S = 4, 0.004
 class Parting:
     """Jobs of one submit that are committed and not yet sent: how many ids a message of theirs holds, and its hold."""
 
-    tickets: Sequence[Ticket]
+    routed_jobs: Sequence[RoutedJob]
     size: int
-    hold: Hold | None
+    hold: BatchWait | None
 
     @classmethod
-    def of(cls, tickets: Sequence[Ticket], batch_size: int, hold_s: float) -> Parting:
+    def of(cls, routed_jobs: Sequence[RoutedJob], batch_size: int, hold_s: float) -> Parting:
         """For a model that runs `batch_size` rows at once, and whose messages a worker holds back for up to `hold_s`."""
-        size = min(max(batch_size, SMALLEST_ENVELOPE), ENVELOPE_SIZE)
+        size = min(max(batch_size, SMALLEST_ENVELOPE), IDS_PER_MESSAGE)
         if hold_s:
-            return cls(tickets, size, Hold(hold_s, batch_size))
-        several = len(tickets) > size
-        return cls(tickets, size, Hold(TOGETHER_S, min(len(tickets), TOGETHER * size)) if several else None)
+            return cls(routed_jobs, size, BatchWait(hold_s, batch_size))
+        several = len(routed_jobs) > size
+        return cls(
+            routed_jobs, size, BatchWait(TOGETHER_S, min(len(routed_jobs), TOGETHER * size)) if several else None
+        )
 
 
 class Sender:
@@ -121,10 +123,10 @@ class Sender:
             log.warning("ledger_unavailable", jobs=len(ids), error=str(failure))
 
 
-def _messages(batch: Iterable[Parting]) -> Iterable[Envelope]:
-    alike: dict[tuple[int, Hold | None], list[Ticket]] = {}
+def _messages(batch: Iterable[Parting]) -> Iterable[JobMessage]:
+    alike: dict[tuple[int, BatchWait | None], list[RoutedJob]] = {}
     for parting in batch:
-        alike.setdefault((parting.size, parting.hold), []).extend(parting.tickets)
-    for (size, hold), tickets in alike.items():
-        for message in envelopes(tickets, size):
+        alike.setdefault((parting.size, parting.hold), []).extend(parting.routed_jobs)
+    for (size, hold), routed_jobs in alike.items():
+        for message in job_messages(routed_jobs, size):
             yield replace(message, hold=hold) if hold else message

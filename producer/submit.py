@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
-from forebay.contract.messages import Ticket
 from forebay.contract.references import shown
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import RoutedJob
 from forebay.producer.sender import Parting, Sender
-from forebay.storage.jobs import JobStore
-from forebay.storage.records import NewJob
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
 
 T = TypeVar("T")
 
@@ -125,6 +125,6 @@ def _groups(batch: list[Entry]) -> list[list[Entry]]:
     return ([plain] if plain else []) + [[entry] for entry in alone]
 
 
-def _ticket(job: NewJob) -> Ticket:
+def _ticket(job: NewJob) -> RoutedJob:
     alone = job.kind is not JobKind.PREDICT
-    return Ticket(job.id, job.model, job.version, job.queue, job.priority, alone=alone)
+    return RoutedJob(job.id, job.model, job.version, job.queue, job.priority, alone=alone)

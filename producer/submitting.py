@@ -8,15 +8,15 @@ from typing import Any
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import ModelVersion
-from forebay.contract.payload import pack_input
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import ModelRef, shown
-from forebay.producer.job import Job, deadline_at
+from forebay.contract.wire.payload import pack_input
+from forebay.producer.handles.job import Job, deadline_at
 from forebay.producer.looking import Looking
 from forebay.producer.models import check_metadata
+from forebay.producer.options import Deadline, Terms, request_hash
 from forebay.producer.submit import check_key, keys_for
-from forebay.producer.terms import Deadline, Terms, request_hash
-from forebay.storage.records import NewJob
+from forebay.storage.jobs.records import NewJob
 
 
 class Submitting(Looking):

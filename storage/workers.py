@@ -9,8 +9,8 @@ from datetime import datetime
 from sqlalchemy import text
 
 from forebay.contract.job import at
-from forebay.contract.statistics import Statistics
-from forebay.storage.ledger import Ledger
+from forebay.contract.metrics.statistics import Statistics
+from forebay.storage.ledger.connection import Ledger
 
 BEAT = text("""
 INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at, stats)

@@ -10,17 +10,17 @@ import structlog
 import typer
 from typer.testing import CliRunner
 
-from forebay.contract import codec
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.job import JobError
-from forebay.contract.messages import Envelope
 from forebay.contract.settings import TABLE
+from forebay.contract.wire import codec
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import JobMessage
 from forebay.producer.cli import attach
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.records import Finished
+from forebay.storage.jobs.records import Finished
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
 
 PAIR = '{"x": {"dtype": "float32", "shape": [2]}}'
 
@@ -89,7 +89,7 @@ def open_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shel
         structlog.configure(**logs)
 
 
-def refuse(_self: Dispatcher, batch: Sequence[Envelope]) -> None:
+def refuse(_self: Dispatcher, batch: Sequence[JobMessage]) -> None:
     """What the dispatcher does when Redis is away, without its seconds of patience."""
     if batch:
         raise BrokerUnavailable("cannot send to the queue at redis://127.0.0.1:1/0: connection refused")

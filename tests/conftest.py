@@ -14,10 +14,10 @@ from hypothesis import settings as hypothesis_settings
 from servers import PostgresServer, ValkeyServer, do_without, find_postgres, new_database
 from waiting import FakeClock
 
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.models import ModelRegistry
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
+from forebay.storage.models.registry import ModelRegistry
 
 # A loaded machine is no reason to fail; a test that hangs meets pytest-timeout.
 hypothesis_settings.register_profile("forebay", deadline=None)

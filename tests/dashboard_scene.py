@@ -16,19 +16,19 @@ from made_batches import MadeBatch
 from made_training import CONFUSION, DATA, STEPS, MadeRun, make_evaluation
 from waiting import FakeClock
 
-from forebay.contract import codec
-from forebay.contract.job import IdMaker, JobError, JobKind, JobState, new_ids
+from forebay.contract.job import IdGenerator, JobError, JobKind, JobState, new_ids
+from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.model import ModelVersion
-from forebay.contract.payload import pack_input
+from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.contract.signature import Signature
-from forebay.contract.statistics import Statistics
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.models import ModelRegistry
-from forebay.storage.records import Finished, NewJob
-from forebay.storage.row_errors import ErrorKind, ErrorSample
-from forebay.storage.training_records import Evaluation
+from forebay.contract.wire import codec
+from forebay.contract.wire.payload import pack_input
+from forebay.storage.jobs.records import Finished, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
+from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.training.records import Evaluation
 from forebay.storage.workers import WorkerRegistry
 
 WORKERS = {"digits": "cpu@birch", "minilm": "gpu0@atlas", "resnet50": "gpu1@atlas"}
@@ -62,7 +62,7 @@ class Scene:
         self.store = JobStore(self.ledger)
         self.workers = WorkerRegistry(self.ledger)
         self.random = random.Random(7)
-        self.make_ids = IdMaker(self.clock).many
+        self.make_ids = IdGenerator(self.clock).many
         self.interesting: dict[JobState, str] = {}
         self._register()
         self._work(minutes)

@@ -8,11 +8,11 @@ from typing import Any
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.models import ModelRegistry
-from forebay.storage.records import NewJob
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
+from forebay.storage.models.registry import ModelRegistry
 
 
 def in_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:

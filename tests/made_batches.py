@@ -5,14 +5,14 @@ from typing import Any
 
 from sqlalchemy import text
 
-from forebay.contract.batch import PARQUET, BatchRequest, InputFile, Piece, Position, Shard
 from forebay.contract.job import JobError, JobKind, new_ids
-from forebay.storage.batch_records import ShardOutcome, ShardWork, WrittenFile
-from forebay.storage.batches import FINISH, BatchStore
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.records import ClaimedJob, NewJob
-from forebay.storage.row_errors import ErrorKind
+from forebay.contract.requests.batch import PARQUET, BatchRequest, InputFile, Piece, Position, Shard
+from forebay.contract.requests.shards import ShardOutcome, ShardWork, WrittenFile
+from forebay.contract.row_errors import ErrorKind
+from forebay.storage.batches.store import FINISH, BatchStore
+from forebay.storage.jobs.records import ClaimedJob, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
 
 ROWS = 1000
 ENDED = """
@@ -45,8 +45,8 @@ class MadeBatch:
         self.store.start(claimed, request)
         pieces = [(Piece(0, i * ROWS, (i + 1) * ROWS),) for i in range(shards)]
         planned = [Shard(piece, ROWS, ROWS * 100) for piece in pieces]
-        tickets = self.store.plan(self.store.batch(self.id), planned, Position(1, 0), True)
-        self.shards = [ticket.id for ticket in tickets or []]
+        routed_jobs = self.store.plan(self.store.batch(self.id), planned, Position(1, 0), True)
+        self.shards = [routed_job.id for routed_job in routed_jobs or []]
         self.store.hand_off(claimed)
 
     def claim(self, numbers: Sequence[int], worker: str = "") -> list[tuple[ClaimedJob, ShardWork]]:

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from forebay.contract import codec
-from forebay.contract.batch import InputFile
 from forebay.contract.job import JobError, JobKind, new_ids
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.training import DataSummary, Lineage, Point, Trained, TrainRequest
 from forebay.contract.signature import Signature
-from forebay.contract.training import DataSummary, Lineage, Point, Trained, TrainRequest
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.records import Finished, NewJob
-from forebay.storage.training import TrainingStore
-from forebay.storage.training_records import Evaluation, evaluation_value
+from forebay.contract.wire import codec
+from forebay.storage.jobs.records import Finished, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.training.records import Evaluation, evaluation_value
+from forebay.storage.training.store import TrainingStore
 
 STEPS = 200
 DATA = DataSummary(

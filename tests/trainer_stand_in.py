@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from forebay.contract.training import (
+from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
     CHECKPOINT_FOLDER,
     EVENTS_FILE,

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from worker_house import House, Worker
 
-from forebay.contract import codec
-from forebay.contract.batch import InputFile
-from forebay.contract.celery_app import make_app
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.job import JobInfo, JobKind, new_ids
-from forebay.contract.messages import Ticket
-from forebay.contract.training import EVENTS_FILE, Checkpoints, Point, Saved, TrainRequest, load_event
-from forebay.storage.records import NewJob
-from forebay.storage.training import TrainingStore
+from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.training import EVENTS_FILE, Checkpoints, Point, Saved, TrainRequest, load_event
+from forebay.contract.wire import codec
+from forebay.contract.wire.celery_app import make_app
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import RoutedJob
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.training.store import TrainingStore
 
 ROWS = 4000
 STEPS = 88  # of an epoch: 2,800 rows of training in batches of 32
@@ -51,7 +51,7 @@ class TrainingHouse(House):
         )  # fmt: skip
         job = NewJob(id, JobKind.TRAIN, "sides", 0, "train", max_attempts=max_attempts, input=request.dump())
         self.store.add([job])
-        self._dispatcher.send_tickets([Ticket(id, job.model, 0, job.queue, job.priority, alone=True)])
+        self._dispatcher.send_jobs([RoutedJob(id, job.model, 0, job.queue, job.priority, alone=True)])
         return id
 
     def result(self, id: str) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from forebay.contract.batch import InputFile
 from forebay.contract.model import ModelVersion
-from forebay.contract.signature import Signature
-from forebay.contract.training import (
+from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
     RESUME_FILE,
     DataSummary,
@@ -27,6 +26,7 @@ from forebay.contract.training import (
     Trained,
     TrainRequest,
 )
+from forebay.contract.signature import Signature
 from forebay.worker.runtimes.recipe import Recipe, RecipeModel
 from forebay.worker.trainer.run import train
 

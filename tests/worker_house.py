@@ -15,12 +15,12 @@ import psutil
 from models_for_tests import HOLD, RUNS
 from waiting import wait_until
 
-from forebay.contract.celery_app import make_app
 from forebay.contract.settings import Settings
+from forebay.contract.wire.celery_app import make_app
 from forebay.producer.client import Client
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
 
 TESTS = Path(__file__).parent

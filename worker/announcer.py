@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import redis
 import structlog
 
-from forebay.contract.messages import announce_channel
-from forebay.storage.records import Ended
+from forebay.contract.wire.messages import announce_channel
+from forebay.storage.jobs.records import Ended
 
 log = structlog.get_logger()
 

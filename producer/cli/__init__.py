@@ -1,4 +1,4 @@
-"""The producer's commands: `predict`, `batch`, `train`, `evaluate`, `models`, `jobs` and others. The root is forebay.cli's."""
+"""The producer's commands: `predict`, `batch`, `train`, `evaluate`, `models`, `jobs` and others.."""
 
 from __future__ import annotations
 

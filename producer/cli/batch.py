@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import InvalidInput, JobFailed, ResultTimeout
 from forebay.contract.job import JobState
+from forebay.contract.requests.batch import BatchProgress
 from forebay.producer.cli.options import (
     Deadline,
     Format,
@@ -30,8 +30,8 @@ from forebay.producer.cli.options import (
 )
 from forebay.producer.cli.output import clear_errors, duration, one_line, print_fields, print_json, say, write
 from forebay.producer.cli.results import ARRIVES_S, wait_for
-from forebay.producer.job import Job
-from forebay.storage.batch_views import SHARDS_ASKED, BatchErrors
+from forebay.producer.handles.job import Job
+from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors
 
 EXAMPLES = examples(
     "forebay batch minilm 'in/*.parquet' out/ --columns text --keep id",
@@ -128,7 +128,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Check that a batch's counts in the ledger, in its manifest and in its files agree. Exit status 1 when they do not."""
-    from forebay.producer.audit import audit as look
+    from forebay.producer.requests.audit import audit as look
 
     with open_client(home) as client:
         findings = look(client, id)

@@ -29,7 +29,7 @@ from forebay.producer.cli.options import (
 from forebay.producer.cli.output import clear_errors, plain, print_json, write
 from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
 from forebay.producer.cli.runs import print_evaluation
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 EXAMPLES = examples(
     "forebay evaluate digits@champion held-out.parquet --target label",

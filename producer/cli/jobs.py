@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.contract.batch import BatchProgress
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
 from forebay.contract.history import JobEvent
 from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.requests.batch import BatchProgress
 from forebay.producer.cli.batch import error_lines, progress_fields
 from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
 from forebay.producer.cli.output import (
@@ -34,8 +34,8 @@ from forebay.producer.cli.results import check_output, raise_unless_succeeded, s
 from forebay.producer.cli.retry import MANY, retry_failed
 from forebay.producer.cli.runs import details, show_details
 from forebay.producer.client import Client
-from forebay.producer.job import Job
-from forebay.storage.batch_views import BatchErrors
+from forebay.producer.handles.job import Job
+from forebay.storage.batches.views import BatchErrors
 
 LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is printed below the fields
 

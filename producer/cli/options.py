@@ -11,9 +11,9 @@ from typing import Annotated, Any, NoReturn
 import structlog
 import typer
 
-from forebay.contract.batch import FORMATS
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
+from forebay.contract.requests.batch import FORMATS
 from forebay.contract.settings import Settings, seconds
 from forebay.producer.cli.output import say
 from forebay.producer.client import Client

@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from forebay.contract import codec, errors
+from forebay.contract import errors
 from forebay.contract.job import JobState
 from forebay.contract.signature import Signature
+from forebay.contract.wire import codec
 
 JOB_FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 

@@ -28,7 +28,7 @@ from forebay.producer.cli.options import (
 from forebay.producer.cli.output import clear_errors, print_json_line, write
 from forebay.producer.cli.results import check_output, show_many, show_one, wait_for
 from forebay.producer.client import Client
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 Output = Annotated[
     Path | None,

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.recipes import LOOP, RECIPES, Param, metrics_of
 from forebay.contract.references import shown
+from forebay.contract.requests.recipes import LOOP, RECIPES, Param, metrics_of
 from forebay.producer.cli.options import Json, examples
 from forebay.producer.cli.output import clear_errors, print_json, print_table, write
 

@@ -13,13 +13,13 @@ import typer
 
 from forebay.contract.errors import ForebayError, InvalidInput, JobFailed, ResultTimeout
 from forebay.contract.job import JobKind, JobState
-from forebay.contract.payload import join_rows
 from forebay.contract.references import shown
+from forebay.contract.wire.payload import join_rows
 from forebay.producer.cli.options import cannot
 from forebay.producer.cli.output import INTERRUPTED, plain, print_json, print_json_line, say, write
 from forebay.producer.client import Client
-from forebay.producer.job import Job
-from forebay.producer.progress import watch
+from forebay.producer.handles.job import Job
+from forebay.producer.waiting.progress import watch
 
 OUTPUTS = (".npy", ".npz", ".json", ".jsonl", ".ndjson")
 ARRIVES_S = 10.0  # between a final state in the ledger and its delivery to the handle lies one poll

@@ -13,7 +13,7 @@ from forebay.contract.errors import InvalidInput, JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
-from forebay.contract.recipes import parameters
+from forebay.contract.requests.recipes import parameters
 from forebay.producer.cli.options import Home, Json, examples, open_client
 from forebay.producer.cli.output import (
     age,
@@ -26,8 +26,8 @@ from forebay.producer.cli.output import (
     say,
     write,
 )
-from forebay.producer.job import Job
-from forebay.storage.training_records import Checkpoint, Evaluation, Run
+from forebay.producer.handles.job import Job
+from forebay.storage.training.records import Checkpoint, Evaluation, Run
 
 METRICS_EXAMPLES = examples(
     "forebay jobs metrics 0190f3c2a1b47c3e9d5f60718293a4b5",

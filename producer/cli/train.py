@@ -8,7 +8,7 @@ import typer
 
 from forebay.contract.errors import InvalidInput, JobFailed, ResultTimeout
 from forebay.contract.job import JobInfo, JobState
-from forebay.contract.recipes import RECIPES
+from forebay.contract.requests.recipes import RECIPES
 from forebay.producer.cli.options import (
     Deadline,
     Home,
@@ -28,7 +28,7 @@ from forebay.producer.cli.output import clear_errors, print_fields, print_json, 
 from forebay.producer.cli.recipes import print_recipes
 from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
 from forebay.producer.cli.runs import run_fields
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 EXAMPLES = examples(
     "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",

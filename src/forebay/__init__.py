@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from forebay.contract.model import ModelVersion
     from forebay.contract.settings import Settings
     from forebay.producer.client import Client
-    from forebay.producer.job import Job, as_completed, wait
-    from forebay.storage.training_records import Evaluation
+    from forebay.producer.handles.job import Job, as_completed, wait
+    from forebay.storage.training.records import Evaluation
 
 _HOMES = {
     "Client": "forebay.producer.client",
-    "Evaluation": "forebay.storage.training_records",
-    "Job": "forebay.producer.job",
+    "Evaluation": "forebay.storage.training.records",
+    "Job": "forebay.producer.handles.job",
     "JobEvent": "forebay.contract.history",
     "JobInfo": "forebay.contract.job",
     "JobState": "forebay.contract.job",
     "ModelVersion": "forebay.contract.model",
     "Settings": "forebay.contract.settings",
-    "as_completed": "forebay.producer.job",
-    "wait": "forebay.producer.job",
+    "as_completed": "forebay.producer.handles.job",
+    "wait": "forebay.producer.handles.job",
 }  # all others are errors
 
 __all__ = [

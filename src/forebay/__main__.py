@@ -1,6 +1,6 @@
 """`python -m forebay` is the `forebay` command."""
 
-from forebay.cli import main
+from forebay.cli.root import main
 
 if __name__ == "__main__":
     main()

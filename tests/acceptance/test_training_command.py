@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from waiting import wait_until
 
 from forebay import Client, Evaluation, JobState
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -14,14 +14,14 @@ from data_sets import errors_of, rows_of, vectors, write_parquet
 from waiting import wait_until
 from worker_house import House
 
-from forebay.contract.batch import BatchRequest, InputFile, Piece, Position, Shard
 from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
-from forebay.producer.audit import audit
-from forebay.producer.job import Job
-from forebay.storage.batches import BatchStore
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.records import NewJob
+from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
+from forebay.producer.handles.job import Job
+from forebay.producer.requests.audit import audit
+from forebay.storage.batches.store import BatchStore
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 NEVER = {"LEASE_S": "600"}  # what is freed is freed by the parent, not by a lease
@@ -125,16 +125,16 @@ def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_t
     batches.hand_off(claimed)
     made = batches.plan(batches.batch(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
     assert made is not None
-    [shard] = [ticket.id for ticket in made]
+    [shard] = [routed_job.id for routed_job in made]
     store.claim([shard], "w", 30)
     assert [t.crashes for t in store.crashed([shard], "w", "signal 9")[0]] == [1]
     [again] = store.claim([shard], "w", 30)
     assert (again.tries, again.crashes) == (2, 1)
     work = batches.shard(again, 30)
     kept, given = Shard((Piece(0, 0, 50),), 50, 400), Shard((Piece(0, 50, 100),), 50, 400)
-    tickets = batches.cut(work, kept, [given], batches.batch(batch))
-    assert tickets is not None
-    assert [(t.crashes, t.alone) for t in tickets] == [(1, True)]
+    routed_jobs = batches.cut(work, kept, [given], batches.batch(batch))
+    assert routed_jobs is not None
+    assert [(t.crashes, t.alone) for t in routed_jobs] == [(1, True)]
     assert batches.claim_next(batch, "w", 30) is None, "it travels by its own message"
     assert "attempt 1 of 2: signal 9" in batches.evidence(shard)
     freed, over = store.crashed([shard], "w", "signal 9")
@@ -142,7 +142,7 @@ def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_t
     assert batches.cut(work, kept, [given], batches.batch(batch)) is None, "the lease is lost"
     assert batches.deaths(batches.batch(batch)) == (2, 0)
     assert batches.last_evidence(batch) == "signal 9"
-    [part] = store.claim([tickets[0].id], "w", 30)
+    [part] = store.claim([routed_jobs[0].id], "w", 30)
     assert (part.tries, part.crashes, batches.shard(part, 30).pieces) == (1, 1, given.pieces)
 
 
@@ -158,10 +158,10 @@ def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retrie
     store.claim([made[0].id], "w", 30)
     _, over = store.crashed([made[0].id], "w", "signal 9")
     assert [ended.id for ended in over] == [made[0].id], "nobody is left to look after the batch"
-    assert [ticket.id for ticket in batches.wake(-1)] == [batch]
+    assert [routed_job.id for routed_job in batches.wake(-1)] == [batch]
     [woken] = store.claim([batch], "w", 30)
     assert batches.start(woken, request) == []
     batches.give_up(batch, JobError("ShardsFailed", "1 of 1"), 0, 100)
     store.retry(batch)
     [retried] = store.claim([batch], "w", 30)
-    assert [ticket.id for ticket in batches.start(retried, request)] == [made[0].id]
+    assert [routed_job.id for routed_job in batches.start(retried, request)] == [made[0].id]

@@ -16,8 +16,8 @@ from servers import ValkeyServer
 from worker_house import House
 
 from forebay import InvalidInput
-from forebay.producer.audit import audit
-from forebay.storage.batch_views import BatchViews
+from forebay.producer.requests.audit import audit
+from forebay.storage.batches.views import BatchViews
 
 VECTOR = {"x": {"dtype": "float32", "shape": [2]}}
 TEXT = {"text": {"dtype": "str"}}

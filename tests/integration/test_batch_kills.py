@@ -19,8 +19,8 @@ from waiting import wait_until
 from worker_house import House
 
 from forebay.bench.workloads import sentences
-from forebay.producer.audit import audit
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
+from forebay.producer.requests.audit import audit
 
 KILLS, TEXTS, SHARD_ROWS, SEED = 10, 3000, 100, 5
 TEXT = {

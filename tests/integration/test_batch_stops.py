@@ -11,13 +11,13 @@ from worker_house import House
 
 from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobInfo, JobKind, JobState, new_ids
-from forebay.producer.audit import audit
-from forebay.producer.job import Job
-from forebay.storage.batches import BatchStore
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.overview import Overview
-from forebay.storage.records import ClaimedJob, Finished, NewJob
+from forebay.producer.handles.job import Job
+from forebay.producer.requests.audit import audit
+from forebay.storage.batches.store import BatchStore
+from forebay.storage.jobs.overview import Overview
+from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 
@@ -147,8 +147,8 @@ def test_retrying_all_that_failed_takes_batches_and_leaves_their_shards_to_them(
 ) -> None:
     store, batch, shard = failed
     assert store.count_failed() == 1
-    tickets, after = store.retry_failed()
-    assert [(t.id, bool(t.alone)) for t in tickets] == [(batch, True)]
+    routed_jobs, after = store.retry_failed()
+    assert [(t.id, bool(t.alone)) for t in routed_jobs] == [(batch, True)]
     assert after is None
     assert store.states([batch, shard]) == {batch: JobState.QUEUED, shard: JobState.FAILED}
 

@@ -15,8 +15,8 @@ from worker_house import House
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable
-from forebay.producer.audit import audit
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
+from forebay.producer.requests.audit import audit
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 
@@ -107,7 +107,7 @@ def test_a_reader_that_hangs_is_ended_by_the_time_limit_and_makes_no_suspect_of_
     wait_until(lambda: past(house, job), "its shards are free", 30)
     assert all("store_timeout_s of 2 s exceeded: killed by its worker (SIGKILL)" in a.reason for a in past(house, job))
     claimed = house.store.queued([shard.id for shard in house.store.find(parent_id=job.id)])
-    assert {ticket.crashes for ticket in claimed} <= {0}
+    assert {routed_job.crashes for routed_job in claimed} <= {0}
     assert job.wait(120)
     error = job.info().error
     assert error is not None

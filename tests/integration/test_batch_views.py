@@ -5,12 +5,12 @@ from made_batches import ROWS, MadeBatch
 from sqlalchemy import text
 
 from forebay.contract.job import JobError, JobState
-from forebay.storage import batch_views
-from forebay.storage.batch_reports import TOTALS
-from forebay.storage.batch_views import CELLS, FAILED_ROWS, FAILING, RUNNING, SHARDS, BatchViews
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.row_errors import ErrorKind, ErrorSample
+from forebay.contract.row_errors import ErrorKind, ErrorSample
+from forebay.storage.batches import views as batch_views
+from forebay.storage.batches.queries import TOTALS
+from forebay.storage.batches.views import CELLS, FAILED_ROWS, FAILING, RUNNING, SHARDS, BatchViews
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
 
 BAD_INPUT = ErrorKind("InvalidInput", 3, (ErrorSample("row 7", "expected float32 of shape [4]"),))
 NAN = ErrorKind("ValueError", 1, (ErrorSample("row 9", "row 0: NaN <b>&"),))

@@ -22,10 +22,10 @@ from worker_house import House, Worker
 
 from forebay import InvalidInput, JobCanceled, JobFailed
 from forebay.contract.job import JobState
-from forebay.producer.audit import audit
-from forebay.producer.job import Job
-from forebay.storage.batch_views import BatchViews
-from forebay.storage.row_errors import ErrorKind, ErrorSample
+from forebay.contract.row_errors import ErrorKind, ErrorSample
+from forebay.producer.handles.job import Job
+from forebay.producer.requests.audit import audit
+from forebay.storage.batches.views import BatchViews
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 
@@ -173,7 +173,7 @@ def test_a_file_that_does_not_fit_and_was_not_looked_at_fails_the_batch_and_name
 ) -> None:
     wrong = pa.table({"x": pa.array(["a"]), "id": pa.array([1])})
     data = write_parquet(tmp_path / "in", [vectors(10), wrong, vectors(10)])
-    monkeypatch.setattr("forebay.producer.batches.CHECK_S", -1.0)
+    monkeypatch.setattr("forebay.producer.requests.batch.CHECK_S", -1.0)
     job = house.client.batch("net", data, tmp_path / "out", columns="x")
     with pytest.raises(JobFailed, match=r"001\.parquet'?: column 'x': expected float32 of shape \[4\], found string"):
         job.result(60)
@@ -293,7 +293,7 @@ def _said(worker: Worker, word: str, times: int) -> bool:
 
 
 def _request(house: House, job: Job) -> Any:
-    from forebay.contract.batch import BatchRequest
+    from forebay.contract.requests.batch import BatchRequest
 
     client = house.client
     return BatchRequest.load(client._payloads.load(*client._batches.request(job.id)))

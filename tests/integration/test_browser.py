@@ -18,8 +18,8 @@ from waiting import wait_until
 from worker_house import House
 
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
-from forebay.storage.row_errors import ErrorKind, ErrorSample
-from forebay.storage.training_records import Evaluation
+from forebay.contract.row_errors import ErrorKind, ErrorSample
+from forebay.storage.training.records import Evaluation
 
 AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
 PAGES = ("/overview", "/overview?window=day", "/jobs", "/batches", "/training", "/models", "/devices")

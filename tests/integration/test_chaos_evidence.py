@@ -7,13 +7,13 @@ import pytest
 from forebay.chaos import evidence
 from forebay.chaos.audit import Entry
 from forebay.chaos.model import Fate, Journal, Refused, write_artifact
-from forebay.contract import codec
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobError, JobKind, JobState, new_ids
 from forebay.contract.settings import Settings
-from forebay.storage.blobs import BlobStore
-from forebay.storage.payloads import Payloads
-from forebay.storage.records import Finished, NewJob
+from forebay.contract.wire import codec
+from forebay.storage.blobs.payloads import Payloads
+from forebay.storage.blobs.store import BlobStore
+from forebay.storage.jobs.records import Finished, NewJob
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import pytest
 from command_shell import PAIR, Shell, app, open_shell
 from typer.testing import CliRunner
 
-from forebay.contract import codec
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.job import JobError, Transition
-from forebay.contract.messages import Envelope
-from forebay.contract.payload import join_rows, unpack_input
+from forebay.contract.wire import codec
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import JobMessage
+from forebay.contract.wire.payload import join_rows, unpack_input
 from forebay.producer.cli import models as models_module
 from forebay.producer.cli import results as results_module
 from forebay.producer.cli import retry as retry_module
-from forebay.storage.records import ClaimedJob, Finished
+from forebay.storage.jobs.records import ClaimedJob, Finished
 
 NO_JOB = "0190f3c2a1b47c3e9d5f60718293a4b5"
 
@@ -33,9 +33,9 @@ def worker(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
     """Call it with a function of one row: every job sent from then on is run by it at once."""
 
     def start(model: Callable[[Any], Any]) -> None:
-        def send(_self: Dispatcher, batch: Sequence[Envelope]) -> None:
-            for envelope in batch:
-                claimed = shell.store.claim(envelope.ids, "w@host", 30)
+        def send(_self: Dispatcher, batch: Sequence[JobMessage]) -> None:
+            for job_message in batch:
+                claimed = shell.store.claim(job_message.ids, "w@host", 30)
                 shell.store.finish([finished(job, model) for job in claimed])
 
         monkeypatch.setattr(Dispatcher, "send", send)

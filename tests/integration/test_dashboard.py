@@ -17,11 +17,11 @@ from kombu.utils.uuid import uuid
 from servers import ValkeyServer, free_port
 from waiting import wait_until
 
-from forebay.contract.celery_app import make_app
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.errors import InvalidInput
-from forebay.contract.messages import PREDICT_TASK, Ticket
 from forebay.contract.settings import Settings
+from forebay.contract.wire.celery_app import make_app
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import PREDICT_TASK, RoutedJob
 
 WORKER = "cpu@host-of-the-test"
 PAGES = ("/", "/workers", "/tasks", "/broker")
@@ -58,17 +58,17 @@ def await_listeners(server: ValkeyServer) -> None:
 
 def argsrepr_of(app: Celery, server: ValkeyServer, jobs: int) -> str:
     """What a message for so many jobs of digits/1 says of its arguments, sent as Forebay sends it."""
-    tickets = [Ticket(str(uuid()), "digits", 1, "cpu", 0) for _ in range(jobs)]
+    routed_jobs = [RoutedJob(str(uuid()), "digits", 1, "cpu", 0) for _ in range(jobs)]
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         client.delete("cpu")
-        Dispatcher(app).send_tickets(tickets)
+        Dispatcher(app).send_jobs(routed_jobs)
         message = client.lpop("cpu")
     assert isinstance(message, str)
     return str(json.loads(message)["headers"]["argsrepr"])
 
 
 def publish_task(app: Celery, args: str, result: str) -> str:
-    """The events of one message from receipt to success, as worker/strategy.py and Celery send them; the task's id."""
+    """The events of one message from receipt to success, as the strategy and Celery send them; the task's id."""
     task = str(uuid())
     with app.connection_for_write() as connection, app.events.Dispatcher(connection, hostname=WORKER) as events:
         events.send("worker-online", freq=2.0)
@@ -256,14 +256,14 @@ def test_a_strangers_message_on_the_event_channel_does_not_deafen_it(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
 def test_loopback_needs_no_login(host: str) -> None:
-    from forebay.dashboard.options import check_access
+    from forebay.dashboard.flower.options import check_access
 
     check_access(host, authenticated=False)
 
 
 @pytest.mark.parametrize("host", ["", "0", "0.0.0.0", "::", "::ffff:0.0.0.0", "192.0.2.1", "2001:db8::1"])  # noqa: S104
 def test_every_other_address_needs_a_login(host: str) -> None:
-    from forebay.dashboard.options import check_access
+    from forebay.dashboard.flower.options import check_access
 
     check_access(host, authenticated=True)
     with pytest.raises(InvalidInput, match="FLOWER_BASIC_AUTH=user:password"):
@@ -272,13 +272,15 @@ def test_every_other_address_needs_a_login(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["x" * 64, "127.0.0.1:80:"])
 def test_a_host_that_is_no_address_is_named(host: str) -> None:
-    from forebay.dashboard.options import check_access
+    from forebay.dashboard.flower.options import check_access
 
     with pytest.raises(InvalidInput, match="no address to listen on"):
         check_access(host, authenticated=True)
 
 
 def test_the_dashboard_imports_neither_worker_nor_torch() -> None:
-    program = "import sys, forebay.dashboard.server\nprint({'torch', 'forebay.worker'}.intersection(sys.modules))"
+    program = (
+        "import sys, forebay.dashboard.flower.server\nprint({'torch', 'forebay.worker'}.intersection(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

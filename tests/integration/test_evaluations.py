@@ -15,7 +15,7 @@ from worker_house import House
 
 from forebay import Evaluation, JobFailed
 from forebay.contract.job import JobState
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 TEXT = {"inputs": {"text": {"dtype": "str"}}, "outputs": {"out": {"dtype": "str"}}}

@@ -19,7 +19,7 @@ import torch
 from hostile_archives import CONSTANTS, PROGRAM, WEIGHTS, edited, load, load_with_torch_alone, rebuilt
 
 from forebay.contract.errors import InvalidInput, ModelRefused
-from forebay.contract.pt2 import read_pt2_signature, refuse_unsafe_pt2
+from forebay.contract.pt2.archive import read_pt2_signature, refuse_unsafe_pt2
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from waiting import FakeClock
 
 from forebay.contract.history import history
 from forebay.contract.job import JobError, JobKind, at, new_ids
-from forebay.storage.jobs import JobStore
-from forebay.storage.records import Finished, NewJob, Postponed
+from forebay.storage.jobs.records import Finished, NewJob, Postponed
+from forebay.storage.jobs.store import JobStore
 
 LEASE = 30.0
 

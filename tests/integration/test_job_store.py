@@ -13,9 +13,9 @@ from waiting import FakeClock
 
 from forebay.contract.errors import IllegalTransition, InvalidInput, JobNotFound
 from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, at, new_ids
-from forebay.contract.messages import Ticket
-from forebay.storage.jobs import JobStore
-from forebay.storage.records import Ended, Finished, NewJob
+from forebay.contract.wire.messages import RoutedJob
+from forebay.storage.jobs.records import Ended, Finished, NewJob
+from forebay.storage.jobs.store import JobStore
 
 T = TypeVar("T")
 
@@ -261,7 +261,7 @@ def test_a_lapsed_lease_frees_a_job_with_attempts_left(store: JobStore, clock: F
     (id,) = add(store, queue="gpu", priority=3)
     claim(store, [id])
     clock.forward(LEASE + 1)
-    assert store.free_lapsed() == ([Ticket(id, "digits", 1, "gpu", 3, crashes=1)], [])
+    assert store.free_lapsed() == ([RoutedJob(id, "digits", 1, "gpu", 3, crashes=1)], [])
     info = store.get(id)
     assert (info.state, info.attempt, info.worker) == (JobState.QUEUED, 1, None)
     assert "lease lapsed" in info.progress.message
@@ -418,7 +418,7 @@ def test_a_released_job_waits_again_with_its_attempt_uncounted(store: JobStore) 
     ids = add(store, 3, max_attempts=1)
     claim(store, ids[:2])
     claim(store, ids[2:], "w2")
-    assert store.release(ids, "w1") == [Ticket(id, "digits", 1, "cpu", 5, crashes=0) for id in ids[:2]]
+    assert store.release(ids, "w1") == [RoutedJob(id, "digits", 1, "cpu", 5, crashes=0) for id in ids[:2]]
     info = store.get(ids[0])
     assert (info.state, info.attempt, info.worker, info.started_at) == (JobState.QUEUED, 0, None, None)
     assert store.get(ids[2]).state is JobState.RUNNING
@@ -460,7 +460,7 @@ def test_a_user_retries_what_ended_badly_and_nothing_else(store: JobStore, state
             store.retry(id)
         assert store.get(id).state is state
         return
-    assert store.retry(id) == Ticket(id, "digits", 1, "cpu", 5, crashes=0)
+    assert store.retry(id) == RoutedJob(id, "digits", 1, "cpu", 5, crashes=0)
     info = store.get(id)
     assert (info.state, info.attempt, info.error, info.worker) == (JobState.QUEUED, 0, None, None)
     assert (info.started_at, info.finished_at, info.deadline_at) == (None, None, None)
@@ -492,8 +492,8 @@ def test_two_users_retry_all_that_failed_and_each_job_is_queued_once(store: JobS
     def retry_all(_: int) -> list[str]:
         retried, after_id = [], ""
         while after_id is not None:
-            tickets, after_id = store.retry_failed(after_id=after_id, limit=7)
-            retried += [ticket.id for ticket in tickets]
+            routed_jobs, after_id = store.retry_failed(after_id=after_id, limit=7)
+            retried += [routed_job.id for routed_job in routed_jobs]
         return retried
 
     assert sorted(id for retried in together(2, retry_all) for id in retried) == ids
@@ -551,7 +551,7 @@ def test_many_sweepers_take_each_unsent_job_once(store: JobStore, clock: FakeClo
     ids = add(store, 200)
     clock.forward(60)
     taken = together(4, lambda _: [*store.take_unsent("cpu", 10, limit=70), *store.take_unsent("cpu", 10)])
-    assert Counter(t.id for tickets in taken for t in tickets) == Counter(ids)
+    assert Counter(t.id for routed_jobs in taken for t in routed_jobs) == Counter(ids)
 
 
 def test_a_message_that_did_not_go_out_is_sent_by_the_next_sweep(store: JobStore) -> None:

@@ -26,9 +26,9 @@ from waiting import FakeClock
 
 from forebay.contract.errors import IllegalTransition, QueueFull
 from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, after, utc
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.records import Finished, NewJob, Postponed
+from forebay.storage.jobs.records import Finished, NewJob, Postponed
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
 
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 LEASE = 10.0
@@ -162,10 +162,10 @@ class Jobs(RuleBasedStateMachine):
         retried: list[str] = []
         after_id: str | None = ""
         while after_id is not None:
-            tickets, after_id = self.store.retry_failed(model="m", after_id=after_id, limit=limit)
-            assert len(tickets) <= limit
-            assert {t.crashes for t in tickets} <= {0}
-            retried += [t.id for t in tickets]
+            routed_jobs, after_id = self.store.retry_failed(model="m", after_id=after_id, limit=limit)
+            assert len(routed_jobs) <= limit
+            assert {t.crashes for t in routed_jobs} <= {0}
+            retried += [t.id for t in routed_jobs]
         assert retried == expected
         for id in retried:
             self.jobs[id].move(Transition.RETRY)
@@ -296,8 +296,8 @@ class Jobs(RuleBasedStateMachine):
         self.clock.forward(seconds)
         queued = {id: job for id, job in self.jobs.items() if job.state is JobState.QUEUED}
         expected = sorted(id for id, job in queued.items() if job.wait is not None and job.wait <= self.clock())
-        tickets = self.store.take_due()
-        assert [(t.id, t.crashes) for t in tickets] == [(id, self.jobs[id].crashes) for id in expected]
+        routed_jobs = self.store.take_due()
+        assert [(t.id, t.crashes) for t in routed_jobs] == [(id, self.jobs[id].crashes) for id in expected]
         for id in expected:
             self.jobs[id].wait, self.jobs[id].sent = None, self.clock()
 

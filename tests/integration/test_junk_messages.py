@@ -12,10 +12,10 @@ from servers import ValkeyServer
 from waiting import wait_until
 from worker_house import House
 
-from forebay.contract.celery_app import make_app
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.job import JobState
-from forebay.contract.messages import Envelope
+from forebay.contract.wire.celery_app import make_app
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import JobMessage
 
 IDS = tuple(f"{i:032x}" for i in range(10_000))
 PIDBOX = "/0.celery.pidbox"
@@ -55,7 +55,7 @@ def connection(house: House) -> Iterator[redis.Redis]:
 def message(house: House) -> dict[str, Any]:
     """A message as the dispatcher makes them, for the worker's queue, with ids that no job has."""
     app = make_app(house.settings)
-    Dispatcher(app).send([Envelope("doubler", 1, "gpu", 5, IDS[:2])])  # a queue that nobody serves
+    Dispatcher(app).send([JobMessage("doubler", 1, "gpu", 5, IDS[:2])])  # a queue that nobody serves
     app.close()
     with redis.Redis.from_url(house.settings.broker) as connection:
         raw = connection.rpop("gpu:3")
@@ -69,7 +69,7 @@ def body(value: Any) -> str:
     return base64.b64encode(value if isinstance(value, bytes) else json.dumps(value).encode()).decode()
 
 
-def envelope(*args: Any, kwargs: Any = None, **embed: Any) -> list[Any]:
+def job_message(*args: Any, kwargs: Any = None, **embed: Any) -> list[Any]:
     none = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     return [list(args), kwargs or {}, none | embed]
 
@@ -105,25 +105,25 @@ BODIES = {
     "deep lists": b"[" * 20_000,
     "two parts": [[], {}],
     "three wrong parts": [5, 5, 5],
-    "no arguments": envelope(),
-    "three arguments": envelope(*GOOD[:3]),
-    "a list for a name": envelope([], *GOOD[1:]),
-    "an unknown model": envelope("no-such-model", *GOOD[1:]),
-    "a path for a name": envelope("../../etc", *GOOD[1:]),
-    "text for a version": envelope("doubler", "1", *GOOD[2:]),
-    "a truth for a version": envelope("doubler", True, *GOOD[2:]),
-    "an object for ids": envelope("doubler", 1, {}, False),
-    "numbers for ids": envelope("doubler", 1, [1, 2], False),
-    "SQL for an id": envelope("doubler", 1, ["'; DROP TABLE jobs; --"], False),
-    "10 000 ids": envelope("doubler", 1, list(IDS), False),
-    "1000 ids": envelope("doubler", 1, list(IDS[:1000]), False),
-    "no ids": envelope("doubler", 1, [], False),
-    "one id 256 times": envelope("doubler", 1, [IDS[0]] * 256, False),
-    "keyword arguments": envelope(*GOOD, kwargs={"x": 1}),
-    "a callback": envelope(*GOOD, callbacks=[{"task": "forebay.predict", "args": [], "kwargs": {}}]),
-    "an errback": envelope(*GOOD, errbacks=[5]),
-    "a chord": envelope(*GOOD, chord={"task": "celery.chord"}),
-    "a chain": envelope(*GOOD, chain=[5]),
+    "no arguments": job_message(),
+    "three arguments": job_message(*GOOD[:3]),
+    "a list for a name": job_message([], *GOOD[1:]),
+    "an unknown model": job_message("no-such-model", *GOOD[1:]),
+    "a path for a name": job_message("../../etc", *GOOD[1:]),
+    "text for a version": job_message("doubler", "1", *GOOD[2:]),
+    "a truth for a version": job_message("doubler", True, *GOOD[2:]),
+    "an object for ids": job_message("doubler", 1, {}, False),
+    "numbers for ids": job_message("doubler", 1, [1, 2], False),
+    "SQL for an id": job_message("doubler", 1, ["'; DROP TABLE jobs; --"], False),
+    "10 000 ids": job_message("doubler", 1, list(IDS), False),
+    "1000 ids": job_message("doubler", 1, list(IDS[:1000]), False),
+    "no ids": job_message("doubler", 1, [], False),
+    "one id 256 times": job_message("doubler", 1, [IDS[0]] * 256, False),
+    "keyword arguments": job_message(*GOOD, kwargs={"x": 1}),
+    "a callback": job_message(*GOOD, callbacks=[{"task": "forebay.predict", "args": [], "kwargs": {}}]),
+    "an errback": job_message(*GOOD, errbacks=[5]),
+    "a chord": job_message(*GOOD, chord={"task": "celery.chord"}),
+    "a chain": job_message(*GOOD, chain=[5]),
 }
 
 HEADERS = {
@@ -233,7 +233,7 @@ def test_a_forged_envelope_cannot_run_a_job_with_another_model(
     first = house.client.predict("recorder/1", {"n": 1})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
     job = house.client.predict("recorder/1", {"n": 2})
-    connection.lpush("cpu", json.dumps(message | {"body": body(envelope("doubler", 1, [job.id], False))}))
+    connection.lpush("cpu", json.dumps(message | {"body": body(job_message("doubler", 1, [job.id], False))}))
     house.go_on()
     assert job.result(30) == 2
     assert house.runs().count(2) == 1
@@ -245,7 +245,7 @@ def test_a_message_sent_a_hundred_times_runs_its_job_once(
     house.hold()
     job = house.client.predict("recorder/1", {"n": 3})
     for _ in range(100):
-        connection.lpush("cpu", json.dumps(message | {"body": body(envelope("recorder", 1, [job.id], False))}))
+        connection.lpush("cpu", json.dumps(message | {"body": body(job_message("recorder", 1, [job.id], False))}))
     house.go_on()
     assert job.result(30) == 3
     wait_until(lambda: not connection.exists("cpu", "unacked"), "every copy is read")
@@ -303,7 +303,7 @@ BROADCASTS = {
     "an object": {},
     "a wrong method": {"method": 5},
     "a list for arguments": {"method": "ping", "arguments": [], "reply_to": None},
-    "a wrong answer address": {"method": "ping", "reply_to": 5, "ticket": "1"},
+    "a wrong answer address": {"method": "ping", "reply_to": 5, "routed_job": "1"},
     "a wrong destination": {"method": "ping", "destination": 5},
     "a slow expression": {"method": "ping", "pattern": "(w+)+$", "matcher": "pcre"},
     "an unknown method": {"method": "no_such", "arguments": {"x": 1}},

@@ -16,11 +16,11 @@ from waiting import FakeClock
 
 from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.job import JobKind, new_ids
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import CLOCK_REFRESH_S, Ledger
-from forebay.storage.migrate import current
-from forebay.storage.models import ModelRegistry
-from forebay.storage.records import NewJob
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import CLOCK_REFRESH_S, Ledger
+from forebay.storage.ledger.migrate import current
+from forebay.storage.models.registry import ModelRegistry
 
 
 def test_eight_processes_write_to_one_ledger_at_once(ledger: Ledger, database: str) -> None:
@@ -134,7 +134,7 @@ def test_tables_older_than_this_forebay_are_told_with_the_next_step(
 
 
 def test_a_ledger_that_another_program_holds_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forebay.storage.ledger.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("forebay.storage.ledger.connection.BUSY_TIMEOUT_S", 0.1)
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", create=True)
     ledger.ping()
     other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)

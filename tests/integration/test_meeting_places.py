@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.worker.board import meeting_place, remove_left_places
+from forebay.worker.shared_page import page_path, remove_stale_pages
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def gone() -> int:
 
 
 def listen(parent: int) -> socket.socket:
-    place = meeting_place(parent)
+    place = page_path(parent)
     place.parent.mkdir(mode=0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(place))
@@ -40,28 +40,28 @@ def listen(parent: int) -> socket.socket:
 
 def test_the_place_of_a_killed_parent_is_removed(gone):
     listen(gone).close()  # the kernel closes what a killed process held, and leaves the file
-    assert meeting_place(gone).exists()
-    remove_left_places()
-    assert not meeting_place(gone).parent.exists()
+    assert page_path(gone).exists()
+    remove_stale_pages()
+    assert not page_path(gone).parent.exists()
 
 
 def test_an_empty_place_of_a_killed_parent_is_removed(gone):
-    meeting_place(gone).parent.mkdir()
-    remove_left_places()
-    assert not meeting_place(gone).parent.exists()
+    page_path(gone).parent.mkdir()
+    remove_stale_pages()
+    assert not page_path(gone).parent.exists()
 
 
 def test_places_in_use_stay(gone):
     with listen(os.getpid()), listen(os.getppid()), listen(gone):  # the last one's parent is in another container
-        remove_left_places()
-        assert all(meeting_place(pid).exists() for pid in (os.getpid(), os.getppid(), gone))
+        remove_stale_pages()
+        assert all(page_path(pid).exists() for pid in (os.getpid(), os.getppid(), gone))
 
 
 def test_what_is_no_place_stays(places, gone):
     (places / "elsewhere").mkdir()
     (places / f"forebay-{os.getuid()}-notes").mkdir()
-    meeting_place(gone).parent.symlink_to(places / "elsewhere")
-    remove_left_places()
+    page_path(gone).parent.symlink_to(places / "elsewhere")
+    remove_stale_pages()
     assert (places / f"forebay-{os.getuid()}-notes").is_dir()
-    assert meeting_place(gone).parent.is_symlink()
+    assert page_path(gone).parent.is_symlink()
     assert (places / "elsewhere").is_dir()

@@ -18,7 +18,7 @@ from waiting import wait_until
 from worker_house import House
 
 from forebay import JobFailed, as_completed
-from forebay.contract.metrics import LEDGER, METRICS, PREFIX, WORKER
+from forebay.contract.metrics.declared import LEDGER, METRICS, PREFIX, WORKER
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"u:p").decode()}
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]

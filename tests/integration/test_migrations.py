@@ -10,9 +10,9 @@ from servers import new_database
 from sqlalchemy import inspect, text
 
 from forebay.contract.errors import LedgerUnavailable
-from forebay.storage import tables
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import current, upgrade
+from forebay.storage.ledger import tables
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import current, upgrade
 
 
 @pytest.fixture

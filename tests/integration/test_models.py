@@ -15,9 +15,9 @@ from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.job import JobKind, at, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
-from forebay.storage.jobs import JobStore
-from forebay.storage.models import ModelRegistry
-from forebay.storage.records import Finished, NewJob
+from forebay.storage.jobs.records import Finished, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.models.registry import ModelRegistry
 
 IMAGE = {"x": {"dtype": "float32", "shape": [64]}}
 SCORES = {"scores": {"dtype": "float32", "shape": [10]}}

@@ -21,7 +21,7 @@ from worker_house import House
 
 from forebay import as_completed
 from forebay.contract.job import JobState
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A message that is lost from a queue that is never empty: who was overtaken is sent again, and nobody else."""
+"""A message that is lost from a queue that is never empty: who was lost_messages is sent again, and nobody else."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from fakeredis import FakeRedis
 from waiting import FakeClock
 
 from forebay.contract.job import JobKind, new_ids
-from forebay.contract.messages import Ticket
 from forebay.contract.settings import Settings
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.overtaken import OvertakenJobs
-from forebay.storage.records import NewJob
+from forebay.contract.wire.messages import RoutedJob
+from forebay.storage.jobs.lost_messages import LostMessages
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
 from forebay.worker.announcer import Announcer
-from forebay.worker.sweeper import Sweeper
+from forebay.worker.parent.sweeper import Sweeper
 
 
 def add(store: JobStore, count: int, **fields: Any) -> list[str]:
@@ -22,7 +22,7 @@ def add(store: JobStore, count: int, **fields: Any) -> list[str]:
 
 
 def taken(ledger: Ledger, queue: str = "cpu") -> list[str]:
-    return [ticket.id for ticket in OvertakenJobs(ledger).take(queue, after_s=100, margin_s=10)]
+    return [routed_job.id for routed_job in LostMessages(ledger).take(queue, after_s=100, margin_s=10)]
 
 
 def test_who_was_overtaken_long_ago_is_sent_again_and_once(ledger: Ledger, store: JobStore, clock: FakeClock) -> None:
@@ -41,7 +41,7 @@ def test_who_was_overtaken_long_ago_is_sent_again_and_once(ledger: Ledger, store
 
 def test_what_merely_waits_its_turn_is_left_alone(ledger: Ledger, store: JobStore, clock: FakeClock) -> None:
     running, waiting = add(store, 1), add(store, 5)
-    add(store, 5, priority=9)  # less urgent: whoever runs at another priority has not overtaken them
+    add(store, 5, priority=9)  # less urgent: whoever runs at another priority has not lost_messages them
     add(store, 5, queue="gpu")
     store.claim(running, "w1", 1000)
     clock.forward(1000)
@@ -57,7 +57,7 @@ def test_only_so_many_are_looked_at_and_sent_at_once(ledger: Ledger, store: JobS
     clock.forward(200)
     store.claim(add(store, 1), "w1", 1000)
     clock.forward(200)
-    finder = OvertakenJobs(ledger)
+    finder = LostMessages(ledger)
     assert [t.id for t in finder.take("cpu", 100, 10, limit=20)] == lost[:20]
     assert [t.id for t in finder.take("cpu", 100, 10, limit=20)] == lost[20:]
 
@@ -68,8 +68,8 @@ class NotingDispatcher:
     def __init__(self) -> None:
         self.sent: list[str] = []
 
-    def send_tickets(self, tickets: list[Ticket]) -> None:
-        self.sent += [ticket.id for ticket in tickets]
+    def send_jobs(self, routed_jobs: list[RoutedJob]) -> None:
+        self.sent += [routed_job.id for routed_job in routed_jobs]
 
 
 def test_a_sweep_sends_them_while_redis_holds_other_messages(store: JobStore, clock: FakeClock) -> None:

@@ -12,11 +12,11 @@ from waiting import FakeClock
 
 from forebay.contract.errors import JobNotFound, LedgerUnavailable
 from forebay.contract.job import JobKind, JobState, new_ids
-from forebay.storage import job_views
-from forebay.storage.job_views import JobFilter, JobViews
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.overview import Overview
+from forebay.storage.jobs import views as job_views
+from forebay.storage.jobs.overview import Overview
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.jobs.views import JobFilter, JobViews
+from forebay.storage.ledger.connection import Ledger
 
 
 @pytest.fixture

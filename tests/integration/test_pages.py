@@ -21,11 +21,11 @@ from waiting import wait_until
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
-from forebay.dashboard.pages import HEADERS
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.models import ModelRegistry
-from forebay.storage.records import NewJob
+from forebay.dashboard.pages.base import HEADERS
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
+from forebay.storage.models.registry import ModelRegistry
 
 OURS = (
     "/overview",
@@ -611,7 +611,7 @@ def test_a_retry_without_redis_is_kept_for_the_sweeper(site: Site, scene: Scene,
     try:
         assert site.do(id, "retry").status == 303
         assert scene.store.get(id).state is JobState.QUEUED
-        assert id in [ticket.id for ticket in scene.store.take_unsent("cpu", 1e6)]
+        assert id in [routed_job.id for routed_job in scene.store.take_unsent("cpu", 1e6)]
         wait_until(lambda: "Redis does not answer" in site.text("/jobs"), "the page says that Redis is away")
     finally:
         valkey.start()

@@ -8,10 +8,10 @@ from sqlalchemy import text
 from forebay.bench.million_jobs import fill
 from forebay.bench.reports import hot_path, main, reports
 from forebay.contract.job import JobKind, JobState
-from forebay.storage.job_reports import COUNTS, COUNTS_ENDED, DEPTHS, FEW_KINDS, HAS_METADATA, QUEUES_WAITING
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
+from forebay.storage.jobs.queries import COUNTS, COUNTS_ENDED, DEPTHS, FEW_KINDS, HAS_METADATA, QUEUES_WAITING
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
 
 JOBS = 3000
 

@@ -11,9 +11,9 @@ from waiting import FakeClock
 from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobKind, new_ids
 from forebay.contract.queues import QueueSpec, Resources
-from forebay.producer.room import KEEP_S, SHARE, Room
-from forebay.storage.jobs import JobStore
-from forebay.storage.records import Finished, NewJob
+from forebay.producer.quota import KEEP_S, SHARE, Room
+from forebay.storage.jobs.records import Finished, NewJob
+from forebay.storage.jobs.store import JobStore
 
 
 def jobs(count: int, queue: str = "cpu", **more: Any) -> list[NewJob]:

@@ -12,23 +12,23 @@ from waiting import FakeClock
 from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, MissingExtra, Transient
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
-from forebay.contract.payload import pack_input
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
-from forebay.storage.blobs import BlobStore
-from forebay.storage.ceilings import Ceilings
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.storage.models import ModelRegistry
-from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob, Finished, NewJob
-from forebay.worker import stops
-from forebay.worker.board import Board
-from forebay.worker.limits import Limits
-from forebay.worker.model_cache import ModelCache
-from forebay.worker.runner import Runner
-from forebay.worker.summary import Summary
+from forebay.contract.wire.payload import pack_input
+from forebay.storage.blobs.payloads import Payloads
+from forebay.storage.blobs.store import BlobStore
+from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
+from forebay.storage.models.ceilings import CeilingStore
+from forebay.storage.models.registry import ModelRegistry
+from forebay.worker.execution import stops
+from forebay.worker.execution.ceilings import MemoryCeilings
+from forebay.worker.execution.model_cache import ModelCache
+from forebay.worker.execution.summary import Summary
+from forebay.worker.kinds.predict import Runner
+from forebay.worker.shared_page import SharedPage
 
 BATCH = 4
 
@@ -63,14 +63,14 @@ class Bench:
             registry=registry,
             payloads=self.payloads,
             cache=ModelCache(2**30, lambda _: None, "cpu", runtimes=lambda *_: self),
-            limits=Limits(Ceilings(ledger, "cpu")),
+            ceilings=MemoryCeilings(CeilingStore(ledger, "cpu")),
             announcer=self.announced,  # type: ignore[arg-type]
             worker="w",
             lease_s=30,
             queues=["cpu"],
-            board=Board(),
+            page=SharedPage(),
             load_timeout_s=600,
-            patience_s=30,
+            outage_timeout_s=30,
             make_shards=lambda _: pytest.fail("there is no batch job here"),
             make_evaluator=lambda _: pytest.fail("there is no evaluation here"),
             make_slot=lambda: self.slot(),
@@ -353,7 +353,7 @@ def test_a_short_absence_of_the_ledger_is_waited_out(bench: Bench, monkeypatch: 
 
 
 def test_a_ceiling_that_cannot_be_read_costs_no_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ceilings, "get", lambda *_: raising(LedgerUnavailable("away"))([]))
+    monkeypatch.setattr(CeilingStore, "get", lambda *_: raising(LedgerUnavailable("away"))([]))
     assert bench.runner.run(bench.add(*range(8))).succeeded == 8
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file, save_model
 from forebay.contract.errors import ForebayError, InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
-from forebay.worker.model_cache import ModelCache
+from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.runtimes import BUILT_IN, get_runtime
 from forebay.worker.runtimes.tensors import split, stack
 

@@ -10,8 +10,8 @@ from waiting import wait_until
 from worker_house import House
 
 from forebay import as_completed
-from forebay.storage.ceilings import Ceilings
-from forebay.storage.ledger import Ledger
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.ceilings import CeilingStore
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_out_of_memory_halves_the_batch_and_a_second_worker_starts_at_the_rememb
     assert max(own.runs()) > 40
     ledger = Ledger(own.client.settings.database)
     try:
-        ceiling = Ceilings(ledger, "cpu").get(model.partition("/")[0], 1)
+        ceiling = CeilingStore(ledger, "cpu").get(model.partition("/")[0], 1)
     finally:
         ledger.close()
     assert ceiling is not None

@@ -10,9 +10,9 @@ from torch.export import Dim
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.model import ModelVersion
-from forebay.contract.pt2 import read_pt2_signature
+from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.signature import Signature
-from forebay.worker.model_cache import ModelCache
+from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.runtimes import get_runtime
 
 

@@ -12,10 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from training_runs import Run, npz, request, run, serve
 
-from forebay.contract.batch import InputFile
 from forebay.contract.errors import ForebayError, InvalidInput, ModelLoadFailed, ModelRefused
-from forebay.contract.recipes import RECIPES, check_params
-from forebay.contract.training import Checkpoints, Split, TrainRequest
+from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.recipes import RECIPES, check_params
+from forebay.contract.requests.training import Checkpoints, Split, TrainRequest
 from forebay.worker.runtimes import BUILT_IN, get_runtime
 from forebay.worker.trainer.recipes import get_recipe
 from forebay.worker.trainer.scoring import Scorer

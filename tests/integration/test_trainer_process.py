@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from training_runs import npz, request, run
 from waiting import wait_until
 
-from forebay.contract.training import (
+from forebay.contract.requests.training import (
     Checkpoints,
     Event,
     Refused,

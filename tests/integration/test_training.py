@@ -16,7 +16,7 @@ from worker_house import Worker
 
 from forebay.contract.job import JobState
 from forebay.contract.references import ModelRef
-from forebay.storage.models import ModelRegistry
+from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.workers import WorkerRegistry
 
 LONG_S = 300  # a loaded machine is no reason to fail

@@ -17,15 +17,15 @@ from command_shell import Shell, open_shell
 from PIL import Image
 
 from forebay import Client, Evaluation, InvalidInput, JobState, NoQueueFits
-from forebay.contract import codec
 from forebay.contract.errors import IllegalTransition
 from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.training import DataSummary, Point, Split, Trained, TrainRequest
 from forebay.contract.signature import Signature
-from forebay.contract.training import DataSummary, Point, Split, Trained, TrainRequest
-from forebay.storage.records import ClaimedJob, Finished
-from forebay.storage.training import TrainingStore
-from forebay.storage.training_records import evaluation_value
+from forebay.contract.wire import codec
+from forebay.storage.jobs.records import ClaimedJob, Finished
+from forebay.storage.training.records import evaluation_value
+from forebay.storage.training.store import TrainingStore
 
 ASKED = {"recipe": "classifier", "target": "label"}
 

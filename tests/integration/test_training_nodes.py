@@ -7,17 +7,17 @@ import pytest
 from waiting import FakeClock
 
 from forebay.contract.job import JobError, JobKind, JobState, new_ids
+from forebay.contract.requests.training import TrainRequest
 from forebay.contract.settings import Settings
-from forebay.contract.training import TrainRequest
-from forebay.storage.blobs import BlobStore
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob, Finished, NewJob
-from forebay.storage.training import LeaseLost, TrainingStore
-from forebay.storage.training_nodes import NodeStore
+from forebay.storage.blobs.payloads import Payloads
+from forebay.storage.blobs.store import BlobStore
+from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.training.nodes import NodeStore
+from forebay.storage.training.store import LeaseLost, TrainingStore
 from forebay.storage.workers import WorkerRegistry
-from forebay.worker.training.nodes import (
+from forebay.worker.kinds.train.nodes import (
     LOOPBACK,
     PEER_LEFT,
     PEER_LOST,
@@ -55,8 +55,8 @@ class Company:
     def asked(self, run: ClaimedJob) -> Companions:
         ledger = self.jobs.ledger
         companions = Companions(NodeStore(ledger), self.jobs, TrainingStore(ledger), run, WAIT_S, self.clock)
-        tickets = companions.summon(task_of(run, REQUEST, None, LOOPBACK, WAIT_S), self.payloads)
-        assert all(ticket.alone for ticket in tickets)
+        routed_jobs = companions.summon(task_of(run, REQUEST, None, LOOPBACK, WAIT_S), self.payloads)
+        assert all(routed_job.alone for routed_job in routed_jobs)
         return companions
 
     def nodes(self) -> list[str]:

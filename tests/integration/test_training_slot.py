@@ -16,25 +16,25 @@ import psutil
 import pytest
 from waiting import wait_until
 
-from forebay.contract import codec
-from forebay.contract.celery_app import make_app
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
+from forebay.contract.requests.training import Checkpoints, TrainRequest
 from forebay.contract.settings import Settings
-from forebay.contract.training import Checkpoints, TrainRequest
-from forebay.storage.blobs import BlobStore, unpack_folder
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.models import ModelRegistry
-from forebay.storage.payloads import Payloads
-from forebay.storage.records import ClaimedJob, NewJob
-from forebay.storage.training import TrainingStore
+from forebay.contract.wire import codec
+from forebay.contract.wire.celery_app import make_app
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.storage.blobs.payloads import Payloads
+from forebay.storage.blobs.store import BlobStore, unpack_folder
+from forebay.storage.jobs.records import ClaimedJob, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.training.store import TrainingStore
 from forebay.worker.announcer import Announcer
-from forebay.worker.board import Board
-from forebay.worker.tally import Tally
-from forebay.worker.training.launch import Launcher
-from forebay.worker.training.outcomes import Outcomes
-from forebay.worker.training.slot import TrainingSlot
+from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.kinds.train.launch import Launcher
+from forebay.worker.kinds.train.outcomes import Outcomes
+from forebay.worker.kinds.train.slot import TrainingSlot
+from forebay.worker.shared_page import SharedPage
 
 WORKER = "w@test"
 SUM = 55.0  # of the steps 1 to 10
@@ -48,7 +48,7 @@ class Place:
     ledger: Ledger
     settings: Settings
     blobs: BlobStore
-    board: Board
+    page: SharedPage
 
     def __post_init__(self) -> None:
         self.jobs, self.store = JobStore(self.ledger), TrainingStore(self.ledger)
@@ -58,7 +58,7 @@ class Place:
         self.slot = TrainingSlot(
             self.settings, jobs=self.jobs, payloads=Payloads(self.blobs, self.settings), blobs=self.blobs,
             outcomes=Outcomes(self.jobs, announcer, WORKER, 5.0), launcher=self.launcher,
-            dispatcher=Dispatcher(make_app(self.settings)), board=self.board, tally=Tally(),
+            dispatcher=Dispatcher(make_app(self.settings)), page=self.page, metrics=ChildMetrics(),
         )  # fmt: skip
 
     def job(
@@ -120,7 +120,7 @@ def place(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         "WORKER_NAME": WORKER, "TRAIN_TIMEOUT": "100", "SHUTDOWN_GRACE": "20", "TORCH_THREADS": "1",
     }  # fmt: skip
     settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
-    place = Place(tmp_path, ledger, settings, BlobStore(settings.blobs), Board())
+    place = Place(tmp_path, ledger, settings, BlobStore(settings.blobs), SharedPage())
     yield place
     assert place.trainers() == []
     assert not list((tmp_path / "home").glob("training/*"))
@@ -207,7 +207,7 @@ def test_a_trainer_that_says_nothing_for_too_long_is_killed(place: Place) -> Non
 def test_a_worker_that_stops_gives_the_job_back_uncounted_with_a_checkpoint_of_that_moment(place: Place) -> None:
     id = place.job(every=1000, step_s=0.5)
     with place.running(id) as became:
-        place.board.stop()
+        place.page.stop()
     info = place.jobs.get(id)
     assert (became, info.state, info.attempt) == (["left"], JobState.QUEUED, 0)
     assert len(place.store.checkpoints(id)) == 1
@@ -219,7 +219,7 @@ def test_a_trainer_that_does_not_heed_a_stop_is_killed_and_the_job_goes_back_unc
     place.launcher.grace_s = 1.0
     id = place.job(every=1000, step_s=0.5, deaf=True)
     with place.running(id) as became:
-        place.board.stop()
+        place.page.stop()
     info = place.jobs.get(id)
     assert (became, info.state, info.attempt) == (["left"], JobState.QUEUED, 0)
 
@@ -238,7 +238,7 @@ def test_who_has_lost_the_lease_ends_its_trainer_and_writes_nothing(place: Place
     with place.running(id) as became:
         place.jobs.release([id], WORKER)
         other = place.claim(id, "other@test")
-        place.board.doubt()
+        place.page.doubt()
     assert became == ["dropped"]
     assert place.jobs.attempts([id]) == {id: other.attempt}
     assert place.registry.versions() == []

@@ -9,14 +9,14 @@ import pytest
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobKind, JobState, Progress, new_ids
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest
 from forebay.contract.signature import Signature
-from forebay.contract.training import DataSummary, Point, Trained, TrainRequest
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.models import ModelRegistry
-from forebay.storage.records import ClaimedJob, NewJob
-from forebay.storage.training import LeaseLost, TrainingStore
-from forebay.storage.training_records import Evaluation
+from forebay.storage.jobs.records import ClaimedJob, NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.training.records import Evaluation
+from forebay.storage.training.store import LeaseLost, TrainingStore
 
 REQUEST = TrainRequest("classifier", (), "parquet", target="label", metric="accuracy", alias="champion")
 DATA = DataSummary({"train": 8, "test": 2}, "ab" * 32, ("x", "y"), ("no", "yes"), dropped=1)

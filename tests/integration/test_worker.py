@@ -18,9 +18,9 @@ from worker_house import House
 
 from forebay import Client, JobExpired, JobFailed, as_completed
 from forebay.contract.job import JobState
-from forebay.contract.messages import announce_channel, redis_keys
-from forebay.producer.job import Job
-from forebay.storage.blobs import BlobStore
+from forebay.contract.wire.messages import announce_channel, redis_keys
+from forebay.producer.handles.job import Job
+from forebay.storage.blobs.store import BlobStore
 
 
 @pytest.fixture(scope="module")

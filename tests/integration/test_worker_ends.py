@@ -16,7 +16,7 @@ from worker_house import House
 
 from forebay import JobFailed, as_completed
 from forebay.contract.job import JobState
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 GIB = 2**30
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from forebay.contract.settings import Settings
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
-from forebay.worker.devices import Plan
-from forebay.worker.supervisor import _named
+from forebay.worker.parent.devices import Plan
+from forebay.worker.parent.supervisor import _named
 
 PLANS = [Plan("gpu0", "cuda:0", ["gpu"]), Plan("cpu", "cpu", ["cpu"]), Plan("train", "cpu", ["train"])]
 

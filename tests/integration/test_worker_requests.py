@@ -11,11 +11,11 @@ from waiting import wait_until
 from worker_house import House
 
 from forebay import JobCanceled, as_completed
-from forebay.contract.celery_app import make_app
-from forebay.contract.dispatch import Dispatcher
 from forebay.contract.job import JobState
-from forebay.contract.messages import Envelope
-from forebay.producer.job import Job
+from forebay.contract.wire.celery_app import make_app
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.wire.messages import JobMessage
+from forebay.producer.handles.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_message_in_the_wrong_queue_runs_nothing(house: House) -> None:
     job = house.client.predict(model, 1)
     app = make_app(house.settings)
     with closing(Dispatcher(app)) as dispatcher:
-        dispatcher.send([Envelope("elsewhere", 1, "cpu", 5, (job.id,))])
+        dispatcher.send([JobMessage("elsewhere", 1, "cpu", 5, (job.id,))])
     after = house.client.predict(house.model("Echo", "here"), 2)
     assert after.result(30) == 2
     wait_until(lambda: not house.inspect().active().get("w1@test"), "the message was handled")

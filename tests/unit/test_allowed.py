@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from forebay.contract.errors import ModelLoadFailed, ModelRefused
-from forebay.worker.runtimes.allowed import import_allowed
+from forebay.worker.allowed import import_allowed
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.worker.backoff import CAP_S, delay_s, longest_s
+from forebay.worker.execution.backoff import CAP_S, delay_s, longest_s
 
 ATTEMPTS = st.integers(1, 40_000)
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.batch import TO_THE_END, BatchRequest, InputFile, Piece, Shard
-from forebay.storage.datasets import cutting
-from forebay.storage.datasets.cutting import cut
-from forebay.storage.datasets.reach import Reach
-from forebay.storage.datasets.reading import columns_read, read_pieces
-from forebay.storage.datasets.sources import get_source
+from forebay.contract.requests.batch import TO_THE_END, BatchRequest, InputFile, Piece, Shard
+from forebay.datasets.formats.source import get_source
+from forebay.datasets.planning import cutting
+from forebay.datasets.planning.cutting import cut
+from forebay.datasets.reading.rows import columns_read, read_pieces
+from forebay.datasets.reading.shard_range import ShardRange
 
 ROWS = 37
 
@@ -75,7 +75,7 @@ def planned(folder: Path, name: str, copies: int = 1) -> tuple[BatchRequest, Sha
 def numbers(request: BatchRequest, shard: Shard) -> list[int]:
     """What a worker reads of the shard."""
     found: list[Any] = []
-    for rows in read_pieces(request, Reach(shard.pieces)):
+    for rows in read_pieces(request, ShardRange(shard.pieces)):
         column = next(iter(rows.columns.values()))
         found += column.to_pylist() if isinstance(column, pa.Array) else column
     return [int(n) for n in found]

@@ -9,8 +9,8 @@ import pytest
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable, Transient
-from forebay.storage.datasets.answers import answering
-from forebay.storage.datasets.folder import MANIFEST, OutputFolder
+from forebay.datasets.formats.store_errors import answering
+from forebay.datasets.writing.folder import MANIFEST, OutputFolder
 
 
 @pytest.fixture(params=["disk", "memory"])

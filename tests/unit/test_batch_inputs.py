@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.batch import BatchRequest, InputFile, Piece, Shard, dump_pieces, load_pieces
 from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Shard, dump_pieces, load_pieces
 from forebay.contract.signature import Field, Signature
-from forebay.storage.datasets.checking import name_columns
-from forebay.storage.datasets.inputs import Inputs, convert, misfit
-from forebay.storage.datasets.outputs import arrow_type, from_values, type_of, whole_array
-from forebay.storage.datasets.sources import Chunk
+from forebay.datasets.formats.source import Chunk
+from forebay.datasets.planning.checking import name_columns
+from forebay.datasets.reading.inputs import Inputs, convert, misfit
+from forebay.datasets.writing.outputs import arrow_type, from_values, type_of, whole_array
 
 VECTOR = Signature.parse({"x": {"dtype": "float32", "shape": [3]}})
 

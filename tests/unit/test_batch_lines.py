@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.batch import TO_THE_END, InputFile
 from forebay.contract.errors import InvalidInput
-from forebay.storage.datasets import lines
-from forebay.storage.datasets.csv import Csv
-from forebay.storage.datasets.jsonl import JsonLines, OpenAI
+from forebay.contract.requests.batch import TO_THE_END, InputFile
+from forebay.datasets.formats import lines
+from forebay.datasets.formats.csv import Csv
+from forebay.datasets.formats.jsonl import JsonLines, OpenAI
 
 
 def a_file(folder: Path, data: bytes, name: str = "a.txt") -> InputFile:

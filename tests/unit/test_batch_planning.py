@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.batch import TO_THE_END, Piece, Position, Shard
-from forebay.storage.datasets.planning import Block, Size, shards
+from forebay.contract.requests.batch import TO_THE_END, Piece, Position, Shard
+from forebay.datasets.planning.shards import Block, Size, shards
 
 FREELY = 1 << 30
 

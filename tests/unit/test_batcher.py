@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from forebay.worker.batcher import Waiting, cut
+from forebay.worker.execution.batcher import Waiting, cut
 
 Row = tuple[int, str, str | None]  # a serial number, a key, and whom it stays alone with
 

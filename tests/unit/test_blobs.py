@@ -20,7 +20,7 @@ from forebay.contract.errors import (
     ModelRefused,
     Transient,
 )
-from forebay.storage.blobs import BlobStore, file_digest, pack_folder, unpack_folder
+from forebay.storage.blobs.store import BlobStore, file_digest, pack_folder, unpack_folder
 
 REF_OF_NOTHING = f"sha256:{hashlib.sha256(b'never stored').hexdigest()}"
 
@@ -296,7 +296,7 @@ def fill(store: BlobStore, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 
 
 def test_a_full_store_is_waited_for_by_who_has_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = BlobStore((tmp_path / "blobs").as_uri(), patience_s=30)
+    store = BlobStore((tmp_path / "blobs").as_uri(), outage_timeout_s=30)
     fill(store, monkeypatch, 2)
     assert store.get(store.put(b"data")) == b"data"
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from forebay.contract.codec import MAX_DEPTH, canonical, decode, encode, jsonable, plain_json
 from forebay.contract.errors import InvalidInput
+from forebay.contract.wire.codec import MAX_DEPTH, canonical, decode, encode, jsonable, plain_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMERIC = st.one_of(

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from forebay.contract.batch import InputFile
 from forebay.contract.errors import InvalidInput
-from forebay.storage.datasets.columns import Read, column_names, read_table
-from forebay.storage.datasets.npz import Npz
+from forebay.contract.requests.batch import InputFile
+from forebay.datasets.formats.npz import Npz
+from forebay.datasets.reading.table import Read, column_names, read_table
 
 ROWS = {"n": [1.5, None, 3.0], "word": ["a", None, "c d"], "pair": [[1, 2], [3, 4], [5, 6]], "i": [1, 2, 3]}
 FREE = 1 << 30

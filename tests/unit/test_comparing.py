@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
-from forebay.worker.comparing import EXACT_VALUES, Comparison
+from forebay.worker.kinds.evaluate.comparing import EXACT_VALUES, Comparison
 
 ROWS = 1000
 

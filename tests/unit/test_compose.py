@@ -27,7 +27,7 @@ def variables(text: str) -> set[str]:
 
 def parse(words: list[str]) -> None:
     """Take the words down the CLI's tree as running them would, and run nothing; a usage error is raised."""
-    from forebay.cli import app
+    from forebay.cli.root import app
 
     command: Any = typer.main.get_command(app)
     name, args, context = "forebay", words, None

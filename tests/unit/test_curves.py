@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.job import JobState
-from forebay.contract.training import METRICS, TEST, TRAIN, VALIDATION
-from forebay.dashboard.compare_page import parted
-from forebay.dashboard.curves import MOST_CHARTS, Best, best, best_of, latest, lower_is_better, of_one, of_several
-from forebay.dashboard.run_page import flat, seconds_left
-from forebay.storage.training_records import Measured, Run
+from forebay.contract.requests.training import METRICS, TEST, TRAIN, VALIDATION
+from forebay.dashboard.pages.compare import parted
+from forebay.dashboard.pages.run import flat, seconds_left
+from forebay.dashboard.reads.curves import MOST_CHARTS, Best, best, best_of, latest, lower_is_better, of_one, of_several
+from forebay.storage.training.records import Measured, Run
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 RUN = Run(

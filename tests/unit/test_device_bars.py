@@ -1,7 +1,7 @@
 """Histograms of the Devices page: ranges in words, from the first value to the last."""
 
-from forebay.contract.statistics import Statistics
-from forebay.dashboard.devices_page import Bar, bars
+from forebay.contract.metrics.statistics import Statistics
+from forebay.dashboard.pages.devices import Bar, bars
 
 
 def test_bars_run_from_the_first_value_to_the_last_over_all_models() -> None:

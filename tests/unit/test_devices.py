@@ -5,7 +5,7 @@ import pytest
 from forebay.contract.errors import DeviceNotFound
 from forebay.contract.job import JobKind
 from forebay.contract.queues import DEFAULT_QUEUES, TRAINING, QueueSpec, Resources
-from forebay.worker.devices import plan
+from forebay.worker.parent.devices import plan
 
 ALL = list(DEFAULT_QUEUES.values())
 

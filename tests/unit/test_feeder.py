@@ -7,8 +7,8 @@ import pytest
 from celery import bootsteps
 from celery.exceptions import TaskRevokedError
 
-from forebay.contract.messages import Hold
-from forebay.worker.feeder import Feeder, Parcel
+from forebay.contract.wire.messages import BatchWait
+from forebay.worker.parent.celery.feeder import Feeder, Parcel
 
 IDS = [f"{i:032x}" for i in range(1, 100)]
 
@@ -86,7 +86,7 @@ class House:
         self.feeder.attach(self.consumer)
         self.count = 0
 
-    def put(self, ids: list[str], model: str = "m", hold: Hold | None = None, solo: bool = False) -> FakeRequest:
+    def put(self, ids: list[str], model: str = "m", hold: BatchWait | None = None, solo: bool = False) -> FakeRequest:
         self.count += 1
         request = FakeRequest(f"message {self.count}")
         self.feeder.put(Parcel(request, model, 1, ids, 5, solo), hold)
@@ -133,14 +133,14 @@ def test_a_solo_envelope_shares_with_nobody(house: House) -> None:
 
 
 def test_a_held_envelope_waits_until_a_batch_is_full(house: House) -> None:
-    house.put(IDS[:2], hold=Hold(5.0, 4))
+    house.put(IDS[:2], hold=BatchWait(5.0, 4))
     assert handed(house) == []
-    house.put(IDS[2:4], hold=Hold(5.0, 4))
+    house.put(IDS[2:4], hold=BatchWait(5.0, 4))
     assert handed(house) == [IDS[:4]]
 
 
 def test_a_held_envelope_waits_no_longer_than_its_hold(house: House) -> None:
-    house.put(IDS[:2], hold=Hold(5.0, 4))
+    house.put(IDS[:2], hold=BatchWait(5.0, 4))
     ((seconds, action, args),) = house.consumer.timers
     assert seconds == 5.0
     action(*args)
@@ -150,7 +150,7 @@ def test_a_held_envelope_waits_no_longer_than_its_hold(house: House) -> None:
 
 
 def test_a_reconnect_lets_go_of_what_was_held_for_its_timer_is_gone(house: House) -> None:
-    house.put(IDS[:2], hold=Hold(5.0, 4))
+    house.put(IDS[:2], hold=BatchWait(5.0, 4))
     house.feeder.attach(house.consumer)
     assert handed(house) == [IDS[:2]]
 

@@ -1,7 +1,7 @@
 """A signature's side in words on the Models page."""
 
 from forebay.contract.signature import Signature
-from forebay.dashboard.models_page import field_text
+from forebay.dashboard.pages.models import field_text
 
 
 def test_a_side_is_told_field_by_field_and_many_fields_are_cut() -> None:

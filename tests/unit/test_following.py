@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState, Progress
-from forebay.producer.following import LEVELS, PLAIN_LEVELS, Figures, Pace, sparkline, watch_training
-from forebay.storage.training_records import Run
+from forebay.producer.waiting.following import LEVELS, PLAIN_LEVELS, Figures, Pace, sparkline, watch_training
+from forebay.storage.training.records import Run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FINITE = st.floats(-1e9, 1e9)

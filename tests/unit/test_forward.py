@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.errors import ForebayError
-from forebay.worker.forward import forward
+from forebay.worker.execution.forward import forward
 
 
 class Model:

@@ -8,7 +8,7 @@ import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.web import create_signed_value
 
-from forebay.dashboard.guard import Guard
+from forebay.dashboard.pages.guard import Guard
 
 SECRET = "a-secret-of-the-test"
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("contract", "storage", "producer", "worker", "dashboard", "bench")
+PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard", "bench")
 HEAVY = ("torch", "flower", "sentence_transformers", "transformers", "sklearn", "scipy", "pyarrow")
 NOT_IN_THE_CLIENT = {"torch", "sqlalchemy", "flower"}
 
 HELP = """
 import sys
 sys.argv = ["forebay", "--help"]
-from forebay.cli import main
+from forebay.cli.root import main
 try:
     main()
 except SystemExit as stop:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, JobState
-from forebay.dashboard.job_filter import FIELDS, Form
-from forebay.storage.job_views import JobFilter
+from forebay.dashboard.reads.job_filter import FIELDS, Form
+from forebay.storage.jobs.views import JobFilter
 
 ID = "01a204c77c89704899d5c2d2d8f9b34e"
 

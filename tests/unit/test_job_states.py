@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.errors import IllegalTransition
-from forebay.contract.job import FINAL, TRANSITIONS, IdMaker, JobState, Transition, after
+from forebay.contract.job import FINAL, TRANSITIONS, IdGenerator, JobState, Transition, after
 from forebay.contract.references import check_job_id
 
 Q, R, S = JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED
@@ -53,7 +53,7 @@ def test_a_success_is_never_left() -> None:
 @given(st.lists(st.tuples(st.integers(0, 2**42), st.integers(1, 40)), min_size=1, max_size=20))
 def test_ids_of_one_maker_strictly_increase_even_when_the_clock_goes_back(calls: list[tuple[int, int]]) -> None:
     now = [0.0]
-    maker = IdMaker(lambda: now[0])
+    maker = IdGenerator(lambda: now[0])
     ids: list[str] = []
     for milliseconds, count in calls:
         now[0] = milliseconds / 1000
@@ -65,23 +65,23 @@ def test_ids_of_one_maker_strictly_increase_even_when_the_clock_goes_back(calls:
 @given(st.integers(0, 2**42), st.integers(1, 10_000_000))
 def test_ids_of_two_makers_sort_by_time(milliseconds: int, later: int) -> None:
     # A millisecond has room for 4096 ids, and one is asked for: the next millisecond is always larger.
-    first = IdMaker(lambda: milliseconds / 1000).many(1)
-    second = IdMaker(lambda: (milliseconds + 1 + later) / 1000).many(1)
+    first = IdGenerator(lambda: milliseconds / 1000).many(1)
+    second = IdGenerator(lambda: (milliseconds + 1 + later) / 1000).many(1)
     assert first < second
 
 
 def test_an_id_is_a_uuid_of_version_7() -> None:
-    id = IdMaker(lambda: 1_700_000_000.0).many(1)[0]
+    id = IdGenerator(lambda: 1_700_000_000.0).many(1)[0]
     assert int(id[:12], 16) == 1_700_000_000_000
     assert id[12] == "7"
     assert id[16] in "89ab"
 
 
 def test_more_ids_than_a_millisecond_holds_borrow_from_the_next() -> None:
-    ids = IdMaker(lambda: 1.0).many(10_000)
+    ids = IdGenerator(lambda: 1.0).many(10_000)
     assert ids == sorted(set(ids))
     assert int(ids[-1][:12], 16) == 1000 + 9_999 // 4096
 
 
 def test_no_ids_are_no_ids() -> None:
-    assert IdMaker().many(0) == []
+    assert IdGenerator().many(0) == []

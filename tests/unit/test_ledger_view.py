@@ -10,10 +10,10 @@ import pytest
 
 from forebay.contract.errors import JobNotFound, LedgerUnavailable
 from forebay.contract.settings import Settings
-from forebay.dashboard import ledger_view
-from forebay.dashboard.ledger_view import LedgerView
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
+from forebay.dashboard.reads import ledger_view
+from forebay.dashboard.reads.ledger_view import LedgerView
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
 
 Check = Callable[[LedgerView], Awaitable[None]]
 

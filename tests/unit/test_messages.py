@@ -1,4 +1,4 @@
-"""Tickets become envelopes, and whatever a stranger puts into Redis is refused."""
+"""Tickets become job_messages, and whatever a stranger puts into Redis is refused."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import new_ids
-from forebay.contract.messages import ENVELOPE_SIZE, Envelope, Ticket, check_args, envelopes, redis_keys
+from forebay.contract.wire.messages import IDS_PER_MESSAGE, JobMessage, RoutedJob, check_args, job_messages, redis_keys
 
 JOB_ID = "0" * 32
 
 
-def ticket_lists() -> st.SearchStrategy[list[Ticket]]:
+def job_lists() -> st.SearchStrategy[list[RoutedJob]]:
     some = st.builds(
-        Ticket,
+        RoutedJob,
         id=st.just(""),
         model=st.sampled_from(["m", "n"]),
         version=st.integers(0, 2),  # 0: a training job, which has none yet
@@ -26,50 +26,58 @@ def ticket_lists() -> st.SearchStrategy[list[Ticket]]:
     return st.lists(some, max_size=60).map(number)
 
 
-def number(tickets: list[Ticket]) -> list[Ticket]:
-    ids = [f"{i:032x}" for i in range(len(tickets))]
-    return [Ticket(id, t.model, t.version, t.queue, t.priority, t.crashes) for id, t in zip(ids, tickets, strict=True)]
+def number(routed_jobs: list[RoutedJob]) -> list[RoutedJob]:
+    ids = [f"{i:032x}" for i in range(len(routed_jobs))]
+    return [
+        RoutedJob(id, t.model, t.version, t.queue, t.priority, t.crashes)
+        for id, t in zip(ids, routed_jobs, strict=True)
+    ]
 
 
-def address(item: Ticket | Envelope) -> tuple[str, int, str, int]:
+def address(item: RoutedJob | JobMessage) -> tuple[str, int, str, int]:
     return item.model, item.version, item.queue, item.priority
 
 
-@given(ticket_lists(), st.integers(1, 7))
-def test_every_ticket_travels_once_to_its_own_address_in_order(tickets: list[Ticket], size: int) -> None:
-    sent = list(envelopes(tickets, size))
+@given(job_lists(), st.integers(1, 7))
+def test_every_job_travels_once_to_its_own_address_in_order(routed_jobs: list[RoutedJob], size: int) -> None:
+    sent = list(job_messages(routed_jobs, size))
     for solo in (False, True):
         wanted: dict[Any, list[str]] = {}
-        for ticket in tickets:
-            if (ticket.crashes > 0) is solo:
-                wanted.setdefault(address(ticket), []).append(ticket.id)
+        for routed_job in routed_jobs:
+            if (routed_job.crashes > 0) is solo:
+                wanted.setdefault(address(routed_job), []).append(routed_job.id)
         got: dict[Any, list[str]] = {}
-        for envelope in sent:
-            if envelope.solo is solo:
-                got.setdefault(address(envelope), []).extend(envelope.ids)
+        for job_message in sent:
+            if job_message.solo is solo:
+                got.setdefault(address(job_message), []).extend(job_message.ids)
         assert got == wanted
 
 
-@given(ticket_lists(), st.integers(1, 7))
-def test_an_envelope_keeps_to_its_size_and_a_solo_one_to_a_single_job(tickets: list[Ticket], size: int) -> None:
-    sent = list(envelopes(tickets, size))
+@given(job_lists(), st.integers(1, 7))
+def test_a_message_keeps_to_its_size_and_a_solo_one_to_a_single_job(routed_jobs: list[RoutedJob], size: int) -> None:
+    sent = list(job_messages(routed_jobs, size))
     assert all(1 <= len(e.ids) <= (1 if e.solo else size) for e in sent)
     full = [e for e in sent if not e.solo and len(e.ids) < size]
-    assert len({address(e) for e in full}) == len(full), "two envelopes to one address could have been one"
+    assert len({address(e) for e in full}) == len(full), "two job_messages to one address could have been one"
 
 
 def test_ten_thousand_jobs_are_forty_messages() -> None:
-    tickets = [Ticket(id, "digits", 1, "cpu", 5) for id in new_ids(10_000)]
-    sent = list(envelopes(tickets))
+    routed_jobs = [RoutedJob(id, "digits", 1, "cpu", 5) for id in new_ids(10_000)]
+    sent = list(job_messages(routed_jobs))
     assert len(sent) == 40
-    assert max(len(e.ids) for e in sent) == ENVELOPE_SIZE == 256
-    assert [id for e in sent for id in e.ids] == [t.id for t in tickets]
+    assert max(len(e.ids) for e in sent) == IDS_PER_MESSAGE == 256
+    assert [id for e in sent for id in e.ids] == [t.id for t in routed_jobs]
 
 
-@given(ticket_lists())
-def test_what_envelopes_hold_passes_the_check(tickets: list[Ticket]) -> None:
-    for envelope in envelopes(tickets):
-        assert check_args(envelope.args) == (envelope.model, envelope.version, list(envelope.ids), envelope.solo)
+@given(job_lists())
+def test_what_messages_hold_passes_the_check(routed_jobs: list[RoutedJob]) -> None:
+    for job_message in job_messages(routed_jobs):
+        assert check_args(job_message.args) == (
+            job_message.model,
+            job_message.version,
+            list(job_message.ids),
+            job_message.solo,
+        )
 
 
 JSON = st.recursive(
@@ -86,7 +94,7 @@ def test_any_other_json_is_refused_and_nothing_else_is_raised(junk: Any) -> None
 
 
 @given(st.lists(JSON, min_size=4, max_size=4))
-def test_four_values_of_any_kind_pass_only_when_they_are_an_envelope(junk: list[Any]) -> None:
+def test_four_values_of_any_kind_pass_only_when_they_are_a_message(junk: list[Any]) -> None:
     try:
         model, version, ids, solo = check_args(junk)
     except InvalidInput:
@@ -124,7 +132,7 @@ def test_four_values_of_any_kind_pass_only_when_they_are_an_envelope(junk: list[
         {"model": "m", "version": 1, "ids": [], "solo": False},
     ],
 )
-def test_what_is_nearly_an_envelope_is_refused(args: Any) -> None:
+def test_what_is_nearly_a_message_is_refused(args: Any) -> None:
     with pytest.raises(InvalidInput):
         check_args(args)
 

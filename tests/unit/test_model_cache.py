@@ -12,7 +12,7 @@ import pytest
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
-from forebay.worker.model_cache import ModelCache
+from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.runtimes import get_runtime
 
 
@@ -193,5 +193,5 @@ def test_an_unknown_runtime_is_refused_with_the_known_ones():
 
 
 def test_the_cache_and_the_lookup_import_no_torch():
-    code = "import sys, forebay.worker.runtimes, forebay.worker.model_cache; sys.exit('torch' in sys.modules)"
+    code = "import sys, forebay.worker.runtimes, forebay.worker.execution.model_cache; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from forebay.contract.exposition import expose, ledger_families, worker_families
-from forebay.contract.metrics import LEDGER, METRICS, PREFIX, WORKER, as_markdown
-from forebay.contract.statistics import Statistics
+from forebay.contract.metrics.declared import LEDGER, METRICS, PREFIX, WORKER, as_markdown
+from forebay.contract.metrics.exposition import expose, ledger_families, worker_families
+from forebay.contract.metrics.statistics import Statistics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_rows", "_cores")
@@ -145,7 +145,9 @@ def test_a_query_that_is_wrong_is_seen(query: str, fault: str) -> None:
 
 def test_the_page_has_the_table_of_all_metrics() -> None:
     page = (DOCS / "monitoring.md").read_text(encoding="utf-8")
-    assert as_markdown() in page, "write what forebay.contract.metrics.as_markdown() gives into docs/monitoring.md"
+    assert as_markdown() in page, (
+        "write what forebay.contract.metrics.declared.as_markdown() gives into docs/monitoring.md"
+    )
 
 
 def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:

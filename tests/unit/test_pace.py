@@ -1,6 +1,6 @@
 """A parent holds about a second of work, whatever a job costs."""
 
-from forebay.worker.pace import LEAST, MOST, START, Pace
+from forebay.worker.parent.celery.pace import LEAST, MOST, START, Pace
 
 
 def test_before_anything_was_measured_a_parent_holds_a_few_messages() -> None:

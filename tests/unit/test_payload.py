@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract import codec
 from forebay.contract.errors import InvalidInput
-from forebay.contract.payload import join_rows, pack_input, unpack_input
+from forebay.contract.wire import codec
+from forebay.contract.wire.payload import join_rows, pack_input, unpack_input
 
 ROWS = st.lists(
     st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="utf-8"), max_size=5) | st.binary(max_size=5),

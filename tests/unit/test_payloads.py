@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import PayloadTooLarge
 from forebay.contract.settings import Settings
-from forebay.storage.blobs import BlobStore
-from forebay.storage.payloads import Payloads
+from forebay.storage.blobs.payloads import Payloads
+from forebay.storage.blobs.store import BlobStore
 
 
 class Blobs(BlobStore):

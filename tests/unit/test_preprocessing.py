@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from forebay.contract.errors import InvalidInput
-from forebay.storage.datasets.columns import Table
+from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.preprocessing import check_missing, encode_columns, fields, fit_columns, is_missing, width
 
 MIXED = {"n": np.array([1.0, 3.0, np.nan]), "c": ["a", None, "b"], "v": np.array([[1, 2], [3, 4], [5, 6]])}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.codec import encode
-from forebay.contract.payload import pack_input
-from forebay.dashboard.preview import LINES, TEXT, look_at_input, look_at_result
+from forebay.contract.wire.codec import encode
+from forebay.contract.wire.payload import pack_input
+from forebay.dashboard.reads.preview import LINES, TEXT, look_at_input, look_at_result
 
 
 def test_an_array_shows_dtype_shape_and_first_values() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.recipes import (
+from forebay.contract.requests.recipes import (
     LOOP,
     RECIPES,
     Param,
@@ -16,7 +16,7 @@ from forebay.contract.recipes import (
     default_metric,
     metrics_of,
 )
-from forebay.contract.training import METRICS
+from forebay.contract.requests.training import METRICS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 ALL = [*LOOP, *(param for recipe in RECIPES.values() for param in recipe.params)]

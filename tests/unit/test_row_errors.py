@@ -5,23 +5,23 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.storage.batch_records import ShardOutcome
-from forebay.storage.row_errors import (
+from forebay.contract.requests.shards import ShardOutcome
+from forebay.contract.row_errors import (
     MOST_KINDS,
     MOST_NAME,
     MOST_SAMPLES,
     MOST_TEXT,
     OTHERS,
+    ErrorCounts,
     ErrorKind,
     ErrorSample,
-    ErrorTally,
 )
 
 types = st.lists(st.sampled_from([f"Error{i}" for i in range(12)]) | st.text(max_size=300), max_size=60)
 
 
-def tally(names: list[str]) -> ErrorTally:
-    found = ErrorTally()
+def metrics(names: list[str]) -> ErrorCounts:
+    found = ErrorCounts()
     for i, name in enumerate(names):
         found.add(name, lambda i=i: ErrorSample(f"row {i}", "x" * 500))  # type: ignore[misc]
     return found
@@ -29,7 +29,7 @@ def tally(names: list[str]) -> ErrorTally:
 
 @given(types)
 def test_every_error_counts_once_and_little_is_kept(names: list[str]) -> None:
-    kinds = tally(names).kinds()
+    kinds = metrics(names).kinds()
     assert sum(kind.count for kind in kinds) == len(names)
     assert len(kinds) <= MOST_KINDS + 1
     for kind in kinds:
@@ -41,16 +41,16 @@ def test_every_error_counts_once_and_little_is_kept(names: list[str]) -> None:
 @given(types)
 def test_few_kinds_are_counted_exactly_and_come_most_frequent_first(names: list[str]) -> None:
     few = [name for name in names if name in {"Error1", "Error2", "Error3"}]
-    kinds = tally(few).kinds()
+    kinds = metrics(few).kinds()
     assert {kind.type: kind.count for kind in kinds} == Counter(few)
     assert [kind.count for kind in kinds] == sorted((kind.count for kind in kinds), reverse=True)
 
 
 @given(st.lists(types, max_size=5))
 def test_tallies_added_up_count_what_each_of_them_has(shards: list[list[str]]) -> None:
-    total = ErrorTally()
+    total = ErrorCounts()
     for names in shards:
-        total.include(tally(names).kinds())
+        total.include(metrics(names).kinds())
     kinds = total.kinds()
     assert sum(kind.count for kind in kinds) == sum(map(len, shards))
     assert len(kinds) <= MOST_KINDS + 1
@@ -60,7 +60,7 @@ def test_tallies_added_up_count_what_each_of_them_has(shards: list[list[str]]) -
 
 @given(types)
 def test_an_outcome_keeps_them_through_the_ledger(names: list[str]) -> None:
-    outcome = ShardOutcome(1, len(names), 0.5, None, None, tally(names).kinds())
+    outcome = ShardOutcome(1, len(names), 0.5, None, None, metrics(names).kinds())
     assert ShardOutcome.load(outcome.dump()) == outcome
 
 
@@ -70,6 +70,6 @@ def test_an_outcome_of_an_older_forebay_has_no_kinds() -> None:
 
 
 def test_what_a_database_refuses_is_written_out() -> None:
-    found = ErrorTally()
+    found = ErrorCounts()
     found.add("Bad\0Type", lambda: ErrorSample("row 1", "\ud800 and \0"))
     assert found.kinds() == (ErrorKind("Bad\\x00Type", 1, (ErrorSample("row 1", "\\ud800 and \\x00"),)),)

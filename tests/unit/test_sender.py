@@ -9,7 +9,7 @@ from typing import Any
 from tests.waiting import wait_until
 
 from forebay.contract.errors import BrokerUnavailable, LedgerUnavailable
-from forebay.contract.messages import Envelope, Ticket
+from forebay.contract.wire.messages import JobMessage, RoutedJob
 from forebay.producer.sender import Parting, Sender
 
 
@@ -17,14 +17,14 @@ class FakeDispatcher:
     """Notes what is sent, from which thread; `gate` closed, a send hangs as one over a slow network does."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.sent: list[tuple[Envelope, ...]] = []
+        self.sent: list[tuple[JobMessage, ...]] = []
         self.threads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
         self._error = error
 
-    def send(self, batch: Sequence[Envelope]) -> None:
+    def send(self, batch: Sequence[JobMessage]) -> None:
         self.entered.set()
         assert self.gate.wait(10)
         self.threads.append(threading.current_thread().name)
@@ -53,8 +53,8 @@ def sender(dispatcher: FakeDispatcher, store: FakeStore | None = None) -> Sender
 
 
 def parting(*ids: str, **change: Any) -> Parting:
-    tickets = [Ticket(id, "digits", 1, "cpu", 5) for id in ids]
-    return Parting.of(tickets, **{"batch_size": 64, "hold_s": 0.0} | change)
+    routed_jobs = [RoutedJob(id, "digits", 1, "cpu", 5) for id in ids]
+    return Parting.of(routed_jobs, **{"batch_size": 64, "hold_s": 0.0} | change)
 
 
 def test_the_first_submit_after_a_pause_is_sent_by_its_own_thread_before_send_returns() -> None:

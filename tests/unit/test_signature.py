@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from forebay.contract.codec import decode, encode
 from forebay.contract.errors import InvalidInput
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature, stack_key
+from forebay.contract.wire.codec import decode, encode
 
 
 def spec(dtype: str, *shape: int, **more: Any) -> dict[str, Any]:

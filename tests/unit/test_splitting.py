@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.training import TEST, TRAIN, VALIDATION, Split
-from forebay.storage.datasets.columns import Table
+from forebay.contract.requests.training import TEST, TRAIN, VALIDATION, Split
+from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.splitting import check_split, content_hash, count_leaked, part, row_hashes, split_column
 
 SHARES = st.floats(0.05, 0.4)

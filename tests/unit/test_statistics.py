@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.metrics import METRICS
-from forebay.contract.statistics import MAX_SERIES, Statistics
+from forebay.contract.metrics.declared import METRICS
+from forebay.contract.metrics.statistics import MAX_SERIES, Statistics
 
 MODELS = st.sampled_from([("digits", "1"), ("digits", "2"), ("minilm", "1")])
 SEEN = st.one_of(

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from forebay.contract.batch import BatchRequest, InputFile, Piece, Position, Shard
 from forebay.contract.job import JobError, JobKind, JobState
-from forebay.contract.messages import Ticket
-from forebay.storage.batch_records import Batch, ShardWork
-from forebay.storage.records import ClaimedJob
-from forebay.worker.batches.suspects import MOST_DEATHS, WAYS, Suspects
+from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
+from forebay.contract.requests.shards import ShardWork
+from forebay.contract.wire.messages import RoutedJob
+from forebay.storage.batches.records import Batch
+from forebay.storage.jobs.records import ClaimedJob
+from forebay.worker.kinds.batch.poison import MOST_DEATHS, WAYS, PoisonIsolation
 
 REQUEST = BatchRequest((InputFile("/nowhere.npy", 800),), "out", "npy", {"x": ("array",)})
 BATCH = Batch("b", "m", 1, "cpu", 7, 5, JobState.RUNNING, 800, Position(1), 1, True, 1.0)
@@ -24,9 +25,9 @@ class Store:
     lost: bool = False
     parts: list[Shard] = field(default_factory=list)
 
-    def cut(self, work: ShardWork, kept: Shard, given: list[Shard], batch: Batch) -> list[Ticket] | None:
+    def cut(self, work: ShardWork, kept: Shard, given: list[Shard], batch: Batch) -> list[RoutedJob] | None:
         self.parts = [kept, *given]
-        return None if self.lost else [Ticket("t", "m", 1, "cpu", 7, 1, True) for _ in given]
+        return None if self.lost else [RoutedJob("t", "m", 1, "cpu", 7, 1, True) for _ in given]
 
     def deaths(self, batch: Batch) -> tuple[int, int]:
         return self.died
@@ -39,59 +40,61 @@ class Store:
 
 
 @dataclass
-class Tender:
+class BatchCoordinator:
     """Remembers what was sent, and why a batch was given up."""
 
-    sent: list[Ticket] = field(default_factory=list)
+    sent: list[RoutedJob] = field(default_factory=list)
     error: JobError | None = None
 
-    def send(self, tickets: list[Ticket]) -> None:
-        self.sent += tickets
+    def send(self, routed_jobs: list[RoutedJob]) -> None:
+        self.sent += routed_jobs
 
     def give_up(self, id: str, error: JobError) -> None:
         self.error = error
 
 
-def judge(store: Store, tender: Tender, *, tries: int, crashes: int, rows: int = 100) -> Any:
+def judge(store: Store, coordinator: BatchCoordinator, *, tries: int, crashes: int, rows: int = 100) -> Any:
     job = ClaimedJob("s", JobKind.SHARD, "m", 1, "cpu", tries, 5, None, rows, None, None, tries, crashes)
     work = ShardWork("s", "b", tries, "part", (Piece(0, 0, rows),), rows, 8 * rows, 30.0)
-    return Suspects(store, tender, iter).judge(job, work, REQUEST, BATCH)  # type: ignore[arg-type]
+    return PoisonIsolation(store, coordinator, iter).judge(job, work, REQUEST, BATCH)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("tries", "crashes"), [(1, 0), (5, 0), (2, 1), (4, 1)])
 def test_what_has_killed_at_most_once_runs_as_it_is(tries: int, crashes: int) -> None:
     store = Store()
-    judged = judge(store, Tender(), tries=tries, crashes=crashes)
+    judged = judge(store, BatchCoordinator(), tries=tries, crashes=crashes)
     assert (judged.work.rows, judged.verdict, store.parts) == (100, None, [])
 
 
 @pytest.mark.parametrize(("tries", "crashes"), [(3, 2), (5, 1), (5, 4)])
 def test_what_kills_again_or_has_no_further_attempt_is_cut_and_its_first_part_run(tries: int, crashes: int) -> None:
-    store, tender = Store(), Tender()
-    judged = judge(store, tender, tries=tries, crashes=crashes)
-    assert len(store.parts) == WAYS == len(tender.sent) + 1
+    store, coordinator = Store(), BatchCoordinator()
+    judged = judge(store, coordinator, tries=tries, crashes=crashes)
+    assert len(store.parts) == WAYS == len(coordinator.sent) + 1
     assert judged.work.pieces == store.parts[0].pieces == (Piece(0, 0, 12),)
     assert (judged.job.tries, judged.job.crashes, judged.verdict) == (1, 1, None)
 
 
 def test_a_shard_whose_lease_was_lost_meanwhile_is_left_to_others() -> None:
-    tender = Tender()
-    assert judge(Store(lost=True), tender, tries=3, crashes=2) is None
-    assert tender.sent == []
+    coordinator = BatchCoordinator()
+    assert judge(Store(lost=True), coordinator, tries=3, crashes=2) is None
+    assert coordinator.sent == []
 
 
 @pytest.mark.parametrize(("tries", "crashes", "run"), [(3, 3, True), (4, 4, True), (5, 1, True), (5, 2, False)])
 def test_a_single_row_is_run_until_its_last_attempt_and_then_written_down(tries: int, crashes: int, run: bool) -> None:
-    judged = judge(Store(), Tender(), tries=tries, crashes=crashes, rows=1)
+    judged = judge(Store(), BatchCoordinator(), tries=tries, crashes=crashes, rows=1)
     assert (judged.verdict is None) is run
     if not run:
         assert str(judged.verdict) == "the process that ran this row died 2 times; attempt 4 of 5: signal 9"
 
 
 def test_a_batch_that_kills_process_after_process_and_gets_nowhere_is_given_up() -> None:
-    tender = Tender()
-    assert judge(Store((MOST_DEATHS + 3, 3)), tender, tries=3, crashes=2) is not None
-    assert judge(Store((MOST_DEATHS + 4, 3)), tender, tries=3, crashes=2) is None
-    assert tender.error is not None
-    assert tender.error.type == "WorkerLost"
-    assert tender.error.message == "54 processes died with rows of this batch, and 3 shards have succeeded; signal 11"
+    coordinator = BatchCoordinator()
+    assert judge(Store((MOST_DEATHS + 3, 3)), coordinator, tries=3, crashes=2) is not None
+    assert judge(Store((MOST_DEATHS + 4, 3)), coordinator, tries=3, crashes=2) is None
+    assert coordinator.error is not None
+    assert coordinator.error.type == "WorkerLost"
+    assert (
+        coordinator.error.message == "54 processes died with rows of this batch, and 3 shards have succeeded; signal 11"
+    )

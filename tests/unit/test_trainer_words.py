@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.contract.requests.training import DataSummary, Event, Point, Saved, dump_event
 from forebay.contract.settings import Settings
-from forebay.contract.training import DataSummary, Event, Point, Saved, dump_event
-from forebay.worker.training.launch import Meeting, command, environment, how_it_ended, processes
-from forebay.worker.training.nodes import NodeTask
-from forebay.worker.training.record import progress
-from forebay.worker.training.tail import Tail
+from forebay.worker.kinds.train.launch import Meeting, command, environment, how_it_ended, processes
+from forebay.worker.kinds.train.nodes import NodeTask
+from forebay.worker.kinds.train.record import progress
+from forebay.worker.kinds.train.tail import Tail
 
 EVENTS: list[Event] = [
     DataSummary({"train": 8}, "ab" * 32),

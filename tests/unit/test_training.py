@@ -2,9 +2,9 @@
 
 import pytest
 
-from forebay.contract.batch import InputFile
 from forebay.contract.errors import InvalidInput
-from forebay.contract.training import (
+from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.training import (
     Checkpoints,
     DataSummary,
     Point,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.job import JobState
-from forebay.dashboard.trends import SETTLED_S, WINDOWS, Trends, weighted_percentiles
-from forebay.storage.overview import EndedJobs, Stretch
+from forebay.dashboard.reads.trends import SETTLED_S, WINDOWS, Trends, weighted_percentiles
+from forebay.storage.jobs.overview import EndedJobs, TimeBucket
 
 HOUR = WINDOWS["hour"]
 
@@ -23,13 +23,13 @@ class Ledger:
         self.asked: list[float] = []
         self.ledger: Any = SimpleNamespace(now=lambda: self.now)
 
-    def stretch(self, start: float, end: float) -> Stretch:
+    def stretch(self, start: float, end: float) -> TimeBucket:
         self.asked.append(start)
         ended = tuple(
             EndedJobs(state, "digits", 1, "cpu", count)
             for state, count in ((JobState.SUCCEEDED, 60), (JobState.FAILED, 6), (JobState.CANCELED, 1))
         )
-        return Stretch(start, end, ended, ((1.0, 0.5), (3.0, 0.25)))
+        return TimeBucket(start, end, ended, ((1.0, 0.5), (3.0, 0.25)))
 
 
 def read(trends: Trends, ledger: Any, **more: Any) -> Any:

@@ -5,9 +5,9 @@ from fakeredis import FakeRedis
 from waiting import FakeClock
 
 from forebay.contract.errors import LedgerOutdated, LedgerUnavailable
-from forebay.worker.housekeeper import Steadiness
-from forebay.worker.patience import wait_out
-from forebay.worker.watchdog import EXIT_STATUS, Watchdog
+from forebay.worker.execution.retrying import retry_while_unavailable
+from forebay.worker.parent.celery.watchdog import EXIT_STATUS, Watchdog
+from forebay.worker.parent.housekeeper import Steadiness
 
 
 class FakeEars:
@@ -108,7 +108,7 @@ def test_a_ledger_that_comes_back_is_waited_for() -> None:
             raise answer
         return answer
 
-    assert wait_out(ask, 30) == "here"
+    assert retry_while_unavailable(ask, 30) == "here"
 
 
 @pytest.mark.parametrize("error", [LedgerOutdated("old tables"), ValueError("a fault of ours")])
@@ -120,7 +120,7 @@ def test_what_does_not_come_back_is_not_waited_for(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        wait_out(ask, 30)
+        retry_while_unavailable(ask, 30)
     assert len(asked) == 1
 
 
@@ -129,4 +129,4 @@ def test_patience_ends_with_the_ledgers_own_error() -> None:
         raise LedgerUnavailable("away for good")
 
     with pytest.raises(LedgerUnavailable, match="for good"):
-        wait_out(ask, 0.01)
+        retry_while_unavailable(ask, 0.01)

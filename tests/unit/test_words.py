@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.dashboard import words
+from forebay.dashboard.pages import formatting as words
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from forebay.contract.pt2 import (
+from forebay.contract.pt2.archive import (
     CONSTANTS_CONFIG,
     FORMAT,
     PROGRAM,

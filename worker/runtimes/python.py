@@ -16,7 +16,7 @@ import torch
 from forebay.contract.errors import ForebayError, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
-from forebay.worker.runtimes.allowed import import_allowed
+from forebay.worker.allowed import import_allowed
 
 _OPTIONAL = ("preprocess", "postprocess", "cost", "nbytes", "sample_row")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from forebay.contract.errors import ForebayError, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Field, Row
-from forebay.worker.runtimes.allowed import import_allowed
+from forebay.worker.allowed import import_allowed
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import batched, split, stack, tensor_bytes
 from forebay.worker.runtimes.tensors import columns as as_columns

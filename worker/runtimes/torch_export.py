@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from forebay.contract.errors import ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
-from forebay.contract.pt2 import Pt2Tensor
+from forebay.contract.pt2.archive import Pt2Tensor
 from forebay.contract.signature import Field, Row
 from forebay.worker.runtimes.archive import ArchiveFacts, inspect_pt2, write_safe_copy
 from forebay.worker.runtimes.speed import tuned

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forebay.contract.errors import ModelLoadFailed
-from forebay.contract.recipes import CLASSES
+from forebay.contract.requests.recipes import CLASSES
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target
 from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of, outputs_of
 

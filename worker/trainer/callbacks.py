@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.training import (
+from forebay.contract.requests.training import (
     CHECKPOINT_FOLDER,
     TRAIN,
     VALIDATION,

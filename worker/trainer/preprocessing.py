@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.storage.datasets.columns import Table, Values
+from forebay.datasets.reading.table import Table, Values
 from forebay.worker.trainer.labels import label_text
 
 NUMBER, CATEGORY = "number", "category"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from forebay.contract.errors import ForebayError
-from forebay.contract.training import EVENTS_FILE, REQUEST_FILE, Event, Refused, TrainRequest, dump_event
+from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, Event, Refused, TrainRequest, dump_event
 from forebay.worker.trainer.stopping import Stop, Stopped
 
 TRAINED, REFUSED, STOPPED = 0, 3, 4

@@ -17,8 +17,8 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.strategies import DDPStrategy
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.recipes import CLASSES, check_metric, check_params
-from forebay.contract.training import (
+from forebay.contract.requests.recipes import CLASSES, check_metric, check_params
+from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
     CHECKPOINT_FOLDER,
     METRICS,

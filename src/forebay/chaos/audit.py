@@ -79,7 +79,7 @@ class Findings:
 
 
 def audit(accepted: Sequence[Accepted], evidence: Evidence, is_right: Callable[[Accepted, Any], bool]) -> Findings:
-    """Hold every accepted job against the evidence; `is_right` says whether a result is that of the job's input."""
+    """BatchWait every accepted job against the evidence; `is_right` says whether a result is that of the job's input."""
     found = Findings(accepted=len(accepted), unacknowledged=len(set(evidence.ledger) - {job.id for job in accepted}))
     for job in accepted:
         runs = _runs(job, evidence)

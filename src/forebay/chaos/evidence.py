@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from forebay.chaos.audit import Entry, Evidence
-from forebay.contract import codec
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.job import FINAL, JobState
 from forebay.contract.settings import mask_password
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.payloads import Payloads
-from forebay.storage.records import Outcome
+from forebay.contract.wire import codec
+from forebay.storage.blobs.payloads import Payloads
+from forebay.storage.jobs.records import Outcome
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
 
 READ_AT_ONCE = 500
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))

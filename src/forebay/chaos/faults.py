@@ -17,7 +17,7 @@ import structlog
 
 from forebay.chaos.schedule import Fault, FaultKind
 from forebay.chaos.stack import Stack, Tree
-from forebay.processes import ended
+from forebay.stack.processes import ended
 
 log = structlog.get_logger()
 

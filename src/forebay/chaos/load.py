@@ -24,7 +24,7 @@ from forebay.chaos.audit import Accepted
 from forebay.chaos.model import Fate
 from forebay.contract.errors import ForebayError, LedgerUnavailable
 from forebay.producer.client import Client
-from forebay.producer.job import Job
+from forebay.producer.handles.job import Job
 
 log = structlog.get_logger()
 

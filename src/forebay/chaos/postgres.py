@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable
-from forebay.storage.ledger import Ledger
-from forebay.valkey import free_port
+from forebay.stack.valkey import free_port
+from forebay.storage.ledger.connection import Ledger
 
 DEBIAN = Path("/usr/lib/postgresql")
 USER = "postgres"  # initdb and postgres refuse to run as root

@@ -31,9 +31,9 @@ from forebay.contract.job import FINAL
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
-from forebay.storage.blobs import BlobStore
-from forebay.storage.jobs import JobStore
-from forebay.storage.payloads import Payloads
+from forebay.storage.blobs.payloads import Payloads
+from forebay.storage.blobs.store import BlobStore
+from forebay.storage.jobs.store import JobStore
 
 log = structlog.get_logger()
 

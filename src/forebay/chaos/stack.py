@@ -22,12 +22,12 @@ from forebay.chaos.schedule import lease_for
 from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobState
 from forebay.contract.settings import CONFIG_FILE, Settings
-from forebay.processes import await_end, kill, marked, terminate
-from forebay.storage.jobs import JobStore
-from forebay.storage.ledger import Ledger
-from forebay.storage.migrate import upgrade
-from forebay.valkey import Valkey
-from forebay.worker.board import remove_left_places
+from forebay.stack.processes import await_end, kill, marked, terminate
+from forebay.stack.valkey import Valkey
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.migrate import upgrade
+from forebay.worker.shared_page import remove_stale_pages
 
 log = structlog.get_logger()
 
@@ -169,7 +169,7 @@ class Stack:
     def stop(self) -> None:
         """End everything that still runs, the servers last."""
         self.kill_workers()
-        remove_left_places()
+        remove_stale_pages()
         for tree in self.trees:
             tree.log.close()
         if self._ledger is not None:

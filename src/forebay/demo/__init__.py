@@ -16,7 +16,7 @@ from rich.console import Console
 from forebay.contract.errors import MissingExtra
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
-from forebay.stack import start_detached, stop_stack
+from forebay.stack.stack import start_detached, stop_stack
 
 NEEDS = {
     "torch": "worker",

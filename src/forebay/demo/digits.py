@@ -16,8 +16,8 @@ from sklearn.model_selection import train_test_split
 
 from forebay.contract.errors import InvalidInput
 from forebay.producer.client import Client
-from forebay.producer.job import Job
-from forebay.producer.progress import watch
+from forebay.producer.handles.job import Job
+from forebay.producer.waiting.progress import watch
 
 HELD_OUT = 360
 EPOCHS = 60

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from forebay.demo.digits import first_job, same, summary
 from forebay.producer.client import Client
-from forebay.producer.progress import watch
+from forebay.producer.waiting.progress import watch
 
 SENTENCES = 200
 PLAIN = re.compile(r"[A-Z][A-Za-z ,;'()-]+[.!?]")  # prose, without code and markup

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from forebay.contract.errors import InvalidInput, MissingExtra
-from forebay.contract.recipes import CLASSES, RECIPES
-from forebay.storage.datasets.columns import Table, Values
-from forebay.worker.runtimes.allowed import import_allowed
+from forebay.contract.requests.recipes import CLASSES, RECIPES
+from forebay.datasets.reading.table import Table, Values
+from forebay.worker.allowed import import_allowed
 
 GROUP = "forebay.recipes"
 
@@ -40,7 +40,7 @@ class Recipe(Protocol):
     """What `fit` found in the training split: plain JSON, kept in the version."""
 
     def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
-        """`params` as forebay.contract.recipes.check_params gives them."""
+        """`params` as forebay.contract.requests.recipes.check_params gives them."""
 
     def fit(self, rows: Table, missing: str) -> None:
         """Looks at the training split's features and fills `state`. InvalidInput for columns that it cannot use."""

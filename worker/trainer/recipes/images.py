@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forebay.contract.errors import InvalidInput, MissingExtra
-from forebay.contract.recipes import CLASSES
 from forebay.contract.references import shown
-from forebay.storage.datasets.columns import Table, Values
+from forebay.contract.requests.recipes import CLASSES
+from forebay.datasets.reading.table import Table, Values
 from forebay.worker.trainer.preprocessing import DROP, fit_scale
 from forebay.worker.trainer.recipes.tabular import perceptron
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 from torch import nn
 
-from forebay.contract.recipes import CLASSES, NUMBERS
-from forebay.storage.datasets.columns import Table, Values
+from forebay.contract.requests.recipes import CLASSES, NUMBERS
+from forebay.datasets.reading.table import Table, Values
 from forebay.worker.trainer.preprocessing import encode_columns, fields, fit_columns, width
 
 

@@ -1,0 +1,1 @@
+"""Every metric, how it is counted, and Prometheus' text form."""

@@ -1,0 +1,71 @@
+"""Statistics in Prometheus' text form: what both the dashboard and a worker serve at `/metrics`.
+
+Knows contract.metrics, which says what there is, and prometheus_client, which is imported nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from forebay.contract.metrics.declared import LEDGER, PREFIX, WORKER
+from forebay.contract.metrics.statistics import Histogram, Labels, Statistics
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+
+
+def expose(families: Iterable[Metric]) -> bytes:
+    """The families as text."""
+    return generate_latest(_Families(families))  # all it asks for is `collect`
+
+
+def worker_families(workers: Mapping[str, tuple[Statistics, bool]]) -> Iterator[Metric]:
+    """What workers count, by name: their statistics, and whether they live. Of one that does not, gauges say nothing."""
+    for name, metric in WORKER.items():
+        family = FAMILIES[metric.kind](PREFIX + name, metric.help, labels=("worker", *metric.labels))
+        for worker, (statistics, lives) in workers.items():
+            if metric.kind == "gauge" and not lives:
+                continue
+            for labels, value in getattr(statistics, f"{metric.kind}s").get(name, {}).items():
+                _add(family, (worker, *labels), value, metric.buckets)
+        yield family
+
+
+def ledger_families(values: Mapping[str, Mapping[Labels, float]]) -> Iterator[Metric]:
+    """What the dashboard reads from the ledger: by metric name, the values by their labels."""
+    for name, metric in LEDGER.items():
+        family = GaugeMetricFamily(PREFIX + name, metric.help, labels=metric.labels)
+        for labels, value in values.get(name, {}).items():
+            family.add_metric(labels, value)
+        yield family
+
+
+def _add(family: Metric, labels: Labels, value: float | Histogram, buckets: tuple[float, ...]) -> None:
+    if isinstance(value, Histogram):
+        assert isinstance(family, HistogramMetricFamily)  # noqa: S101 - by FAMILIES
+        family.add_metric(labels, list(_cumulative(value, buckets)), value.total)
+    else:
+        assert isinstance(family, (CounterMetricFamily, GaugeMetricFamily))  # noqa: S101
+        family.add_metric(labels, value)
+
+
+def _cumulative(histogram: Histogram, buckets: tuple[float, ...]) -> Iterator[tuple[str, float]]:
+    below = 0
+    for bound, count in zip((*map(float, buckets), float("inf")), histogram.counts, strict=True):
+        below += count
+        yield ("+Inf" if bound == float("inf") else str(bound)), below
+
+
+class _Families:
+    """A registry with nothing but these."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by prometheus_client."""
+        return self._families

@@ -1,0 +1,142 @@
+"""What a worker counts: counters, histograms and gauges by labels, which children report, parents add up and others read.
+
+Pure, and bounded in size: the 65th series of a name is added to `other`. What is counted, and in which unit, stands in
+contract.metrics; who counts when is worker.metrics's and worker.metrics's business.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from forebay.contract.metrics.declared import METRICS
+
+MAX_SERIES = 64  # of one name
+OTHER = "other"
+
+Labels = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Histogram:
+    """How many values fell below each bound of the metric's buckets, the last count being of those above all; their sum."""
+
+    counts: list[int]
+    total: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Series by metric name and labels. Counters and histograms only grow; a gauge is what it was last."""
+
+    counters: dict[str, dict[Labels, float]] = field(default_factory=dict)
+    histograms: dict[str, dict[Labels, Histogram]] = field(default_factory=dict)
+    gauges: dict[str, dict[Labels, float]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.counters or self.histograms or self.gauges)
+
+    def count(self, name: str, *labels: str, by: float = 1) -> None:
+        """Add to a counter."""
+        series = self.counters.setdefault(name, {})
+        labels = _within(series, labels)
+        series[labels] = series.get(labels, 0) + by
+
+    def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
+        """Add a value to a histogram, `times` times."""
+        histogram = _histogram(self.histograms.setdefault(name, {}), name, labels)
+        histogram.counts[bisect_left(METRICS[name].buckets, value)] += times
+        histogram.total += value * times
+
+    def observe_all(self, name: str, values: Sequence[float], *labels: str) -> None:
+        """Add many values to one series."""
+        histogram = _histogram(self.histograms.setdefault(name, {}), name, labels)
+        counts, buckets = histogram.counts, METRICS[name].buckets
+        for value in values:
+            counts[bisect_left(buckets, value)] += 1
+        histogram.total += sum(values)
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Say what a gauge is now."""
+        series = self.gauges.setdefault(name, {})
+        series[_within(series, labels)] = value
+
+    def add(self, other: Statistics, *, gauges: bool = False) -> None:
+        """Add another's counts to these; with `gauges`, their sums too, as of children that share one device."""
+        for name, labels, value in other.series("counters"):
+            self.count(name, *labels, by=value)
+        for name, labels, theirs in other.series("histograms"):
+            ours = _histogram(self.histograms.setdefault(name, {}), name, labels)
+            ours.counts = [a + b for a, b in zip(ours.counts, theirs.counts, strict=True)]
+            ours.total += theirs.total
+        for name, labels, value in other.series("gauges") if gauges else ():
+            series = self.gauges.setdefault(name, {})
+            labels = _within(series, labels)
+            series[labels] = series.get(labels, 0) + value
+
+    def series(self, kind: str) -> Iterator[tuple[str, Labels, Any]]:
+        """Every series of a kind, `counters`, `histograms` or `gauges`: name, labels, value."""
+        for name, series in getattr(self, kind).items():
+            for labels, value in series.items():
+                yield name, labels, value
+
+    def total(self, name: str, *labels: str | None) -> float:
+        """The sum of a counter's or gauge's series whose labels are these; None stands for any."""
+        found = self.counters.get(name) or self.gauges.get(name) or {}
+        return sum(
+            value
+            for have, value in found.items()
+            if all(want is None or want == has for want, has in zip(labels, have, strict=False))
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: `{kind: {name: [[*labels, value], …]}}`, a histogram being `[sum, *counts]`."""
+        found: dict[str, Any] = {}
+        for kind in ("counters", "histograms", "gauges"):
+            for name, labels, value in self.series(kind):
+                written = [value.total, *value.counts] if isinstance(value, Histogram) else value
+                found.setdefault(kind, {}).setdefault(name, []).append([*labels, written])
+        return found
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Statistics:
+        """What `as_dict` gave, also by another version of Forebay: what is not understood is left out."""
+        made = cls()
+        for kind, series in (("counters", made.counters), ("gauges", made.gauges), ("histograms", made.histograms)):
+            names = given.get(kind)
+            for name, entries in names.items() if isinstance(names, dict) else ():
+                for labels, value in _understood(name, kind.removesuffix("s"), entries):
+                    series.setdefault(name, {})[labels] = value
+        return made
+
+
+def _understood(name: str, kind: str, entries: Any) -> Iterator[tuple[Labels, Any]]:
+    metric = METRICS.get(name)
+    if metric is None or metric.kind != kind or not isinstance(entries, list):
+        return
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != len(metric.labels) + 1:
+            continue
+        *labels, value = entry
+        if kind != "histogram" and isinstance(value, (int, float)):
+            yield tuple(map(str, labels)), value
+        elif isinstance(value, list) and len(value) == len(metric.buckets) + 2:
+            yield tuple(map(str, labels)), Histogram(value[1:], value[0])
+
+
+def _within(series: Mapping[Labels, object], labels: Labels) -> Labels:
+    return labels if labels in series or len(series) < MAX_SERIES else (OTHER,) * len(labels)
+
+
+def _histogram(series: dict[Labels, Histogram], name: str, labels: Labels) -> Histogram:
+    labels = _within(series, labels)
+    if labels not in series:
+        series[labels] = Histogram([0] * (len(METRICS[name].buckets) + 1))
+    return series[labels]

@@ -1,0 +1,1 @@
+"""Judging an exported program (.pt2) without torch and without unpickling."""

@@ -1,0 +1,1 @@
+"""What a job of each kind asks for, as both ends see it."""

@@ -1,0 +1,1 @@
+"""What travels: payloads, messages, and the Celery app that carries them."""

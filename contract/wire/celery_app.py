@@ -1,0 +1,91 @@
+"""The Celery app both ends use: how to reach Redis, what may travel, how a worker behaves. Declares no task.
+
+Each option that is not Celery's default has its reason beside it; most were measured on lost connections and killed workers.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu import Queue
+
+from forebay.contract.errors import BrokerUnavailable
+from forebay.contract.settings import Settings
+from forebay.contract.wire.messages import PRIORITY_SEPARATOR, PRIORITY_STEPS
+
+# A dead connection must be noticed in seconds, by everyone: Celery's defaults wait for ever (celery #8030).
+# No retry_on_timeout: it silently turns kombu's pipelined publish off.
+SOCKET_OPTIONS: dict[str, Any] = {
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+}
+
+TRANSPORT_OPTIONS: dict[str, Any] = SOCKET_OPTIONS | {
+    "priority_steps": list(PRIORITY_STEPS),
+    "sep": PRIORITY_SEPARATOR,
+    "queue_order_strategy": "priority",
+    # A message that outlives this in a worker's buffer is delivered twice; the second claims nothing.
+    "visibility_timeout": 600,
+    "unacked_restore_throttle": 1,
+}
+
+# Who sends does not wait for Redis to come up, as kombu would for 6 s: the job is in the ledger, and a sweep sends it. The
+# second try is for a connection that was good until Redis restarted.
+SENDING_OPTIONS: dict[str, Any] = TRANSPORT_OPTIONS | {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app for these settings; BrokerUnavailable when they name no queue."""
+    address = broker_url(settings)
+    app = Celery("forebay", broker=address, set_as_current=False)
+    if address.startswith("rediss:") and "ssl_cert_reqs" not in address:
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}  # kombu would take any certificate
+    app.conf.update(
+        # JSON only, in and out: nothing that came over a wire is ever unpickled.
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        # Results belong to the ledger.
+        task_ignore_result=True,
+        result_backend=None,
+        broker_transport_options=TRANSPORT_OPTIONS,
+        broker_connection_timeout=5,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a worker waits for Redis, however long
+        # The default exchange keeps no bindings in Redis, so there are none to lose when Redis is wiped.
+        task_queues=[Queue(name, exchange="", routing_key=name) for name in settings.queues],
+        task_default_queue=next(iter(settings.queues)),
+        task_default_exchange="",
+        task_create_missing_queues=False,
+        task_acks_late=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_pool_start_method="spawn",  # a forked child of a process that has used torch may hang, or lose CUDA
+        worker_prefetch_multiplier=4,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_log_color=False,
+        enable_utc=True,
+    )
+    return app
+
+
+def broker_url(settings: Settings) -> str:
+    """The queue's address; BrokerUnavailable, saying how to get one, when there is none."""
+    if not settings.broker:
+        raise BrokerUnavailable(
+            f"no queue is running in {settings.home} and none is configured; start the stack with `forebay up`, "
+            "or set FOREBAY_BROKER=redis://host:6379/0"
+        )
+    return settings.broker
+
+
+def connect_redis(settings: Settings) -> redis.Redis:
+    """A Redis client for what is not Celery's: announcements and the length of queues. Connects on first use."""
+    return redis.Redis.from_url(broker_url(settings), **SOCKET_OPTIONS)

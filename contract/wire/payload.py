@@ -1,0 +1,39 @@
+"""How a job's input and result are laid out in bytes, on top of the codec.
+
+An input is the list of its rows with a flag that says whether the user sent a batch; a result is the value itself, stacked
+again for a batch. Knows no storage and no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.signature import Row
+from forebay.contract.wire import codec
+
+
+def pack_input(rows: Sequence[Row], batched: bool) -> bytes:
+    """The rows of one job; `batched` says that the result is to carry a leading batch dimension."""
+    return codec.encode([batched, list(rows)])
+
+
+def unpack_input(data: bytes) -> tuple[list[Row], bool]:
+    """The rows and the flag; InvalidInput when the bytes are not an input."""
+    value = codec.decode(data)
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], bool) and isinstance(value[1], list)):
+        raise InvalidInput("these bytes are not a job's input")
+    return value[1], value[0]
+
+
+def join_rows(rows: Sequence[Any]) -> Any:
+    """The results of one batched job as one value: arrays of equal shape gain a leading dimension, the rest is listed."""
+    first = rows[0]
+    if isinstance(first, dict):
+        return {name: join_rows([row[name] for row in rows]) for name in first}
+    if all(isinstance(r, np.ndarray | np.generic) and r.shape == first.shape and r.dtype == first.dtype for r in rows):
+        return np.stack(rows)  # (batch, *shape)
+    return list(rows)

@@ -1,0 +1,1 @@
+"""Flower, extended: our seams to it."""

@@ -1,0 +1,80 @@
+"""What machines ask the dashboard: `/metrics`, `/healthz`, `/readyz`. People have the pages.
+
+`/healthz` is open and says that this process answers. `/readyz` and `/metrics` stand behind the same login as the pages,
+and wait for the ledger in a thread, so that a slow one holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import prometheus_client
+from flower.app import rewrite_handler
+from flower.views import BaseHandler
+from tornado.options import options
+from tornado.web import authenticated, url
+
+from forebay.contract.errors import ForebayError
+from forebay.contract.metrics.exposition import CONTENT_TYPE
+from forebay.contract.settings import Settings
+from forebay.dashboard.flower.metrics import LedgerMetrics
+
+
+class Health(BaseHandler):  # type: ignore[misc] # Flower ships no types
+    """`GET /healthz`."""
+
+    def get(self) -> None:
+        """200 while the event loop turns."""
+        self.set_header("Content-Type", "text/plain")
+        self.finish("ok\n")
+
+
+class Ready(BaseHandler):  # type: ignore[misc]
+    """`GET /readyz`."""
+
+    def initialize(self, metrics: LedgerMetrics) -> None:
+        """Called by tornado with the arguments of the route."""
+        self._metrics = metrics
+
+    @authenticated  # type: ignore[untyped-decorator]
+    async def get(self) -> None:
+        """200 when Redis and the ledger answer, else 503 with what does not."""
+        missing = [] if self.application.events.connected else ["queue: no connection to Redis"]
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._metrics.ready)
+        except ForebayError as error:
+            missing.append(f"ledger: {error}")
+        self.set_status(503 if missing else 200)
+        self.set_header("Content-Type", "text/plain")
+        self.finish("".join(f"{line}\n" for line in missing or ["ready"]))
+
+
+class Metrics(BaseHandler):  # type: ignore[misc]
+    """`GET /metrics`: Flower's own and Forebay's."""
+
+    def initialize(self, metrics: LedgerMetrics) -> None:
+        """Called by tornado with the arguments of the route."""
+        self._metrics = metrics
+
+    @authenticated  # type: ignore[untyped-decorator]
+    async def get(self) -> None:
+        """All metrics in Prometheus' text form."""
+        self.application.purge_offline_worker_metrics()
+        flowers = prometheus_client.generate_latest()
+        ours = await asyncio.get_running_loop().run_in_executor(None, self._metrics.text)
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(flowers + ours)
+
+
+def add_probes(application: Any, settings: Settings) -> LedgerMetrics:
+    """Put the three addresses before Flower's own; the caller closes what this gives when the application ends."""
+    metrics = LedgerMetrics(settings)
+    routes = [
+        url(r"/healthz", Health, name="healthz"),
+        url(r"/readyz", Ready, {"metrics": metrics}, name="readyz"),
+        url(r"/metrics", Metrics, {"metrics": metrics}, name="forebay-metrics"),
+    ]
+    prefix = options.url_prefix
+    application.add_handlers(r".*", [rewrite_handler(route, prefix) if prefix else route for route in routes])
+    return metrics

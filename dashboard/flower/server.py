@@ -1,0 +1,163 @@
+"""Flower with our Celery app, run inside this process until it is told to stop.
+
+It registers no task and imports neither worker nor torch. What Flower's own pages show they learn from the events in
+Redis, where a message's arguments are those that contract/wire/dispatch.py wrote for people; ours read the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from ipaddress import ip_address
+from typing import Any
+
+import structlog
+from celery import Celery
+
+from forebay.contract.errors import ForebayError, MissingExtra
+from forebay.contract.logs import configure_logs
+from forebay.contract.settings import Settings
+from forebay.contract.wire.celery_app import TRANSPORT_OPTIONS, make_app
+
+try:
+    from flower.app import Flower, rewrite_handler
+    from flower.urls import settings as flower_settings
+except ImportError as error:
+    raise MissingExtra("the dashboard needs Flower: pip install 'forebay[dashboard]'") from error
+
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.options import options
+
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.dashboard.flower.feed import EventFeed
+from forebay.dashboard.flower.navigation import Templates
+from forebay.dashboard.flower.options import read_options
+from forebay.dashboard.flower.probes import add_probes
+from forebay.dashboard.flower.routes import ROUTES
+from forebay.dashboard.pages.base import asset
+from forebay.dashboard.pages.guard import Guard, Refused
+from forebay.dashboard.reads.ledger_view import LedgerView
+from forebay.dashboard.reads.trends import Trends
+
+log = structlog.get_logger()
+
+ANSWER_S = 3  # how long Redis has to answer
+
+
+class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
+    """Flower with our pages and our guard.
+
+    It asks workers about themselves whenever Redis comes (back) and leaves them alone while it is away.
+    """
+
+    def __init__(self, capp: Celery, io_loop: IOLoop, settings: Settings, host: str) -> None:
+        feed = EventFeed(
+            capp,
+            io_loop,
+            enable_events=options.enable_events,
+            max_workers_in_memory=options.max_workers,
+            max_tasks_in_memory=options.max_tasks,
+        )
+        of_tornado = flower_settings | {
+            "template_loader": Templates(flower_settings["template_path"]),
+            "ui_methods": {"asset": asset},  # Flower's pages carry our style sheet too
+            "xsrf_cookie_kwargs": {"samesite": "Strict"},
+        }
+        super().__init__(options=options, capp=capp, events=feed, io_loop=io_loop, **of_tornado)
+        feed.on_connected = self.update_workers
+        self.forebay = settings
+        self.guard = Guard(options, of_tornado, operators=settings.operators, host=host)
+        self.ledger = LedgerView(settings)
+        self.trends = Trends()
+        self.dispatcher = Dispatcher(capp)
+        self.add_handlers(".*", [rewrite_handler(r, options.url_prefix) if options.url_prefix else r for r in ROUTES])
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Called by tornado for every request: who may not come in meets no other handler."""
+        refusal = self.guard.refusal(request)
+        if refusal is not None:
+            return self.get_handler_delegate(request, Refused, {"refusal": refusal})
+        return super().find_handler(request, **kwargs)
+
+    def update_workers(self, workername: str | None = None) -> asyncio.Future[None]:
+        """Ask all workers, or one; done when they have answered."""
+        if self.events.connected:
+            asked: asyncio.Future[None] = super().update_workers(workername)
+            return asked
+        nobody = asyncio.get_running_loop().create_future()
+        nobody.set_result(None)
+        return nobody
+
+    def start(self) -> None:
+        """Run until `stop`. Unlike Flower's, it asks no workers yet: the feed does so once Redis answers."""
+        self.events.start()
+        self.started = True
+        self.io_loop.start()
+
+    def stop(self) -> None:
+        """End in good order; what still waits to be asked of Redis is dropped, so that the process can exit."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.ledger.close()
+        self.dispatcher.close()
+        super().stop()
+
+
+def serve(settings: Settings, host: str, port: int) -> int:
+    """Run the dashboard until SIGTERM or Ctrl-C; the exit status. Port 0 is any free one.
+
+    Raises ForebayError when no queue is configured, when it cannot listen there, and when others than this machine could
+    come in without a login.
+    """
+    configure_logs(settings)
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)  # it warns, in four lines, when no worker runs yet
+    capp = dashboard_app(settings)
+    read_options(host, port)
+    io_loop = IOLoop(make_current=True)
+    dashboard = Dashboard(capp, io_loop, settings, host)
+    metrics = add_probes(dashboard, settings)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            io_loop.asyncio_loop.add_signal_handler(number, dashboard.stop)
+        log.info("dashboard_ready", url=_address(host, _listen(dashboard, host, port)))
+        dashboard.start()
+    finally:
+        io_loop.close(all_fds=True)
+        metrics.close()
+    log.info("dashboard_stopped")
+    return 0
+
+
+def dashboard_app(settings: Settings) -> Celery:
+    """The Celery app as Flower uses it: a few questions now and then, none of which may hold up a page or the exit long."""
+    app = make_app(settings)
+    app.conf.update(
+        broker_transport_options=TRANSPORT_OPTIONS | {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S},
+        broker_pool_limit=0,  # after an outage a pooled connection is dead, and fails whoever takes it next
+    )
+    return app
+
+
+def _listen(dashboard: Dashboard, host: str, port: int) -> int:
+    try:
+        return int(dashboard.start_http_server())
+    except (OSError, ValueError) as error:  # taken, not ours to take; ValueError: a certificate that is not there
+        raise ForebayError(f"the dashboard cannot listen on {host or '*'}:{port}: {error}") from error
+
+
+def _address(host: str, port: int) -> str:
+    """Where a browser on this machine finds it."""
+    scheme = "https" if "ssl_options" in flower_settings else "http"
+    prefix = f"/{options.url_prefix.strip('/')}/" if options.url_prefix else ""
+    return f"{scheme}://{_reachable(host)}:{port}{prefix}"
+
+
+def _reachable(host: str) -> str:
+    try:
+        address: Any = ip_address(host or "0.0.0.0")  # noqa: S104 - compared with, not bound to
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return f"[{address}]" if address.version == 6 else str(address)

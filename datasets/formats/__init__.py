@@ -1,0 +1,1 @@
+"""One file for each format of input, and how files are found and opened."""

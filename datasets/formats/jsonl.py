@@ -1,0 +1,112 @@
+"""JSON lines, plain and in the form of OpenAI's batch API: a value per line, parsed by msgspec; a bad line is a bad row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.contract.requests.batch import InputFile
+from forebay.datasets.formats import lines
+from forebay.datasets.formats.source import CHUNK_ROWS, Chunk, Sample
+from forebay.datasets.planning.shards import Block
+
+CUSTOM_ID, URL, INPUT = "custom_id", "url", "input"
+MISSING = InvalidInput("the column is missing in this line")
+
+_decode = msgspec.json.Decoder().decode
+
+
+class JsonLines:
+    """An object per line."""
+
+    locator = "offset"
+
+    def sample(self, file: InputFile) -> Sample:
+        """The columns of the first line that is an object."""
+        data = lines.head(file)
+        records = [record for _, record in _records(0, data) if not isinstance(record, Exception)]
+        if not records and data.strip():
+            raise InvalidInput(
+                f"{shown(file.path)} cannot be read as JSON lines: no line of its beginning is a JSON object"
+            )
+        types: dict[str, pa.DataType | None] = {}
+        for record in records:
+            types |= {name: None for name in self._columns(record) if name not in types}
+        return Sample(types, not records, len(data) // max(1, len(records)))
+
+    def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
+        """One block, cut between lines."""
+        del columns
+        return lines.text_layout(file, row_bytes)
+
+    def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
+        """The lines that begin in the range."""
+        for start, data in lines.blocks(file, first, last):
+            records = list(_records(start, data))
+            for i in range(0, len(records), CHUNK_ROWS):
+                yield self._chunk(records[i : i + CHUNK_ROWS], columns)
+
+    def _columns(self, record: Mapping[str, Any]) -> Sequence[str]:
+        return list(record)
+
+    def _value(self, record: Mapping[str, Any], column: str) -> Any:
+        return record.get(column, MISSING)
+
+    def _fault(self, record: Mapping[str, Any]) -> Exception | None:
+        del record
+        return None
+
+    def _chunk(self, records: Sequence[tuple[int, Any]], columns: Sequence[str]) -> Chunk:
+        bad = {}
+        for i, (_, record) in enumerate(records):
+            fault = record if isinstance(record, Exception) else self._fault(record)
+            if fault is not None:
+                bad[i] = fault
+        found = [{} if isinstance(record, Exception) else record for _, record in records]
+        named = {column: [self._value(record, column) for record in found] for column in columns}
+        return Chunk(named, np.array([at for at, _ in records], np.int64), bad)
+
+
+class OpenAI(JsonLines):
+    """A request per line: `custom_id`, `method`, `url` and `body`. The columns are the body's, besides the first three."""
+
+    def _columns(self, record: Mapping[str, Any]) -> Sequence[str]:
+        body = record.get("body")
+        return [CUSTOM_ID, URL, *(name for name in body if name != "model")] if isinstance(body, Mapping) else []
+
+    def _value(self, record: Mapping[str, Any], column: str) -> Any:
+        if column in (CUSTOM_ID, URL):
+            return record.get(column)
+        body = record.get("body")
+        return body.get(column, MISSING) if isinstance(body, Mapping) else MISSING
+
+    def _fault(self, record: Mapping[str, Any]) -> Exception | None:
+        if not isinstance(record.get(CUSTOM_ID), str):
+            return InvalidInput(f"a request has a custom_id, a str; here it is {shown(record.get(CUSTOM_ID))}")
+        if not isinstance(record.get("body"), Mapping):
+            return InvalidInput(f"a request has a body, an object; here it is {shown(record.get('body'))}")
+        return None
+
+
+def _records(start: int, data: bytes) -> Iterator[tuple[int, Any]]:
+    """Each line that is not blank: the byte it begins at, and its object or what is wrong with it."""
+    for line in data.split(b"\n"):
+        if line and not line.isspace():
+            yield start, _record(line)
+        start += len(line) + 1
+
+
+def _record(line: bytes) -> Any:
+    try:
+        value = _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return InvalidInput(f"the line is not JSON: {error}: {shown(line[:80].decode('utf-8', 'replace'))}")
+    if not isinstance(value, dict):
+        return InvalidInput(f"the line is no JSON object: {shown(line[:80].decode('utf-8', 'replace'))}")
+    return value

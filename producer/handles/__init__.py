@@ -1,0 +1,1 @@
+"""What a client holds on a submitted job."""

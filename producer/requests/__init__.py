@@ -1,0 +1,1 @@
+"""Making the request of a batch, a training or an evaluation job."""

@@ -1,0 +1,93 @@
+"""Auditing a batch: the ledger, the manifest and the files must tell the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind, JobState
+from forebay.contract.references import check_job_id
+from forebay.contract.requests.batch import OPENAI, BatchRequest
+from forebay.contract.requests.shards import WrittenFile
+from forebay.datasets import require_pyarrow
+
+if TYPE_CHECKING:
+    from forebay.datasets.writing.folder import OutputFolder
+    from forebay.producer.client import Client
+
+READ_BYTES = 1 << 20
+
+
+def audit(client: Client, id: str) -> dict[str, Any]:
+    """Rows by the ledger, the manifest and the files, and `faults`: what does not agree, [] when all is well."""
+    require_pyarrow()
+    from forebay.datasets.writing.folder import OutputFolder
+
+    info = client._store.get(check_job_id(id))
+    if info.kind is not JobKind.BATCH:
+        raise InvalidInput(f"job {id} is a {info.kind} job; only batches have files to audit")
+    request = BatchRequest.load(client._payloads.load(*client._batches.request(id)))
+    folder, totals = OutputFolder(request.output), client._batches.totals(id)
+    files = [file for _, _, outcome in client._batches.outcomes(id) for file in outcome.files]
+    good, bad = (sum(f.rows for f in files if f.name.startswith("_") is errors) for errors in (False, True))
+    faults = list(_file_faults(folder, files, request.format))
+    manifest = folder.manifest()
+    if info.state is JobState.SUCCEEDED:
+        if (good, bad) != (totals.done, totals.failed):
+            faults.append(
+                f"the shards' files hold {good} and {bad} rows, the ledger counts {totals.done} and {totals.failed}"
+            )
+        faults += _manifest_faults(manifest, good, bad, files)
+    elif manifest is not None:
+        faults.append(f"there is a manifest though the batch is {info.state}")
+    counted = manifest["counts"] if manifest is not None else None
+    return {
+        "batch": id, "state": info.state, "output": folder.url, "files": len(files),
+        "ledger": {"completed": totals.done, "failed": totals.failed}, "manifest": counted,
+        "in_files": {"completed": good, "failed": bad}, "faults": faults,
+    }  # fmt: skip
+
+
+def _file_faults(folder: OutputFolder, files: list[WrittenFile], format: str) -> Iterator[str]:
+    """What is missing, changed or too much among the files, each read once."""
+    there = folder.names()
+    for name in sorted(there - {file.name for file in files}):
+        yield f"{name}: no shard of this batch has written it"
+    for file in files:
+        if file.name not in there:
+            yield f"{file.name}: it is missing"
+            continue
+        digest, lines = hashlib.sha256(), 0
+        with folder.open(file.name) as handle:
+            while data := handle.read(READ_BYTES):
+                digest.update(data)
+                lines += data.count(b"\n")
+        if digest.hexdigest() != file.sha256:
+            yield f"{file.name}: its content is not what was written"
+            continue
+        rows = lines if format == OPENAI else _parquet_rows(folder, file.name)
+        if rows != file.rows:
+            yield f"{file.name}: it has {rows} rows, the ledger says {file.rows}"
+
+
+def _parquet_rows(folder: OutputFolder, name: str) -> int:
+    import pyarrow.parquet as pq
+
+    with folder.open(name) as handle:
+        return int(pq.ParquetFile(handle).metadata.num_rows)
+
+
+def _manifest_faults(
+    manifest: Mapping[str, Any] | None, good: int, bad: int, files: list[WrittenFile]
+) -> Iterator[str]:
+    if manifest is None:
+        yield "there is no manifest though the batch has succeeded"
+        return
+    counts = manifest["counts"]
+    if (counts["completed"], counts["failed"]) != (good, bad):
+        yield f"the manifest counts {counts['completed']} and {counts['failed']} rows, the ledger {good} and {bad}"
+    listed = {part["name"]: part["sha256"] for part in [*manifest["parts"], *manifest["errors"]]}
+    if listed != {file.name: file.sha256 for file in files}:
+        yield "the manifest does not list the files that the ledger knows"

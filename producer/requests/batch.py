@@ -1,0 +1,146 @@
+"""Submitting batch jobs: which files, which columns, whether they can go into the model, and whose the output folder is.
+
+All that can be refused is refused here, before anything is stored. The files' own cutting into shards is the workers'
+business, so that a submit is quick however many files there are: those it has no time to look at are checked as they come up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound
+from forebay.contract.job import JobKind, JobState, new_ids
+from forebay.contract.model import ModelVersion
+from forebay.contract.references import shown
+from forebay.contract.requests.batch import ARROW, CSV, IMAGES, JSONL, OPENAI, BatchRequest, InputFile
+from forebay.datasets.formats.files import absolute
+from forebay.datasets.formats.images import PATH
+from forebay.datasets.formats.source import Sample, get_source
+from forebay.datasets.planning.checking import Named, check_file, check_outputs, check_rows, kept_types, name_columns
+from forebay.datasets.writing.folder import OutputFolder
+from forebay.producer.requests.files import DataSet, find_dataset
+
+if TYPE_CHECKING:
+    from forebay.producer.client import Client
+    from forebay.producer.handles.job import Job
+    from forebay.producer.options import Terms
+
+CHECK_S = 1.5  # for looking into the files at submit
+
+
+def make_request(
+    model: ModelVersion,
+    input: DataSet,
+    output: str | Path,
+    *,
+    columns: Named = None,
+    keep: str | Sequence[str] | None = None,
+    format: str | None = None,
+    shard_rows: int | None = None,
+    error_threshold: int | float | None = None,
+) -> BatchRequest:
+    """The request, checked against the files and the model's signature; InvalidInput says what will not do."""
+    _check_numbers(shard_rows, error_threshold)
+    kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
+    files, format = _files(input, format)
+    first = _first_with_rows(files, format)
+    if first is None:
+        raise InvalidInput(f"the input holds no rows: {shown(files[0].path)} and {len(files) - 1} more files are empty")
+    file, sample = first
+    if format == IMAGES and not kept:
+        kept = (PATH,)
+    if format == OPENAI and kept:
+        raise InvalidInput("keep: a file in OpenAI's form has its custom_id, and its results carry it; leave keep out")
+    named = name_columns(columns, model.signature, sample.types, format)
+    request = BatchRequest(
+        tuple(files), absolute(output), format, named, kept, {}, sample.row_bytes, shard_rows, error_threshold
+    )
+    check_outputs(request, model.signature)
+    _check_files(request, model, file)
+    rows = check_rows(request, model.signature, file)
+    return replace(request, keep_types=kept_types(rows, kept)) if format in (JSONL, CSV) else request
+
+
+def _files(input: DataSet, format: str | None) -> tuple[list[InputFile], str]:
+    files, format = find_dataset(input, format, "give one batch for each")
+    if format == JSONL and _is_openai(files[0]):
+        format = OPENAI
+    return files, format
+
+
+def _is_openai(file: InputFile) -> bool:
+    """Whether the lines are requests in the form of OpenAI's batch API, which nothing else looks like."""
+    types = get_source(JSONL).sample(file).types
+    return {"custom_id", "method", "url", "body"} <= set(types)
+
+
+def _first_with_rows(files: Sequence[InputFile], format: str) -> tuple[InputFile, Sample] | None:
+    source = get_source(format)
+    for file in files:
+        sample = source.sample(file)
+        if not sample.empty:
+            return file, sample
+    return None
+
+
+def _check_files(request: BatchRequest, model: ModelVersion, first: InputFile) -> None:
+    """The first, the last, and as many others as there is time for; the rest is checked when its shards are planned."""
+    until = time.monotonic() + CHECK_S
+    check_file(request, model.signature, first)
+    if request.format in (IMAGES, ARROW):
+        return
+    for file in [request.files[-1], *request.files]:
+        check_file(request, model.signature, file)
+        if time.monotonic() > until:
+            return
+
+
+def _check_numbers(shard_rows: int | None, error_threshold: int | float | None) -> None:
+    if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
+        raise InvalidInput(f"shard_rows {shown(shard_rows)} is not a whole number of rows from 1")
+    if error_threshold is None:
+        return
+    whole = type(error_threshold) is int and error_threshold >= 0
+    share = type(error_threshold) is float and 0.0 <= error_threshold <= 1.0
+    if not whole and not share:
+        raise InvalidInput(
+            f"error_threshold {shown(error_threshold)}: give a number of rows (10) or a share of them (0.01)"
+        )
+
+
+def submit(client: Client, terms: Terms, request: BatchRequest) -> Job:
+    """Make the batch durable and send it; or take up the batch that has the output folder, when it is the same request."""
+    [id] = new_ids(1)
+    folder, fingerprint = OutputFolder(request.output), request.fingerprint(terms.model.ref)
+    marker = folder.claim(id, fingerprint)
+    if marker is not None:
+        known = _resumed(client, marker, fingerprint, request.output)
+        if known is not None:
+            return known
+        folder.take_over(id, fingerprint)
+    try:
+        return client._submit_request(terms, JobKind.BATCH, request.dump(), fingerprint, id)
+    except ForebayError:
+        folder.release()
+        raise
+
+
+def _resumed(client: Client, marker: Mapping[str, str], fingerprint: str, output: str) -> Job | None:
+    """The batch that has the folder, queued again if it had failed; None when there is no such batch (any more)."""
+    id, where = marker["batch"], f"the output {shown(output)}"
+    if marker["request"] != fingerprint:
+        raise InvalidInput(f"{where} belongs to batch {id}, which asked for something else; name another folder")
+    try:
+        job = client.job(id)
+        state = job.state
+    except JobNotFound:
+        if OutputFolder(output).names():
+            raise InvalidInput(f"{where} holds parts of batch {id}, which the ledger does not know; empty it") from None
+        return None
+    if state is JobState.SUCCEEDED:
+        raise InvalidInput(f"{where} holds what batch {id} made of the same request; name another folder")
+    return job.retry() if state.final else job

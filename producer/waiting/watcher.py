@@ -1,0 +1,142 @@
+"""Waiting for jobs to end: one thread and one Redis subscription for all of a client's handles.
+
+The workers announce finished ids on the client's channel; the thread then reads those jobs from the ledger in bulk. The
+ledger is also polled, so a lost announcement, or no Redis at all, costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import redis
+import structlog
+
+from forebay.contract.errors import ForebayError, LedgerUnavailable
+from forebay.contract.wire.messages import announce_channel
+from forebay.storage.jobs.store import JobStore
+
+if TYPE_CHECKING:
+    from forebay.producer.handles.job import Job
+
+log = structlog.get_logger()
+
+FIRST_POLL_S, LAST_POLL_S = 0.25, 2.0
+READ_AT_ONCE = 512
+
+
+class Watcher:
+    """Delivers outcomes to job handles. Thread-safe; the thread starts with the first handle and ends with `close`."""
+
+    def __init__(self, store: JobStore, broker: redis.Redis, client: str) -> None:
+        self._store = store
+        self._redis = broker
+        self._channel = announce_channel(client)
+        self._handles: WeakValueDictionary[str, Job] = WeakValueDictionary()
+        self._awaited: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pubsub: redis.client.PubSub | None = None
+        self._next_poll, self._interval = 0.0, FIRST_POLL_S
+
+    def start(self) -> None:
+        """Subscribe before the first job is sent, so that its announcement is not missed."""
+        if self._closed.is_set():
+            raise ForebayError("this client is closed; open another one, and ask it for the job by its id")
+        with self._lock:
+            if self._thread is None:
+                self._subscribe()  # first, for Ctrl-C may come while Redis is asked, and `close` then finds no thread
+                self._thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
+                self._thread.start()
+
+    def adopt(self, jobs: Iterable[Job]) -> list[Job]:
+        """Remember handles, without keeping them alive, so that their outcomes are delivered as they are announced.
+
+        Gives the handle to use for each: the client's own where it has one of this id, for a job has one handle only.
+        """
+        with self._lock:
+            return [self._handles.setdefault(job.id, job) for job in jobs]
+
+    def find(self, id: str) -> Job | None:
+        """The live handle of this id, if the client has one."""
+        with self._lock:
+            return self._handles.get(id)
+
+    def expect(self, job: Job) -> None:
+        """Somebody waits for this job: poll for it too."""
+        self.start()
+        with self._lock:
+            self._awaited[job.id] = job
+            self._interval = FIRST_POLL_S
+            self._next_poll = min(self._next_poll, time.monotonic() + FIRST_POLL_S)
+
+    def read(self, ids: Iterable[str]) -> None:
+        """Read these jobs from the ledger now and deliver those that have ended."""
+        wanted = list(ids)
+        for start in range(0, len(wanted), READ_AT_ONCE):
+            for outcome in self._store.outcomes(wanted[start : start + READ_AT_ONCE]):
+                with self._lock:
+                    job = self._awaited.pop(outcome.id, None) or self._handles.get(outcome.id)
+                if job is not None:
+                    job._deliver(outcome)
+
+    def close(self) -> None:
+        """End the thread and the subscription."""
+        self._closed.set()
+        if self._thread is not None and self._thread.is_alive():  # Ctrl-C may also come before it has begun
+            self._thread.join(timeout=5)
+        if self._pubsub is not None:
+            self._pubsub.close()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            announced = self._listen()
+            try:
+                self.read(announced)
+                self._poll()
+            except LedgerUnavailable as error:
+                log.warning("ledger_unavailable", error=str(error), next="asking again")
+                self._closed.wait(LAST_POLL_S)
+
+    def _subscribe(self) -> bool:
+        try:
+            pubsub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call] # redis-py
+            pubsub.subscribe(self._channel)
+        except (redis.RedisError, OSError):
+            return False
+        self._pubsub = pubsub
+        return True
+
+    def _listen(self) -> list[str]:
+        """The ids announced since the last call, after waiting a little for the first."""
+        if self._pubsub is None and not self._subscribe():
+            self._closed.wait(FIRST_POLL_S)
+            return []
+        assert self._pubsub is not None  # noqa: S101 - _subscribe has just set it
+        ids: list[str] = []
+        timeout = FIRST_POLL_S
+        try:
+            while (message := self._pubsub.get_message(timeout=timeout)) or timeout:
+                if message is None:
+                    return ids
+                ids += bytes(message["data"]).decode("ascii", "replace").split(",")
+                timeout = 0.0  # and whatever came with it
+        except (redis.RedisError, OSError):
+            self._pubsub.close()
+            self._pubsub = None
+        with self._lock:
+            return [id for id in ids if id in self._handles]
+
+    def _poll(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if not self._awaited or now < self._next_poll:
+                return
+            ids = list(self._awaited)
+            self._interval = min(self._interval * 1.5, LAST_POLL_S)
+            self._next_poll = now + self._interval
+        self.read(ids)

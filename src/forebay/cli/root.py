@@ -1,0 +1,173 @@
+"""The `forebay` command: the producer's commands, those of upkeep and trials, and here those that run the parts.
+
+Heavy parts (torch, Flower, Alembic) are imported by the command that needs them, so `forebay --help` stays quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from forebay.cli import trials, upkeep
+from forebay.cli.upkeep import RUN, Home, Json
+from forebay.contract.logs import configure_logs
+from forebay.contract.settings import Settings, mask_password
+from forebay.producer.cli import attach
+from forebay.producer.cli.output import USAGE, clear_errors, print_json, say
+
+WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
+
+app = typer.Typer(
+    name="forebay",
+    help="Queue-based batch inference: submit jobs, run workers, watch them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+attach(app)
+
+
+@app.command(rich_help_panel=RUN)
+def up(
+    home: Home = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when everything is ready.")] = False,
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Leave Flower out.")] = False,
+    queues: Annotated[str | None, typer.Option(help="Queues the worker serves, by comma.", show_default=False)] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Worker children on the CPU.")] = 1,
+) -> None:
+    """Start queue, ledger, worker and dashboard, until Ctrl-C.
+
+    Example: `forebay up --detach`, and later `forebay down`.
+    """
+    from forebay.stack.stack import Stack, start_detached
+
+    settings = Settings.load(home=home)
+    if detach:
+        arguments = ["--concurrency", str(concurrency)]
+        arguments += ["--no-dashboard"] if no_dashboard else []
+        arguments += ["--queues", queues] if queues else []
+        _say_ready(start_detached(settings.home, arguments))
+        return
+    configure_logs(settings)
+    stack = Stack(settings.home, dashboard=not no_dashboard, queues=queues, concurrency=concurrency)
+    raise typer.Exit(stack.run(_say_ready))
+
+
+@app.command(rich_help_panel=RUN)
+def down(home: Home = None) -> None:
+    """Stop what `forebay up` started; waiting jobs stay in the ledger.
+
+    Example: `forebay down`
+    """
+    from forebay.stack.stack import stop_stack
+
+    where = Settings.load(home=home).home
+    typer.echo(f"stopped the stack in {where}" if stop_stack(where) else f"no stack runs in {where}")
+
+
+@app.command(rich_help_panel=RUN)
+def status(home: Home = None, json: Json = False) -> None:
+    """Show what runs where: the stack's processes and the workers.
+
+    Example: `forebay status --json`
+    """
+    from forebay.cli.doctor import live_workers
+    from forebay.stack.stack import read_stack
+
+    settings = Settings.load(home=home)
+    stack = read_stack(settings.home)
+    workers, ledger = live_workers(settings)
+    if json:
+        masked = {name: mask_password(stack[name]) for name in ("broker", "database")} if stack else {}
+        public = stack and stack | masked
+        print_json({"home": str(settings.home), "stack": public, "ledger": ledger, "workers": workers})
+        return
+    typer.echo(f"stack    {_processes(stack) if stack else f'none runs in {settings.home}'}")
+    typer.echo(f"queue    {mask_password(settings.broker) or 'none'}")
+    typer.echo(f"ledger   {ledger}")
+    for worker in workers:
+        typer.echo(f"worker   {worker.name} on {worker.device}, queues {', '.join(worker.queues)}")
+    if not workers:
+        typer.echo("worker   none")
+
+
+@app.command(rich_help_panel=RUN)
+def worker(
+    queues: Annotated[
+        str | None, typer.Option(help="Queues to serve, by comma; default: all this machine can.", show_default=False)
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="Children on the CPU; a GPU, and training, have one.")
+    ] = 1,
+    home: Home = None,
+) -> None:
+    """Run a worker for each of this machine's devices, and others for queues that only train, until SIGTERM.
+
+    Example: `forebay worker --queues gpu`
+    """
+    from forebay.worker.parent.supervisor import Supervisor
+
+    settings = Settings.load(home=home)
+    configure_logs(settings)
+    names = [q.strip() for q in queues.split(",") if q.strip()] if queues is not None else None
+    raise typer.Exit(Supervisor(settings, names, concurrency).run())
+
+
+@app.command(rich_help_panel=RUN)
+def dashboard(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default=False)] = None,
+    home: Home = None,
+) -> None:
+    """Run Flower for Forebay's workers, on loopback unless it has authentication.
+
+    Example: `FLOWER_BASIC_AUTH=me:secret forebay dashboard --host 0.0.0.0`
+    """
+    from forebay.dashboard.flower.server import serve
+
+    settings = Settings.load(home=home, dashboard_host=host, dashboard_port=port)
+    configure_logs(settings)
+    raise typer.Exit(serve(settings, settings.dashboard_host, settings.dashboard_port))
+
+
+def _processes(stack: dict[str, Any]) -> str:
+    parts = ", ".join(f"{name} (pid {pid})" for name, pid in stack["processes"].items())
+    return f"pid {stack['pid']}: {parts}"
+
+
+def _say_ready(stack: dict[str, Any]) -> None:
+    shown = {
+        "home": stack["home"],
+        "ledger": mask_password(stack["database"]),
+        "queue": mask_password(stack["broker"]),
+        "dashboard": stack["dashboard"] or "left out",
+    }
+    for name, value in shown.items():
+        typer.echo(f"{name:<10}{value}")
+
+
+upkeep.attach(app)
+trials.attach(app)
+
+
+def main() -> None:
+    """The entry point: every error, a wrong argument too, is one line and an exit status, never a traceback."""
+    with clear_errors():
+        try:
+            status = app(prog_name="forebay", standalone_mode=False)
+        except WRONG_USAGE as error:
+            raise SystemExit(_say_usage(error)) from None
+        except typer.Abort:
+            raise SystemExit(1) from None
+    raise SystemExit(status)
+
+
+def _say_usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its text is the whole help
+        error.show()
+        return USAGE
+    command = error.ctx.command_path if error.ctx else "forebay"
+    say(f"error: {error.format_message().rstrip('.')}; see `{command} --help`")
+    return USAGE

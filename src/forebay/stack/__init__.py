@@ -1,0 +1,1 @@
+"""`forebay up`: everything on one machine."""

@@ -1,0 +1,1 @@
+"""Every SQL statement about batch jobs and their shards."""

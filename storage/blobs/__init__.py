@@ -1,0 +1,1 @@
+"""Content-addressed blobs, and where a payload lies."""

@@ -1,0 +1,209 @@
+"""Content-addressed blobs: `sha256:<hex>` names bytes, through fsspec, in a local folder or any object store.
+
+A blob is written to a temporary name and put in place whole; what is read is checked against its name. Who refers to a
+blob, and when it may go, is not known here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from forebay.contract.errors import BlobCorrupt, BlobMissing, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+
+log = structlog.get_logger()
+
+CHUNK = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOK_AGAIN_S = 5.0  # whether a full store has room, at the latest
+_REF = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class BlobStore:
+    """Blobs below one fsspec URL. Thread-safe. Every method raises BlobUnavailable when the store does not answer, those that
+    read raise BlobMissing when it does and has no such blob.
+    """
+
+    def __init__(self, url: str, *, outage_timeout_s: float = 0.0) -> None:
+        """`outage_timeout_s` is how long a write waits for room in a store that is full."""
+        self.url = url
+        self._outage_timeout_s = outage_timeout_s
+        try:
+            self._fs, self._root = fsspec.url_to_fs(url)
+        except ImportError as error:
+            raise MissingExtra(f"the blob store {url} needs another package: {error}") from error
+        except ValueError as error:
+            raise InvalidInput(f"FOREBAY_BLOBS {url!r}: {error}") from error
+        self._local = "file" in self._fs.protocol
+
+    def put(self, data: bytes) -> str:
+        """Store the bytes and give their name."""
+        digest = hashlib.sha256(data).hexdigest()
+        with self._clear_errors("write"):
+            self._place(digest, len(data), lambda temporary: self._fs.pipe_file(temporary, data))
+        return f"sha256:{digest}"
+
+    def put_file(self, path: Path) -> str:
+        """Store a local file's content without holding it in memory, and give its name."""
+        digest = file_digest(path)
+        with self._clear_errors("write"):
+            self._place(digest, path.stat().st_size, lambda temporary: self._fs.put_file(str(path), temporary))
+        return f"sha256:{digest}"
+
+    def get(self, ref: str) -> bytes:
+        """The bytes of a blob; BlobCorrupt when they are not what the name says."""
+        digest = _digest(ref)
+        with self._clear_errors("read"):
+            data: bytes = self._fs.cat_file(self._path(digest))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
+        return data
+
+    def fetch(self, ref: str, target: Path) -> Path:
+        """Copy a blob to the local file `target`, whole and checked, and give that path."""
+        digest = _digest(ref)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._clear_errors("read"):
+                self._fs.get_file(self._path(digest), str(temporary))
+            if file_digest(temporary) != digest:
+                raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    def delete(self, ref: str) -> None:
+        """Remove a blob; one that is not there is no error."""
+        with self._clear_errors("delete"):
+            path = self._path(_digest(ref))
+            if self._fs.exists(path):
+                self._fs.rm_file(path)
+
+    def check(self) -> None:
+        """BlobUnavailable unless a small blob can be written and read back."""
+        self.get(self.put(b"forebay"))
+
+    def _answers(self) -> bool:
+        """Whether the store is there at all, and not a folder that is not mounted now."""
+        try:
+            return bool(self._fs.isdir(self._root))
+        except OSError:
+            return False
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root}/{digest[:2]}/{digest}"
+
+    def _place(self, digest: str, size: int, write: Any) -> None:
+        path = self._path(digest)
+        if self._fs.exists(path) and self._fs.size(path) == size:  # a power cut may have left it short
+            return
+        temporary = f"{self._root}/.tmp/{digest}.{secrets.token_hex(6)}"
+        self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
+        self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
+        Retrying(
+            retry=retry_if_exception(lambda error: getattr(error, "errno", None) in FULL),
+            wait=wait_random_exponential(multiplier=0.2, max=LOOK_AGAIN_S),
+            stop=stop_after_delay(self._outage_timeout_s),
+            before_sleep=self._say_full,
+            reraise=True,
+        )(self._write, write, temporary, path)
+
+    def _write(self, write: Any, temporary: str, path: str) -> None:
+        try:
+            write(temporary)
+            self._sync(temporary)
+            self._fs.mv(temporary, path)
+            self._sync(path.rpartition("/")[0])
+            self._sync(self._root)  # where that folder may be new
+        except BaseException:
+            if self._fs.exists(temporary):
+                self._fs.rm_file(temporary)
+            raise
+
+    def _sync(self, path: str) -> None:
+        """Have a local file or folder on disk: the ledger's row that names a blob outlives a power cut, so must the blob."""
+        if self._local:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _say_full(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            log.warning(
+                "blobs_full",
+                blobs=self.url,
+                error=str(state.outcome.exception()),
+                outage_timeout_s=self._outage_timeout_s,
+            )
+
+    @contextmanager
+    def _clear_errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            kind = BlobMissing if verb == "read" and self._answers() else BlobUnavailable
+            raise kind(f"cannot {verb} a blob in {self.url}: there is no {error.filename or error}") from error
+        except (OSError, ConnectionError, TimeoutError) as error:
+            raise BlobUnavailable(f"cannot {verb} a blob in {self.url}: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack_folder(folder: Path, target: Path) -> None:
+    """A folder as a tar that depends on names and contents only, so that equal folders are equal blobs."""
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            info.size, info.mode = path.stat().st_size, 0o644
+            with path.open("rb") as file:
+                tar.addfile(info, file)
+
+
+def unpack_folder(archive: Path, target: Path) -> Path:
+    """The reverse, whole or not at all; ModelRefused for a member that would leave `target`, and for what is no tar."""
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    try:
+        temporary.mkdir()
+        with tarfile.open(archive, "r:") as tar:
+            tar.extractall(temporary, filter="data")
+        temporary.rename(target)
+    except tarfile.TarError as error:
+        raise ModelRefused(
+            f"the folder's archive cannot be unpacked safely: {error}; register the folder again"
+        ) from error
+    except OSError:
+        if not target.is_dir():  # another process may have unpacked the same archive meanwhile
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _digest(ref: str) -> str:
+    match = _REF.fullmatch(ref)
+    if match is None:
+        raise InvalidInput(f"{ref!r} is no blob; a blob is named sha256:<64 hex digits>")
+    return match[1]

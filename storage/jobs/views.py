@@ -1,0 +1,232 @@
+"""What the dashboard asks about jobs: pages of the list under filters, and everything the ledger knows of one job.
+
+Reads only, and never much: a page looks at a bounded number of rows however many there are, and says where it stopped.
+Who may see it, and how it is shown, is not known here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from forebay.contract.errors import JobNotFound
+from forebay.contract.job import JobInfo, JobKind, JobState, at, utc
+from forebay.storage.jobs.queries import FEW_KINDS, HAS_METADATA, INFO, RARE_KINDS, JobQueries, _info
+
+FIRST_ID, LAST_ID = "0" * 32, "g" * 32  # an id is hexadecimal, and sorts by the time it was made
+CLOCKS_APART_S = 3600.0  # ids are made by clients: how far their clocks may be from the ledger's
+WINDOW, LARGEST_WINDOW = 2_000, 16_000  # rows looked at in one statement
+FEW = 5_000
+ENDED_BADLY = frozenset({JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
+IS_ENDED_BADLY = "state IN ('failed', 'canceled', 'expired')"  # as the partial index has it, or SQLite would not use it
+UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+FLOOR = "SELECT id FROM jobs WHERE {base} AND id < :before AND id >= :low ORDER BY id DESC LIMIT 1 OFFSET :window"
+PAGE = f"SELECT {INFO} FROM jobs WHERE {{where}} AND id < :before AND id >= :low ORDER BY id DESC LIMIT :limit"
+LIVE = "SELECT id FROM jobs WHERE state = '{state}' LIMIT :limit"
+CHILDREN = "SELECT state, count(*) FROM jobs WHERE parent_id = :id GROUP BY state"
+SOME = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {where} LIMIT :limit) AS found"
+
+DETAILS = f"""
+SELECT {INFO}, attempt AS attempts, sent_at, lease_until, client, idempotency_key, input_ref, result_ref,
+    {{input_size}} AS input_size, {{result_size}} AS result_size,
+    CASE WHEN {{input_size}} <= :limit THEN input END AS input, CASE WHEN {{result_size}} <= :limit THEN result END AS result
+FROM jobs WHERE id = :id"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a page is to show; what is None or empty does not matter. Times are seconds since the epoch."""
+
+    state: JobState | None = None
+    kind: JobKind | None = None
+    model: str | None = None
+    version: int | None = None
+    queue: str | None = None
+    worker: str | None = None
+    parent_id: str | None = None
+    id_prefix: str = ""
+    since: float | None = None
+    until: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Jobs, newest first. `next` is the `before` of the page that follows, None at the end.
+
+    `searched_to` is set when the page is not full because the time was up: jobs older than it were not looked at yet.
+    """
+
+    jobs: list[JobInfo]
+    next: str | None
+    searched_to: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetails:
+    """One job with what `JobInfo` leaves out. Payloads above the limit asked for are None, their sizes (bytes) are there.
+
+    `attempts` counts every execution, those before a retry included. `children` are jobs by state, of a batch.
+    """
+
+    info: JobInfo
+    attempts: int
+    sent_at: datetime
+    lease_until: datetime | None
+    client: str | None
+    idempotency_key: str | None
+    input_ref: str | None
+    result_ref: str | None
+    input_size: int | None
+    result_size: int | None
+    input: bytes | None
+    result: bytes | None
+    children: Mapping[JobState, int]
+
+
+class JobViews(JobQueries):
+    """Pages of jobs and single jobs, for people. Thread-safe."""
+
+    def page(self, wanted: JobFilter, *, limit: int = 50, before: str | None = None, budget_s: float = 0.25) -> JobPage:
+        """The newest jobs that meet the filter, of those older than the job `before`; about `budget_s` seconds of work.
+
+        Rare states and children of a batch have an index; all other filters walk back over the jobs from the newest,
+        a window at a time.
+        """
+        where, values = self._conditions(wanted)
+        low, high = _bounds(wanted, before)
+        with self.ledger.read() as connection:
+            few = self._few_ids(connection, wanted.state) if wanted.state in UNFINISHED else None
+            if few is not None:
+                where, values = f"{where} AND id {self.ledger.ids('few')}", values | {"few": self.ledger.bind(few)}
+            if few is not None or wanted.parent_id is not None:
+                rows = connection.execute(
+                    _sql(PAGE, where), values | {"before": high, "low": low, "limit": limit}
+                ).fetchall()
+                return _page([_info(row) for row in rows], limit)
+            return _walk(connection, _base(wanted), where, values, low, high, limit, time.monotonic() + budget_s)
+
+    def some(self, state: JobState, limit: int) -> int:
+        """How many jobs are in a state, counted up to `limit`."""
+        with self.ledger.read() as connection:
+            return int(connection.execute(_sql(SOME, _in_state(state)), {"limit": limit}).scalar_one())
+
+    def details(self, id: str, payload_limit: int = 65536) -> JobDetails:
+        """Everything about one job; JobNotFound when there is none of this id."""
+        size = "length({})" if self.ledger.sqlite else "octet_length({})"
+        statement = DETAILS.format(input_size=size.format("input"), result_size=size.format("result"))
+        with self.ledger.read() as connection:
+            row = connection.execute(text(statement), {"id": id, "limit": payload_limit}).fetchone()
+            children = connection.execute(text(CHILDREN), {"id": id}).fetchall()
+        if row is None:
+            raise JobNotFound(f"no job has the id {id!r}; it never existed, or retention has deleted it")
+        columns = INFO.count(",") + 1
+        attempts, sent, lease, client, key, input_ref, result_ref, input_size, result_size, into, out = row[columns:]
+        return JobDetails(
+            _info(row[:columns]), attempts, at(sent), utc(lease), client, key, input_ref, result_ref, input_size,
+            result_size, into, out, {JobState(state): count for state, count in children},
+        )  # fmt: skip
+
+    def _conditions(self, wanted: JobFilter) -> tuple[str, dict[str, Any]]:
+        equal = {
+            name: value
+            for name in ("model", "version", "queue", "worker", "parent_id")
+            if (value := getattr(wanted, name)) is not None
+        }
+        where = [f"{name} = :{name}" for name in equal]
+        # Literals, so that the planner sees which partial index holds them.
+        where += [_in_state(wanted.state)] if wanted.state else []
+        where += [_of_kind(wanted.kind)] if wanted.kind else []
+        where += [HAS_METADATA] if wanted.metadata else []
+        values: dict[str, Any] = dict(equal)
+        for name, comparison in (("since", ">="), ("until", "<=")):
+            if (value := getattr(wanted, name)) is not None:
+                where.append(f"created_at {comparison} :{name}")
+                values[name] = value
+        for i, (key, value) in enumerate(wanted.metadata.items()):
+            where.append(self._metadata_filter(i))
+            values |= self._metadata_values(i, key, value)
+        return " AND ".join(where) or "1 = 1", values
+
+    def _few_ids(self, connection: Connection, state: JobState | None) -> list[str] | None:
+        """The ids of all jobs in a state that has an index without their order, or None when there are many."""
+        ids = list(connection.execute(text(LIVE.format(state=state)), {"limit": FEW + 1}).scalars())
+        return ids if len(ids) <= FEW else None
+
+
+def _walk(
+    connection: Connection,
+    base: str,
+    where: str,
+    values: Mapping[str, Any],
+    low: str,
+    high: str,
+    limit: int,
+    until: float,
+) -> JobPage:
+    """Windows of jobs, each larger than the one before, until the page is full, the jobs are all seen or the time is up."""
+    jobs: list[JobInfo] = []
+    window, floor, bottom = WINDOW, _sql(FLOOR, base=base), low
+    while True:
+        found = connection.execute(floor, {**values, "before": high, "low": low, "window": window}).scalar()
+        bottom = low if found is None else found
+        wanted = {"before": high, "low": bottom, "limit": limit - len(jobs)}
+        rows = connection.execute(_sql(PAGE, where), {**values, **wanted}).fetchall()
+        jobs += [_info(row) for row in rows]
+        if len(jobs) == limit or found is None:
+            return _page(jobs, limit)
+        high, window = bottom, min(window * 4, LARGEST_WINDOW)
+        if time.monotonic() > until:
+            return JobPage(jobs, high, at(made_at(high)))
+
+
+def _page(jobs: list[JobInfo], limit: int) -> JobPage:
+    return JobPage(jobs, jobs[-1].id if len(jobs) == limit else None)
+
+
+def _base(wanted: JobFilter) -> str:
+    """The one condition that an index in the order of ids serves: windows are cut from the jobs that meet it."""
+    if wanted.state is not None and wanted.state in ENDED_BADLY:
+        return _in_state(wanted.state)
+    if wanted.kind is not None and wanted.kind in RARE_KINDS:
+        return _of_kind(wanted.kind)
+    if wanted.model is not None:
+        return "model = :model"
+    return HAS_METADATA if wanted.metadata else "1 = 1"
+
+
+def _of_kind(kind: JobKind) -> str:
+    return f"kind = '{kind.value}'" + (f" AND {FEW_KINDS}" if kind in RARE_KINDS else "")
+
+
+def _in_state(state: JobState) -> str:
+    return f"state = '{state.value}'" + (f" AND {IS_ENDED_BADLY}" if state in ENDED_BADLY else "")
+
+
+def _bounds(wanted: JobFilter, before: str | None) -> tuple[str, str]:
+    """The lowest id that can be meant, and one above the highest."""
+    prefix = wanted.id_prefix
+    low = max(prefix, FIRST_ID if wanted.since is None else _id_at(wanted.since - CLOCKS_APART_S))
+    highest = LAST_ID if wanted.until is None else _id_at(wanted.until + CLOCKS_APART_S)
+    return low, min(before or LAST_ID, f"{prefix}g" if prefix else LAST_ID, highest)
+
+
+def _id_at(seconds: float) -> str:
+    return f"{max(0, round(seconds * 1000)):012x}"
+
+
+def made_at(id: str) -> float:
+    """When a job's id was made, in seconds since the epoch by its client's clock."""
+    return int(id[:12], 16) / 1000
+
+
+@lru_cache(maxsize=256)
+def _sql(statement: str, where: str = "", base: str = "") -> Any:
+    return text(statement.format(where=where, base=base))

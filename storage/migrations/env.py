@@ -1,8 +1,0 @@
-"""Run by Alembic: brings the connection it is handed by storage.migrate to the newest tables."""
-
-from alembic import context
-
-from forebay.storage.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=False)
-context.run_migrations()

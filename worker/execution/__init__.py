@@ -1,0 +1,1 @@
+"""What the kinds stand on: claiming, running in batches, finishing."""

@@ -1,0 +1,78 @@
+"""How many rows of a model version a batch may have here: what was registered, or less where memory has run out before.
+
+A ceiling that one worker finds is written to the ledger and holds for every worker with the same kind of device. CurrentLoad and
+then one of them tries twice as many, so that a ceiling found on a crowded day does not last for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from forebay.contract.errors import LedgerUnavailable
+from forebay.contract.model import ModelVersion
+from forebay.storage.models.ceilings import CeilingStore
+
+log = structlog.get_logger()
+
+LOOK_AGAIN_S = 60.0
+TRY_MORE_AFTER_S = 3600.0
+
+
+class MemoryCeilings:
+    """The batch sizes of one child process."""
+
+    def __init__(self, ceilings: CeilingStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ceilings = ceilings
+        self._clock = clock
+        self._known: dict[tuple[str, int], tuple[int, float]] = {}  # rows, and until when to believe it
+        self._trying: set[tuple[str, int]] = set()
+
+    def rows(self, spec: ModelVersion) -> int:
+        """The greatest batch to make now."""
+        key = (spec.name, spec.version)
+        rows, until = self._known.get(key, (0, 0.0))
+        if self._clock() >= until:
+            rows = self._look_or_keep(spec, rows)
+            self._known[key] = (rows, self._clock() + LOOK_AGAIN_S)
+        return rows
+
+    def too_large(self, spec: ModelVersion, rows: int) -> None:
+        """So many rows did not fit; from now on at most half as many."""
+        key, half = (spec.name, spec.version), max(1, rows // 2)
+        if half < self._known.get(key, (half + 1, 0.0))[0]:
+            log.warning("out_of_memory", model=spec.ref, rows=rows, ceiling=half)
+            self._trying.discard(key)
+            self._known[key] = (half, self._clock() + LOOK_AGAIN_S)
+            with suppress(LedgerUnavailable):  # whoever tries as many again finds out for himself
+                self._ceilings.lower(spec.name, spec.version, half)
+
+    def fitted(self, spec: ModelVersion, rows: int) -> None:
+        """So many rows did fit: remembered when this was the try of more."""
+        key = (spec.name, spec.version)
+        if key in self._trying and rows == self._known[key][0]:
+            self._trying.discard(key)
+            with suppress(LedgerUnavailable):
+                self._ceilings.lift(spec.name, spec.version, rows)
+            log.info("ceiling_lifted", model=spec.ref, ceiling=rows)
+
+    def _look_or_keep(self, spec: ModelVersion, known: int) -> int:
+        try:
+            return self._look(spec)
+        except LedgerUnavailable as error:  # must not cost a batch that runs: what is known here will do
+            log.warning("ceiling_unknown", model=spec.ref, error=str(error))
+            return known or spec.max_batch_size
+
+    def _look(self, spec: ModelVersion) -> int:
+        ceiling = self._ceilings.get(spec.name, spec.version)
+        if ceiling is None:
+            return spec.max_batch_size
+        rows = min(ceiling.rows, spec.max_batch_size)
+        old = ceiling.age_s > TRY_MORE_AFTER_S and rows < spec.max_batch_size
+        if old and self._ceilings.try_more(spec.name, spec.version, TRY_MORE_AFTER_S):
+            self._trying.add((spec.name, spec.version))
+            return min(2 * rows, spec.max_batch_size)
+        return rows

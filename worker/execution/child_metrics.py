@@ -1,0 +1,101 @@
+"""What a child counts while it works, and hands to its parent with each portion of jobs it has done.
+
+Only differences travel: a child that dies takes no more with it than what it has not yet told. Knows no torch but where it
+asks a CUDA device about itself, in the process that owns it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from forebay.contract.metrics.statistics import Statistics
+
+Key = tuple[str, int]
+
+
+class ChildMetrics:
+    """The counts of one child since they were last taken. Thread-safe."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._counted = Statistics()
+
+    def waited(self, model: Key, seconds: Sequence[float]) -> None:
+        """Jobs were claimed for the first time, so long after they were submitted."""
+        if seconds:
+            with self._lock:
+                self._counted.observe_all("job_wait_seconds", seconds, *_labels(model))
+
+    def ended(
+        self, model: Key, jobs: Mapping[str, int], seconds: float, *, postponed: int = 0, refused: int = 0
+    ) -> None:
+        """Jobs were written, by how they ended, so long after their claim; or postponed, or refused by the ledger."""
+        with self._lock:
+            for state, count in jobs.items():
+                if count:
+                    self._counted.count("jobs_finished_total", *_labels(model), state, by=count)
+            if ran := sum(jobs.values()):
+                self._counted.observe("job_run_seconds", seconds, *_labels(model), times=ran)
+            if postponed:
+                self._counted.count("jobs_postponed_total", *_labels(model), by=postponed)
+            if refused:
+                self._counted.count("results_refused_total", by=refused)
+
+    def ran(self, model: Key, rows: int, seconds: float, tokens: int = 0, padded: int = 0) -> None:
+        """A batch went through the model; `padded` is the cost of its rows with their padding."""
+        labels = _labels(model)
+        with self._lock:
+            self._counted.observe("batch_rows", rows, *labels)
+            self._counted.observe("forward_seconds", seconds, *labels)
+            if padded:
+                self._counted.observe("batch_padding_ratio", 1 - tokens / padded, *labels)
+                self._counted.count("batch_tokens_total", *labels, by=tokens)
+                self._counted.count("batch_padding_tokens_total", *labels, by=padded - tokens)
+
+    def out_of_memory(self, model: Key) -> None:
+        """A batch did not fit."""
+        with self._lock:
+            self._counted.count("out_of_memory_total", *_labels(model))
+
+    def loaded(self, model: Key, seconds: float, *, failed: bool = False) -> None:
+        """A model was loaded, or could not be."""
+        with self._lock:
+            self._counted.count("model_loads_total", *_labels(model), "failed" if failed else "loaded")
+            self._counted.observe("model_load_seconds", seconds, *_labels(model))
+
+    def evicted(self, model: Key) -> None:
+        """A model made room."""
+        with self._lock:
+            self._counted.count("model_evictions_total", *_labels(model))
+
+    def take(self, models: Mapping[Key, int], budget: int) -> dict[str, Any]:
+        """What was counted since this was last called, and what the child holds now: models by bytes, its device's memory."""
+        with self._lock:
+            counted, self._counted = self._counted, Statistics()
+        for model, size in models.items():
+            counted.set("model_bytes", size, *_labels(model))
+        counted.set("model_cache_budget_bytes", budget)
+        for name, value in _device(self._device).items():
+            counted.set(name, value)
+        return counted.as_dict()
+
+
+def _labels(model: Key) -> tuple[str, str]:
+    return model[0], str(model[1])
+
+
+def _device(device: str) -> dict[str, float]:
+    """Memory of a GPU, and its utilisation where NVML is there to tell; nothing for the CPU, which the parent looks after."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    told = {"device_memory_used_bytes": float(total - free), "device_memory_total_bytes": float(total)}
+    with suppress(Exception):  # no NVML, or one that refuses: torch raises what it likes
+        told["device_utilization_ratio"] = torch.cuda.utilization(device) / 100
+    return told

@@ -1,0 +1,223 @@
+"""The models a child process holds on its device, bounded by measured bytes; the least recently used goes first.
+
+A load is: fetch the artifact, build it with its runtime, warm it up, measure it. A failed warm-up is a failed load.
+Knows the runtimes by protocol only; where artifacts come from is `fetch`'s business. Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import structlog
+
+from forebay.contract.errors import ForebayError, ModelLoadFailed, Transient
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import ARRAY_DTYPES, Field, Row
+from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.runtimes import Model, Runtime, get_runtime
+
+log = structlog.get_logger()
+
+Fetch = Callable[[ModelVersion], Path | None]
+Key = tuple[str, int]
+
+_WARM_UPS = 2  # the first allocates and picks kernels, the second runs as later ones will
+_FREE_DIMENSIONS = (
+    1,
+    32,
+    224,
+)  # what a free dimension is tried with: one that is too small for a model is our guess's fault
+_UNKNOWABLE = ("bytes", "json")  # no made-up value of these means anything to a model
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory: what it is, how to run it, what it takes up, and whether it was warmed up."""
+
+    spec: ModelVersion
+    model: Model
+    nbytes: int
+    warm: bool
+
+
+class ModelCache:
+    """Loaded models by (name, version), within `budget_bytes`. Any thread may call it; loads happen one at a time."""
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        fetch: Fetch,
+        device: str,
+        allowed: Sequence[str] = (),
+        runtimes: Callable[[str, Sequence[str]], Runtime] = get_runtime,
+        metrics: ChildMetrics | None = None,
+    ) -> None:
+        self.loads = 0
+        self.evictions = 0
+        self.budget = budget_bytes
+        self._metrics = metrics or ChildMetrics()
+        self._fetch = fetch
+        self._device = device
+        self._allowed = tuple(allowed)
+        self._runtimes = runtimes
+        self._models: OrderedDict[Key, LoadedModel] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @property
+    def bytes(self) -> int:
+        """What the models held now take up."""
+        with self._lock:
+            return sum(loaded.nbytes for loaded in self._models.values())
+
+    def get(self, spec: ModelVersion) -> LoadedModel:
+        """The loaded version, now the most recently used; ModelLoadFailed or ModelRefused when it cannot be loaded."""
+        with self._lock:
+            key = (spec.name, spec.version)
+            if key in self._models:
+                self._models.move_to_end(key)
+                return self._models[key]
+            # Room is made before the load as well: both at once may be more than the device has.
+            self._make_room(spec.artifact_bytes)
+            loaded = self._load(spec)
+            self._make_room(loaded.nbytes)
+            self._models[key] = loaded
+            return loaded
+
+    def evict(self, name: str, version: int) -> bool:
+        """Drops one version, whether it is there or not; True when it was."""
+        with self._lock:
+            found = (name, version) in self._models
+            if found:
+                self._drop((name, version))
+            return found
+
+    def held(self) -> tuple[Key, ...]:
+        """The versions held, least recently used first."""
+        with self._lock:
+            return tuple(self._models)
+
+    def sizes(self) -> dict[Key, int]:
+        """What each version held takes up, in bytes."""
+        with self._lock:
+            return {key: loaded.nbytes for key, loaded in self._models.items()}
+
+    def _make_room(self, needed: int) -> None:
+        while self._models and self.bytes + needed > self.budget:
+            self._drop(next(iter(self._models)))
+
+    def _drop(self, key: Key) -> None:
+        dropped = self._models.pop(key)
+        self.evictions += 1
+        self._metrics.evicted(key)
+        name, size = dropped.spec.ref, dropped.nbytes
+        del dropped
+        release_memory(self._device)
+        log.info("model_evicted", model=name, bytes=size, device=self._device, held_bytes=self.bytes)
+
+    def _load(self, spec: ModelVersion) -> LoadedModel:
+        started, before = time.perf_counter(), used_bytes(self._device)
+        try:
+            path = self._fetch(spec)
+            model = self._runtimes(spec.runtime, self._allowed).load(path, self._device, spec)
+            warm = warm_up(model, spec)
+        except BaseException:
+            self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started, failed=True)
+            release_memory(self._device)  # a half-built model must not stay behind
+            raise
+        size = _measure(model, used_bytes(self._device) - before, spec)
+        self.loads += 1
+        self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started)
+        log.info(
+            "model_loaded", model=spec.ref, runtime=spec.runtime, device=self._device, bytes=size, warm=warm,
+            seconds=round(time.perf_counter() - started, 3),
+        )  # fmt: skip
+        if size > self.budget:
+            log.warning(
+                "model_exceeds_budget", model=spec.ref, bytes=size, budget_bytes=self.budget, device=self._device
+            )
+        return LoadedModel(spec, model, size, warm)
+
+
+def warm_up(model: Model, spec: ModelVersion) -> bool:
+    """Runs made-up rows; ModelLoadFailed with the cause, or the model's own Transient. False when nothing describes a row."""
+    failure: Exception | None = None
+    for row in _sample_rows(model, spec):
+        try:
+            for _ in range(_WARM_UPS):
+                _run(model, row)
+        except Transient:  # says nothing about the model
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a model raises, it cannot serve
+            failure = failure or error
+        else:
+            return True
+    if failure is None:
+        return False
+    cause = f"{type(failure).__name__}: {failure}"
+    raise ModelLoadFailed(f"{spec.ref} failed its warm-up on a row of zeros: {cause}") from failure
+
+
+def _run(model: Model, row: Row) -> None:
+    preprocess, postprocess = getattr(model, "preprocess", None), getattr(model, "postprocess", None)
+    made = list(model.predict([preprocess(row) if preprocess else row]))
+    if len(made) != 1:
+        raise ForebayError(f"predict gave {len(made)} rows for 1")
+    if postprocess:
+        postprocess(made[0])
+
+
+def _sample_rows(model: Model, spec: ModelVersion) -> Iterator[Row]:
+    """Rows to try until one passes: the model's own, or zeros with free dimensions of several sizes."""
+    own = getattr(model, "sample_row", None)
+    fields = spec.signature.inputs
+    if own is not None:
+        yield own()
+    elif fields is not None and not any(field.dtype in _UNKNOWABLE for field in fields):
+        free = any(-1 in field.shape for field in fields)
+        for size in _FREE_DIMENSIONS if free else _FREE_DIMENSIONS[:1]:
+            yield {field.name: _zeros(field, size) for field in fields}
+
+
+def _zeros(field: Field, free: int) -> Any:
+    if field.dtype == "str":
+        return "warm"
+    return np.zeros([free if length == -1 else length for length in field.shape], ARRAY_DTYPES[field.dtype])
+
+
+def _measure(model: Model, grown: int, spec: ModelVersion) -> int:
+    """The model's own count, else by how much memory grew: at least the artifact, for freed memory is used again."""
+    own = getattr(model, "nbytes", None)
+    return int(own()) if own is not None else max(grown, spec.artifact_bytes)
+
+
+def used_bytes(device: str) -> int:
+    """Bytes in use: torch's on a GPU, this process's resident memory elsewhere."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def release_memory(device: str) -> None:
+    """Gives freed memory back to the device and to the operating system."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; musl has none
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,38 @@
+"""Waiting for the ledger to come back, with growing and scattered pauses: an outage is no reason to throw work away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from forebay.contract.errors import LedgerOutdated, LedgerUnavailable
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+FIRST_S, LONGEST_S = 0.1, 5.0
+
+
+def retry_while_unavailable(
+    action: Callable[[], T], outage_timeout_s: float, away: tuple[type[Exception], ...] = (LedgerUnavailable,)
+) -> T:
+    """What `action` gives once the ledger, or what else raises the errors `away`, answers.
+
+    Its error after `outage_timeout_s` seconds; at once when tables are missing or too old, for waiting does not mend them.
+    """
+    return Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, away) and not isinstance(e, LedgerOutdated)),
+        wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
+        stop=stop_after_delay(outage_timeout_s),
+        before_sleep=_say_once,
+        reraise=True,
+    )(action)
+
+
+def _say_once(state: RetryCallState) -> None:
+    if state.attempt_number == 1 and state.outcome is not None:
+        log.warning("ledger_awaited", error=str(state.outcome.exception()))

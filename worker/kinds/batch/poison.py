@@ -1,0 +1,85 @@
+"""What becomes of a shard with which a process has died more than once: it is cut, until the row that kills stands alone.
+
+Each part counts its attempts afresh and runs alone. A single row that has killed at every attempt is not run again: it is
+written down as an error, as other bad rows are. Knows how a batch is cut and where that is written; runs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import structlog
+
+from forebay.contract.errors import InvalidInput, WorkerLost
+from forebay.contract.job import JobError
+from forebay.contract.requests.batch import BatchRequest, Shard
+from forebay.contract.requests.shards import ShardWork
+from forebay.datasets.planning.cutting import Reading, cut
+from forebay.storage.batches.records import Batch
+from forebay.storage.batches.store import BatchStore
+from forebay.storage.jobs.records import ClaimedJob
+from forebay.worker.execution.backoff import may_pass
+from forebay.worker.kinds.batch.coordinator import BatchCoordinator
+
+log = structlog.get_logger()
+
+WAYS = 8  # parts of a shard that is cut: a process that dies costs far more than a shard that runs
+MOST_DEATHS = 50  # so many more processes may die for a batch than its shards succeed
+
+
+@dataclass(frozen=True, slots=True)
+class IsolatedShard:
+    """What is left of the shard, in its attempt, and the error of its row when that is not to be run again."""
+
+    job: ClaimedJob
+    work: ShardWork
+    verdict: WorkerLost | None = None
+
+
+class PoisonIsolation:
+    """Judges shards that have been claimed. Thread-safe."""
+
+    def __init__(self, store: BatchStore, coordinator: BatchCoordinator, reading: Reading) -> None:
+        """`reading` watches over the reading of a file."""
+        self._store = store
+        self._coordinator = coordinator
+        self._reading = reading
+
+    def judge(self, job: ClaimedJob, work: ShardWork, request: BatchRequest, batch: Batch) -> IsolatedShard | None:
+        """What to do with a claimed shard; None when it is lost, or its batch has been given up.
+
+        The first death may have been another shard's doing, which was on its way through the same process: afterwards the
+        shard runs alone, and what it does then is its own.
+        """
+        last = job.tries >= job.max_attempts
+        if not job.crashes or (job.crashes == 1 and not last):
+            return IsolatedShard(job, work)
+        if self._too_many(batch):
+            return None
+        try:
+            kept, *given = cut(request, Shard(work.pieces, work.rows, work.bytes), WAYS, self._reading)
+        except (InvalidInput, OSError) as error:
+            if may_pass(error):
+                raise
+            return IsolatedShard(job, work)  # reading it to run it will tell
+        if not given:
+            told = f"the process that ran this row died {job.crashes} times; {self._store.evidence(work.id)}"
+            return IsolatedShard(job, work, WorkerLost(told) if last and job.crashes > 1 else None)
+        routed_jobs = self._store.cut(work, kept, given, batch)
+        if routed_jobs is None:
+            return None
+        self._coordinator.send(routed_jobs)
+        log.warning(
+            "shard_cut", batch=batch.id, shard=work.id, crashes=job.crashes, rows=work.rows, parts=len(given) + 1
+        )
+        afresh = replace(job, crashes=1, tries=1)
+        return IsolatedShard(afresh, replace(work, pieces=kept.pieces, rows=kept.rows, bytes=kept.bytes))
+
+    def _too_many(self, batch: Batch) -> bool:
+        """Give the batch up when it kills process after process and gets nowhere."""
+        deaths, succeeded = self._store.deaths(batch)
+        if deaths <= MOST_DEATHS + succeeded:
+            return False
+        words = f"{deaths} processes died with rows of this batch, and {succeeded} shards have succeeded"
+        self._coordinator.give_up(batch.id, JobError("WorkerLost", f"{words}; {self._store.last_evidence(batch.id)}"))
+        return True

@@ -1,0 +1,1 @@
+"""Evaluation jobs: a version's outputs held against what is true."""

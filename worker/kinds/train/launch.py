@@ -1,0 +1,220 @@
+"""A trainer as its worker sees it: the command, its environment, the process, and what it said last.
+
+The command is torchrun's, with one process of `forebay.worker.trainer.process` per device; all of them die with this process
+(worker.training.bound). Knows processes and folders, neither ledger nor queue.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import structlog
+
+from forebay.contract.requests.training import TrainRequest
+from forebay.contract.settings import Settings, mask_password
+from forebay.storage.jobs.records import ClaimedJob
+from forebay.worker.parent.children import LINE_LENGTH, last_words
+
+log = structlog.get_logger()
+
+BOUND, TORCHRUN, TRAINER = "forebay.worker.kinds.train.bound", "torch.distributed.run", "forebay.worker.trainer.process"
+BEHIND = "~"  # sorts behind every address
+CHECKPOINT_SHARE = 0.6  # of shutdown_grace_s
+SAID_EVERY_S, SAID_AT_ONCE = 10.0, 20  # so many of a trainer's lines go into the log in so many seconds
+LAST_WORDS_S = 2.0
+KILLED_S = 30.0
+PATIENCE_S = 60  # beyond the run's own wait for its machines: it gives up first, and says why
+KEPT_LINES = 200  # torchrun's own report of a failure takes some forty
+_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
+_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic")
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the machines of one run meet: the rendezvous of torchrun, which the run's own worker hosts.
+
+    `own` is this machine's address for the others. `wait_s` is how long they wait for one another.
+    """
+
+    endpoint: str
+    id: str
+    nodes: int
+    host: bool
+    own: str
+    wait_s: float
+
+
+def command(
+    folder: Path, nproc: int, allowed: Sequence[str], grace_s: float, meeting: Meeting | None = None,
+    module: str = TRAINER,
+) -> list[str]:  # fmt: skip
+    """What starts the trainer of `folder` with `nproc` processes, bound to this process."""
+    more = ["--allowed", ",".join(allowed)] if allowed else []
+    return [
+        sys.executable, "-m", BOUND, str(os.getpid()), TORCHRUN, f"--nproc-per-node={nproc}", "--max-restarts=0",
+        f"--shutdown-timeout={max(1, round(grace_s))}", *_rendezvous(meeting),
+        "-m", BOUND, "{pid}", module, str(folder), *more,
+    ]  # fmt: skip
+
+
+def _rendezvous(meeting: Meeting | None) -> list[str]:
+    if meeting is None:
+        return ["--standalone"]
+    # torchrun numbers the machines in the order of their addresses. Process 0 tells the events, so it must run beside whoever
+    # holds the job's lease; and only its address is ever connected to.
+    own = meeting.own if meeting.host else f"{BEHIND}{meeting.own}"
+    conf = f"is_host={int(meeting.host)},join_timeout={round(meeting.wait_s) + PATIENCE_S},close_timeout=10"
+    return [
+        f"--nnodes={meeting.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting.endpoint}",
+        f"--rdzv-id={meeting.id}", f"--rdzv-conf={conf}", f"--local-addr={own}",
+    ]  # fmt: skip
+
+
+def processes(settings: Settings, nproc: int, gpus: float) -> int:
+    """How many processes a trainer has on this machine: what was asked for, or one per device of the queue."""
+    return nproc if settings.device == "cpu" else max(1, int(gpus))
+
+
+def environment(settings: Settings, nproc: int) -> dict[str, str]:
+    """For the trainer, which needs no address of ledger or queue: what it runs may be a user's code."""
+    threads = max(1, (settings.torch_threads or os.cpu_count() or 1) // nproc)
+    own = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    given = settings.child_environment(**own)
+    kept = {name: value for name, value in given.items() if name not in settings.as_environment()}
+    return kept | {"CUDA_VISIBLE_DEVICES": _devices(settings.device, nproc, given)}
+
+
+def _devices(device: str, count: int, given: Mapping[str, str]) -> str:
+    """Those of this worker, as the driver numbers them; none for a worker on the CPU."""
+    if device == "cpu":
+        return ""
+    first = int(device.partition(":")[2])
+    names = [name for name in given.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    wanted = range(first, first + count)
+    return ",".join(names[i] if names else str(i) for i in wanted if not names or i < len(names))
+
+
+class Launcher:
+    """Starts trainers for one worker. `module` is what each process of a trainer runs."""
+
+    def __init__(self, settings: Settings, module: str = TRAINER) -> None:
+        self._settings, self._module = settings, module
+        self.grace_s = settings.shutdown_grace_s * CHECKPOINT_SHARE  # that a trainer has for its last checkpoint
+
+    def start(self, job: ClaimedJob, request: TrainRequest, folder: Path, meeting: Meeting | None = None) -> Trainer:
+        """The trainer of a folder that is ready for it."""
+        settings = self._settings
+        queue = settings.queues.get(job.queue)
+        nproc = processes(settings, request.nproc, queue.capacity.gpu if queue is not None else 1)
+        words = command(folder, nproc, settings.allowed_python_models, self.grace_s, meeting, self._module)
+        trainer = Trainer(words, environment(settings, nproc), job.id)
+        log.info(
+            "training_started", job=job.id, kind=str(job.kind), model=job.model, recipe=request.recipe, pid=trainer.pid,
+            worker=settings.worker_name, attempt=job.attempt, processes=nproc, device=settings.device,
+        )  # fmt: skip
+        return trainer
+
+
+class Trainer:
+    """A running trainer. What it writes is read by a thread: the last lines are kept, a few a second go into the log."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], job: str) -> None:
+        self._job = job
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._killed_for: str | None = None
+        self._process = subprocess.Popen(
+            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, name="trainer", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The process that was started; those that train are its children."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Ask it to write a checkpoint and end."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self, why: str) -> None:
+        """End it and all that it has started, at once."""
+        self._killed_for = self._killed_for or why
+        family = []
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self._process.pid)
+            family = [*root.children(recursive=True), root]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver outlives even this for a while
+            self._process.wait(KILLED_S)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self.status is None:
+            self.kill("left behind")
+        self._reader.join(LAST_WORDS_S)
+        if self._process.stdout is not None and not self._reader.is_alive():
+            self._process.stdout.close()
+
+    def evidence(self) -> str:
+        """How it ended, and its last lines."""
+        self._reader.join(LAST_WORDS_S)
+        lines = list(self._lines)
+        said = last_words(_without_torchrun(lines))
+        how = self._killed_for or how_it_ended(self.status, lines)
+        return f"the trainer ended: {how}" + (f"; its last lines:\n{said}" if said else "")
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        window, told, silent = time.monotonic(), 0, 0
+        for data in iter(self._process.stdout.readline, b""):
+            line = mask_password(data[:LINE_LENGTH].decode("utf-8", "replace").rstrip())
+            if not line:
+                continue
+            self._lines.append(line)
+            if time.monotonic() - window > SAID_EVERY_S:
+                window, told = time.monotonic(), 0
+            if told >= SAID_AT_ONCE:
+                silent += 1
+                continue
+            log.info("trainer_said", job=self._job, line=line, **({"left_out": silent} if silent else {}))
+            told, silent = told + 1, 0
+
+
+def how_it_ended(status: int | None, lines: Sequence[str]) -> str:
+    """`signal 9 (SIGKILL)` or `exit status 1`: of the process that trained, which torchrun tells in its report."""
+    told = [int(found[1]) for line in lines if (found := _EXIT.search(line))]
+    code = told[0] if told else status
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _without_torchrun(lines: Sequence[str]) -> list[str]:
+    """What the trainer itself said: torchrun's own traceback and report follow it and would push it out."""
+    first = next((i for i, line in enumerate(lines) if _TORCHRUN.match(line)), len(lines))
+    return list(lines[:first]) or list(lines)

@@ -1,0 +1,73 @@
+"""From a finished run to what is registered: the artifact's blob, the version with its lineage, and the job's result."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from forebay.contract.errors import ModelNotFound
+from forebay.contract.model import ModelVersion
+from forebay.contract.references import ModelRef
+from forebay.contract.requests.training import ARTIFACT_FOLDER, DataSummary, Lineage, Trained, TrainRequest
+from forebay.contract.signature import Signature
+from forebay.contract.wire import codec
+from forebay.storage.blobs.store import BlobStore, pack_folder
+from forebay.storage.jobs.records import ClaimedJob
+from forebay.storage.models.registry import ModelRegistry
+
+MOST_FILES = 100  # that a lineage names
+PACKED = "artifact.tar"
+
+
+def new_version(
+    job: ClaimedJob, request: TrainRequest, trained: Trained, data: DataSummary | None, folder: Path, blobs: BlobStore,
+    registry: ModelRegistry,
+) -> ModelVersion:  # fmt: skip
+    """The version to register, its artifact stored already; its number is the registry's to give.
+
+    InvalidInput when the signature that the trainer told is none.
+    """
+    signature = Signature.parse(trained.inputs, trained.outputs)
+    packed = folder / PACKED
+    pack_folder(folder / ARTIFACT_FOLDER, packed)
+    lineage = asdict(_lineage(job, request, data, _champion(registry, job.model, request.alias)))
+    return ModelVersion(
+        job.model, 0, trained.runtime, blobs.put_file(packed), "folder", packed.stat().st_size, signature,
+        max_batch_size=request.max_batch_size, resources=request.resources, options=trained.options,
+        metadata={**request.metadata, "metrics": dict(trained.metrics), "lineage": lineage},
+    )  # fmt: skip
+
+
+def result(model: ModelVersion, promoted: bool, verdict: str) -> bytes:
+    """What the job's `result()` gives."""
+    told: dict[str, Any] = {
+        "model": model.name, "version": model.version, "metrics": dict(model.metadata["metrics"]), "promoted": promoted,
+        "verdict": verdict,
+    }  # fmt: skip
+    return codec.encode(told)
+
+
+def _lineage(job: ClaimedJob, request: TrainRequest, data: DataSummary | None, parent: str | None) -> Lineage:
+    paths = tuple(file.path for file in request.files[:MOST_FILES])
+    sha256, rows = (data.sha256, dict(data.rows)) if data is not None else ("", {})
+    return Lineage(
+        job.id, request.recipe, dict(request.params), paths, sha256, rows, request.seed, _code(), parent
+    )  # fmt: skip
+
+
+def _champion(registry: ModelRegistry, name: str, alias: str | None) -> str | None:
+    """The version that the new one will be held against."""
+    if alias is not None:
+        with suppress(ModelNotFound):
+            return registry.get(ModelRef(name, alias=alias)).ref
+    return None
+
+
+def _code() -> str:
+    try:
+        return version("forebay")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,1 @@
+"""All that touches Celery's internals."""

@@ -1,0 +1,79 @@
+"""How the parent reads Celery's messages: the task Strategy of forebay.predict.
+
+Each becomes a parcel for the feeder, or is refused in a way that Celery survives. Celery's side is the contract of
+`Task.Strategy`: it is called at every (re)connect, and gives the handler that each message goes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+from celery.exceptions import InvalidTaskError
+from celery.utils.imports import symbol_by_name
+from celery.worker.request import create_request_cls
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.wire.messages import BatchWait, check_args, check_hold
+from forebay.worker.parent.celery.feeder import Feeder, Parcel
+
+CHECK_CHILDREN_S = 0.5  # Celery may miss the moment a child dies, and would look again after 5 s
+
+# Celery's Request acts on these or trips over odd values of them; the dispatcher sets none.
+UNUSED_HEADERS = ("eta", "expires", "shadow", "group", "stamped_headers", "stamps")
+NO_LIMIT: tuple[Any, ...] = (None, [], [None, None])
+
+
+def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
+    """The Strategy of forebay.predict."""
+    feeder: Feeder = app.forebay_feeder
+    events = consumer.event_dispatcher
+    request_class = create_request_cls(
+        symbol_by_name(task.Request), task, consumer.pool, consumer.hostname, events, app=app
+    )
+    revoked = consumer.controller.state.revoked
+
+    def handler(message: Any, _body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
+        args = _read(message)
+        request = request_class(
+            message, on_ack=ack, on_reject=reject, app=app, hostname=consumer.hostname, eventer=events, task=task,
+            connection_errors=consumer.connection_errors, body=message.body, headers=message.headers, decoded=False,
+            utc=app.uses_utc_timezone(),
+        )  # fmt: skip
+        if (request.expires or request.id in revoked) and request.revoked():
+            return
+        model, version, ids, solo, hold = args
+        feeder.put(Parcel(request, model, version, ids, _priority(message), solo, message), hold)
+        # Told after the child has its work: the event's trip to Redis then costs the job no time.
+        signals.task_received.send(sender=consumer, request=request)
+        request.send_event(
+            "task-received", name=request.name, args=request.argsrepr, kwargs=request.kwargsrepr, root_id=request.root_id,
+            parent_id=request.parent_id, retries=0, eta=None, expires=None,
+        )  # fmt: skip
+        for callback in callbacks or ():
+            callback(request)
+
+    consumer.hub.call_repeatedly(CHECK_CHILDREN_S, consumer.pool.maintain_pool)  # until the next reconnect
+    consumer.hub.call_repeatedly(CHECK_CHILDREN_S, app.forebay_turned, consumer.pool)
+    feeder.attach(consumer)
+    return handler
+
+
+def _read(message: Any) -> tuple[str, int, list[str], bool, BatchWait | None]:
+    """The job_message in a message; InvalidTaskError, which Celery rejects and survives, for anything else."""
+    try:
+        asked = [name for name in UNUSED_HEADERS if message.headers.get(name)]
+        if asked or message.headers.get("timelimit") not in NO_LIMIT:
+            raise InvalidInput(f"a message carries no {', '.join(asked) or 'timelimit'}")
+        args, kwargs, embed = message.payload
+        if kwargs or any(embed.values()):
+            raise InvalidInput("a message has no keyword arguments, callbacks or chords")
+        return *check_args(args), check_hold(args)
+    except (InvalidInput, AttributeError, TypeError, ValueError, KeyError) as error:
+        raise InvalidTaskError(f"no job_message of ours: {error}") from error
+
+
+def _priority(message: Any) -> int:
+    priority = message.properties.get("priority")
+    return priority if type(priority) is int and 0 <= priority <= 9 else 0

@@ -1,0 +1,177 @@
+"""The worker's Redis transport: kombu's own, but what nobody of ours sent is dropped before kombu trips over it.
+
+Stock kombu dies of a queue entry or broadcast that is JSON and no message (`[]`, `5`), puts it back, and so kills the next
+worker too. Only the outer form is checked here; whether a message holds a message is the Strategy's business.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from typing import Annotated, Any, Literal
+
+import msgspec
+import redis
+import structlog
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as stock
+from kombu.utils.json import loads
+
+log = structlog.get_logger()
+
+MAX_BYTES = 64 * 1024  # a message of 256 ids makes about 14 KiB
+SHOWN_BYTES = 200
+
+# Two levels are all a real message has; a deeper one could exceed Python's stack when kombu parses it.
+Scalar = None | bool | int | float | str
+Table = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
+
+
+class Form(msgspec.Struct, forbid_unknown_fields=True):
+    """What kombu writes into a Redis list or channel."""
+
+    body: str
+    content_type: Literal["application/json"] = msgspec.field(name="content-type")
+    content_encoding: Literal["utf-8"] = msgspec.field(name="content-encoding")
+    headers: Table
+    properties: Table
+
+
+class ReplyTo(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the answer to a command goes."""
+
+    exchange: str
+    routing_key: str
+
+
+class Command(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a broadcast: Celery's remote control, without matching of worker names by regular expressions."""
+
+    method: str
+    arguments: dict[str, Any] | None = None
+    destination: list[str] | None = None
+    pattern: None = None
+    matcher: None = None
+    routed_job: str | None = None
+    reply_to: ReplyTo | None = None
+
+
+class Clock(msgspec.Struct):
+    """The headers of a broadcast."""
+
+    clock: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] = 0
+    expires: float | None = None
+
+
+def fault(raw: bytes, queue: str | None) -> str | None:
+    """Why these bytes are no message for `queue` (None: a broadcast), or None when they are one."""
+    if len(raw) > MAX_BYTES:
+        return f"{len(raw)} bytes, the limit is {MAX_BYTES}"
+    try:
+        form = msgspec.convert(loads(raw.decode()), Form)  # kombu's own parser: what passes here passes there
+        body = b64decode(form.body)
+        if queue is None:
+            msgspec.convert(loads(body.decode()), Command)
+            msgspec.convert(form.headers, Clock)
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make a parser raise
+        return f"{type(error).__name__}: {error}"
+    tag, where = form.properties.get("delivery_tag"), form.properties.get("delivery_info")
+    if form.properties.get("body_encoding") != "base64" or not isinstance(tag, str) or not isinstance(where, dict):
+        return "its properties are not those of a message"
+    if form.headers.get("compression"):
+        return "it is compressed; nothing of ours is"
+    if queue is None:
+        return None
+    if where.get("exchange") != "" or where.get("routing_key") != queue:
+        return f"it was not sent to queue {queue!r}"
+    if not isinstance(form.headers.get("task"), str) or not isinstance(form.headers.get("id"), str):
+        return "it names no task"
+    return None
+
+
+def is_message(raw: bytes, queue: str | None, place: str) -> bool:
+    """Whether kombu may see these bytes; one line in the log when not."""
+    reason = fault(raw, queue)
+    if reason is not None:
+        log.warning("junk_dropped", place=place, reason=reason[:SHOWN_BYTES], bytes=len(raw), head=raw[:SHOWN_BYTES])
+    return reason is None
+
+
+class CheckedRedis(redis.Redis):
+    """A Redis client whose BRPOP comes back empty-handed when what it popped is junk."""
+
+    separator = stock.Channel.sep
+
+    def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        """The reply to one command."""
+        reply = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+        if command_name == "BRPOP" and reply:
+            key, raw = reply
+            place = bytes(key).decode("utf-8", "replace")
+            if not is_message(bytes(raw), place.rsplit(self.separator, 1)[0], place):
+                return None
+        return reply
+
+
+class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
+    """kombu's account of what is not acknowledged, which survives that its channel has been closed.
+
+    Messages that wait in the worker outlive the connection they came by. Stock kombu then looks for the address that closing
+    the connection has cleared, and the worker ends with AttributeError. Here nothing is done: the message comes again, or the
+    sweeper sends its jobs, and whoever claims first runs them.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, if the channel it came by is still there."""
+        if not self._gone:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Refuse one, or put it back."""
+        if not self._gone:
+            super().reject(delivery_tag, requeue=requeue)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put back what was not acknowledged, if Redis can be had."""
+        try:
+            super().restore_unacked(client)
+        except (AttributeError, OSError, redis.RedisError) as error:
+            log.debug("not_restored", messages=len(self._delivered), error=repr(error))
+            self._delivered.clear()
+
+    @property
+    def _gone(self) -> bool:
+        connection = self.channel.connection
+        return connection is None or connection.client is None
+
+
+class Channel(stock.Channel):  # type: ignore[misc]
+    """kombu's channel, reading through CheckedRedis and checking broadcasts."""
+
+    QoS = QoS
+
+    def _get_client(self) -> type[redis.Redis]:
+        super()._get_client()  # checks redis-py's version
+        return type("Client", (CheckedRedis,), {"separator": self.sep})
+
+    def _handle_message(self, client: Any, reply: Any) -> dict[str, Any]:
+        payload: dict[str, Any] = super()._handle_message(client, reply)
+        data = payload["data"]
+        place = bytes(payload["channel"] or b"").decode("utf-8", "replace")
+        if bytes(payload["type"]).endswith(b"message") and not is_message(bytes(data), None, place):
+            payload["data"] = b""  # which kombu passes over
+        return payload
+
+
+class Transport(stock.Transport):  # type: ignore[misc]
+    """kombu's transport with that channel."""
+
+    Channel = Channel
+
+
+def install() -> None:
+    """Make `redis://` and `rediss://` mean this transport in this process; call it before the first connection.
+
+    Naming the class in `broker_transport` would do as well, but kombu then no longer turns TLS on for `rediss://`.
+    """
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"

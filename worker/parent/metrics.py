@@ -1,0 +1,101 @@
+"""What a parent knows of its worker: its children's counts, added up, and its own. Written with every heartbeat.
+
+Counts grow from the start of the worker and are never written back: a worker that starts anew starts at zero, as
+Prometheus expects of a counter. Thread-safe: Celery's loop, the heartbeat, the sweeper and the metrics server all call it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+
+from forebay.contract.metrics.declared import WORKER
+from forebay.contract.metrics.statistics import Statistics
+
+FRESH_S = 30.0  # how long a GPU's utilisation is believed after a child last told it
+
+
+class WorkerMetrics:
+    """The statistics of one worker."""
+
+    def __init__(self, device: str = "cpu", clock: Callable[[], float] = time.monotonic) -> None:
+        self.gauges: dict[str, Callable[[], float]] = {}  # what is asked anew for every snapshot
+        self._device = device
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._total = _zeros()
+        self._children: dict[int, tuple[float, Statistics]] = {}  # by process id: when it told, and its gauges
+        self._cpu = (clock(), 0.0)
+
+    def count(self, name: str, *labels: str, by: float = 1) -> None:
+        """Add to one of the parent's own counters."""
+        if by:
+            with self._lock:
+                self._total.count(name, *labels, by=by)
+
+    def told(self, counted: Mapping[str, Any]) -> None:
+        """A child told, under its `pid`, what it has counted since it last did, and what it holds now."""
+        news = Statistics.from_dict(counted)
+        with self._lock:
+            self._total.add(news)
+            self._children[int(counted.get("pid", 0))] = (self._clock(), Statistics(gauges=news.gauges))
+
+    def snapshot(self) -> Statistics:
+        """All of it now; the gauges of children that are gone are left out."""
+        processes = _family()
+        with self._lock:
+            self._children = {pid: told for pid, told in self._children.items() if pid in processes}
+            now = Statistics()
+            now.add(self._total)
+            for told_at, gauges in self._children.values():
+                if self._clock() - told_at > FRESH_S:
+                    gauges.gauges.pop("device_utilization_ratio", None)
+                now.add(gauges, gauges=True)
+            self._measure(now, list(processes.values()))
+        for name, ask in self.gauges.items():
+            now.set(name, ask())
+        return now
+
+    def as_json(self) -> str:
+        """The same for the ledger."""
+        return json.dumps(self.snapshot().as_dict(), separators=(",", ":"))
+
+    def _measure(self, now: Statistics, processes: list[psutil.Process]) -> None:
+        memory = cpu = 0.0
+        for process in processes:
+            try:
+                memory += process.memory_info().rss
+                times = process.cpu_times()
+            except psutil.Error:  # it has just ended
+                continue
+            cpu += times.user + times.system
+        then, used = self._cpu
+        self._cpu = (self._clock(), cpu)
+        now.set("worker_memory_bytes", memory)
+        now.set("worker_cpu_cores", max(0.0, cpu - used) / max(self._clock() - then, 1e-3) if used else 0.0)
+        if self._device == "cpu":
+            machine = psutil.virtual_memory()
+            now.set("device_memory_total_bytes", machine.total)
+            now.set("device_memory_used_bytes", machine.total - machine.available)
+
+
+def _zeros() -> Statistics:
+    """The parent's counters at zero: Prometheus sees an increase only where it has seen the value before."""
+    zeros = Statistics()
+    for name, metric in WORKER.items():
+        if metric.kind == "counter" and not metric.labels:
+            zeros.count(name, by=0)
+    for action in ("freed", "failed", "expired", "due", "resent", "deleted"):
+        zeros.count("sweeper_jobs_total", action, by=0)
+    return zeros
+
+
+def _family() -> dict[int, psutil.Process]:
+    me = psutil.Process(os.getpid())
+    return {process.pid: process for process in (me, *me.children(recursive=True))}

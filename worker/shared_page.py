@@ -1,0 +1,205 @@
+"""What a parent and one of its children say to each other without a message: a page of memory that both can see.
+
+The parent writes "stop" and "your leases are in doubt"; the child writes until when its present step has to be done, and which
+shards it holds. A child that hangs in C or is dead cannot answer, so everything here is looked up, never asked. Knows neither
+Celery nor the ledger.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import os
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MEET_S = 10  # for a parent that is slow to answer
+SIZE = mmap.PAGESIZE
+TIMEOUT, LOAD, STORE = 1.0, 2.0, 3.0  # which limit a step is under
+LIMITS = {TIMEOUT: "timeout_s", LOAD: "load_timeout_s", STORE: "store_timeout_s"}
+
+# Doubles, each written by one side only. A line is a step in progress: its deadline (0: none), its limit, which limit.
+STOPPING, DOUBTS, MAIN, PREPARE, READ, WRITE = 0, 1, 2, 5, 8, 11
+
+# Shards that the child holds, behind the doubles: id and attempt; attempt 0 is a free place.
+HELD_AT, PLACE, PLACES = 1024, struct.Struct("=32sq"), 32
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A step that should be done by now: which limit it is under, and of how many seconds."""
+
+    limit: str
+    seconds: float
+    late_s: float
+
+
+class SharedPage:
+    """One page, shared by two processes, or by nobody: a child without a parent writes to one of its own."""
+
+    def __init__(self, fd: int = -1, clock: Callable[[], float] = time.monotonic) -> None:
+        self._page = mmap.mmap(fd, SIZE)
+        self._cells = memoryview(self._page).cast("d")
+        self._clock = clock  # CLOCK_MONOTONIC is the same for all processes of a machine
+        self._doubts_seen = 0.0
+        self._lock = threading.Lock()
+
+    # The parent writes, the child reads.
+
+    def stop(self) -> None:
+        """Ask the child to begin nothing more."""
+        self._cells[STOPPING] = 1.0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the child is to give back what it has not begun."""
+        return self._cells[STOPPING] != 0.0
+
+    def doubt(self) -> None:
+        """Say that some lease was not renewed; which ones are still held, the child finds in the ledger."""
+        self._cells[DOUBTS] += 1.0
+
+    def doubted(self) -> bool:
+        """Whether a doubt has come up since this was asked last."""
+        doubts = self._cells[DOUBTS]
+        fresh, self._doubts_seen = doubts != self._doubts_seen, doubts
+        return fresh
+
+    # The child writes, the parent reads.
+
+    @contextmanager
+    def limit(self, seconds: float | None, which: float = TIMEOUT, line: int = MAIN) -> Iterator[None]:
+        """The block has to be done in so many seconds, else the parent ends this process. None: no limit."""
+        if seconds is None:
+            yield
+            return
+        cells = self._cells
+        cells[line + 1], cells[line + 2] = seconds, which
+        cells[line] = self._clock() + seconds  # last: from here on it counts
+        try:
+            yield
+        finally:
+            cells[line] = 0.0
+
+    def hold(self, job: str, attempt: int) -> None:
+        """This process has claimed a job beside those that its parent gave it. One that finds no place is not told: should the
+        process die, that job is free again when its lease lapses.
+        """  # fmt: skip
+        with self._lock:
+            free = next((at for at in _places() if not PLACE.unpack_from(self._page, at)[1]), None)
+            if free is not None:
+                struct.pack_into("=32s", self._page, free, job.encode())
+                struct.pack_into("=q", self._page, free + 32, attempt)  # last: from here on it counts
+
+    def let_go(self, job: str | None = None) -> None:
+        """It holds this job no more; None: it holds none."""
+        with self._lock:
+            for at in _places():
+                if job is None or PLACE.unpack_from(self._page, at)[0] == job.encode():
+                    struct.pack_into("=q", self._page, at + 32, 0)
+
+    def held(self) -> dict[str, int]:
+        """The jobs that it has claimed itself and holds, with their attempts; also once it is dead."""
+        told = (PLACE.unpack_from(self._page, at) for at in _places())
+        return {job.rstrip(b"\0").decode(): attempt for job, attempt in told if attempt}
+
+    def overdue(self) -> Overdue | None:
+        """The step that has taken too long, if there is one."""
+        now = self._clock()
+        for line in (MAIN, PREPARE, READ, WRITE):
+            deadline = self._cells[line]
+            if deadline and now > deadline:
+                return Overdue(LIMITS.get(self._cells[line + 2], "?"), self._cells[line + 1], now - deadline)
+        return None
+
+
+def _places() -> range:
+    return range(HELD_AT, HELD_AT + PLACES * PLACE.size, PLACE.size)
+
+
+class Watched:
+    """A model whose steps are under a limit: forward passes, and what its runtime does to rows before and after.
+
+    Attributes that the model lacks are lacking here too. `prepare` runs beside a forward pass and has a line of its own.
+    """
+
+    def __init__(self, model: Any, page: SharedPage, seconds: float) -> None:
+        self._model, self._page, self._seconds = model, page, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._model, name)
+        if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare"):
+            return self._under_limit(found, PREPARE if name == "prepare" else MAIN)
+        return found
+
+    def _under_limit(self, step: Callable[..., Any], line: int) -> Callable[..., Any]:
+        def limited(*args: Any) -> Any:
+            with self._page.limit(self._seconds, line=line):
+                return step(*args)
+
+        return limited
+
+
+def page_path(parent: int) -> Path:
+    """The socket on which a parent meets its children. A socket's path must be short, so it lies in no user's folder."""
+    return Path(tempfile.gettempdir()) / f"forebay-{os.getuid()}-{parent}" / "children"
+
+
+def remove_stale_pages() -> None:
+    """Remove the meeting places of parents that were killed: they could not."""
+    ours = page_path(os.getpid()).parent
+    stem = ours.name.removesuffix(str(os.getpid()))
+    for folder in ours.parent.glob(f"{stem}*"):
+        number = folder.name.removeprefix(stem)
+        if number.isdecimal() and not psutil.pid_exists(int(number)) and not _is_met_at(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_met_at(folder: Path) -> bool:
+    """Whether somebody listens there all the same: another container's process has its number there, not here."""
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            return True  # nobody's that we know
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(MEET_S)
+            probe.connect(str(folder / "children"))
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def attach_to_parent() -> SharedPage:
+    """Have the parent read this process's stderr, and share a page with it; without one, a page nobody sees.
+
+    What is written to stderr then lies in the kernel until the parent has read it, also when this process is killed.
+    """
+    meeting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        meeting.settimeout(MEET_S)
+        meeting.connect(str(page_path(os.getppid())))
+        _, fds, _, _ = socket.recv_fds(meeting, 1, 1)
+        page = SharedPage(fds[0])
+        os.close(fds[0])
+    except (OSError, IndexError):
+        meeting.close()
+        page = SharedPage()
+    else:
+        meeting.settimeout(None)
+        os.dup2(meeting.fileno(), 2)
+        meeting.close()
+    with suppress(OSError, ValueError, RuntimeError):  # no stderr
+        faulthandler.enable(2, all_threads=False)  # a segfault's stack is part of what the parent reads
+    return page
