@@ -20,7 +20,6 @@ COPY storage storage
 COPY producer producer
 COPY worker worker
 COPY dashboard dashboard
-COPY bench bench
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE} AS runtime

@@ -37,10 +37,10 @@ type: $(STAMP) ## mypy, strict; the public interface too, as a user's code sees 
 	@if ls tests/typing/*.py >/dev/null 2>&1; then echo "==> mypy tests/typing" && $(PY) -m mypy tests/typing; fi
 
 bench: $(STAMP) ## Forebay against a bare torch loop and plain Celery
-	@$(BIN)/forebay bench $(ARGS)
+	@$(PY) -m bench $(ARGS)
 
 chaos: $(STAMP) ## kill, freeze and empty everything while jobs run, then count what was lost
-	@$(BIN)/forebay chaos $(ARGS)
+	@PYTHONPATH=tests $(PY) -m chaos $(ARGS)
 
 clean: ## build output and caches; .venv and .forebay stay
 	@rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov

@@ -1,1 +1,1 @@
-"""The benchmark, `forebay bench`: Forebay against the limit and against what a user would write instead."""
+"""The benchmark, `make bench`: Forebay against the limit and against what a user would write instead."""

@@ -6,10 +6,10 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
-from forebay.bench import workloads
-from forebay.bench.claims import ABOUT, Claim
-from forebay.bench.figures import ROUND_TRIPS, Figures
-from forebay.bench.run import cells
+from bench import workloads
+from bench.claims import ABOUT, Claim
+from bench.figures import ROUND_TRIPS, Figures
+from bench.run import cells
 
 
 def write(figures: list[Figures], claims: list[Claim], folder: Path, rounds: int) -> list[Path]:
@@ -45,8 +45,9 @@ def _markdown(figures: list[Figures], claims: list[Claim], rounds: int) -> str:
     lines = [
         "# Benchmark",
         "",
-        f"`forebay bench --workloads {names} --rounds {rounds} --docs docs`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, "
-        "one torch thread per worker. The contenders take turns in one run; each figure is a median, each ratio the median of "
+        f"`python -m bench --workloads {names} --rounds {rounds} --docs docs`, {datetime.now(UTC):%Y-%m-%d}, "
+        f"{platform.machine()}, one torch thread per worker. The contenders take turns in one run; each figure is a median, "
+        "each ratio the median of "
         "the ratios of the rounds. Every result was compared with a direct forward pass. Forebay's jobs are durable rows in "
         "its ledger; the others keep theirs in Redis. The figures are those of one machine in those minutes: look at the "
         "ratios.",

@@ -24,7 +24,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from forebay.bench import workloads
+from bench import workloads
 from forebay.contract.errors import JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.settings import Settings
@@ -68,7 +68,7 @@ def as_table(claims: list[Claim]) -> Table:
 
 
 def _poison(rounds: int) -> Claim:
-    from forebay.bench.networks import POISON
+    from bench.networks import POISON
 
     clean = workloads.rows("W1")
     spoiled = clean.copy()
@@ -77,7 +77,7 @@ def _poison(rounds: int) -> Claim:
         client.models.register(
             "fussy",
             runtime="python",
-            options={"class": "forebay.bench.networks:Fussy"},
+            options={"class": "bench.networks:Fussy"},
             inputs={"x": {"dtype": "float32", "shape": [64]}},
             max_batch_size=64,
         )
@@ -152,7 +152,7 @@ def _run(client: Client, model: str, rows: Any) -> tuple[float, list[int]]:
 @contextmanager
 def _stack(workers: int) -> Iterator[tuple[Client, dict[str, Any]]]:
     """An embedded stack; further workers beside its own are processes of `forebay worker`, as on a second machine."""
-    os.environ.update(FOREBAY_TORCH_THREADS="1", FOREBAY_ALLOWED_PYTHON_MODELS="forebay.bench.networks")
+    os.environ.update(FOREBAY_TORCH_THREADS="1", FOREBAY_ALLOWED_PYTHON_MODELS="bench.networks")
     with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
         home = Path(folder) / "home"
         stack = start_detached(home, ["--no-dashboard"])

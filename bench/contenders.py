@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from forebay.bench import workloads
+from bench import workloads
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
 from forebay.stack.stack import start_detached, stop_stack
@@ -69,7 +69,7 @@ class PlainCelery:
         self._redis = Valkey(folder / "plain-celery")
         self._redis.start()
         os.environ["BENCH_REDIS_URL"] = self._redis.url
-        from forebay.bench import plain_celery
+        from bench import plain_celery
 
         self._tasks = plain_celery
         command = [
@@ -77,7 +77,7 @@ class PlainCelery:
             "-m",
             "celery",
             "-A",
-            "forebay.bench.plain_celery",
+            "bench.plain_celery",
             "worker",
             "-P",
             "prefork",

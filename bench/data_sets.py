@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from forebay.bench import workloads
-from forebay.bench.contenders import WAIT_S, Forebay, PlainCelery
-from forebay.bench.figures import Figures
+from bench import workloads
+from bench.contenders import WAIT_S, Forebay, PlainCelery
+from bench.figures import Figures
 from forebay.contract.settings import Settings
 from forebay.datasets.writing.outputs import whole_array
 from forebay.datasets.writing.parts import parquet_writer

@@ -1,6 +1,6 @@
 """Forebay against a bare torch loop on a GPU: a ResNet-50, a BERT-base-sized encoder and a tiny network.
 
-`python -m forebay.bench.gpu` runs them on CUDA; `--device cpu --small` tries the script itself where there is none. Both
+`python -m bench.gpu` runs them on CUDA; `--device cpu --small` tries the script itself where there is none. Both
 sides run the same module on the same rows in the same batches; every result is compared.
 """
 
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from forebay.bench import networks
+from bench import networks
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
 from forebay.stack.stack import start_detached, stop_stack
@@ -88,7 +88,7 @@ CASES = (
 
 def measure(device: str, rounds: int, small: bool, console: Console) -> list[Measured]:
     """Every case on `device`, the bare loop and Forebay in turn."""
-    os.environ["FOREBAY_ALLOWED_PYTHON_MODELS"] = "forebay.bench.networks"
+    os.environ["FOREBAY_ALLOWED_PYTHON_MODELS"] = "bench.networks"
     queue = "gpu" if device.startswith("cuda") else "cpu"
     with tempfile.TemporaryDirectory(prefix="forebay-bench-gpu-") as folder:
         home = Path(folder) / "home"
@@ -129,7 +129,7 @@ def _register(
     client.models.register(
         case.name,
         artifact,
-        options={"factory": f"forebay.bench.networks:{case.build.__name__}", "kwargs": {"small": small}},
+        options={"factory": f"bench.networks:{case.build.__name__}", "kwargs": {"small": small}},
         inputs={case.field: {"dtype": rows.dtype.name, "shape": list(rows.shape[1:])}},
         max_batch_size=case.batch,
         resources={"gpu": 1} if queue == "gpu" else None,
@@ -191,7 +191,7 @@ def write(measured: list[Measured], where: str, path: Path) -> None:
     """The table as a page."""
     lines = [
         f"# Benchmark on {where}", "",
-        f"`python -m forebay.bench.gpu`, {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}.", "",
+        f"`python -m bench.gpu`, {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}.", "",
         "| network | bare loop, rows/s | forebay, rows/s | of the bare loop |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     for m in measured:
@@ -210,7 +210,7 @@ def main(
 ) -> None:
     """Measure Forebay against a bare torch loop on a GPU, in turn, in one run.
 
-    Example: `python -m forebay.bench.gpu --rounds 5 --docs docs/benchmark-gpu.md`
+    Example: `python -m bench.gpu --rounds 5 --docs docs/benchmark-gpu.md`
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device here; `--device cpu --small` tries the script without one")

@@ -1,6 +1,6 @@
 """The networks of the GPU benchmark and of the trials, written out in torch: random weights cost as much to run as trained ones.
 
-Workers build them by name (`forebay.bench.networks:resnet50` on the operator's list). Knows torch only.
+Workers build them by name (`bench.networks:resnet50` on the operator's list). Knows torch only.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from forebay.bench import workloads
+from bench import workloads
 
 url = os.environ.get("BENCH_REDIS_URL", "")
 app = Celery("plain_celery", broker=url, backend=url)
@@ -34,6 +34,6 @@ def predict_list(model: str, rows: list[Any]) -> list[list[float]]:
 @app.task
 def predict_shard(workload: str, path: str, group: int, out: str) -> None:
     """A row group of a Parquet file to a file of its own."""
-    from forebay.bench.data_sets import shard
+    from bench.data_sets import shard
 
     shard(workload, Path(path), group, Path(out))

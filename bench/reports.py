@@ -1,6 +1,6 @@
 """How long the ledger's reports take among a million jobs, and what 2,000 jobs cost to add, claim and finish there.
 
-`python -m forebay.bench.reports DATABASE` fills an empty ledger as million_jobs says, if it holds no job yet, asks every report
+`python -m bench.reports DATABASE` fills an empty ledger as million_jobs says, if it holds no job yet, asks every report
 of JobStore and all that the dashboard asks several times, and prints the medians. It knows storage only.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from sqlalchemy import text
 
-from forebay.bench.million_jobs import DAYS, LARGE, MODELS, RARE, fill
+from bench.million_jobs import DAYS, LARGE, MODELS, RARE, fill
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.storage.batches.views import BatchViews
 from forebay.storage.jobs.overview import Overview

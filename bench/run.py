@@ -18,10 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from forebay.bench import workloads
-from forebay.bench.claims import Claim
-from forebay.bench.contenders import BareLoop, Contender, Forebay, HandBatch, PlainCelery
-from forebay.bench.figures import ROUND_TRIPS, Figures
+from bench import workloads
+from bench.claims import Claim
+from bench.contenders import BareLoop, Contender, Forebay, HandBatch, PlainCelery
+from bench.figures import ROUND_TRIPS, Figures
 
 
 def run(names: Sequence[str], rounds: int, jobs: int | None = None) -> list[Figures]:
@@ -30,7 +30,7 @@ def run(names: Sequence[str], rounds: int, jobs: int | None = None) -> list[Figu
     singles = [name for name in names if name not in workloads.DATA_SETS]
     figures = _singles(singles, rounds, jobs, console) if singles else []
     for name in (name for name in names if name in workloads.DATA_SETS):
-        from forebay.bench.data_sets import measure
+        from bench.data_sets import measure
 
         with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
             figures.append(measure(name, Path(folder), rounds, jobs, console))

@@ -1,4 +1,4 @@
-"""`python -m forebay.bench.training`: a trainer process against the same Lightning script as one writes it by hand.
+"""`python -m bench.training`: a trainer process against the same Lightning script as one writes it by hand.
 
 Both are processes of their own: same images, same split, same network, loss, optimizer, batches and epochs, each validated after
 every epoch. What the trainer does besides (checks, hashes, points, the best state, checkpoints, the artifact) is its overhead.

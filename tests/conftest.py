@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import settings as hypothesis_settings
-from servers import PostgresServer, ValkeyServer, do_without, find_postgres, new_database
-from waiting import FakeClock
 
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.registry import ModelRegistry
+from support.servers import PostgresServer, ValkeyServer, do_without, find_postgres, new_database
+from support.waiting import FakeClock
 
 # A loaded machine is no reason to fail; a test that hangs meets pytest-timeout.
 hypothesis_settings.register_profile("forebay", deadline=None)

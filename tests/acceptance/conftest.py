@@ -1,17 +1,13 @@
 """One stack for all tests that only need one: started as a user starts it, with the digits network registered."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # shell, digits
-
-import digits
-from shell import User
-
 from forebay import Client
+from support import digits
+from support.user import User
 
 
 def pytest_configure(config: pytest.Config) -> None:

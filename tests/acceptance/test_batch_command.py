@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from shell import User
+
+from support.user import User
 
 
 def test_a_data_set_goes_in_and_one_comes_out(user: User, tmp_path: Path, direct: Any) -> None:

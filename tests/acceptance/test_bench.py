@@ -22,7 +22,7 @@ def measured(folder: Path, *command: str) -> Any:
 
 
 def test_every_contender_gives_the_results_of_the_direct_forward_pass_and_the_docs_are_written(tmp_path: Path) -> None:
-    found = measured(tmp_path, "forebay", "bench", "--workloads", "W1,poison", "--jobs", "64", "--docs", "out")
+    found = measured(tmp_path, "bench", "--workloads", "W1,poison", "--jobs", "64", "--docs", "out")
     assert set(found["W1"]["median"]) == {"bare loop", "plain Celery", "Celery, lists of 64 by hand", "forebay"}
     assert all(rate > 0 for rate in found["W1"]["median"].values())
     assert found["poison"]["ratio"] > 0
@@ -33,6 +33,6 @@ def test_every_contender_gives_the_results_of_the_direct_forward_pass_and_the_do
 
 
 def test_the_gpu_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
-    found = measured(tmp_path, "forebay.bench.gpu", "--device", "cpu", "--small")
+    found = measured(tmp_path, "bench.gpu", "--device", "cpu", "--small")
     assert set(found["cases"]) == {"cnn", "encoder", "mlp"}
     assert "a try" in found["device"]

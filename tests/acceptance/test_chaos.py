@@ -1,9 +1,10 @@
-"""`forebay chaos` as a user runs it: short runs are sound on both databases, and nothing is left of them, nor after Ctrl-C."""
+"""`make chaos` as a developer runs it: short runs are sound on both databases, and nothing is left of them, nor after Ctrl-C."""
 
 import json
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import find_postgres
-from shell import FOREBAY, TIMEOUT_S, User, end
-from waiting import wait_until
 
-SHORT = ("chaos", "--jobs", "200", "--seconds", "6", "--seed", "3", "--verbose", "--json")
+from support.servers import find_postgres
+from support.user import TIMEOUT_S, User, end
+from support.waiting import wait_until
+
+CHAOS = (sys.executable, "-m", "chaos")
+SHORT = ("--jobs", "200", "--seconds", "6", "--seed", "3", "--verbose", "--json")
 Done = subprocess.CompletedProcess[str]
 
 
@@ -46,7 +49,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Trial]]:
     for i in range(3):
         temporary = Path(tempfile.mkdtemp(prefix="forebay-test-"))
         temporary.chmod(0o711)
-        made.append(Trial(tmp_path_factory.mktemp(f"trial{i}"), {"TMPDIR": str(temporary)}))
+        made.append(Trial(tmp_path_factory.mktemp(f"trial{i}"), {"TMPDIR": str(temporary)}, CHAOS))
     try:
         yield made
     finally:
@@ -91,7 +94,7 @@ def test_nothing_is_lost_doubled_or_wrong_while_everything_breaks(database, runs
 def test_ctrl_c_ends_all_it_started_and_says_where_it_was(trials, runs):
     trial = trials[2]
     process = subprocess.Popen(
-        [*FOREBAY, "chaos", "--workers", "1", "--seconds", "600"], cwd=trial.folder, env=trial.environment, text=True,
+        [*CHAOS, "--workers", "1", "--seconds", "600"], cwd=trial.folder, env=trial.environment, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -117,4 +120,4 @@ def test_ctrl_c_ends_all_it_started_and_says_where_it_was(trials, runs):
 )
 def test_what_chaos_cannot_do_is_refused_in_a_line(trials, arguments, words):
     (trials[2].folder / "here").touch()
-    assert trials[2].refused("chaos", *arguments).startswith(words)
+    assert trials[2].refused(*arguments).startswith(words)

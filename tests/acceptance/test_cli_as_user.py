@@ -10,9 +10,10 @@ import signal
 
 import numpy as np
 import pytest
-from digits import images
-from shell import User, refusal, running
-from waiting import wait_until
+
+from support.digits import images
+from support.user import User, refusal, running
+from support.waiting import wait_until
 
 ID = re.compile(r"[0-9a-f]{32}\n")
 NO_JOB = "0" * 32
@@ -37,8 +38,8 @@ def models(user: User) -> None:
     """`doubles` fails on negative numbers; `echoes` takes text and gives it back."""
     register = ("models", "register")
     made = user.together(
-        (*register, "doubles", "--runtime", "python", "--option", "class=models_for_tests:Doubler"),
-        (*register, "echoes", "--runtime", "python", "--option", "class=models_for_tests:Echo", "--metadata", "owner=text",
+        (*register, "doubles", "--runtime", "python", "--option", "class=support.models:Doubler"),
+        (*register, "echoes", "--runtime", "python", "--option", "class=support.models:Echo", "--metadata", "owner=text",
          "--inputs", '{"text": {"dtype": "str"}}', "--outputs", '{"text": {"dtype": "str"}}'),
     )  # fmt: skip
     assert [done.returncode for done in made] == [0, 0]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from shell import FOREBAY, User
+
+from support.user import FOREBAY, User
 
 
 @pytest.mark.timeout(200)

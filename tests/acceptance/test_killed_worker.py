@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shell import TIMEOUT_S, User, alive, end, family, running
-from waiting import wait_until
 
 from forebay import Client, JobState
+from support.user import TIMEOUT_S, User, alive, end, family, running
+from support.waiting import wait_until
 
 JOBS = 500
 
@@ -34,7 +34,7 @@ def runs(user: User) -> Counter[int]:
 
 def test_all_jobs_end_once_after_the_worker_was_killed_while_they_waited(user, client):
     model = client.models.register(
-        "recorder", runtime="python", options={"class": "models_for_tests:Recorder"}, max_batch_size=8
+        "recorder", runtime="python", options={"class": "support.models:Recorder"}, max_batch_size=8
     )
     with running(user, "worker", "--queues", "cpu") as first:
         before = client.predict_many(model.ref, [{"n": JOBS + n} for n in range(20)])

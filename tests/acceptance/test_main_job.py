@@ -9,9 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from digits import images
-from shell import User
-from waiting import wait_until
 
 import forebay
 from forebay import (
@@ -30,6 +27,9 @@ from forebay import (
     ResultTimeout,
     as_completed,
 )
+from support.digits import images
+from support.user import User
+from support.waiting import wait_until
 
 PATIENCE_S = 60
 
@@ -41,12 +41,12 @@ def rows():
 
 @pytest.fixture(scope="module")
 def doubler(client: Client) -> str:
-    return client.models.register("doubler", runtime="python", options={"class": "models_for_tests:Doubler"}).ref
+    return client.models.register("doubler", runtime="python", options={"class": "support.models:Doubler"}).ref
 
 
 @pytest.fixture(scope="module")
 def echo(client: Client) -> str:
-    return client.models.register("echo", runtime="python", options={"class": "models_for_tests:Echo"}).ref
+    return client.models.register("echo", runtime="python", options={"class": "support.models:Echo"}).ref
 
 
 @pytest.fixture

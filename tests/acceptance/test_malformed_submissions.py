@@ -5,12 +5,12 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-import malformed
 import numpy as np
 import pytest
-from shell import User, family
 
 from forebay import Client, ForebayError
+from support import malformed
+from support.user import User, family
 
 STRICT = {"input": {"dtype": "float32", "shape": [64], "nan": False}}
 
@@ -19,7 +19,7 @@ STRICT = {"input": {"dtype": "float32", "shape": [64], "nan": False}}
 def client(user: User, client: Client, digits_pt2: Path) -> Client:
     """With `strict`, which takes finite numbers only, `loose`, which takes anything, and the key `taken`."""
     client.models.register("strict", digits_pt2, inputs=STRICT)
-    client.models.register("loose", runtime="python", options={"class": "models_for_tests:Echo"})
+    client.models.register("loose", runtime="python", options={"class": "support.models:Echo"})
     client.predict("strict", malformed.GOOD, idempotency_key="taken").result(60)
     return client
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from servers import ValkeyServer
-from shell import TIMEOUT_S, User, running
-from waiting import wait_until
+
+from support.servers import ValkeyServer
+from support.user import TIMEOUT_S, User, running
+from support.waiting import wait_until
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "main_job.py"
 

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from digits import images
-from shell import FOREBAY, TIMEOUT_S, User, alive, end, family, refusal, running
-from waiting import wait_until
 
 from forebay import JobState
+from support.digits import images
+from support.user import FOREBAY, TIMEOUT_S, User, alive, end, family, refusal, running
+from support.waiting import wait_until
 
 QUEUES = '{"cpu": {"cpu": 8}, "later": {"cpu": 16}}'
 

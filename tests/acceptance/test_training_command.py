@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shell import TIMEOUT_S, User, running
 from sklearn.datasets import load_digits
-from waiting import wait_until
 
 from forebay import Client, Evaluation, JobState
 from forebay.producer.handles.job import Job
+from support.user import TIMEOUT_S, User, running
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -10,9 +10,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from data_sets import errors_of, rows_of, vectors, write_parquet
-from waiting import wait_until
-from worker_house import House
 
 from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
@@ -22,29 +19,32 @@ from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
+from support.datasets import errors_of, rows_of, vectors, write_parquet
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 NEVER = {"LEASE_S": "600"}  # what is freed is freed by the parent, not by a lease
 
 
 @pytest.fixture
-def patient(tmp_path: Path, broker: str) -> Iterator[House]:
-    """A house where no lease lapses while the test waits, without a worker yet."""
-    with closing(House(tmp_path, broker, **NEVER)) as house:
-        yield house
+def patient(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    """A stack where no lease lapses while the test waits, without a worker yet."""
+    with closing(WorkerStack(tmp_path, broker, **NEVER)) as stack:
+        yield stack
 
 
-def shards(house: House, job: Job) -> list[JobInfo]:
-    return house.store.find(parent_id=job.id, limit=1000)
+def shards(stack: WorkerStack, job: Job) -> list[JobInfo]:
+    return stack.store.find(parent_id=job.id, limit=1000)
 
 
-def past(house: House, job: Job) -> list[Attempt]:
+def past(stack: WorkerStack, job: Job) -> list[Attempt]:
     """Every attempt that was lost."""
-    return [a for shard in shards(house, job) for a in house.store.past(shard.id) if a.ended == "lost"]
+    return [a for shard in shards(stack, job) for a in stack.store.past(shard.id) if a.ended == "lost"]
 
 
 def test_every_shard_of_a_killed_child_is_free_at_once_and_its_siblings_shards_go_on(
-    patient: House, tmp_path: Path
+    patient: WorkerStack, tmp_path: Path
 ) -> None:
     model = patient.model("Slowly", max_batch_size=8, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(1600, first=1)])
@@ -72,7 +72,7 @@ def test_every_shard_of_a_killed_child_is_free_at_once_and_its_siblings_shards_g
 
 @pytest.mark.parametrize(("form", "poison"), [("parquet", [7, 33]), ("jsonl.gz", [50])])
 def test_rows_that_kill_their_process_are_written_down_and_all_others_have_results(
-    patient: House, tmp_path: Path, form: str, poison: list[int]
+    patient: WorkerStack, tmp_path: Path, form: str, poison: list[int]
 ) -> None:
     model = patient.model("Poisoned", max_batch_size=16, **SLOW)
     rows = 60
@@ -105,7 +105,7 @@ def test_rows_that_kill_their_process_are_written_down_and_all_others_have_resul
     assert max(Counter(patient.runs()).values()) <= 4, "a good row is run again only beside one that kills"
 
 
-def test_killing_rows_count_towards_the_error_threshold(patient: House, tmp_path: Path) -> None:
+def test_killing_rows_count_towards_the_error_threshold(patient: WorkerStack, tmp_path: Path) -> None:
     model = patient.model("Poisoned", max_batch_size=16, **SLOW)
     (patient.folder / "poison").write_text("1 2")
     data = write_parquet(tmp_path / "in", [vectors(3, first=1)])

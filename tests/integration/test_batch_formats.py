@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
-from data_sets import errors_of, rows_of, vectors, write_parquet
 from PIL import Image
-from servers import ValkeyServer
-from worker_house import House
 
 from forebay import InvalidInput
 from forebay.producer.requests.audit import audit
 from forebay.storage.batches.views import BatchViews
+from support.datasets import errors_of, rows_of, vectors, write_parquet
+from support.servers import ValkeyServer
+from support.worker_stack import WorkerStack
 
 VECTOR = {"x": {"dtype": "float32", "shape": [2]}}
 TEXT = {"text": {"dtype": "str"}}
@@ -35,31 +35,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
     """One worker, and three models: of vectors, of texts, of images."""
-    with closing(House(tmp_path_factory.mktemp("house"), server.url)) as house:
-        house.worker()
-        house.model("Total", "total", inputs=VECTOR, outputs=TOTAL)
-        house.model("Shout", "shout", inputs=TEXT, max_batch_size=4)
-        house.model("Brightness", "brightness", inputs={"image": {"dtype": "uint8", "shape": [-1, -1, 3]}})
-        yield house
+    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url)) as stack:
+        stack.worker()
+        stack.model("Total", "total", inputs=VECTOR, outputs=TOTAL)
+        stack.model("Shout", "shout", inputs=TEXT, max_batch_size=4)
+        stack.model("Brightness", "brightness", inputs={"image": {"dtype": "uint8", "shape": [-1, -1, 3]}})
+        yield stack
 
 
-def run(house: House, model: str, data: Path | str, out: Path, **more: Any) -> Any:
+def run(stack: WorkerStack, model: str, data: Path | str, out: Path, **more: Any) -> Any:
     """The manifest of a batch that has succeeded and stood the audit."""
-    job = house.client.batch(model, data, out, **more)
+    job = stack.client.batch(model, data, out, **more)
     assert job.wait(90), job.info()
     manifest = job.result(5)
-    assert audit(house.client, job.id)["faults"] == []
+    assert audit(stack.client, job.id)["faults"] == []
     return manifest
 
 
-def test_csv_columns_make_a_vector_and_a_bad_value_is_an_error(house: House, tmp_path: Path) -> None:
+def test_csv_columns_make_a_vector_and_a_bad_value_is_an_error(stack: WorkerStack, tmp_path: Path) -> None:
     lines = ["id,a,b", *(f"00{i},{i},{i}.5" for i in range(300))]
     lines[101] = "00100,oops,1"
     lines[201] = "00200,1"
     (tmp_path / "in.csv").write_text("\n".join(lines) + "\n")
-    manifest = run(house, "total", tmp_path / "in.csv", tmp_path / "out", columns=["a", "b"], keep="id", shard_rows=50)
+    manifest = run(stack, "total", tmp_path / "in.csv", tmp_path / "out", columns=["a", "b"], keep="id", shard_rows=50)
     assert manifest["counts"] == {"total": 300, "completed": 298, "failed": 2}
     assert len(manifest["parts"]) > 3
     assert rows_of(tmp_path / "out") == [
@@ -72,14 +72,14 @@ def test_csv_columns_make_a_vector_and_a_bad_value_is_an_error(house: House, tmp
     assert [text[error["offset"] :].split(b",")[0] for error in errors] == [b"00100", b"00200"]
 
 
-def test_json_lines_keep_types_and_texts_of_any_length_come_back_in_order(house: House, tmp_path: Path) -> None:
+def test_json_lines_keep_types_and_texts_of_any_length_come_back_in_order(stack: WorkerStack, tmp_path: Path) -> None:
     texts = [f"{'long ' * (i % 7)}{i}" for i in range(120)]
     records = [{"n": i, "text": text} for i, text in enumerate(texts)]
     lines = [json.dumps(record) for record in records]
     lines[5] = lines[5][:-4]
     lines[7] = json.dumps({"n": 7})
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    run(house, "shout", tmp_path / "in.jsonl", tmp_path / "out", columns="text", keep="n", shard_rows=40)
+    run(stack, "shout", tmp_path / "in.jsonl", tmp_path / "out", columns="text", keep="n", shard_rows=40)
     found = rows_of(tmp_path / "out")
     assert found == [{"n": i, "output": text.upper()} for i, text in enumerate(texts) if i not in (5, 7)]
     messages = [error["message"] for error in errors_of(tmp_path / "out")]
@@ -87,14 +87,14 @@ def test_json_lines_keep_types_and_texts_of_any_length_come_back_in_order(house:
     assert "missing" in messages[1]
 
 
-def test_openais_form_comes_back_in_openais_form(house: House, tmp_path: Path) -> None:
+def test_openais_form_comes_back_in_openais_form(stack: WorkerStack, tmp_path: Path) -> None:
     requests = [
         {"custom_id": f"r{i}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": text}}
         for i, text in enumerate(["one", "two", 3, "four"])
     ]
     lines = [json.dumps(request) for request in requests]
     (tmp_path / "in.jsonl").write_text("\n".join([*lines, "{}", "nonsense"]) + "\n")
-    manifest = run(house, "shout", tmp_path / "in.jsonl", tmp_path / "out")
+    manifest = run(stack, "shout", tmp_path / "in.jsonl", tmp_path / "out")
     assert manifest["format"] == "openai"
     assert manifest["counts"] == {"total": 6, "completed": 3, "failed": 3}
     [part], [errors] = manifest["parts"], manifest["errors"]
@@ -107,33 +107,33 @@ def test_openais_form_comes_back_in_openais_form(house: House, tmp_path: Path) -
         ("r2", None, "InvalidInput"), (None, None, "InvalidInput"), (None, None, "InvalidInput"),
     ]  # fmt: skip
     assert len({line["id"] for line in [*results, *failed]}) == 6
-    [kind] = BatchViews(house.ledger).errors(manifest["batch"]).rows
+    [kind] = BatchViews(stack.ledger).errors(manifest["batch"]).rows
     assert kind.samples[0].where == "custom_id r2"
     assert [sample.where.partition(" ")[0] for sample in kind.samples] == ["custom_id", "offset", "offset"]
 
 
-def test_npy_rows_are_read_where_they_lie(house: House, tmp_path: Path) -> None:
+def test_npy_rows_are_read_where_they_lie(stack: WorkerStack, tmp_path: Path) -> None:
     rows = np.arange(500, dtype=np.float64).reshape(250, 2)
     np.save(tmp_path / "in.npy", rows)
-    manifest = run(house, "total", tmp_path / "in.npy", tmp_path / "out", shard_rows=60)
+    manifest = run(stack, "total", tmp_path / "in.npy", tmp_path / "out", shard_rows=60)
     assert len(manifest["parts"]) == 5
     assert rows_of(tmp_path / "out") == [{"row": i, "total": float(rows[i].sum())} for i in range(250)]
 
 
 @pytest.mark.parametrize("compression", ["uncompressed", "lz4"])
-def test_feather_is_read_batch_by_batch(house: House, tmp_path: Path, compression: str) -> None:
+def test_feather_is_read_batch_by_batch(stack: WorkerStack, tmp_path: Path, compression: str) -> None:
     feather.write_feather(vectors(300, width=2), str(tmp_path / "in.feather"), compression=compression, chunksize=70)
-    run(house, "total", tmp_path / "in.feather", tmp_path / "out", columns="x", keep=["id"])
+    run(stack, "total", tmp_path / "in.feather", tmp_path / "out", columns="x", keep=["id"])
     assert [row["id"] for row in rows_of(tmp_path / "out")] == list(range(300))
 
 
-def test_a_folder_of_images_is_a_row_each_and_a_broken_one_an_error(house: House, tmp_path: Path) -> None:
+def test_a_folder_of_images_is_a_row_each_and_a_broken_one_an_error(stack: WorkerStack, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for i in range(6):
         Image.new("RGB", (4 + i, 3), (i, i, i)).save(folder / f"{i}.png")
     (folder / "3.png").write_bytes(b"no image")
-    run(house, "brightness", folder, tmp_path / "out")
+    run(stack, "brightness", folder, tmp_path / "out")
     found = rows_of(tmp_path / "out")
     assert [(Path(row["path"]).name, row["output"]) for row in found] == [
         (f"{i}.png", float(i)) for i in (0, 1, 2, 4, 5)
@@ -142,16 +142,16 @@ def test_a_folder_of_images_is_a_row_each_and_a_broken_one_an_error(house: House
     assert Path(error["file"]).name == "3.png"
 
 
-def test_a_url_is_read_and_written_through_fsspec(house: House, tmp_path: Path) -> None:
+def test_a_url_is_read_and_written_through_fsspec(stack: WorkerStack, tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "in", [vectors(20, width=2)])
-    run(house, "total", f"file://{data}/000.parquet", f"file://{tmp_path}/out", columns="x")
+    run(stack, "total", f"file://{data}/000.parquet", f"file://{tmp_path}/out", columns="x")
     assert len(rows_of(tmp_path / "out")) == 20
 
 
-def test_files_of_different_number_types_all_go_in(house: House, tmp_path: Path) -> None:
+def test_files_of_different_number_types_all_go_in(stack: WorkerStack, tmp_path: Path) -> None:
     tables = [pa.table({"x": pa.array([[1, 2]], pa.list_(kind))}) for kind in (pa.int32(), pa.float64(), pa.float32())]
     data = write_parquet(tmp_path / "in", tables)
-    run(house, "total", data, tmp_path / "out", columns="x")
+    run(stack, "total", data, tmp_path / "out", columns="x")
     assert [row["total"] for row in rows_of(tmp_path / "out")] == [3.0, 3.0, 3.0]
 
 
@@ -188,7 +188,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_work_is_refused_at_submit_and_nothing_is_left(house: House, tmp_path: Path, case: str) -> None:
+def test_what_cannot_work_is_refused_at_submit_and_nothing_is_left(
+    stack: WorkerStack, tmp_path: Path, case: str
+) -> None:
     model, given, more, message = REFUSED[case]
     write_parquet(tmp_path / "in", [vectors(5, width=2)])
     write_parquet(tmp_path / "wide", [vectors(5, width=3)])
@@ -198,9 +200,9 @@ def test_what_cannot_work_is_refused_at_submit_and_nothing_is_left(house: House,
     (tmp_path / "a.csv").write_text("x\n1\n")
     (tmp_path / "a.xyz").write_text("x\n1\n")
     (tmp_path / "words.csv").write_text("a,b\nx,y\nz,w\n")
-    before = len(house.client.jobs(kind="batch", limit=1000))
+    before = len(stack.client.jobs(kind="batch", limit=1000))
     data = [str(tmp_path / one) for one in ([given] if isinstance(given, str) else given)]
     with pytest.raises(InvalidInput, match=message):
-        house.client.batch(model, data, tmp_path / "out", **more)
-    assert len(house.client.jobs(kind="batch", limit=1000)) == before
+        stack.client.batch(model, data, tmp_path / "out", **more)
+    assert len(stack.client.jobs(kind="batch", limit=1000)) == before
     assert not (tmp_path / "out").exists()

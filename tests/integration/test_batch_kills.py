@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from models_for_tests import number_of
-from waiting import wait_until
-from worker_house import House
 
-from forebay.bench.workloads import sentences
+from bench.workloads import sentences
 from forebay.producer.handles.job import Job
 from forebay.producer.requests.audit import audit
+from support.models import number_of
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 KILLS, TEXTS, SHARD_ROWS, SEED = 10, 3000, 100, 5
 TEXT = {
@@ -47,34 +47,34 @@ def test_texts_whose_workers_are_killed_ten_times_come_out_as_if_nothing_had_hap
     chance = random.Random(SEED)
     texts = [f"{i}: {text}" for i, text in enumerate(sentences(TEXTS))]
     pq.write_table(pa.table({"id": range(TEXTS), "text": texts}), tmp_path / "in.parquet", row_group_size=500)
-    with closing(House(tmp_path, broker)) as house:
-        model = house.model("Embedder", max_batch_size=32, **TEXT)
+    with closing(WorkerStack(tmp_path, broker)) as stack:
+        model = stack.model("Embedder", max_batch_size=32, **TEXT)
 
         def batch(out: str) -> Job:
-            return house.client.batch(
+            return stack.client.batch(
                 model, tmp_path / "in.parquet", tmp_path / out, columns="text", keep=["id", "text"], shard_rows=SHARD_ROWS
             )  # fmt: skip
 
-        worker = house.worker("w0").ready()
+        worker = stack.worker("w0").ready()
         calm = table_of(batch("calm"), tmp_path / "calm")
-        before, started = len(house.runs()), time.monotonic()
+        before, started = len(stack.runs()), time.monotonic()
         job = batch("out")
         for kill in range(1, KILLS + 1):
-            seen = len(house.runs())
-            wait_until(lambda seen=seen: len(house.runs()) > seen, "rows run", 120)
+            seen = len(stack.runs())
+            wait_until(lambda seen=seen: len(stack.runs()) > seen, "rows run", 120)
             threading.Event().wait(chance.uniform(0, MOMENT_S))
             assert not job.done(), f"the batch ended before kill {kill}"
             if chance.random() < 0.5:
                 os.kill(worker.children()[0], signal.SIGKILL)
             else:
                 worker.kill()
-                worker = house.worker(f"w{kill}")
+                worker = stack.worker(f"w{kill}")
         found = table_of(job, tmp_path / "out")
         took = time.monotonic() - started
-        shards = house.store.find(parent_id=job.id, limit=1000)
-        lost = [a for shard in shards for a in house.store.past(shard.id) if a.ended == "lost"]
+        shards = stack.store.find(parent_id=job.id, limit=1000)
+        lost = [a for shard in shards for a in stack.store.past(shard.id) if a.ended == "lost"]
         ours = {number_of(text) for text in texts}  # the warm-up's is not among them
-        ran = [number for number in house.runs()[before:] if number in ours]
+        ran = [number for number in stack.runs()[before:] if number in ours]
 
     assert found.schema == calm.schema
     assert found["id"].to_pylist() == calm["id"].to_pylist() == list(range(TEXTS))

@@ -5,9 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from data_sets import rows_of, vectors, write_parquet
-from waiting import wait_until
-from worker_house import House
 
 from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobInfo, JobKind, JobState, new_ids
@@ -18,15 +15,18 @@ from forebay.storage.jobs.overview import Overview
 from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
+from support.datasets import rows_of, vectors, write_parquet
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 
 
 @pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[House]:
-    """A house of the test's own, without a worker yet."""
-    with closing(House(tmp_path, broker)) as house:
-        yield house
+def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    """A stack of the test's own, without a worker yet."""
+    with closing(WorkerStack(tmp_path, broker)) as stack:
+        yield stack
 
 
 def whole(job: Job, folder: Path, rows: int) -> None:
@@ -37,12 +37,12 @@ def whole(job: Job, folder: Path, rows: int) -> None:
     assert audit(job._client, job.id)["faults"] == []
 
 
-def shards(house: House, job: Job) -> list[JobInfo]:
-    return house.store.find(parent_id=job.id)
+def shards(stack: WorkerStack, job: Job) -> list[JobInfo]:
+    return stack.store.find(parent_id=job.id)
 
 
 def test_a_worker_that_is_told_to_stop_gives_its_shard_back_uncounted_and_another_does_it(
-    own: House, tmp_path: Path
+    own: WorkerStack, tmp_path: Path
 ) -> None:
     model = own.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(1000)])
@@ -58,7 +58,7 @@ def test_a_worker_that_is_told_to_stop_gives_its_shard_back_uncounted_and_anothe
     assert [s.attempt for s in shards(own, job)][-1] == 1, "the attempt that was given back does not count"
 
 
-def test_an_operator_cancels_a_running_batch_and_its_shards_stop(own: House, tmp_path: Path) -> None:
+def test_an_operator_cancels_a_running_batch_and_its_shards_stop(own: WorkerStack, tmp_path: Path) -> None:
     model = own.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(1500)])
     own.worker().ready()
@@ -71,7 +71,7 @@ def test_an_operator_cancels_a_running_batch_and_its_shards_stop(own: House, tmp
     whole(job.retry(), tmp_path / "out", 1500)
 
 
-def test_a_shard_that_meets_a_transient_error_waits_and_runs_again(own: House, tmp_path: Path) -> None:
+def test_a_shard_that_meets_a_transient_error_waits_and_runs_again(own: WorkerStack, tmp_path: Path) -> None:
     model = own.model("Unsteady", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(50)])
     (own.folder / "away").touch()
@@ -87,7 +87,7 @@ def test_a_shard_that_meets_a_transient_error_waits_and_runs_again(own: House, t
 
 
 def test_a_shard_whose_model_hangs_is_ended_by_the_time_limit_and_runs_alone_afterwards(
-    own: House, tmp_path: Path
+    own: WorkerStack, tmp_path: Path
 ) -> None:
     model = own.model("Unsteady", max_batch_size=16, timeout_s=1.0, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(50)])
@@ -103,16 +103,16 @@ def test_a_shard_whose_model_hangs_is_ended_by_the_time_limit_and_runs_alone_aft
 
 def test_a_full_queue_refuses_a_batch_and_leaves_the_output_free(tmp_path: Path, broker: str) -> None:
     queues = '{"cpu": {"max_queue_size": 1}}'
-    with closing(House(tmp_path, broker, QUEUES=queues)) as house:
-        model = house.model("Slowly", max_batch_size=16, **SLOW)
+    with closing(WorkerStack(tmp_path, broker, QUEUES=queues)) as stack:
+        model = stack.model("Slowly", max_batch_size=16, **SLOW)
         data = write_parquet(tmp_path / "in", [vectors(200)])
-        first = house.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=20)
+        first = stack.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=20)
         with pytest.raises(QueueFull):
-            house.client.batch(model, data, tmp_path / "other", keep="id")
-        house.worker()
+            stack.client.batch(model, data, tmp_path / "other", keep="id")
+        stack.worker()
         whole(first, tmp_path / "out", 200)  # its shards are more than one, and none was refused
-        assert len(shards(house, first)) == 10
-        whole(house.client.batch(model, data, tmp_path / "other", keep="id"), tmp_path / "other", 200)
+        assert len(shards(stack, first)) == 10
+        whole(stack.client.batch(model, data, tmp_path / "other", keep="id"), tmp_path / "other", 200)
 
 
 def test_a_batch_that_runs_without_a_worker_is_no_running_job_of_its_queue(ledger: Ledger) -> None:

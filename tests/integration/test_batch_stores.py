@@ -8,23 +8,23 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_sets import rows_of, vectors, write_parquet
-from file_server import FileServer
-from waiting import wait_until
-from worker_house import House
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable
 from forebay.producer.handles.job import Job
 from forebay.producer.requests.audit import audit
+from support.datasets import rows_of, vectors, write_parquet
+from support.file_server import FileServer
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 
 
 @pytest.fixture
-def house(tmp_path: Path, broker: str) -> Iterator[House]:
-    with closing(House(tmp_path, broker, STORE_TIMEOUT="2s", LEASE_S="600")) as house:
-        yield house
+def stack(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    with closing(WorkerStack(tmp_path, broker, STORE_TIMEOUT="2s", LEASE_S="600")) as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -41,22 +41,22 @@ def succeeded(job: Job) -> None:
     assert audit(job._client, job.id)["faults"] == []
 
 
-def past(house: House, job: Job) -> list[Any]:
-    return [a for shard in house.store.find(parent_id=job.id) for a in house.store.past(shard.id)]
+def past(stack: WorkerStack, job: Job) -> list[Any]:
+    return [a for shard in stack.store.find(parent_id=job.id) for a in stack.store.past(shard.id)]
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_input_is_read_over_http(house: House, server: FileServer, tmp_path: Path, form: str) -> None:
+def test_input_is_read_over_http(stack: WorkerStack, server: FileServer, tmp_path: Path, form: str) -> None:
     if form == "parquet":
-        model, columns, expected = house.model("Slowly", max_batch_size=16, **SLOW), "x", [2.0 * i for i in range(300)]
+        model, columns, expected = stack.model("Slowly", max_batch_size=16, **SLOW), "x", [2.0 * i for i in range(300)]
         pq.write_table(vectors(300), server.folder / "a.parquet", row_group_size=100)
     else:
-        model = house.model("Total", max_batch_size=16, inputs={"x": {"dtype": "float32", "shape": [2]}})
+        model = stack.model("Total", max_batch_size=16, inputs={"x": {"dtype": "float32", "shape": [2]}})
         columns, expected = ["a", "b"], [2.0 * i + 1 for i in range(300)]
         rows = "".join(f"{i},{i},{i + 1}\n" for i in range(300))
         (server.folder / "a.csv").write_text(f"id,a,b\n{rows}")
-    house.worker()
-    job = house.client.batch(
+    stack.worker()
+    job = stack.client.batch(
         model, f"{server.url}/a.{form}", tmp_path / "out", columns=columns, keep="id", shard_rows=100
     )
     succeeded(job)
@@ -66,47 +66,49 @@ def test_input_is_read_over_http(house: House, server: FileServer, tmp_path: Pat
 
 
 def test_a_store_that_answers_badly_for_a_while_postpones_its_shard(
-    house: House, server: FileServer, tmp_path: Path
+    stack: WorkerStack, server: FileServer, tmp_path: Path
 ) -> None:
-    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    model = stack.model("Slowly", max_batch_size=16, **SLOW)
     pq.write_table(vectors(60), server.folder / "a.parquet")
-    job = house.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id")
+    job = stack.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id")
     server.busy = 2
-    house.worker()
+    stack.worker()
     succeeded(job)
     assert server.busy == 0
     assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(60)]
-    told = house.store.past(job.id) + past(house, job)
+    told = stack.store.past(job.id) + past(stack, job)
     assert {a.ended for a in told} == {"postponed"}
     assert all("the store does not answer: ClientResponseError: 503" in a.reason for a in told)
 
 
-def test_what_a_store_says_at_submit_is_an_error_of_ours(house: House, server: FileServer, tmp_path: Path) -> None:
-    model = house.model("Slowly", max_batch_size=16, **SLOW)
+def test_what_a_store_says_at_submit_is_an_error_of_ours(
+    stack: WorkerStack, server: FileServer, tmp_path: Path
+) -> None:
+    model = stack.model("Slowly", max_batch_size=16, **SLOW)
     with pytest.raises(InvalidInput, match="there is no such file or folder"):
-        house.client.batch(model, f"{server.url}/none.parquet", tmp_path / "out")
+        stack.client.batch(model, f"{server.url}/none.parquet", tmp_path / "out")
     pq.write_table(vectors(60), server.folder / "a.parquet")
     server.busy = 100
     with pytest.raises(StoreUnavailable, match=r"a\.parquet'?: the store does not answer: .*503"):
-        house.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out")
+        stack.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out")
 
 
 def test_a_reader_that_hangs_is_ended_by_the_time_limit_and_makes_no_suspect_of_its_shard(
-    house: House, server: FileServer, tmp_path: Path
+    stack: WorkerStack, server: FileServer, tmp_path: Path
 ) -> None:
     wide = SLOW | {"inputs": {"x": {"dtype": "float32", "shape": [64]}}}
-    model = house.model("Slowly", max_batch_size=512, **wide)
+    model = stack.model("Slowly", max_batch_size=512, **wide)
     pq.write_table(vectors(200_000, 64), server.folder / "a.parquet", row_group_size=10_000, compression="none")
-    worker = house.worker().ready()
-    job = house.client.batch(
+    worker = stack.worker().ready()
+    job = stack.client.batch(
         model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id", shard_rows=100_000, max_attempts=2
     )
-    wait_until(house.runs, "some rows have run", 60)
+    wait_until(stack.runs, "some rows have run", 60)
     server.stuck.set()
     wait_until(lambda: "child_killed" in worker.said(), "the child was killed", 60)
-    wait_until(lambda: past(house, job), "its shards are free", 30)
-    assert all("store_timeout_s of 2 s exceeded: killed by its worker (SIGKILL)" in a.reason for a in past(house, job))
-    claimed = house.store.queued([shard.id for shard in house.store.find(parent_id=job.id)])
+    wait_until(lambda: past(stack, job), "its shards are free", 30)
+    assert all("store_timeout_s of 2 s exceeded: killed by its worker (SIGKILL)" in a.reason for a in past(stack, job))
+    claimed = stack.store.queued([shard.id for shard in stack.store.find(parent_id=job.id)])
     assert {routed_job.crashes for routed_job in claimed} <= {0}
     assert job.wait(120)
     error = job.info().error
@@ -116,17 +118,17 @@ def test_a_reader_that_hangs_is_ended_by_the_time_limit_and_makes_no_suspect_of_
 
 
 def test_a_store_that_hangs_while_a_batch_is_planned_is_noticed_too(
-    house: House, server: FileServer, tmp_path: Path
+    stack: WorkerStack, server: FileServer, tmp_path: Path
 ) -> None:
-    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    model = stack.model("Slowly", max_batch_size=16, **SLOW)
     pq.write_table(vectors(60), server.folder / "a.parquet")
-    job = house.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id", max_attempts=2)
+    job = stack.client.batch(model, f"{server.url}/a.parquet", tmp_path / "out", columns="x", keep="id", max_attempts=2)
     server.stuck.set()
-    worker = house.worker()
+    worker = stack.worker()
     wait_until(lambda: "child_killed" in worker.said(), "the child was killed", 60)
     server.stuck.clear()
     succeeded(job)
-    assert {a.ended for a in house.store.past(job.id)} == {"lost"}
+    assert {a.ended for a in stack.store.past(job.id)} == {"lost"}
 
 
 @pytest.fixture
@@ -148,16 +150,16 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_input_and_output_lie_in_s3(house: House, bucket: str, tmp_path: Path) -> None:
+def test_input_and_output_lie_in_s3(stack: WorkerStack, bucket: str, tmp_path: Path) -> None:
     import s3fs
 
     store = s3fs.S3FileSystem()
-    model = house.model("Slowly", max_batch_size=16, **SLOW)
+    model = stack.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(200), vectors(100, first=200)])
     store.put(f"{data}/", f"{bucket}/in/", recursive=True)
-    worker = house.worker().ready()
-    job = house.client.batch(model, f"{bucket}/in/*.parquet", f"{bucket}/out", columns="x", keep="id", shard_rows=50)
-    wait_until(lambda: len(house.runs()) > 60, "some rows have run", 60)
+    worker = stack.worker().ready()
+    job = stack.client.batch(model, f"{bucket}/in/*.parquet", f"{bucket}/out", columns="x", keep="id", shard_rows=50)
+    wait_until(lambda: len(stack.runs()) > 60, "some rows have run", 60)
     os.kill(worker.children()[0], 9)
     succeeded(job)
     store.invalidate_cache()
@@ -167,4 +169,4 @@ def test_input_and_output_lie_in_s3(house: House, bucket: str, tmp_path: Path) -
     found = [row for name in parts for row in pq.read_table(f"bucket/out/{name}", filesystem=store).to_pylist()]
     assert found == [{"id": i, "y": 2.0 * i} for i in range(300)]
     with pytest.raises(InvalidInput, match="holds what batch"):
-        house.client.batch(model, f"{bucket}/in/*.parquet", f"{bucket}/out", columns="x", keep="id", shard_rows=50)
+        stack.client.batch(model, f"{bucket}/in/*.parquet", f"{bucket}/out", columns="x", keep="id", shard_rows=50)

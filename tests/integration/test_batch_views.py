@@ -1,7 +1,6 @@
 """What the dashboard reads of batches, on SQLite and PostgreSQL: lists, shards in cells and pages, errors by kind."""
 
 import pytest
-from made_batches import ROWS, MadeBatch
 from sqlalchemy import text
 
 from forebay.contract.job import JobError, JobState
@@ -11,6 +10,7 @@ from forebay.storage.batches.queries import TOTALS
 from forebay.storage.batches.views import CELLS, FAILED_ROWS, FAILING, RUNNING, SHARDS, BatchViews
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
+from support.batches import ROWS, MadeBatch
 
 BAD_INPUT = ErrorKind("InvalidInput", 3, (ErrorSample("row 7", "expected float32 of shape [4]"),))
 NAN = ErrorKind("ValueError", 1, (ErrorSample("row 9", "row 0: NaN <b>&"),))

@@ -15,10 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_sets import errors_of, rows_of, vectors, write_parquet
-from servers import ValkeyServer
-from waiting import wait_until
-from worker_house import House, Worker
 
 from forebay import InvalidInput, JobCanceled, JobFailed
 from forebay.contract.job import JobState
@@ -26,13 +22,17 @@ from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.producer.handles.job import Job
 from forebay.producer.requests.audit import audit
 from forebay.storage.batches.views import BatchViews
+from support.datasets import errors_of, rows_of, vectors, write_parquet
+from support.servers import ValkeyServer
+from support.waiting import wait_until
+from support.worker_stack import Worker, WorkerStack
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """The queue of `house`."""
+    """The queue of `stack`."""
     server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
     try:
         server.start()
@@ -42,22 +42,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
     """One worker for all tests that do not harm it, with a network of its own."""
-    folder = tmp_path_factory.mktemp("house")
-    with closing(House(folder, server.url)) as house:
-        house.worker()
+    folder = tmp_path_factory.mktemp("stack")
+    with closing(WorkerStack(folder, server.url)) as stack:
+        stack.worker()
         program = torch.export.export(net(), (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, folder / "net.pt2")
-        house.client.models.register("net", folder / "net.pt2", max_batch_size=64)
-        yield house
+        stack.client.models.register("net", folder / "net.pt2", max_batch_size=64)
+        yield stack
 
 
 @pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[House]:
-    """A house of the test's own, without a worker yet."""
-    with closing(House(tmp_path, broker)) as house:
-        yield house
+def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    """A stack of the test's own, without a worker yet."""
+    with closing(WorkerStack(tmp_path, broker)) as stack:
+        yield stack
 
 
 def net() -> torch.nn.Module:
@@ -79,10 +79,10 @@ def succeeded(job: Job) -> Any:
     return manifest
 
 
-def test_parquet_in_parquet_out_in_order_and_equal_to_a_direct_forward(house: House, tmp_path: Path) -> None:
+def test_parquet_in_parquet_out_in_order_and_equal_to_a_direct_forward(stack: WorkerStack, tmp_path: Path) -> None:
     tables = [vectors(250, first=0), vectors(1), vectors(333, first=1000)]
     data = write_parquet(tmp_path / "in", tables)
-    job = house.client.batch("net", f"{data}/*.parquet", tmp_path / "out", columns="x", keep="id", shard_rows=120)
+    job = stack.client.batch("net", f"{data}/*.parquet", tmp_path / "out", columns="x", keep="id", shard_rows=120)
     manifest = succeeded(job)
     table = pa.concat_tables(tables)
     found = rows_of(tmp_path / "out")
@@ -95,27 +95,27 @@ def test_parquet_in_parquet_out_in_order_and_equal_to_a_direct_forward(house: Ho
     )
 
 
-def test_pandas_and_duckdb_read_the_output(house: House, tmp_path: Path) -> None:
+def test_pandas_and_duckdb_read_the_output(stack: WorkerStack, tmp_path: Path) -> None:
     import duckdb
     import pandas as pd
 
     data = write_parquet(tmp_path / "in", [vectors(200), vectors(200, first=200)])
-    succeeded(house.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=100))
+    succeeded(stack.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=100))
     assert sorted(pd.read_parquet(tmp_path / "out")["id"]) == list(range(400))
     found = duckdb.read_parquet(f"{tmp_path}/out/*.parquet").aggregate("count(*), sum(id), min(len(output))")
     assert found.fetchall() == [(400, 79800, 3)]
 
 
-def test_without_kept_columns_each_row_says_where_it_came_from(house: House, tmp_path: Path) -> None:
+def test_without_kept_columns_each_row_says_where_it_came_from(stack: WorkerStack, tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "in", [vectors(150), vectors(50)])
-    succeeded(house.client.batch("net", data, tmp_path / "out", columns="x"))
+    succeeded(stack.client.batch("net", data, tmp_path / "out", columns="x"))
     places = [(Path(row["file"]).name, row["row"]) for row in rows_of(tmp_path / "out")]
     assert places == [("000.parquet", i) for i in range(150)] + [("001.parquet", i) for i in range(50)]
 
 
 @pytest.mark.parametrize("kind", ["null", "short", "nan"])
 def test_one_malformed_row_in_a_thousand_is_in_the_errors_and_the_rest_in_the_output(
-    house: House, tmp_path: Path, kind: str
+    stack: WorkerStack, tmp_path: Path, kind: str
 ) -> None:
     rows: list[Any] = vectors(3000)["x"].to_pylist()
     bad = [7, 1503, 2999]
@@ -123,11 +123,11 @@ def test_one_malformed_row_in_a_thousand_is_in_the_errors_and_the_rest_in_the_ou
         rows[i] = {"null": None, "short": rows[i][:3], "nan": None}[kind]
     table = pa.table({"x": pa.array(rows, pa.list_(pa.float32())), "id": pa.array(range(3000))})
     data = write_parquet(tmp_path / "in", [table], group_rows=1000)
-    manifest = succeeded(house.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=700))
+    manifest = succeeded(stack.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=700))
     assert manifest["counts"] == {"total": 3000, "completed": 2997, "failed": 3}
     assert [row["row"] for row in errors_of(tmp_path / "out")] == bad
     assert {row["error"] for row in errors_of(tmp_path / "out")} == {"InvalidInput"}
-    [found_error] = BatchViews(house.ledger).errors(manifest["batch"]).rows
+    [found_error] = BatchViews(stack.ledger).errors(manifest["batch"]).rows
     assert (found_error.type, found_error.count) == ("InvalidInput", 3)
     assert [sample.where for sample in found_error.samples] == [f"row {i}" for i in bad]
     found = rows_of(tmp_path / "out")
@@ -135,13 +135,15 @@ def test_one_malformed_row_in_a_thousand_is_in_the_errors_and_the_rest_in_the_ou
     np.testing.assert_allclose(found[8]["output"], direct([rows[9]])[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_that_the_model_refuses_is_an_error_and_its_neighbours_are_not(house: House, tmp_path: Path) -> None:
-    model = house.model("Slowly", max_batch_size=16, **SLOW)
+def test_a_row_that_the_model_refuses_is_an_error_and_its_neighbours_are_not(
+    stack: WorkerStack, tmp_path: Path
+) -> None:
+    model = stack.model("Slowly", max_batch_size=16, **SLOW)
     x = vectors(100)["x"].to_pylist()
     x[33][0] = -1.0
     table = pa.table({"x": pa.array(x, pa.list_(pa.float32(), 4)), "id": pa.array(range(100))})
     data = write_parquet(tmp_path / "in", [table])
-    job = house.client.batch(model, data, tmp_path / "out", keep="id")
+    job = stack.client.batch(model, data, tmp_path / "out", keep="id")
     succeeded(job)
     [error] = errors_of(tmp_path / "out")
     assert job.errors.rows == (ErrorKind("ValueError", 1, (ErrorSample("row 33", "a negative number"),)),)
@@ -149,10 +151,10 @@ def test_a_row_that_the_model_refuses_is_an_error_and_its_neighbours_are_not(hou
     assert [row["y"] for row in rows_of(tmp_path / "out")] == [2.0 * i for i in range(100) if i != 33]
 
 
-def test_more_errors_than_the_threshold_fail_the_batch_with_its_counts(house: House, tmp_path: Path) -> None:
+def test_more_errors_than_the_threshold_fail_the_batch_with_its_counts(stack: WorkerStack, tmp_path: Path) -> None:
     table = pa.table({"x": pa.array([[1.0] * 4] + [None] * 20, pa.list_(pa.float32(), 4))})
     data = write_parquet(tmp_path / "in", [table])
-    job = house.client.batch("net", data, tmp_path / "out", columns="x", error_threshold=0.5)
+    job = stack.client.batch("net", data, tmp_path / "out", columns="x", error_threshold=0.5)
     with pytest.raises(JobFailed, match="20 of 21 rows failed") as caught:
         job.result(60)
     assert caught.value.type == "ErrorThreshold"
@@ -160,41 +162,41 @@ def test_more_errors_than_the_threshold_fail_the_batch_with_its_counts(house: Ho
     assert not (tmp_path / "out" / "_manifest.json").exists()
 
 
-def test_a_file_none_of_whose_first_rows_will_do_is_refused_at_submit(house: House, tmp_path: Path) -> None:
+def test_a_file_none_of_whose_first_rows_will_do_is_refused_at_submit(stack: WorkerStack, tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "in", [pa.table({"x": pa.array([[1.0], [2.0]], pa.list_(pa.float32()))})])
     with pytest.raises(
         InvalidInput, match=r"column 'x', row 0: .*expected float32 of shape \[4\], got list of shape \[1\]"
     ):
-        house.client.batch("net", data, tmp_path / "out", columns="x")
+        stack.client.batch("net", data, tmp_path / "out", columns="x")
 
 
 def test_a_file_that_does_not_fit_and_was_not_looked_at_fails_the_batch_and_names_it(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack: WorkerStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = pa.table({"x": pa.array(["a"]), "id": pa.array([1])})
     data = write_parquet(tmp_path / "in", [vectors(10), wrong, vectors(10)])
     monkeypatch.setattr("forebay.producer.requests.batch.CHECK_S", -1.0)
-    job = house.client.batch("net", data, tmp_path / "out", columns="x")
+    job = stack.client.batch("net", data, tmp_path / "out", columns="x")
     with pytest.raises(JobFailed, match=r"001\.parquet'?: column 'x': expected float32 of shape \[4\], found string"):
         job.result(60)
 
 
 def test_an_output_that_holds_anything_is_refused_and_a_finished_batch_is_not_done_again(
-    house: House, tmp_path: Path
+    stack: WorkerStack, tmp_path: Path
 ) -> None:
     data = write_parquet(tmp_path / "in", [vectors(10)])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("mine")
     with pytest.raises(InvalidInput, match="is not an empty folder"):
-        house.client.batch("net", data, tmp_path / "full", columns="x")
-    succeeded(house.client.batch("net", data, tmp_path / "out", columns="x"))
+        stack.client.batch("net", data, tmp_path / "full", columns="x")
+    succeeded(stack.client.batch("net", data, tmp_path / "out", columns="x"))
     with pytest.raises(InvalidInput, match="holds what batch"):
-        house.client.batch("net", data, tmp_path / "out", columns="x")
+        stack.client.batch("net", data, tmp_path / "out", columns="x")
     with pytest.raises(InvalidInput, match="asked for something else"):
-        house.client.batch("net", data, tmp_path / "out", columns="x", keep="id")
+        stack.client.batch("net", data, tmp_path / "out", columns="x", keep="id")
 
 
-def test_the_same_request_while_it_runs_is_the_same_batch(own: House, tmp_path: Path) -> None:
+def test_the_same_request_while_it_runs_is_the_same_batch(own: WorkerStack, tmp_path: Path) -> None:
     model = own.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(50)])
     first = own.client.batch(model, data, tmp_path / "out")
@@ -206,7 +208,7 @@ def test_the_same_request_while_it_runs_is_the_same_batch(own: House, tmp_path: 
 
 @pytest.mark.parametrize("victim", ["child", "worker"])
 def test_a_batch_whose_worker_is_killed_goes_on_and_its_content_is_that_of_an_undisturbed_one(
-    own: House, tmp_path: Path, victim: str
+    own: WorkerStack, tmp_path: Path, victim: str
 ) -> None:
     model = own.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(400), vectors(400, first=400)])
@@ -229,7 +231,7 @@ def test_a_batch_whose_worker_is_killed_goes_on_and_its_content_is_that_of_an_un
     assert not (tmp_path / "out" / "_temporary").exists()
 
 
-def test_a_canceled_batch_stops_and_a_retry_does_only_what_is_missing(own: House, tmp_path: Path) -> None:
+def test_a_canceled_batch_stops_and_a_retry_does_only_what_is_missing(own: WorkerStack, tmp_path: Path) -> None:
     model = own.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(600)])
     own.worker().ready()
@@ -248,7 +250,7 @@ def test_a_canceled_batch_stops_and_a_retry_does_only_what_is_missing(own: House
 
 
 def test_a_part_whose_worker_died_before_it_could_be_put_in_place_is_put_there_in_the_end(
-    own: House, tmp_path: Path
+    own: WorkerStack, tmp_path: Path
 ) -> None:
     model = own.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(200), vectors(200, first=200)])
@@ -263,7 +265,7 @@ def test_a_part_whose_worker_died_before_it_could_be_put_in_place_is_put_there_i
     assert rows_of(out) == [{"id": i, "y": 2.0 * i} for i in range(400)]
 
 
-def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: House, tmp_path: Path) -> None:
+def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: WorkerStack, tmp_path: Path) -> None:
     model = own.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(20)])
     job = own.client.batch(model, data, tmp_path / "out", keep="id")
@@ -275,7 +277,9 @@ def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: House, tmp_pat
     assert Counter(own.runs()) == dict.fromkeys(range(20), 1)
 
 
-def test_a_long_shard_shares_its_rest_with_an_idle_worker_and_no_row_is_done_twice(own: House, tmp_path: Path) -> None:
+def test_a_long_shard_shares_its_rest_with_an_idle_worker_and_no_row_is_done_twice(
+    own: WorkerStack, tmp_path: Path
+) -> None:
     model = own.model("Slowly", max_batch_size=4, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(2000, first=1)], group_rows=2000)
     own.worker("w1").ready()
@@ -292,32 +296,32 @@ def _said(worker: Worker, word: str, times: int) -> bool:
     return worker.said().count(word) >= times
 
 
-def _request(house: House, job: Job) -> Any:
+def _request(stack: WorkerStack, job: Job) -> Any:
     from forebay.contract.requests.batch import BatchRequest
 
-    client = house.client
+    client = stack.client
     return BatchRequest.load(client._payloads.load(*client._batches.request(job.id)))
 
 
-def test_the_audit_finds_what_was_changed(house: House, tmp_path: Path) -> None:
+def test_the_audit_finds_what_was_changed(stack: WorkerStack, tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "in", [vectors(200)])
-    job = house.client.batch("net", data, tmp_path / "out", columns="x", shard_rows=100)
+    job = stack.client.batch("net", data, tmp_path / "out", columns="x", shard_rows=100)
     manifest = succeeded(job)
     one, two = [tmp_path / "out" / part["name"] for part in manifest["parts"]]
     one.write_bytes(one.read_bytes() + b" ")
     two.rename(two.with_name("part-999999-000000000000000.parquet"))
-    faults = audit(house.client, job.id)["faults"]
+    faults = audit(stack.client, job.id)["faults"]
     assert any("its content is not what was written" in fault for fault in faults)
     assert any("no shard of this batch has written it" in fault for fault in faults)
     assert any("it is missing" in fault for fault in faults)
 
 
 def test_a_batch_runs_on_postgres(tmp_path: Path, broker: str, postgres_database: str) -> None:
-    with closing(House(tmp_path, broker, postgres_database)) as house:
-        model = house.model("Slowly", max_batch_size=16, **SLOW)
+    with closing(WorkerStack(tmp_path, broker, postgres_database)) as stack:
+        model = stack.model("Slowly", max_batch_size=16, **SLOW)
         data = write_parquet(tmp_path / "in", [vectors(300)])
-        house.worker()
-        job = house.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
+        stack.worker()
+        job = stack.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
         succeeded(job)
         assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(300)]
         assert json.dumps(job.request_counts) == '{"total": 300, "completed": 300, "failed": 0}'

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import Browser, find_chromium, open_browser
-from dashboards import Dashboard, Dashboards
-from made_batches import MadeBatch
-from made_training import CONFUSION, DATA, MadeRun, make_evaluation
 from selenium.webdriver.common.keys import Keys
-from servers import ValkeyServer, do_without
 from sqlalchemy import text
-from waiting import wait_until
-from worker_house import House
 
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.storage.training.records import Evaluation
+from support.batches import MadeBatch
+from support.browser import Browser, find_chromium, open_browser
+from support.dashboard import Dashboard, Dashboards
+from support.servers import ValkeyServer, do_without
+from support.training_data import CONFUSION, DATA, MadeRun, make_evaluation
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
 PAGES = ("/overview", "/overview?window=day", "/jobs", "/batches", "/training", "/models", "/devices")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.browser
 class World:
     """A browser, the dashboard it looks at, and the house with ledger, queue and worker behind it."""
 
-    def __init__(self, browser: Browser, dashboards: Dashboards, house: House) -> None:
+    def __init__(self, browser: Browser, dashboards: Dashboards, house: WorkerStack) -> None:
         self.browser, self.house, self._dashboards = browser, house, dashboards
         self.dashboard = self.start_dashboard("0")
 
@@ -89,7 +89,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Ite
     with ExitStack() as stack:
         valkey.start()
         valkey.flush()
-        house = House(folder, valkey.url)
+        house = WorkerStack(folder, valkey.url)
         stack.callback(house.close)
         house.worker()
         browser = stack.enter_context(open_browser(programs, folder))

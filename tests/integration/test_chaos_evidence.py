@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from forebay.chaos import evidence
-from forebay.chaos.audit import Entry
-from forebay.chaos.model import Fate, Journal, Refused, write_artifact
+from chaos import evidence
+from chaos.audit import Entry
+from chaos.model import Fate, Journal, Refused, write_artifact
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobError, JobKind, JobState, new_ids
 from forebay.contract.settings import Settings

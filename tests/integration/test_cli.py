@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_shell import PAIR, Shell, app, open_shell
 from typer.testing import CliRunner
 
 from forebay.contract.job import JobError, Transition
@@ -19,6 +18,7 @@ from forebay.producer.cli import models as models_module
 from forebay.producer.cli import results as results_module
 from forebay.producer.cli import retry as retry_module
 from forebay.storage.jobs.records import ClaimedJob, Finished
+from support.commands import PAIR, Shell, app, open_shell
 
 NO_JOB = "0190f3c2a1b47c3e9d5f60718293a4b5"
 

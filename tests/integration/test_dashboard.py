@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import redis
 from celery import Celery
-from dashboards import Dashboard, Dashboards
 from kombu.utils.uuid import uuid
-from servers import ValkeyServer, free_port
-from waiting import wait_until
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import PREDICT_TASK, RoutedJob
+from support.dashboard import Dashboard, Dashboards
+from support.servers import ValkeyServer, free_port
+from support.waiting import wait_until
 
 WORKER = "cpu@host-of-the-test"
 PAGES = ("/", "/workers", "/tasks", "/broker")

@@ -8,33 +8,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sets import vectors, write_parquet
 from PIL import Image
-from waiting import wait_until
-from worker_house import House
 
 from forebay import Evaluation, JobFailed
 from forebay.contract.job import JobState
 from forebay.producer.handles.job import Job
+from support.datasets import vectors, write_parquet
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
 TEXT = {"inputs": {"text": {"dtype": "str"}}, "outputs": {"out": {"dtype": "str"}}}
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, valkey) -> Iterator[House]:
-    """A house whose worker serves all tests that leave it alone."""
+def stack(tmp_path_factory: pytest.TempPathFactory, valkey) -> Iterator[WorkerStack]:
+    """A stack whose worker serves all tests that leave it alone."""
     valkey.start()
-    with closing(House(tmp_path_factory.mktemp("evaluations"), valkey.url)) as house:
-        house.worker().ready()
-        yield house
+    with closing(WorkerStack(tmp_path_factory.mktemp("evaluations"), valkey.url)) as stack:
+        stack.worker().ready()
+        yield stack
 
 
 @pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[House]:
-    """A house of the test's own, without a worker yet."""
-    with closing(House(tmp_path, broker)) as house:
-        yield house
+def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    """A stack of the test's own, without a worker yet."""
+    with closing(WorkerStack(tmp_path, broker)) as stack:
+        yield stack
 
 
 def found(job: Job) -> Evaluation:
@@ -43,16 +43,16 @@ def found(job: Job) -> Evaluation:
     return result
 
 
-def slow_job(house: House, folder: Path, rows: int) -> Job:
+def slow_job(stack: WorkerStack, folder: Path, rows: int) -> Job:
     """An evaluation that takes 20 ms for every 16 rows; twice the row's number is held against the number."""
-    model = house.model("Slowly", max_batch_size=16, **SLOW)
-    return house.client.evaluate(model, write_parquet(folder / "in", [vectors(rows)]), target="id", columns="x")
+    model = stack.model("Slowly", max_batch_size=16, **SLOW)
+    return stack.client.evaluate(model, write_parquet(folder / "in", [vectors(rows)]), target="id", columns="x")
 
 
-def test_numbers_are_scored_and_the_record_stays_with_the_version(house: House, tmp_path: Path) -> None:
-    model = house.model("Slowly", **SLOW)
+def test_numbers_are_scored_and_the_record_stays_with_the_version(stack: WorkerStack, tmp_path: Path) -> None:
+    model = stack.model("Slowly", **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(100), vectors(50)])
-    job = house.client.evaluate(model, data, target="id", columns="x")
+    job = stack.client.evaluate(model, data, target="id", columns="x")
     result = found(job)
     numbers = np.concatenate([np.arange(100.0), np.arange(50.0)])
     assert result.metrics["mae"] == pytest.approx(numbers.mean())
@@ -64,44 +64,44 @@ def test_numbers_are_scored_and_the_record_stays_with_the_version(house: House, 
     assert str(tmp_path / "in") in result.dataset
     info = job.info()
     assert (info.state, info.progress.done, info.progress.total) == (JobState.SUCCEEDED, 150, 150)
-    [kept] = house.client.models.evaluations(model)
+    [kept] = stack.client.models.evaluations(model)
     assert (kept.id, kept.metrics, kept.rows) == (job.id, result.metrics, 150)
 
 
-def test_labels_are_counted_and_rows_that_fail_are_left_out(house: House, tmp_path: Path) -> None:
-    model = house.model("Shout", **TEXT)
+def test_labels_are_counted_and_rows_that_fail_are_left_out(stack: WorkerStack, tmp_path: Path) -> None:
+    model = stack.model("Shout", **TEXT)
     rows = [("red", "RED"), ("red", "BLUE"), ("blue", "BLUE"), (None, "RED"), ("red", None)]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": text, "truth": truth}) + "\n" for text, truth in rows))
-    result = found(house.client.evaluate(model, data, target="truth"))
+    result = found(stack.client.evaluate(model, data, target="truth"))
     assert (result.rows, result.failed) == (3, 2)
     assert result.classes == ["BLUE", "RED"]
     assert result.confusion == [[1, 1], [0, 1]]
     assert result.metrics["accuracy"] == pytest.approx(2 / 3)
 
 
-def test_an_image_folder_is_scored_by_the_folders_names(house: House, tmp_path: Path) -> None:
+def test_an_image_folder_is_scored_by_the_folders_names(stack: WorkerStack, tmp_path: Path) -> None:
     shape = {"inputs": {"image": {"dtype": "uint8", "shape": [-1, -1]}}}
-    model = house.model("Brightness", **shape)
+    model = stack.model("Brightness", **shape)
     for name, value in (("0", 0), ("200", 200)):
         (tmp_path / "shades" / name).mkdir(parents=True)
         Image.new("L", (3, 3), value).save(tmp_path / "shades" / name / "a.png")
-    assert found(house.client.evaluate(model, tmp_path / "shades", target="label")).metrics["mae"] == 0
+    assert found(stack.client.evaluate(model, tmp_path / "shades", target="label")).metrics["mae"] == 0
 
 
-def test_nothing_that_can_be_compared_fails_the_job_with_the_first_reason(house: House, tmp_path: Path) -> None:
-    model = house.model("Slowly", **SLOW)
+def test_nothing_that_can_be_compared_fails_the_job_with_the_first_reason(stack: WorkerStack, tmp_path: Path) -> None:
+    model = stack.model("Slowly", **SLOW)
     (tmp_path / "rows.jsonl").write_text('{"x": [-1, 0, 0, 0], "y": 1}\n')
     with pytest.raises(JobFailed, match="ValueError: a negative number"):
-        house.client.evaluate(model, tmp_path / "rows.jsonl", target="y", columns="x").result(90)
+        stack.client.evaluate(model, tmp_path / "rows.jsonl", target="y", columns="x").result(90)
     (tmp_path / "words.jsonl").write_text('{"x": [1, 0, 0, 0], "y": "red"}\n')
     with pytest.raises(JobFailed, match="the model gives numbers, and a target is none"):
-        house.client.evaluate(model, tmp_path / "words.jsonl", target="y", columns="x").result(90)
-    assert house.client.models.evaluations(model) == []
+        stack.client.evaluate(model, tmp_path / "words.jsonl", target="y", columns="x").result(90)
+    assert stack.client.models.evaluations(model) == []
 
 
-def test_a_running_evaluation_is_canceled_and_leaves_no_record(house: House, tmp_path: Path) -> None:
-    job = slow_job(house, tmp_path, 20_000)
+def test_a_running_evaluation_is_canceled_and_leaves_no_record(stack: WorkerStack, tmp_path: Path) -> None:
+    job = slow_job(stack, tmp_path, 20_000)
     wait_until(lambda: job.info().progress.done > 0, "some rows have run", 60)
     info = job.info()
     assert 0 < info.progress.done < info.progress.total == 20_000
@@ -109,10 +109,12 @@ def test_a_running_evaluation_is_canceled_and_leaves_no_record(house: House, tmp
     assert job.cancel() is JobState.RUNNING
     wait_until(job.done, "it has stopped", 60)
     assert job.state is JobState.CANCELED
-    assert house.client.models.evaluations(f"{info.model}/{info.version}") == []
+    assert stack.client.models.evaluations(f"{info.model}/{info.version}") == []
 
 
-def test_a_worker_that_is_told_to_stop_gives_it_back_uncounted_and_another_does_it(own: House, tmp_path: Path) -> None:
+def test_a_worker_that_is_told_to_stop_gives_it_back_uncounted_and_another_does_it(
+    own: WorkerStack, tmp_path: Path
+) -> None:
     worker = own.worker("w1").ready()
     job = slow_job(own, tmp_path, 2000)
     wait_until(lambda: len(own.runs()) > 50, "some rows have run", 60)
@@ -124,7 +126,7 @@ def test_a_worker_that_is_told_to_stop_gives_it_back_uncounted_and_another_does_
     assert job.info().attempt == 1
 
 
-def test_a_killed_worker_costs_an_attempt_and_there_is_one_record_in_the_end(own: House, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_an_attempt_and_there_is_one_record_in_the_end(own: WorkerStack, tmp_path: Path) -> None:
     worker = own.worker("w1").ready()
     job = slow_job(own, tmp_path, 2000)
     wait_until(lambda: len(own.runs()) > 50, "some rows have run", 60)
@@ -135,7 +137,7 @@ def test_a_killed_worker_costs_an_attempt_and_there_is_one_record_in_the_end(own
     assert len(own.client.models.evaluations("slowly")) == 1
 
 
-def test_a_transient_error_of_the_model_queues_it_again(own: House, tmp_path: Path) -> None:
+def test_a_transient_error_of_the_model_queues_it_again(own: WorkerStack, tmp_path: Path) -> None:
     model = own.model("Unsteady", **SLOW)
     (own.folder / "away").touch()
     own.worker().ready()

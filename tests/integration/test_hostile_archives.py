@@ -13,13 +13,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import hostile_archives as attacks
 import pytest
 import torch
-from hostile_archives import CONSTANTS, PROGRAM, WEIGHTS, edited, load, load_with_torch_alone, rebuilt
 
 from forebay.contract.errors import InvalidInput, ModelRefused
 from forebay.contract.pt2.archive import read_pt2_signature, refuse_unsafe_pt2
+from support import hostile_archives as attacks
+from support.hostile_archives import CONSTANTS, PROGRAM, WEIGHTS, edited, load, load_with_torch_alone, rebuilt
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 from sqlalchemy import text
-from waiting import FakeClock
 
 from forebay.contract.history import history
 from forebay.contract.job import JobError, JobKind, at, new_ids
 from forebay.storage.jobs.records import Finished, NewJob, Postponed
 from forebay.storage.jobs.store import JobStore
+from support.waiting import FakeClock
 
 LEASE = 30.0
 

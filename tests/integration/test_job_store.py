@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import text
-from waiting import FakeClock
 
 from forebay.contract.errors import IllegalTransition, InvalidInput, JobNotFound
 from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, at, new_ids
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import Ended, Finished, NewJob
 from forebay.storage.jobs.store import JobStore
+from support.waiting import FakeClock
 
 T = TypeVar("T")
 

@@ -22,13 +22,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import text
-from waiting import FakeClock
 
 from forebay.contract.errors import IllegalTransition, QueueFull
 from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, after, utc
 from forebay.storage.jobs.records import Finished, NewJob, Postponed
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
+from support.waiting import FakeClock
 
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 LEASE = 10.0

@@ -8,42 +8,42 @@ from typing import Any
 
 import pytest
 import redis
-from servers import ValkeyServer
-from waiting import wait_until
-from worker_house import House
 
 from forebay.contract.job import JobState
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage
+from support.servers import ValkeyServer
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 IDS = tuple(f"{i:032x}" for i in range(10_000))
 PIDBOX = "/0.celery.pidbox"
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerStack]:
     """One worker that has to outlive every test of this module."""
-    folder = tmp_path_factory.mktemp("house")
+    folder = tmp_path_factory.mktemp("stack")
     server = ValkeyServer(folder)
     server.start()
     try:
-        with closing(House(folder, server.url)) as house:
-            house.model("Doubler")
-            house.model("Recorder")
-            house.worker().ready()
-            yield house
+        with closing(WorkerStack(folder, server.url)) as stack:
+            stack.model("Doubler")
+            stack.model("Recorder")
+            stack.worker().ready()
+            yield stack
     finally:
         server.stop()
 
 
 @pytest.fixture
-def connection(house: House) -> Iterator[redis.Redis]:
+def connection(stack: WorkerStack) -> Iterator[redis.Redis]:
     """A stranger's connection. Afterwards the worker must be as it was: same process, same connection, nothing kept."""
-    (worker,) = house.workers
-    with redis.Redis.from_url(house.settings.broker) as connection:
+    (worker,) = stack.workers
+    with redis.Redis.from_url(stack.settings.broker) as connection:
         yield connection
-        assert house.client.predict("doubler/1", 21).result(30) == 42
+        assert stack.client.predict("doubler/1", 21).result(30) == 42
         wait_until(lambda: not connection.exists("cpu", "unacked", "unacked_index"), "every message is acked")
     assert worker.alive
     assert len(worker.children()) == 1
@@ -52,12 +52,12 @@ def connection(house: House) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def message(house: House) -> dict[str, Any]:
+def message(stack: WorkerStack) -> dict[str, Any]:
     """A message as the dispatcher makes them, for the worker's queue, with ids that no job has."""
-    app = make_app(house.settings)
+    app = make_app(stack.settings)
     Dispatcher(app).send([JobMessage("doubler", 1, "gpu", 5, IDS[:2])])  # a queue that nobody serves
     app.close()
-    with redis.Redis.from_url(house.settings.broker) as connection:
+    with redis.Redis.from_url(stack.settings.broker) as connection:
         raw = connection.rpop("gpu:3")
     assert isinstance(raw, bytes)
     message: dict[str, Any] = json.loads(raw)
@@ -180,8 +180,8 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
-def test_what_is_no_message_is_dropped_with_one_line(house: House, connection: redis.Redis, raw: bytes) -> None:
-    (worker,) = house.workers
+def test_what_is_no_message_is_dropped_with_one_line(stack: WorkerStack, connection: redis.Redis, raw: bytes) -> None:
+    (worker,) = stack.workers
     dropped = worker.said().count("junk_dropped")
     connection.lpush("cpu", raw)
     connection.lpush("cpu:9", raw)
@@ -193,9 +193,9 @@ def test_what_is_no_message_is_dropped_with_one_line(house: House, connection: r
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_a_message_with_wrong_parts_is_dropped(
-    house: House, connection: redis.Redis, message: dict[str, Any], parts: dict[str, Any]
+    stack: WorkerStack, connection: redis.Redis, message: dict[str, Any], parts: dict[str, Any]
 ) -> None:
-    (worker,) = house.workers
+    (worker,) = stack.workers
     dropped = worker.said().count("junk_dropped")
     connection.lpush("cpu", json.dumps(message | parts))
     wait_until(lambda: worker.said().count("junk_dropped") == dropped + 1, "the log tells of it")
@@ -218,38 +218,38 @@ def test_a_message_with_wrong_headers_does_no_harm(
         connection.lpush("cpu", json.dumps(message | {"headers": kept}))
 
 
-def test_junk_among_good_jobs_costs_none_of_them(house: House, connection: redis.Redis) -> None:
+def test_junk_among_good_jobs_costs_none_of_them(stack: WorkerStack, connection: redis.Redis) -> None:
     jobs = []
     for n in range(50):
         connection.lpush("cpu", list(RAW.values())[n % len(RAW)])
-        jobs.append(house.client.predict("doubler/1", n))
+        jobs.append(stack.client.predict("doubler/1", n))
     assert [job.result(30) for job in jobs] == [2 * n for n in range(50)]
 
 
 def test_a_forged_envelope_cannot_run_a_job_with_another_model(
-    house: House, connection: redis.Redis, message: dict[str, Any]
+    stack: WorkerStack, connection: redis.Redis, message: dict[str, Any]
 ) -> None:
-    house.hold()
-    first = house.client.predict("recorder/1", {"n": 1})
+    stack.hold()
+    first = stack.client.predict("recorder/1", {"n": 1})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
-    job = house.client.predict("recorder/1", {"n": 2})
+    job = stack.client.predict("recorder/1", {"n": 2})
     connection.lpush("cpu", json.dumps(message | {"body": body(job_message("doubler", 1, [job.id], False))}))
-    house.go_on()
+    stack.go_on()
     assert job.result(30) == 2
-    assert house.runs().count(2) == 1
+    assert stack.runs().count(2) == 1
 
 
 def test_a_message_sent_a_hundred_times_runs_its_job_once(
-    house: House, connection: redis.Redis, message: dict[str, Any]
+    stack: WorkerStack, connection: redis.Redis, message: dict[str, Any]
 ) -> None:
-    house.hold()
-    job = house.client.predict("recorder/1", {"n": 3})
+    stack.hold()
+    job = stack.client.predict("recorder/1", {"n": 3})
     for _ in range(100):
         connection.lpush("cpu", json.dumps(message | {"body": body(job_message("recorder", 1, [job.id], False))}))
-    house.go_on()
+    stack.go_on()
     assert job.result(30) == 3
     wait_until(lambda: not connection.exists("cpu", "unacked"), "every copy is read")
-    assert house.runs().count(3) == 1
+    assert stack.runs().count(3) == 1
     assert job.info().attempt == 1
 
 
@@ -272,8 +272,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_remote_control_cannot_change_a_worker(house: House, connection: redis.Redis, command: str) -> None:
-    app = make_app(house.settings)
+def test_remote_control_cannot_change_a_worker(stack: WorkerStack, connection: redis.Redis, command: str) -> None:
+    app = make_app(stack.settings)
     (answer,) = app.control.broadcast(command, arguments=COMMANDS[command], reply=True, timeout=5, limit=1)
     assert "error" in answer["w1@test"]
     stats = app.control.inspect(timeout=5, limit=1).stats()["w1@test"]
@@ -283,16 +283,16 @@ def test_remote_control_cannot_change_a_worker(house: House, connection: redis.R
     app.close()
 
 
-def test_a_worker_can_be_looked_at(house: House, connection: redis.Redis) -> None:
-    app = make_app(house.settings)
-    house.hold()
-    job = house.client.predict("recorder/1", {"n": 4})
+def test_a_worker_can_be_looked_at(stack: WorkerStack, connection: redis.Redis) -> None:
+    app = make_app(stack.settings)
+    stack.hold()
+    job = stack.client.predict("recorder/1", {"n": 4})
     wait_until(lambda: job.state == JobState.RUNNING, "the child is busy")
     assert app.control.ping(timeout=5, limit=1) == [{"w1@test": {"ok": "pong"}}]
     (active,) = app.control.inspect(timeout=5, limit=1).active()["w1@test"]
     assert active["name"] == "forebay.predict"
     assert app.control.inspect(timeout=5, limit=1).registered() == {"w1@test": ["forebay.predict"]}
-    house.go_on()
+    stack.go_on()
     assert job.result(30) == 4
     app.close()
 
@@ -313,11 +313,11 @@ BROADCASTS = {
 
 @pytest.mark.parametrize("value", BROADCASTS.values(), ids=BROADCASTS)
 def test_a_junk_broadcast_leaves_remote_control_working(
-    house: House, connection: redis.Redis, message: dict[str, Any], value: Any
+    stack: WorkerStack, connection: redis.Redis, message: dict[str, Any], value: Any
 ) -> None:
     connection.publish(PIDBOX, json.dumps(message | {"body": body(value), "headers": {}}))
     connection.publish(PIDBOX, value if isinstance(value, bytes) else json.dumps(value))
     connection.publish(PIDBOX, json.dumps(message | {"body": body(value), "headers": {"clock": "x", "expires": "y"}}))
-    app = make_app(house.settings)
+    app = make_app(stack.settings)
     assert app.control.ping(timeout=5, limit=1) == [{"w1@test": {"ok": "pong"}}]
     app.close()

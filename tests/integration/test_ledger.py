@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_processes import add_and_claim, in_processes, upgrade_once
-from servers import PostgresServer, find_postgres, free_port
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
-from waiting import FakeClock
 
 from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.job import JobKind, new_ids
@@ -21,6 +18,9 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import CLOCK_REFRESH_S, Ledger
 from forebay.storage.ledger.migrate import current
 from forebay.storage.models.registry import ModelRegistry
+from support.ledger_processes import add_and_claim, in_processes, upgrade_once
+from support.servers import PostgresServer, find_postgres, free_port
+from support.waiting import FakeClock
 
 
 def test_eight_processes_write_to_one_ledger_at_once(ledger: Ledger, database: str) -> None:

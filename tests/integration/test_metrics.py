@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from servers import ValkeyServer, free_port
-from waiting import wait_until
-from worker_house import House
 
 from forebay import JobFailed, as_completed
 from forebay.contract.metrics.declared import LEDGER, METRICS, PREFIX, WORKER
+from support.servers import ValkeyServer, free_port
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"u:p").decode()}
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
@@ -83,30 +83,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
     more = {"METRICS_PORT": str(free_port()), "MODEL_CACHE_BYTES": "1500"}
-    with closing(House(tmp_path_factory.mktemp("house"), server.url, **more)) as house:
-        house.worker().ready()
-        yield house
+    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url, **more)) as stack:
+        stack.worker().ready()
+        yield stack
 
 
 @pytest.fixture(scope="module")
-def worker(house: House) -> str:
+def worker(stack: WorkerStack) -> str:
     """The address of the worker's own pages."""
-    return f"http://127.0.0.1:{house.settings.metrics_port}"
+    return f"http://127.0.0.1:{stack.settings.metrics_port}"
 
 
-def test_a_worker_and_the_dashboard_count_what_happened(house: House, worker: str, tmp_path: Path) -> None:
-    client = house.client
-    good = client.predict_many(house.model("Doubler"), [*range(9), -1])
-    texts = client.predict_many(house.model("Lengths", max_batch_size=4), ["a b c", "a", "a b", "a b c d"])
+def test_a_worker_and_the_dashboard_count_what_happened(stack: WorkerStack, worker: str, tmp_path: Path) -> None:
+    client = stack.client
+    good = client.predict_many(stack.model("Doubler"), [*range(9), -1])
+    texts = client.predict_many(stack.model("Lengths", max_batch_size=4), ["a b c", "a", "a b", "a b c d"])
     for name in ("heavy-1", "heavy-2", "heavy-1"):
-        client.predict(house.model("Heavy", name), 1).result(60)
-    wide = client.predict_many(house.model("Narrow", max_batch_size=64), [*range(64)])
-    broken = client.predict(house.model("Broken"), 1)
+        client.predict(stack.model("Heavy", name), 1).result(60)
+    wide = client.predict_many(stack.model("Narrow", max_batch_size=64), [*range(64)])
+    broken = client.predict(stack.model("Broken"), 1)
     for job in as_completed([*good, *texts, *wide, broken], 60):
         assert job.done()
-    killer = client.predict(house.model("Recorder"), {"n": 1, "kill": True}, max_attempts=2)
+    killer = client.predict(stack.model("Recorder"), {"n": 1, "kill": True}, max_attempts=2)
     with pytest.raises(JobFailed, match="WorkerLost"):
         killer.result(60)
 
@@ -139,7 +139,7 @@ def test_a_worker_and_the_dashboard_count_what_happened(house: House, worker: st
         ("failed", 2, True),
     ]  # fmt: skip
 
-    with dashboard(tmp_path, house.settings.broker, house.settings.database) as address:
+    with dashboard(tmp_path, stack.settings.broker, stack.settings.database) as address:
         wait_until(lambda: get(f"{address}/readyz") == (200, "ready\n"), "the dashboard is ready")
 
         def written() -> str | None:
@@ -161,14 +161,14 @@ def test_a_worker_and_the_dashboard_count_what_happened(house: House, worker: st
         assert set(shown) <= {*LEDGER, *WORKER, *(f"{n}_{part}" for n in WORKER for part in ("bucket", "sum", "count"))}
 
 
-def test_a_backlog_shows_with_its_age_and_an_estimate_of_the_work(house: House, tmp_path: Path) -> None:
-    model = house.model("Recorder")
-    house.hold()
-    jobs = house.client.predict_many(model, [{"n": n} for n in range(2)])
-    wait_until(lambda: house.states().get("running"), "a job runs")
-    late = [house.client.predict(model, {"n": n}) for n in range(2, 6)]
+def test_a_backlog_shows_with_its_age_and_an_estimate_of_the_work(stack: WorkerStack, tmp_path: Path) -> None:
+    model = stack.model("Recorder")
+    stack.hold()
+    jobs = stack.client.predict_many(model, [{"n": n} for n in range(2)])
+    wait_until(lambda: stack.states().get("running"), "a job runs")
+    late = [stack.client.predict(model, {"n": n}) for n in range(2, 6)]
     try:
-        with dashboard(tmp_path, house.settings.broker, house.settings.database) as address:
+        with dashboard(tmp_path, stack.settings.broker, stack.settings.database) as address:
 
             def shown() -> Samples | None:
                 found = samples(get(f"{address}/metrics")[1])
@@ -179,12 +179,12 @@ def test_a_backlog_shows_with_its_age_and_an_estimate_of_the_work(house: House, 
             assert total(found, "queue_jobs", queue="cpu", state="running") == 2
             assert total(found, "queue_work_seconds", queue="cpu") > 0
     finally:
-        house.go_on()
+        stack.go_on()
     assert [job.result(60) for job in [*jobs, *late]] == [*range(6)]
 
 
 def test_without_redis_a_worker_is_well_but_not_ready_and_counts_the_outage(
-    house: House, worker: str, server: ValkeyServer
+    stack: WorkerStack, worker: str, server: ValkeyServer
 ) -> None:
     wait_until(lambda: get(f"{worker}/readyz") == (200, "ready\n"), "it is ready")
     before = total(samples(get(f"{worker}/metrics")[1]), "broker_outages_total")
@@ -200,15 +200,15 @@ def test_without_redis_a_worker_is_well_but_not_ready_and_counts_the_outage(
     assert get(f"{worker}/jobs")[0] == 404
 
 
-def test_a_port_that_is_taken_is_named(house: House, tmp_path: Path) -> None:
-    second = house.worker("w2")
+def test_a_port_that_is_taken_is_named(stack: WorkerStack, tmp_path: Path) -> None:
+    second = stack.worker("w2")
     assert second.process.wait(60) == 1
-    assert f"cannot listen on 127.0.0.1:{house.settings.metrics_port}" in second.said()
+    assert f"cannot listen on 127.0.0.1:{stack.settings.metrics_port}" in second.said()
     assert "Traceback" not in second.said()
 
 
-def test_only_healthz_is_open_where_a_login_is_set(house: House, tmp_path: Path) -> None:
-    with dashboard(tmp_path, house.settings.broker, house.settings.database, FLOWER_BASIC_AUTH="u:p") as address:
+def test_only_healthz_is_open_where_a_login_is_set(stack: WorkerStack, tmp_path: Path) -> None:
+    with dashboard(tmp_path, stack.settings.broker, stack.settings.database, FLOWER_BASIC_AUTH="u:p") as address:
         assert get(f"{address}/healthz") == (200, "ok\n")
         assert [get(f"{address}{path}")[0] for path in ("/readyz", "/metrics")] == [401, 401]
         assert get(f"{address}/metrics", LOGIN)[0] == 200

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from servers import new_database
 from sqlalchemy import inspect, text
 
 from forebay.contract.errors import LedgerUnavailable
 from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import current, upgrade
+from support.servers import new_database
 
 
 @pytest.fixture

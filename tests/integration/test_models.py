@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ledger_processes import in_processes, register
 from sqlalchemy import text
-from waiting import FakeClock
 
 from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.job import JobKind, at, new_ids
@@ -18,6 +16,8 @@ from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.models.registry import ModelRegistry
+from support.ledger_processes import in_processes, register
+from support.waiting import FakeClock
 
 IMAGE = {"x": {"dtype": "float32", "shape": [64]}}
 SCORES = {"scores": {"dtype": "float32", "shape": [10]}}

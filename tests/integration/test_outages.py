@@ -14,14 +14,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from deaf_proxy import DeafProxy
-from servers import PostgresServer, ValkeyServer, find_postgres, new_database
-from waiting import wait_until
-from worker_house import House
 
 from forebay import as_completed
 from forebay.contract.job import JobState
 from forebay.producer.handles.job import Job
+from support.servers import PostgresServer, ValkeyServer, find_postgres, new_database
+from support.silent_proxy import DeafProxy
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +37,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
     """One worker for the outages of Redis and of SQLite."""
-    with closing(House(tmp_path_factory.mktemp("house"), server.url)) as house:
-        house.worker().ready()
-        yield house
+    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url)) as stack:
+        stack.worker().ready()
+        yield stack
 
 
 def ended(jobs: list[Job], timeout: float = 90) -> Counter[str]:
     return Counter(str(job.state) for job in as_completed(jobs, timeout))
 
 
-def assert_each_ran_once(house: House, jobs: list[Job], first: int) -> None:
+def assert_each_ran_once(stack: WorkerStack, jobs: list[Job], first: int) -> None:
     """No job was attempted twice, and no row was run twice."""
     assert {job.info().attempt for job in jobs} == {1}
     numbers = range(first, first + len(jobs))
-    assert Counter(n for n in house.runs() if n in numbers) == dict.fromkeys(numbers, 1)
+    assert Counter(n for n in stack.runs() if n in numbers) == dict.fromkeys(numbers, 1)
 
 
 def pass_time(seconds: float) -> None:
@@ -60,38 +60,38 @@ def pass_time(seconds: float) -> None:
     wait_until(lambda: time.monotonic() > until, "the outage has lasted long enough", seconds + 30)
 
 
-def pause_redis(house: House, server: ValkeyServer, seconds: float, first: int) -> None:
-    model = house.model("Moody", "paused", max_batch_size=4)
-    jobs = house.client.predict_many(model, [{"n": first + n, "sleep": 0.05} for n in range(60)])
-    wait_until(lambda: first in house.runs(), "a batch runs")
+def pause_redis(stack: WorkerStack, server: ValkeyServer, seconds: float, first: int) -> None:
+    model = stack.model("Moody", "paused", max_batch_size=4)
+    jobs = stack.client.predict_many(model, [{"n": first + n, "sleep": 0.05} for n in range(60)])
+    wait_until(lambda: first in stack.runs(), "a batch runs")
     assert server.pid is not None
     os.kill(server.pid, signal.SIGSTOP)
     with ThreadPoolExecutor() as pool:
-        meanwhile = [pool.submit(house.client.predict, model, {"n": first + 60 + n}) for n in range(3)]
+        meanwhile = [pool.submit(stack.client.predict, model, {"n": first + 60 + n}) for n in range(3)]
         pass_time(seconds)
         os.kill(server.pid, signal.SIGCONT)
         jobs += [future.result(60) for future in meanwhile]
     assert ended(jobs) == {"succeeded": 63}
-    assert_each_ran_once(house, jobs, first)
-    assert house.workers[0].alive
+    assert_each_ran_once(stack, jobs, first)
+    assert stack.workers[0].alive
 
 
-def test_redis_paused_holds_up_and_loses_nothing(house: House, server: ValkeyServer) -> None:
-    pause_redis(house, server, 3, 0)
+def test_redis_paused_holds_up_and_loses_nothing(stack: WorkerStack, server: ValkeyServer) -> None:
+    pause_redis(stack, server, 3, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_redis_paused_for_30_s_holds_up_and_loses_nothing(house: House, server: ValkeyServer) -> None:
-    pause_redis(house, server, 30, 100)
+def test_redis_paused_for_30_s_holds_up_and_loses_nothing(stack: WorkerStack, server: ValkeyServer) -> None:
+    pause_redis(stack, server, 30, 100)
 
 
-def test_an_outage_of_redis_is_told_once_and_its_end_too(house: House, server: ValkeyServer) -> None:
-    worker = house.workers[0]
+def test_an_outage_of_redis_is_told_once_and_its_end_too(stack: WorkerStack, server: ValkeyServer) -> None:
+    worker = stack.workers[0]
     before = worker.said().count("event=broker_unreachable"), worker.said().count("event=broker_connected")
     server.kill()
     started = time.monotonic()
-    job = house.client.predict(house.model("Doubler"), 21)
+    job = stack.client.predict(stack.model("Doubler"), 21)
     assert time.monotonic() - started < 2, "a refused connection holds up no submit"
     wait_until(lambda: worker.said().count("event=broker_unreachable") == before[0] + 1, "the outage is told")
     pass_time(3)  # several attempts to connect
@@ -99,60 +99,60 @@ def test_an_outage_of_redis_is_told_once_and_its_end_too(house: House, server: V
     assert job.result(30) == 42
     wait_until(lambda: worker.said().count("event=broker_connected") == before[1] + 1, "its end is told")
     assert worker.said().count("event=broker_unreachable") == before[0] + 1
-    assert house.client.predict("doubler", 4).result(30) == 8
+    assert stack.client.predict("doubler", 4).result(30) == 8
 
 
-def wipe_redis(house: House, server: ValkeyServer, count: int, first: int) -> float:
+def wipe_redis(stack: WorkerStack, server: ValkeyServer, count: int, first: int) -> float:
     """How long it took from Redis' return until all had ended."""
-    model = house.model("Recorder", "wiped", max_batch_size=256)
-    house.hold()
-    jobs = house.client.predict_many(model, [{"n": first + n} for n in range(count)])
-    wait_until(lambda: house.states().get("running"), "a batch runs")
+    model = stack.model("Recorder", "wiped", max_batch_size=256)
+    stack.hold()
+    jobs = stack.client.predict_many(model, [{"n": first + n} for n in range(count)])
+    wait_until(lambda: stack.states().get("running"), "a batch runs")
     server.kill()
     server.start()  # it keeps nothing
-    house.go_on()
+    stack.go_on()
     started = time.monotonic()
     assert ended(jobs, 120) == {"succeeded": count}
     took = time.monotonic() - started
-    assert_each_ran_once(house, jobs, first)
+    assert_each_ran_once(stack, jobs, first)
     return took
 
 
-def test_all_jobs_end_when_redis_lost_everything(house: House, server: ValkeyServer) -> None:
-    wipe_redis(house, server, 1500, 1000)
+def test_all_jobs_end_when_redis_lost_everything(stack: WorkerStack, server: ValkeyServer) -> None:
+    wipe_redis(stack, server, 1500, 1000)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_10000_jobs_end_within_60_s_when_redis_lost_everything(house: House, server: ValkeyServer) -> None:
-    assert wipe_redis(house, server, 10_000, 100_000) < 60
+def test_10000_jobs_end_within_60_s_when_redis_lost_everything(stack: WorkerStack, server: ValkeyServer) -> None:
+    assert wipe_redis(stack, server, 10_000, 100_000) < 60
 
 
-def lock_sqlite(house: House, seconds: float, first: int) -> None:
+def lock_sqlite(stack: WorkerStack, seconds: float, first: int) -> None:
     """Another process, to SQLite's own lock, holds the file while a batch ends, a lease lapses and a client submits."""
-    model = house.model("Moody", "locked")
-    job = house.client.predict(model, {"n": first, "sleep": 1})
-    wait_until(lambda: first in house.runs(), "it runs")
+    model = stack.model("Moody", "locked")
+    job = stack.client.predict(model, {"n": first, "sleep": 1})
+    wait_until(lambda: first in stack.runs(), "it runs")
     with (
-        closing(sqlite3.connect(house.folder / "ledger.db", isolation_level=None)) as other,
+        closing(sqlite3.connect(stack.folder / "ledger.db", isolation_level=None)) as other,
         ThreadPoolExecutor() as pool,
     ):
         other.execute("BEGIN EXCLUSIVE")
-        meanwhile = pool.submit(house.client.predict, model, {"n": first + 1})
+        meanwhile = pool.submit(stack.client.predict, model, {"n": first + 1})
         pass_time(seconds)
         other.execute("COMMIT")
         jobs = [job, meanwhile.result(60)]
     assert ended(jobs) == {"succeeded": 2}
-    assert_each_ran_once(house, jobs, first)
+    assert_each_ran_once(stack, jobs, first)
 
 
-def test_sqlite_locked_for_longer_than_a_lease_costs_no_attempt(house: House) -> None:
-    lock_sqlite(house, 4.5, 5000)
+def test_sqlite_locked_for_longer_than_a_lease_costs_no_attempt(stack: WorkerStack) -> None:
+    lock_sqlite(stack, 4.5, 5000)
 
 
 @pytest.mark.slow
-def test_sqlite_locked_for_10_s_costs_no_attempt(house: House) -> None:
-    lock_sqlite(house, 10, 5100)
+def test_sqlite_locked_for_10_s_costs_no_attempt(stack: WorkerStack) -> None:
+    lock_sqlite(stack, 10, 5100)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGQUIT, marks=pytest.mark.slow)])
@@ -165,21 +165,21 @@ def test_postgresql_restarted_under_a_batch_loses_nothing(how: signal.Signals, t
         postgres.start()
         with new_database(postgres.url) as name:
             url = f"{postgres.url.replace('postgresql://', 'postgresql+psycopg://', 1)}/{name}"
-            with closing(House(tmp_path, broker, url)) as house:
-                house.worker().ready()
-                restart_postgres(house, postgres, how, 0)
+            with closing(WorkerStack(tmp_path, broker, url)) as stack:
+                stack.worker().ready()
+                restart_postgres(stack, postgres, how, 0)
     finally:
         postgres.remove()
 
 
-def restart_postgres(house: House, postgres: PostgresServer, how: signal.Signals, first: int) -> None:
-    model = house.model("Moody", "postgres", max_batch_size=8)
-    jobs = house.client.predict_many(model, [{"n": first + n, "sleep": 0.02} for n in range(200)])
-    wait_until(lambda: first in house.runs(), "a batch runs")
+def restart_postgres(stack: WorkerStack, postgres: PostgresServer, how: signal.Signals, first: int) -> None:
+    model = stack.model("Moody", "postgres", max_batch_size=8)
+    jobs = stack.client.predict_many(model, [{"n": first + n, "sleep": 0.02} for n in range(200)])
+    wait_until(lambda: first in stack.runs(), "a batch runs")
     postgres.restart(how)
     assert ended(jobs) == {"succeeded": 200}  # this client waits across the outage
-    assert house.workers[0].alive
-    assert_each_ran_once(house, jobs, first)
+    assert stack.workers[0].alive
+    assert_each_ran_once(stack, jobs, first)
 
 
 @contextmanager
@@ -199,17 +199,20 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def test_a_result_that_finds_no_room_waits_until_there_is_some(tmp_path: Path, broker: str) -> None:
-    with small_disk(tmp_path / "disk") as disk, closing(House(tmp_path / "house", broker, BLOBS=str(disk))) as house:
-        worker = house.worker(MAX_INLINE_BYTES="1000").ready()
-        model = house.model("Echo")
-        assert house.client.predict(model, "a" * 50_000).result(30) == "a" * 50_000
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        closing(WorkerStack(tmp_path / "stack", broker, BLOBS=str(disk))) as stack,
+    ):
+        worker = stack.worker(MAX_INLINE_BYTES="1000").ready()
+        model = stack.model("Echo")
+        assert stack.client.predict(model, "a" * 50_000).result(30) == "a" * 50_000
         filler = disk / "filler"
         with filler.open("wb", buffering=0) as file, suppress(OSError):  # until none is left
             while file.write(bytes(65536)):
                 pass
-        jobs = [house.client.predict(model, str(n) * 50_000) for n in range(3)]  # inline for the client
+        jobs = [stack.client.predict(model, str(n) * 50_000) for n in range(3)]  # inline for the client
         wait_until(lambda: "event=blobs_full" in worker.said(), "the worker notices")
-        pass_time(1.2 * house.settings.lease_s)
+        pass_time(1.2 * stack.settings.lease_s)
         assert {job.state for job in jobs} <= {JobState.RUNNING, JobState.QUEUED}
         filler.unlink()
         assert [job.result(30) for job in jobs] == [str(n) * 50_000 for n in range(3)]
@@ -226,30 +229,30 @@ def proxy(valkey: ValkeyServer, broker: str) -> Iterator[DeafProxy]:
 
 
 def test_a_deaf_worker_reconnects(tmp_path: Path, broker: str, proxy: DeafProxy) -> None:
-    with closing(House(tmp_path, broker)) as house:
+    with closing(WorkerStack(tmp_path, broker)) as stack:
         own = urlsplit(broker)
-        worker = house.worker(BROKER=broker.replace(f":{own.port}/", f":{proxy.port}/")).ready()
-        model = house.model("Doubler")
-        assert house.client.predict(model, 1).result(30) == 2
+        worker = stack.worker(BROKER=broker.replace(f":{own.port}/", f":{proxy.port}/")).ready()
+        model = stack.model("Doubler")
+        assert stack.client.predict(model, 1).result(30) == 2
         proxy.deafen()
         wait_until(lambda: proxy.swallowed, "it hears nothing")
-        assert house.client.predict(model, 2).result(60) == 4
+        assert stack.client.predict(model, 2).result(60) == 4
         assert "event=deaf_worker_reconnects" in worker.said()
         assert worker.alive
 
 
 @pytest.mark.slow
 def test_a_worker_that_stays_deaf_ends_itself(tmp_path: Path, broker: str, proxy: DeafProxy) -> None:
-    with closing(House(tmp_path, broker)) as house:
+    with closing(WorkerStack(tmp_path, broker)) as stack:
         own = urlsplit(broker)
-        worker = house.worker(BROKER=broker.replace(f":{own.port}/", f":{proxy.port}/")).ready()
-        model = house.model("Doubler")
-        assert house.client.predict(model, 1).result(30) == 2
+        worker = stack.worker(BROKER=broker.replace(f":{own.port}/", f":{proxy.port}/")).ready()
+        model = stack.model("Doubler")
+        assert stack.client.predict(model, 1).result(30) == 2
         proxy.deafen(later_ones=True)
         wait_until(lambda: proxy.swallowed, "it hears nothing")
-        job = house.client.predict(model, 3)
+        job = stack.client.predict(model, 3)
         assert worker.process.wait(60) == 75
         assert "event=deaf_worker_exits" in worker.said()
         proxy.heal()
-        house.worker("again")
+        stack.worker("again")
         assert job.result(60) == 6

@@ -3,7 +3,6 @@
 from typing import Any
 
 from fakeredis import FakeRedis
-from waiting import FakeClock
 
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.settings import Settings
@@ -14,6 +13,7 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.worker.announcer import Announcer
 from forebay.worker.parent.sweeper import Sweeper
+from support.waiting import FakeClock
 
 
 def add(store: JobStore, count: int, **fields: Any) -> list[str]:

@@ -12,11 +12,6 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 import redis
-from dashboard_scene import USERS, Scene
-from dashboards import Dashboard, Dashboards, basic_login
-from made_batches import MadeBatch
-from servers import PostgresServer, ValkeyServer, find_postgres
-from waiting import wait_until
 
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
@@ -26,6 +21,11 @@ from forebay.storage.jobs.records import NewJob
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.registry import ModelRegistry
+from support.batches import MadeBatch
+from support.dashboard import Dashboard, Dashboards, basic_login
+from support.dashboard_data import USERS, Scene
+from support.servers import PostgresServer, ValkeyServer, find_postgres
+from support.waiting import wait_until
 
 OURS = (
     "/overview",

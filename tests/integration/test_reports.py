@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from forebay.bench.million_jobs import fill
-from forebay.bench.reports import hot_path, main, reports
+from bench.million_jobs import fill
+from bench.reports import hot_path, main, reports
 from forebay.contract.job import JobKind, JobState
 from forebay.storage.jobs.queries import COUNTS, COUNTS_ENDED, DEPTHS, FEW_KINDS, HAS_METADATA, QUEUES_WAITING
 from forebay.storage.jobs.store import JobStore

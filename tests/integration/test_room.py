@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
-from waiting import FakeClock
 
 from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobKind, new_ids
@@ -14,6 +13,7 @@ from forebay.contract.queues import QueueSpec, Resources
 from forebay.producer.quota import KEEP_S, SHARE, Room
 from forebay.storage.jobs.records import Finished, NewJob
 from forebay.storage.jobs.store import JobStore
+from support.waiting import FakeClock
 
 
 def jobs(count: int, queue: str = "cpu", **more: Any) -> list[NewJob]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
-from waiting import FakeClock
 
 from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, MissingExtra, Transient
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
@@ -29,6 +28,7 @@ from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.execution.summary import Summary
 from forebay.worker.kinds.predict import Runner
 from forebay.worker.shared_page import SharedPage
+from support.waiting import FakeClock
 
 BATCH = 4
 

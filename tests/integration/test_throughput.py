@@ -6,22 +6,22 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
-from worker_house import House
 
 from forebay import as_completed
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.ceilings import CeilingStore
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 
 @pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[House]:
-    """A house of the test's own, without a worker yet."""
-    with closing(House(tmp_path, broker)) as house:
-        yield house
+def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    """A stack of the test's own, without a worker yet."""
+    with closing(WorkerStack(tmp_path, broker)) as stack:
+        yield stack
 
 
-def test_out_of_memory_halves_the_batch_and_a_second_worker_starts_at_the_remembered_ceiling(own: House) -> None:
+def test_out_of_memory_halves_the_batch_and_a_second_worker_starts_at_the_remembered_ceiling(own: WorkerStack) -> None:
     model = own.model("Narrow", max_batch_size=128)
     jobs = own.client.predict_many(model, range(300))
     first = own.worker("w1").ready()
@@ -43,7 +43,7 @@ def test_out_of_memory_halves_the_batch_and_a_second_worker_starts_at_the_rememb
     assert max(own.runs()[seen:]) <= ceiling.rows
 
 
-def test_texts_of_like_length_share_a_batch_within_the_bound_of_tokens(own: House) -> None:
+def test_texts_of_like_length_share_a_batch_within_the_bound_of_tokens(own: WorkerStack) -> None:
     model = own.model("Lengths", max_batch_size=16, max_batch_tokens=64)
     texts = ["word " * n for n in (1, 30, 2, 31, 3, 32, 1, 2)]
     jobs = own.client.predict_many(model, texts)
@@ -53,20 +53,20 @@ def test_texts_of_like_length_share_a_batch_within_the_bound_of_tokens(own: Hous
     assert all(size * longest <= 64 for size, longest in results)
 
 
-def test_a_hold_gathers_separate_jobs_into_one_batch(own: House) -> None:
+def test_a_hold_gathers_separate_jobs_into_one_batch(own: WorkerStack) -> None:
     model = own.model("Lengths", max_batch_size=4, batch_wait_timeout_s=20.0)
     own.worker().ready()
     jobs = [own.client.predict(model, "one word more") for _ in range(4)]
     assert [job.result(60) for job in jobs] == [[4, 3]] * 4
 
 
-def test_a_hold_ends_by_itself_when_nothing_more_comes(own: House) -> None:
+def test_a_hold_ends_by_itself_when_nothing_more_comes(own: WorkerStack) -> None:
     model = own.model("Lengths", max_batch_size=4, batch_wait_timeout_s=0.2)
     own.worker().ready()
     assert own.client.predict(model, "alone").result(60) == [1, 1]
 
 
-def test_a_version_can_be_loaded_before_its_first_job(own: House) -> None:
+def test_a_version_can_be_loaded_before_its_first_job(own: WorkerStack) -> None:
     model = own.model("Doubler")
     assert own.client.models.warm(model) == []
     worker = own.worker().ready()
@@ -76,10 +76,10 @@ def test_a_version_can_be_loaded_before_its_first_job(own: House) -> None:
 
 
 def test_two_models_that_do_not_fit_together_alternate(tmp_path: Path, broker: str) -> None:
-    with closing(House(tmp_path, broker, MODEL_CACHE_BYTES="1500")) as house:
-        models = [house.model("Heavy", "one"), house.model("Heavy", "two")]
-        worker = house.worker().ready()
+    with closing(WorkerStack(tmp_path, broker, MODEL_CACHE_BYTES="1500")) as stack:
+        models = [stack.model("Heavy", "one"), stack.model("Heavy", "two")]
+        worker = stack.worker().ready()
         for i in range(3):
-            assert [house.client.predict(model, i).result(60) for model in models] == [2 * i, 2 * i]
+            assert [stack.client.predict(model, i).result(60) for model in models] == [2 * i, 2 * i]
         assert worker.said().count("event=model_loaded") == 6
         assert worker.said().count("event=model_evicted") == 5

@@ -10,7 +10,6 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from training_runs import Run, npz, request, run, serve
 
 from forebay.contract.errors import ForebayError, InvalidInput, ModelLoadFailed, ModelRefused
 from forebay.contract.requests.batch import InputFile
@@ -19,6 +18,7 @@ from forebay.contract.requests.training import Checkpoints, Split, TrainRequest
 from forebay.worker.runtimes import BUILT_IN, get_runtime
 from forebay.worker.trainer.recipes import get_recipe
 from forebay.worker.trainer.scoring import Scorer
+from support.training_runs import Run, npz, request, run, serve
 
 HALVES = Split(validation=0.2, test=0.3)
 

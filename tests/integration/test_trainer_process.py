@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import npz, request, run
-from waiting import wait_until
 
 from forebay.contract.requests.training import (
     Checkpoints,
@@ -27,6 +25,8 @@ from forebay.contract.requests.training import (
     TrainRequest,
     load_event,
 )
+from support.training_runs import npz, request, run
+from support.waiting import wait_until
 
 START_S = 150  # to load torch, Lightning and torchmetrics on a machine that is busy, and to train a little
 SEVERAL = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_shell import Shell, open_shell
 from PIL import Image
 
 from forebay import Client, Evaluation, InvalidInput, JobState, NoQueueFits
@@ -26,6 +25,7 @@ from forebay.contract.wire import codec
 from forebay.storage.jobs.records import ClaimedJob, Finished
 from forebay.storage.training.records import evaluation_value
 from forebay.storage.training.store import TrainingStore
+from support.commands import Shell, open_shell
 
 ASKED = {"recipe": "classifier", "target": "label"}
 

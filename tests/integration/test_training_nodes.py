@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from waiting import FakeClock
 
 from forebay.contract.job import JobError, JobKind, JobState, new_ids
 from forebay.contract.requests.training import TrainRequest
@@ -28,6 +27,7 @@ from forebay.worker.kinds.train.nodes import (
     rendezvous_host,
     task_of,
 )
+from support.waiting import FakeClock
 
 REQUEST = TrainRequest("classifier", (), "parquet", nodes=3)
 HELD, OTHER = "w1@one", "w2@two"

@@ -14,7 +14,6 @@ from typing import Any
 import fakeredis
 import psutil
 import pytest
-from waiting import wait_until
 
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.training import Checkpoints, TrainRequest
@@ -35,6 +34,7 @@ from forebay.worker.kinds.train.launch import Launcher
 from forebay.worker.kinds.train.outcomes import Outcomes
 from forebay.worker.kinds.train.slot import TrainingSlot
 from forebay.worker.shared_page import SharedPage
+from support.waiting import wait_until
 
 WORKER = "w@test"
 SUM = 55.0  # of the steps 1 to 10
@@ -53,7 +53,7 @@ class Place:
     def __post_init__(self) -> None:
         self.jobs, self.store = JobStore(self.ledger), TrainingStore(self.ledger)
         self.registry = ModelRegistry(self.ledger)
-        self.launcher = Launcher(self.settings, "trainer_stand_in")
+        self.launcher = Launcher(self.settings, "support.fake_trainer")
         announcer = Announcer(fakeredis.FakeRedis())
         self.slot = TrainingSlot(
             self.settings, jobs=self.jobs, payloads=Payloads(self.blobs, self.settings), blobs=self.blobs,

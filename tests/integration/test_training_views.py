@@ -3,13 +3,13 @@
 from itertools import pairwise
 
 import pytest
-from made_training import MadeRun
 from sqlalchemy import text
 
 from forebay.contract.requests.training import Point
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.training.views import THINNED, TrainingViews
+from support.training_data import MadeRun
 
 
 def test_runs_are_found_by_their_ids_and_those_that_have_not_begun_are_left_out(ledger: Ledger) -> None:

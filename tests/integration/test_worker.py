@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import redis
 import torch
-from servers import ValkeyServer
 from sqlalchemy import text
-from waiting import wait_until
-from worker_house import House
 
 from forebay import Client, JobExpired, JobFailed, as_completed
 from forebay.contract.job import JobState
 from forebay.contract.wire.messages import announce_channel, redis_keys
 from forebay.producer.handles.job import Job
 from forebay.storage.blobs.store import BlobStore
+from support.servers import ValkeyServer
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """The queue of `house`."""
+    """The queue of `stack`."""
     server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
     try:
         server.start()
@@ -35,18 +35,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
     """One worker for all tests that do not harm it."""
-    with closing(House(tmp_path_factory.mktemp("house"), server.url, MAX_INLINE_BYTES="1000")) as house:
-        house.worker().ready()
-        yield house
+    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url, MAX_INLINE_BYTES="1000")) as stack:
+        stack.worker().ready()
+        yield stack
 
 
 @pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[House]:
-    """A house of the test's own, without a worker yet."""
-    with closing(House(tmp_path, broker)) as house:
-        yield house
+def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    """A stack of the test's own, without a worker yet."""
+    with closing(WorkerStack(tmp_path, broker)) as stack:
+        yield stack
 
 
 def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:
@@ -54,21 +54,21 @@ def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:
     return Counter(str(job.state) for job in as_completed(jobs, timeout))
 
 
-def test_results_equal_a_direct_forward(house: House, tmp_path: Path) -> None:
+def test_results_equal_a_direct_forward(stack: WorkerStack, tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(net, (torch.zeros(2, 4),), dynamic_shapes=({0: batch},))
     torch.export.save(exported, tmp_path / "net.pt2")
-    model = house.client.models.register("net", tmp_path / "net.pt2", max_batch_size=16).ref
+    model = stack.client.models.register("net", tmp_path / "net.pt2", max_batch_size=16).ref
     rows = np.random.default_rng(0).standard_normal((50, 4), dtype=np.float32)
-    jobs = house.client.predict_many(model, rows)
+    jobs = stack.client.predict_many(model, rows)
     with torch.inference_mode():
         wanted = net(torch.from_numpy(rows)).numpy()
     np.testing.assert_allclose([job.result(60) for job in jobs], wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_bad_row_fails_alone_among_64(house: House) -> None:
-    jobs = house.client.predict_many(house.model("Doubler"), [*range(40), -1, *range(40, 63)])
+def test_a_bad_row_fails_alone_among_64(stack: WorkerStack) -> None:
+    jobs = stack.client.predict_many(stack.model("Doubler"), [*range(40), -1, *range(40, 63)])
     assert ended(jobs) == {"succeeded": 63, "failed": 1}
     with pytest.raises(JobFailed, match="cannot double -1") as caught:
         jobs[40].result(0)
@@ -77,201 +77,201 @@ def test_a_bad_row_fails_alone_among_64(house: House) -> None:
     assert {job.info().attempt for job in jobs} == {1}
 
 
-def test_a_model_that_forgets_a_row_fails_its_jobs(house: House) -> None:
-    jobs = house.client.predict_many(house.model("OneShort"), [1, 2, 3])
+def test_a_model_that_forgets_a_row_fails_its_jobs(stack: WorkerStack) -> None:
+    jobs = stack.client.predict_many(stack.model("OneShort"), [1, 2, 3])
     for job in jobs:
         with pytest.raises(JobFailed, match="gave 0 rows for 1"):
             job.result(30)
 
 
-def test_rows_of_unequal_shapes_are_batched_by_shape(house: House) -> None:
+def test_rows_of_unequal_shapes_are_batched_by_shape(stack: WorkerStack) -> None:
     rows = [{"x": np.ones(3 if i % 2 else 5, np.float32)} for i in range(16)]
-    made = [job.result(30) for job in house.client.predict_many(house.model("Stacker"), rows)]
+    made = [job.result(30) for job in stack.client.predict_many(stack.model("Stacker"), rows)]
     assert [(row["sum"], row["batch"]) for row in made] == [(3 if i % 2 else 5, 8) for i in range(16)]
 
 
-def test_a_batched_job_gives_one_stacked_result(house: House) -> None:
+def test_a_batched_job_gives_one_stacked_result(stack: WorkerStack) -> None:
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
     inputs = {"x": {"dtype": "float32", "shape": [3]}}
-    made = house.client.predict(house.model("Stacker", inputs=inputs), x, batched=True).result(30)
+    made = stack.client.predict(stack.model("Stacker", inputs=inputs), x, batched=True).result(30)
     np.testing.assert_array_equal(made["sum"], x.sum(1))
     assert made["batch"].tolist() == [4] * 4
 
 
-def test_several_named_inputs_and_outputs_keep_their_names(house: House) -> None:
+def test_several_named_inputs_and_outputs_keep_their_names(stack: WorkerStack) -> None:
     vector, word = {"dtype": "int64", "shape": [2]}, {"dtype": "str"}
-    model = house.model(
+    model = stack.model(
         "TwoWays", inputs={"left": vector, "right": vector, "word": word}, outputs={"total": vector, "text": word}
     )
-    made = house.client.predict(model, {"left": [1, 2], "right": [3, 4], "word": "abc"}).result(30)
+    made = stack.client.predict(model, {"left": [1, 2], "right": [3, 4], "word": "abc"}).result(30)
     assert made["total"].tolist() == [4, 6]
     assert made["text"] == "ABC"
 
 
-def test_payloads_above_the_inline_limit_go_through_blobs(house: House) -> None:
+def test_payloads_above_the_inline_limit_go_through_blobs(stack: WorkerStack) -> None:
     x = np.ones(10_000, np.float32)
-    job = house.client.predict(house.model("Echo"), x)
+    job = stack.client.predict(stack.model("Echo"), x)
     np.testing.assert_array_equal(job.result(30), x)
-    outcome = next(iter(house.store.outcomes([job.id])))
+    outcome = next(iter(stack.store.outcomes([job.id])))
     assert outcome.result is None
     assert outcome.result_ref
 
 
-def test_a_version_that_does_not_load_fails_its_jobs_with_the_reason(house: House) -> None:
-    jobs = house.client.predict_many(house.model("Broken"), [1, 2])
+def test_a_version_that_does_not_load_fails_its_jobs_with_the_reason(stack: WorkerStack) -> None:
+    jobs = stack.client.predict_many(stack.model("Broken"), [1, 2])
     for job in jobs:
         with pytest.raises(JobFailed, match="no such weights") as caught:
             job.result(30)
         assert caught.value.type == "ModelLoadFailed"
 
 
-def test_a_class_that_is_not_on_the_list_is_refused(house: House) -> None:
-    model = house.client.models.register("shell", runtime="python", options={"class": "os:system"}).ref
+def test_a_class_that_is_not_on_the_list_is_refused(stack: WorkerStack) -> None:
+    model = stack.client.models.register("shell", runtime="python", options={"class": "os:system"}).ref
     with pytest.raises(JobFailed, match="not on the operator's list") as caught:
-        house.client.predict(model, "true").result(30)
+        stack.client.predict(model, "true").result(30)
     assert caught.value.type == "ModelRefused"
 
 
-def test_a_version_whose_artifact_is_gone_fails_its_jobs_with_the_reason(house: House, tmp_path: Path) -> None:
+def test_a_version_whose_artifact_is_gone_fails_its_jobs_with_the_reason(stack: WorkerStack, tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"weights")
-    options = {"class": "models_for_tests:Echo"}
-    version = house.client.models.register("gone", tmp_path / "weights.bin", runtime="python", options=options)
-    BlobStore(house.settings.blobs).delete(version.artifact)
+    options = {"class": "support.models:Echo"}
+    version = stack.client.models.register("gone", tmp_path / "weights.bin", runtime="python", options=options)
+    BlobStore(stack.settings.blobs).delete(version.artifact)
     with pytest.raises(JobFailed, match=version.artifact.removeprefix("sha256:")) as caught:
-        house.client.predict(version.ref, 1).result(30)
+        stack.client.predict(version.ref, 1).result(30)
     assert caught.value.type == "BlobMissing"
 
 
-def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(house: House) -> None:
-    model = house.model("Echo", "deleted")
-    assert house.client.predict(house.model("Recorder", "before"), {"n": 4000}).result(30) == 4000
-    house.hold()
-    first = house.client.predict("before/1", {"n": 4001})
+def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(stack: WorkerStack) -> None:
+    model = stack.model("Echo", "deleted")
+    assert stack.client.predict(stack.model("Recorder", "before"), {"n": 4000}).result(30) == 4000
+    stack.hold()
+    first = stack.client.predict("before/1", {"n": 4001})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
-    job = house.client.predict(model, 1)
-    with house.ledger.write() as connection:  # client.models.delete refuses while a job waits
+    job = stack.client.predict(model, 1)
+    with stack.ledger.write() as connection:  # client.models.delete refuses while a job waits
         connection.execute(text("DELETE FROM model_versions WHERE name = 'deleted'"))
-    house.go_on()
+    stack.go_on()
     with pytest.raises(JobFailed, match="deleted") as caught:
         job.result(30)
     assert caught.value.type == "ModelNotFound"
 
 
-def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(house: House) -> None:
+def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(stack: WorkerStack) -> None:
     """The child cannot write what it made; its leases lapse, and the jobs run again."""
-    model = house.model("Recorder", "moment")
-    house.hold()
-    jobs = house.client.predict_many(model, [{"n": 5000 + i} for i in range(5)])
+    model = stack.model("Recorder", "moment")
+    stack.hold()
+    jobs = stack.client.predict_many(model, [{"n": 5000 + i} for i in range(5)])
     wait_until(lambda: jobs[0].state == JobState.RUNNING, "the child is busy")
-    with house.ledger.write() as connection:
+    with stack.ledger.write() as connection:
         connection.execute(text("ALTER TABLE jobs RENAME TO elsewhere"))
-    house.go_on()
+    stack.go_on()
     try:
-        wait_until(lambda: "hand_over_failed" in house.workers[0].said(), "the child is refused")
+        wait_until(lambda: "hand_over_failed" in stack.workers[0].said(), "the child is refused")
     finally:
-        with house.ledger.write() as connection:
+        with stack.ledger.write() as connection:
             connection.execute(text("ALTER TABLE elsewhere RENAME TO jobs"))
     assert ended(jobs) == {"succeeded": 5}
     assert {job.info().attempt for job in jobs} == {2}
-    assert house.client.predict(model, {"n": 5010}).result(30) == 5010
-    assert house.workers[0].alive
-    assert "message_callback_failed" not in house.workers[0].said()
+    assert stack.client.predict(model, {"n": 5010}).result(30) == 5010
+    assert stack.workers[0].alive
+    assert "message_callback_failed" not in stack.workers[0].said()
 
 
-def test_a_job_that_takes_longer_than_its_lease_keeps_it(house: House) -> None:
-    house.hold()
-    job = house.client.predict(house.model("Recorder", "long"), {"n": 6000})
+def test_a_job_that_takes_longer_than_its_lease_keeps_it(stack: WorkerStack) -> None:
+    stack.hold()
+    job = stack.client.predict(stack.model("Recorder", "long"), {"n": 6000})
     wait_until(lambda: job.state == JobState.RUNNING, "the child is busy")
-    first = lease(house, job)
-    wait_until(lambda: lease(house, job) > first + 1.1 * house.settings.lease_s, "its first lease has passed")
-    house.go_on()
+    first = lease(stack, job)
+    wait_until(lambda: lease(stack, job) > first + 1.1 * stack.settings.lease_s, "its first lease has passed")
+    stack.go_on()
     assert job.result(30) == 6000
     assert job.info().attempt == 1
-    assert house.runs().count(6000) == 1
+    assert stack.runs().count(6000) == 1
 
 
-def lease(house: House, job: Job) -> float:
-    with house.ledger.read() as connection:
+def lease(stack: WorkerStack, job: Job) -> float:
+    with stack.ledger.read() as connection:
         statement = text("SELECT lease_until FROM jobs WHERE id = :id")
         return float(connection.execute(statement, {"id": job.id}).scalar_one())
 
 
-def test_urgent_jobs_overtake_those_that_wait(house: House) -> None:
-    model = house.model("Recorder", "urgent")
-    house.hold()
-    first = house.client.predict(model, {"n": 1000})
+def test_urgent_jobs_overtake_those_that_wait(stack: WorkerStack) -> None:
+    model = stack.model("Recorder", "urgent")
+    stack.hold()
+    first = stack.client.predict(model, {"n": 1000})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
     # One message each. The worker has taken at most 4 messages in advance; the rest waits in Redis by priority.
-    late = [house.client.predict(model, {"n": 1100 + i}, priority=9) for i in range(20)]
-    soon = [house.client.predict(model, {"n": 1200 + i}, priority=0) for i in range(5)]
-    house.go_on()
+    late = [stack.client.predict(model, {"n": 1100 + i}, priority=9) for i in range(20)]
+    soon = [stack.client.predict(model, {"n": 1200 + i}, priority=0) for i in range(5)]
+    stack.go_on()
     assert ended([first, *late, *soon]) == {"succeeded": 26}
-    order = [n for n in house.runs() if 1000 <= n < 1300]
+    order = [n for n in stack.runs() if 1000 <= n < 1300]
     assert order[0] == 1000
     assert max(order.index(1200 + i) for i in range(5)) <= 10
     assert [n for n in order if n >= 1200] == [1200 + i for i in range(5)]
     assert order[10:] == [n for n in order if 1100 <= n < 1200][-16:]
 
 
-def test_a_job_past_its_deadline_expires_and_never_runs(house: House) -> None:
-    model = house.model("Recorder", "late")
-    house.hold()
-    first = house.client.predict(model, {"n": 2000})
+def test_a_job_past_its_deadline_expires_and_never_runs(stack: WorkerStack) -> None:
+    model = stack.model("Recorder", "late")
+    stack.hold()
+    first = stack.client.predict(model, {"n": 2000})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
-    late = house.client.predict(model, {"n": 2001}, deadline=0.1)
+    late = stack.client.predict(model, {"n": 2001}, deadline=0.1)
     with pytest.raises(JobExpired):
         late.result(30)
-    house.go_on()
+    stack.go_on()
     assert first.result(30) == 2000
-    assert house.client.predict(model, {"n": 2002}).result(30) == 2002
-    assert 2001 not in house.runs()
+    assert stack.client.predict(model, {"n": 2002}).result(30) == 2002
+    assert 2001 not in stack.runs()
     assert late.info().attempt == 0
 
 
-def test_canceled_jobs_never_run(house: House) -> None:
-    model = house.model("Recorder", "canceled")
-    house.hold()
-    first = house.client.predict(model, {"n": 3000})
+def test_canceled_jobs_never_run(stack: WorkerStack) -> None:
+    model = stack.model("Recorder", "canceled")
+    stack.hold()
+    first = stack.client.predict(model, {"n": 3000})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
-    waiting = house.client.predict_many(model, [{"n": 3001 + i} for i in range(10)])
+    waiting = stack.client.predict_many(model, [{"n": 3001 + i} for i in range(10)])
     assert {job.cancel() for job in waiting[:5]} == {JobState.CANCELED}
-    house.go_on()
+    stack.go_on()
     assert ended([first, *waiting]) == {"succeeded": 6, "canceled": 5}
-    assert sorted(n for n in house.runs() if 3000 <= n < 3100) == [3000, 3006, 3007, 3008, 3009, 3010]
+    assert sorted(n for n in stack.runs() if 3000 <= n < 3100) == [3000, 3006, 3007, 3008, 3009, 3010]
 
 
-def test_an_announcement_wakes_whoever_waits(house: House) -> None:
-    channel = announce_channel(house.client.id)
-    with redis.Redis.from_url(house.settings.broker) as connection, connection.pubsub() as listener:
+def test_an_announcement_wakes_whoever_waits(stack: WorkerStack) -> None:
+    channel = announce_channel(stack.client.id)
+    with redis.Redis.from_url(stack.settings.broker) as connection, connection.pubsub() as listener:
         listener.subscribe(channel)
         assert listener.get_message(timeout=5)["type"] == "subscribe"
-        job = house.client.predict(house.model("Doubler"), 21)
+        job = stack.client.predict(stack.model("Doubler"), 21)
         message = wait_until(lambda: listener.get_message(timeout=1), "the job is announced")
     assert message["data"].decode() == job.id
     assert job.result(30) == 42
 
 
-def test_polling_alone_finds_the_result(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Client(house.settings) as deaf:
+def test_polling_alone_finds_the_result(stack: WorkerStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(stack.settings) as deaf:
         monkeypatch.setattr(deaf._watcher, "_channel", "forebay.done.nobody")
-        assert deaf.predict(house.model("Doubler"), 21).result(30) == 42
+        assert deaf.predict(stack.model("Doubler"), 21).result(30) == 42
 
 
 def test_a_worker_on_postgresql_answers_and_survives_its_child(
     tmp_path: Path, broker: str, postgres_database: str
 ) -> None:
-    with closing(House(tmp_path, broker, postgres_database)) as house:
-        house.worker().ready()
-        model = house.model("Doubler")
-        jobs = house.client.predict_many(model, [*range(63), -1])
+    with closing(WorkerStack(tmp_path, broker, postgres_database)) as stack:
+        stack.worker().ready()
+        model = stack.model("Doubler")
+        jobs = stack.client.predict_many(model, [*range(63), -1])
         assert ended(jobs) == {"succeeded": 63, "failed": 1}
-        killer = house.client.predict(house.model("Recorder"), {"n": 1, "kill": True}, max_attempts=1)
+        killer = stack.client.predict(stack.model("Recorder"), {"n": 1, "kill": True}, max_attempts=1)
         with pytest.raises(JobFailed) as caught:
             killer.result(60)
         assert caught.value.type == "WorkerLost"
 
 
-def test_a_job_that_kills_its_child_takes_no_neighbour_with_it(own: House) -> None:
+def test_a_job_that_kills_its_child_takes_no_neighbour_with_it(own: WorkerStack) -> None:
     worker = own.worker().ready()
     jobs = own.client.predict_many(own.model("Recorder"), [{"n": n, "kill": n == 7} for n in range(21)], max_attempts=2)
     assert ended(jobs) == {"succeeded": 20, "failed": 1}
@@ -285,7 +285,7 @@ def test_a_job_that_kills_its_child_takes_no_neighbour_with_it(own: House) -> No
     assert worker.alive
 
 
-def test_a_child_killed_in_a_batch_loses_no_job(own: House) -> None:
+def test_a_child_killed_in_a_batch_loses_no_job(own: WorkerStack) -> None:
     worker = own.worker().ready()
     own.hold()
     jobs = own.client.predict_many(own.model("Recorder"), [{"n": n} for n in range(300)])
@@ -299,7 +299,7 @@ def test_a_child_killed_in_a_batch_loses_no_job(own: House) -> None:
     assert {job.info().attempt for job in jobs} == {1, 2}
 
 
-def test_a_worker_killed_with_500_jobs_waiting_loses_none(own: House) -> None:
+def test_a_worker_killed_with_500_jobs_waiting_loses_none(own: WorkerStack) -> None:
     first = own.worker("first").ready()
     own.hold()
     jobs = own.client.predict_many(own.model("Recorder"), [{"n": n} for n in range(500)])
@@ -312,15 +312,15 @@ def test_a_worker_killed_with_500_jobs_waiting_loses_none(own: House) -> None:
     assert_each_once(own, jobs)
 
 
-def assert_each_once(house: House, jobs: list[Job], first: int = 0) -> None:
+def assert_each_once(stack: WorkerStack, jobs: list[Job], first: int = 0) -> None:
     """No row was run more often than its job was attempted, and none was left out."""
     numbers = range(first, first + len(jobs))
-    runs = Counter(n for n in house.runs() if n in numbers)
+    runs = Counter(n for n in stack.runs() if n in numbers)
     assert sorted(runs) == [*numbers]
     assert [n for n, job in zip(numbers, jobs, strict=True) if runs[n] > job.info().attempt] == []
 
 
-def test_a_frozen_worker_that_comes_back_cannot_write_what_it_made(own: House) -> None:
+def test_a_frozen_worker_that_comes_back_cannot_write_what_it_made(own: WorkerStack) -> None:
     first = own.worker("first").ready()
     own.hold()
     jobs = own.client.predict_many(own.model("Recorder"), [{"n": n} for n in range(30)])
@@ -336,7 +336,7 @@ def test_a_frozen_worker_that_comes_back_cannot_write_what_it_made(own: House) -
     assert second.alive
 
 
-def test_a_child_that_cannot_start_takes_no_job(own: House) -> None:
+def test_a_child_that_cannot_start_takes_no_job(own: WorkerStack) -> None:
     broken = own.worker("broken", BLOBS="nonsense://x")
     job = own.client.predict(own.model("Doubler"), 4)
     wait_until(lambda: "child_failed" in broken.said(), "its child has failed")
@@ -344,7 +344,7 @@ def test_a_child_that_cannot_start_takes_no_job(own: House) -> None:
     assert (job.state, job.info().attempt) == (JobState.QUEUED, 0)
 
 
-def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: House) -> None:
+def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: WorkerStack) -> None:
     first = own.worker("first").ready()
     model = own.model("Recorder")
     own.hold()
@@ -364,59 +364,59 @@ def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: House) -> None:
     assert {job.info().attempt for job in waiting} == {1}
 
 
-def test_jobs_come_back_after_redis_was_flushed(house: House, server: ValkeyServer) -> None:
-    model = house.model("Recorder", "flushed")
-    house.hold()
-    first = house.client.predict(model, {"n": 7000})
+def test_jobs_come_back_after_redis_was_flushed(stack: WorkerStack, server: ValkeyServer) -> None:
+    model = stack.model("Recorder", "flushed")
+    stack.hold()
+    first = stack.client.predict(model, {"n": 7000})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
     # A few of these are in the worker already, most are in Redis.
-    jobs = [first, *(house.client.predict(model, {"n": n}) for n in range(7001, 7050))]
+    jobs = [first, *(stack.client.predict(model, {"n": n}) for n in range(7001, 7050))]
     server.flush()
-    house.go_on()
+    stack.go_on()
     assert ended(jobs) == {"succeeded": 50}
-    assert_each_once(house, jobs, 7000)
+    assert_each_once(stack, jobs, 7000)
     assert {job.info().attempt for job in jobs} == {1}
 
 
-def test_a_worker_outlives_a_restart_of_redis(house: House, server: ValkeyServer) -> None:
-    model = house.model("Recorder", "restarted")
-    house.hold()
-    running = house.client.predict(model, {"n": 8000})
+def test_a_worker_outlives_a_restart_of_redis(stack: WorkerStack, server: ValkeyServer) -> None:
+    model = stack.model("Recorder", "restarted")
+    stack.hold()
+    running = stack.client.predict(model, {"n": 8000})
     wait_until(lambda: running.state == JobState.RUNNING, "the child is busy")
-    waiting = [house.client.predict(model, {"n": n}) for n in range(8001, 8011)]
+    waiting = [stack.client.predict(model, {"n": n}) for n in range(8001, 8011)]
     server.kill()
-    during = house.client.predict(model, {"n": 8011})  # durable all the same
+    during = stack.client.predict(model, {"n": 8011})  # durable all the same
     assert during.state == JobState.QUEUED
-    house.go_on()
+    stack.go_on()
     assert running.result(30) == 8000  # the ledger needs no Redis
     server.start()
-    after = house.client.predict(model, {"n": 8012})
+    after = stack.client.predict(model, {"n": 8012})
     jobs = [running, *waiting, during, after]
     assert ended(jobs) == {"succeeded": 13}
-    assert_each_once(house, jobs, 8000)
+    assert_each_once(stack, jobs, 8000)
     assert {job.info().attempt for job in jobs} == {1}
-    assert house.workers[0].alive
-    assert "message_callback_failed" not in house.workers[0].said()
+    assert stack.workers[0].alive
+    assert "message_callback_failed" not in stack.workers[0].said()
 
 
-def test_a_second_worker_gets_its_share(house: House) -> None:
-    second = house.worker("second").ready()
-    house.hold()
-    model = house.model("Recorder", "shared", max_batch_size=32)
-    jobs = house.client.predict_many(model, [{"n": n} for n in range(10_000, 11_024)])  # 32 messages
-    wait_until(lambda: len({i.worker for i in house.client.jobs(state="running", limit=1000)}) == 2, "both are busy")
-    house.go_on()
+def test_a_second_worker_gets_its_share(stack: WorkerStack) -> None:
+    second = stack.worker("second").ready()
+    stack.hold()
+    model = stack.model("Recorder", "shared", max_batch_size=32)
+    jobs = stack.client.predict_many(model, [{"n": n} for n in range(10_000, 11_024)])  # 32 messages
+    wait_until(lambda: len({i.worker for i in stack.client.jobs(state="running", limit=1000)}) == 2, "both are busy")
+    stack.go_on()
     assert ended(jobs) == {"succeeded": 1024}
-    assert_each_once(house, jobs, 10_000)
-    shares = house.runs_by_worker(range(10_000, 11_024))
-    assert set(shares) == {worker.process.pid for worker in house.workers}
+    assert_each_once(stack, jobs, 10_000)
+    shares = stack.runs_by_worker(range(10_000, 11_024))
+    assert set(shares) == {worker.process.pid for worker in stack.workers}
     assert min(shares.values()) >= 128
     assert second.terminate() == 0
 
 
-def test_nothing_is_left_in_redis_when_all_jobs_have_ended(house: House) -> None:
-    assert ended(house.client.predict_many(house.model("Doubler"), range(600))) == {"succeeded": 600}
-    with redis.Redis.from_url(house.settings.broker) as connection:
+def test_nothing_is_left_in_redis_when_all_jobs_have_ended(stack: WorkerStack) -> None:
+    assert ended(stack.client.predict_many(stack.model("Doubler"), range(600))) == {"succeeded": 600}
+    with redis.Redis.from_url(stack.settings.broker) as connection:
         wait_until(
             lambda: not connection.exists(*redis_keys("cpu"), "unacked", "unacked_index"), "every message is acked"
         )

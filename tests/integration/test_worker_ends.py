@@ -11,27 +11,27 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import wait_until
-from worker_house import House
 
 from forebay import JobFailed, as_completed
 from forebay.contract.job import JobState
 from forebay.producer.handles.job import Job
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, valkey_of_module: str) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory, valkey_of_module: str) -> Iterator[WorkerStack]:
     """One worker, whose children are killed again and again."""
-    with closing(House(tmp_path_factory.mktemp("house"), valkey_of_module, CHILD_MEMORY_BYTES="4GiB")) as house:
-        house.worker(LOAD_TIMEOUT="2s").ready()
-        yield house
+    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), valkey_of_module, CHILD_MEMORY_BYTES="4GiB")) as stack:
+        stack.worker(LOAD_TIMEOUT="2s").ready()
+        yield stack
 
 
 @pytest.fixture(scope="module")
 def valkey_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from servers import ValkeyServer
+    from support.servers import ValkeyServer
 
     server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
     try:
@@ -42,9 +42,9 @@ def valkey_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[House]:
-    with closing(House(tmp_path, broker)) as house:
-        yield house
+def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
+    with closing(WorkerStack(tmp_path, broker)) as stack:
+        yield stack
 
 
 def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:
@@ -58,19 +58,19 @@ def error_of(job: Job) -> str:
     return caught.value.reason
 
 
-def test_a_poisonous_job_among_200_fails_alone_and_says_why(house: House) -> None:
-    model = house.model("Moody", "poison")
+def test_a_poisonous_job_among_200_fails_alone_and_says_why(stack: WorkerStack) -> None:
+    model = stack.model("Moody", "poison")
     rows = [{"n": n, "kill": n == 77} for n in range(200)]
-    jobs = house.client.predict_many(model, rows, max_attempts=2)
+    jobs = stack.client.predict_many(model, rows, max_attempts=2)
     assert ended(jobs) == {"succeeded": 199, "failed": 1}
     reason = error_of(jobs[77])
     assert re.match(r"attempt 2 of 2: signal 9 \(SIGKILL\), child \d+ of w1@test; its last lines:\n", reason)
     assert reason.endswith("a poisonous row")
     assert len(reason) <= 4200
-    assert house.runs().count(77) == 2
+    assert stack.runs().count(77) == 2
 
 
-def test_a_job_whose_worker_died_says_so_while_it_waits_for_its_next_attempt(own: House) -> None:
+def test_a_job_whose_worker_died_says_so_while_it_waits_for_its_next_attempt(own: WorkerStack) -> None:
     worker = own.worker().ready()
     own.hold()
     job = own.client.predict(own.model("Recorder"), {"n": 1})
@@ -83,20 +83,20 @@ def test_a_job_whose_worker_died_says_so_while_it_waits_for_its_next_attempt(own
     assert job.result(30) == 1
 
 
-def test_a_segfault_leaves_its_stack_and_no_password(house: House) -> None:
-    job = house.client.predict(house.model("Moody", "segfault"), {"n": 300, "crash": True}, max_attempts=1)
+def test_a_segfault_leaves_its_stack_and_no_password(stack: WorkerStack) -> None:
+    job = stack.client.predict(stack.model("Moody", "segfault"), {"n": 300, "crash": True}, max_attempts=1)
     reason = error_of(job)
     assert "signal 11 (SIGSEGV)" in reason
     assert "Fatal Python error: Segmentation fault" in reason
-    assert "models_for_tests.py" in reason
+    assert "support.models.py" in reason
     assert "redis://user:***@there/0" in reason
     assert "hunter2" not in reason
 
 
-def test_a_job_that_wants_20_gib_under_a_memory_limit_fails_alone(house: House) -> None:
-    model = house.model("Moody", "greedy", max_batch_size=64)
+def test_a_job_that_wants_20_gib_under_a_memory_limit_fails_alone(stack: WorkerStack) -> None:
+    model = stack.model("Moody", "greedy", max_batch_size=64)
     rows = [{"n": 1000 + n, "bytes": 20 * GIB if n == 50 else 0} for n in range(200)]
-    jobs = house.client.predict_many(model, rows)
+    jobs = stack.client.predict_many(model, rows)
     assert ended(jobs) == {"succeeded": 199, "failed": 1}
     with pytest.raises(JobFailed) as caught:
         jobs[50].result(0)
@@ -104,67 +104,67 @@ def test_a_job_that_wants_20_gib_under_a_memory_limit_fails_alone(house: House) 
     assert {job.info().attempt for job in jobs} == {1}
 
 
-def test_a_forward_pass_that_hangs_is_killed_and_its_neighbours_run_alone(house: House) -> None:
-    model = house.model("Moody", "hanging", timeout_s=1.0)
+def test_a_forward_pass_that_hangs_is_killed_and_its_neighbours_run_alone(stack: WorkerStack) -> None:
+    model = stack.model("Moody", "hanging", timeout_s=1.0)
     rows = [{"n": 2000 + n, "hang": n == 3} for n in range(8)]
-    jobs = house.client.predict_many(model, rows, max_attempts=2)
+    jobs = stack.client.predict_many(model, rows, max_attempts=2)
     assert ended(jobs) == {"succeeded": 7, "failed": 1}
     reason = error_of(jobs[3])
     assert reason.startswith("attempt 2 of 2: timeout_s of 1 s exceeded: killed by its worker (SIGKILL), child ")
     assert {job.info().attempt for job in jobs} == {2}
-    assert Counter(n for n in house.runs() if 2000 <= n < 2008)[2003] == 2
-    assert house.client.predict(model, {"n": 2010}).result(30) == 2010
+    assert Counter(n for n in stack.runs() if 2000 <= n < 2008)[2003] == 2
+    assert stack.client.predict(model, {"n": 2010}).result(30) == 2010
 
 
-def test_steps_within_the_limit_may_take_longer_together(house: House) -> None:
-    model = house.model("Moody", "steady", timeout_s=1.5, max_batch_size=1)
-    jobs = house.client.predict_many(model, [{"n": 2100 + n, "sleep": 0.4} for n in range(5)])
+def test_steps_within_the_limit_may_take_longer_together(stack: WorkerStack) -> None:
+    model = stack.model("Moody", "steady", timeout_s=1.5, max_batch_size=1)
+    jobs = stack.client.predict_many(model, [{"n": 2100 + n, "sleep": 0.4} for n in range(5)])
     assert ended(jobs) == {"succeeded": 5}
     assert {job.info().attempt for job in jobs} == {1}
 
 
-def test_a_version_that_never_loads_is_given_up(house: House) -> None:
-    job = house.client.predict(house.model("Stuck"), 1, max_attempts=1)
+def test_a_version_that_never_loads_is_given_up(stack: WorkerStack) -> None:
+    job = stack.client.predict(stack.model("Stuck"), 1, max_attempts=1)
     assert "load_timeout_s of 2 s exceeded" in error_of(job)
-    assert house.client.predict(house.model("Doubler"), 21).result(30) == 42
+    assert stack.client.predict(stack.model("Doubler"), 21).result(30) == 42
 
 
-def stop_under_load(house: House, name: str, first: int) -> None:
+def stop_under_load(stack: WorkerStack, name: str, first: int) -> None:
     """One worker is told to stop with a batch on its device and jobs claimed, handed over, buffered and in Redis."""
-    model = house.model("Moody", "load", max_batch_size=4)
-    worker = house.worker(name).ready()
-    lead = house.client.predict(model, {"n": first + 900, "sleep": 0.5})
-    wait_until(lambda: first + 900 in house.runs(), "the child is busy, so that what comes gathers")
+    model = stack.model("Moody", "load", max_batch_size=4)
+    worker = stack.worker(name).ready()
+    lead = stack.client.predict(model, {"n": first + 900, "sleep": 0.5})
+    wait_until(lambda: first + 900 in stack.runs(), "the child is busy, so that what comes gathers")
     rows = [{"n": first + n, "sleep": 0.02} for n in range(360)]
-    jobs = [*house.client.predict_many(model, rows[:300]), *(house.client.predict(model, row) for row in rows[300:])]
-    wait_until(lambda: first in house.runs(), "a batch runs")
+    jobs = [*stack.client.predict_many(model, rows[:300]), *(stack.client.predict(model, row) for row in rows[300:])]
+    wait_until(lambda: first in stack.runs(), "a batch runs")
     worker.process.send_signal(signal.SIGTERM)
-    second = house.worker(f"{name}-second")
+    second = stack.worker(f"{name}-second")
     assert worker.process.wait(30) == 0
     done = sum(job.state == JobState.SUCCEEDED for job in jobs)
     assert done < 150, "it did not stop"
-    assert house.states().get("running", 0) == 0 or house.runs_by_worker(range(first, first + 360))[second.process.pid]
+    assert stack.states().get("running", 0) == 0 or stack.runs_by_worker(range(first, first + 360))[second.process.pid]
     assert ended([lead, *jobs]) == {"succeeded": 361}
     assert {job.info().attempt for job in jobs} == {1}
-    runs = Counter(n for n in house.runs() if first <= n < first + 360)
+    runs = Counter(n for n in stack.runs() if first <= n < first + 360)
     assert runs == dict.fromkeys(range(first, first + 360), 1)
     assert "event=jobs_released" in worker.said()
     assert "lease_lost" not in worker.said()
     assert second.terminate() == 0
 
 
-def test_a_worker_told_to_stop_wastes_no_attempt(own: House) -> None:
+def test_a_worker_told_to_stop_wastes_no_attempt(own: WorkerStack) -> None:
     stop_under_load(own, "w", 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_worker_told_to_stop_20_times_wastes_no_attempt(own: House) -> None:
+def test_a_worker_told_to_stop_20_times_wastes_no_attempt(own: WorkerStack) -> None:
     for i in range(20):
         stop_under_load(own, f"w{i}", 1000 * i)
 
 
-def test_what_waits_goes_to_another_worker_while_the_first_is_still_at_its_last_batch(own: House) -> None:
+def test_what_waits_goes_to_another_worker_while_the_first_is_still_at_its_last_batch(own: WorkerStack) -> None:
     first = own.worker("first").ready()
     model = own.model("Moody", max_batch_size=4)
     own.hold()
@@ -186,7 +186,7 @@ def test_what_waits_goes_to_another_worker_while_the_first_is_still_at_its_last_
     assert {job.info().attempt for job in jobs} == {1}
 
 
-def test_a_batch_that_outlasts_the_grace_is_given_to_others_uncounted(own: House) -> None:
+def test_a_batch_that_outlasts_the_grace_is_given_to_others_uncounted(own: WorkerStack) -> None:
     first = own.worker("first", SHUTDOWN_GRACE="1s").ready()
     job = own.client.predict(own.model("Moody"), {"n": 1, "sleep": 3}, max_attempts=1)
     wait_until(lambda: own.runs(), "it runs")
@@ -198,7 +198,7 @@ def test_a_batch_that_outlasts_the_grace_is_given_to_others_uncounted(own: House
     assert job.info().attempt == 1
 
 
-def test_a_worker_ends_in_good_order_when_its_supervisor_was_killed(own: House) -> None:
+def test_a_worker_ends_in_good_order_when_its_supervisor_was_killed(own: WorkerStack) -> None:
     supervisor = psutil.Process(own.supervisor().pid)
     worker = wait_until(lambda: own.worker_of(supervisor), "a worker has started", 60)
     job = own.client.predict(own.model("Moody"), {"n": 1, "sleep": 1})
@@ -210,7 +210,7 @@ def test_a_worker_ends_in_good_order_when_its_supervisor_was_killed(own: House) 
     assert job.info().attempt == 1
 
 
-def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: House) -> None:
+def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: WorkerStack) -> None:
     first = own.worker("first", LEASE_S="1s", HEARTBEAT_S="0.3").ready()
     model = own.model("Moody", max_batch_size=2)
     jobs = own.client.predict_many(model, [{"n": n, "sleep": 0.2} for n in range(16)])
@@ -235,7 +235,7 @@ def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: House) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(420)
-def test_a_5_minute_job_is_run_once_though_its_lease_is_5_s(own: House) -> None:
+def test_a_5_minute_job_is_run_once_though_its_lease_is_5_s(own: WorkerStack) -> None:
     for name in ("first", "second"):
         own.worker(name, LEASE_S="5s", HEARTBEAT_S="1").ready()
     job = own.client.predict(own.model("Moody"), {"n": 1, "sleep": 300})

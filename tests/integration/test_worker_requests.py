@@ -6,9 +6,6 @@ from contextlib import closing, suppress
 
 import psutil
 import pytest
-from servers import ValkeyServer
-from waiting import wait_until
-from worker_house import House
 
 from forebay import JobCanceled, as_completed
 from forebay.contract.job import JobState
@@ -16,17 +13,20 @@ from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage
 from forebay.producer.handles.job import Job
+from support.servers import ValkeyServer
+from support.waiting import wait_until
+from support.worker_stack import WorkerStack
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerStack]:
     """One worker, which serves the queue `cpu` only."""
     server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
     server.start()
     try:
-        with closing(House(tmp_path_factory.mktemp("house"), server.url)) as house:
-            house.worker().ready()
-            yield house
+        with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url)) as stack:
+            stack.worker().ready()
+            yield stack
     finally:
         server.stop()
 
@@ -35,24 +35,24 @@ def states(jobs: list[Job]) -> Counter[str]:
     return Counter(str(job.state) for job in jobs)
 
 
-def test_a_running_job_is_canceled_once_its_work_has_stopped(house: House) -> None:
-    model = house.model("Slow", max_batch_size=2)
-    whole = house.client.predict(model, [{"n": n} for n in range(200)], batched=True)
-    wait_until(lambda: house.runs(), "its first batch is done")
+def test_a_running_job_is_canceled_once_its_work_has_stopped(stack: WorkerStack) -> None:
+    model = stack.model("Slow", max_batch_size=2)
+    whole = stack.client.predict(model, [{"n": n} for n in range(200)], batched=True)
+    wait_until(lambda: stack.runs(), "its first batch is done")
     assert whole.cancel() is JobState.RUNNING
     assert whole.info().cancel_requested_at is not None
     with pytest.raises(JobCanceled):
         whole.result(20)
-    ran = len(house.runs())
+    ran = len(stack.runs())
     assert 0 < ran < 200
-    assert house.client.predict(model, {"n": 1000}).result(20) == 1000  # the worker goes on
-    assert len(house.runs()) == ran + 1
+    assert stack.client.predict(model, {"n": 1000}).result(20) == 1000  # the worker goes on
+    assert len(stack.runs()) == ran + 1
 
 
-def test_of_jobs_in_one_hand_over_only_those_asked_for_are_canceled(house: House) -> None:
-    model = house.model("Slow", "several", max_batch_size=2)
-    jobs = house.client.predict_many(model, [{"n": n} for n in range(2000, 2020)])
-    wait_until(lambda: 2000 in house.runs(), "the first batch is done")
+def test_of_jobs_in_one_hand_over_only_those_asked_for_are_canceled(stack: WorkerStack) -> None:
+    model = stack.model("Slow", "several", max_batch_size=2)
+    jobs = stack.client.predict_many(model, [{"n": n} for n in range(2000, 2020)])
+    wait_until(lambda: 2000 in stack.runs(), "the first batch is done")
     asked = {job.cancel() for job in jobs[14:]}
     assert asked == {JobState.RUNNING}
     assert len(list(as_completed(jobs, 30))) == 20
@@ -62,27 +62,27 @@ def test_of_jobs_in_one_hand_over_only_those_asked_for_are_canceled(house: House
     assert jobs[14].info().cancel_requested_at is None
 
 
-def test_a_job_whose_child_died_is_canceled_when_that_was_asked_for(house: House) -> None:
-    model = house.model("Recorder", "held")
-    house.hold()
-    job = house.client.predict(model, {"n": 3000})
+def test_a_job_whose_child_died_is_canceled_when_that_was_asked_for(stack: WorkerStack) -> None:
+    model = stack.model("Recorder", "held")
+    stack.hold()
+    job = stack.client.predict(model, {"n": 3000})
     wait_until(lambda: job.state is JobState.RUNNING, "it runs")
     assert job.cancel() is JobState.RUNNING
-    for pid in house.workers[0].children():
+    for pid in stack.workers[0].children():
         with suppress(psutil.NoSuchProcess):
             psutil.Process(pid).kill()
-    house.go_on()
+    stack.go_on()
     with pytest.raises(JobCanceled):
         job.result(30)
     assert job.info().attempt == 1
 
 
-def test_a_transient_error_is_waited_out(house: House) -> None:
-    model = house.model("Flaky")
-    away = house.folder / "away"
-    assert house.client.predict(model, 0).result(60) == 0  # it is loaded
+def test_a_transient_error_is_waited_out(stack: WorkerStack) -> None:
+    model = stack.model("Flaky")
+    away = stack.folder / "away"
+    assert stack.client.predict(model, 0).result(60) == 0  # it is loaded
     away.touch()
-    jobs = house.client.predict_many(model, range(1, 6), max_attempts=20)
+    jobs = stack.client.predict_many(model, range(1, 6), max_attempts=20)
     wait_until(lambda: all(job.info().attempt for job in jobs), "each was tried")
     waits = [info for job in jobs if (info := job.info()).not_before is not None]
     assert all("feature store answers 503" in info.progress.message for info in waits)
@@ -91,40 +91,40 @@ def test_a_transient_error_is_waited_out(house: House) -> None:
     assert max(job.info().attempt for job in jobs) > 1
 
 
-def test_a_model_that_cannot_be_loaded_for_now_fails_no_job(house: House) -> None:
-    away = house.folder / "away-load"
+def test_a_model_that_cannot_be_loaded_for_now_fails_no_job(stack: WorkerStack) -> None:
+    away = stack.folder / "away-load"
     away.touch()
-    job = house.client.predict(house.model("Flaky", "flaky-load"), 7, max_attempts=1)
-    wait_until(lambda: "model_away" in house.workers[0].said(), "a load was tried")
+    job = stack.client.predict(stack.model("Flaky", "flaky-load"), 7, max_attempts=1)
+    wait_until(lambda: "model_away" in stack.workers[0].said(), "a load was tried")
     assert job.state is not JobState.FAILED
     away.unlink()
     assert job.result(30) == 7
     assert job.info().attempt == 1
 
 
-def test_all_failed_jobs_of_a_model_run_again_as_one_operation(house: House) -> None:
-    model = house.model("Flaky", "flaky-twice")
-    assert house.client.predict(model, 0).result(30) == 0
-    away = house.folder / "away"
+def test_all_failed_jobs_of_a_model_run_again_as_one_operation(stack: WorkerStack) -> None:
+    model = stack.model("Flaky", "flaky-twice")
+    assert stack.client.predict(model, 0).result(30) == 0
+    away = stack.folder / "away"
     away.touch()
-    jobs = house.client.predict_many(model, range(8), max_attempts=1)
+    jobs = stack.client.predict_many(model, range(8), max_attempts=1)
     assert len(list(as_completed(jobs, 30))) == 8
     assert states(jobs) == {"failed": 8}
-    assert house.client.retry_failed("flaky-twice", dry_run=True) == 8
-    assert house.client.retry_failed("echo") == 0
+    assert stack.client.retry_failed("flaky-twice", dry_run=True) == 8
+    assert stack.client.retry_failed("echo") == 0
     away.unlink()
-    assert house.client.retry_failed("flaky-twice/1") == 8
+    assert stack.client.retry_failed("flaky-twice/1") == 8
     assert [job.result(30) for job in jobs] == list(range(8))  # the handles wait afresh too
 
 
-def test_a_message_in_the_wrong_queue_runs_nothing(house: House) -> None:
-    model = house.model("Echo", "elsewhere", resources={"gpu": 1})
-    job = house.client.predict(model, 1)
-    app = make_app(house.settings)
+def test_a_message_in_the_wrong_queue_runs_nothing(stack: WorkerStack) -> None:
+    model = stack.model("Echo", "elsewhere", resources={"gpu": 1})
+    job = stack.client.predict(model, 1)
+    app = make_app(stack.settings)
     with closing(Dispatcher(app)) as dispatcher:
         dispatcher.send([JobMessage("elsewhere", 1, "cpu", 5, (job.id,))])
-    after = house.client.predict(house.model("Echo", "here"), 2)
+    after = stack.client.predict(stack.model("Echo", "here"), 2)
     assert after.result(30) == 2
-    wait_until(lambda: not house.inspect().active().get("w1@test"), "the message was handled")
+    wait_until(lambda: not stack.inspect().active().get("w1@test"), "the message was handled")
     assert (job.state, job.info().attempt) == (JobState.QUEUED, 0)
     assert job.cancel() is JobState.CANCELED

@@ -5,10 +5,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.chaos import load
-from forebay.chaos.audit import MOST_SHOWN, Accepted, Entry, Evidence, Findings, audit
-from forebay.chaos.model import Fate
-from forebay.chaos.run import is_right
+from chaos import load
+from chaos.audit import MOST_SHOWN, Accepted, Entry, Evidence, Findings, audit
+from chaos.model import Fate
+from chaos.run import is_right
 from forebay.contract.job import JobState
 
 ENDINGS = {

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.chaos import load, schedule
-from forebay.chaos.model import Fate
-from forebay.chaos.schedule import ON_WORKERS, FaultKind, lease_for
+from chaos import load, schedule
+from chaos.model import Fate
+from chaos.schedule import ON_WORKERS, FaultKind, lease_for
 
 SEEDS = st.integers(-(2**31), 2**31)
 SECONDS = st.floats(5, 600)

@@ -78,7 +78,7 @@ class FakeConsumer:
         self.timers.append((seconds, action, args))
 
 
-class House:
+class WorkerStack:
     def __init__(self) -> None:
         self.pool = FakePool()
         self.consumer = FakeConsumer(self.pool)
@@ -99,91 +99,91 @@ class House:
 
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def stack() -> WorkerStack:
+    return WorkerStack()
 
 
-def handed(house: House) -> list[list[str]]:
-    return [job["ids"] for job in house.pool.jobs]
+def handed(stack: WorkerStack) -> list[list[str]]:
+    return [job["ids"] for job in stack.pool.jobs]
 
 
-def test_an_idle_child_gets_what_waits_at_once(house: House) -> None:
-    house.put(IDS[:1])
-    assert handed(house) == [IDS[:1]]
+def test_an_idle_child_gets_what_waits_at_once(stack: WorkerStack) -> None:
+    stack.put(IDS[:1])
+    assert handed(stack) == [IDS[:1]]
 
 
-def test_a_busy_child_lets_envelopes_of_a_model_gather(house: House) -> None:
-    house.put(IDS[:1])
-    house.put(IDS[1:3])
-    house.put(IDS[3:5])
-    house.put(IDS[5:6], model="other")
-    house.end(0)
-    house.end(1)
-    assert handed(house) == [IDS[:1], IDS[1:5], IDS[5:6]]
+def test_a_busy_child_lets_envelopes_of_a_model_gather(stack: WorkerStack) -> None:
+    stack.put(IDS[:1])
+    stack.put(IDS[1:3])
+    stack.put(IDS[3:5])
+    stack.put(IDS[5:6], model="other")
+    stack.end(0)
+    stack.end(1)
+    assert handed(stack) == [IDS[:1], IDS[1:5], IDS[5:6]]
 
 
-def test_a_solo_envelope_shares_with_nobody(house: House) -> None:
-    house.put(IDS[:1])
-    house.put(IDS[1:2])
-    house.put(IDS[2:3], solo=True)
-    house.put(IDS[3:4])
+def test_a_solo_envelope_shares_with_nobody(stack: WorkerStack) -> None:
+    stack.put(IDS[:1])
+    stack.put(IDS[1:2])
+    stack.put(IDS[2:3], solo=True)
+    stack.put(IDS[3:4])
     for number in range(3):
-        house.end(number)
-    assert handed(house) == [IDS[:1], [IDS[1], IDS[3]], IDS[2:3]]
+        stack.end(number)
+    assert handed(stack) == [IDS[:1], [IDS[1], IDS[3]], IDS[2:3]]
 
 
-def test_a_held_envelope_waits_until_a_batch_is_full(house: House) -> None:
-    house.put(IDS[:2], hold=BatchWait(5.0, 4))
-    assert handed(house) == []
-    house.put(IDS[2:4], hold=BatchWait(5.0, 4))
-    assert handed(house) == [IDS[:4]]
+def test_a_held_envelope_waits_until_a_batch_is_full(stack: WorkerStack) -> None:
+    stack.put(IDS[:2], hold=BatchWait(5.0, 4))
+    assert handed(stack) == []
+    stack.put(IDS[2:4], hold=BatchWait(5.0, 4))
+    assert handed(stack) == [IDS[:4]]
 
 
-def test_a_held_envelope_waits_no_longer_than_its_hold(house: House) -> None:
-    house.put(IDS[:2], hold=BatchWait(5.0, 4))
-    ((seconds, action, args),) = house.consumer.timers
+def test_a_held_envelope_waits_no_longer_than_its_hold(stack: WorkerStack) -> None:
+    stack.put(IDS[:2], hold=BatchWait(5.0, 4))
+    ((seconds, action, args),) = stack.consumer.timers
     assert seconds == 5.0
     action(*args)
-    assert handed(house) == [IDS[:2]]
+    assert handed(stack) == [IDS[:2]]
     action(*args)  # and a timer that comes late does no harm
-    assert handed(house) == [IDS[:2]]
+    assert handed(stack) == [IDS[:2]]
 
 
-def test_a_reconnect_lets_go_of_what_was_held_for_its_timer_is_gone(house: House) -> None:
-    house.put(IDS[:2], hold=BatchWait(5.0, 4))
-    house.feeder.attach(house.consumer)
-    assert handed(house) == [IDS[:2]]
+def test_a_reconnect_lets_go_of_what_was_held_for_its_timer_is_gone(stack: WorkerStack) -> None:
+    stack.put(IDS[:2], hold=BatchWait(5.0, 4))
+    stack.feeder.attach(stack.consumer)
+    assert handed(stack) == [IDS[:2]]
 
 
-def test_nothing_is_handed_over_once_the_worker_shuts_down(house: House) -> None:
-    house.put(IDS[:1])
-    house.put(IDS[1:2])
-    house.consumer.blueprint.state = bootsteps.CLOSE
-    house.end(0)
-    assert handed(house) == [IDS[:1]]
+def test_nothing_is_handed_over_once_the_worker_shuts_down(stack: WorkerStack) -> None:
+    stack.put(IDS[:1])
+    stack.put(IDS[1:2])
+    stack.consumer.blueprint.state = bootsteps.CLOSE
+    stack.end(0)
+    assert handed(stack) == [IDS[:1]]
 
 
-def test_every_message_of_a_hand_over_is_told_how_it_ended(house: House) -> None:
-    first = house.put(IDS[:1])
-    others = [house.put(IDS[1:2]), house.put(IDS[2:3])]
-    house.end(0)
-    house.end(1, failed=True)
+def test_every_message_of_a_hand_over_is_told_how_it_ended(stack: WorkerStack) -> None:
+    first = stack.put(IDS[:1])
+    others = [stack.put(IDS[1:2]), stack.put(IDS[2:3])]
+    stack.end(0)
+    stack.end(1, failed=True)
     assert first.told == ["accepted", "succeeded"]
     assert [r.told for r in others] == [["accepted", "failed"]] * 2
 
 
-def test_the_leases_to_renew_are_those_of_what_a_child_works_on(house: House) -> None:
-    house.put(IDS[:2])
-    house.put(IDS[2:3])
-    assert house.feeder.in_flight.ids() == IDS[:2]
-    house.end(0)
-    assert house.feeder.in_flight.ids() == IDS[2:3]
+def test_the_leases_to_renew_are_those_of_what_a_child_works_on(stack: WorkerStack) -> None:
+    stack.put(IDS[:2])
+    stack.put(IDS[2:3])
+    assert stack.feeder.in_flight.ids() == IDS[:2]
+    stack.end(0)
+    assert stack.feeder.in_flight.ids() == IDS[2:3]
 
 
-def test_slow_jobs_make_the_parent_hold_fewer_messages(house: House) -> None:
-    house.put(IDS[:8])
-    house.end(0, seconds=20.0)
-    assert house.consumer.qos.value == 1
-    house.consumer.qos = None  # type: ignore[assignment] # while there is no connection
-    house.put(IDS[8:9])
-    house.end(1)
+def test_slow_jobs_make_the_parent_hold_fewer_messages(stack: WorkerStack) -> None:
+    stack.put(IDS[:8])
+    stack.end(0, seconds=20.0)
+    assert stack.consumer.qos.value == 1
+    stack.consumer.qos = None  # type: ignore[assignment] # while there is no connection
+    stack.put(IDS[8:9])
+    stack.end(1)

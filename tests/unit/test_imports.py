@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard", "bench")
+PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard")
 HEAVY = ("torch", "flower", "sentence_transformers", "transformers", "sklearn", "scipy", "pyarrow")
 NOT_IN_THE_CLIENT = {"torch", "sqlalchemy", "flower"}
 

@@ -6,11 +6,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from tests.waiting import wait_until
-
 from forebay.contract.errors import BrokerUnavailable, LedgerUnavailable
 from forebay.contract.wire.messages import JobMessage, RoutedJob
 from forebay.producer.sender import Parting, Sender
+from support.waiting import wait_until
 
 
 class FakeDispatcher:

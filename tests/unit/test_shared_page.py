@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import FakeClock
 
 from forebay.contract.job import new_ids
 from forebay.worker.parent.children import EVIDENCE_LENGTH, LINE_LENGTH, TOLD_LINES, how_it_ended, last_words
 from forebay.worker.shared_page import LOAD, PLACES, PREPARE, SIZE, Overdue, SharedPage, Watched
+from support.waiting import FakeClock
 
 
 @pytest.fixture

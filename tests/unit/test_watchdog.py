@@ -2,12 +2,12 @@
 
 import pytest
 from fakeredis import FakeRedis
-from waiting import FakeClock
 
 from forebay.contract.errors import LedgerOutdated, LedgerUnavailable
 from forebay.worker.execution.retrying import retry_while_unavailable
 from forebay.worker.parent.celery.watchdog import EXIT_STATUS, Watchdog
 from forebay.worker.parent.housekeeper import Steadiness
+from support.waiting import FakeClock
 
 
 class FakeEars:

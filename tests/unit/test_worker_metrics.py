@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import redis
-from waiting import FakeClock
 
 from forebay.contract.errors import LedgerUnavailable
+from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.parent.metrics import WorkerMetrics
 from forebay.worker.parent.probes import Probes
-from forebay.worker.execution.child_metrics import ChildMetrics
+from support.waiting import FakeClock
 
 DIGITS = ("digits", 1)
 ME = os.getpid()

@@ -1,4 +1,4 @@
-"""The `forebay` command: the producer's commands, those of upkeep and trials, and here those that run the parts.
+"""The `forebay` command: the producer's commands, those of upkeep, and here those that run the parts.
 
 Heavy parts (torch, Flower, Alembic) are imported by the command that needs them, so `forebay --help` stays quick.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli import trials, upkeep
+from forebay.cli import upkeep
 from forebay.cli.upkeep import RUN, Home, Json
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings, mask_password
@@ -149,7 +149,6 @@ def _say_ready(stack: dict[str, Any]) -> None:
 
 
 upkeep.attach(app)
-trials.attach(app)
 
 
 def main() -> None:

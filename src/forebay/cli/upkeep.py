@@ -1,4 +1,4 @@
-"""The commands that look after what runs: `forebay doctor`, `sweep` and `db`. The root command is forebay.cli.root's.
+"""The commands that look after what runs: `forebay demo`, `doctor`, `sweep` and `db`.
 
 Here stand also the options that all commands of the composition root share.
 """
@@ -27,9 +27,22 @@ db = typer.Typer(help="The ledger's tables.", no_args_is_help=True)
 
 def attach(app: typer.Typer) -> None:
     """Add these commands to the root command."""
+    app.command(rich_help_panel=RUN)(demo)
     app.command(rich_help_panel=RUN)(doctor)
     app.command(rich_help_panel=RUN)(sweep)
     app.add_typer(db, name="db", rich_help_panel=RUN)
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up afterwards.")] = False,
+) -> None:
+    """Run the main job on real data, from nothing to a table of results.
+
+    Example: `forebay demo --keep`
+    """
+    from forebay.demo import run
+
+    raise typer.Exit(run(keep=keep))
 
 
 def doctor(

@@ -19,7 +19,8 @@ from typing import NoReturn
 import psycopg
 import pytest
 import redis
-from waiting import wait_until
+
+from support.waiting import wait_until
 
 PROGRAMS = Path("/usr/lib/postgresql")
 

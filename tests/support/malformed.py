@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from archives import hostile_archives
 
 from forebay import Client
+from support.archives import hostile_archives
 
 Attempt = Callable[[Client], object]
 Kind = Callable[[int], Attempt]

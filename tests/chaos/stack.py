@@ -16,9 +16,9 @@ from typing import IO
 import psutil
 import structlog
 
-from forebay.chaos import evidence
-from forebay.chaos.postgres import Postgres
-from forebay.chaos.schedule import lease_for
+from chaos import evidence
+from chaos.postgres import Postgres
+from chaos.schedule import lease_for
 from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobState
 from forebay.contract.settings import CONFIG_FILE, Settings
@@ -29,6 +29,7 @@ from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.worker.shared_page import remove_stale_pages
 
+TESTS = Path(__file__).parents[1]  # where workers find the model
 log = structlog.get_logger()
 
 MARK, NUMBER = "FOREBAY_CHAOS", "FOREBAY_CHAOS_WORKER"
@@ -73,13 +74,13 @@ class Stack:
         return Settings.load(
             {}, config=config, home=self.home, broker=self.valkey.url, database=ledgers.get(database, database),
             lease_s=lease, heartbeat_s=lease / 5, sweep_s=lease / 5, resend_s=lease / 2, torch_threads=1,
-            max_inline_bytes=4096, allowed_python_models="forebay.chaos.model",
+            max_inline_bytes=4096, allowed_python_models="chaos.model",
         )  # fmt: skip
 
     @property
     def ledger(self) -> Ledger:
         """The ledger, once it has been started."""
-        assert self._ledger is not None  # noqa: S101 - start() sets it
+        assert self._ledger is not None
         return self._ledger
 
     def start(self) -> None:
@@ -95,7 +96,7 @@ class Stack:
             self._await_worker(tree)
 
     def _launch(self, tree: Tree) -> None:
-        marks = {MARK: str(self.home), NUMBER: f"{self.home} {tree.number}"}
+        marks = {MARK: str(self.home), NUMBER: f"{self.home} {tree.number}", "PYTHONPATH": str(TESTS)}
         command = [sys.executable, "-m", "forebay", "worker", "--queues", "cpu"]
         tree.process = subprocess.Popen(
             command, cwd=self.home, env=self.settings.child_environment(**marks),

@@ -1,21 +1,21 @@
 """Makes the pictures of docs/screenshots from a made-up hour of work.
 
-`python tests/screenshots.py [FOLDER] [--all] [--only=PAGE,PAGE]` needs chromium and its driver. Without `--all` only those that
-the docs use are made: see PICTURES.
+`PYTHONPATH=tests python -m support.screenshots [FOLDER] [--all] [--only=PAGE,PAGE]` needs chromium and its driver.
+Without `--all` only those that the docs use are made: see PICTURES.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from browsers import Browser, find_chromium, open_browser
-from dashboard_scene import Scene
-from dashboards import Dashboard
 from PIL import Image
-from servers import ValkeyServer
-from waiting import wait_until
 
 from forebay.contract.job import JobState
+from support.browser import Browser, find_chromium, open_browser
+from support.dashboard import Dashboard
+from support.dashboard_data import Scene
+from support.servers import ValkeyServer
+from support.waiting import wait_until
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 PICTURES = (  # page, size, theme

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forebay.chaos.model import Fate
+from chaos.model import Fate
 from forebay.contract.job import FINAL, JobState
 
 MOST_SHOWN = 20

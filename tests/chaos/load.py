@@ -20,8 +20,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from forebay.chaos.audit import Accepted
-from forebay.chaos.model import Fate
+from chaos.audit import Accepted
+from chaos.model import Fate
 from forebay.contract.errors import ForebayError, LedgerUnavailable
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job

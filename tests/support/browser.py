@@ -14,7 +14,8 @@ from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from waiting import wait_until
+
+from support.waiting import wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PAGE_S = 60

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from forebay.chaos.audit import Entry, Evidence
+from chaos.audit import Entry, Evidence
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.job import FINAL, JobState
 from forebay.contract.settings import mask_password

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-TARGET = "forebay.chaos.model:Journal"
+TARGET = "chaos.model:Journal"
 # `job` is the client's number for the job and `row` the row within it: what the log's lines say. Loading a model warms it up
 # with a row of zeros, so no job has the number 0.
 INPUTS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def write_artifact(path: Path, log: Path, pause_s: float) -> Path:
 class Journal:
     """Writes down which rows it has run, in one append for each forward pass, just before it gives their results."""
 
-    def load(self, path: Path, device: str) -> None:  # noqa: ARG002 - the runtime's protocol
+    def load(self, path: Path, device: str) -> None:
         """Open the log; `device` does not matter."""
         settings = json.loads(path.read_text(encoding="utf-8"))
         self._pause_s = float(settings["pause_s"])

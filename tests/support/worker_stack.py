@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from models_for_tests import HOLD, RUNS
-from waiting import wait_until
 
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import make_app
@@ -22,8 +20,10 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
+from support.models import HOLD, RUNS
+from support.waiting import wait_until
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 QUICK = {"LEASE_S": "3", "HEARTBEAT_S": "0.5", "SWEEP_S": "0.5", "RESEND_S": "1"}
 START_S = 60  # a fresh interpreter imports torch, on a loaded machine
 
@@ -31,18 +31,18 @@ START_S = 60  # a fresh interpreter imports torch, on a loaded machine
 class Worker:
     """One worker process in a process group of its own."""
 
-    def __init__(self, house: "House", name: str, queues: str = "cpu", children: int = 1, **more: str) -> None:
+    def __init__(self, stack: "WorkerStack", name: str, queues: str = "cpu", children: int = 1, **more: str) -> None:
         self.name = name
-        self.log = house.folder / f"{name}.log"
-        self._ledger = house.ledger
-        env = os.environ | house.settings.as_environment() | {
+        self.log = stack.folder / f"{name}.log"
+        self._ledger = stack.ledger
+        env = os.environ | stack.settings.as_environment() | {
             "FOREBAY_WORKER_NAME": f"{name}@test", "FOREBAY_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)]),
         } | {f"FOREBAY_{key}": value for key, value in more.items()}  # fmt: skip
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "forebay.worker", queues, str(children)],
-                cwd=house.folder, env=env, stdout=output, stderr=output, start_new_session=True,
+                cwd=stack.folder, env=env, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
     def ready(self) -> "Worker":
@@ -93,12 +93,12 @@ class Worker:
             self.process.wait(30)
 
 
-class House:
+class WorkerStack:
     """Ledger, queue and workers of one test, or of one module's tests."""
 
     def __init__(self, folder: Path, broker: str, database: str | None = None, **more: str) -> None:
         self.folder = folder
-        given = QUICK | {"ALLOWED_PYTHON_MODELS": "models_for_tests", "HOME": str(folder / "home")} | more
+        given = QUICK | {"ALLOWED_PYTHON_MODELS": "support.models", "HOME": str(folder / "home")} | more
         given |= {"BROKER": broker, "DATABASE": database or f"sqlite:///{folder / 'ledger.db'}"}
         self.settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
         self.ledger = Ledger(self.settings.database, create=True)
@@ -133,7 +133,7 @@ class House:
 
     def model(self, kind: str, name: str | None = None, **more: Any) -> str:
         """Register a class of models_for_tests; its reference."""
-        options = {"class": f"models_for_tests:{kind}"}
+        options = {"class": f"support.models:{kind}"}
         return self.client.models.register(name or kind.lower(), runtime="python", options=options, **more).ref
 
     def hold(self) -> None:

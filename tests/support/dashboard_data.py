@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from made_batches import MadeBatch
-from made_training import CONFUSION, DATA, STEPS, MadeRun, make_evaluation
-from waiting import FakeClock
 
 from forebay.contract.job import IdGenerator, JobError, JobKind, JobState, new_ids
 from forebay.contract.metrics.statistics import Statistics
@@ -30,6 +27,9 @@ from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.records import Evaluation
 from forebay.storage.workers import WorkerRegistry
+from support.batches import MadeBatch
+from support.training_data import CONFUSION, DATA, STEPS, MadeRun, make_evaluation
+from support.waiting import FakeClock
 
 WORKERS = {"digits": "cpu@birch", "minilm": "gpu0@atlas", "resnet50": "gpu1@atlas"}
 QUEUES = {"digits": "cpu", "minilm": "gpu", "resnet50": "gpu"}

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from waiting import wait_until
 
 from forebay import Client, Settings
+from support.waiting import wait_until
 
 # A suite that was started in the background ignores Ctrl-C, and would hand that on to every command it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-FOREBAY = [sys.executable, "-m", "forebay"]
+FOREBAY = (sys.executable, "-m", "forebay")
 Call = Sequence[str | bytes]
 TESTS = Path(__file__).parents[1]
 TIMEOUT_S = 150  # two busy cores import torch slowly
@@ -32,7 +32,7 @@ TIMEOUT_S = 150  # two busy cores import torch slowly
 QUICK = {
     "FOREBAY_LEASE_S": "3", "FOREBAY_HEARTBEAT_S": "0.5", "FOREBAY_SWEEP_S": "0.5", "FOREBAY_RESEND_S": "1",
     "FOREBAY_TORCH_THREADS": "1", "FOREBAY_DASHBOARD_PORT": "0",
-    "FOREBAY_ALLOWED_PYTHON_MODELS": "models_for_tests",
+    "FOREBAY_ALLOWED_PYTHON_MODELS": "support.models",
 }  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class User:
 
     folder: Path
     variables: Mapping[str, str] = field(default_factory=dict)
+    program: Sequence[str] = FOREBAY
 
     @property
     def home(self) -> Path:
@@ -59,7 +60,7 @@ class User:
     def run(self, *arguments: str | bytes, given: str | None = None) -> subprocess.CompletedProcess[str]:
         """`forebay ARGUMENTS`, to its end. Whatever it says, it must not be a traceback."""
         done = subprocess.run(
-            [*FOREBAY, *arguments],
+            [*self.program, *arguments],
             cwd=self.folder, env=self.environment, input=given, stdin=None if given else subprocess.DEVNULL,
             capture_output=True, encoding="utf-8", errors="strict", timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
@@ -89,7 +90,7 @@ class User:
         """`forebay ARGUMENTS` in the background, its words in `<first argument>.out`. The caller ends it."""
         with (self.folder / f"{arguments[0]}.out").open("ab") as output:
             return subprocess.Popen(
-                [*FOREBAY, *arguments], cwd=self.folder, env=self.environment,
+                [*self.program, *arguments], cwd=self.folder, env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import structlog
 
-from forebay.chaos import evidence, load, schedule
-from forebay.chaos.audit import Accepted, Findings, audit
-from forebay.chaos.faults import Faults
-from forebay.chaos.load import Load
-from forebay.chaos.model import INPUTS, TARGET, write_artifact
-from forebay.chaos.stack import Stack, check_database
+from chaos import evidence, load, schedule
+from chaos.audit import Accepted, Findings, audit
+from chaos.faults import Faults
+from chaos.load import Load
+from chaos.model import INPUTS, TARGET, write_artifact
+from chaos.stack import Stack, check_database
 from forebay.contract.errors import InvalidInput, LedgerUnavailable
 from forebay.contract.job import FINAL
 from forebay.contract.logs import configure_logs
@@ -263,7 +263,7 @@ def _logging(home: Path) -> Iterator[None]:
     (home / "logs").mkdir(exist_ok=True)
     configure_logs(Settings.load({}, home=home))
     handler = logging.getLogger().handlers[0]
-    assert isinstance(handler, logging.StreamHandler)  # noqa: S101 - configure_logs makes one
+    assert isinstance(handler, logging.StreamHandler)
     with (home / "logs" / "chaos.log").open("w", encoding="utf-8") as file:
         handler.setStream(file)
         try:

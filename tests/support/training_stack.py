@@ -1,4 +1,4 @@
-"""A house whose workers train for real: a small data set, the jobs that learn it, and the processes that do."""
+"""A stack whose workers train for real: a small data set, the jobs that learn it, and the processes that do."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,6 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from worker_house import House, Worker
 
 from forebay.contract.job import JobInfo, JobKind, new_ids
 from forebay.contract.requests.batch import InputFile
@@ -18,13 +17,14 @@ from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.training.store import TrainingStore
+from support.worker_stack import Worker, WorkerStack
 
 ROWS = 4000
 STEPS = 88  # of an epoch: 2,800 rows of training in batches of 32
 TORCHRUN = "torch.distributed.run"
 
 
-class TrainingHouse(House):
+class TrainingStack(WorkerStack):
     """Ledger, queue, a data set of two classes, and workers that train."""
 
     def __init__(self, folder: Path, broker: str, database: str | None = None, **more: str) -> None:
@@ -62,7 +62,7 @@ class TrainingHouse(House):
         return made
 
     def trainers(self) -> list[psutil.Process]:
-        """The processes that train in this house, torchrun itself left out."""
+        """The processes that train in this stack, torchrun itself left out."""
         return [p for p in self.family() if TORCHRUN not in p.info["cmdline"]]
 
     def family(self) -> list[psutil.Process]:

@@ -15,8 +15,8 @@ import psutil
 import redis
 import structlog
 
-from forebay.chaos.schedule import Fault, FaultKind
-from forebay.chaos.stack import Stack, Tree
+from chaos.schedule import Fault, FaultKind
+from chaos.stack import Stack, Tree
 from forebay.stack.processes import ended
 
 log = structlog.get_logger()

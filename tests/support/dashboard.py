@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from waiting import wait_until
+from support.waiting import wait_until
 
 
 def basic_login(text: str) -> str:

@@ -1,0 +1,1 @@
+"""What tests share: servers, stacks, data, and waiting for conditions."""
