@@ -303,7 +303,7 @@ BROADCASTS = {
     "an object": {},
     "a wrong method": {"method": 5},
     "a list for arguments": {"method": "ping", "arguments": [], "reply_to": None},
-    "a wrong answer address": {"method": "ping", "reply_to": 5, "routed_job": "1"},
+    "a wrong answer address": {"method": "ping", "reply_to": 5, "ticket": "1"},
     "a wrong destination": {"method": "ping", "destination": 5},
     "a slow expression": {"method": "ping", "pattern": "(w+)+$", "matcher": "pcre"},
     "an unknown method": {"method": "no_such", "arguments": {"x": 1}},

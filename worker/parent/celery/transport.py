@@ -51,7 +51,7 @@ class Command(msgspec.Struct, forbid_unknown_fields=True):
     destination: list[str] | None = None
     pattern: None = None
     matcher: None = None
-    routed_job: str | None = None
+    ticket: str | None = None
     reply_to: ReplyTo | None = None
 
 
