@@ -2,7 +2,7 @@
 # `make demo` and `make test` need Python 3.11 or newer and make, nothing else; the first run fills .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint type bench chaos clean
+.PHONY: help venv demo test coverage lint type bench chaos clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ ARGS ?=
 TOGETHER ?= -n 3 --dist loadfile
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## .venv with forebay[all] and the developers' tools, pinned by constraints.txt
 
@@ -22,6 +22,12 @@ demo: $(STAMP) ## the main job on real data, from nothing to a result table
 
 test: $(STAMP) ## the whole suite; make test ARGS="-k lease -x" for less, TOGETHER= for one test at a time
 	@$(PY) -m pytest $(TOGETHER) $(ARGS)
+
+coverage: $(STAMP) ## the whole suite again, and how much of the code it runs; a floor holds it
+	@$(PY) -m coverage erase
+	@$(PY) -m coverage run -m pytest $(TOGETHER) $(ARGS)
+	@$(PY) -m coverage combine -q
+	@$(PY) -m coverage report
 
 lint: $(STAMP) ## style, formatting, and who may import whom
 	@echo "==> ruff check"
@@ -43,7 +49,7 @@ chaos: $(STAMP) ## kill, freeze and empty everything while jobs run, then count 
 	@PYTHONPATH=tests $(PY) -m chaos $(ARGS)
 
 clean: ## build output and caches; .venv and .forebay stay
-	@rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
+	@rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # Set PYTHON to choose the interpreter. pip is upgraded first: older ones do not know --group.

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 
 import pytest
+
+import forebay
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard")
@@ -58,6 +61,17 @@ def test_the_door_opens_without_the_heavy_libraries(program: str) -> None:
 
 def test_every_public_name_can_be_had_from_the_door() -> None:
     assert "forebay" in loaded_by("import forebay\nassert all(hasattr(forebay, name) for name in forebay.__all__)")
+
+
+def test_every_public_name_is_described() -> None:
+    public = {name: getattr(forebay, name) for name in forebay.__all__}
+    methods = {
+        f"{name}.{attribute}": value
+        for name, owner in public.items()
+        for attribute, value in vars(owner).items()
+        if not attribute.startswith("_") and isinstance(value, FunctionType | property | classmethod)
+    }
+    assert [name for name, value in (public | methods).items() if not value.__doc__] == []
 
 
 @pytest.mark.parametrize("part", ["contract", "producer"])
