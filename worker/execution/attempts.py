@@ -1,0 +1,311 @@
+"""What may happen to the jobs that a child has claimed: they succeed, fail, are postponed, stopped, released, or found lost.
+
+Every write is fenced by the attempt that the claim gave, so the ledger is right whenever this process may die. A write waits
+while the ledger is away, and what became of the job is counted, logged and told to its client.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from forebay.contract.errors import BlobUnavailable, ForebayError, LedgerUnavailable
+from forebay.contract.job import JobError, Transition
+from forebay.contract.settings import Settings
+from forebay.storage.jobs.records import ClaimedJob, Ended, Finished, Postponed
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.training.store import LeaseLost
+from forebay.worker.announcer import Announcer
+from forebay.worker.execution.backoff import delay_s, may_pass
+from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.retrying import retry_while_unavailable
+from forebay.worker.shared_page import SharedPage
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+class Fate(StrEnum):
+    """What became of a claimed job."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"  # canceled on request, or past its deadline before it was begun
+    POSTPONED = "postponed"  # queued again for later
+    RELEASED = "released"  # queued again at once: this process has to stop, or the job's own process died
+    LOST = "lost"  # the lease was lost: nothing of the attempt was written
+
+
+FINAL_FATES = (Fate.SUCCEEDED, Fate.FAILED, Fate.STOPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of the jobs of one hand-over, and of what size the batches were that ran.
+
+    `unclaimed` ids were finished, canceled, not due, of other queues, or taken by others. `released` ids go back to their queues.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    stopped: int = 0
+    postponed: int = 0
+    lost: int = 0
+    unclaimed: int = 0
+    rows: int = 0
+    batches: int = 0
+    tokens: int = 0  # of the rows themselves, where the model counts them
+    padded: int = 0  # of the rows padded to the longest of their batch
+    released: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, fates: Mapping[str, Fate]) -> Summary:
+        """Counts jobs, given by id."""
+        counts = Counter(fates.values())
+        return cls(
+            succeeded=counts[Fate.SUCCEEDED], failed=counts[Fate.FAILED], stopped=counts[Fate.STOPPED],
+            postponed=counts[Fate.POSTPONED], lost=counts[Fate.LOST],
+            released=tuple(id for id, fate in fates.items() if fate is Fate.RELEASED),
+        )  # fmt: skip
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __str__(self) -> str:
+        padding = f", padding {self.padding:.0%}" if self.padded else ""
+        rare = "".join(f", {n} {word}" for n, word in ((self.stopped, "stopped"), (self.postponed, "postponed")) if n)
+        about = f"{self.succeeded} succeeded, {self.failed} failed{rare}"
+        return f"{about}, {self.unclaimed} not ours, {self.batches} batches{padding}"
+
+    @property
+    def padding(self) -> float:
+        """Which share of what the device computed was padding."""
+        return 1 - self.tokens / self.padded if self.padded else 0.0
+
+
+class Stopping(Exception):
+    """This process has to stop: `Attempts.run` releases the job."""
+
+
+class Canceled(Exception):
+    """A user has asked for the job's cancel: `Attempts.run` ends it so."""
+
+
+class Attempts:
+    """Claims jobs for one child and brings each attempt to its end. Thread-safe."""
+
+    def __init__(
+        self, jobs: JobStore, announcer: Announcer, page: SharedPage, metrics: ChildMetrics, settings: Settings
+    ) -> None:
+        self.worker = settings.worker_name
+        self.lease_s = settings.lease_s
+        self._jobs = jobs
+        self._announcer = announcer
+        self._page = page
+        self._metrics = metrics
+        self._queues = settings.worker_queues or None
+        self._outage_timeout_s = settings.outage_timeout_s
+        self._claimed_at = 0.0
+        self._summary = Summary()
+        self._lock = threading.Lock()
+
+    def claim(self, ids: Sequence[str]) -> list[ClaimedJob]:
+        """Those of the jobs that could be claimed; the others are nothing to this worker."""
+        claimed = self.retry_while_unavailable(partial(self._jobs.claim, ids, self.worker, self.lease_s, self._queues))
+        self._claimed_at = time.perf_counter()
+        self.add(Summary(unclaimed=len(ids) - len(claimed)))
+        return claimed
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process is to release what it has not done."""
+        return self._page.stopping
+
+    def check(self) -> None:
+        """Raise Stopping when this process has to stop."""
+        if self._page.stopping:
+            raise Stopping
+
+    def take_summary(self) -> Summary:
+        """What became of the jobs claimed since this was last called."""
+        with self._lock:
+            summary, self._summary = self._summary, Summary()
+        return summary
+
+    def add(self, summary: Summary) -> None:
+        """Count something that no method here knows of."""
+        with self._lock:
+            self._summary += summary
+
+    # One job.
+
+    def run(self, job: ClaimedJob, work: Callable[[], Fate], *, count_errors: bool = True) -> Fate:
+        """One attempt of one job. `work` ends it and gives what became of it, or raises.
+
+        An error that may pass costs an attempt unless not `count_errors`; any other fails the job. LedgerUnavailable is raised
+        on: nothing can be written then, and the lease lapses.
+        """
+        started = time.perf_counter()
+        self.begin([job])
+        try:
+            fate = work()
+        except LeaseLost:
+            fate = self.lost(job)
+        except Stopping:
+            fate = self.release(job)
+        except Canceled:
+            fate = self.cancel(job)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            if not isinstance(error, ForebayError) and not may_pass(error):
+                log.exception("attempt_failed", job=job.id, attempt=job.attempt)
+            fate = self.end_with_error(job, error, counted=count_errors)
+        seconds = time.perf_counter() - started
+        self.count(job, fate, seconds)
+        log.info(
+            "attempt_done", job=job.id, kind=str(job.kind), model=job.model, version=job.version, queue=job.queue,
+            worker=self.worker, attempt=job.attempt, state=str(fate), seconds=round(seconds, 3),
+        )  # fmt: skip
+        return fate
+
+    def succeed(self, job: ClaimedJob, result: bytes | None = None, ref: str | None = None) -> Fate:
+        """With this result, inline or in the blob store."""
+        return self._end(Finished(job.id, job.attempt, result, ref))
+
+    def succeeded(self, ended: Sequence[Ended]) -> Fate:
+        """The job's own store has written its success: tell its client."""
+        self._announcer.announce(ended)
+        return Fate.SUCCEEDED
+
+    def fail(self, job: ClaimedJob, type_: str, message: str) -> Fate:
+        """With this error, for good."""
+        return self._end(Finished(job.id, job.attempt, error=JobError(type_, message)))
+
+    def end_with_error(self, job: ClaimedJob, error: Exception, *, counted: bool = True) -> Fate:
+        """Postpone the job if the error may pass and an attempt is left, or none was used up; else fail it."""
+        return self._end(outcome_of_error(job, error, passing=may_pass(error), counted=counted))
+
+    def cancel(self, job: ClaimedJob) -> Fate:
+        """Its work has stopped, as a user asked."""
+        return self._end(Finished(job.id, job.attempt, ending=Transition.CANCEL))
+
+    def postpone(self, job: ClaimedJob, reason: str, *, wait_s: float | None = None, counted: bool = False) -> Fate:
+        """Queue it for later: in `wait_s` seconds, by default longer with each attempt."""
+        wait = delay_s(job.tries if counted else job.attempt) if wait_s is None else wait_s
+        return self._end(Postponed(job.id, job.attempt, wait, reason, counted=counted))
+
+    def release(self, job: ClaimedJob) -> Fate:
+        """This process has to stop: the job goes back to its queue, its attempt uncounted."""
+        return self._release([job])[job.id]
+
+    def crashed(self, job: ClaimedJob, evidence: str) -> Fate:
+        """The job's own process has died: queued again while attempts are left, else failed as WorkerLost."""
+        freed, ended = self.retry_while_unavailable(
+            partial(self._jobs.crashed, [job.id], self.worker, evidence, attempt=job.attempt)
+        )
+        self._announcer.announce(ended)
+        log.error("trainer_lost", job=job.id, attempt=job.attempt, freed=len(freed), failed=len(ended), reason=evidence)
+        return Fate.RELEASED if freed else Fate.FAILED if ended else self.lost(job)
+
+    def lost(self, job: ClaimedJob) -> Fate:
+        """Another worker has been given the job, or it has ended: nothing of this attempt counts."""
+        self._refused({job.id: job.attempt})
+        return Fate.LOST
+
+    def count(self, job: ClaimedJob, fate: Fate, seconds: float) -> None:
+        """Count what became of a job that ran for so long. `run` does it."""
+        self._count(job, Summary.of({job.id: fate}), seconds)
+
+    # Many jobs of one model version.
+
+    def begin(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Count how long jobs have waited that are now to be run for the first time."""
+        self._metrics.waited((jobs[0].model, jobs[0].version), [job.waited_s for job in jobs if job.attempt == 1])
+
+    def finish(self, jobs: Sequence[ClaimedJob], outcomes: Sequence[Finished | Postponed]) -> Summary:
+        """Write how attempts ended, in one commit; what became of them, counted."""
+        summary = Summary.of(self._write(outcomes))
+        self._count(jobs[0], summary, time.perf_counter() - self._claimed_at)
+        return summary
+
+    def release_all(self, jobs: Sequence[ClaimedJob]) -> None:
+        """This process has to stop: what it has not run goes back, and is counted."""
+        if jobs:
+            self.add(Summary.of(self._release(jobs)))
+
+    def still_held(self, jobs: Iterable[ClaimedJob]) -> set[str]:
+        """The ids of those that have not been given to others meanwhile."""
+        attempts = {job.id: job.attempt for job in jobs}
+        now = self.retry_while_unavailable(partial(self._jobs.attempts, list(attempts)))
+        return {id for id, attempt in attempts.items() if now.get(id) == attempt}
+
+    # All of them.
+
+    def retry_while_unavailable(self, action: Callable[[], T]) -> T:
+        """What the action gives once ledger and blob store answer: minutes or hours of work may be in hand."""
+        return retry_while_unavailable(action, self._outage_timeout_s, (LedgerUnavailable, BlobUnavailable))
+
+    def _release(self, jobs: Sequence[ClaimedJob]) -> dict[str, Fate]:
+        ids = [job.id for job in jobs]
+        self.retry_while_unavailable(partial(self._jobs.release, ids, self.worker))
+        log.info("jobs_released", worker=self.worker, jobs=len(ids))
+        return dict.fromkeys(ids, Fate.RELEASED)
+
+    def _end(self, outcome: Finished | Postponed) -> Fate:
+        return self._write([outcome])[outcome.id]
+
+    def _write(self, outcomes: Sequence[Finished | Postponed]) -> dict[str, Fate]:
+        finished = [o for o in outcomes if isinstance(o, Finished)]
+        later = [o for o in outcomes if isinstance(o, Postponed)]
+        ended = self.retry_while_unavailable(partial(self._jobs.finish, finished)) if finished else []
+        queued, canceled = self.retry_while_unavailable(partial(self._jobs.postpone, later)) if later else ([], [])
+        self._announcer.announce([*ended, *canceled])
+        if later:
+            log.warning(
+                "jobs_postponed", worker=self.worker, jobs=len(queued), reason=later[0].reason,
+                longest_s=round(max(o.delay_s for o in later), 1),
+            )  # fmt: skip
+        fates = dict.fromkeys((o.id for o in outcomes), Fate.LOST)
+        how = {o.id: _fate_of(o) for o in finished}
+        fates |= {job.id: how[job.id] for job in ended}
+        fates |= dict.fromkeys(queued, Fate.POSTPONED) | {job.id: Fate.STOPPED for job in canceled}
+        self._refused({o.id: o.attempt for o in outcomes if fates[o.id] is Fate.LOST})
+        return fates
+
+    def _refused(self, lost: Mapping[str, int]) -> None:
+        if lost:
+            log.warning("lease_lost", worker=self.worker, jobs=len(lost), first=next(iter(lost)))
+            self.retry_while_unavailable(partial(self._jobs.refused, lost, self.worker))
+
+    def _count(self, of: ClaimedJob, summary: Summary, seconds: float) -> None:
+        self.add(summary)
+        counts = {str(fate): getattr(summary, fate) for fate in FINAL_FATES}
+        self._metrics.ended(
+            (of.model, of.version), counts, seconds, postponed=summary.postponed, refused=summary.lost
+        )  # fmt: skip
+
+
+def outcome_of_error(job: ClaimedJob, error: Exception, *, passing: bool, counted: bool = True) -> Finished | Postponed:
+    """How an attempt ends that met an error. One that is `passing` is tried again while attempts are left; not `counted`, it
+    costs none of them.
+    """  # fmt: skip
+    if passing and (not counted or job.tries < job.max_attempts):
+        wait = delay_s(job.tries if counted else job.attempt)
+        return Postponed(job.id, job.attempt, wait, f"{type(error).__name__}: {error}", counted=counted)
+    return Finished(job.id, job.attempt, error=JobError(type(error).__name__, str(error) or repr(error)))
+
+
+def _fate_of(finished: Finished) -> Fate:
+    if finished.error is not None:
+        return Fate.FAILED
+    return Fate.SUCCEEDED if finished.ending is None else Fate.STOPPED
