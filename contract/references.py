@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 import reprlib
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
 
 from forebay.contract.errors import InvalidInput
 
@@ -18,6 +21,9 @@ _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _REFERENCE = re.compile(r"(?P<name>[^/@]+)(?:/(?P<version>[1-9][0-9]{0,9})|@(?P<alias>[^/@]+))?")
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+ModelName: TypeAlias = Annotated[str, Meta(pattern=rf"^(?:{_NAME.pattern})\Z")]
+JobId: TypeAlias = Annotated[str, Meta(pattern=rf"^{_JOB_ID.pattern}\Z")]
 
 _NAME_RULE = "1 to 100 of A-Z a-z 0-9 . _ -, starting with a letter or digit, without '..'"
 _ALIAS_RULE = "1 to 64 of A-Z a-z 0-9 _ -, starting with a letter"

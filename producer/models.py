@@ -20,7 +20,7 @@ from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.queues import Resources
 from forebay.contract.references import ModelRef, check_name, shown
 from forebay.contract.signature import Signature
-from forebay.contract.wire.messages import MAX_HOLD_S
+from forebay.contract.wire.messages import MAX_BATCH_WAIT_S
 from forebay.storage.blobs.store import BlobStore, pack_folder
 from forebay.storage.jobs.records import json_text
 from forebay.storage.models.registry import ModelRegistry
@@ -233,8 +233,10 @@ def _dtype(value: Any) -> str | None:
 
 
 def _wait(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_HOLD_S:
-        raise InvalidInput(f"batch_wait_timeout_s {shown(value)} is not a number of seconds from 0 to {MAX_HOLD_S}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_BATCH_WAIT_S:
+        raise InvalidInput(
+            f"batch_wait_timeout_s {shown(value)} is not a number of seconds from 0 to {MAX_BATCH_WAIT_S}"
+        )
     return float(value)
 
 

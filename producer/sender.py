@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -108,7 +108,7 @@ class Sender:
         try:
             self._dispatcher.send(messages)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the jobs are durable and the sweeper sends them
-            self._mark_unsent([id for message in messages for id in message.ids], error)
+            self._mark_unsent([id for message in messages for id in message.args.ids], error)
         finally:
             with self._changed:
                 self._sending = False
@@ -128,5 +128,4 @@ def _messages(batch: Iterable[Parting]) -> Iterable[JobMessage]:
     for parting in batch:
         alike.setdefault((parting.size, parting.hold), []).extend(parting.routed_jobs)
     for (size, hold), routed_jobs in alike.items():
-        for message in job_messages(routed_jobs, size):
-            yield replace(message, hold=hold) if hold else message
+        yield from job_messages(routed_jobs, size, hold)

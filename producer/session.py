@@ -16,7 +16,7 @@ from forebay.contract.queues import Resources, route
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis, make_app
 from forebay.contract.wire.dispatch import Dispatcher
-from forebay.contract.wire.messages import JobMessage, RoutedJob
+from forebay.contract.wire.messages import JobMessage, RoutedJob, TaskArgs
 from forebay.producer.models import Models
 from forebay.producer.quota import Room
 from forebay.producer.submit import Submitter
@@ -79,7 +79,9 @@ class Connections:
         """A message without ids for each worker of the version's queue: there is nothing to run, so it is only loaded."""
         queue = route(self.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, None)
         workers = [w.name for w in self._workers.alive(3 * self.settings.heartbeat_s) if queue in w.queues]
-        self._dispatcher.send([JobMessage(model.name, model.version, queue, 0, ())] * len(workers))
+        self._dispatcher.send(
+            [JobMessage(queue, 0, TaskArgs(model.name, model.version, [], exclusive=False))] * len(workers)
+        )
         return workers
 
     def _send(self, routed_jobs: Sequence[RoutedJob]) -> bool:

@@ -126,5 +126,5 @@ def _groups(batch: list[Entry]) -> list[list[Entry]]:
 
 
 def _ticket(job: NewJob) -> RoutedJob:
-    alone = job.kind is not JobKind.PREDICT
-    return RoutedJob(job.id, job.model, job.version, job.queue, job.priority, alone=alone)
+    exclusive = job.kind is not JobKind.PREDICT
+    return RoutedJob(job.id, job.model, job.version, job.queue, job.priority, exclusive=exclusive)

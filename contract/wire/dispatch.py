@@ -1,7 +1,7 @@
-"""Sending job_messages: one Celery message each, pipelined. The only place from which jobs enter Redis.
+"""Sending jobs: a Celery message for each JobMessage, pipelined. The only place from which jobs enter Redis.
 
-The producer, the sweeper and a worker that shuts down all send through here. That the jobs are committed already, and what
-becomes of job_messages that could not be sent, is the caller's business.
+The producer, the sweeper and a worker that shuts down all send through here. The caller has committed the jobs before, and
+decides what becomes of those that could not be sent.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.references import versioned
 from forebay.contract.settings import mask_password
 from forebay.contract.wire.celery_app import SENDING_OPTIONS
-from forebay.contract.wire.messages import PREDICT_TASK, JobMessage, RoutedJob, job_messages
+from forebay.contract.wire.messages import PREDICT_TASK, JobMessage, RoutedJob, dump_args, job_messages
 
 UNREACHABLE = (OSError, redis.RedisError, KombuError, KombuOperationalError)
-
-
 CONNECTIONS = 4
 
 
 class Dispatcher:
-    """Sends job_messages to their queues. Thread-safe."""
+    """Sends jobs to their queues. Thread-safe."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -39,47 +37,41 @@ class Dispatcher:
         self._producers = ProducerPool(self._connections, limit=CONNECTIONS)
 
     def close(self) -> None:
-        """Close every connection."""
         self._connections.force_close_all()
 
-    def send_jobs(self, routed_jobs: Iterable[RoutedJob]) -> None:
-        """Merge routed_jobs into job_messages and send those."""
-        self.send(list(job_messages(routed_jobs)))
+    def send_jobs(self, jobs: Iterable[RoutedJob]) -> None:
+        """Send jobs, as many in one message as may share one; raises as `send` does."""
+        self.send(list(job_messages(jobs)))
 
-    def send(self, batch: Sequence[JobMessage]) -> None:
-        """Send all job_messages; BrokerUnavailable when it is not sure that every one arrived. Sending twice is harmless."""
-        if not batch:
+    def send(self, messages: Sequence[JobMessage]) -> None:
+        """Send all of them; BrokerUnavailable unless every one is known to have arrived. Sending twice is harmless."""
+        if not messages:
             return
-        messages = [self._message(job_message) for job_message in batch]
         try:
             with self._producers.acquire(block=True, timeout=10) as producer:
                 if len(messages) == 1:
-                    _publish(producer, messages[0])
+                    self._publish(producer, messages[0])
                     return
                 with producer.batch(len(messages)):
                     for message in messages:
-                        _publish(producer, message)
+                        self._publish(producer, message)
         except UNREACHABLE as error:
             address = mask_password(str(self._app.conf.broker_url))
             raise BrokerUnavailable(f"cannot send to the queue at {address}: {error}") from error
 
-    def _message(self, job_message: JobMessage) -> tuple[Any, JobMessage]:
-        shown = f"{versioned(job_message.model, job_message.version)}, {len(job_message.ids)} jobs"  # what Flower shows
-        message = self._app.amqp.create_task_message(
-            uuid(), PREDICT_TASK, job_message.args, {}, argsrepr=shown, kwargsrepr="", ignore_result=True
+    def _publish(self, producer: Any, message: JobMessage) -> None:
+        args = message.args
+        in_flower = f"{versioned(args.model, args.version)}, {len(args.ids)} jobs"
+        task = self._app.amqp.create_task_message(
+            uuid(), PREDICT_TASK, dump_args(args), {}, argsrepr=in_flower, kwargsrepr="", ignore_result=True
         )
-        return message, job_message
-
-
-def _publish(producer: Any, pair: tuple[Any, JobMessage]) -> None:
-    message, job_message = pair
-    producer.publish(
-        message.body,
-        exchange="",
-        routing_key=job_message.queue,
-        priority=job_message.priority,
-        headers=message.headers,
-        serializer="json",
-        retry=False,
-        **message.properties,
-    )
+        producer.publish(
+            task.body,
+            exchange="",
+            routing_key=message.queue,
+            priority=message.priority,
+            headers=task.headers,
+            serializer="json",
+            retry=False,
+            **task.properties,
+        )

@@ -1,21 +1,23 @@
-"""What travels through Redis: job_messages of job ids towards the workers, and announcements of finished jobs back.
+"""What travels through Redis: messages of job ids to the workers, and announcements of finished jobs back.
 
 Every Celery task name, Redis key and channel of Forebay is declared here and nowhere else. No message carries a payload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.references import MAX_VERSION, check_job_id, check_name
+from forebay.contract.references import MAX_VERSION, JobId, ModelName
 
 PREDICT_TASK = "forebay.predict"
-MAX_HOLD_S = 60
-IDS_PER_MESSAGE = 256  # ids in one message
+MAX_BATCH_WAIT_S = 60
+IDS_PER_MESSAGE = 256
 PRIORITY_SEPARATOR = ":"  # a queue's Redis lists are `cpu`, `cpu:3`, `cpu:6`, `cpu:9`
 PRIORITY_STEPS = (0, 3, 6, 9)
 
@@ -32,9 +34,9 @@ def announce_channel(client: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RoutedJob:
-    """What it takes to send a job: where it goes, what it is for, and how often a process has died with it.
+    """A job and where to send it. `crashes` counts the processes that have died while running it.
 
-    Batches and shards, each as long as many jobs, travel `alone` too.
+    An `exclusive` job shares no message, because it runs as long as many jobs do: a batch, a shard, a training job.
     """
 
     id: str
@@ -43,74 +45,61 @@ class RoutedJob:
     queue: str
     priority: int
     crashes: int = 0
-    alone: bool = False
+    exclusive: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BatchWait:
-    """Keep a message back until its model has `rows` jobs waiting, for at most `seconds`: `batch_wait_timeout_s`."""
+class BatchWait(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Hold a message back until its model has `rows` jobs waiting, for at most `seconds`: `batch_wait_timeout_s`."""
 
-    seconds: float
-    rows: int
+    seconds: Annotated[float, Meta(gt=0, le=MAX_BATCH_WAIT_S)]
+    rows: Annotated[int, Meta(ge=1)]
+
+
+class TaskArgs(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The arguments of the Celery task: up to 256 job ids of one model version.
+
+    The job of an `exclusive` message runs apart from all others. A job that was running when a process died is sent so: if
+    it is the cause, it takes no other job down with it.
+    """
+
+    model: ModelName
+    version: Annotated[int, Meta(ge=0, le=MAX_VERSION)]  # 0: a training job, which makes its version
+    ids: Annotated[list[JobId], Meta(max_length=IDS_PER_MESSAGE)]
+    exclusive: bool
+    batch_wait: BatchWait | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JobMessage:
-    """One message: up to 256 job ids of one model version, for one queue.
+    """One message to one queue."""
 
-    `solo` keeps a job with which a process has died away from all others: what killed one worker can kill only itself. Batches
-    and shards are solo too.
-    """
-
-    model: str
-    version: int
     queue: str
     priority: int
-    ids: tuple[str, ...]
-    solo: bool = False
-    hold: BatchWait | None = None
-
-    @property
-    def args(self) -> list[Any]:
-        """The Celery task's arguments."""
-        hold = [] if self.hold is None else [self.hold.seconds, self.hold.rows]
-        return [self.model, self.version, list(self.ids), self.solo, *hold]
+    args: TaskArgs
 
 
-def job_messages(routed_jobs: Iterable[RoutedJob], size: int = IDS_PER_MESSAGE) -> Iterator[JobMessage]:
+def job_messages(
+    jobs: Iterable[RoutedJob], size: int = IDS_PER_MESSAGE, batch_wait: BatchWait | None = None
+) -> Iterator[JobMessage]:
     """Jobs merged into messages of up to `size` ids; their order is kept within a model version and priority."""
 
-    def address(routed_job: RoutedJob) -> tuple[str, int, bool, str, int]:
-        solo = routed_job.crashes > 0 or bool(routed_job.alone)
-        return routed_job.queue, routed_job.priority, solo, routed_job.model, routed_job.version
+    def address(job: RoutedJob) -> tuple[str, int, bool, str, int]:
+        return job.queue, job.priority, job.crashes > 0 or bool(job.exclusive), job.model, job.version
 
-    for (queue, priority, solo, model, version), group in groupby(sorted(routed_jobs, key=address), key=address):
-        while ids := tuple(t.id for t in islice(group, 1 if solo else size)):
-            yield JobMessage(model, version, queue, priority, ids, solo)
-
-
-def check_args(args: Any) -> tuple[str, int, list[str], bool]:
-    """A message's arguments as (model, version, ids, solo); InvalidInput for whatever a stranger may have put there."""
-    if not isinstance(args, Sequence) or isinstance(args, str) or len(args) not in (4, 6):
-        raise InvalidInput("a message holds a model, a version, a list of job ids and a flag")
-    model, version, ids, solo = args[:4]
-    if (
-        type(version) is not int
-        or not 0 <= version <= MAX_VERSION  # 0: a training job has none yet
-        or not isinstance(ids, list)
-        or not isinstance(solo, bool)
-    ):
-        raise InvalidInput("a message holds a model, a version, a list of job ids and a flag")
-    if len(ids) > IDS_PER_MESSAGE:
-        raise InvalidInput(f"a message holds at most {IDS_PER_MESSAGE} ids, got {len(ids)}")
-    return check_name(model), version, [check_job_id(i) for i in ids], solo
+    for (queue, priority, exclusive, model, version), group in groupby(sorted(jobs, key=address), key=address):
+        while ids := [job.id for job in islice(group, 1 if exclusive else size)]:
+            yield JobMessage(queue, priority, TaskArgs(model, version, ids, exclusive, batch_wait))
 
 
-def check_hold(args: Sequence[Any]) -> BatchWait | None:
-    """How long the message is to be held, if it says so; InvalidInput for odd values. The rest is check_args' business."""
-    if len(args) == 4:
-        return None
-    seconds, rows = args[4:]
-    if type(seconds) not in (int, float) or not 0 < seconds <= MAX_HOLD_S or type(rows) is not int or rows < 1:
-        raise InvalidInput(f"a message is held for up to {MAX_HOLD_S} s and some rows")
-    return BatchWait(float(seconds), rows)
+def dump_args(args: TaskArgs) -> list[Any]:
+    """The arguments as Celery sends them: a list of plain values."""
+    found: list[Any] = to_builtins(args)
+    return found
+
+
+def parse_args(args: Any) -> TaskArgs:
+    """A received message's arguments; InvalidInput for anything else, since any client of Redis can send a message."""
+    try:
+        return convert(args, TaskArgs)
+    except (ValidationError, RecursionError) as error:
+        raise InvalidInput(f"not the arguments of a {PREDICT_TASK} message: {error}") from error

@@ -248,7 +248,7 @@ def _new_job(batch: Batch, shard: Shard, id: str) -> NewJob:
 
 
 def _ticket(job: NewJob, crashes: int = 0) -> RoutedJob:
-    return RoutedJob(job.id, job.model, job.version, job.queue, job.priority, crashes, alone=True)
+    return RoutedJob(job.id, job.model, job.version, job.queue, job.priority, crashes, exclusive=True)
 
 
 def _shard_row(batch: str, id: str, shard: Shard) -> dict[str, Any]:

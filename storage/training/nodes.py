@@ -37,7 +37,9 @@ class NodeStore:
                 raise LeaseLost(job.id)
             connection.execute(self._sql(CANCEL_SHARDS), {"ids": self.ledger.bind([job.id]), "now": now})
             connection.execute(tables.jobs.insert(), [new_row(node, now) for node in nodes])
-        return [RoutedJob(node.id, node.model, node.version, node.queue, node.priority, alone=True) for node in nodes]
+        return [
+            RoutedJob(node.id, node.model, node.version, node.queue, node.priority, exclusive=True) for node in nodes
+        ]
 
     def dismiss(self, ids: Sequence[str]) -> None:
         """The attempt that these node jobs were for has ended: those that wait are canceled, those that run asked to stop."""

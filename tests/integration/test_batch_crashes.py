@@ -134,7 +134,7 @@ def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_t
     kept, given = Shard((Piece(0, 0, 50),), 50, 400), Shard((Piece(0, 50, 100),), 50, 400)
     routed_jobs = batches.cut(work, kept, [given], batches.batch(batch))
     assert routed_jobs is not None
-    assert [(t.crashes, t.alone) for t in routed_jobs] == [(1, True)]
+    assert [(t.crashes, t.exclusive) for t in routed_jobs] == [(1, True)]
     assert batches.claim_next(batch, "w", 30) is None, "it travels by its own message"
     assert "attempt 1 of 2: signal 9" in batches.evidence(shard)
     freed, over = store.crashed([shard], "w", "signal 9")

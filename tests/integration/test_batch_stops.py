@@ -148,7 +148,7 @@ def test_retrying_all_that_failed_takes_batches_and_leaves_their_shards_to_them(
     store, batch, shard = failed
     assert store.count_failed() == 1
     routed_jobs, after = store.retry_failed()
-    assert [(t.id, bool(t.alone)) for t in routed_jobs] == [(batch, True)]
+    assert [(t.id, bool(t.exclusive)) for t in routed_jobs] == [(batch, True)]
     assert after is None
     assert store.states([batch, shard]) == {batch: JobState.QUEUED, shard: JobState.FAILED}
 

@@ -35,7 +35,7 @@ def worker(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
     def start(model: Callable[[Any], Any]) -> None:
         def send(_self: Dispatcher, batch: Sequence[JobMessage]) -> None:
             for job_message in batch:
-                claimed = shell.store.claim(job_message.ids, "w@host", 30)
+                claimed = shell.store.claim(job_message.args.ids, "w@host", 30)
                 shell.store.finish([finished(job, model) for job in claimed])
 
         monkeypatch.setattr(Dispatcher, "send", send)

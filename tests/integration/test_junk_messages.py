@@ -12,7 +12,7 @@ import redis
 from forebay.contract.job import JobState
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
-from forebay.contract.wire.messages import JobMessage
+from forebay.contract.wire.messages import JobMessage, TaskArgs
 from support.servers import ValkeyServer
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
@@ -55,7 +55,9 @@ def connection(stack: WorkerStack) -> Iterator[redis.Redis]:
 def message(stack: WorkerStack) -> dict[str, Any]:
     """A message as the dispatcher makes them, for the worker's queue, with ids that no job has."""
     app = make_app(stack.settings)
-    Dispatcher(app).send([JobMessage("doubler", 1, "gpu", 5, IDS[:2])])  # a queue that nobody serves
+    Dispatcher(app).send(
+        [JobMessage("gpu", 5, TaskArgs("doubler", 1, list(IDS[:2]), exclusive=False))]
+    )  # a queue that nobody serves
     app.close()
     with redis.Redis.from_url(stack.settings.broker) as connection:
         raw = connection.rpop("gpu:3")

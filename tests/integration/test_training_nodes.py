@@ -56,7 +56,7 @@ class Company:
         ledger = self.jobs.ledger
         companions = Companions(NodeStore(ledger), self.jobs, TrainingStore(ledger), run, WAIT_S, self.clock)
         routed_jobs = companions.summon(task_of(run, REQUEST, None, LOOPBACK, WAIT_S), self.payloads)
-        assert all(routed_job.alone for routed_job in routed_jobs)
+        assert all(routed_job.exclusive for routed_job in routed_jobs)
         return companions
 
     def nodes(self) -> list[str]:
@@ -164,4 +164,4 @@ def test_a_crash_of_one_attempt_is_not_told_of_another(store: JobStore) -> None:
     [job] = store.claim([id], HELD, 60)
     assert store.crashed([id], HELD, "it died", attempt=job.attempt + 1) == ([], [])
     [freed], _ = store.crashed([id], HELD, "it died", attempt=job.attempt)
-    assert (freed.id, freed.crashes, bool(freed.alone)) == (id, 1, True)
+    assert (freed.id, freed.crashes, bool(freed.exclusive)) == (id, 1, True)

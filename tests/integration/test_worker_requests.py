@@ -11,7 +11,7 @@ from forebay import JobCanceled, as_completed
 from forebay.contract.job import JobState
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
-from forebay.contract.wire.messages import JobMessage
+from forebay.contract.wire.messages import JobMessage, TaskArgs
 from forebay.producer.handles.job import Job
 from support.servers import ValkeyServer
 from support.waiting import wait_until
@@ -122,7 +122,7 @@ def test_a_message_in_the_wrong_queue_runs_nothing(stack: WorkerStack) -> None:
     job = stack.client.predict(model, 1)
     app = make_app(stack.settings)
     with closing(Dispatcher(app)) as dispatcher:
-        dispatcher.send([JobMessage("elsewhere", 1, "cpu", 5, (job.id,))])
+        dispatcher.send([JobMessage("cpu", 5, TaskArgs("elsewhere", 1, [job.id], exclusive=False))])
     after = stack.client.predict(stack.model("Echo", "here"), 2)
     assert after.result(30) == 2
     wait_until(lambda: not stack.inspect().active().get("w1@test"), "the message was handled")

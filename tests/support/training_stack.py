@@ -51,7 +51,7 @@ class TrainingStack(WorkerStack):
         )  # fmt: skip
         job = NewJob(id, JobKind.TRAIN, "sides", 0, "train", max_attempts=max_attempts, input=request.dump())
         self.store.add([job])
-        self._dispatcher.send_jobs([RoutedJob(id, job.model, 0, job.queue, job.priority, alone=True)])
+        self._dispatcher.send_jobs([RoutedJob(id, job.model, 0, job.queue, job.priority, exclusive=True)])
         return id
 
     def result(self, id: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class FakeDispatcher:
 
     @property
     def ids(self) -> list[str]:
-        return [id for batch in self.sent for message in batch for id in message.ids]
+        return [id for batch in self.sent for message in batch for id in message.args.ids]
 
 
 class FakeStore:
@@ -75,7 +75,7 @@ def test_what_comes_while_a_message_is_on_its_way_goes_out_together_in_one_messa
     dispatcher.gate.set()
     first.join(10)
     tested.close()
-    assert [[m.ids for m in batch] for batch in dispatcher.sent] == [[("a",)], [("b", "c", "d")]]
+    assert [[m.args.ids for m in batch] for batch in dispatcher.sent] == [[["a"]], [["b", "c", "d"]]]
 
 
 def test_jobs_that_are_to_be_held_do_not_share_a_message_with_those_that_are_not() -> None:
@@ -85,7 +85,7 @@ def test_jobs_that_are_to_be_held_do_not_share_a_message_with_those_that_are_not
     tested.send(parting("b"))
     tested.send(parting("c", hold_s=0.5))
     tested.close()
-    holds = {id: message.hold for batch in dispatcher.sent for message in batch for id in message.ids}
+    holds = {id: message.args.batch_wait for batch in dispatcher.sent for message in batch for id in message.args.ids}
     assert [holds["a"], holds["b"], holds["c"] is not None] == [None, None, True]
 
 

@@ -266,7 +266,7 @@ class BatchCoordinator:
         if self._queue_is_empty(batch.queue):
             ids = self._store.waiting(batch.id, WAITING_AHEAD)
             self.send(
-                [RoutedJob(id, batch.model, batch.version, batch.queue, batch.priority, alone=True) for id in ids]
+                [RoutedJob(id, batch.model, batch.version, batch.queue, batch.priority, exclusive=True) for id in ids]
             )
 
     def _queue_is_empty(self, queue: str) -> bool:

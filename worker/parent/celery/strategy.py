@@ -15,7 +15,7 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import create_request_cls
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.wire.messages import BatchWait, check_args, check_hold
+from forebay.contract.wire.messages import TaskArgs, parse_args
 from forebay.worker.parent.celery.feeder import Feeder, Parcel
 
 CHECK_CHILDREN_S = 0.5  # Celery may miss the moment a child dies, and would look again after 5 s
@@ -43,8 +43,8 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
         )  # fmt: skip
         if (request.expires or request.id in revoked) and request.revoked():
             return
-        model, version, ids, solo, hold = args
-        feeder.put(Parcel(request, model, version, ids, _priority(message), solo, message), hold)
+        parcel = Parcel(request, args.model, args.version, args.ids, _priority(message), args.exclusive, message)
+        feeder.put(parcel, args.batch_wait)
         # Told after the child has its work: the event's trip to Redis then costs the job no time.
         signals.task_received.send(sender=consumer, request=request)
         request.send_event(
@@ -60,8 +60,8 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
     return handler
 
 
-def _read(message: Any) -> tuple[str, int, list[str], bool, BatchWait | None]:
-    """The job_message in a message; InvalidTaskError, which Celery rejects and survives, for anything else."""
+def _read(message: Any) -> TaskArgs:
+    """A message's arguments; InvalidTaskError, which Celery rejects and survives, for a message that is not ours."""
     try:
         asked = [name for name in UNUSED_HEADERS if message.headers.get(name)]
         if asked or message.headers.get("timelimit") not in NO_LIMIT:
@@ -69,9 +69,9 @@ def _read(message: Any) -> tuple[str, int, list[str], bool, BatchWait | None]:
         args, kwargs, embed = message.payload
         if kwargs or any(embed.values()):
             raise InvalidInput("a message has no keyword arguments, callbacks or chords")
-        return *check_args(args), check_hold(args)
+        return parse_args(args)
     except (InvalidInput, AttributeError, TypeError, ValueError, KeyError) as error:
-        raise InvalidTaskError(f"no job_message of ours: {error}") from error
+        raise InvalidTaskError(f"not a message of Forebay's: {error}") from error
 
 
 def _priority(message: Any) -> int:
