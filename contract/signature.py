@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import described, shown
-from forebay.contract.wire.codec import MAX_DIMS, as_array, canonical, is_array, plain_json
+from forebay.contract.values import MAX_DIMS, as_array, canonical, is_array, plain_json
 
 Row: TypeAlias = Any  # dict[field name, value] where fields are declared, else whatever the codec carries
 

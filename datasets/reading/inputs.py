@@ -21,7 +21,7 @@ from forebay.contract.errors import InvalidInput, MissingExtra
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
-from forebay.contract.wire.codec import canonical
+from forebay.contract.values import canonical
 from forebay.datasets.formats.source import Chunk, Column
 
 Values = NDArray[Any] | list[Any]

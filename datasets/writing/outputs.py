@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forebay.contract.signature import ARRAY_DTYPES, Field
-from forebay.contract.wire.codec import jsonable
+from forebay.contract.values import jsonable
 
 LONE = "output"  # what the only output is called when the model declares none
 _VALUES = {"str": pa.string(), "bytes": pa.binary(), "json": pa.string()}

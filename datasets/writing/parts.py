@@ -22,7 +22,7 @@ from forebay.contract.requests.batch import OPENAI, BatchRequest
 from forebay.contract.requests.shards import ShardOutcome, ShardWork, WrittenFile
 from forebay.contract.row_errors import ErrorCounts, ErrorSample
 from forebay.contract.signature import Signature
-from forebay.contract.wire.codec import jsonable
+from forebay.contract.values import jsonable
 from forebay.datasets.formats.jsonl import CUSTOM_ID, URL
 from forebay.datasets.formats.source import get_source
 from forebay.datasets.reading.rows import Rows

@@ -26,7 +26,7 @@ from rich.text import Text
 from forebay.contract import errors
 from forebay.contract.job import JobState
 from forebay.contract.signature import Signature
-from forebay.contract.wire import codec
+from forebay.contract.values import jsonable
 
 JOB_FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -124,7 +124,7 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Enum):
         return value.value
-    return str(value) if isinstance(value, PurePath) else codec.jsonable(value)
+    return str(value) if isinstance(value, PurePath) else jsonable(value)
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:

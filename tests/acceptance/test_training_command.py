@@ -25,7 +25,7 @@ NET = ("--param", "channels=16,32")
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """Somebody with a stack that predicts and trains, and scikit-learn's digits as Parquet."""
-    user = User(tmp_path_factory.mktemp("trainer"), {"FOREBAY_SHUTDOWN_GRACE": "20"})
+    user = User(tmp_path_factory.mktemp("trainer"), {"FOREBAY_SHUTDOWN_GRACE_S": "20"})
     digits = load_digits()
     images = (digits.data.reshape(-1, 8, 8) / 16).astype(np.float32)
     table = pa.table(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.job import JobError
-from forebay.contract.settings import TABLE
+from forebay.contract.settings import SETTINGS
 from forebay.contract.wire import codec
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage
@@ -73,7 +73,7 @@ class Shell:
 
 def open_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     """What a fixture of this name gives."""
-    for setting in TABLE.values():
+    for setting in SETTINGS.values():
         monkeypatch.delenv(setting.variable, raising=False)
     monkeypatch.setenv("FOREBAY_BROKER", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("FOREBAY_HOME", str(tmp_path))

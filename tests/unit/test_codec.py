@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.wire.codec import MAX_DEPTH, canonical, decode, encode, jsonable, plain_json
+from forebay.contract.values import MAX_DEPTH, canonical, jsonable, plain_json
+from forebay.contract.wire.codec import decode, encode
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMERIC = st.one_of(

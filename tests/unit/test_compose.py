@@ -10,7 +10,7 @@ import pytest
 import typer
 import yaml
 
-from forebay.contract.settings import TABLE
+from forebay.contract.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_a_command_the_cli_does_not_know_is_caught() -> None:
 def test_every_forebay_variable_is_a_setting() -> None:
     used = {name for service in OURS.values() for name in service["environment"] if name.startswith("FOREBAY_")}
     assert used
-    assert used <= {setting.variable for setting in TABLE.values()}
+    assert used <= {setting.variable for setting in SETTINGS.values()}
 
 
 def test_passwords_come_from_the_environment_and_have_no_default() -> None:

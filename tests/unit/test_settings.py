@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.queues import DEFAULT_QUEUES
-from forebay.contract.settings import STACK_FILE, TABLE, Settings, mask_password, seconds
+from forebay.contract.settings import SETTINGS, STACK_FILE, Settings, mask_password, seconds
+
+README = Path(__file__).parents[2] / "README.md"
 
 # Per setting: text as a flag or variable, the same as TOML, and the value both become.
 SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
@@ -75,20 +78,20 @@ def config(folder: Path, text: str) -> Path:
 
 
 def test_every_setting_has_samples() -> None:
-    assert set(SAMPLES) == set(TABLE) - {"home", "queues"}
+    assert set(SAMPLES) == set(SETTINGS) - {"home", "queues"}
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(name: str, tmp_path: Path) -> None:
     (flag, _, by_flag), (variable, _, by_variable), (_, toml, by_file) = SAMPLES[name]
     path = config(tmp_path, f"{name} = {toml}")
-    env = {TABLE[name].variable: variable}
+    env = {SETTINGS[name].variable: variable}
     home = {"home": tmp_path}
     assert getattr(Settings.load(env, config=path, **home, **{name: flag}), name) == by_flag
     assert getattr(Settings.load(env, config=path, **home, **{name: None}), name) == by_variable
     assert getattr(Settings.load({}, config=path, **home), name) == by_file
-    assert getattr(Settings.load({TABLE[name].variable: ""}, config=path, **home), name) == by_file
-    assert getattr(Settings.load({}, **home), name) == TABLE[name].default(tmp_path)
+    assert getattr(Settings.load({SETTINGS[name].variable: ""}, config=path, **home), name) == by_file
+    assert getattr(Settings.load({}, **home), name) == SETTINGS[name].default_in(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(name: str
 def test_a_value_means_the_same_from_every_source(name: str, text: str, toml: str, value: Any, tmp_path: Path) -> None:
     path = config(tmp_path, f"{name} = {toml}")
     assert getattr(Settings.load({}, home=tmp_path, **{name: text}), name) == value
-    assert getattr(Settings.load({TABLE[name].variable: text}, home=tmp_path), name) == value
+    assert getattr(Settings.load({SETTINGS[name].variable: text}, home=tmp_path), name) == value
     assert getattr(Settings.load({}, home=tmp_path, config=path), name) == value
 
 
@@ -138,7 +141,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_bad_value_is_refused_with_setting_source_and_value(name: str, value: str, tmp_path: Path) -> None:
-    variable = TABLE[name].variable
+    variable = SETTINGS[name].variable
     shown = {'{"cpu": {"cores": 8}}': "cores", '{"CPU": {}}': "CPU"}.get(value, value)
     for source, load in (
         ("flag", lambda: Settings.load({}, home=tmp_path, **{name: value})),
@@ -300,7 +303,7 @@ def test_settings_for_a_persons_eyes_show_everything_but_passwords(tmp_path: Pat
         {}, home=tmp_path, broker="redis://:geheim@h/0", database="postgresql://u:geheim@h/d", blobs="s3://k:geheim@b"
     )
     shown = settings.public()
-    assert set(shown) == set(TABLE)
+    assert set(shown) == set(SETTINGS)
     assert "geheim" not in json.dumps(shown)
     assert shown["broker"] == "redis://:***@h/0"
     assert shown["lease_s"] == "30.0"
@@ -320,3 +323,14 @@ def test_loading_changes_neither_the_environment_nor_the_disk(tmp_path: Path) ->
     Settings.load(home=tmp_path / "new")
     assert dict(os.environ) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readme_says_of_every_setting_its_variable_its_default_and_what_it_is() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(FOREBAY_\w+)` \| (.+?) \| (.+) \|$", README.read_text(), flags=re.MULTILINE)
+    assert [(name, variable, help) for name, variable, _, help in rows] == [
+        (name, setting.variable, setting.help) for name, setting in SETTINGS.items()
+    ]
+    defaults = {name: text.strip("`").replace(" min", "m").replace(" ", "") for name, _, text, _ in rows}
+    for name, text in defaults.items():
+        if text and text[0].isdigit():  # the others say in words what happens without a value
+            assert SETTINGS[name].kind.parse(text) == SETTINGS[name].default, name
