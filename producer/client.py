@@ -1,4 +1,4 @@
-"""Client: the door for users. Checks what it is given, makes jobs durable, and hands out Job handles.
+"""Client: the door for users. Checks what it is given, makes jobs durable, and hands out their handles.
 
 Everything a submit can refuse it refuses before anything is stored. Knows the ledger and the queue; loads no model.
 """
@@ -7,64 +7,85 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, Unpack
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.job import JobKind
+from forebay.contract.job import JobInfo, JobKind, JobState, QueueInfo
+from forebay.contract.references import ModelRef, check_job_id, shown
 from forebay.contract.requests.training import Split
+from forebay.contract.settings import Settings
 from forebay.datasets import require_pyarrow
+from forebay.producer.handles import open_handle
+from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.evaluation import EvaluationJob
 from forebay.producer.handles.job import Job
-from forebay.producer.options import Deadline
-from forebay.producer.submitting import Submitting
+from forebay.producer.handles.training import TrainingJob
+from forebay.producer.models import Models
+from forebay.producer.options import PredictOptions, SubmitOptions, check_metadata
+from forebay.producer.session import Session
+from forebay.producer.submit import Submitter
 
 
-class Client(Submitting):
-    """Submits jobs and reads results. Thread-safe; a context manager; one per process is enough."""
+class Client:
+    """Submits jobs and reads results. Thread-safe; a context manager; one per process is enough.
 
-    def predict(
-        self,
-        model: str,
-        inputs: Any,
-        *,
-        priority: int = 5,
-        queue: str | None = None,
-        deadline: Deadline | None = None,
-        max_attempts: int = 3,
-        idempotency_key: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        batched: bool = False,
-    ) -> Job:
+    The options of a submit: `priority` runs from 0 (first) to 9. `queue` is chosen by what the model needs unless given.
+    `deadline` is seconds from now, a timedelta or an aware datetime; a job that has not started by then expires.
+    `max_attempts` caps its executions. The same `idempotency_key` and request give the existing job. `metadata` is a JSON
+    object to find jobs by. With `batched`, an input of `predict` has a leading batch dimension, and so has its result.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Open the ledger and the queue that `settings` name (Settings.load() when None).
+
+        LedgerUnavailable or BrokerUnavailable when none is configured or there is no ledger. A Redis that is down is no error.
+        """
+        self.session = Session(settings)
+        self.models = Models(self.session)
+        self._submitter = Submitter(self.session)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that it was opened with."""
+        return self.session.settings
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection once everything submitted has been sent; jobs go on."""
+        self._submitter.close()
+        self.session.close()
+
+    def predict(self, model: str, inputs: Any, **options: Unpack[PredictOptions]) -> Job:
         """Submit one job and return once it is durable.
 
-        `model` is `name`, `name/3` or `name@alias`, resolved now. `inputs` is one sample (or a batch of them, with
-        `batched`): a NumPy array or torch tensor, str, bytes, a number, or a dict or list of those. `priority` runs from 0
-        (first) to 9, `deadline` is seconds from now, a timedelta or an aware datetime. The same `idempotency_key` and
-        request give the existing job. Raises InvalidInput, PayloadTooLarge, ModelNotFound, NoQueueFits, QueueFull or
-        LedgerUnavailable, and then nothing was stored.
+        `model` is `name`, `name/3` or `name@alias`, resolved now. `inputs` is one sample: a NumPy array or torch tensor, str,
+        bytes, a number, or a dict or list of those. Raises InvalidInput, PayloadTooLarge, ModelNotFound, NoQueueFits,
+        QueueFull or LedgerUnavailable, and then nothing was stored.
         """
-        terms = self._terms(model, priority, queue, deadline, max_attempts, idempotency_key, metadata, batched)
-        return self._submit(terms, [self._packed(terms, inputs, "")])[0]
+        resolved = self._submitter.resolve(JobKind.PREDICT, model, options)
+        return self._submitter.submit_inputs(resolved, [self._submitter.pack(resolved, inputs)])[0]
 
-    def predict_many(
-        self,
-        model: str,
-        inputs: Iterable[Any],
-        *,
-        priority: int = 5,
-        queue: str | None = None,
-        deadline: Deadline | None = None,
-        max_attempts: int = 3,
-        idempotency_key: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        batched: bool = False,
-    ) -> list[Job]:
+    def predict_many(self, model: str, inputs: Iterable[Any], **options: Unpack[PredictOptions]) -> list[Job]:
         """Submit one job per input, all or none, in one transaction; the handles come in the order of the inputs.
 
         Takes what `predict` takes; job i of an `idempotency_key` has the key `key:i`. Errors name the input's index.
         """
-        terms = self._terms(model, priority, queue, deadline, max_attempts, idempotency_key, metadata, batched)
-        packed = [self._packed(terms, value, f"inputs[{i}]: ") for i, value in enumerate(_several(inputs))]
-        return self._submit(terms, packed) if packed else []
+        resolved = self._submitter.resolve(JobKind.PREDICT, model, options)
+        packed = []
+        for i, value in enumerate(_several(inputs)):
+            try:
+                packed.append(self._submitter.pack(resolved, value))
+            except InvalidInput as error:
+                raise type(error)(f"inputs[{i}]: {error}") from error
+        return self._submitter.submit_inputs(resolved, packed) if packed else []
 
     def batch(
         self,
@@ -77,13 +98,8 @@ class Client(Submitting):
         format: str | None = None,
         shard_rows: int | None = None,
         error_threshold: int | float | None = None,
-        priority: int = 7,
-        queue: str | None = None,
-        deadline: Deadline | None = None,
-        max_attempts: int = 5,
-        idempotency_key: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Job:
+        **options: Unpack[SubmitOptions],
+    ) -> BatchJob:
         """Run a model over a data set and write another one; returns once the batch is durable, its shards run on workers.
 
         `input` is a path, glob, folder or URL, or several: Parquet, Arrow, .npy, CSV, JSON lines, images. `output` is a folder
@@ -96,14 +112,12 @@ class Client(Submitting):
         require_pyarrow()
         from forebay.producer.requests import batch as batches
 
-        terms = self._terms(
-            model, priority, queue, deadline, max_attempts, idempotency_key, metadata, False, JobKind.BATCH
-        )
+        resolved = self._submitter.resolve(JobKind.BATCH, model, options)
         request = batches.make_request(
-            terms.model, input, output, columns=columns, keep=keep, format=format, shard_rows=shard_rows,
+            resolved.model, input, output, columns=columns, keep=keep, format=format, shard_rows=shard_rows,
             error_threshold=error_threshold,
         )  # fmt: skip
-        return batches.submit(self, terms, request)
+        return batches.submit(self.session, self._submitter, resolved, request)
 
     def train(
         self,
@@ -127,13 +141,8 @@ class Client(Submitting):
         checkpoint_minutes: float | None = 5.0,
         checkpoint_keep: int = 3,
         max_batch_size: int = 256,
-        priority: int = 5,
-        queue: str | None = None,
-        deadline: Deadline | None = None,
-        max_attempts: int = 10,
-        idempotency_key: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Job:
+        **options: Unpack[SubmitOptions],
+    ) -> TrainingJob:
         """Train the next version of `model` from a data set; returns once the job is durable. `result()` gives the version.
 
         `recipe` and `params` are those of `forebay recipes`, `dataset` is what `batch` takes, and .npz; a folder of images has
@@ -150,13 +159,11 @@ class Client(Submitting):
 
         asked = training.Asked(
             recipe, dataset, target, format, params, features, missing, split, seed, metric, alias, nproc, nodes, resources,
-            checkpoint_steps, checkpoint_minutes, checkpoint_keep, max_batch_size, metadata,
+            checkpoint_steps, checkpoint_minutes, checkpoint_keep, max_batch_size, options.get("metadata"),
         )  # fmt: skip
-        terms = self._terms_for(
-            training.draft(model, asked), JobKind.TRAIN, priority, queue, deadline, max_attempts, idempotency_key, metadata
-        )  # fmt: skip
+        resolved = self._submitter.resolve(JobKind.TRAIN, training.draft(model, asked), options)
         request = training.make_request(asked)
-        return self._submit_request(terms, JobKind.TRAIN, request.dump(), request.fingerprint(model))
+        return self._submitter.submit_request(TrainingJob, resolved, request.dump(), request.fingerprint(model))
 
     def evaluate(
         self,
@@ -167,13 +174,8 @@ class Client(Submitting):
         columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         output: str | None = None,
         format: str | None = None,
-        priority: int = 7,
-        queue: str | None = None,
-        deadline: Deadline | None = None,
-        max_attempts: int = 3,
-        idempotency_key: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Job:
+        **options: Unpack[SubmitOptions],
+    ) -> EvaluationJob:
         """Try a version of any runtime on a data set whose column `target` says what is true; `result()` gives an Evaluation.
 
         `columns` is what `batch` takes; left out, it is the columns that the version was trained on. `output` is the model's
@@ -183,14 +185,98 @@ class Client(Submitting):
         require_pyarrow()
         from forebay.producer.requests import evaluation
 
-        terms = self._terms(
-            model, priority, queue, deadline, max_attempts, idempotency_key, metadata, False, JobKind.EVALUATE
-        )
+        resolved = self._submitter.resolve(JobKind.EVALUATE, model, options)
         request = evaluation.make_request(
-            terms.model, dataset, target=target, columns=columns, output=output, format=format,
-            learnt_from=self._training.data_of(terms.model),
+            resolved.model, dataset, target=target, columns=columns, output=output, format=format,
+            learnt_from=self.session.training.data_of(resolved.model),
         )  # fmt: skip
-        return self._submit_request(terms, JobKind.EVALUATE, request.dump(), request.fingerprint(terms.model.ref))
+        fingerprint = request.fingerprint(resolved.model.ref)
+        return self._submitter.submit_request(EvaluationJob, resolved, request.dump(), fingerprint)
+
+    def job(self, id: str) -> Job:
+        """The handle of an existing job, of its kind; JobNotFound when there is none of this id."""
+        return open_handle(self.session, id)
+
+    def jobs(
+        self,
+        *,
+        state: str | Sequence[str] | None = None,
+        kind: str | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> list[JobInfo]:
+        """The newest jobs that meet every filter, newest first; the last one's id as `before` gives the next page.
+
+        `model` is a name, `name/3` or `name@alias`; `metadata` matches the jobs that carry these values.
+        """
+        states = [state] if isinstance(state, str) or not isinstance(state, Iterable) else list(state)
+        name, version = self._model_filter(model)
+        if type(limit) is not int or not 1 <= limit <= 10_000:
+            raise InvalidInput(f"limit {shown(limit)} is not a whole number from 1 to 10000")
+        return self.session.jobs.find(
+            state=[_member(JobState, s, "state") for s in states if s is not None],
+            kind=_member(JobKind, kind, "kind") if kind is not None else None,
+            model=name,
+            version=version,
+            metadata=check_metadata(metadata),
+            limit=limit,
+            before=check_job_id(before) if before is not None else None,
+        )
+
+    def retry_failed(self, model: str | None = None, *, dry_run: bool = False) -> int:
+        """Queue every failed and expired job again, those of `model` only when it is given; how many.
+
+        Like `Job.retry` for each: same ids, attempts start anew, deadlines are gone. Jobs that succeeded or were canceled are
+        not touched. It goes through the ledger once, some thousands of jobs to a transaction; jobs that fail again meanwhile
+        are left alone. With `dry_run` they are only counted. What Redis does not take is sent by a later sweep.
+        """
+        session = self.session
+        name, version = self._model_filter(model)
+        if dry_run:
+            return session.jobs.count_failed(model=name, version=version)
+        count, redis_answers = 0, True
+        after_id: str | None = ""
+        while after_id is not None:
+            routed_jobs, after_id = session.jobs.retry_failed(model=name, version=version, after_id=after_id)
+            ids = [job.id for job in routed_jobs]
+            session.watcher.forget_outcomes(ids)
+            if redis_answers:
+                redis_answers = session.send(routed_jobs)
+            else:  # one wait for it is enough
+                session.jobs.mark_unsent(ids)
+            count += len(routed_jobs)
+        return count
+
+    def queues(self) -> list[QueueInfo]:
+        """Every declared queue: how many jobs wait, may wait and run, the age of the oldest, its workers and capacity."""
+        depths = self.session.jobs.depths()
+        workers = self.session.live_workers()
+        return [
+            QueueInfo(
+                name,
+                *depths.get(name, (0, None, 0)),
+                tuple(w.name for w in workers if name in w.queues),
+                spec.capacity.as_dict(),
+                spec.max_queue_size,
+            )
+            for name, spec in self.settings.queues.items()
+        ]
+
+    def _model_filter(self, model: str | None) -> tuple[str | None, int | None]:
+        """`name`, `name/3` or `name@alias` as the name and version to look for."""
+        if model is None:
+            return None, None
+        ref = ModelRef.parse(model)
+        return ref.name, self.session.registry.get(ref).version if ref.alias else ref.version
+
+
+def _member(enum: Any, value: Any, what: str) -> Any:
+    try:
+        return enum(value)
+    except ValueError:
+        raise InvalidInput(f"no {what} is called {shown(value)}; there are {', '.join(enum)}") from None
 
 
 def _several(inputs: Any) -> Iterable[Any]:

@@ -6,25 +6,24 @@ here, before anything is stored. No torch.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.pt2.archive import read_pt2_signature
-from forebay.contract.queues import Resources
+from forebay.contract.queues import Resources, route
 from forebay.contract.references import ModelRef, check_name, shown
 from forebay.contract.signature import Signature
-from forebay.contract.wire.messages import MAX_BATCH_WAIT_S
-from forebay.storage.blobs.store import BlobStore, pack_folder
-from forebay.storage.jobs.records import json_text
-from forebay.storage.models.registry import ModelRegistry
-from forebay.storage.training.queries import TrainingQueries
+from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
+from forebay.producer.options import check_metadata
+from forebay.producer.session import Session
+from forebay.storage.blobs.store import pack_folder
 from forebay.storage.training.records import Evaluation
 
 Described = Mapping[str, Mapping[str, Any]]
@@ -42,14 +41,9 @@ NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 class Models:
     """The registry as a client sees it."""
 
-    def __init__(
-        self, registry: ModelRegistry, runs: TrainingQueries, blobs: BlobStore,
-        ask_to_load: Callable[[ModelVersion], Names],
-    ) -> None:  # fmt: skip
-        self._registry = registry
-        self._runs = runs
-        self._blobs = blobs
-        self._ask_to_load = ask_to_load
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._registry = session.registry
 
     def register(
         self,
@@ -126,7 +120,7 @@ class Models:
     def evaluations(self, ref: str, limit: int = 100) -> Evaluations:
         """What evaluations of a version found, the newest first."""
         model = self._registry.get(ModelRef.parse(ref))
-        return self._runs.evaluations(model.name, model.version, limit)
+        return self._session.training.evaluations(model.name, model.version, limit)
 
     def set_alias(self, name: str, alias: str, version: int) -> ModelVersion:
         """Point `name@alias` at a version, at once for every job submitted from now on."""
@@ -145,17 +139,23 @@ class Models:
 
         Each takes one of as many messages as there are workers, between its batches: a busy one may leave its to another.
         """
-        return self._ask_to_load(self._registry.get(ModelRef.parse(ref)))
+        model = self._registry.get(ModelRef.parse(ref))
+        queue = route(self._session.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, None)
+        workers = [worker.name for worker in self._session.live_workers() if queue in worker.queues]
+        # Without ids there is nothing to run: the model is only loaded.
+        message = JobMessage(queue, 0, TaskArgs(model.name, model.version, [], exclusive=False))
+        self._session.dispatcher.send([message] * len(workers))
+        return workers
 
     def _store(self, path: Path | None) -> tuple[str, str, int]:
         if path is None:
             return "", "none", 0
         if path.is_file():
-            return self._blobs.put_file(path), "file", path.stat().st_size
+            return self._session.blobs.put_file(path), "file", path.stat().st_size
         with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
             archive = Path(folder) / "artifact.tar"
             pack_folder(path, archive)
-            return self._blobs.put_file(archive), "folder", archive.stat().st_size
+            return self._session.blobs.put_file(archive), "folder", archive.stat().st_size
 
 
 def _existing(artifact: str | Path | None) -> Path | None:
@@ -244,22 +244,3 @@ def _timeout(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_TIMEOUT_S:
         raise InvalidInput(f"timeout_s {shown(value)} is not a number of seconds above 0, up to {MAX_TIMEOUT_S}")
     return float(value)
-
-
-def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> dict[str, Any]:
-    """A copy of a mapping that JSON can carry as it is; InvalidInput otherwise."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got {shown(value)}")
-    try:
-        given = dict(value)
-    except Exception as error:
-        raise InvalidInput(f"{what} cannot be read: {type(error).__name__} {shown(str(error))}") from error
-    odd = [key for key in given if type(key) is not str]
-    if odd:
-        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got the key {shown(odd[0])}")
-    text = json_text(what, given)
-    if len(text) > 65_536:
-        raise InvalidInput(f"{what} has {len(text)} characters as JSON, the limit is 65536")
-    return dict(json.loads(text))

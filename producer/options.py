@@ -1,22 +1,69 @@
-"""What a submit asks for beside its inputs, and what makes two requests the same. Knows no ledger and no queue."""
+"""The options that every submit takes: their names, their defaults for each kind of job, and their check."""
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
+from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
+from forebay.contract.queues import QueueSpec, Resources, route
+from forebay.contract.references import shown
+from forebay.storage.jobs.records import json_text
 
-Deadline = float | timedelta | datetime
+Deadline = float | dt.timedelta | dt.datetime
+
+MAX_DEADLINE_S = 10 * 365 * 86400.0
+
+
+class SubmitOptions(TypedDict, total=False):
+    """What every submit takes.
+
+    `priority` runs from 0 (first) to 9. `queue` is chosen by what the model needs unless given. A job that has not started by
+    its `deadline` - seconds from now, a timedelta or an aware datetime - expires. `max_attempts` caps its executions. The same
+    `idempotency_key` and request give the existing job. `metadata` is any JSON object, to find jobs by.
+    """
+
+    priority: int
+    queue: str | None
+    deadline: Deadline | None
+    max_attempts: int
+    idempotency_key: str | None
+    metadata: Mapping[str, Any] | None
+
+
+class PredictOptions(SubmitOptions, total=False):
+    """With `batched`, an input has a leading batch dimension, and so has its result."""
+
+    batched: bool
+
+
+class Defaults(NamedTuple):
+    """Those that differ from kind to kind."""
+
+    priority: int
+    max_attempts: int
+
+
+DEFAULTS = {
+    JobKind.PREDICT: Defaults(5, 3),
+    JobKind.BATCH: Defaults(7, 5),
+    JobKind.TRAIN: Defaults(5, 10),
+    JobKind.EVALUATE: Defaults(7, 3),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What a submit asks for beside its inputs, checked."""
+class ResolvedOptions:
+    """The options of one submit, checked, with the version that the model's reference means now and the queue it needs."""
 
+    kind: JobKind
     model: ModelVersion
     queue: str
     priority: int
@@ -26,8 +73,83 @@ class Terms:
     metadata: Mapping[str, Any]
     batched: bool
 
+    def request_hash(self, data: bytes) -> str:
+        """Equal for equal requests: the same model version and input, to be run in the same way."""
+        about = f"{self.model.ref} {self.queue} {self.priority} {self.max_attempts} {sorted(self.metadata.items())}"
+        return hashlib.sha256(about.encode() + b"\0" + data).hexdigest()
 
-def request_hash(terms: Terms, data: bytes) -> str:
-    """What makes two requests the same: the model version, the input, and how it is to be run."""
-    about = f"{terms.model.ref} {terms.queue} {terms.priority} {terms.max_attempts} {sorted(terms.metadata.items())}"
-    return hashlib.sha256(about.encode() + b"\0" + data).hexdigest()
+
+def resolve_options(
+    kind: JobKind, model: ModelVersion, options: Mapping[str, Any], queues: Mapping[str, QueueSpec], now: float
+) -> ResolvedOptions:
+    """The options of a submit; TypeError for a name that does not exist, InvalidInput for a value that will not do."""
+    names = (PredictOptions if kind is JobKind.PREDICT else SubmitOptions).__annotations__.keys()
+    if not options.keys() <= names:
+        unknown = next(name for name in options if name not in names)
+        raise TypeError(f"{kind} has no option {unknown!r}; options of a submit are {', '.join(names)}")
+    defaults = DEFAULTS[kind]
+    queue = options.get("queue")
+    if queue is not None and not isinstance(queue, str):
+        raise InvalidInput(f"queue {shown(queue)} is not the name of a queue")
+    return ResolvedOptions(
+        kind=kind,
+        model=model,
+        priority=_whole_number("priority", options.get("priority", defaults.priority), 0, 9),
+        max_attempts=_whole_number("max_attempts", options.get("max_attempts", defaults.max_attempts), 1, 100),
+        queue=route(queues, Resources.parse(model.resources), kind, queue),
+        deadline_at=_deadline_at(options.get("deadline"), now),
+        idempotency_key=_check_key(options.get("idempotency_key")),
+        metadata=check_metadata(options.get("metadata")),
+        batched=options.get("batched", False),
+    )
+
+
+def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> dict[str, Any]:
+    """A copy of a mapping that JSON can carry as it is; InvalidInput otherwise."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got {shown(value)}")
+    try:
+        given = dict(value)
+    except Exception as error:
+        raise InvalidInput(f"{what} cannot be read: {type(error).__name__} {shown(str(error))}") from error
+    odd = [key for key in given if type(key) is not str]
+    if odd:
+        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got the key {shown(odd[0])}")
+    text = json_text(what, given)
+    if len(text) > 65_536:
+        raise InvalidInput(f"{what} has {len(text)} characters as JSON, the limit is 65536")
+    return dict(json.loads(text))
+
+
+def _whole_number(name: str, value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        first = " (first)" if name == "priority" else ""
+        raise InvalidInput(f"{name} {shown(value)} is not a whole number from {low}{first} to {high}")
+    return value
+
+
+def _check_key(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 180 or not value.isprintable()):
+        raise InvalidInput(f"idempotency_key {shown(value)} is not 1 to 180 printable characters")
+    return value
+
+
+def _deadline_at(value: Any, now: float) -> float | None:
+    """A deadline in seconds since the epoch, by the ledger's clock, which says `now`."""
+    if value is None:
+        return None
+    if isinstance(value, dt.timedelta):
+        value = value.total_seconds()
+    if isinstance(value, dt.datetime):
+        if value.utcoffset() is None:
+            raise InvalidInput(f"deadline {value} has no time zone; use datetime.now(UTC) + …, or seconds from now")
+        value = value.timestamp() - time.time()
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        raise InvalidInput(f"deadline {shown(value)}: give seconds from now, a timedelta or an aware datetime")
+    if value <= 0:
+        raise InvalidInput(f"the deadline is {shown(-value)} s in the past; nothing could start in time")
+    if value > MAX_DEADLINE_S:
+        raise InvalidInput(f"deadline {shown(value)} s: give at most {MAX_DEADLINE_S:g} s (ten years), or none at all")
+    return now + float(value)

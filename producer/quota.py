@@ -1,7 +1,7 @@
-"""Whether a queue has room for more jobs: back-pressure for those that submit, at next to no cost.
+"""Back-pressure for those that submit, at next to no cost: whether a queue with a maximum has room for more jobs.
 
-A queue without `max_queue_size` is never asked about. Of others a client takes a small share of the room that is left, and
-submits that much without asking again. Knows JobStore; refuses, and leaves adding to others.
+A queue without `max_queue_size` is never counted. Of any other a client reserves a small share of the room that is left, and
+submits that many jobs before it counts again.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping
 from forebay.contract.queues import QueueSpec
 from forebay.storage.jobs.store import JobStore
 
-SHARE = 100  # a client takes a hundredth of a queue's maximum at a time
-KEEP_S = 10.0  # and gives it up after so long
+SHARE = 100  # a client reserves a hundredth of a queue's maximum at a time
+KEEP_S = 10.0  # and gives up what is left of it after so long
 
 
-class Room:
+class QueueQuota:
     """What one client may still add to each queue. Thread-safe.
 
-    How far the maximum may be overshot: by a hundredth of it for each other client that submits to the queue within the same
-    ten seconds, for nobody sees what another has taken and not yet used. It is exact for one client, for a queue that takes
+    A maximum may be exceeded by a hundredth of it for each other client that submits to the queue within the same ten
+    seconds, since nobody sees what another has reserved and not yet used. It is exact for one client, for a queue that takes
     fewer than 100 jobs, and for a `predict_many` of more than a hundredth: those are counted in the transaction that adds them.
     """
 
@@ -32,12 +32,12 @@ class Room:
         self._queues = queues
         self._clock = clock
         self._lock = threading.Lock()
-        self._taken: dict[str, tuple[int, float]] = {}  # jobs left of the share, and until when
+        self._reserved: dict[str, tuple[int, float]] = {}  # jobs left of the share, and until when
 
     def take(self, queue: str, count: int, *, keyed: bool = False) -> int | None:
-        """Take room for `count` jobs: None when there is, or the maximum that has to be checked as they are added.
+        """Take room for `count` jobs: None when there is enough, or the maximum to be checked as they are added.
 
-        QueueFull when there is none; `keyed` jobs may exist already, so they are never refused here.
+        QueueFull when there is not enough. `keyed` jobs may exist already, so they are never refused here.
         """
         maximum = self._queues[queue].max_queue_size
         if maximum is None:
@@ -46,13 +46,13 @@ class Room:
         if not share:
             return maximum
         with self._lock:
-            left, until = self._taken.get(queue, (0, 0.0))
+            left, until = self._reserved.get(queue, (0, 0.0))
             if count <= left and self._clock() < until:
-                self._taken[queue] = (left - count, until)
+                self._reserved[queue] = (left - count, until)
                 return None
             room = maximum - self._store.waiting(queue, maximum)
             if count <= min(room, share):
-                self._taken[queue] = (min(room, share) - count, self._clock() + KEEP_S)
+                self._reserved[queue] = (min(room, share) - count, self._clock() + KEEP_S)
                 return None
         if count > room and not keyed:
             raise self._store.refusal(queue, count, maximum)

@@ -1,8 +1,8 @@
 """Sending committed jobs to Redis: at once when it is quiet, gathered for a moment under load.
 
-A message costs both ends far more than one more id in it. So whoever submits after a pause sends by itself, and what is
-submitted within the next GATHER_S is left to a thread, which sends it together. A Redis that is away is no error here: the
-ledger has the jobs, and the sweeper sends what this could not.
+A message costs both ends far more than one more id in it. So a submit after a pause sends its own jobs, and what is
+submitted within the next GATHER_S is left to a thread, which sends it together. A Redis that is down is not an error here:
+the ledger has the jobs, and the sweeper sends what this could not.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from forebay.storage.jobs.store import JobStore
 log = structlog.get_logger()
 
 GATHER_S = 0.003
-LINGER_S = 0.05  # the thread that gathers ends when so long nothing came, and so never keeps a program from ending
-SMALLEST_ENVELOPE = 32  # below this, a message costs more than the balance between workers it buys
-# Of a submit that takes several messages the first would go to an idle child by itself, as a batch unsorted and with nothing
+LINGER_S = 0.05  # the gathering thread ends after so long without work, and so never keeps a program from ending
+MIN_IDS = 32  # below this, a message costs more than the balance between workers it buys
+# Of a submit that takes several messages the first would go to an idle child alone, as a batch unsorted and with nothing
 # prepared beside it. The others are a moment behind: a worker waits for so many of them, and for no longer than that.
-TOGETHER, TOGETHER_S = 4, 0.004
+FIRST_MESSAGES, FIRST_MESSAGES_S = 4, 0.004
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """Jobs of one submit that are committed and not yet sent: how many ids a message of theirs holds, and its hold."""
+class PendingSend:
+    """Jobs of one submit that are committed and not yet sent, how many ids each message takes, and what it waits for."""
 
     routed_jobs: Sequence[RoutedJob]
-    size: int
-    hold: BatchWait | None
+    ids_per_message: int
+    wait: BatchWait | None
 
     @classmethod
-    def of(cls, routed_jobs: Sequence[RoutedJob], batch_size: int, hold_s: float) -> Parting:
-        """For a model that runs `batch_size` rows at once, and whose messages a worker holds back for up to `hold_s`."""
-        size = min(max(batch_size, SMALLEST_ENVELOPE), IDS_PER_MESSAGE)
-        if hold_s:
-            return cls(routed_jobs, size, BatchWait(hold_s, batch_size))
-        several = len(routed_jobs) > size
-        return cls(
-            routed_jobs, size, BatchWait(TOGETHER_S, min(len(routed_jobs), TOGETHER * size)) if several else None
-        )
+    def of(cls, routed_jobs: Sequence[RoutedJob], batch_size: int, wait_s: float) -> PendingSend:
+        """For a model that runs `batch_size` rows at once: a message carries about that many ids, so that two workers share
+        a small backlog. A worker holds the messages back for up to `wait_s` seconds for a batch to fill.
+        """  # fmt: skip
+        size = min(max(batch_size, MIN_IDS), IDS_PER_MESSAGE)
+        wait = None
+        if wait_s:
+            wait = BatchWait(wait_s, batch_size)
+        elif len(routed_jobs) > size:
+            wait = BatchWait(FIRST_MESSAGES_S, min(len(routed_jobs), FIRST_MESSAGES * size))
+        return cls(routed_jobs, size, wait)
 
 
 class Sender:
@@ -55,55 +57,55 @@ class Sender:
     def __init__(self, store: JobStore, dispatcher: Dispatcher) -> None:
         self._store = store
         self._dispatcher = dispatcher
-        self._waiting: list[Parting] = []
+        self._pending: list[PendingSend] = []
         self._changed = threading.Condition()
         self._sending = False
         self._thread: threading.Thread | None = None
         self._quiet_at = 0.0
 
-    def send(self, parting: Parting) -> None:
+    def send(self, pending: PendingSend) -> None:
         """Send the jobs, now or within a few milliseconds. Never raises."""
         with self._changed:
-            self._waiting.append(parting)
+            self._pending.append(pending)
             if self._sending or self._thread is not None or time.monotonic() < self._quiet_at:
-                self._leave_to_thread()
+                self._wake_thread()
                 return
-            batch = self._begin()
+            batch = self._take_pending()
         self._send_all(batch)
 
     def close(self) -> None:
-        """Return once nothing waits any more."""
+        """Return once everything has been sent."""
         with self._changed:
             thread = self._thread
             self._changed.notify()
         if thread is not None:
             thread.join()
 
-    def _leave_to_thread(self) -> None:
+    def _wake_thread(self) -> None:
         if self._thread is None:  # no daemon: a program that ends without close() waits for it, a moment
             self._thread = threading.Thread(target=self._gather, name="forebay-send", daemon=False)
             self._thread.start()
-        elif len(self._waiting) == 1:
+        elif len(self._pending) == 1:
             self._changed.notify()
 
     def _gather(self) -> None:
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._waiting, LINGER_S):
+                if not self._changed.wait_for(lambda: self._pending, LINGER_S):
                     self._thread = None
                     return
                 self._changed.wait_for(lambda: not self._sending)
             time.sleep(max(0.0, self._quiet_at - time.monotonic()))
             with self._changed:
-                batch = self._begin()
+                batch = self._take_pending()
             self._send_all(batch)
 
-    def _begin(self) -> list[Parting]:
-        batch, self._waiting = self._waiting, []
+    def _take_pending(self) -> list[PendingSend]:
+        batch, self._pending = self._pending, []
         self._sending = True
         return batch
 
-    def _send_all(self, batch: list[Parting]) -> None:
+    def _send_all(self, batch: list[PendingSend]) -> None:
         messages = list(_messages(batch))
         try:
             self._dispatcher.send(messages)
@@ -119,13 +121,13 @@ class Sender:
         log.warning("send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back")
         try:
             self._store.mark_unsent(ids)
-        except ForebayError as failure:  # they are older than the sweeper's grace a little later
+        except ForebayError as failure:  # the sweeper finds them a little later, by their age
             log.warning("ledger_unavailable", jobs=len(ids), error=str(failure))
 
 
-def _messages(batch: Iterable[Parting]) -> Iterable[JobMessage]:
+def _messages(batch: Iterable[PendingSend]) -> Iterable[JobMessage]:
     alike: dict[tuple[int, BatchWait | None], list[RoutedJob]] = {}
-    for parting in batch:
-        alike.setdefault((parting.size, parting.hold), []).extend(parting.routed_jobs)
-    for (size, hold), routed_jobs in alike.items():
-        yield from job_messages(routed_jobs, size, hold)
+    for pending in batch:
+        alike.setdefault((pending.ids_per_message, pending.wait), []).extend(pending.routed_jobs)
+    for (size, wait), routed_jobs in alike.items():
+        yield from job_messages(routed_jobs, size, wait)

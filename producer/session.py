@@ -1,25 +1,18 @@
-"""Connections: what a client opens and closes, and the way of jobs into the ledger and on into the queue."""
+"""What one client has open: the ledger, the queue and the blob store. Everything the client hands out works through it."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import structlog
 
 from forebay.contract.errors import BrokerUnavailable
-from forebay.contract.job import JobKind
-from forebay.contract.model import ModelVersion
-from forebay.contract.queues import Resources, route
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis, make_app
 from forebay.contract.wire.dispatch import Dispatcher
-from forebay.contract.wire.messages import JobMessage, RoutedJob, TaskArgs
-from forebay.producer.models import Models
-from forebay.producer.quota import Room
-from forebay.producer.submit import Submitter
+from forebay.contract.wire.messages import RoutedJob
+from forebay.producer.quota import QueueQuota
 from forebay.producer.waiting.watcher import Watcher
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.blobs.payloads import Payloads
@@ -28,68 +21,47 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.queries import TrainingQueries
-from forebay.storage.workers import WorkerRegistry
+from forebay.storage.workers import WorkerInfo, WorkerRegistry
 
 log = structlog.get_logger()
 
 
-class Connections:
-    """The ledger and the queue as one client has them open. Thread-safe; a context manager."""
+class Session:
+    """The connections of one client. Thread-safe."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        """Open the ledger and the queue that `settings` name (Settings.load() when None).
-
-        LedgerUnavailable or BrokerUnavailable when none is configured or no ledger is there; a Redis that is down is none.
-        """
         self.settings = settings or Settings.load()
-        self.id = secrets.token_hex(8)
-        app = make_app(self.settings)
-        self._ledger = Ledger(self.settings.database)
-        self._store = JobStore(self._ledger)
-        self._batches = BatchStore(self._ledger)
-        self._training = TrainingQueries(self._ledger)
-        self._registry = ModelRegistry(self._ledger)
-        self._workers = WorkerRegistry(self._ledger)
-        blobs = BlobStore(self.settings.blobs)
-        self._payloads = Payloads(blobs, self.settings)
-        self._dispatcher = Dispatcher(app)
-        self._submitter = Submitter(self._store, self._dispatcher)
-        self._room = Room(self._store, self.settings.queues)
-        self._watcher = Watcher(self._store, connect_redis(self.settings), self.id)
-        self.models = Models(self._registry, self._training, blobs, self._ask_to_load)
-        self._app = app
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        self.id = secrets.token_hex(8)  # names the channel on which workers announce this client's jobs
+        self._app = make_app(self.settings)
+        self.ledger = Ledger(self.settings.database)
+        self.jobs = JobStore(self.ledger)
+        self.batches = BatchStore(self.ledger)
+        self.training = TrainingQueries(self.ledger)
+        self.registry = ModelRegistry(self.ledger)
+        self.blobs = BlobStore(self.settings.blobs)
+        self.payloads = Payloads(self.blobs, self.settings)
+        self.dispatcher = Dispatcher(self._app)
+        self.quota = QueueQuota(self.jobs, self.settings.queues)
+        self.watcher = Watcher(self.jobs, connect_redis(self.settings), self.id)
+        self._workers = WorkerRegistry(self.ledger)
 
     def close(self) -> None:
         """Close every connection; jobs go on."""
-        self._watcher.close()
-        self._submitter.close()
-        self._dispatcher.close()
+        self.watcher.close()
+        self.dispatcher.close()
         self._app.close()
-        self._ledger.close()
+        self.ledger.close()
 
-    def _ask_to_load(self, model: ModelVersion) -> list[str]:
-        """A message without ids for each worker of the version's queue: there is nothing to run, so it is only loaded."""
-        queue = route(self.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, None)
-        workers = [w.name for w in self._workers.alive(3 * self.settings.heartbeat_s) if queue in w.queues]
-        self._dispatcher.send(
-            [JobMessage(queue, 0, TaskArgs(model.name, model.version, [], exclusive=False))] * len(workers)
-        )
-        return workers
+    def live_workers(self) -> list[WorkerInfo]:
+        """The workers that have sent a heartbeat lately."""
+        return self._workers.alive(3 * self.settings.heartbeat_s)
 
-    def _send(self, routed_jobs: Sequence[RoutedJob]) -> bool:
-        """Send jobs that are queued already; False when Redis is away: the sweeper does it then."""
+    def send(self, routed_jobs: Sequence[RoutedJob]) -> bool:
+        """Send jobs that are queued in the ledger; False when Redis is down, and then the sweeper sends them."""
         try:
-            self._dispatcher.send_jobs(routed_jobs)
+            self.dispatcher.send_jobs(routed_jobs)
         except BrokerUnavailable as error:
             log.warning("send_failed", jobs=len(routed_jobs), error=str(error))
-            self._store.mark_unsent([t.id for t in routed_jobs])
+            self.jobs.mark_unsent([job.id for job in routed_jobs])
             return False
         return True

@@ -1,130 +1,186 @@
-"""Putting jobs into the ledger and handing them to the sender: concurrent submits share one commit."""
+"""From what a user asks for to durable jobs and their handles: check, pack, commit, hand to the sender."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.job import JobKind
-from forebay.contract.references import shown
-from forebay.contract.wire.dispatch import Dispatcher
+from forebay.contract.job import JobKind, new_ids
+from forebay.contract.model import ModelVersion
+from forebay.contract.references import ModelRef, shown
 from forebay.contract.wire.messages import RoutedJob
-from forebay.producer.sender import Parting, Sender
+from forebay.contract.wire.payload import pack_input
+from forebay.producer.handles.job import Job
+from forebay.producer.options import ResolvedOptions, resolve_options
+from forebay.producer.sender import PendingSend, Sender
+from forebay.producer.session import Session
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore
 
-T = TypeVar("T")
+J = TypeVar("J", bound=Job)
 
 
-@dataclass(slots=True)
-class Entry:
-    """One caller's jobs on their way into the ledger."""
+class PackedInput(NamedTuple):
+    """A predict job's payload, and how many rows it holds."""
 
-    jobs: Sequence[NewJob]
-    max_queue_size: int | None = None
-    ids: list[str] = field(default_factory=list)
-    error: Exception | None = None
-
-
-class Combined(Generic[T]):
-    """Calls that share work: whoever gets in acts for all who wait behind, who then find theirs done."""
-
-    def __init__(self, act: Callable[[list[T]], None]) -> None:
-        self._act = act
-        self._waiting: list[tuple[T, threading.Event]] = []
-        self._lock = threading.Lock()
-        self._acting = threading.Lock()
-
-    def __call__(self, item: T) -> None:
-        """Return once `act` has been called with a list that holds `item`."""
-        done = threading.Event()
-        with self._lock:
-            self._waiting.append((item, done))
-        with self._acting:
-            if done.is_set():
-                return
-            with self._lock:
-                batch, self._waiting = self._waiting, []
-            try:
-                self._act([item for item, _ in batch])
-            finally:
-                for _, other in batch:
-                    other.set()
+    data: bytes
+    rows: int
 
 
 class Submitter:
-    """Adds and sends jobs. Thread-safe; concurrent submits share a commit."""
+    """Makes jobs durable and sends them. Thread-safe; concurrent submits share a commit and a message."""
 
-    def __init__(self, store: JobStore, dispatcher: Dispatcher) -> None:
-        self._store = store
-        self._sender = Sender(store, dispatcher)
-        self._commit = Combined(self._commit_all)
-
-    def submit(
-        self, jobs: Sequence[NewJob], batch_size: int, hold_s: float = 0.0, max_queue_size: int | None = None
-    ) -> list[str]:
-        """Make the jobs durable and send them; their ids, those of existing jobs for idempotency keys met before.
-
-        `batch_size` is what the model runs at once: a message carries about that many ids, so that two workers share a
-        small backlog. A worker holds them back for up to `hold_s` seconds for a batch to fill. With `max_queue_size` no more
-        than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when nothing was stored.
-        """
-        entry = Entry(jobs, max_queue_size)
-        self._commit(entry)
-        if entry.error is not None:
-            raise entry.error
-        fresh = [_ticket(job) for job, id in zip(jobs, entry.ids, strict=True) if job.id == id]
-        if fresh:
-            self._sender.send(Parting.of(fresh, batch_size, hold_s))
-        return entry.ids
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._commit = GroupCommit(session.jobs)
+        self._sender = Sender(session.jobs, session.dispatcher)
 
     def close(self) -> None:
         """Return once everything submitted has been sent."""
         self._sender.close()
 
-    def _commit_all(self, batch: list[Entry]) -> None:
-        for group in _groups(batch):
-            try:
-                ids = self._store.add(
-                    [job for entry in group for job in entry.jobs], max_queue_size=group[0].max_queue_size
-                )
-            except Exception as error:  # noqa: BLE001 - handed to each caller
-                for entry in group:
-                    entry.error = error
-                continue
-            for entry in group:
-                entry.ids, ids = ids[: len(entry.jobs)], ids[len(entry.jobs) :]
+    def resolve(self, kind: JobKind, model: str | ModelVersion, options: Mapping[str, Any]) -> ResolvedOptions:
+        """What a submit for `model` - a reference, or a version that is yet to be made - asks for, checked."""
+        version = model if isinstance(model, ModelVersion) else self._session.registry.resolve(ModelRef.parse(model))
+        return resolve_options(kind, version, options, self._session.settings.queues, self._session.ledger.now())
+
+    def pack(self, options: ResolvedOptions, value: Any) -> PackedInput:
+        """The payload of one input; InvalidInput when the model does not take it, PayloadTooLarge when it is too large."""
+        signature = options.model.signature
+        try:
+            rows = signature.rows(value) if options.batched else [signature.row(value)]
+            data = pack_input(rows, options.batched)
+            self._session.payloads.check(data)
+        except InvalidInput as error:
+            raise type(error)(f"model {options.model.ref}: {error}") from error
+        except Exception as error:
+            raise InvalidInput(
+                f"model {options.model.ref}: the input cannot be read: {type(error).__name__} {shown(str(error))}"
+            ) from error
+        return PackedInput(data, len(rows))
+
+    def submit_inputs(self, options: ResolvedOptions, packed: Sequence[PackedInput]) -> list[Job]:
+        """A predict job for each input, all or none; job i of an idempotency key has the key `key:i`, a single one `key`."""
+        maximum = self._room_for(options, len(packed))
+        key, one = options.idempotency_key, len(packed) == 1
+        jobs = []
+        for i, (id, (data, rows)) in enumerate(zip(new_ids(len(packed)), packed, strict=True)):
+            hash = options.request_hash(data) if key else None
+            jobs.append(self._new_job(id, options, data, rows, key if one or not key else f"{key}:{i}", hash))
+        return self._submit(Job, options, jobs, maximum)
+
+    def submit_request(
+        self, handle: type[J], options: ResolvedOptions, data: bytes, fingerprint: str, id: str | None = None
+    ) -> J:
+        """One job whose payload is a request, which `fingerprint` tells from others."""
+        maximum = self._room_for(options, 1)
+        key = options.idempotency_key
+        job = self._new_job(id or new_ids(1)[0], options, data, 1, key, fingerprint if key else None)
+        return self._submit(handle, options, [job], maximum)[0]
+
+    def _room_for(self, options: ResolvedOptions, count: int) -> int | None:
+        return self._session.quota.take(options.queue, count, keyed=options.idempotency_key is not None)
+
+    def _new_job(
+        self, id: str, options: ResolvedOptions, data: bytes, rows: int, key: str | None, request_hash: str | None
+    ) -> NewJob:
+        inline, ref = self._session.payloads.store(data)
+        return NewJob(
+            id=id, kind=options.kind, model=options.model.name, version=options.model.version, queue=options.queue,
+            priority=options.priority, max_attempts=options.max_attempts, rows=rows, deadline_at=options.deadline_at,
+            client=self._session.id, idempotency_key=key, request_hash=request_hash, metadata=options.metadata, input=inline,
+            input_ref=ref,
+        )  # fmt: skip
+
+    def _submit(
+        self, handle: type[J], options: ResolvedOptions, jobs: Sequence[NewJob], max_queue_size: int | None
+    ) -> list[J]:
+        session, watcher, model = self._session, self._session.watcher, options.model
+        watcher.start()
+        ids = [job.id for job in jobs]
+        # Handles are registered first: a quick worker announces a job before the commit has returned here.
+        handles = watcher.register([handle(session, id) for id in ids])
+        stored = self._commit.add(jobs, max_queue_size)
+        exclusive = options.kind is not JobKind.PREDICT
+        added = [
+            RoutedJob(id, model.name, model.version, options.queue, options.priority, exclusive=exclusive)
+            for id, in_ledger in zip(ids, stored, strict=True)
+            if id == in_ledger
+        ]
+        if added:
+            self._sender.send(PendingSend.of(added, model.max_batch_size, model.batch_wait_timeout_s))
+        if stored != ids:  # some existed already, by their idempotency keys
+            handles = watcher.register([handle(session, id) for id in stored])
+            watcher.refresh(id for id, new in zip(stored, ids, strict=True) if id != new)
+        return handles
 
 
-def check_key(value: Any) -> str | None:
-    """An idempotency key as it was given; InvalidInput for what is none."""
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 1 <= len(value) <= 180 or not value.isprintable():
-        raise InvalidInput(f"idempotency_key {shown(value)} is not 1 to 180 printable characters")
-    return value
+@dataclass(slots=True)
+class PendingSubmit:
+    """One caller's jobs on their way into the ledger, and what became of them."""
+
+    jobs: Sequence[NewJob]
+    max_queue_size: int | None
+    done: bool = False  # read and written by whoever holds the commit lock
+    ids: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def may_be_refused(self) -> bool:
+        """Whether its jobs, by a key or a full queue, may fail without a fault of the ledger."""
+        return self.max_queue_size is not None or any(job.idempotency_key is not None for job in self.jobs)
 
 
-def keys_for(key: str | None, count: int) -> list[str | None]:
-    """The keys of `count` jobs that were submitted together: `key:0`, `key:1`, …; a job by itself has the key as it is."""
-    if key is None or count == 1:
-        return [key] * count
-    return [f"{key}:{i}" for i in range(count)]
+class GroupCommit:
+    """Adds jobs to the ledger: whoever gets in commits for all who wait behind, who then find theirs done."""
 
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._waiting: list[PendingSubmit] = []
+        self._lock = threading.Lock()
+        self._committing = threading.Lock()
 
-def _groups(batch: list[Entry]) -> list[list[Entry]]:
-    """What shares a transaction. Jobs that may be refused, by their key or a full queue, go alone: one caller's at a time."""
-    plain: list[Entry] = []
-    alone: list[Entry] = []
-    for entry in batch:
-        sure = entry.max_queue_size is None and all(job.idempotency_key is None for job in entry.jobs)
-        (plain if sure else alone).append(entry)
-    return ([plain] if plain else []) + [[entry] for entry in alone]
+    def add(self, jobs: Sequence[NewJob], max_queue_size: int | None) -> list[str]:
+        """Make the jobs durable; their ids, those of existing jobs for idempotency keys met before.
 
+        With `max_queue_size` no more than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when
+        nothing was stored.
+        """
+        submit = PendingSubmit(jobs, max_queue_size)
+        with self._lock:
+            self._waiting.append(submit)
+        with self._committing:
+            if not submit.done:
+                self._commit_waiting()
+        if submit.error is not None:
+            raise submit.error
+        return submit.ids
 
-def _ticket(job: NewJob) -> RoutedJob:
-    exclusive = job.kind is not JobKind.PREDICT
-    return RoutedJob(job.id, job.model, job.version, job.queue, job.priority, exclusive=exclusive)
+    def _commit_waiting(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        try:
+            sure = [submit for submit in waiting if not submit.may_be_refused]
+            # One that may be refused has a transaction of its own, so that the others are not refused with it.
+            for group in [sure, *([submit] for submit in waiting if submit.may_be_refused)]:
+                self._commit(group)
+        finally:
+            for submit in waiting:
+                submit.done = True
+
+    def _commit(self, group: Sequence[PendingSubmit]) -> None:
+        if not group:
+            return
+        try:
+            ids = self._store.add(
+                [job for submit in group for job in submit.jobs], max_queue_size=group[0].max_queue_size
+            )
+        except Exception as error:  # noqa: BLE001 - handed to each caller
+            for submit in group:
+                submit.error = error
+            return
+        for submit in group:
+            submit.ids, ids = ids[: len(submit.jobs)], ids[len(submit.jobs) :]

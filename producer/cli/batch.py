@@ -30,7 +30,7 @@ from forebay.producer.cli.options import (
 )
 from forebay.producer.cli.output import clear_errors, duration, one_line, print_fields, print_json, say, write
 from forebay.producer.cli.results import ARRIVES_S, wait_for
-from forebay.producer.handles.job import Job
+from forebay.producer.handles.batch import BatchJob
 from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors
 
 EXAMPLES = examples(
@@ -131,7 +131,7 @@ def audit(
     from forebay.producer.requests.audit import audit as look
 
     with open_client(home) as client:
-        findings = look(client, id)
+        findings = look(client.session, id)
     if as_json:
         print_json(findings)
     else:
@@ -142,17 +142,19 @@ def audit(
         raise typer.Exit(1)
 
 
-def _show(job: Job, as_json: bool) -> None:
+def _show(job: BatchJob, as_json: bool) -> None:
     info = job.info()
     if as_json:
-        print_json({"id": job.id, "state": info.state, "request_counts": job.request_counts, "error": info.error})
+        print_json(
+            {"id": job.id, "state": info.state, "request_counts": job.progress.request_counts, "error": info.error}
+        )
     if not info.state.final:
         raise ResultTimeout(f"batch {job.id} is {info.state} and goes on: forebay jobs wait {job.id}")
     if info.state is JobState.SUCCEEDED:
         manifest = job.result(ARRIVES_S)
-        counts = manifest["counts"]
+        counts = manifest.counts
         if not as_json:
-            say(f"{counts['completed']:,} rows in {manifest['output']}, {counts['failed']:,} failed; batch {job.id}")
+            say(f"{counts.completed:,} rows in {manifest.output}, {counts.failed:,} failed; batch {job.id}")
         return
     raise job.exception(ARRIVES_S) or JobFailed(f"batch {job.id} {info.state}")
 

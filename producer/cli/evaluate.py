@@ -29,7 +29,7 @@ from forebay.producer.cli.options import (
 from forebay.producer.cli.output import clear_errors, plain, print_json, write
 from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
 from forebay.producer.cli.runs import print_evaluation
-from forebay.producer.handles.job import Job
+from forebay.producer.handles.evaluation import EvaluationJob
 
 EXAMPLES = examples(
     "forebay evaluate digits@champion held-out.parquet --target label",
@@ -88,7 +88,7 @@ def evaluate(
         _show(job, as_json)
 
 
-def _show(job: Job, as_json: bool) -> None:
+def _show(job: EvaluationJob, as_json: bool) -> None:
     info = job.info()
     if info.state is JobState.SUCCEEDED:
         evaluation = job.result(ARRIVES_S)

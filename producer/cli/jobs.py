@@ -34,6 +34,7 @@ from forebay.producer.cli.results import check_output, raise_unless_succeeded, s
 from forebay.producer.cli.retry import MANY, retry_failed
 from forebay.producer.cli.runs import details, show_details
 from forebay.producer.client import Client
+from forebay.producer.handles.batch import BatchJob
 from forebay.producer.handles.job import Job
 from forebay.storage.batches.views import BatchErrors
 
@@ -102,12 +103,12 @@ def show(
     with open_client(home) as client:
         job = client.job(id)
         if logs:
-            events = job.logs()
+            events = job.history()
             print_json(events) if as_json else _print_events(events)
             return
         info = job.info()
-        is_batch = info.kind is JobKind.BATCH
-        progress, errors = (job.progress, job.errors) if is_batch else (None, BatchErrors())
+        is_batch = isinstance(job, BatchJob)
+        progress, errors = (job.progress, job.errors) if isinstance(job, BatchJob) else (None, BatchErrors())
         if as_json:
             batch = {"batch": plain(progress) | {"errors": plain(errors)}} if is_batch else {}
             print_json(plain(info) | batch | details(job, info))

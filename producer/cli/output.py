@@ -18,6 +18,7 @@ from pathlib import PurePath
 from typing import Any, NoReturn
 
 import typer
+from msgspec import Struct
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -116,6 +117,8 @@ def plain(value: Any) -> Any:
         return {"inputs": value.inputs_json(), "outputs": value.outputs_json()}
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from forebay.contract.errors import InvalidInput, JobNotFound
-from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.job import JobInfo, JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
 from forebay.contract.requests.recipes import parameters
@@ -26,7 +26,9 @@ from forebay.producer.cli.output import (
     say,
     write,
 )
+from forebay.producer.handles.evaluation import EvaluationJob
 from forebay.producer.handles.job import Job
+from forebay.producer.handles.training import TrainingJob
 from forebay.storage.training.records import Checkpoint, Evaluation, Run
 
 METRICS_EXAMPLES = examples(
@@ -48,8 +50,8 @@ def metrics(
         raise InvalidInput("--csv and --json are two forms of the same; give one of them")
     with open_client(home) as client:
         job = client.job(id)
-        if job.info().kind is not JobKind.TRAIN:
-            raise InvalidInput(f"job {id} is no training job; it has no curve")
+        if not isinstance(job, TrainingJob):
+            raise InvalidInput(f"job {id} is a {job.info().kind} job; only training jobs have metrics")
         rows = job.metrics()
     if as_json:
         print_json(rows)
@@ -109,20 +111,20 @@ def metrics_text(values: Mapping[str, float | None] | None) -> str | None:
 
 def details(job: Job, info: JobInfo) -> dict[str, Any]:
     """What `jobs show --json` tells of a training job or an evaluation beside its row."""
-    if info.kind is JobKind.TRAIN:
+    if isinstance(job, TrainingJob):
         try:
             run = job.run
         except JobNotFound:
             return {}
         return {"run": plain(run), "checkpoints": plain(job.checkpoints)}
-    if info.kind is JobKind.EVALUATE and info.state is JobState.SUCCEEDED:
+    if isinstance(job, EvaluationJob) and info.state is JobState.SUCCEEDED:
         return {"evaluation": plain(job.result(0))}
     return {}
 
 
 def show_details(job: Job, info: JobInfo) -> None:
     """The same for people."""
-    if info.kind is JobKind.TRAIN:
+    if isinstance(job, TrainingJob):
         try:
             run = job.run
         except JobNotFound:
@@ -131,7 +133,7 @@ def show_details(job: Job, info: JobInfo) -> None:
         write("")
         print_fields(made | run_fields(run))
         _print_checkpoints(job.checkpoints)
-    elif info.kind is JobKind.EVALUATE and info.state is JobState.SUCCEEDED:
+    elif isinstance(job, EvaluationJob) and info.state is JobState.SUCCEEDED:
         write("")
         print_evaluation(job.result(0))
 

@@ -28,7 +28,7 @@ from forebay.producer.cli.output import clear_errors, print_fields, print_json, 
 from forebay.producer.cli.recipes import print_recipes
 from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
 from forebay.producer.cli.runs import run_fields
-from forebay.producer.handles.job import Job
+from forebay.producer.handles.training import TrainingJob
 
 EXAMPLES = examples(
     "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",
@@ -170,7 +170,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _show(job: Job, as_json: bool) -> None:
+def _show(job: TrainingJob, as_json: bool) -> None:
     info = job.info()
     succeeded = info.state is JobState.SUCCEEDED
     if as_json:
@@ -186,7 +186,7 @@ def _show(job: Job, as_json: bool) -> None:
         raise job.exception(ARRIVES_S) or JobFailed(f"job {job.id} {info.state}")
 
 
-def _as_json(job: Job, info: JobInfo) -> dict[str, Any]:
+def _as_json(job: TrainingJob, info: JobInfo) -> dict[str, Any]:
     told: dict[str, Any] = {"id": job.id, "state": info.state, "error": info.error}
     if info.state is JobState.SUCCEEDED:
         run = job.run

@@ -12,25 +12,25 @@ from forebay.contract.references import check_job_id
 from forebay.contract.requests.batch import OPENAI, BatchRequest
 from forebay.contract.requests.shards import WrittenFile
 from forebay.datasets import require_pyarrow
+from forebay.producer.session import Session
 
 if TYPE_CHECKING:
     from forebay.datasets.writing.folder import OutputFolder
-    from forebay.producer.client import Client
 
 READ_BYTES = 1 << 20
 
 
-def audit(client: Client, id: str) -> dict[str, Any]:
+def audit(session: Session, id: str) -> dict[str, Any]:
     """Rows by the ledger, the manifest and the files, and `faults`: what does not agree, [] when all is well."""
     require_pyarrow()
     from forebay.datasets.writing.folder import OutputFolder
 
-    info = client._store.get(check_job_id(id))
+    info = session.jobs.get(check_job_id(id))
     if info.kind is not JobKind.BATCH:
         raise InvalidInput(f"job {id} is a {info.kind} job; only batches have files to audit")
-    request = BatchRequest.load(client._payloads.load(*client._batches.request(id)))
-    folder, totals = OutputFolder(request.output), client._batches.totals(id)
-    files = [file for _, _, outcome in client._batches.outcomes(id) for file in outcome.files]
+    request = BatchRequest.load(session.payloads.load(*session.batches.request(id)))
+    folder, totals = OutputFolder(request.output), session.batches.totals(id)
+    files = [file for _, _, outcome in session.batches.outcomes(id) for file in outcome.files]
     good, bad = (sum(f.rows for f in files if f.name.startswith("_") is errors) for errors in (False, True))
     faults = list(_file_faults(folder, files, request.format))
     manifest = folder.manifest()

@@ -10,10 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound
-from forebay.contract.job import JobKind, JobState, new_ids
+from forebay.contract.job import JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, IMAGES, JSONL, OPENAI, BatchRequest, InputFile
@@ -22,12 +21,12 @@ from forebay.datasets.formats.images import PATH
 from forebay.datasets.formats.source import Sample, get_source
 from forebay.datasets.planning.checking import Named, check_file, check_outputs, check_rows, kept_types, name_columns
 from forebay.datasets.writing.folder import OutputFolder
+from forebay.producer.handles import open_handle
+from forebay.producer.handles.batch import BatchJob
+from forebay.producer.options import ResolvedOptions
 from forebay.producer.requests.files import DataSet, find_dataset
-
-if TYPE_CHECKING:
-    from forebay.producer.client import Client
-    from forebay.producer.handles.job import Job
-    from forebay.producer.options import Terms
+from forebay.producer.session import Session
+from forebay.producer.submit import Submitter
 
 CHECK_S = 1.5  # for looking into the files at submit
 
@@ -112,35 +111,36 @@ def _check_numbers(shard_rows: int | None, error_threshold: int | float | None) 
         )
 
 
-def submit(client: Client, terms: Terms, request: BatchRequest) -> Job:
-    """Make the batch durable and send it; or take up the batch that has the output folder, when it is the same request."""
+def submit(session: Session, submitter: Submitter, options: ResolvedOptions, request: BatchRequest) -> BatchJob:
+    """Make the batch durable and send it; or resume the batch that has the output folder, when it is the same request."""
     [id] = new_ids(1)
-    folder, fingerprint = OutputFolder(request.output), request.fingerprint(terms.model.ref)
+    folder, fingerprint = OutputFolder(request.output), request.fingerprint(options.model.ref)
     marker = folder.claim(id, fingerprint)
     if marker is not None:
-        known = _resumed(client, marker, fingerprint, request.output)
+        known = _resume(session, marker, fingerprint, request.output)
         if known is not None:
             return known
         folder.take_over(id, fingerprint)
     try:
-        return client._submit_request(terms, JobKind.BATCH, request.dump(), fingerprint, id)
+        return submitter.submit_request(BatchJob, options, request.dump(), fingerprint, id)
     except ForebayError:
         folder.release()
         raise
 
 
-def _resumed(client: Client, marker: Mapping[str, str], fingerprint: str, output: str) -> Job | None:
+def _resume(session: Session, marker: Mapping[str, str], fingerprint: str, output: str) -> BatchJob | None:
     """The batch that has the folder, queued again if it had failed; None when there is no such batch (any more)."""
     id, where = marker["batch"], f"the output {shown(output)}"
     if marker["request"] != fingerprint:
         raise InvalidInput(f"{where} belongs to batch {id}, which asked for something else; name another folder")
     try:
-        job = client.job(id)
+        job = open_handle(session, id)
         state = job.state
     except JobNotFound:
         if OutputFolder(output).names():
             raise InvalidInput(f"{where} holds parts of batch {id}, which the ledger does not know; empty it") from None
         return None
+    assert isinstance(job, BatchJob)  # noqa: S101 - only batches write such a marker
     if state is JobState.SUCCEEDED:
         raise InvalidInput(f"{where} holds what batch {id} made of the same request; name another folder")
     return job.retry() if state.final else job

@@ -21,7 +21,8 @@ from forebay.contract.requests.recipes import RECIPES, check_metric, check_param
 from forebay.contract.requests.training import Checkpoints, Split, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.datasets.reading.table import FOLDER, column_names
-from forebay.producer.models import check_batch_size, check_metadata
+from forebay.producer.models import check_batch_size
+from forebay.producer.options import check_metadata
 from forebay.producer.requests.files import DataSet, find_dataset
 
 MOST_PROCESSES, MOST_NODES = 64, 64

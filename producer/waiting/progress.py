@@ -1,27 +1,34 @@
-"""A progress bar over jobs, or over a batch, that are waited for; drawn on a terminal only, silent elsewhere."""
+"""Progress bars for jobs that are waited for; drawn on a terminal only, silent elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from forebay.contract.errors import ResultTimeout
 from forebay.contract.requests.batch import BatchProgress
+from forebay.producer.waiting.futures import HasFuture, as_completed
 
-if TYPE_CHECKING:
-    from forebay.producer.handles.job import Job
-
-LOOK_S = 0.5  # between two looks at a batch
+REFRESH_S = 0.5
 
 
-def watch(jobs: Sequence[Job], timeout: float | None = None, title: str = "jobs") -> bool:
+class BatchHandle(Protocol):
+    """What a batch's bar needs of its handle."""
+
+    @property
+    def progress(self) -> BatchProgress:
+        """How far it is."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it has ended within `timeout` seconds."""
+
+
+def watch(jobs: Sequence[HasFuture], timeout: float | None = None, title: str = "jobs") -> bool:
     """Wait for all jobs behind a bar on stderr; False when some have not ended within `timeout` seconds."""
-    from forebay.producer.handles.job import as_completed
-
     started = time.monotonic()
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
@@ -36,25 +43,34 @@ def watch(jobs: Sequence[Job], timeout: float | None = None, title: str = "jobs"
     return True
 
 
-def watch_batch(job: Job, timeout: float | None = None) -> bool:
+def watch_batch(job: BatchHandle, timeout: float | None = None) -> bool:
     """Wait for a batch behind a bar of its rows, shards, rows/s and errors; False when it has not ended in time."""
-    until = None if timeout is None else time.monotonic() + timeout
     console = Console(stderr=True)
+    if not console.is_terminal:
+        return job.wait(timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    words = TextColumn("{task.fields[words]}")
-    with Progress(*columns, words, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("batch", total=1.0, words="waiting for a worker")
-        while True:
-            left = LOOK_S if until is None else min(LOOK_S, until - time.monotonic())
-            ended = job.wait(max(0.0, left))
-            if console.is_terminal:
-                progress = job.progress
-                bar.update(task, completed=progress.share, words=_words(progress))
-            if ended or (until is not None and time.monotonic() >= until):
-                return ended
+    with Progress(*columns, TextColumn("{task.fields[summary]}"), console=console) as bar:
+        task = bar.add_task("batch", total=1.0, summary="waiting for a worker")
+
+        def redraw() -> None:
+            progress = job.progress
+            bar.update(task, completed=progress.share, summary=_summary(progress))
+
+        return wait_and_redraw(job.wait, redraw, timeout)
 
 
-def _words(progress: BatchProgress) -> str:
+def wait_and_redraw(wait: Callable[[float], bool], redraw: Callable[[], None], timeout: float | None) -> bool:
+    """Redraw twice a second until `wait` says that the job has ended; False when it has not within `timeout` seconds."""
+    until = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = REFRESH_S if until is None else min(REFRESH_S, until - time.monotonic())
+        ended = wait(max(0.0, left))
+        redraw()
+        if ended or (until is not None and time.monotonic() >= until):
+            return ended
+
+
+def _summary(progress: BatchProgress) -> str:
     states = [f"{count} {state}" for state, count in progress.shards.items() if count]
     rate = f"{progress.rows_per_s:,.0f} rows/s" if progress.rows_per_s else ""
     eta = f"{progress.eta_s:,.0f} s left" if progress.eta_s is not None else ""

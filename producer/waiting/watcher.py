@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import redis
@@ -17,26 +17,41 @@ import structlog
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable
 from forebay.contract.wire.messages import announce_channel
+from forebay.storage.jobs.records import Outcome
 from forebay.storage.jobs.store import JobStore
-
-if TYPE_CHECKING:
-    from forebay.producer.handles.job import Job
 
 log = structlog.get_logger()
 
 FIRST_POLL_S, LAST_POLL_S = 0.25, 2.0
-READ_AT_ONCE = 512
+IDS_PER_READ = 512
+
+
+class Handle(Protocol):
+    """What the watcher needs of a job's handle."""
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+
+    def set_outcome(self, outcome: Outcome) -> None:
+        """Take the final state of the job."""
+
+    def clear_outcome(self) -> None:
+        """Forget it: the job was queued again."""
+
+
+H = TypeVar("H", bound=Handle)
 
 
 class Watcher:
-    """Delivers outcomes to job handles. Thread-safe; the thread starts with the first handle and ends with `close`."""
+    """Delivers outcomes to job handles. Thread-safe; the thread starts with the first submit and ends with `close`."""
 
     def __init__(self, store: JobStore, broker: redis.Redis, client: str) -> None:
         self._store = store
         self._redis = broker
         self._channel = announce_channel(client)
-        self._handles: WeakValueDictionary[str, Job] = WeakValueDictionary()
-        self._awaited: dict[str, Job] = {}
+        self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
+        self._awaited: dict[str, Handle] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -53,36 +68,41 @@ class Watcher:
                 self._thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
                 self._thread.start()
 
-    def adopt(self, jobs: Iterable[Job]) -> list[Job]:
+    def register(self, handles: Iterable[H]) -> list[H]:
         """Remember handles, without keeping them alive, so that their outcomes are delivered as they are announced.
 
         Gives the handle to use for each: the client's own where it has one of this id, for a job has one handle only.
         """
         with self._lock:
-            return [self._handles.setdefault(job.id, job) for job in jobs]
+            return cast("list[H]", [self._handles.setdefault(handle.id, handle) for handle in handles])
 
-    def find(self, id: str) -> Job | None:
+    def find(self, id: str) -> Handle | None:
         """The live handle of this id, if the client has one."""
         with self._lock:
             return self._handles.get(id)
 
-    def expect(self, job: Job) -> None:
-        """Somebody waits for this job: poll for it too."""
+    def poll_for(self, handle: Handle) -> None:
+        """Somebody waits for this job: ask the ledger for it too."""
         self.start()
         with self._lock:
-            self._awaited[job.id] = job
+            self._awaited[handle.id] = handle
             self._interval = FIRST_POLL_S
             self._next_poll = min(self._next_poll, time.monotonic() + FIRST_POLL_S)
 
-    def read(self, ids: Iterable[str]) -> None:
+    def refresh(self, ids: Iterable[str]) -> None:
         """Read these jobs from the ledger now and deliver those that have ended."""
         wanted = list(ids)
-        for start in range(0, len(wanted), READ_AT_ONCE):
-            for outcome in self._store.outcomes(wanted[start : start + READ_AT_ONCE]):
+        for start in range(0, len(wanted), IDS_PER_READ):
+            for outcome in self._store.outcomes(wanted[start : start + IDS_PER_READ]):
                 with self._lock:
-                    job = self._awaited.pop(outcome.id, None) or self._handles.get(outcome.id)
-                if job is not None:
-                    job._deliver(outcome)
+                    handle = self._awaited.pop(outcome.id, None) or self._handles.get(outcome.id)
+                if handle is not None:
+                    handle.set_outcome(outcome)
+
+    def forget_outcomes(self, ids: Iterable[str]) -> None:
+        """These jobs were queued again."""
+        for handle in filter(None, map(self.find, ids)):
+            handle.clear_outcome()
 
     def close(self) -> None:
         """End the thread and the subscription."""
@@ -96,7 +116,7 @@ class Watcher:
         while not self._closed.is_set():
             announced = self._listen()
             try:
-                self.read(announced)
+                self.refresh(announced)
                 self._poll()
             except LedgerUnavailable as error:
                 log.warning("ledger_unavailable", error=str(error), next="asking again")
@@ -139,4 +159,4 @@ class Watcher:
             ids = list(self._awaited)
             self._interval = min(self._interval * 1.5, LAST_POLL_S)
             self._next_poll = now + self._interval
-        self.read(ids)
+        self.refresh(ids)

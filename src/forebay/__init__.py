@@ -26,28 +26,41 @@ if TYPE_CHECKING:
     from forebay.contract.history import JobEvent
     from forebay.contract.job import JobInfo, JobState
     from forebay.contract.model import ModelVersion
+    from forebay.contract.requests.manifest import Manifest
     from forebay.contract.settings import Settings
     from forebay.producer.client import Client
-    from forebay.producer.handles.job import Job, as_completed, wait
+    from forebay.producer.handles.batch import BatchJob
+    from forebay.producer.handles.evaluation import EvaluationJob
+    from forebay.producer.handles.job import Job
+    from forebay.producer.handles.training import TrainingJob
+    from forebay.producer.options import SubmitOptions
+    from forebay.producer.waiting.futures import as_completed, wait
     from forebay.storage.training.records import Evaluation
 
 _HOMES = {
+    "BatchJob": "forebay.producer.handles.batch",
     "Client": "forebay.producer.client",
     "Evaluation": "forebay.storage.training.records",
+    "EvaluationJob": "forebay.producer.handles.evaluation",
     "Job": "forebay.producer.handles.job",
     "JobEvent": "forebay.contract.history",
     "JobInfo": "forebay.contract.job",
     "JobState": "forebay.contract.job",
+    "Manifest": "forebay.contract.requests.manifest",
     "ModelVersion": "forebay.contract.model",
     "Settings": "forebay.contract.settings",
-    "as_completed": "forebay.producer.handles.job",
-    "wait": "forebay.producer.handles.job",
+    "SubmitOptions": "forebay.producer.options",
+    "TrainingJob": "forebay.producer.handles.training",
+    "as_completed": "forebay.producer.waiting.futures",
+    "wait": "forebay.producer.waiting.futures",
 }  # all others are errors
 
 __all__ = [
+    "BatchJob",
     "BrokerUnavailable",
     "Client",
     "Evaluation",
+    "EvaluationJob",
     "ForebayError",
     "InvalidInput",
     "Job",
@@ -59,6 +72,7 @@ __all__ = [
     "JobNotFound",
     "JobState",
     "LedgerUnavailable",
+    "Manifest",
     "ModelNotFound",
     "ModelVersion",
     "NoQueueFits",
@@ -66,6 +80,8 @@ __all__ = [
     "QueueFull",
     "ResultTimeout",
     "Settings",
+    "SubmitOptions",
+    "TrainingJob",
     "Transient",
     "as_completed",
     "wait",

@@ -10,16 +10,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
-from forebay.producer.handles.job import Job
-from forebay.producer.requests.audit import audit
+from forebay.producer.handles.batch import BatchJob
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
-from support.datasets import errors_of, rows_of, vectors, write_parquet
+from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
@@ -34,11 +34,11 @@ def patient(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
         yield stack
 
 
-def shards(stack: WorkerStack, job: Job) -> list[JobInfo]:
+def shards(stack: WorkerStack, job: BatchJob) -> list[JobInfo]:
     return stack.store.find(parent_id=job.id, limit=1000)
 
 
-def past(stack: WorkerStack, job: Job) -> list[Attempt]:
+def past(stack: WorkerStack, job: BatchJob) -> list[Attempt]:
     """Every attempt that was lost."""
     return [a for shard in shards(stack, job) for a in stack.store.past(shard.id) if a.ended == "lost"]
 
@@ -63,7 +63,7 @@ def test_every_shard_of_a_killed_child_is_free_at_once_and_its_siblings_shards_g
     assert {a.worker for a in told} == {"w1@test"}
     assert job.wait(90), job.info()
     assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 1601)]
-    assert audit(patient.client, job.id)["faults"] == []
+    assert faults_of(job) == []
     refused = [a for s in shards(patient, job) for a in patient.store.past(s.id) if a.ended == "refused"]
     assert refused == [], "no shard was taken from the child that lives"
     ran = Counter(patient.runs())
@@ -88,9 +88,9 @@ def test_rows_that_kill_their_process_are_written_down_and_all_others_have_resul
     assert job.wait(240), job.info()
     manifest = job.result(10)
     assert (
-        manifest["counts"]
+        asdict(manifest.counts)
         == {"total": rows, "completed": rows - len(poison), "failed": len(poison)}
-        == job.request_counts
+        == job.progress.request_counts
     )
     good = [i for i in range(1, rows + 1) if i not in poison]
     assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in good]
@@ -99,7 +99,7 @@ def test_rows_that_kill_their_process_are_written_down_and_all_others_have_resul
     assert all("signal 9 (SIGKILL)" in row["message"] and "a poisonous row" in row["message"] for row in errors)
     if form == "parquet":
         assert [row["row"] for row in errors] == [n - 1 for n in poison]
-    assert audit(patient.client, job.id)["faults"] == []
+    assert faults_of(job) == []
     # Each costs two deaths of its shard, of 30 or 60 rows, one of a part of 4 or 8, and two alone; the first may take others.
     assert len([a for a in past(patient, job) if "a poisonous row" in a.reason]) <= len(poison) * (2 + 1 + 2) + 2
     assert max(Counter(patient.runs()).values()) <= 4, "a good row is run again only beside one that kills"

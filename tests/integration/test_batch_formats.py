@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
+from msgspec.structs import asdict
 from PIL import Image
 
 from forebay import InvalidInput
-from forebay.producer.requests.audit import audit
 from forebay.storage.batches.views import BatchViews
-from support.datasets import errors_of, rows_of, vectors, write_parquet
+from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
 from support.servers import ValkeyServer
 from support.worker_stack import WorkerStack
 
@@ -50,7 +50,7 @@ def run(stack: WorkerStack, model: str, data: Path | str, out: Path, **more: Any
     job = stack.client.batch(model, data, out, **more)
     assert job.wait(90), job.info()
     manifest = job.result(5)
-    assert audit(stack.client, job.id)["faults"] == []
+    assert faults_of(job) == []
     return manifest
 
 
@@ -60,8 +60,8 @@ def test_csv_columns_make_a_vector_and_a_bad_value_is_an_error(stack: WorkerStac
     lines[201] = "00200,1"
     (tmp_path / "in.csv").write_text("\n".join(lines) + "\n")
     manifest = run(stack, "total", tmp_path / "in.csv", tmp_path / "out", columns=["a", "b"], keep="id", shard_rows=50)
-    assert manifest["counts"] == {"total": 300, "completed": 298, "failed": 2}
-    assert len(manifest["parts"]) > 3
+    assert asdict(manifest.counts) == {"total": 300, "completed": 298, "failed": 2}
+    assert len(manifest.parts) > 3
     assert rows_of(tmp_path / "out") == [
         {"id": f"00{i}", "total": 2 * i + 0.5} for i in range(300) if i not in (100, 200)
     ]
@@ -95,19 +95,19 @@ def test_openais_form_comes_back_in_openais_form(stack: WorkerStack, tmp_path: P
     lines = [json.dumps(request) for request in requests]
     (tmp_path / "in.jsonl").write_text("\n".join([*lines, "{}", "nonsense"]) + "\n")
     manifest = run(stack, "shout", tmp_path / "in.jsonl", tmp_path / "out")
-    assert manifest["format"] == "openai"
-    assert manifest["counts"] == {"total": 6, "completed": 3, "failed": 3}
-    [part], [errors] = manifest["parts"], manifest["errors"]
-    results = [json.loads(line) for line in (tmp_path / "out" / part["name"]).read_text().splitlines()]
+    assert manifest.format == "openai"
+    assert asdict(manifest.counts) == {"total": 6, "completed": 3, "failed": 3}
+    [part], [errors] = manifest.parts, manifest.errors
+    results = [json.loads(line) for line in (tmp_path / "out" / part.name).read_text().splitlines()]
     assert [(r["custom_id"], r["response"]["status_code"], r["response"]["body"]["output"], r["error"]) for r in results] == [
         ("r0", 200, "ONE", None), ("r1", 200, "TWO", None), ("r3", 200, "FOUR", None),
     ]  # fmt: skip
-    failed = [json.loads(line) for line in (tmp_path / "out" / errors["name"]).read_text().splitlines()]
+    failed = [json.loads(line) for line in (tmp_path / "out" / errors.name).read_text().splitlines()]
     assert [(f["custom_id"], f["response"], f["error"]["code"]) for f in failed] == [
         ("r2", None, "InvalidInput"), (None, None, "InvalidInput"), (None, None, "InvalidInput"),
     ]  # fmt: skip
     assert len({line["id"] for line in [*results, *failed]}) == 6
-    [kind] = BatchViews(stack.ledger).errors(manifest["batch"]).rows
+    [kind] = BatchViews(stack.ledger).errors(manifest.batch).rows
     assert kind.samples[0].where == "custom_id r2"
     assert [sample.where.partition(" ")[0] for sample in kind.samples] == ["custom_id", "offset", "offset"]
 
@@ -116,7 +116,7 @@ def test_npy_rows_are_read_where_they_lie(stack: WorkerStack, tmp_path: Path) ->
     rows = np.arange(500, dtype=np.float64).reshape(250, 2)
     np.save(tmp_path / "in.npy", rows)
     manifest = run(stack, "total", tmp_path / "in.npy", tmp_path / "out", shard_rows=60)
-    assert len(manifest["parts"]) == 5
+    assert len(manifest.parts) == 5
     assert rows_of(tmp_path / "out") == [{"row": i, "total": float(rows[i].sum())} for i in range(250)]
 
 

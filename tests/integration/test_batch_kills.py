@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.workloads import sentences
-from forebay.producer.handles.job import Job
-from forebay.producer.requests.audit import audit
+from forebay.producer.handles.batch import BatchJob
+from support.datasets import faults_of
 from support.models import number_of
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
@@ -30,11 +30,11 @@ TEXT = {
 MOMENT_S = 1.5  # a kill comes up to so long after the first rows behind the last one
 
 
-def table_of(job: Job, out: Path) -> pa.Table:
+def table_of(job: BatchJob, out: Path) -> pa.Table:
     """The output of a batch that has succeeded and passes the audit."""
     assert job.wait(400), job.info()
     job.result(10)
-    assert audit(job._client, job.id)["faults"] == []
+    assert faults_of(job) == []
     return pa.concat_tables(pq.read_table(file) for file in sorted(out.glob("part-*.parquet")))
 
 
@@ -50,7 +50,7 @@ def test_texts_whose_workers_are_killed_ten_times_come_out_as_if_nothing_had_hap
     with closing(WorkerStack(tmp_path, broker)) as stack:
         model = stack.model("Embedder", max_batch_size=32, **TEXT)
 
-        def batch(out: str) -> Job:
+        def batch(out: str) -> BatchJob:
             return stack.client.batch(
                 model, tmp_path / "in.parquet", tmp_path / out, columns="text", keep=["id", "text"], shard_rows=SHARD_ROWS
             )  # fmt: skip

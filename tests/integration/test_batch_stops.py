@@ -8,14 +8,13 @@ import pytest
 
 from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobInfo, JobKind, JobState, new_ids
-from forebay.producer.handles.job import Job
-from forebay.producer.requests.audit import audit
+from forebay.producer.handles.batch import BatchJob
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.overview import Overview
 from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
-from support.datasets import rows_of, vectors, write_parquet
+from support.datasets import faults_of, rows_of, vectors, write_parquet
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
@@ -29,15 +28,15 @@ def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
         yield stack
 
 
-def whole(job: Job, folder: Path, rows: int) -> None:
+def whole(job: BatchJob, folder: Path, rows: int) -> None:
     """The batch has succeeded, with each row once."""
     assert job.wait(90), job.info()
     job.result(10)
     assert rows_of(folder) == [{"id": i, "y": 2.0 * i} for i in range(rows)]
-    assert audit(job._client, job.id)["faults"] == []
+    assert faults_of(job) == []
 
 
-def shards(stack: WorkerStack, job: Job) -> list[JobInfo]:
+def shards(stack: WorkerStack, job: BatchJob) -> list[JobInfo]:
     return stack.store.find(parent_id=job.id)
 
 
@@ -83,7 +82,7 @@ def test_a_shard_that_meets_a_transient_error_waits_and_runs_again(own: WorkerSt
     assert (told.ended, told.reason) == ("postponed", "Transient: the feature store answers 503")
     (own.folder / "away").unlink()
     whole(job, tmp_path / "out", 50)
-    assert job.request_counts["failed"] == 0
+    assert job.progress.request_counts["failed"] == 0
 
 
 def test_a_shard_whose_model_hangs_is_ended_by_the_time_limit_and_runs_alone_afterwards(

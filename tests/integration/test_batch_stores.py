@@ -11,9 +11,8 @@ import pytest
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable
-from forebay.producer.handles.job import Job
-from forebay.producer.requests.audit import audit
-from support.datasets import rows_of, vectors, write_parquet
+from forebay.producer.handles.batch import BatchJob
+from support.datasets import faults_of, rows_of, vectors, write_parquet
 from support.file_server import FileServer
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
@@ -35,13 +34,13 @@ def server(tmp_path: Path) -> Iterator[FileServer]:
         yield server
 
 
-def succeeded(job: Job) -> None:
+def succeeded(job: BatchJob) -> None:
     assert job.wait(90), job.info()
     job.result(10)
-    assert audit(job._client, job.id)["faults"] == []
+    assert faults_of(job) == []
 
 
-def past(stack: WorkerStack, job: Job) -> list[Any]:
+def past(stack: WorkerStack, job: BatchJob) -> list[Any]:
     return [a for shard in stack.store.find(parent_id=job.id) for a in stack.store.past(shard.id)]
 
 

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from msgspec.structs import asdict
 
 from forebay import InvalidInput, JobCanceled, JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.row_errors import ErrorKind, ErrorSample
-from forebay.producer.handles.job import Job
-from forebay.producer.requests.audit import audit
+from forebay.producer.handles.batch import BatchJob
 from forebay.storage.batches.views import BatchViews
-from support.datasets import errors_of, rows_of, vectors, write_parquet
+from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
 from support.servers import ValkeyServer
 from support.waiting import wait_until
 from support.worker_stack import Worker, WorkerStack
@@ -71,11 +71,11 @@ def direct(x: Any) -> Any:
         return net()(torch.from_numpy(np.asarray(x, np.float32))).numpy()
 
 
-def succeeded(job: Job) -> Any:
+def succeeded(job: BatchJob) -> Any:
     """The manifest, after the audit has found nothing."""
     assert job.wait(90), job.info()
     manifest = job.result(10)
-    assert audit(job._client, job.id)["faults"] == []
+    assert faults_of(job) == []
     return manifest
 
 
@@ -88,11 +88,9 @@ def test_parquet_in_parquet_out_in_order_and_equal_to_a_direct_forward(stack: Wo
     found = rows_of(tmp_path / "out")
     assert [row["id"] for row in found] == table["id"].to_pylist()
     np.testing.assert_allclose([row["output"] for row in found], direct(table["x"].to_pylist()), rtol=1e-4, atol=1e-4)
-    assert manifest["counts"] == {"total": 584, "completed": 584, "failed": 0} == job.request_counts
-    assert len(manifest["parts"]) > 4
-    assert pq.read_schema(tmp_path / "out" / manifest["parts"][0]["name"]).field("output").type == pa.list_(
-        pa.float32(), 3
-    )
+    assert asdict(manifest.counts) == {"total": 584, "completed": 584, "failed": 0} == job.progress.request_counts
+    assert len(manifest.parts) > 4
+    assert pq.read_schema(tmp_path / "out" / manifest.parts[0].name).field("output").type == pa.list_(pa.float32(), 3)
 
 
 def test_pandas_and_duckdb_read_the_output(stack: WorkerStack, tmp_path: Path) -> None:
@@ -124,10 +122,10 @@ def test_one_malformed_row_in_a_thousand_is_in_the_errors_and_the_rest_in_the_ou
     table = pa.table({"x": pa.array(rows, pa.list_(pa.float32())), "id": pa.array(range(3000))})
     data = write_parquet(tmp_path / "in", [table], group_rows=1000)
     manifest = succeeded(stack.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=700))
-    assert manifest["counts"] == {"total": 3000, "completed": 2997, "failed": 3}
+    assert asdict(manifest.counts) == {"total": 3000, "completed": 2997, "failed": 3}
     assert [row["row"] for row in errors_of(tmp_path / "out")] == bad
     assert {row["error"] for row in errors_of(tmp_path / "out")} == {"InvalidInput"}
-    [found_error] = BatchViews(stack.ledger).errors(manifest["batch"]).rows
+    [found_error] = BatchViews(stack.ledger).errors(manifest.batch).rows
     assert (found_error.type, found_error.count) == ("InvalidInput", 3)
     assert [sample.where for sample in found_error.samples] == [f"row {i}" for i in bad]
     found = rows_of(tmp_path / "out")
@@ -158,7 +156,7 @@ def test_more_errors_than_the_threshold_fail_the_batch_with_its_counts(stack: Wo
     with pytest.raises(JobFailed, match="20 of 21 rows failed") as caught:
         job.result(60)
     assert caught.value.type == "ErrorThreshold"
-    assert job.request_counts == {"total": 21, "completed": 1, "failed": 20}
+    assert job.progress.request_counts == {"total": 21, "completed": 1, "failed": 20}
     assert not (tmp_path / "out" / "_manifest.json").exists()
 
 
@@ -259,7 +257,7 @@ def test_a_part_whose_worker_died_before_it_could_be_put_in_place_is_put_there_i
     job = own.client.batch(model, data, out, keep="id", shard_rows=200)
     first = out / "part-000000-000000000000000.parquet"
     wait_until(first.exists, "the first part is there", 60)
-    [(_, _, outcome)] = list(own.client._batches.outcomes(job.id))
+    [(_, _, outcome)] = list(own.client.session.batches.outcomes(job.id))
     first.rename(out / outcome.part.temporary)  # as a kill between the ledger's word and the renaming leaves it
     succeeded(job)
     assert rows_of(out) == [{"id": i, "y": 2.0 * i} for i in range(400)]
@@ -270,8 +268,8 @@ def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: WorkerStack, t
     data = write_parquet(tmp_path / "in", [vectors(20)])
     job = own.client.batch(model, data, tmp_path / "out", keep="id")
     [claimed] = own.store.claim([job.id], "dead@test", 30)
-    own.client._batches.start(claimed, _request(own, job))
-    own.client._batches.hand_off(claimed)  # and then the worker died, before it had planned a shard
+    own.client.session.batches.start(claimed, _request(own, job))
+    own.client.session.batches.hand_off(claimed)  # and then the worker died, before it had planned a shard
     own.worker()
     succeeded(job)
     assert Counter(own.runs()) == dict.fromkeys(range(20), 1)
@@ -286,7 +284,7 @@ def test_a_long_shard_shares_its_rest_with_an_idle_worker_and_no_row_is_done_twi
     own.worker("w2").ready()
     job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=10_000)
     manifest = succeeded(job)
-    assert len(manifest["parts"]) > 1
+    assert len(manifest.parts) > 1
     assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 2001)]
     assert Counter(own.runs()) == dict.fromkeys(range(1, 2001), 1)
     assert len(own.runs_by_worker(range(1, 2001))) == 2
@@ -296,21 +294,21 @@ def _said(worker: Worker, word: str, times: int) -> bool:
     return worker.said().count(word) >= times
 
 
-def _request(stack: WorkerStack, job: Job) -> Any:
+def _request(stack: WorkerStack, job: BatchJob) -> Any:
     from forebay.contract.requests.batch import BatchRequest
 
-    client = stack.client
-    return BatchRequest.load(client._payloads.load(*client._batches.request(job.id)))
+    session = stack.client.session
+    return BatchRequest.load(session.payloads.load(*session.batches.request(job.id)))
 
 
 def test_the_audit_finds_what_was_changed(stack: WorkerStack, tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "in", [vectors(200)])
     job = stack.client.batch("net", data, tmp_path / "out", columns="x", shard_rows=100)
     manifest = succeeded(job)
-    one, two = [tmp_path / "out" / part["name"] for part in manifest["parts"]]
+    one, two = [tmp_path / "out" / part.name for part in manifest.parts]
     one.write_bytes(one.read_bytes() + b" ")
     two.rename(two.with_name("part-999999-000000000000000.parquet"))
-    faults = audit(stack.client, job.id)["faults"]
+    faults = faults_of(job)
     assert any("its content is not what was written" in fault for fault in faults)
     assert any("no shard of this batch has written it" in fault for fault in faults)
     assert any("it is missing" in fault for fault in faults)
@@ -324,4 +322,4 @@ def test_a_batch_runs_on_postgres(tmp_path: Path, broker: str, postgres_database
         job = stack.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
         succeeded(job)
         assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(300)]
-        assert json.dumps(job.request_counts) == '{"total": 300, "completed": 300, "failed": 0}'
+        assert json.dumps(job.progress.request_counts) == '{"total": 300, "completed": 300, "failed": 0}'

@@ -133,7 +133,7 @@ def test_a_worker_and_the_dashboard_count_what_happened(stack: WorkerStack, work
     assert total(own, "hand_overs_total", outcome="lost") == 2
     assert total(own, "device_memory_total_bytes") > total(own, "device_memory_used_bytes") > 0
 
-    events = [(event.event, event.attempt, "signal 9" in event.message) for event in killer.logs()]
+    events = [(event.event, event.attempt, "signal 9" in event.message) for event in killer.history()]
     assert events == [
         ("queued", None, False), ("claimed", 1, False), ("lost", 1, True), ("queued", None, False), ("claimed", 2, False),
         ("failed", 2, True),

@@ -337,7 +337,7 @@ def test_the_curve_is_printed_as_table_json_and_csv(
     assert [row["accuracy"] for row in read] == ["", "0.4", "", "0.5"]
     assert "two forms" in shell.error("jobs", "metrics", claimed.id, "--csv", "--json")
     shell.register()
-    assert "no training job" in shell.error("jobs", "metrics", shell.submit())
+    assert "only training jobs have metrics" in shell.error("jobs", "metrics", shell.submit())
 
 
 def test_a_trained_version_is_shown_with_metrics_lineage_and_evaluations(

@@ -241,7 +241,7 @@ def test_canceled_jobs_never_run(stack: WorkerStack) -> None:
 
 
 def test_an_announcement_wakes_whoever_waits(stack: WorkerStack) -> None:
-    channel = announce_channel(stack.client.id)
+    channel = announce_channel(stack.client.session.id)
     with redis.Redis.from_url(stack.settings.broker) as connection, connection.pubsub() as listener:
         listener.subscribe(channel)
         assert listener.get_message(timeout=5)["type"] == "subscribe"
@@ -253,7 +253,7 @@ def test_an_announcement_wakes_whoever_waits(stack: WorkerStack) -> None:
 
 def test_polling_alone_finds_the_result(stack: WorkerStack, monkeypatch: pytest.MonkeyPatch) -> None:
     with Client(stack.settings) as deaf:
-        monkeypatch.setattr(deaf._watcher, "_channel", "forebay.done.nobody")
+        monkeypatch.setattr(deaf.session.watcher, "_channel", "forebay.done.nobody")
         assert deaf.predict(stack.model("Doubler"), 21).result(30) == 42
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from forebay.producer.handles.batch import BatchJob
+from forebay.producer.requests.audit import audit
+
 
 def vectors(rows: int, width: int = 4, first: int = 0) -> pa.Table:
     """`x`, a vector of `width` float32 that tells its row, and `id`."""
@@ -33,3 +36,8 @@ def rows_of(folder: Path | str) -> list[dict[str, Any]]:
 def errors_of(folder: Path | str) -> list[dict[str, Any]]:
     """The rows with errors of an output, in the order of its parts."""
     return rows_of(Path(folder) / "_errors")
+
+
+def faults_of(job: BatchJob) -> list[str]:
+    """What the audit finds: the ledger, the manifest and the files are to tell the same."""
+    return list(audit(job._session, job.id)["faults"])

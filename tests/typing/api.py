@@ -9,9 +9,11 @@ import numpy as np
 
 import forebay
 from forebay import (
+    BatchJob,
     BrokerUnavailable,
     Client,
     Evaluation,
+    EvaluationJob,
     ForebayError,
     InvalidInput,
     Job,
@@ -23,6 +25,7 @@ from forebay import (
     JobNotFound,
     JobState,
     LedgerUnavailable,
+    Manifest,
     ModelNotFound,
     ModelVersion,
     NoQueueFits,
@@ -30,6 +33,8 @@ from forebay import (
     QueueFull,
     ResultTimeout,
     Settings,
+    SubmitOptions,
+    TrainingJob,
     Transient,
     as_completed,
     wait,
@@ -73,10 +78,28 @@ def submitting(client: Client) -> None:
     assert_type(client.predict_many("digits/3", [np.zeros(64)], priority=9, idempotency_key="k"), list[Job])
     assert_type(client.predict_many("digits", (row for row in np.zeros((2, 64)))), list[Job])
 
+    options: SubmitOptions = {"priority": 1, "metadata": {"owner": "vision"}}
+    assert_type(client.predict("digits", 1, **options), Job)
+
+
+def batches(client: Client) -> None:
+    options: SubmitOptions = {"queue": "gpu", "deadline": 60}
+    job = client.batch("minilm", ["a.parquet", Path("b.parquet")], Path("out"), columns="text", keep=["id"], **options)
+    assert_type(job, BatchJob)
+    assert_type((job.progress.completed, job.progress.share, job.progress.eta_s), tuple[int, float, float | None])
+    assert_type(job.errors.complete, bool)
+    assert_type(job.retry(), BatchJob)
+    manifest = job.result(timeout=10)
+    assert_type(manifest, Manifest)
+    assert_type((manifest.output, manifest.counts.completed, manifest.counts.failed), tuple[str, int, int])
+    assert_type(manifest.parts[0].name, str)
+    assert_type(list(as_completed([job])), list[BatchJob])
+
 
 def training(client: Client) -> None:
     job = client.train("digits", recipe="image-classifier", dataset="digits.parquet")
-    assert_type(job, Job)
+    assert_type(job, TrainingJob)
+    assert_type(job.result(10), ModelVersion)
     client.train(
         "digits",
         recipe="classifier",
@@ -110,7 +133,8 @@ def training(client: Client) -> None:
     assert_type(job.run.metrics, Mapping[str, float | None] | None)
     assert_type(job.checkpoints[0].step, int)
     evaluated = client.evaluate("digits@champion", Path("held-out"), target="label", columns={"x": "y"}, output="label")
-    assert_type(evaluated, Job)
+    assert_type(evaluated, EvaluationJob)
+    assert_type(evaluated.result(), Evaluation)
     found = client.models.evaluations("digits")
     assert_type(found, list[Evaluation])
     assert_type(found[0].metrics, Mapping[str, float | None])
@@ -125,16 +149,19 @@ def wrong_types(client: Client) -> None:
     client.predict(7, 1)  # type: ignore[arg-type]
     client.predict("digits", 1, priority="high")  # type: ignore[arg-type]
     client.predict("digits", 1, deadline="soon")  # type: ignore[arg-type]
-    client.predict("digits", 1, 5)  # type: ignore[call-arg]
+    client.predict("digits", 1, 5)  # type: ignore[arg-type, call-arg]
     client.predict_many("digits", 1)  # type: ignore[arg-type]
     client.jobs(limit="all")  # type: ignore[arg-type]
-    wait([], return_when="some")  # type: ignore[arg-type]
+    wait([client.job("0" * 32)], return_when="some")  # type: ignore[arg-type]
+    client.predict("digits", 1, prio=1)  # type: ignore[call-arg]
+    client.batch("digits", "in", "out", batched=True)  # type: ignore[call-arg]
+    repr(client.job("0" * 32).run)  # type: ignore[attr-defined]
 
 
 def handles(client: Client, job: Job) -> None:
     assert_type(job.id, str)
     assert_type(job.info(), JobInfo)
-    assert_type(job.logs(), list[JobEvent])
+    assert_type(job.history(), list[JobEvent])
     assert_type(job.state, JobState)
     assert_type(job.done(), bool)
     assert_type(job.wait(), bool)

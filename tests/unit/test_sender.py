@@ -8,7 +8,7 @@ from typing import Any
 
 from forebay.contract.errors import BrokerUnavailable, LedgerUnavailable
 from forebay.contract.wire.messages import JobMessage, RoutedJob
-from forebay.producer.sender import Parting, Sender
+from forebay.producer.sender import PendingSend, Sender
 from support.waiting import wait_until
 
 
@@ -51,14 +51,14 @@ def sender(dispatcher: FakeDispatcher, store: FakeStore | None = None) -> Sender
     return Sender(store or FakeStore(), dispatcher)  # type: ignore[arg-type] # what it needs of them
 
 
-def parting(*ids: str, **change: Any) -> Parting:
+def pending(*ids: str, **change: Any) -> PendingSend:
     routed_jobs = [RoutedJob(id, "digits", 1, "cpu", 5) for id in ids]
-    return Parting.of(routed_jobs, **{"batch_size": 64, "hold_s": 0.0} | change)
+    return PendingSend.of(routed_jobs, **{"batch_size": 64, "wait_s": 0.0} | change)
 
 
 def test_the_first_submit_after_a_pause_is_sent_by_its_own_thread_before_send_returns() -> None:
     dispatcher = FakeDispatcher()
-    sender(dispatcher).send(parting("a", "b"))
+    sender(dispatcher).send(pending("a", "b"))
     assert dispatcher.ids == ["a", "b"]
     assert dispatcher.threads == [threading.current_thread().name]
 
@@ -67,11 +67,11 @@ def test_what_comes_while_a_message_is_on_its_way_goes_out_together_in_one_messa
     dispatcher = FakeDispatcher()
     dispatcher.gate.clear()
     tested = sender(dispatcher)
-    first = threading.Thread(target=tested.send, args=(parting("a"),))
+    first = threading.Thread(target=tested.send, args=(pending("a"),))
     first.start()
     assert dispatcher.entered.wait(10)
     for id in "bcd":
-        tested.send(parting(id))  # returns at once: the jobs are durable, and the thread has them
+        tested.send(pending(id))  # returns at once: the jobs are durable, and the thread has them
     dispatcher.gate.set()
     first.join(10)
     tested.close()
@@ -81,9 +81,9 @@ def test_what_comes_while_a_message_is_on_its_way_goes_out_together_in_one_messa
 def test_jobs_that_are_to_be_held_do_not_share_a_message_with_those_that_are_not() -> None:
     dispatcher = FakeDispatcher()
     tested = sender(dispatcher)
-    tested.send(parting("a"))
-    tested.send(parting("b"))
-    tested.send(parting("c", hold_s=0.5))
+    tested.send(pending("a"))
+    tested.send(pending("b"))
+    tested.send(pending("c", wait_s=0.5))
     tested.close()
     holds = {id: message.args.batch_wait for batch in dispatcher.sent for message in batch for id in message.args.ids}
     assert [holds["a"], holds["b"], holds["c"] is not None] == [None, None, True]
@@ -95,7 +95,7 @@ def test_many_threads_send_every_job_exactly_once() -> None:
 
     def submit(thread: int) -> None:
         for i in range(200):
-            tested.send(parting(f"{thread}-{i}"))
+            tested.send(pending(f"{thread}-{i}"))
 
     threads = [threading.Thread(target=submit, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -110,28 +110,28 @@ def test_many_threads_send_every_job_exactly_once() -> None:
 def test_the_gathering_thread_ends_by_itself_and_keeps_no_program_from_ending() -> None:
     dispatcher = FakeDispatcher()
     tested = sender(dispatcher)
-    tested.send(parting("a"))
-    tested.send(parting("b"))
+    tested.send(pending("a"))
+    tested.send(pending("b"))
     [thread] = [t for t in threading.enumerate() if t.name == "forebay-send"]
     assert not thread.daemon
     wait_until(lambda: not thread.is_alive(), description="the thread has ended")
     assert dispatcher.ids == ["a", "b"]
-    tested.send(parting("c"))
+    tested.send(pending("c"))
     assert dispatcher.ids == ["a", "b", "c"]
 
 
 def test_jobs_that_redis_did_not_take_are_left_to_the_sweeper() -> None:
     store = FakeStore()
     tested = sender(FakeDispatcher(BrokerUnavailable("connection refused")), store)
-    tested.send(parting("a"))
-    tested.send(parting("b"))
+    tested.send(pending("a"))
+    tested.send(pending("b"))
     tested.close()
     assert store.unsent == ["a", "b"]
 
 
 def test_a_ledger_that_is_away_as_well_is_no_error_of_a_submit_that_is_durable() -> None:
     tested = sender(FakeDispatcher(BrokerUnavailable("refused")), FakeStore(LedgerUnavailable("gone")))
-    tested.send(parting("a"))
+    tested.send(pending("a"))
     tested.close()
 
 
@@ -139,21 +139,21 @@ def test_an_error_nobody_foresaw_does_not_end_the_sending_of_later_jobs() -> Non
     dispatcher, store = FakeDispatcher(RuntimeError("a bug")), FakeStore()
     tested = sender(dispatcher, store)
     for id in "abc":
-        tested.send(parting(id))
+        tested.send(pending(id))
     tested.close()
     assert sorted(store.unsent) == sorted(dispatcher.ids) == ["a", "b", "c"]
 
 
 def test_a_submit_of_several_messages_asks_a_worker_to_wait_a_moment_for_the_others() -> None:
-    several = parting(*(f"{n:032x}" for n in range(600)), batch_size=32)
-    assert several.size == 32
-    assert several.hold is not None
-    assert several.hold.rows == 128
-    assert several.hold.seconds < 0.01
-    few = parting(*(f"{n:032x}" for n in range(40)), batch_size=32)
-    assert few.hold is not None
-    assert few.hold.rows == 40, "more than there are would never come"
-    assert parting(*(f"{n:032x}" for n in range(32)), batch_size=32).hold is None
-    held = parting(*(f"{n:032x}" for n in range(600)), batch_size=32, hold_s=0.5)
-    assert held.hold is not None
-    assert (held.hold.seconds, held.hold.rows) == (0.5, 32)
+    several = pending(*(f"{n:032x}" for n in range(600)), batch_size=32)
+    assert several.ids_per_message == 32
+    assert several.wait is not None
+    assert several.wait.rows == 128
+    assert several.wait.seconds < 0.01
+    few = pending(*(f"{n:032x}" for n in range(40)), batch_size=32)
+    assert few.wait is not None
+    assert few.wait.rows == 40, "more than there are would never come"
+    assert pending(*(f"{n:032x}" for n in range(32)), batch_size=32).wait is None
+    held = pending(*(f"{n:032x}" for n in range(600)), batch_size=32, wait_s=0.5)
+    assert held.wait is not None
+    assert (held.wait.seconds, held.wait.rows) == (0.5, 32)

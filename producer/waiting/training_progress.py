@@ -1,4 +1,4 @@
-"""A training job while it is waited for: a bar of its steps, the last figures, and sparklines of loss and metric.
+"""A training job while it is waited for: a bar of its steps, its last metrics, and sparklines of loss and metric.
 
 Drawn on a terminal only, silent elsewhere. Reads the ledger about twice a second; asks the trainer nothing.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,26 +19,40 @@ from rich.text import Text
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobState
 from forebay.contract.requests.training import TRAIN, VALIDATION
+from forebay.producer.waiting.progress import wait_and_redraw
 from forebay.storage.training.records import Run
 
-if TYPE_CHECKING:
-    from forebay.producer.handles.job import Job
-
-LOOK_S = 0.5
 LEVELS, PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 WIDTH = 40  # of a sparkline and of the bar
 
 
-class Figures:
+class TrainingHandle(Protocol):
+    """What is needed of a training job's handle."""
+
+    @property
+    def run(self) -> Run:
+        """Its run; JobNotFound before it has begun."""
+
+    def metrics(self, after: int = -1) -> list[dict[str, Any]]:
+        """What was measured after a step."""
+
+    def info(self) -> JobInfo:
+        """Its row in the ledger."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it has ended within `timeout` seconds."""
+
+
+class LearningCurve:
     """What a run has measured so far, read again as it grows."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingHandle) -> None:
         self._job = job
         self._rows: list[dict[str, Any]] = []
         self.run: Run | None = None
 
-    def look(self) -> None:
-        """Read what is new. A run that went on from a checkpoint has forgotten what came behind it."""
+    def refresh(self) -> None:
+        """Read what is new. A run that resumed from a checkpoint measures the steps after it again."""
         try:
             run = self._job.run
         except JobNotFound:
@@ -51,26 +65,26 @@ class Figures:
         self._rows = [row for row in self._rows if row["step"] < last] + self._job.metrics(after=last - 1)
 
     def series(self, split: str, metric: str) -> list[float]:
-        """The values of a metric over one split, in the order of the steps; those that are no numbers are left out."""
+        """The values of a metric over one split, in the order of the steps, without those that are not numbers."""
         values = (row.get(metric) for row in self._rows if row["split"] == split)
         return [value for value in values if value is not None]
 
     @property
     def metric(self) -> str:
-        """What the run is judged by."""
+        """The metric that the run is judged by."""
         return (self.run.request.get("metric") if self.run else None) or "loss"
 
-    def words(self) -> list[str]:
-        """The last figures: epoch, loss, metric, pace."""
+    def summary(self) -> list[str]:
+        """The last values: epoch, loss, metric, rows/s."""
         if self.run is None or not self._rows:
             return []
         epochs = (self.run.request.get("params") or {}).get("epochs")
-        found = [f"epoch {self._rows[-1]['epoch']}{f' of {epochs}' if epochs else ''}"]
-        loss, judged = self.series(TRAIN, "loss"), self.series(VALIDATION, self.metric)
-        found += [f"loss {loss[-1]:.4g}"] if loss else []
-        found += [f"{VALIDATION} {self.metric} {judged[-1]:.4g}"] if judged else []
-        paces = [row["rows_per_s"] for row in self._rows if row["rows_per_s"]]
-        return [*found, f"{paces[-1]:,.0f} rows/s"] if paces else found
+        parts = [f"epoch {self._rows[-1]['epoch']}{f' of {epochs}' if epochs else ''}"]
+        loss, metric = self.series(TRAIN, "loss"), self.series(VALIDATION, self.metric)
+        parts += [f"loss {loss[-1]:.4g}"] if loss else []
+        parts += [f"{VALIDATION} {self.metric} {metric[-1]:.4g}"] if metric else []
+        rates = [row["rows_per_s"] for row in self._rows if row["rows_per_s"]]
+        return [*parts, f"{rates[-1]:,.0f} rows/s"] if rates else parts
 
     def sparklines(self, levels: str = LEVELS, width: int = WIDTH) -> list[str]:
         """A line each for the loss and for the validation metric, with its first and last value."""
@@ -96,13 +110,13 @@ def sparkline(values: Sequence[float], levels: str = LEVELS, width: int = WIDTH)
     return "".join(levels[min(len(levels) - 1, int((mean - low) / (high - low) * len(levels)))] for mean in means)
 
 
-class Pace:
+class TimeLeft:
     """How long the rest will take, by the steps that were seen to be done."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
 
-    def left_s(self, now: float, done: int, total: int) -> float | None:
+    def estimate_s(self, now: float, done: int, total: int) -> float | None:
         """Seconds, None until some steps have passed. Steps that are done again are counted from there."""
         if self._first is None or done < self._first[1]:
             self._first = now, done
@@ -110,43 +124,39 @@ class Pace:
         return (total - done) * (now - since) / (done - at) if done > at and now > since else None
 
 
-def watch_training(job: Job, timeout: float | None = None) -> bool:
-    """Wait for a training job behind its figures on stderr; False when it has not ended within `timeout` seconds."""
+def watch_training(job: TrainingHandle, timeout: float | None = None) -> bool:
+    """Wait for a training job behind its metrics on stderr; False when it has not ended within `timeout` seconds."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return job.wait(timeout)
-    until = None if timeout is None else time.monotonic() + timeout
-    figures, pace = Figures(job), Pace()
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            left = LOOK_S if until is None else min(LOOK_S, until - time.monotonic())
-            ended = job.wait(max(0.0, left))
-            figures.look()
-            live.update(_drawn(job.info(), figures, pace, console), refresh=True)
-            if ended or (until is not None and time.monotonic() >= until):
-                return ended
-
-
-def _drawn(info: JobInfo, figures: Figures, pace: Pace, console: Console) -> Group:
+    curve, time_left = LearningCurve(job), TimeLeft()
     levels = LEVELS if (console.encoding or "").lower().startswith("utf") else PLAIN_LEVELS
-    return Group(_bar(info, figures, pace), *(Text(line, no_wrap=True) for line in figures.sparklines(levels)))
+    with Live(console=console, auto_refresh=False) as live:
+
+        def redraw() -> None:
+            curve.refresh()
+            lines = (Text(line, no_wrap=True) for line in curve.sparklines(levels))
+            live.update(Group(_bar(job.info(), curve, time_left), *lines), refresh=True)
+
+        return wait_and_redraw(job.wait, redraw, timeout)
 
 
-def _bar(info: JobInfo, figures: Figures, pace: Pace) -> Table:
-    """A line: the model, its bar, how much is done, and the last figures."""
+def _bar(info: JobInfo, curve: LearningCurve, time_left: TimeLeft) -> Table:
+    """A line: the model, its bar, how much is done, and the last values."""
     done, total = info.progress.done, info.progress.total
-    words = [info.state.value] if info.state.final else figures.words() or [_before(info)]
-    left = pace.left_s(time.monotonic(), done, total) if info.state is JobState.RUNNING and figures.run else None
-    words += [f"{left:,.0f} s left"] if left is not None else []
+    parts = [info.state.value] if info.state.final else curve.summary() or [_before_first_step(info)]
+    running = info.state is JobState.RUNNING and curve.run is not None
+    left = time_left.estimate_s(time.monotonic(), done, total) if running else None
+    parts += [f"{left:,.0f} s left"] if left is not None else []
     line = Table.grid(padding=(0, 1))
     line.add_row(
         Text(info.model), ProgressBar(total=max(1, total), completed=done, width=WIDTH), f"{done / max(1, total):>4.0%}",
-        Text(" · ".join(words)),
+        Text(" · ".join(parts)),
     )  # fmt: skip
     return line
 
 
-def _before(info: JobInfo) -> str:
+def _before_first_step(info: JobInfo) -> str:
     if info.state is JobState.QUEUED:
         return info.progress.message.splitlines()[0] if info.progress.message else "waiting for a worker"
     return "reading the data"

@@ -1,4 +1,4 @@
-"""What is drawn of a training job: sparklines, the last figures, how long the rest will take."""
+"""What is drawn of a training job: sparklines, the last metrics, how long the rest will take."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState, Progress
-from forebay.producer.waiting.following import LEVELS, PLAIN_LEVELS, Figures, Pace, sparkline, watch_training
+from forebay.producer.waiting.training_progress import (
+    LEVELS,
+    PLAIN_LEVELS,
+    LearningCurve,
+    TimeLeft,
+    sparkline,
+    watch_training,
+)
 from forebay.storage.training.records import Run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,15 +44,15 @@ def test_a_falling_loss_falls_and_a_flat_one_is_flat() -> None:
     assert sparkline([]) == ""
 
 
-def test_what_is_left_is_told_by_the_steps_that_were_seen() -> None:
-    pace = Pace()
-    assert pace.left_s(0, 50, 100) is None
-    assert pace.left_s(10, 60, 100) == pytest.approx(40)
-    assert pace.left_s(20, 30, 100) is None  # it went back to a checkpoint
-    assert pace.left_s(30, 40, 100) == pytest.approx(60)
+def test_the_time_left_is_estimated_from_the_steps_that_were_seen() -> None:
+    time_left = TimeLeft()
+    assert time_left.estimate_s(0, 50, 100) is None
+    assert time_left.estimate_s(10, 60, 100) == pytest.approx(40)
+    assert time_left.estimate_s(20, 30, 100) is None  # it went back to a checkpoint
+    assert time_left.estimate_s(30, 40, 100) == pytest.approx(60)
 
 
-class Told:
+class FakeTrainingJob:
     """A job whose run and curve the test writes."""
 
     def __init__(self) -> None:
@@ -85,40 +92,40 @@ def row(step: int, split: str, **values: float | None) -> dict[str, Any]:
     return {"step": step, "epoch": step // 5 + 1, "split": split, "at": NOW, "rows_per_s": 1200.0, **values}
 
 
-def test_the_figures_grow_with_the_run_and_only_what_is_new_is_read() -> None:
-    job = Told()
-    figures = Figures(job)  # type: ignore[arg-type]
-    figures.look()
-    assert figures.words() == figures.sparklines() == []
+def test_the_curve_grows_with_the_run_and_only_what_is_new_is_read() -> None:
+    job = FakeTrainingJob()
+    curve = LearningCurve(job)
+    curve.refresh()
+    assert curve.summary() == curve.sparklines() == []
     job.told = run()
     job.rows = [row(1, "train", loss=2.0), row(2, "train", loss=1.0)]
-    figures.look()
-    assert figures.words() == ["epoch 1 of 4", "loss 1", "1,200 rows/s"]
+    curve.refresh()
+    assert curve.summary() == ["epoch 1 of 4", "loss 1", "1,200 rows/s"]
     job.rows += [row(5, "train", loss=0.5), row(5, "validation", loss=0.6, accuracy=0.75), row(6, "train", loss=None)]
-    figures.look()
+    curve.refresh()
     assert job.asked == [-1, 1]
-    assert figures.series("train", "loss") == [2.0, 1.0, 0.5]
-    assert figures.words() == ["epoch 2 of 4", "loss 0.5", "validation accuracy 0.75", "1,200 rows/s"]
-    [line] = figures.sparklines()
+    assert curve.series("train", "loss") == [2.0, 1.0, 0.5]
+    assert curve.summary() == ["epoch 2 of 4", "loss 0.5", "validation accuracy 0.75", "1,200 rows/s"]
+    [line] = curve.sparklines()
     assert line.startswith("train loss")
     assert line.endswith("2 → 0.5")
 
 
 def test_a_run_that_went_on_from_a_checkpoint_is_read_again() -> None:
-    job = Told()
+    job = FakeTrainingJob()
     job.told = run()
     job.rows = [row(step, "train", loss=1.0) for step in (1, 5, 9)]
-    figures = Figures(job)  # type: ignore[arg-type]
-    figures.look()
+    curve = LearningCurve(job)
+    curve.refresh()
     job.told, job.rows = run(resumed=1), [row(1, "train", loss=1.0), row(5, "train", loss=1.0)]
-    figures.look()
-    assert len(figures.series("train", "loss")) == 2
+    curve.refresh()
+    assert len(curve.series("train", "loss")) == 2
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    job = Told()
-    assert watch_training(job) is True  # type: ignore[arg-type]
-    assert watch_training(job, 0.0) is False  # type: ignore[arg-type]
+    job = FakeTrainingJob()
+    assert watch_training(job) is True
+    assert watch_training(job, 0.0) is False
     assert capsys.readouterr() == ("", "")
     assert job.asked == []
 
@@ -128,9 +135,9 @@ def test_on_a_terminal_bar_and_sparklines_are_drawn(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "150")
-    job = Told()
+    job = FakeTrainingJob()
     job.told, job.rows = run(), [row(1, "train", loss=2.0), row(2, "train", loss=1.0)]
-    assert watch_training(job, 10) is True  # type: ignore[arg-type]
+    assert watch_training(job, 10) is True
     drawn = capsys.readouterr().err
     for word in ("digits", "50%", "epoch 1 of 4", "loss 1", "train loss", "2 → 1"):
         assert word in drawn

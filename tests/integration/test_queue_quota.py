@@ -10,7 +10,7 @@ from sqlalchemy import event
 from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobKind, new_ids
 from forebay.contract.queues import QueueSpec, Resources
-from forebay.producer.quota import KEEP_S, SHARE, Room
+from forebay.producer.quota import KEEP_S, SHARE, QueueQuota
 from forebay.storage.jobs.records import Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from support.waiting import FakeClock
@@ -20,9 +20,9 @@ def jobs(count: int, queue: str = "cpu", **more: Any) -> list[NewJob]:
     return [NewJob(id, JobKind.PREDICT, "m", 1, queue, **more) for id in new_ids(count)]
 
 
-def room(store: JobStore, maximum: int | None, clock: Any = None) -> Room:
+def quota(store: JobStore, maximum: int | None, clock: Any = None) -> QueueQuota:
     queues = {name: QueueSpec(name, Resources(), max_queue_size=maximum) for name in ("cpu", "gpu")}
-    return Room(store, queues, clock or FakeClock())
+    return QueueQuota(store, queues, clock or FakeClock())
 
 
 class Statements:
@@ -72,9 +72,9 @@ def test_a_job_that_exists_already_is_given_back_by_a_full_queue(store: JobStore
     (known,) = store.add(jobs(1, idempotency_key="k", request_hash="h"), max_queue_size=1)
     again = jobs(1, idempotency_key="k", request_hash="h")
     assert store.add(again, max_queue_size=1) == [known]
-    assert room(store, SHARE).take("cpu", 1, keyed=True) is None
+    assert quota(store, SHARE).take("cpu", 1, keyed=True) is None
     store.add(jobs(SHARE))
-    assert room(store, SHARE).take("cpu", 1, keyed=True) == SHARE
+    assert quota(store, SHARE).take("cpu", 1, keyed=True) == SHARE
 
 
 def test_the_estimate_is_by_the_pace_at_which_the_queues_jobs_end(store: JobStore, clock: FakeClock) -> None:
@@ -123,12 +123,12 @@ def test_however_many_submit_at_once_the_maximum_holds(store: JobStore) -> None:
 
 def test_a_queue_without_a_maximum_is_never_asked_about(store: JobStore) -> None:
     asked = Statements(store)
-    assert [room(store, None).take("cpu", 10_000) for _ in range(100)] == [None] * 100
+    assert [quota(store, None).take("cpu", 10_000) for _ in range(100)] == [None] * 100
     assert asked.count == 0
 
 
 def test_the_ledger_is_asked_once_for_a_hundredth_of_the_maximum(store: JobStore) -> None:
-    mine = room(store, 100 * SHARE)
+    mine = quota(store, 100 * SHARE)
     asked = Statements(store)
     assert [mine.take("cpu", 1) for _ in range(250)] == [None] * 250
     assert asked.count == 3
@@ -136,7 +136,7 @@ def test_the_ledger_is_asked_once_for_a_hundredth_of_the_maximum(store: JobStore
 
 def test_a_share_is_given_up_after_a_while(store: JobStore) -> None:
     clock = FakeClock()
-    mine = room(store, 10 * SHARE, clock)
+    mine = quota(store, 10 * SHARE, clock)
     asked = Statements(store)
     mine.take("cpu", 1)
     clock.forward(KEEP_S - 1)
@@ -150,7 +150,7 @@ def test_a_share_is_given_up_after_a_while(store: JobStore) -> None:
 def test_a_client_overshoots_by_no_more_than_its_share(store: JobStore) -> None:
     maximum = 3 * SHARE
     store.add(jobs(maximum - 4))
-    clients = [room(store, maximum) for _ in range(3)]
+    clients = [quota(store, maximum) for _ in range(3)]
     added = 0
     for _ in range(10):
         for client in clients:
@@ -163,8 +163,8 @@ def test_a_client_overshoots_by_no_more_than_its_share(store: JobStore) -> None:
 
 
 def test_many_jobs_and_small_queues_are_counted_as_they_are_added(store: JobStore) -> None:
-    assert room(store, SHARE - 1).take("cpu", 1) == SHARE - 1
-    assert room(store, 10 * SHARE).take("cpu", 11) == 10 * SHARE
+    assert quota(store, SHARE - 1).take("cpu", 1) == SHARE - 1
+    assert quota(store, 10 * SHARE).take("cpu", 11) == 10 * SHARE
     store.add(jobs(10))
     with pytest.raises(QueueFull):
-        room(store, SHARE).take("cpu", SHARE)
+        quota(store, SHARE).take("cpu", SHARE)
