@@ -1,11 +1,11 @@
-"""The producer's commands: `predict`, `batch`, `train`, `evaluate`, `models`, `jobs` and others.."""
+"""The producer's commands: `predict`, `batch`, `train`, `evaluate`, `models`, `jobs` and others."""
 
 from __future__ import annotations
 
 import typer
 
-from forebay.producer.cli.batch import AUDIT_EXAMPLES, audit, batch
 from forebay.producer.cli.batch import EXAMPLES as BATCH_EXAMPLES
+from forebay.producer.cli.batch import batch
 from forebay.producer.cli.evaluate import EXAMPLES as EVALUATE_EXAMPLES
 from forebay.producer.cli.evaluate import evaluate
 from forebay.producer.cli.jobs import jobs_app
@@ -16,7 +16,6 @@ from forebay.producer.cli.queues import EXAMPLES as QUEUES_EXAMPLES
 from forebay.producer.cli.queues import queues
 from forebay.producer.cli.recipes import EXAMPLES as RECIPES_EXAMPLES
 from forebay.producer.cli.recipes import recipes
-from forebay.producer.cli.runs import METRICS_EXAMPLES, metrics
 from forebay.producer.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from forebay.producer.cli.train import train
 
@@ -28,8 +27,6 @@ def attach(app: typer.Typer) -> None:
     app.command("train", epilog=TRAIN_EXAMPLES)(train)
     app.command("evaluate", epilog=EVALUATE_EXAMPLES)(evaluate)
     app.command("recipes", epilog=RECIPES_EXAMPLES)(recipes)
-    jobs_app.command("audit", epilog=AUDIT_EXAMPLES)(audit)
-    jobs_app.command("metrics", epilog=METRICS_EXAMPLES)(metrics)
     app.add_typer(jobs_app, name="jobs")
     app.add_typer(models_app, name="models")
     app.command("queues", epilog=QUEUES_EXAMPLES)(queues)

@@ -6,30 +6,26 @@ from typing import Annotated
 
 import typer
 
-from forebay.contract.errors import JobFailed, ResultTimeout
-from forebay.contract.job import JobState
+from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.producer.cli.options import (
-    Deadline,
+    COLUMNS_HELP,
     Format,
     Home,
     Json,
-    Key,
-    Metadata,
+    Model,
     NoWait,
-    Priority,
-    Queue,
     Timeout,
     columns_option,
-    deadline,
     examples,
     open_client,
-    pairs,
     timeout_s,
+    with_submit_options,
 )
-from forebay.producer.cli.output import clear_errors, plain, print_json, write
-from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
-from forebay.producer.cli.runs import print_evaluation
+from forebay.producer.cli.output import clear_errors, plain, print_json
+from forebay.producer.cli.results import ARRIVES_S, wait_and_show
+from forebay.producer.cli.training_views import print_evaluation
 from forebay.producer.handles.evaluation import EvaluationJob
+from forebay.producer.options import SubmitOptions
 
 EXAMPLES = examples(
     "forebay evaluate digits@champion held-out.parquet --target label",
@@ -38,8 +34,9 @@ EXAMPLES = examples(
 
 
 @clear_errors()
+@with_submit_options(JobKind.EVALUATE)
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)],
+    model: Model,
     dataset: Annotated[
         list[str],
         typer.Argument(metavar="DATA...", help="Paths, globs (in quotes), folders or URLs.", show_default=False),
@@ -47,11 +44,7 @@ def evaluate(
     target: Annotated[str, typer.Option(metavar="COLUMN", help="The column with what is true.", show_default=False)],
     columns: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="What goes into the model, by comma; INPUT=COLUMN for several inputs.",
-            show_default="what it was trained on",
-        ),
+        typer.Option(metavar="NAMES", help=COLUMNS_HELP, show_default="what it was trained on"),
     ] = None,
     output: Annotated[
         str | None,
@@ -60,14 +53,10 @@ def evaluate(
     format: Format = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
-    priority: Priority = 7,
-    queue: Queue = None,
-    deadline_: Deadline = None,
-    max_attempts: Annotated[int, typer.Option(metavar="N", help="How often it may be started.")] = 3,
-    idempotency_key: Key = None,
-    metadata: Metadata = None,
     home: Home = None,
     as_json: Json = False,
+    *,
+    options: SubmitOptions,
 ) -> None:
     """Try a model version on rows of which the truth is known: metrics, confusion matrix, latency.
 
@@ -76,29 +65,19 @@ def evaluate(
     wait_s = timeout_s(timeout)
     with open_client(home) as client:
         job = client.evaluate(
-            model, dataset, target=target, columns=columns_option(columns), output=output, format=format, priority=priority,
-            queue=queue, deadline=deadline(deadline_), max_attempts=max_attempts, idempotency_key=idempotency_key,
-            metadata=pairs(metadata, "--metadata"),
-        )  # fmt: skip
-        if no_wait:
-            note_unserved(client, job.info().queue)
-            print_json({"id": job.id}) if as_json else write(job.id)
-            return
-        wait_for(client, [job], wait_s)
-        _show(job, as_json)
+            model, dataset, target=target, columns=columns_option(columns), output=output, format=format, **options
+        )
+        show = _print_json if as_json else _print
+        wait_and_show(client, job, wait_s, show, no_wait=no_wait, as_json=as_json)
 
 
-def _show(job: EvaluationJob, as_json: bool) -> None:
-    info = job.info()
+def _print(job: EvaluationJob, info: JobInfo) -> None:
     if info.state is JobState.SUCCEEDED:
-        evaluation = job.result(ARRIVES_S)
-        if as_json:
-            print_json({"state": info.state, **plain(evaluation)})
-        else:
-            print_evaluation(evaluation)
-        return
-    if as_json:
+        print_evaluation(job.result(ARRIVES_S))
+
+
+def _print_json(job: EvaluationJob, info: JobInfo) -> None:
+    if info.state is JobState.SUCCEEDED:
+        print_json({"state": info.state, **plain(job.result(ARRIVES_S))})
+    else:
         print_json({"id": job.id, "state": info.state, "error": info.error})
-    if not info.state.final:
-        raise ResultTimeout(f"job {job.id} is {info.state} and goes on: forebay jobs wait {job.id}")
-    raise job.exception(ARRIVES_S) or JobFailed(f"job {job.id} {info.state}")

@@ -1,4 +1,4 @@
-"""From an argument or a file to the inputs of jobs. Knows file formats; shapes and dtypes are the client's to check."""
+"""From an argument or a file to the inputs of jobs. Knows file formats; the client checks shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The inputs, one per job; `many` says that one job per row was asked for, be it a single row."""
+class JobInputs:
+    """The inputs, one per job; `many` when a job per row was asked for, even of a single row."""
 
     values: list[Any]
     many: bool = False
 
 
-def read_inputs(signature: Signature, text: str | None, file: Path | None, *, each: bool, batched: bool) -> Inputs:
+def read_inputs(signature: Signature, text: str | None, file: Path | None, *, each: bool, batched: bool) -> JobInputs:
     """The inputs that INPUT or --file give to a model of this signature; InvalidInput says what cannot be read."""
     if (text is None) == (file is None):
         both = "" if text is None else ", not both"
@@ -35,10 +35,10 @@ def read_inputs(signature: Signature, text: str | None, file: Path | None, *, ea
     if each and batched:
         raise InvalidInput("--each makes a job of every row, --batched one job of all; give one of them")
     dtype = "json" if batched else _takes(signature)
-    inputs = Inputs([_from_argument(text or "", dtype)]) if file is None else _from_file(file, dtype)
+    inputs = JobInputs([_from_argument(text or "", dtype)]) if file is None else _from_file(file, dtype)
     if not each or inputs.many:
         return inputs
-    return Inputs(_rows(inputs.values[0]), many=True)
+    return JobInputs(_rows(inputs.values[0]), many=True)
 
 
 def _takes(signature: Signature) -> str:
@@ -56,43 +56,43 @@ def _from_argument(text: str, dtype: str) -> Any:
     return decoded.removesuffix("\n") if dtype == "str" else parse_json(decoded, where)
 
 
-def _from_file(file: Path, dtype: str) -> Inputs:
+def _from_file(file: Path, dtype: str) -> JobInputs:
     if dtype == "bytes":
-        return Inputs([read_bytes(file)])
+        return JobInputs([read_bytes(file)])
     if str(file) == STDIN:
         text = as_text(sys.stdin.buffer.read(), "stdin")
-        return Inputs(_lines(text) if dtype == "str" else _json_lines(text, "stdin"), many=True)
+        return JobInputs(_lines(text) if dtype == "str" else _json_lines(text, "stdin"), many=True)
     suffix = file.suffix.lower()
     if suffix not in READERS:
-        raise InvalidInput(f"{shown(file.name)} is of no kind that can be read; it may end in {', '.join(READERS)}")
+        raise InvalidInput(f"{shown(str(file))} is a file of an unknown type: its name must end in {', '.join(READERS)}")
     if suffix == ".txt" and dtype != "str":
         raise InvalidInput("a .txt file is for models that take one str; give .npy, .npz, .json or .jsonl")
     return READERS[suffix](file)
 
 
-def _load_numpy(file: Path) -> Inputs:
+def _load_numpy(file: Path) -> JobInputs:
     try:
         with file.expanduser().open("rb") as opened:  # np.load given a name leaves a broken archive open
             loaded = np.load(opened, allow_pickle=False)
             archive = isinstance(loaded, np.lib.npyio.NpzFile)
-            return Inputs([{name: loaded[name] for name in loaded.files} if archive else loaded])
+            return JobInputs([{name: loaded[name] for name in loaded.files} if archive else loaded])
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise cannot("read", file, error) from error
 
 
-def _load_json(file: Path) -> Inputs:
-    return Inputs([parse_json(read_text(file), str(file))])
+def _load_json(file: Path) -> JobInputs:
+    return JobInputs([parse_json(read_text(file), str(file))])
 
 
-def _load_json_lines(file: Path) -> Inputs:
-    return Inputs(_json_lines(read_text(file), str(file)), many=True)
+def _load_json_lines(file: Path) -> JobInputs:
+    return JobInputs(_json_lines(read_text(file), str(file)), many=True)
 
 
-def _load_lines(file: Path) -> Inputs:
-    return Inputs(_lines(read_text(file)), many=True)
+def _load_lines(file: Path) -> JobInputs:
+    return JobInputs(_lines(read_text(file)), many=True)
 
 
-READERS: Mapping[str, Callable[[Path], Inputs]] = {
+READERS: Mapping[str, Callable[[Path], JobInputs]] = {
     ".npy": _load_numpy,
     ".npz": _load_numpy,
     ".json": _load_json,

@@ -3,56 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
-from forebay.contract.history import JobEvent
-from forebay.contract.job import JobInfo, JobKind, JobState
-from forebay.contract.requests.batch import BatchProgress
-from forebay.producer.cli.batch import error_lines, progress_fields
-from forebay.producer.cli.options import Home, Json, Metadata, Timeout, examples, open_client, pairs, timeout_s
-from forebay.producer.cli.output import (
-    age,
-    clear_errors,
-    exit_status,
-    moment,
-    one_line,
-    pairs_text,
-    plain,
-    print_fields,
-    print_json,
-    print_table,
-    say,
-    say_error,
-    write,
-)  # fmt: skip
-from forebay.producer.cli.predict import Output
-from forebay.producer.cli.results import check_output, raise_unless_succeeded, show_one, wait_for
-from forebay.producer.cli.retry import MANY, retry_failed
-from forebay.producer.cli.runs import details, show_details
+from forebay.contract.job import JobKind, JobState
+from forebay.producer.cli.job_views import job_as_json, print_events, print_job, print_jobs, print_states, reason
+from forebay.producer.cli.options import (
+    Home,
+    Id,
+    Json,
+    Metadata,
+    Timeout,
+    command,
+    confirm,
+    open_client,
+    pairs,
+    timeout_s,
+)
+from forebay.producer.cli.output import exit_status, print_fields, print_json, print_table, say, say_error, write
+from forebay.producer.cli.results import Output, check_output, raise_unless_succeeded, show_one, wait_for
+from forebay.producer.cli.training_views import print_metrics
 from forebay.producer.client import Client
-from forebay.producer.handles.batch import BatchJob
 from forebay.producer.handles.job import Job
-from forebay.storage.batches.views import BatchErrors
+from forebay.producer.handles.training import TrainingJob
 
-LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is printed below the fields
+MANY = 1000  # jobs; more are not retried without asking
+EXAMPLE_ID = "0190f3c2a1b47c3e9d5f60718293a4b5"
 
 jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.", no_args_is_help=True)
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, all 32 digits.", show_default=False)]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help="One id or more, all 32 digits.", show_default=False)]
 
 
-@jobs_app.command(
-    "list",
-    epilog=examples(
-        "forebay jobs list --state failed --model digits", "forebay jobs list --metadata run=7 --limit 1000 --json"
-    ),
+@command(
+    jobs_app,
+    "forebay jobs list --state failed --model digits",
+    "forebay jobs list --metadata run=7 --limit 1000 --json",
+    name="list",
 )
-@clear_errors()
 def list_(
     state: Annotated[
         list[str] | None,
@@ -77,20 +67,15 @@ def list_(
     if as_json:
         print_json(found)
     elif not found:
-        say("no job is like that" if state or kind or model or filters or before else "no job was submitted yet")
+        filtered = state or kind or model or filters or before
+        say("no job matches these filters" if filtered else "no job was submitted yet")
     else:
-        _print_jobs(found)
+        print_jobs(found)
         if len(found) == limit:
             say(f"for older ones add --before {found[-1].id}")
 
 
-@jobs_app.command(
-    epilog=examples(
-        "forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5",
-        "forebay jobs show 0190f3c2a1b47c3e9d5f60718293a4b5 --logs",
-    )
-)
-@clear_errors()
+@command(jobs_app, f"forebay jobs show {EXAMPLE_ID}", f"forebay jobs show {EXAMPLE_ID} --logs")
 def show(
     id: Id,
     logs: Annotated[
@@ -99,33 +84,23 @@ def show(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Show one job: its state, times, attempts and error, or with --logs the story of all its attempts."""
+    """Show one job: its state, times, attempts and error, or with --logs the history of all its attempts."""
     with open_client(home) as client:
         job = client.job(id)
         if logs:
             events = job.history()
-            print_json(events) if as_json else _print_events(events)
-            return
-        info = job.info()
-        is_batch = isinstance(job, BatchJob)
-        progress, errors = (job.progress, job.errors) if isinstance(job, BatchJob) else (None, BatchErrors())
-        if as_json:
-            batch = {"batch": plain(progress) | {"errors": plain(errors)}} if is_batch else {}
-            print_json(plain(info) | batch | details(job, info))
+            print_json(events) if as_json else print_events(events)
+        elif as_json:
+            print_json(job_as_json(job))
         else:
-            _show(info, progress)
-            for line in error_lines(errors):
-                write(line)
-            show_details(job, info)
+            print_job(job)
 
 
-@jobs_app.command(
-    epilog=examples(
-        "forebay jobs wait 0190f3c2a1b47c3e9d5f60718293a4b5 --timeout 5m",
-        "forebay predict digits --file rows.jsonl --no-wait | xargs forebay jobs wait",
-    )
+@command(
+    jobs_app,
+    f"forebay jobs wait {EXAMPLE_ID} --timeout 5m",
+    "forebay predict digits --file rows.jsonl --no-wait | xargs forebay jobs wait",
 )
-@clear_errors()
 def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = False) -> None:
     """Wait until jobs have ended. Exit status 0 when all have succeeded, else 1."""
     wait_s = timeout_s(timeout)
@@ -136,18 +111,16 @@ def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = F
     if as_json:
         print_json(infos)
     else:
-        _print_states([(info.id, info.state, _reason(info)) for info in infos])
+        print_states([(info.id, info.state, reason(info)) for info in infos])
     raise_unless_succeeded([info.state for info in infos], jobs)
 
 
-@jobs_app.command(
-    epilog=examples(
-        "forebay jobs cancel 0190f3c2a1b47c3e9d5f60718293a4b5",
-        "forebay jobs cancel 0190f3c2a1b47c3e9d5f60718293a4b5 --wait",
-        "forebay jobs list --state queued --json | jq -r '.[].id' | xargs forebay jobs cancel",
-    )
+@command(
+    jobs_app,
+    f"forebay jobs cancel {EXAMPLE_ID}",
+    f"forebay jobs cancel {EXAMPLE_ID} --wait",
+    "forebay jobs list --state queued --json | jq -r '.[].id' | xargs forebay jobs cancel",
 )
-@clear_errors()
 def cancel(
     ids: Ids,
     wait_: Annotated[bool, typer.Option("--wait", help="Come back when all have ended.")] = False,
@@ -167,21 +140,20 @@ def cancel(
             wait_for(client, jobs, None)
             states = [(job.id, job.state) for job in jobs]
     if as_json:
-        print_json([_cancel_as_json(id, state) for id, state in states])
+        print_json([{"id": id, "state": s, "cancel_requested": s is JobState.RUNNING} for id, s in states])
     else:
-        print_table(("ID", "CANCEL"), [(id, _what_came(state)) for id, state in states])
+        words = {JobState.RUNNING: "cancel requested", JobState.CANCELED: JobState.CANCELED}
+        print_table(("ID", "CANCEL"), [(id, words.get(state, f"it had {state}")) for id, state in states])
     if any(state not in (JobState.CANCELED, JobState.RUNNING) for _, state in states):
         raise typer.Exit(1)
 
 
-@jobs_app.command(
-    epilog=examples(
-        "forebay jobs retry 0190f3c2a1b47c3e9d5f60718293a4b5",
-        "forebay jobs retry --failed --dry-run",
-        "forebay jobs retry --failed --model digits@champion --yes",
-    )
+@command(
+    jobs_app,
+    f"forebay jobs retry {EXAMPLE_ID}",
+    "forebay jobs retry --failed --dry-run",
+    "forebay jobs retry --failed --model digits@champion --yes",
 )
-@clear_errors()
 def retry(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Ids, all 32 digits.", show_default=False)
@@ -196,7 +168,7 @@ def retry(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Queue failed, canceled or expired jobs afresh, under the same ids.
+    """Queue failed, canceled or expired jobs again, under the same ids.
 
     A training job goes on from its last checkpoint. --failed takes all that failed or expired, however many, and leaves
     succeeded and canceled ones alone.
@@ -207,21 +179,20 @@ def retry(
         raise InvalidInput("--model and --dry-run go with --failed")
     with open_client(home) as client:
         if failed:
-            retry_failed(client, model, dry_run, yes, as_json)
+            _retry_failed(client, model, dry_run=dry_run, yes=yes, as_json=as_json)
             return
         jobs = _find(client, ids or ())
-        refusals = [error for job in jobs if (error := _retried(job)) is not None]
+        refusals = [error for job in jobs if (error := _retry(job)) is not None]
         states = [(job.id, job.info().state) for job in jobs]
     if as_json:
         print_json([{"id": id, "state": state} for id, state in states])
     else:
-        _print_states([(id, state, "") for id, state in states])
+        print_states([(id, state, "") for id, state in states])
     if refusals:
         raise typer.Exit(exit_status(refusals[0]))
 
 
-@jobs_app.command(epilog=examples("forebay jobs result 0190f3c2a1b47c3e9d5f60718293a4b5 -o scores.npy"))
-@clear_errors()
+@command(jobs_app, f"forebay jobs result {EXAMPLE_ID} -o scores.npy")
 def result(
     id: Id,
     output: Output = None,
@@ -243,12 +214,47 @@ def result(
         show_one(job, output, as_json)
 
 
+@command(jobs_app, f"forebay jobs metrics {EXAMPLE_ID}", f"forebay jobs metrics {EXAMPLE_ID} --csv > curve.csv")
+def metrics(
+    id: Id,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a training job measured, step by step: on the training rows, and on the validation rows."""
+    if as_csv and as_json:
+        raise InvalidInput("--csv and --json are two forms of the same; give one of them")
+    with open_client(home) as client:
+        job = client.job(id)
+        if not isinstance(job, TrainingJob):
+            raise InvalidInput(f"job {id} is a {job.info().kind} job; only training jobs have metrics")
+        rows = job.metrics()
+    print_json(rows) if as_json else print_metrics(rows, as_csv=as_csv)
+
+
+@command(jobs_app, f"forebay jobs audit {EXAMPLE_ID}")
+def audit(id: Id, home: Home = None, as_json: Json = False) -> None:
+    """Check that a batch's counts in the ledger, in its manifest and in its files agree. Exit status 1 when they do not."""
+    from forebay.producer.requests.audit import audit as audit_batch
+
+    with open_client(home) as client:
+        findings = audit_batch(client.session, id)
+    if as_json:
+        print_json(findings)
+    else:
+        print_fields({name: value for name, value in findings.items() if name != "faults"})
+        for fault in findings["faults"]:
+            say(fault)
+    if findings["faults"]:
+        raise typer.Exit(1)
+
+
 def _find(client: Client, ids: Sequence[str]) -> list[Job]:
     """The handles, each job once; JobNotFound before anything is done when one does not exist."""
     return [client.job(id) for id in dict.fromkeys(ids)]
 
 
-def _retried(job: Job) -> ForebayError | None:
+def _retry(job: Job) -> ForebayError | None:
     try:
         job.retry()
     except IllegalTransition as error:
@@ -258,93 +264,16 @@ def _retried(job: Job) -> ForebayError | None:
     return None
 
 
-def _what_came(state: JobState) -> str:
-    if state is JobState.RUNNING:
-        return "cancel requested"
-    return state if state is JobState.CANCELED else f"it had {state}"
-
-
-def _cancel_as_json(id: str, state: JobState) -> dict[str, Any]:
-    return {"id": id, "state": state, "cancel_requested": state is JobState.RUNNING}
-
-
-def _reason(info: JobInfo) -> str:
-    return f"{info.error.type}: {info.error.message}" if info.error and info.state is JobState.FAILED else ""
-
-
-def _print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
-    if any(note for _, _, note in rows):
-        print_table(("ID", "STATE", "NOTE"), rows)
+def _retry_failed(client: Client, model: str | None, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    count = client.retry_failed(model, dry_run=True)
+    question = f"Queue {count:,} failed or expired jobs again?"
+    if not confirm(question, f"{count:,} jobs would run again", yes=dry_run or yes or count <= MANY):
+        say("nothing was queued")
+        raise typer.Exit(1)
+    if not dry_run:
+        count = client.retry_failed(model)
+    if as_json:
+        print_json({"jobs": count, "model": model, "dry_run": dry_run})
     else:
-        print_table(("ID", "STATE"), [row[:2] for row in rows])
-
-
-def _print_events(events: Sequence[JobEvent]) -> None:
-    rows = [
-        (e.at.isoformat(timespec="milliseconds"), e.event, e.attempt, e.worker, " ".join(e.message.split()))
-        for e in events
-    ]
-    print_table(("TIME", "EVENT", "ATTEMPT", "WORKER", "NOTE"), rows, right=("ATTEMPT",))
-
-
-def _print_jobs(jobs: Sequence[JobInfo]) -> None:
-    now = datetime.now(UTC)
-    titles = ("ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK")
-    print_table(titles, [_row(job, now) for job in jobs], right=("TRY", "AGE", "TOOK"))
-
-
-def _row(job: JobInfo, now: datetime) -> tuple[Any, ...]:
-    attempts = f"{job.attempt}/{job.max_attempts}"
-    took = age(job.started_at, job.finished_at or now)
-    return (
-        job.id,
-        _state(job),
-        job.kind,
-        job.ref,
-        job.queue,
-        attempts,
-        age(job.created_at, now),
-        took,
-    )
-
-
-def _state(job: JobInfo) -> str:
-    stopping = job.state is JobState.RUNNING and job.cancel_requested_at is not None
-    return "cancel requested" if stopping else job.state
-
-
-def _show(job: JobInfo, batch: BatchProgress | None = None) -> None:
-    (error, of_error), (note, of_note) = _head(_reason(job)), _head(job.progress.message)
-    message = f" ({note})" if note else ""
-    fields: dict[str, Any] = {
-        "id": job.id,
-        "kind": job.kind,
-        "state": job.state,
-        "error": error or None,
-        "model": job.ref,
-        "queue": job.queue,
-        "priority": job.priority,
-        "attempt": f"{job.attempt} of {job.max_attempts}",
-        "progress": f"{job.progress.done} of {job.progress.total}{message}",
-        "worker": job.worker,
-        "submitted": f"{moment(job.created_at)} ({age(job.created_at)} ago)",
-        "started": moment(job.started_at),
-        "finished": moment(job.finished_at),
-        "cancel requested": moment(job.cancel_requested_at),
-        "not before": moment(job.not_before),
-        "took": age(job.started_at, job.finished_at) if job.finished_at else None,
-        "deadline": moment(job.deadline_at),
-        "parent": job.parent_id,
-        "metadata": pairs_text(job.metadata),
-    }
-    if batch is not None:
-        fields = {k: v for k, v in fields.items() if k != "progress"} | progress_fields(batch)
-    print_fields(fields)
-    for line in of_error or of_note:
-        write(f"  {one_line(line)}")
-
-
-def _head(text: str) -> tuple[str, list[str]]:
-    """A text for its field, and the lines to print below all fields: those of a long one, such as a dead child's last."""
-    first, *rest = text.splitlines() or [""]
-    return (first, rest) if len(rest) > LINES_IN_FIELD else (text, [])
+        what = f"{count:,} failed or expired job{'' if count == 1 else 's'}" + (f" of {model}" if model else "")
+        write(f"would queue {what} again" if dry_run else f"queued {what} again")

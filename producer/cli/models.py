@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +13,20 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
 from forebay.contract.references import check_alias
 from forebay.contract.signature import ARRAY_DTYPES, Field
-from forebay.producer.cli.options import Home, Json, Metadata, examples, json_option, open_client, pairs
+from forebay.producer.cli.options import (
+    Home,
+    Json,
+    Metadata,
+    Model,
+    Yes,
+    command,
+    confirm,
+    json_option,
+    open_client,
+    pairs,
+)
 from forebay.producer.cli.output import (
     age,
-    clear_errors,
     moment,
     pairs_text,
     plain,
@@ -27,30 +36,27 @@ from forebay.producer.cli.output import (
     say,
     write,
 )
-from forebay.producer.cli.runs import print_evaluations, version_fields
+from forebay.producer.cli.training_views import print_evaluations, version_fields
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
-Ref = Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)]
-Inputs = Annotated[
+InputsOption = Annotated[
     str | None,
     typer.Option("--inputs", metavar="JSON", help="One sample's inputs, as JSON or @file.", show_default=False),
 ]
-Outputs = Annotated[
+OutputsOption = Annotated[
     str | None,
     typer.Option("--outputs", metavar="JSON", help="One sample's outputs, as JSON or @file.", show_default=False),
 ]
 
 
-@models_app.command(
-    epilog=examples(
-        "forebay models register digits digits.pt2 --gpu-memory 2GiB",
-        "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion",
-        "forebay models register double --runtime python --option class=shop.models:Double",
-    )
+@command(
+    models_app,
+    "forebay models register digits digits.pt2 --gpu-memory 2GiB",
+    "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion",
+    "forebay models register double --runtime python --option class=shop.models:Double",
 )
-@clear_errors()
 def register(
     name: Name,
     artifact: Annotated[
@@ -64,8 +70,8 @@ def register(
     runtime: Annotated[
         str | None, typer.Option(metavar="RUNTIME", help="How it is run.", show_default="the artifact tells")
     ] = None,
-    inputs: Inputs = None,
-    outputs: Outputs = None,
+    inputs: InputsOption = None,
+    outputs: OutputsOption = None,
     max_batch_size: Annotated[int, typer.Option(metavar="N", help="Rows in one forward pass, at most.")] = 32,
     batch_wait_timeout_s: Annotated[float, typer.Option(metavar="S", help="Wait so long for a batch to fill.")] = 0.0,
     max_batch_tokens: Annotated[int | None, typer.Option(metavar="N", help="Padded tokens in one, at most.")] = None,
@@ -91,7 +97,7 @@ def register(
     wanted = {"gpu": gpu, "gpu_memory": gpu_memory, "cpu": cpu, "memory": memory}
     if alias is not None:
         check_alias(alias)
-    terms: dict[str, Any] = {
+    given: dict[str, Any] = {
         "runtime": runtime,
         "inputs": json_option(inputs, "--inputs"),
         "outputs": json_option(outputs, "--outputs"),
@@ -106,14 +112,13 @@ def register(
         "metadata": pairs(metadata, "--metadata"),
     }
     with open_client(home) as client:
-        model = client.models.register(name, artifact, **terms)
+        model = client.models.register(name, artifact, **given)
         if alias is not None:
             model = client.models.set_alias(name, alias, model.version)
     print_json(_as_json(model)) if as_json else _show(model)
 
 
-@models_app.command("list", epilog=examples("forebay models list", "forebay models list digits --json"))
-@clear_errors()
+@command(models_app, "forebay models list", "forebay models list digits --json", name="list")
 def list_(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Only this model's versions.", show_default=False)
@@ -126,10 +131,9 @@ def list_(
         _print_models(client.models.list(name), as_json, "no model is registered yet: forebay models register")
 
 
-@models_app.command(epilog=examples("forebay models show digits@champion"))
-@clear_errors()
-def show(ref: Ref, home: Home = None, as_json: Json = False) -> None:
-    """Show one version: its signature, resources and aliases, where it comes from and what it was found to be worth."""
+@command(models_app, "forebay models show digits@champion")
+def show(ref: Model, home: Home = None, as_json: Json = False) -> None:
+    """Show one version: its signature, resources and aliases, its lineage and its evaluations."""
     with open_client(home) as client:
         model = client.models.get(ref)
         evaluations = client.models.evaluations(model.ref)
@@ -140,10 +144,7 @@ def show(ref: Ref, home: Home = None, as_json: Json = False) -> None:
         print_evaluations(evaluations)
 
 
-@models_app.command(
-    epilog=examples("forebay models alias digits champion 2", "forebay models alias digits champion --delete")
-)
-@clear_errors()
+@command(models_app, "forebay models alias digits champion 2", "forebay models alias digits champion --delete")
 def alias(
     name: Name,
     alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as champion.", show_default=False)],
@@ -168,16 +169,14 @@ def alias(
         write(f"{name}@{alias} is removed" if version is None else f"{name}@{alias} is {name}/{version}")
 
 
-@models_app.command(
-    epilog=examples(
-        """forebay models search --inputs '{"text": {"dtype": "str"}}'""",
-        "forebay models search --metadata owner=vision",
-    )
+@command(
+    models_app,
+    """forebay models search --inputs '{"text": {"dtype": "str"}}'""",
+    "forebay models search --metadata owner=vision",
 )
-@clear_errors()
 def search(
-    inputs: Inputs = None,
-    outputs: Outputs = None,
+    inputs: InputsOption = None,
+    outputs: OutputsOption = None,
     resources: Annotated[
         str | None,
         typer.Option(
@@ -193,12 +192,11 @@ def search(
     parsed = {name: json_option(text, f"--{name}") for name, text in wanted.items()}
     with open_client(home) as client:
         found = client.models.search(**parsed, metadata=pairs(metadata, "--metadata"))
-    _print_models(found, as_json, "no version is like that")
+    _print_models(found, as_json, "no version matches")
 
 
-@models_app.command(epilog=examples("forebay models warm digits@champion"))
-@clear_errors()
-def warm(ref: Ref, home: Home = None, as_json: Json = False) -> None:
+@command(models_app, "forebay models warm digits@champion")
+def warm(ref: Model, home: Home = None, as_json: Json = False) -> None:
     """Have the workers load a version now, so that its first job need not wait for it."""
     with open_client(home) as client:
         asked = client.models.warm(ref)
@@ -212,28 +210,22 @@ def warm(ref: Ref, home: Home = None, as_json: Json = False) -> None:
         )
 
 
-@models_app.command(epilog=examples("forebay models delete digits/1", "forebay models delete digits/1 --yes"))
-@clear_errors()
+@command(models_app, "forebay models delete digits/1", "forebay models delete digits/1 --yes")
 def delete(
-    ref: Ref,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    ref: Model,
+    yes: Yes = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Delete one version that no alias points at and no job needs."""
     with open_client(home) as client:
         model = client.models.get(ref)
-        if not (yes or _agreed(model)):
+        question = f"Delete {model.ref} ({model.runtime}, {_size(model) or 'no artifact'}) for good?"
+        if not confirm(question, f"deleting {model.ref} cannot be undone", yes):
             say(f"{model.ref} is kept")
             raise typer.Exit(1)
         client.models.delete(ref)
     print_json(_as_json(model)) if as_json else write(f"{model.ref} is deleted")
-
-
-def _agreed(model: ModelVersion) -> bool:
-    if not sys.stdin.isatty():
-        raise InvalidInput(f"deleting {model.ref} cannot be undone and there is no terminal to ask on; add --yes")
-    return typer.confirm(f"Delete {model.ref} ({model.runtime}, {_size(model) or 'no artifact'}) for good?", err=True)
 
 
 def _as_json(model: ModelVersion) -> dict[str, Any]:
@@ -248,16 +240,11 @@ def _print_models(models: Sequence[ModelVersion], as_json: bool, none: str) -> N
     else:
         rows = [
             (
-                m.ref,
-                _at(m.aliases),
-                m.runtime,
-                _size(m),
-                m.max_batch_size,
-                _brief(m.signature.inputs),
+                m.ref, _aliases(m), m.runtime, _size(m), m.max_batch_size, _fields(m.signature.inputs),
                 age(m.created_at),
             )
             for m in models
-        ]
+        ]  # fmt: skip
         titles = ("MODEL", "ALIASES", "RUNTIME", "SIZE", "BATCH", "INPUTS", "AGE")
         print_table(titles, rows, right=("SIZE", "BATCH", "AGE"))
 
@@ -266,11 +253,11 @@ def _show(model: ModelVersion) -> None:
     print_fields(
         {
             "model": model.ref,
-            "aliases": _at(model.aliases),
+            "aliases": _aliases(model),
             "runtime": model.runtime,
             "artifact": f"{model.artifact} ({model.artifact_form}, {_size(model)})" if model.artifact else None,
-            "inputs": _brief(model.signature.inputs) or "unchecked",
-            "outputs": _brief(model.signature.outputs) or "unchecked",
+            "inputs": _fields(model.signature.inputs) or "unchecked",
+            "outputs": _fields(model.signature.outputs) or "unchecked",
             "max batch size": model.max_batch_size,
             "max batch tokens": model.max_batch_tokens,
             "computes in": model.dtype,
@@ -294,17 +281,17 @@ def resources_text(resources: Mapping[str, float]) -> str | None:
     return ", ".join(f"{text} {name.replace('_', ' ')}" for name, text in texts.items() if resources[name]) or None
 
 
-def _at(aliases: Sequence[str]) -> str | None:
-    return " ".join(f"@{alias}" for alias in aliases) or None
+def _aliases(model: ModelVersion) -> str | None:
+    return " ".join(f"@{alias}" for alias in model.aliases) or None
 
 
 def _size(model: ModelVersion) -> str | None:
     return format_bytes(model.artifact_bytes) if model.artifact else None
 
 
-def _brief(fields: Sequence[Field] | None) -> str | None:
-    return None if fields is None else ", ".join(f"{field.name}: {_form(field)}" for field in fields)
+def _fields(fields: Sequence[Field] | None) -> str | None:
+    return None if fields is None else ", ".join(f"{field.name}: {_type(field)}" for field in fields)
 
 
-def _form(field: Field) -> str:
+def _type(field: Field) -> str:
     return f"{field.dtype}{list(field.shape)}" if field.dtype in ARRAY_DTYPES else field.dtype

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import MutableMapping, Sequence
+import sys
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,17 +15,27 @@ import structlog
 import typer
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import FORMATS
 from forebay.contract.settings import Settings, seconds
-from forebay.producer.cli.output import say
+from forebay.producer.cli.output import clear_errors, say
 from forebay.producer.client import Client
+from forebay.producer.options import DEFAULTS, SubmitOptions
+
+Command = Callable[..., None]
 
 Home = Annotated[
     Path | None,
     typer.Option("--home", metavar="DIR", help="The stack's folder.", show_default=".forebay"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)]
+Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, all 32 digits.", show_default=False)]
+COLUMNS_HELP = "What goes into the model, by comma; INPUT=COLUMN for several inputs."
+Format = Annotated[
+    str | None, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.", show_default="by the file's ending")
+]
 Metadata = Annotated[
     list[str] | None,
     typer.Option("--metadata", metavar="KEY=VALUE", help="May be repeated; VALUE is JSON, or else text."),
@@ -31,6 +44,11 @@ Timeout = Annotated[
     str | None,
     typer.Option("--timeout", metavar="TIME", help="Wait at most so long: 30, 45s, 5m, 2h.", show_default="for ever"),
 ]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+Priority = Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")]
+MaxAttempts = Annotated[int, typer.Option(metavar="N", help="How often it, or a shard, may be started.")]
 Queue = Annotated[
     str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
 ]
@@ -41,16 +59,52 @@ Deadline = Annotated[
 Key = Annotated[
     str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
 ]
-Priority = Annotated[int, typer.Option(metavar="0-9", help="0 comes first; predict jobs have 5.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")]
-Format = Annotated[
-    str | None, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.", show_default="by the file's ending")
-]
+
+
+def command(app: typer.Typer, *example_lines: str, name: str | None = None) -> Callable[[Command], Command]:
+    """A command of `app` whose help ends with examples and whose errors are one line on stderr."""
+    return lambda function: app.command(name, epilog=examples(*example_lines))(clear_errors()(function))
 
 
 def examples(*commands: str) -> str:
     """The epilog of a command's help: an example per line, as Markdown."""
     return "\n".join(("Examples:\n", *(f"- `{command}`" for command in commands)))
+
+
+def with_submit_options(kind: JobKind) -> Callable[[Command], Command]:
+    """Give a command the options of every submit, before `--home`; it takes their values as its argument `options`."""
+    defaults = {"priority": DEFAULTS[kind].priority, "max_attempts": DEFAULTS[kind].max_attempts}
+    types = {
+        "priority": Priority, "queue": Queue, "deadline": Deadline, "max_attempts": MaxAttempts, "idempotency_key": Key,
+        "metadata": Metadata,
+    }  # fmt: skip
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shared = [inspect.Parameter(n, keyword, default=defaults.get(n), annotation=type) for n, type in types.items()]
+
+    def add(function: Command) -> Command:
+        @wraps(function)
+        def run(**given: Any) -> None:
+            values = {name: given.pop(name) for name in types}
+            values["deadline"] = deadline(values["deadline"])
+            values["metadata"] = pairs(values["metadata"], "--metadata")
+            function(options=SubmitOptions(**values), **given)  # type: ignore[typeddict-item] # they are all there
+
+        signature = inspect.signature(function, eval_str=True)
+        parameters = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+        before = next(i for i, parameter in enumerate(parameters) if parameter.name == "home")
+        run.__signature__ = signature.replace(parameters=[*parameters[:before], *shared, *parameters[before:]])  # type: ignore[attr-defined]
+        return run
+
+    return add
+
+
+def confirm(question: str, consequence: str, yes: bool) -> bool:
+    """Ask on the terminal unless `yes`; InvalidInput, which says what would happen, when there is none to ask on."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise InvalidInput(f"{consequence} and there is no terminal to ask on; add --yes")
+    return typer.confirm(question, err=True)
 
 
 def open_client(home: Path | None) -> Client:
@@ -61,7 +115,7 @@ def open_client(home: Path | None) -> Client:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """`text` as JSON; InvalidInput, with `what` it was to be, for anything else, NaN and infinity included."""
+    """`text` as JSON; InvalidInput, which calls the text `what`, for anything else, NaN and infinity included."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -123,7 +177,7 @@ def timeout_s(text: str | None) -> float | None:
 
 
 def deadline(text: str | None) -> float | datetime | None:
-    """`--deadline`, as seconds from now or as a point in time; a date without a time zone is meant in the local one."""
+    """`--deadline`, as seconds from now or as a point in time; a date without a time zone is local."""
     if text is None:
         return None
     try:
@@ -164,7 +218,7 @@ def _json_or_text(text: str) -> Any:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _to_stderr(_logger: Any, method: str, event: MutableMapping[str, Any]) -> str:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from forebay.contract.errors import InvalidInput
-from forebay.producer.cli.inputs import Inputs, read_inputs
+from forebay.contract.job import JobKind
+from forebay.producer.cli.inputs import JobInputs, read_inputs
 from forebay.producer.cli.options import (
-    Deadline,
     Home,
     Json,
-    Key,
-    Metadata,
+    Model,
     NoWait,
-    Queue,
     Timeout,
-    deadline,
     examples,
     open_client,
-    pairs,
     timeout_s,
+    with_submit_options,
 )
-from forebay.producer.cli.output import clear_errors, print_json_line, write
-from forebay.producer.cli.results import check_output, show_many, show_one, wait_for
+from forebay.producer.cli.output import clear_errors
+from forebay.producer.cli.results import Output, check_output, print_ids, show_many, show_one, wait_for
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
-
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Save as .npy, .npz, .json or .jsonl.", show_default=False),
-]
+from forebay.producer.options import PredictOptions, SubmitOptions
 
 EXAMPLES = examples(
     "forebay predict minilm 'How warm is the sea in May?'",
@@ -44,8 +36,9 @@ EXAMPLES = examples(
 
 
 @clear_errors()
+@with_submit_options(JobKind.PREDICT)
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)],
+    model: Model,
     input: Annotated[
         str | None,
         typer.Argument(
@@ -68,14 +61,10 @@ def predict(
     output: Output = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
-    priority: Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")] = 5,
-    queue: Queue = None,
-    deadline_: Deadline = None,
-    max_attempts: Annotated[int, typer.Option(metavar="N", help="How often it may be started.")] = 3,
-    idempotency_key: Key = None,
-    metadata: Metadata = None,
     home: Home = None,
     as_json: Json = False,
+    *,
+    options: SubmitOptions,
 ) -> None:  # fmt: skip
     """Run a model on one input or many, and print the results.
 
@@ -85,21 +74,12 @@ def predict(
     if no_wait and output is not None:
         raise InvalidInput("--output needs the results and --no-wait does not wait for them; give one of them")
     wait_s = timeout_s(timeout)
-    terms: dict[str, Any] = {
-        "priority": priority,
-        "queue": queue,
-        "deadline": deadline(deadline_),
-        "max_attempts": max_attempts,
-        "idempotency_key": idempotency_key,
-        "metadata": pairs(metadata, "--metadata"),
-        "batched": batched,
-    }
     with open_client(home) as client:
         version = client.models.get(model)
         inputs = read_inputs(version.signature, input, file, each=each, batched=batched)
-        jobs = _submit(client, version.ref, inputs, terms)
+        jobs = _submit(client, version.ref, inputs, PredictOptions(**options, batched=batched))
         if no_wait:
-            _print_ids(jobs, as_json)
+            print_ids(jobs, as_json)
             return
         wait_for(client, jobs, wait_s)
         if inputs.many:
@@ -108,14 +88,9 @@ def predict(
             show_one(jobs[0], output, as_json)
 
 
-def _submit(client: Client, ref: str, inputs: Inputs, terms: dict[str, Any]) -> list[Job]:
+def _submit(client: Client, ref: str, inputs: JobInputs, options: PredictOptions) -> list[Job]:
     if not inputs.values:
         raise InvalidInput("the input holds no rows; nothing was submitted")
     if inputs.many:
-        return client.predict_many(ref, inputs.values, **terms)
-    return [client.predict(ref, inputs.values[0], **terms)]
-
-
-def _print_ids(jobs: Sequence[Job], as_json: bool) -> None:
-    for job in jobs:
-        print_json_line({"id": job.id}) if as_json else write(job.id)
+        return client.predict_many(ref, inputs.values, **options)
+    return [client.predict(ref, inputs.values[0], **options)]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import numpy as np
 import typer
 
 from forebay.contract.errors import ForebayError, InvalidInput, JobFailed, ResultTimeout
-from forebay.contract.job import JobKind, JobState
+from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.contract.wire.payload import join_rows
 from forebay.producer.cli.options import cannot
@@ -21,8 +21,13 @@ from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 from forebay.producer.waiting.progress import watch
 
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Save as .npy, .npz, .json or .jsonl.", show_default=False),
+]
 OUTPUTS = (".npy", ".npz", ".json", ".jsonl", ".ndjson")
 ARRIVES_S = 10.0  # between a final state in the ledger and its delivery to the handle lies one poll
+J = TypeVar("J", bound=Job)
 
 
 def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None:
@@ -52,8 +57,33 @@ def note_unserved(client: Client, queue: str) -> None:
         )
 
 
+def print_ids(jobs: Sequence[Job], as_json: bool) -> None:
+    """What `--no-wait` prints: an id, or an object with it, per line."""
+    for job in jobs:
+        print_json_line({"id": job.id}) if as_json else write(job.id)
+
+
+def wait_and_show(
+    client: Client, job: J, timeout: float | None, show: Callable[[J, JobInfo], None], *, no_wait: bool, as_json: bool
+) -> None:
+    """What a command for one long job does after its submit: print the id, or wait, `show` how the job is, and raise unless
+    it has succeeded: ResultTimeout when it goes on, or what the job raises.
+    """  # fmt: skip
+    if no_wait:
+        note_unserved(client, job.info().queue)
+        print_ids([job], as_json)
+        return
+    wait_for(client, [job], timeout)
+    info = job.info()
+    show(job, info)
+    if not info.state.final:
+        raise_unless_succeeded([info.state], [job])
+    if info.state is not JobState.SUCCEEDED:
+        raise job.exception(ARRIVES_S) or JobFailed(f"job {job.id} {info.state}")
+
+
 def outcome(job: Job) -> dict[str, Any]:
-    """`{"id", "state"}`, and how it ended: `"result"`, or `"error"` with its type and message."""
+    """The id and state of a job, and how it ended: `"result"`, or `"error"` with its type and message."""
     if not job.done():
         return {"id": job.id, "state": job.state}
     error = job.exception(ARRIVES_S)
@@ -69,7 +99,7 @@ def _error(error: ForebayError) -> dict[str, str]:
 
 
 def show_one(job: Job, output: Path | None, as_json: bool) -> None:
-    """Print or save the result of a job that was waited for; ResultTimeout, or what the job raises, when it has none."""
+    """Print or save a job's result; ResultTimeout, or what the job raises, when it has none."""
     if as_json and output is None:
         print_json_line(outcome(job))
     if not job.done():
@@ -114,7 +144,7 @@ def _save_many(outcomes: Sequence[dict[str, Any]], output: Path, as_json: bool) 
 
 
 def raise_unless_succeeded(states: Sequence[JobState], jobs: Sequence[Job]) -> None:
-    """JobFailed, or ResultTimeout when jobs still go on, unless every state is `succeeded`."""
+    """ResultTimeout when jobs still go on, JobFailed when one has ended otherwise than `succeeded`."""
     late = sum(not state.final for state in states)
     bad = sum(state.final and state is not JobState.SUCCEEDED for state in states)
     if late and len(jobs) == 1:
@@ -173,9 +203,9 @@ def _array(value: Any) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise InvalidInput("the results differ in shape and make no one array; save them as .jsonl") from error
+        raise InvalidInput("the results differ in shape and cannot be one array; save them as .jsonl") from error
     if array.dtype.hasobject:
-        raise InvalidInput("the results are no arrays; save them as .jsonl")
+        raise InvalidInput("the results are not arrays; save them as .jsonl")
     return array
 
 

@@ -27,7 +27,7 @@ from forebay.producer.cli.options import (
 from forebay.producer.cli.output import clear_errors, print_fields, print_json, say, write
 from forebay.producer.cli.recipes import print_recipes
 from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
-from forebay.producer.cli.runs import run_fields
+from forebay.producer.cli.training_views import run_fields
 from forebay.producer.handles.training import TrainingJob
 
 EXAMPLES = examples(

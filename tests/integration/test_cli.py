@@ -14,9 +14,10 @@ from forebay.contract.wire import codec
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage
 from forebay.contract.wire.payload import join_rows, unpack_input
+from forebay.producer.cli import jobs as jobs_module
 from forebay.producer.cli import models as models_module
+from forebay.producer.cli import options as options_module
 from forebay.producer.cli import results as results_module
-from forebay.producer.cli import retry as retry_module
 from forebay.storage.jobs.records import ClaimedJob, Finished
 from support.commands import PAIR, Shell, app, open_shell
 
@@ -115,7 +116,7 @@ def test_versions_are_found_by_what_they_take_and_carry(shell: Shell) -> None:
     shell.register("other", None)
     for words in (["--inputs", PAIR], ["--metadata", "run=7"], ["--inputs", PAIR, "--resources", '{"cpu": 1}']):
         assert [m["ref"] for m in shell.json("models", "search", *words, "--json")] == ["double/1"]
-    assert shell.run("models", "search", "--metadata", "run=8").stderr == "no version is like that\n"
+    assert shell.run("models", "search", "--metadata", "run=8").stderr == "no version matches\n"
 
 
 def test_an_empty_registry_says_what_to_do(shell: Shell) -> None:
@@ -128,7 +129,7 @@ def test_deleting_asks_on_a_terminal_and_refuses_without_one(shell: Shell, monke
     shell.register()
     assert "--yes" in shell.error("models", "delete", "double/1")
     for answer, status in ((False, 1), (True, 0)):
-        monkeypatch.setattr(models_module, "_agreed", lambda _model, answer=answer: answer)
+        monkeypatch.setattr(models_module, "confirm", lambda *_, answer=answer: answer)
         shell.run("models", "delete", "double/1", status=status)
     assert shell.json("models", "list", "--json") == []
 
@@ -274,9 +275,9 @@ def test_ctrl_c_leaves_the_jobs_alone_and_says_so(shell: Shell, monkeypatch: pyt
         (["double", "[1,"], "INPUT is not JSON"),
         (["double", "text"], "INPUT is not JSON"),
         (["double", "[1, 2, 3]"], "expected float32 of shape [2]"),
-        (["double", "NaN"], "NaN is no JSON number"),
+        (["double", "NaN"], "NaN is not a JSON number"),
         (["double", "--file", "nowhere.npy"], "cannot read 'nowhere.npy'"),
-        (["double", "--file", "."], "can be read"),
+        (["double", "--file", "."], "must end in"),
         (["double", "--file", "a.csv"], ".npy, .npz, .json"),
         (["double", "--file", "a.txt"], "models that take one str"),
         (["double", "--file", "empty.jsonl"], "holds no rows"),
@@ -320,7 +321,7 @@ def test_jobs_are_listed_newest_first_and_filtered(shell: Shell) -> None:
     assert table.stdout.splitlines()[0].split() == ["ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK"]
     assert table.stdout.splitlines()[1].split()[:6] == [second, "queued", "predict", "double/1", "cpu", "0/3"]
     assert f"--before {second}" in table.stderr
-    assert shell.run("jobs", "list", "--kind", "batch").stderr == "no job is like that\n"
+    assert shell.run("jobs", "list", "--kind", "batch").stderr == "no job matches these filters\n"
 
 
 def test_a_failed_job_is_shown_with_its_error(shell: Shell) -> None:
@@ -417,13 +418,12 @@ def test_all_failed_jobs_are_retried_by_one_command(shell: Shell) -> None:
     failed, good, canceled = failed_jobs(shell, 3), shell.submit(), shell.submit()
     shell.end(good, 1)
     shell.run("jobs", "cancel", canceled)
-    assert shell.out("jobs", "retry", "--failed", "--dry-run") == "would queue 3 failed or expired jobs afresh\n"
+    assert shell.out("jobs", "retry", "--failed", "--dry-run") == "would queue 3 failed or expired jobs again\n"
     assert (
-        shell.out("jobs", "retry", "--failed", "--model", "other")
-        == "queued 0 failed or expired jobs of other afresh\n"
+        shell.out("jobs", "retry", "--failed", "--model", "other") == "queued 0 failed or expired jobs of other again\n"
     )
     result = shell.run("jobs", "retry", "--failed", "--model", "double/1")
-    assert result.stdout == "queued 3 failed or expired jobs of double/1 afresh\n"
+    assert result.stdout == "queued 3 failed or expired jobs of double/1 again\n"
     assert "send failed" in result.stderr  # Redis is away; a sweep sends them
     assert shell.store.queues_waiting(60) == ["cpu"]
     states = {job["id"]: (job["state"], job["attempt"]) for job in shell.json("jobs", "list", "--json")}
@@ -436,9 +436,9 @@ def test_retrying_very_many_asks_on_a_terminal_and_refuses_without_one(
 ) -> None:
     shell.register()
     failed_jobs(shell, 2)
-    monkeypatch.setattr(retry_module, "MANY", 1)
+    monkeypatch.setattr(jobs_module, "MANY", 1)
     assert "add --yes" in shell.error("jobs", "retry", "--failed")
-    monkeypatch.setattr(retry_module, "sys", type("Sys", (), {"stdin": type("In", (), {"isatty": lambda _: True})()}))
+    monkeypatch.setattr(options_module, "sys", type("Sys", (), {"stdin": type("In", (), {"isatty": lambda _: True})()}))
     assert "nothing was queued" in shell.run("jobs", "retry", "--failed", stdin="n\n", status=1).stderr
     assert shell.out("jobs", "list", "--state", "failed").count("failed") == 2
     shell.run("jobs", "retry", "--failed", stdin="y\n")

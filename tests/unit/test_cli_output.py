@@ -175,20 +175,20 @@ BYTES = Signature.parse({"image": {"dtype": "bytes"}})
 FREE = Signature()
 
 
-def read(signature: Signature, file: Path, **flags: bool) -> inputs.Inputs:
+def read(signature: Signature, file: Path, **flags: bool) -> inputs.JobInputs:
     return inputs.read_inputs(signature, None, file, **({"each": False, "batched": False} | flags))
 
 
 def test_lines_of_text_stay_beside_their_results(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffone\r\n\ntwo\u2028still two\n".encode())
-    assert read(TEXT, path) == inputs.Inputs(["one", "", "two\u2028still two"], many=True)
+    assert read(TEXT, path) == inputs.JobInputs(["one", "", "two\u2028still two"], many=True)
 
 
 def test_json_lines_skip_blank_lines_and_name_a_bad_one(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n[2]\n')
-    assert read(FREE, path) == inputs.Inputs([{"a": 1}, [2]], many=True)
+    assert read(FREE, path) == inputs.JobInputs([{"a": 1}, [2]], many=True)
     path.write_text("1\n\n{\n")
     with pytest.raises(errors.InvalidInput, match=r"a\.jsonl, line 3, is not JSON"):
         read(FREE, path)

@@ -1,27 +1,22 @@
-"""A training run in words and tables: for `forebay train`, `forebay jobs show` and `forebay jobs metrics`."""
+"""How training runs, trained versions and evaluations are shown."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from forebay.contract.errors import InvalidInput, JobNotFound
+from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
 from forebay.contract.requests.recipes import parameters
-from forebay.producer.cli.options import Home, Json, examples, open_client
 from forebay.producer.cli.output import (
     age,
-    clear_errors,
     pairs_text,
     plain,
     print_fields,
-    print_json,
     print_table,
     say,
     write,
@@ -31,34 +26,18 @@ from forebay.producer.handles.job import Job
 from forebay.producer.handles.training import TrainingJob
 from forebay.storage.training.records import Checkpoint, Evaluation, Run
 
-METRICS_EXAMPLES = examples(
-    "forebay jobs metrics 0190f3c2a1b47c3e9d5f60718293a4b5",
-    "forebay jobs metrics 0190f3c2a1b47c3e9d5f60718293a4b5 --csv > curve.csv",
-)
 MOST_CLASSES = 30  # of a confusion matrix that is printed
 
 
-@clear_errors()
-def metrics(
-    id: Annotated[str, typer.Argument(metavar="ID", help="A training job's id.", show_default=False)],
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
-    """Print what a training job measured, step by step: of the training rows, and of the validation rows."""
-    if as_csv and as_json:
-        raise InvalidInput("--csv and --json are two forms of the same; give one of them")
-    with open_client(home) as client:
-        job = client.job(id)
-        if not isinstance(job, TrainingJob):
-            raise InvalidInput(f"job {id} is a {job.info().kind} job; only training jobs have metrics")
-        rows = job.metrics()
-    if as_json:
-        print_json(rows)
-        return
+def print_metrics(rows: Sequence[Mapping[str, Any]], *, as_csv: bool) -> None:
+    """A training job's metrics, step by step."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if as_csv:
-        write(_csv(columns, rows).rstrip("\n"))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(plain(row) for row in rows)
+        write(text.getvalue().rstrip("\n"))
     elif not rows:
         say("nothing has been measured yet")
     else:
@@ -68,7 +47,7 @@ def metrics(
 
 
 def run_fields(run: Run) -> dict[str, Any]:
-    """A run for people: what it was asked, what it found, how it ended."""
+    """A run for people: its request, its data, its metrics."""
     request, data = run.request, run.data
     fields: dict[str, Any] = {
         "recipe": run.recipe,
@@ -94,12 +73,12 @@ def run_fields(run: Run) -> dict[str, Any]:
 
 
 def params_text(recipe: Any, params: Mapping[str, Any]) -> str | None:
-    """The epochs, and the parameters that are not as they come, as they are given on the command line."""
-    usual = {param.name: param.default for param in parameters(str(recipe))}
+    """The epochs, and the parameters that differ from their defaults, as they are given on the command line."""
+    defaults = {param.name: param.default for param in parameters(str(recipe))}
     shown = {
         name: value
         for name, value in params.items()
-        if name == "epochs" or name not in usual or _plain_list(value) != _plain_list(usual[name])
+        if name == "epochs" or name not in defaults or _plain_list(value) != _plain_list(defaults[name])
     }
     return pairs_text({k: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in shown.items()})
 
@@ -109,29 +88,21 @@ def metrics_text(values: Mapping[str, float | None] | None) -> str | None:
     return ", ".join(f"{name} {_short(value)}" for name, value in (values or {}).items()) or None
 
 
-def details(job: Job, info: JobInfo) -> dict[str, Any]:
-    """What `jobs show --json` tells of a training job or an evaluation beside its row."""
+def training_as_json(job: Job, info: JobInfo) -> dict[str, Any]:
+    """What a training job that has begun, or an evaluation that has succeeded, has beside its row."""
     if isinstance(job, TrainingJob):
-        try:
-            run = job.run
-        except JobNotFound:
-            return {}
-        return {"run": plain(run), "checkpoints": plain(job.checkpoints)}
+        run = _run(job)
+        return {"run": plain(run), "checkpoints": plain(job.checkpoints)} if run else {}
     if isinstance(job, EvaluationJob) and info.state is JobState.SUCCEEDED:
         return {"evaluation": plain(job.result(0))}
     return {}
 
 
-def show_details(job: Job, info: JobInfo) -> None:
+def print_training(job: Job, info: JobInfo) -> None:
     """The same for people."""
-    if isinstance(job, TrainingJob):
-        try:
-            run = job.run
-        except JobNotFound:
-            return
-        made = {"made": f"{run.model}/{run.version}"} if run.version else {}
+    if isinstance(job, TrainingJob) and (run := _run(job)) is not None:
         write("")
-        print_fields(made | run_fields(run))
+        print_fields(({"made": f"{run.model}/{run.version}"} if run.version else {}) | run_fields(run))
         _print_checkpoints(job.checkpoints)
     elif isinstance(job, EvaluationJob) and info.state is JobState.SUCCEEDED:
         write("")
@@ -154,7 +125,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def print_confusion(classes: Sequence[str] | None, confusion: Sequence[Sequence[int]] | None) -> None:
-    """Rows by true class, one to a line, and by predicted class; nothing when there are too many to look at."""
+    """Rows by true class, one per line, and by predicted class; nothing when there are too many classes to read."""
     if not confusion or len(confusion) > MOST_CLASSES:
         return
     names = list(classes or map(str, range(len(confusion))))
@@ -164,7 +135,7 @@ def print_confusion(classes: Sequence[str] | None, confusion: Sequence[Sequence[
 
 
 def version_fields(model: ModelVersion) -> dict[str, Any]:
-    """A version's metadata; of a trained one, where it comes from and what it was found to be worth."""
+    """A version's metadata; of a trained one its lineage and its metrics."""
     lineage = model.metadata.get("lineage")
     if not isinstance(lineage, Mapping) or not {"recipe", "job", "files", "rows"} <= set(lineage):
         return {"metadata": pairs_text(model.metadata)}
@@ -192,6 +163,13 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
         (e.id, e.dataset, f"{e.rows:,}", metrics_text(e.metrics), _short(e.ms_per_row), age(e.at)) for e in evaluations
     ]
     print_table(("EVALUATION", "DATA", "ROWS", "METRICS", "MS/ROW", "AGE"), rows, right=("ROWS", "MS/ROW", "AGE"))
+
+
+def _run(job: TrainingJob) -> Run | None:
+    try:
+        return job.run
+    except JobNotFound:  # it has not begun
+        return None
 
 
 def _print_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
@@ -224,11 +202,3 @@ def _several(names: Sequence[Any], most: int = 12) -> str | None:
 
 def _short(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(row) for row in rows)
-    return text.getvalue()

@@ -1,0 +1,143 @@
+"""How jobs are shown: as tables and fields for people, and in full as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from forebay.contract.history import JobEvent
+from forebay.contract.job import JobInfo, JobState
+from forebay.contract.requests.batch import BatchProgress
+from forebay.producer.cli.output import (
+    age,
+    duration,
+    moment,
+    one_line,
+    pairs_text,
+    plain,
+    print_fields,
+    print_table,
+    write,
+)
+from forebay.producer.cli.training_views import print_training, training_as_json
+from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.job import Job
+from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors
+
+LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is printed below the fields
+
+
+def print_jobs(jobs: Sequence[JobInfo]) -> None:
+    """A line for each job."""
+    now = datetime.now(UTC)
+    rows = [
+        (
+            job.id, _state(job), job.kind, job.ref, job.queue, f"{job.attempt}/{job.max_attempts}",
+            age(job.created_at, now), age(job.started_at, job.finished_at or now),
+        )
+        for job in jobs
+    ]  # fmt: skip
+    titles = ("ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK")
+    print_table(titles, rows, right=("TRY", "AGE", "TOOK"))
+
+
+def print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
+    """Ids and states, with notes where there are any."""
+    if any(note for _, _, note in rows):
+        print_table(("ID", "STATE", "NOTE"), rows)
+    else:
+        print_table(("ID", "STATE"), [row[:2] for row in rows])
+
+
+def print_events(events: Sequence[JobEvent]) -> None:
+    """A line for each event of a job's history."""
+    rows = [
+        (e.at.isoformat(timespec="milliseconds"), e.event, e.attempt, e.worker, " ".join(e.message.split()))
+        for e in events
+    ]
+    print_table(("TIME", "EVENT", "ATTEMPT", "WORKER", "NOTE"), rows, right=("ATTEMPT",))
+
+
+def job_as_json(job: Job) -> dict[str, Any]:
+    """A job's row, and what only its kind has: a batch's progress and errors, a training job's run, an evaluation."""
+    info = job.info()
+    batch: dict[str, Any] = (
+        {"batch": plain(job.progress) | {"errors": plain(job.errors)}} if isinstance(job, BatchJob) else {}
+    )
+    return {**plain(info), **batch, **training_as_json(job, info)}
+
+
+def print_job(job: Job) -> None:
+    """The same for people."""
+    info = job.info()
+    (error, more_error), (note, more_note) = _split_long(reason(info)), _split_long(info.progress.message)
+    message = f" ({note})" if note else ""
+    progress = {"progress": f"{info.progress.done} of {info.progress.total}{message}"}
+    print_fields(
+        {
+            "id": info.id,
+            "kind": info.kind,
+            "state": info.state,
+            "error": error or None,
+            "model": info.ref,
+            "queue": info.queue,
+            "priority": info.priority,
+            "attempt": f"{info.attempt} of {info.max_attempts}",
+            **({} if isinstance(job, BatchJob) else progress),
+            "worker": info.worker,
+            "submitted": f"{moment(info.created_at)} ({age(info.created_at)} ago)",
+            "started": moment(info.started_at),
+            "finished": moment(info.finished_at),
+            "cancel requested": moment(info.cancel_requested_at),
+            "not before": moment(info.not_before),
+            "took": age(info.started_at, info.finished_at) if info.finished_at else None,
+            "deadline": moment(info.deadline_at),
+            "parent": info.parent_id,
+            "metadata": pairs_text(info.metadata),
+            **(_progress_fields(job.progress) if isinstance(job, BatchJob) else {}),
+        }
+    )
+    for line in more_error or more_note:
+        write(f"  {one_line(line)}")
+    for line in _error_lines(job.errors) if isinstance(job, BatchJob) else ():
+        write(line)
+    print_training(job, info)
+
+
+def reason(info: JobInfo) -> str:
+    """Why the job has failed; empty when it has not."""
+    return f"{info.error.type}: {info.error.message}" if info.error and info.state is JobState.FAILED else ""
+
+
+def _state(job: JobInfo) -> str:
+    stopping = job.state is JobState.RUNNING and job.cancel_requested_at is not None
+    return "cancel requested" if stopping else job.state
+
+
+def _split_long(text: str) -> tuple[str, list[str]]:
+    """A text for its field, and of a long one all lines but the first, to be printed below the fields."""
+    first, *rest = text.splitlines() or [""]
+    return (first, rest) if len(rest) > LINES_IN_FIELD else (text, [])
+
+
+def _progress_fields(progress: BatchProgress) -> dict[str, Any]:
+    shards = ", ".join(f"{count} {state}" for state, count in progress.shards.items() if count)
+    total = f"{progress.total:,}" + ("" if progress.planned else " so far")
+    return {
+        "rows": f"{progress.completed:,} completed, {progress.failed:,} failed, of {total}",
+        "shards": shards or None,
+        "done": f"{progress.share:.0%}",
+        "speed": f"{progress.rows_per_s:,.0f} rows/s" if progress.rows_per_s else None,
+        "left": duration(progress.eta_s),
+    }
+
+
+def _error_lines(errors: BatchErrors) -> list[str]:
+    """Why rows and shards failed, kind by kind, each with its samples."""
+    lines = []
+    for what, kinds in (("row", errors.rows), ("shard", errors.shards)):
+        for kind in kinds:
+            lines.append(f"  {kind.count:,} {what}{'' if kind.count == 1 else 's'}: {one_line(kind.type)}")
+            lines += [f"    {one_line(f'{sample.where}: {sample.message}')}" for sample in kind.samples]
+    return lines if errors.complete else [*lines, f"  counted over the first {SHARDS_ASKED:,} shards with errors"]
