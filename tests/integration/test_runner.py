@@ -8,73 +8,60 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, MissingExtra, Transient
+from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, Transient
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
 from forebay.contract.wire.payload import pack_input
-from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.blobs.store import BlobStore
-from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
-from forebay.storage.jobs.store import JobStore
+from forebay.storage.jobs.records import ClaimedJob, NewJob
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
-from forebay.worker.execution import stops
+from forebay.worker.child.kinds import HandlerSpec
+from forebay.worker.child.runner import Runner
+from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.ceilings import MemoryCeilings
+from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.execution.summary import Summary
-from forebay.worker.kinds.predict import Runner
+from forebay.worker.kinds import predict
 from forebay.worker.shared_page import SharedPage
 from support.waiting import FakeClock
 
 BATCH = 4
 
 
-class Announced:
-    """Takes the place of the announcer."""
+class Broker:
+    """Takes the place of Redis, and remembers which ids were announced."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
 
-    def announce(self, ended: Any) -> None:
-        self.ids += [job.id for job in ended]
+    def publish(self, channel: str, ids: str) -> None:
+        self.ids += ids.split(",")
 
 
 class Bench:
     """One runner, its ledger, and a model: rows are numbers, `before` is called with each batch."""
 
     def __init__(self, ledger: Ledger, folder: Path) -> None:
-        self.store = JobStore(ledger)
         self.ran: list[int] = []
         self.before: Callable[[list[int]], None] = lambda _: None
         self.on_load: Callable[[], None] = lambda: None
-        self.slot: Callable[[], Any] = lambda: pytest.fail("there is no training job here")
-        self.announced = Announced()
-        registry = ModelRegistry(ledger)
-        registry.register(ModelVersion("m", 0, "python", "", "none", 0, Signature(), max_batch_size=BATCH))
+        self.broker: Any = Broker()
+        ModelRegistry(ledger).register(ModelVersion("m", 0, "python", "", "none", 0, Signature(), max_batch_size=BATCH))
         self.blobs = BlobStore((folder / "blobs").as_uri())
-        settings = Settings.load({"FOREBAY_HOME": str(folder), "FOREBAY_MAX_INLINE_BYTES": "200"})
-        self.payloads = Payloads(self.blobs, settings)
-        self.runner = Runner(
-            store=self.store,
-            registry=registry,
-            payloads=self.payloads,
-            cache=ModelCache(2**30, lambda _: None, "cpu", runtimes=lambda *_: self),
-            ceilings=MemoryCeilings(CeilingStore(ledger, "cpu")),
-            announcer=self.announced,  # type: ignore[arg-type]
-            worker="w",
-            lease_s=30,
-            queues=["cpu"],
-            page=SharedPage(),
-            load_timeout_s=600,
-            outage_timeout_s=30,
-            make_shards=lambda _: pytest.fail("there is no batch job here"),
-            make_evaluator=lambda _: pytest.fail("there is no evaluation here"),
-            make_slot=lambda: self.slot(),
-        )
+        given = {"HOME": str(folder), "MAX_INLINE_BYTES": "200", "WORKER_NAME": "w", "WORKER_QUEUES": "cpu"}
+        settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
+        cache = ModelCache(2**30, lambda _: None, "cpu", runtimes=lambda *_: self)
+        ceilings = MemoryCeilings(CeilingStore(ledger, "cpu"))
+        context = ChildContext(settings, ledger, self.blobs, self.broker, SharedPage(), ChildMetrics(), ceilings, cache)
+        self.store, self.payloads, self.context = context.jobs, context.payloads, context
+        self.runner = Runner(context)
 
     def load(self, *_: Any) -> "Bench":
         self.on_load()
@@ -114,7 +101,7 @@ def ledger(sqlite_database: str) -> Iterator[Ledger]:
 
 @pytest.fixture
 def bench(ledger: Ledger, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(stops, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(predict, "LOOK_EVERY_S", 0.0)
     return Bench(ledger, tmp_path)
 
 
@@ -131,10 +118,10 @@ def test_a_job_asked_to_stop_is_not_begun_and_its_neighbours_are_run(bench: Benc
     ids = bench.add(*range(12))
     bench.before = once(lambda: bench.store.cancel(ids[6:8]))
     summary = bench.runner.run(ids)
-    assert (summary.succeeded, summary.stopped, summary.failed, summary.dropped) == (10, 2, 0, 0)
+    assert (summary.succeeded, summary.stopped, summary.failed, summary.lost) == (10, 2, 0, 0)
     assert bench.states(ids) == "ssssssccssss"
     assert bench.ran == [0, 1, 2, 3, 4, 5, 8, 9, 10, 11]
-    assert sorted(bench.announced.ids) == sorted(ids)
+    assert sorted(bench.broker.ids) == sorted(ids)
     assert bench.info(ids[6]).cancel_requested_at is not None
 
 
@@ -164,7 +151,7 @@ def test_a_job_asked_to_stop_while_its_model_loads_is_not_begun(bench: Bench) ->
 def test_a_quick_hand_over_never_asks_who_is_to_stop(
     bench: Bench, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stops, "LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr(predict, "LOOK_EVERY_S", 3600.0)
     asked: list[str] = []
     event.listen(ledger.engine, "before_cursor_execute", lambda _c, _u, statement, *_: asked.append(statement))
     assert bench.runner.run(bench.add(*range(20))).succeeded == 20
@@ -193,7 +180,7 @@ def test_a_job_whose_deadline_passed_behind_others_of_its_claim_is_not_begun(ben
     assert (summary.succeeded, summary.stopped) == (8, 2)
     assert bench.states(hurried + patient + late) == "ssssssssee"
     assert bench.ran == list(range(8))
-    assert set(late) <= set(bench.announced.ids)
+    assert set(late) <= set(bench.broker.ids)
 
 
 def test_a_job_that_was_begun_in_time_is_finished(bench: Bench, clock: FakeClock) -> None:
@@ -230,7 +217,7 @@ def test_a_transient_error_costs_an_attempt_and_a_wait_and_neighbours_nothing(be
 
     bench.before = away
     summary = bench.runner.run(ids)
-    assert (summary.succeeded, summary.postponed, summary.failed, summary.dropped) == (3, 1, 0, 0)
+    assert (summary.succeeded, summary.postponed, summary.failed, summary.lost) == (3, 1, 0, 0)
     info = bench.info(ids[2])
     assert (info.state, info.attempt, info.error) == (JobState.QUEUED, 1, None)
     assert info.progress.message == "Transient: the feature store answers 503"
@@ -330,7 +317,7 @@ def test_a_job_asked_to_stop_is_canceled_instead_of_waiting(bench: Bench) -> Non
     bench.before = act
     assert bench.runner.run([id]).stopped == 1
     assert bench.info(id).state is JobState.CANCELED
-    assert bench.announced.ids == [id]
+    assert bench.broker.ids == [id]
 
 
 @pytest.mark.parametrize("call", ["claim", "finish", "postpone"])
@@ -368,27 +355,37 @@ def test_a_message_that_strayed_from_another_queue_claims_nothing(bench: Bench) 
     assert (bench.info(stray).state, bench.info(stray).attempt) == (JobState.QUEUED, 0)
 
 
-# training
+# kinds
 
 
-def test_of_several_training_jobs_in_a_message_one_is_run_and_the_others_go_back(bench: Bench) -> None:
-    class Slot:
-        def run(self, job: ClaimedJob) -> str:
-            bench.store.finish([Finished(job.id, job.attempt, b"")])
-            return "succeeded"
+class FirstOnly:
+    """Runs one of the jobs it is given."""
 
-    bench.slot = Slot
+    def __init__(self, context: ChildContext) -> None:
+        self.context = context
+
+    def run(self, claimed: Sequence[ClaimedJob], attempts: Attempts) -> None:
+        first, *others = claimed
+        attempts.release_all(others)
+        attempts.run(first, lambda: attempts.succeed(first, b""))
+
+
+def specs(handler: type, *needs: str) -> dict[JobKind, HandlerSpec]:
+    return {JobKind.TRAIN: HandlerSpec(f"{handler.__module__}:{handler.__name__}", "training jobs", needs, "train")}
+
+
+def test_what_a_handler_releases_is_handed_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HandlerSpec, "make", lambda _, context: FirstOnly(context))
     ids = bench.store.add([NewJob(id, JobKind.TRAIN, "m", 0, "cpu", input=b"") for id in new_ids(3)])
-    summary = bench.runner.run(ids)
-    assert (summary.succeeded, set(summary.left)) == (1, set(ids[1:]))
+    summary = Runner(bench.context, specs(FirstOnly)).run(ids)
+    assert (summary.succeeded, set(summary.released)) == (1, set(ids[1:]))
     assert [(bench.info(id).state, bench.info(id).attempt) for id in ids[1:]] == [(JobState.QUEUED, 0)] * 2
 
 
-def test_training_without_its_packages_fails_with_what_to_install(bench: Bench) -> None:
-    missing = raising(MissingExtra("training needs torchmetrics: pip install 'forebay[train]'"))
-    bench.slot = lambda: missing([])
+def test_jobs_without_their_packages_fail_with_what_to_install(bench: Bench) -> None:
     [id] = bench.store.add([NewJob(id, JobKind.TRAIN, "m", 0, "cpu", input=b"") for id in new_ids(1)])
-    assert bench.runner.run([id]).failed == 1
+    assert Runner(bench.context, specs(FirstOnly, "torchless", "json")).run([id]).failed == 1
     error = bench.info(id).error
     assert error is not None
-    assert (error.type, "forebay[train]" in error.message) == ("MissingExtra", True)
+    words = "training jobs need torchless: pip install 'forebay[train]' on the worker"
+    assert (error.type, error.message) == ("MissingExtra", words)

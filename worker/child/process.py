@@ -1,7 +1,6 @@
 """The child process: owns the device and its models, and runs what the parent hands over.
 
-`start` runs once in a fresh interpreter (spawned, never forked); `run_and_report` is the pool's target. Everything else it does
-is the runner's.
+`start` runs once in a fresh interpreter (spawned, never forked); `run_and_report` is the pool's target.
 """
 
 from __future__ import annotations
@@ -10,43 +9,27 @@ import os
 import resource
 import time
 from collections.abc import Sequence
-from functools import partial
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import structlog
 
-from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
-from forebay.contract.wire.celery_app import connect_redis, make_app
-from forebay.contract.wire.dispatch import Dispatcher
-from forebay.datasets import require_pyarrow
-from forebay.storage.batches.store import BatchStore
-from forebay.storage.blobs.payloads import Payloads
+from forebay.contract.wire.celery_app import connect_redis
 from forebay.storage.blobs.store import BlobStore
-from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.ceilings import CeilingStore
-from forebay.storage.models.registry import ModelRegistry
-from forebay.storage.training.store import TrainingStore
-from forebay.worker.announcer import Announcer
+from forebay.worker.child.runner import Runner
 from forebay.worker.execution.artifacts import Artifacts
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import ModelCache
-from forebay.worker.kinds.predict import Load, Runner
-from forebay.worker.shared_page import STORE, WRITE, SharedPage, attach_to_parent
-
-if TYPE_CHECKING:
-    from forebay.worker.kinds.batch.shards import ShardRunner
-    from forebay.worker.kinds.evaluate.evaluator import Evaluator
-    from forebay.worker.kinds.train.slot import TrainingSlot
+from forebay.worker.shared_page import SharedPage, attach_to_parent
 
 log = structlog.get_logger()
 
-TRAINERS_NEED = ("torch", "pytorch_lightning", "torchmetrics", "pyarrow")
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
 
 _runner: Runner | None = None
@@ -61,38 +44,10 @@ def start() -> None:
     page = attach_to_parent()  # before all else: a death while torch is imported is told too
     settings = Settings.load()
     configure_logs(settings)
-    device = "cpu" if settings.trains_only else settings.device
     if not settings.trains_only:
         bound_memory(settings.child_memory_bytes)
         import_torch(settings.torch_threads)
-    ledger = Ledger(settings.database)
-    blobs = BlobStore(settings.blobs, outage_timeout_s=settings.outage_timeout_s)
-    metrics = ChildMetrics(device)
-    artifacts = Artifacts(blobs, settings.home / "artifacts")
-    _runner = Runner(
-        store=JobStore(ledger),
-        registry=ModelRegistry(ledger),
-        payloads=Payloads(blobs, settings),
-        cache=ModelCache(
-            settings.model_cache_bytes or default_budget(device, settings.child_memory_bytes),
-            artifacts.fetch,
-            device,
-            settings.allowed_python_models,
-            metrics=metrics,
-        ),
-        ceilings=MemoryCeilings(CeilingStore(ledger, device_kind(device))),
-        announcer=Announcer(connect_redis(settings)),
-        worker=settings.worker_name,
-        lease_s=settings.lease_s,
-        queues=settings.worker_queues or None,
-        page=page,
-        load_timeout_s=settings.load_timeout_s,
-        outage_timeout_s=settings.outage_timeout_s,
-        metrics=metrics,
-        make_shards=lambda load: _shard_runner(settings, ledger, load, page, metrics),
-        make_evaluator=lambda load: _evaluator(settings, ledger, load, page, metrics),
-        make_slot=lambda: _training_slot(settings, ledger, page, metrics),
-    )
+    _runner = Runner(make_context(settings, page))
     log.info(
         "child_ready",
         worker=settings.worker_name,
@@ -100,6 +55,23 @@ def start() -> None:
         pid=os.getpid(),
         threads=settings.torch_threads,
     )
+
+
+def make_context(settings: Settings, page: SharedPage) -> ChildContext:
+    """What the handlers of a child with these settings share."""
+    device = "cpu" if settings.trains_only else settings.device
+    ledger = Ledger(settings.database)
+    blobs = BlobStore(settings.blobs, outage_timeout_s=settings.outage_timeout_s)
+    metrics = ChildMetrics(device)
+    cache = ModelCache(
+        settings.model_cache_bytes or default_budget(device, settings.child_memory_bytes),
+        Artifacts(blobs, settings.home / "artifacts").fetch,
+        device,
+        settings.allowed_python_models,
+        metrics=metrics,
+    )
+    ceilings = MemoryCeilings(CeilingStore(ledger, device_kind(device)))
+    return ChildContext(settings, ledger, blobs, connect_redis(settings), page, metrics, ceilings, cache)
 
 
 def import_torch(threads: int) -> None:
@@ -123,7 +95,7 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
         if not ids:  # an empty job_message: `forebay models warm`
             _runner.warm(model, version)
         summary = _runner.run(ids)
-        return False, str(summary), time.monotonic() - started, list(summary.left)
+        return False, str(summary), time.monotonic() - started, list(summary.released)
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
         return True, f"{type(error).__name__}: {error}", time.monotonic() - started, []
@@ -147,84 +119,6 @@ def bound_memory(limit: int) -> None:
     if limit:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _shard_runner(
-    settings: Settings, ledger: Ledger, load: Load, page: SharedPage, metrics: ChildMetrics
-) -> ShardRunner:
-    """What runs batch jobs; MissingExtra without pyarrow."""
-    require_pyarrow()
-    from forebay.worker.kinds.batch.coordinator import BatchCoordinator
-    from forebay.worker.kinds.batch.shards import ShardRunner
-
-    jobs, store, registry, broker = JobStore(ledger), BatchStore(ledger), ModelRegistry(ledger), connect_redis(settings)
-    blobs = BlobStore(settings.blobs, outage_timeout_s=settings.outage_timeout_s)
-    dispatcher, announcer = Dispatcher(make_app(settings)), Announcer(broker)
-    waiting = partial(page.limit, settings.store_timeout_s, STORE, WRITE)  # whoever tends a batch writes nothing else
-    return ShardRunner(
-        jobs=jobs,
-        store=store,
-        coordinator=BatchCoordinator(
-            store, registry, Payloads(blobs, settings), dispatcher, announcer, broker, waiting
-        ),
-        registry=registry,
-        announcer=announcer,
-        ceilings=MemoryCeilings(CeilingStore(ledger, device_kind(settings.device))),
-        load=load,
-        worker=settings.worker_name,
-        lease_s=settings.lease_s,
-        page=page,
-        outage_timeout_s=settings.outage_timeout_s,
-        store_timeout_s=settings.store_timeout_s,
-        metrics=metrics,
-    )
-
-
-def _evaluator(settings: Settings, ledger: Ledger, load: Load, page: SharedPage, metrics: ChildMetrics) -> Evaluator:
-    """What runs evaluations; MissingExtra without pyarrow or torchmetrics."""
-    require_pyarrow()
-    if find_spec("torchmetrics") is None:
-        raise MissingExtra("evaluations need torchmetrics: pip install 'forebay[train]' on the worker")
-    from forebay.worker.kinds.evaluate.evaluator import Evaluator
-    from forebay.worker.kinds.train.outcomes import Outcomes
-
-    announcer = Announcer(connect_redis(settings))
-    blobs = BlobStore(settings.blobs, outage_timeout_s=settings.outage_timeout_s)
-    return Evaluator(
-        store=TrainingStore(ledger),
-        registry=ModelRegistry(ledger),
-        payloads=Payloads(blobs, settings),
-        outcomes=Outcomes(JobStore(ledger), announcer, settings.worker_name, settings.outage_timeout_s),
-        ceilings=MemoryCeilings(CeilingStore(ledger, device_kind(settings.device))),
-        load=load,
-        worker=settings.worker_name,
-        page=page,
-        metrics=metrics,
-    )
-
-
-def _training_slot(settings: Settings, ledger: Ledger, page: SharedPage, metrics: ChildMetrics) -> TrainingSlot:
-    """What runs training jobs; MissingExtra without what its trainers need."""
-    missing = [name for name in TRAINERS_NEED if find_spec(name) is None]
-    if missing:
-        raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'forebay[train]'")
-    from forebay.worker.kinds.train.launch import Launcher
-    from forebay.worker.kinds.train.outcomes import Outcomes
-    from forebay.worker.kinds.train.slot import TrainingSlot
-
-    blobs = BlobStore(settings.blobs, outage_timeout_s=settings.outage_timeout_s)
-    jobs, announcer = JobStore(ledger), Announcer(connect_redis(settings))
-    return TrainingSlot(
-        settings,
-        jobs=jobs,
-        payloads=Payloads(blobs, settings),
-        blobs=blobs,
-        outcomes=Outcomes(jobs, announcer, settings.worker_name, settings.outage_timeout_s),
-        launcher=Launcher(settings),
-        dispatcher=Dispatcher(make_app(settings)),
-        page=page,
-        metrics=metrics,
-    )
 
 
 def device_kind(device: str) -> str:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
@@ -27,69 +24,12 @@ from forebay.worker.announcer import Announcer
 from forebay.worker.execution.backoff import delay_s, may_pass
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.retrying import retry_while_unavailable
+from forebay.worker.execution.summary import FINAL_FATES, Fate, Summary
 from forebay.worker.shared_page import SharedPage
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
-
-
-class Fate(StrEnum):
-    """What became of a claimed job."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    STOPPED = "stopped"  # canceled on request, or past its deadline before it was begun
-    POSTPONED = "postponed"  # queued again for later
-    RELEASED = "released"  # queued again at once: this process has to stop, or the job's own process died
-    LOST = "lost"  # the lease was lost: nothing of the attempt was written
-
-
-FINAL_FATES = (Fate.SUCCEEDED, Fate.FAILED, Fate.STOPPED)
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What became of the jobs of one hand-over, and of what size the batches were that ran.
-
-    `unclaimed` ids were finished, canceled, not due, of other queues, or taken by others. `released` ids go back to their queues.
-    """
-
-    succeeded: int = 0
-    failed: int = 0
-    stopped: int = 0
-    postponed: int = 0
-    lost: int = 0
-    unclaimed: int = 0
-    rows: int = 0
-    batches: int = 0
-    tokens: int = 0  # of the rows themselves, where the model counts them
-    padded: int = 0  # of the rows padded to the longest of their batch
-    released: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, fates: Mapping[str, Fate]) -> Summary:
-        """Counts jobs, given by id."""
-        counts = Counter(fates.values())
-        return cls(
-            succeeded=counts[Fate.SUCCEEDED], failed=counts[Fate.FAILED], stopped=counts[Fate.STOPPED],
-            postponed=counts[Fate.POSTPONED], lost=counts[Fate.LOST],
-            released=tuple(id for id, fate in fates.items() if fate is Fate.RELEASED),
-        )  # fmt: skip
-
-    def __add__(self, other: Summary) -> Summary:
-        return Summary(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __str__(self) -> str:
-        padding = f", padding {self.padding:.0%}" if self.padded else ""
-        rare = "".join(f", {n} {word}" for n, word in ((self.stopped, "stopped"), (self.postponed, "postponed")) if n)
-        about = f"{self.succeeded} succeeded, {self.failed} failed{rare}"
-        return f"{about}, {self.unclaimed} not ours, {self.batches} batches{padding}"
-
-    @property
-    def padding(self) -> float:
-        """Which share of what the device computed was padding."""
-        return 1 - self.tokens / self.padded if self.padded else 0.0
 
 
 class Stopping(Exception):
@@ -232,10 +172,10 @@ class Attempts:
         """Count how long jobs have waited that are now to be run for the first time."""
         self._metrics.waited((jobs[0].model, jobs[0].version), [job.waited_s for job in jobs if job.attempt == 1])
 
-    def finish(self, jobs: Sequence[ClaimedJob], outcomes: Sequence[Finished | Postponed]) -> Summary:
-        """Write how attempts ended, in one commit; what became of them, counted."""
+    def finish(self, of: ClaimedJob, outcomes: Sequence[Finished | Postponed]) -> Summary:
+        """Write how attempts ended, in one commit; what became of them, counted. `of` is one of the jobs."""
         summary = Summary.of(self._write(outcomes))
-        self._count(jobs[0], summary, time.perf_counter() - self._claimed_at)
+        self._count(of, summary, time.perf_counter() - self._claimed_at)
         return summary
 
     def release_all(self, jobs: Sequence[ClaimedJob]) -> None:
@@ -243,11 +183,24 @@ class Attempts:
         if jobs:
             self.add(Summary.of(self._release(jobs)))
 
-    def still_held(self, jobs: Iterable[ClaimedJob]) -> set[str]:
-        """The ids of those that have not been given to others meanwhile."""
+    def find_lost(self, jobs: Iterable[ClaimedJob]) -> set[str]:
+        """The ids of those that have been given to others. Asks the ledger only after some lease was not renewed."""
+        if not self._page.doubted():
+            return set()
         attempts = {job.id: job.attempt for job in jobs}
-        now = self.retry_while_unavailable(partial(self._jobs.attempts, list(attempts)))
-        return {id for id, attempt in attempts.items() if now.get(id) == attempt}
+        held = self.retry_while_unavailable(partial(self._jobs.attempts, list(attempts)))
+        lost = {id for id, attempt in attempts.items() if held.get(id) != attempt}
+        if lost:
+            log.warning("lease_lost", worker=self.worker, jobs=len(lost), first=min(lost), dropped="unrun")
+        return lost
+
+    def cancel_requested(self) -> set[str]:
+        """The ids of this worker's running jobs that a user has asked to cancel. LedgerUnavailable when nobody can tell."""
+        return self._jobs.cancel_requested(self.worker)
+
+    def now(self) -> float:
+        """The ledger's time, in which deadlines are told."""
+        return self._jobs.ledger.now()
 
     # All of them.
 

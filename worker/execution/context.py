@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,16 +16,16 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.announcer import Announcer
-from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
-from forebay.worker.execution.model_cache import LoadedModel
+from forebay.worker.execution.engine import Engine
+from forebay.worker.execution.model_cache import ModelCache, ModelLoader
 from forebay.worker.shared_page import SharedPage
 
 
 @dataclass(frozen=True)
 class ChildContext:
-    """Shared by all handlers. `load` gives a model version, loaded on this child's device."""
+    """Shared by all handlers of a child."""
 
     settings: Settings
     ledger: Ledger
@@ -35,7 +34,17 @@ class ChildContext:
     page: SharedPage
     metrics: ChildMetrics
     ceilings: MemoryCeilings
-    load: Callable[[str, int], LoadedModel]
+    cache: ModelCache
+
+    @cached_property
+    def models(self) -> ModelLoader:
+        """What loads model versions on this child's device."""
+        return ModelLoader(self.registry, self.cache, self.page, self.settings)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs their batches."""
+        return Engine(self.ceilings, self.metrics)
 
     @cached_property
     def jobs(self) -> JobStore:
@@ -61,8 +70,3 @@ class ChildContext:
     def dispatcher(self) -> Dispatcher:
         """What sends further jobs."""
         return Dispatcher(make_app(self.settings))
-
-    @cached_property
-    def attempts(self) -> Attempts:
-        """The one way to claim jobs and to end them."""
-        return Attempts(self.jobs, self.announcer, self.page, self.metrics, self.settings)

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ import structlog
 
 from forebay.contract.errors import ForebayError, ModelLoadFailed, Transient
 from forebay.contract.model import ModelVersion
+from forebay.contract.references import ModelRef
+from forebay.contract.settings import Settings
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
+from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.retrying import retry_while_unavailable
 from forebay.worker.runtimes import Model, Runtime, get_runtime
+from forebay.worker.shared_page import LOAD, SharedPage, Watched
 
 log = structlog.get_logger()
 
@@ -49,6 +55,38 @@ class LoadedModel:
     model: Model
     nbytes: int
     warm: bool
+
+    def preprocess(self, rows: list[Row]) -> list[Row]:
+        """The rows as the model's batches take them."""
+        hook = getattr(self.model, "preprocess", None)
+        return rows if hook is None else [hook(row) for row in rows]
+
+    def output(self, made: Any) -> Any:
+        """What the model made of a row, as the signature declares it. Raises what it made if that is an exception."""
+        if isinstance(made, Exception):
+            raise made
+        hook = getattr(self.model, "postprocess", None)
+        return self.spec.signature.output(made if hook is None else hook(made))
+
+
+class ModelLoader:
+    """Loads versions by name for the handlers of one child, each of a model's steps under a time limit."""
+
+    def __init__(self, registry: ModelRegistry, cache: ModelCache, page: SharedPage, settings: Settings) -> None:
+        self._registry, self._cache, self._page, self._settings = registry, cache, page, settings
+        self._specs: dict[Key, ModelVersion] = {}
+
+    def load(self, name: str, version: int) -> LoadedModel:
+        """The loaded version. Waits while the ledger is away; raises what its runtime does."""
+        if (name, version) not in self._specs:
+            get = partial(self._registry.get, ModelRef(name, version))
+            self._specs[name, version] = retry_while_unavailable(get, self._settings.outage_timeout_s)
+        spec = self._specs[name, version]
+        with self._page.limit(self._settings.load_timeout_s, LOAD):
+            loaded = self._cache.get(spec)
+        if spec.timeout_s is None:
+            return loaded
+        return replace(loaded, model=Watched(loaded.model, self._page, spec.timeout_s))
 
 
 class ModelCache:

@@ -1,31 +1,58 @@
-"""What became of one hand-over of job ids: counts that a child adds up, and says to its parent and to Flower."""
+"""What became of the jobs of one hand-over: counts that a child adds up, and reports to its parent and to Flower."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
 
-from forebay.storage.jobs.records import Ended, Finished
+
+class Fate(StrEnum):
+    """What became of a claimed job."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"  # canceled on request, or past its deadline before it was begun
+    POSTPONED = "postponed"  # queued again for later
+    RELEASED = "released"  # queued again at once: this process has to stop, or the job's own process died
+    LOST = "lost"  # the lease was lost: nothing of the attempt was written
+
+
+FINAL_FATES = (Fate.SUCCEEDED, Fate.FAILED, Fate.STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of one hand-over of ids. `unclaimed` were finished, canceled, not due, of other queues or taken by others."""
+    """What became of the jobs of one hand-over, and of what size the batches were that ran.
+
+    `unclaimed` ids were finished, canceled, not due, of other queues, or taken by others. `released` ids go back to their queues.
+    """
 
     succeeded: int = 0
     failed: int = 0
-    stopped: int = 0  # canceled on request, or past their deadline before they were begun
-    postponed: int = 0  # after a transient error
+    stopped: int = 0
+    postponed: int = 0
+    lost: int = 0
     unclaimed: int = 0
-    dropped: int = 0  # results refused because the lease was lost
     rows: int = 0
     batches: int = 0
     tokens: int = 0  # of the rows themselves, where the model counts them
     padded: int = 0  # of the rows padded to the longest of their batch
-    left: tuple[str, ...] = ()  # ids given back unrun, because this process has to stop
+    released: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, fates: Mapping[str, Fate]) -> Summary:
+        """Counts jobs, given by id."""
+        counts = Counter(fates.values())
+        return cls(
+            succeeded=counts[Fate.SUCCEEDED], failed=counts[Fate.FAILED], stopped=counts[Fate.STOPPED],
+            postponed=counts[Fate.POSTPONED], lost=counts[Fate.LOST],
+            released=tuple(id for id, fate in fates.items() if fate is Fate.RELEASED),
+        )  # fmt: skip
 
     def __add__(self, other: Summary) -> Summary:
-        return Summary(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
+        return Summary(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def __str__(self) -> str:
         padding = f", padding {self.padding:.0%}" if self.padded else ""
@@ -37,17 +64,3 @@ class Summary:
     def padding(self) -> float:
         """Which share of what the device computed was padding."""
         return 1 - self.tokens / self.padded if self.padded else 0.0
-
-
-def summary_of(finished: Sequence[Finished], ended: Sequence[Ended], postponed: int, canceled: int, of: int) -> Summary:
-    """Of attempts that were to end so, of which `ended` were still ours."""
-    written = {job.id for job in ended}
-    failed = sum(o.error is not None for o in finished if o.id in written)
-    stopped = sum(o.ending is not None for o in finished if o.id in written)
-    return Summary(
-        succeeded=len(ended) - failed - stopped,
-        failed=failed,
-        stopped=stopped + canceled,
-        postponed=postponed,
-        dropped=of - len(ended) - canceled - postponed,
-    )

@@ -27,6 +27,7 @@ from forebay.datasets.reading.shard_range import ShardRange
 from forebay.datasets.writing.folder import OutputFolder
 from forebay.datasets.writing.parts import Part
 from forebay.storage.jobs.records import ClaimedJob
+from forebay.worker.execution.chunks import CHUNK_BATCHES
 
 if TYPE_CHECKING:
     from forebay.worker.kinds.batch.shards import ShardRunner
@@ -35,7 +36,6 @@ log = structlog.get_logger()
 
 BEAT_S = 1.0
 AHEAD = 1  # chunks decoded ahead, and written behind, beside the one in each thread's hand
-CHUNK_BATCHES = 32  # the device's batches in a chunk: texts of like length are looked for among so many
 LOST, CANCELED, STOPPING = "lost", "canceled", "stopping"  # why a shard's work is given up
 
 

@@ -31,11 +31,11 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.announcer import Announcer
 from forebay.worker.execution.backoff import delay_s, may_pass
-from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.chunks import run_chunk
+from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.execution.retrying import retry_while_unavailable
-from forebay.worker.kinds.batch import device
 from forebay.worker.kinds.batch.coordinator import BatchCoordinator
 from forebay.worker.kinds.batch.pipeline import CANCELED, LOST, STOPPING, Pipeline, Ran, Run
 from forebay.worker.kinds.batch.poison import PoisonIsolation
@@ -60,7 +60,7 @@ class ShardRunner:
         coordinator: BatchCoordinator,
         registry: ModelRegistry,
         announcer: Announcer,
-        ceilings: MemoryCeilings,
+        engine: Engine,
         load: Callable[[str, int], LoadedModel],
         worker: str,
         lease_s: float,
@@ -74,7 +74,7 @@ class ShardRunner:
         self._coordinator = coordinator
         self._registry = registry
         self._announcer = announcer
-        self._ceilings = ceilings
+        self._engine = engine
         self._load = load
         self._worker = worker
         self._lease_s = lease_s
@@ -175,10 +175,9 @@ class ShardRunner:
             run.tried = not may_pass(error)
             raise
         run.began = run.began or time.monotonic()  # loading says nothing about how long rows take
-        return device.run(loaded, inputs, self._ceilings, self._metrics, partial(self._ran, run))
+        return run_chunk(self._engine, loaded, inputs, partial(self._ran, run))
 
-    def _ran(self, run: Run, rows: int, seconds: float) -> None:
-        self._metrics.ran((run.spec.name, run.spec.version), rows, seconds)
+    def _ran(self, run: Run, rows: int, _: float) -> None:
         if self.stopping:
             run.stop = run.stop or STOPPING
         run.ran(rows)

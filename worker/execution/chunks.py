@@ -1,0 +1,84 @@
+"""A chunk of a data set through a model: as whole arrays where the model takes them, else row by row; in the rows' order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forebay.contract.errors import Transient
+from forebay.datasets.reading.inputs import Inputs, others
+from forebay.datasets.writing.parts import ModelOutputs
+from forebay.worker.execution.engine import Columns, Engine
+from forebay.worker.execution.model_cache import LoadedModel
+
+CHUNK_BATCHES = 32  # the device's batches in a chunk: texts of like length are looked for among so many
+
+Ran = Callable[[int, float], None]
+
+
+def run_chunk(engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran) -> ModelOutputs:
+    """The outputs of a chunk's good rows, and the errors of the others; a Transient one is no row's own, and is raised.
+
+    `ran` is called after each batch with its rows and seconds; it may raise to stop.
+    """
+    if not len(inputs.good):
+        return ModelOutputs(inputs.good, [], dict(inputs.bad))
+    made: dict[str, NDArray[Any]] | list[Any]
+    if inputs.stacked is not None and hasattr(loaded.model, "predict_columns"):
+        made, errors = _by_columns(engine, loaded, inputs.stacked, ran)
+    else:
+        made, errors = _by_rows(engine, loaded, inputs.rows(), ran)
+    for error in errors.values():
+        if isinstance(error, Transient):
+            raise error
+    if not errors:
+        return ModelOutputs(inputs.good, made, dict(inputs.bad))
+    stay = others(len(inputs.good), errors)
+    bad = inputs.bad | {int(inputs.good[i]): error for i, error in errors.items()}
+    kept = [made[i] for i in stay] if isinstance(made, list) else {name: values[stay] for name, values in made.items()}
+    return ModelOutputs(inputs.good[stay], kept, bad)
+
+
+def _by_columns(
+    engine: Engine, loaded: LoadedModel, columns: Columns, ran: Ran
+) -> tuple[dict[str, NDArray[Any]] | list[Any], dict[int, Exception]]:
+    """Outputs as arrays `(rows, *shape)`, with anything where a row has an error."""
+    made: dict[str, NDArray[Any]] = {}
+    errors: dict[int, Exception] = {}
+    count = len(next(iter(columns.values())))
+    with closing(engine.run_columns(loaded, columns)) as batches:
+        for batch in batches:
+            for start, stop, result in batch.pieces:
+                if isinstance(result, Exception):
+                    errors[start] = result
+                    continue
+                for name, values in result.items():
+                    if name not in made:
+                        made[name] = np.empty((count, *values.shape[1:]), values.dtype)
+                    made[name][start:stop] = values
+            ran(batch.stop - batch.start, batch.seconds)
+    return (made or [None] * count), errors
+
+
+def _by_rows(engine: Engine, loaded: LoadedModel, rows: list[Any], ran: Ran) -> tuple[list[Any], dict[int, Exception]]:
+    made: list[Any] = [None] * len(rows)
+    errors: dict[int, Exception] = {}
+    for i, row in enumerate(rows):
+        try:
+            [rows[i]] = loaded.preprocess([row])
+        except Exception as error:  # noqa: BLE001 - this row's own error
+            errors[i] = error
+    good = [i for i in range(len(rows)) if i not in errors]
+    with closing(engine.run_rows(loaded, good, rows.__getitem__)) as batches:
+        for batch in batches:
+            for i, output in zip(batch.items, batch.outputs, strict=True):
+                try:
+                    made[i] = loaded.output(output)
+                except Exception as error:  # noqa: BLE001 - this row's own error
+                    errors[i] = error
+            ran(len(batch.items), batch.seconds)
+    return made, errors

@@ -1,0 +1,157 @@
+"""Evaluations: a model version's outputs for the rows of a data set, compared with what is true.
+
+Rows are read and run as those of a batch's shard are, a chunk at a time; nothing but counts is kept of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import structlog
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.batch import IMAGES, InputFile, Piece
+from forebay.contract.requests.evaluation import EvaluateRequest
+from forebay.contract.wire import codec
+from forebay.datasets.formats.files import open_file
+from forebay.datasets.formats.images import PATH
+from forebay.datasets.formats.source import CHUNK_ROWS, get_source
+from forebay.datasets.reading.inputs import convert
+from forebay.datasets.reading.rows import Rows, columns_read, read_pieces
+from forebay.datasets.reading.shard_range import ShardRange
+from forebay.storage.jobs.records import ClaimedJob
+from forebay.storage.training.records import Evaluation, evaluation_value
+from forebay.storage.training.store import TrainingStore
+from forebay.worker.execution.attempts import Attempts, Canceled
+from forebay.worker.execution.chunks import CHUNK_BATCHES, run_chunk
+from forebay.worker.execution.context import ChildContext
+from forebay.worker.execution.model_cache import LoadedModel
+from forebay.worker.execution.summary import Fate
+from forebay.worker.kinds.evaluate.comparing import Comparison
+
+log = structlog.get_logger()
+
+SHOW_EVERY_S = 1.0  # between two looks at the ledger: whether to stop, and to say how far it is
+HASH_BYTES = 1 << 20
+
+
+class EvaluateHandler:
+    """Runs the evaluations of one child, one after the other."""
+
+    def __init__(self, context: ChildContext) -> None:
+        self._context = context
+        self._store = TrainingStore(context.ledger)
+
+    def run(self, claimed: Sequence[ClaimedJob], attempts: Attempts) -> None:
+        """Run these evaluations."""
+        for job in claimed:
+            attempts.run(job, partial(self._run, job, attempts))
+
+    def _run(self, job: ClaimedJob, attempts: Attempts) -> Fate:
+        evaluation = self._evaluate(job, attempts)
+        result = codec.encode(evaluation_value(evaluation))
+        ended = attempts.retry_while_unavailable(partial(self._store.evaluated, job, evaluation, result))
+        log.info(
+            "model_evaluated", job=job.id, model=f"{job.model}/{job.version}", rows=evaluation.rows, failed=evaluation.failed
+        )  # fmt: skip
+        return attempts.succeeded([ended])
+
+    def _evaluate(self, job: ClaimedJob, attempts: Attempts) -> Evaluation:
+        request = EvaluateRequest.load(self._context.payloads.load(job.input, job.input_ref))
+        attempts.check()
+        loaded = self._context.models.load(job.model, job.version)
+        spec = loaded.spec
+        pieces, rows = _pieces(request)
+        comparison = Comparison(request.output, self._classes(loaded, attempts), rows, spec.ref)
+        progress = _Progress(self._store, job, attempts, rows)
+        chunk_rows = min(CHUNK_ROWS, CHUNK_BATCHES * spec.max_batch_size)
+        for chunk in read_pieces(request.reading, ShardRange(pieces), chunk_rows) if pieces else ():
+            inputs = convert(chunk, request.columns, spec.signature, request.format)
+            made = run_chunk(self._context.engine, loaded, inputs, progress.ran)
+            truth = _truth(chunk, request)
+            comparison.add(made.outputs, [truth[i] for i in made.ok], made.errors)
+        progress.show()
+        if not comparison.rows:
+            raise comparison.first_error or InvalidInput(f"the data set {request.dataset} holds no rows")
+        return Evaluation(
+            job.id, job.model, job.version, request.dataset, _hash(request.files, progress), comparison.rows,
+            comparison.metrics(), comparison.confusion(), comparison.classes or None,
+            1000 * progress.seconds / max(1, progress.done), comparison.failed,
+        )  # fmt: skip
+
+    def _classes(self, loaded: LoadedModel, attempts: Attempts) -> Sequence[str]:
+        """The labels in the order of the outputs: from the model, its metadata, or the run that trained it."""
+        classes = getattr(loaded.model, "classes", None) or loaded.spec.metadata.get("classes")
+        if isinstance(classes, list | tuple):
+            return [str(label) for label in classes]
+        data = attempts.retry_while_unavailable(partial(self._store.data_of, loaded.spec))
+        return data.classes if data is not None else ()
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far one evaluation is: rows that are done, of about `total`, and the seconds that the device took for them."""
+
+    store: TrainingStore
+    job: ClaimedJob
+    attempts: Attempts
+    total: int
+    done: int = 0
+    seconds: float = 0.0
+    shown_at: float = 0.0
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """So many more rows are done."""
+        self.done, self.seconds = self.done + rows, self.seconds + seconds
+        self.check()
+
+    def check(self) -> None:
+        """Raise when the evaluation must stop; show how far it is now and then."""
+        self.attempts.check()
+        if time.monotonic() - self.shown_at >= SHOW_EVERY_S:
+            self.show()
+
+    def show(self) -> None:
+        """Write it into the ledger; Canceled when a user has asked for that."""
+        self.shown_at = time.monotonic()
+        pace = f", {self.done / self.seconds:,.0f} rows/s" if self.seconds else ""
+        advance = partial(self.store.advance, self.job, self.done, self.total, f"{self.done:,} rows{pace}")
+        if self.attempts.retry_while_unavailable(advance):
+            raise Canceled
+
+
+def _pieces(request: EvaluateRequest) -> tuple[list[Piece], int]:
+    """All there is to read, and about how many rows that is."""
+    source, columns = get_source(request.format), columns_read(request.reading)
+    blocks = [
+        (number, block)
+        for number, file in enumerate(request.files)
+        for block in source.layout(file, columns, request.row_bytes)
+    ]
+    return [Piece(number, block.first, block.last) for number, block in blocks], sum(block.rows for _, block in blocks)
+
+
+def _truth(chunk: Rows, request: EvaluateRequest) -> list[Any]:
+    """What is true of each row of a chunk."""
+    if request.format == IMAGES and request.target not in chunk.columns:
+        paths = [PurePosixPath(path.as_py()) for path in chunk.columns[PATH]]
+        return [path.parent.name for path in paths]
+    column = chunk.columns[request.target]
+    return list(column) if isinstance(column, list) else list(column.to_pylist())
+
+
+def _hash(files: Sequence[InputFile], progress: _Progress) -> str:
+    """Of the files' content, in their order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open_file(file.path) as handle:
+            while block := handle.read(HASH_BYTES):
+                digest.update(block)
+                progress.check()
+    return digest.hexdigest()
