@@ -64,7 +64,9 @@ def _from_file(file: Path, dtype: str) -> JobInputs:
         return JobInputs(_lines(text) if dtype == "str" else _json_lines(text, "stdin"), many=True)
     suffix = file.suffix.lower()
     if suffix not in READERS:
-        raise InvalidInput(f"{shown(str(file))} is a file of an unknown type: its name must end in {', '.join(READERS)}")
+        raise InvalidInput(
+            f"{shown(str(file))} is a file of an unknown type: its name must end in {', '.join(READERS)}"
+        )
     if suffix == ".txt" and dtype != "str":
         raise InvalidInput("a .txt file is for models that take one str; give .npy, .npz, .json or .jsonl")
     return READERS[suffix](file)
