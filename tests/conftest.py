@@ -14,9 +14,9 @@ from hypothesis import settings as hypothesis_settings
 
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.registry import ModelRegistry
-from support.servers import PostgresServer, ValkeyServer, do_without, find_postgres, new_database
+from support.ledgers import new_ledger
+from support.servers import PostgresServer, ValkeyServer, do_without, find_postgres, new_database, running
 from support.waiting import FakeClock
 
 # A loaded machine is no reason to fail; a test that hangs meets pytest-timeout.
@@ -33,12 +33,18 @@ def pg_url() -> Iterator[str]:
     programs = find_postgres()
     if programs is None:
         do_without("no PostgreSQL: install Debian's package postgresql, or set FOREBAY_TEST_POSTGRES")
-    server = PostgresServer(programs)
-    try:
-        server.start()
+    with running(PostgresServer(programs)) as server:
         yield server.url
-    finally:
-        server.remove()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that the test may stop and start."""
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("a server that can be stopped needs PostgreSQL's programs: install Debian's package postgresql")
+    with running(PostgresServer(programs)) as server:
+        yield server
 
 
 @pytest.fixture
@@ -63,12 +69,15 @@ def database(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def ledger(database: str) -> Iterator[Ledger]:
     """A ledger with its tables, once on each kind of database."""
-    ledger = Ledger(database, create=True)
-    try:
-        upgrade(ledger)
+    with new_ledger(database) as ledger:
         yield ledger
-    finally:
-        ledger.close()
+
+
+@pytest.fixture
+def sqlite_ledger(sqlite_database: str) -> Iterator[Ledger]:
+    """A ledger on SQLite only."""
+    with new_ledger(sqlite_database) as ledger:
+        yield ledger
 
 
 @pytest.fixture
@@ -94,12 +103,8 @@ def clock(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """A real Valkey with a password and no memory; a test may kill and start it."""
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    try:
-        server.start()
+    with running(ValkeyServer(tmp_path_factory.mktemp("valkey"))) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

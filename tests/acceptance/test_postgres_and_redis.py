@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from support.servers import ValkeyServer
+from support.servers import running as running_server
 from support.user import TIMEOUT_S, User, running
 from support.waiting import wait_until
 
@@ -18,12 +19,8 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "main_job.py"
 
 @pytest.fixture
 def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(tmp_path_factory.mktemp("redis"), append_only=True)
-    try:
-        server.start()
+    with running_server(ValkeyServer(tmp_path_factory.mktemp("redis"), append_only=True)) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def run_script(user: User) -> dict[str, object]:

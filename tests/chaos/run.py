@@ -150,7 +150,7 @@ class _Run:
             stack.stop()
             if stack.postgres is not None:
                 self._keep_log(stack.postgres.folder)
-                stack.postgres.remove()
+                stack.postgres.close()
         findings = audit(submitted.accepted, seen, is_right)
         injected = {str(kind): count for kind, count in sorted(faults.injected.items())}
         return Report(

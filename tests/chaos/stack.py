@@ -17,7 +17,6 @@ import psutil
 import structlog
 
 from chaos import evidence
-from chaos.postgres import Postgres
 from chaos.schedule import lease_for
 from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobState
@@ -28,6 +27,7 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.worker.shared_page import remove_stale_pages
+from support.servers import PostgresServer, find_postgres
 
 TESTS = Path(__file__).parents[1]  # where workers find the model
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class Stack:
         """`database` is `sqlite`, `postgres`, or the address of an empty one. InvalidInput when it cannot be had."""
         self.home = home
         self.valkey = Valkey(home / "valkey")
-        self.postgres = Postgres() if database == "postgres" else None
+        self.postgres = _postgres() if database == "postgres" else None
         self._given = database not in ("sqlite", "postgres")
         self.settings = self._settings(database, seconds)
         self._logs = home / "logs"
@@ -70,9 +70,12 @@ class Stack:
         lease = lease_for(seconds)
         config = self.home / CONFIG_FILE  # empty, so that no other forebay.toml is read
         config.touch()
-        ledgers = {"sqlite": f"sqlite:///{self.home / 'ledger.db'}", "postgres": self.postgres and self.postgres.url}
+        ledgers = {
+            "sqlite": f"sqlite:///{self.home / 'ledger.db'}",
+            "postgres": f"{self.postgres.url}/postgres" if self.postgres else "",
+        }
         return Settings.load(
-            {}, config=config, home=self.home, broker=self.valkey.url, database=ledgers.get(database, database),
+            {}, config=config, home=self.home, broker=self.valkey.url, database=database if self._given else own,
             lease_s=lease, heartbeat_s=lease / 5, sweep_s=lease / 5, resend_s=lease / 2, torch_threads=1,
             max_inline_bytes=4096, allowed_python_models="chaos.model",
         )  # fmt: skip
@@ -196,3 +199,13 @@ def check_database(database: str) -> str:
     if "://" not in database:
         raise InvalidInput(f"--database {database!r}: write sqlite, postgres, or the address of an empty database")
     return database
+
+
+def _postgres() -> PostgresServer:
+    programs = find_postgres()
+    if programs is None:
+        raise InvalidInput(
+            "no PostgreSQL on this machine: neither /usr/lib/postgresql/*/bin nor PATH has initdb and postgres; "
+            "install Debian's package postgresql, or name an empty database: --database postgresql://user@host/name"
+        )
+    return PostgresServer(programs)

@@ -1,8 +1,7 @@
 """Every format of input, from submit to output, and what is refused at submit."""
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from PIL import Image
 from forebay import InvalidInput
 from forebay.storage.batches.views import BatchViews
 from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
-from support.servers import ValkeyServer
 from support.worker_stack import WorkerStack
 
 VECTOR = {"x": {"dtype": "float32", "shape": [2]}}
@@ -25,24 +23,14 @@ TOTAL = {"total": {"dtype": "float32", "shape": []}}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker, and three models: of vectors, of texts, of images."""
-    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url)) as stack:
-        stack.worker()
-        stack.model("Total", "total", inputs=VECTOR, outputs=TOTAL)
-        stack.model("Shout", "shout", inputs=TEXT, max_batch_size=4)
-        stack.model("Brightness", "brightness", inputs={"image": {"dtype": "uint8", "shape": [-1, -1, 3]}})
-        yield stack
+    stack = open_stack()
+    stack.worker()
+    stack.model("Total", "total", inputs=VECTOR, outputs=TOTAL)
+    stack.model("Shout", "shout", inputs=TEXT, max_batch_size=4)
+    stack.model("Brightness", "brightness", inputs={"image": {"dtype": "uint8", "shape": [-1, -1, 3]}})
+    return stack
 
 
 def run(stack: WorkerStack, model: str, data: Path | str, out: Path, **more: Any) -> Any:

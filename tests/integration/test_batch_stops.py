@@ -1,6 +1,5 @@
 """Batches that are canceled, given back, postponed or timed out: shards end as other jobs do, and no row is lost by it."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,13 +18,6 @@ from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
 SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"dtype": "float32", "shape": []}}}
-
-
-@pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    """A stack of the test's own, without a worker yet."""
-    with closing(WorkerStack(tmp_path, broker)) as stack:
-        yield stack
 
 
 def whole(job: BatchJob, folder: Path, rows: int) -> None:

@@ -9,7 +9,6 @@ from forebay.storage.batches import views as batch_views
 from forebay.storage.batches.queries import TOTALS
 from forebay.storage.batches.views import CELLS, FAILED_ROWS, FAILING, RUNNING, SHARDS, BatchViews
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 from support.batches import ROWS, MadeBatch
 
 BAD_INPUT = ErrorKind("InvalidInput", 3, (ErrorSample("row 7", "expected float32 of shape [4]"),))
@@ -129,12 +128,7 @@ def plan(ledger: Ledger, statement: str, **values: object) -> str:
         (FAILING, "ix_shards_failed"), (FAILED_ROWS.replace("{ids}", "IN ('a', 'b')"), "COVERING INDEX ix_shards_failed"),
     ],
 )  # fmt: skip
-def test_on_sqlite_each_goes_by_an_index(sqlite_database: str, statement: str, index: str) -> None:
-    ledger = Ledger(sqlite_database, create=True)
-    try:
-        upgrade(ledger)
-        found = plan(ledger, statement, id="a", cells=3, shards=9, first="", limit=5)
-    finally:
-        ledger.close()
+def test_on_sqlite_each_goes_by_an_index(sqlite_ledger: Ledger, statement: str, index: str) -> None:
+    found = plan(sqlite_ledger, statement, id="a", cells=3, shards=9, first="", limit=5)
     assert index in found
     assert "SCAN s" not in found.replace("SCAN shards USING", "")

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.producer.handles.batch import BatchJob
 from forebay.storage.batches.views import BatchViews
 from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
-from support.servers import ValkeyServer
 from support.waiting import wait_until
 from support.worker_stack import Worker, WorkerStack
 
@@ -31,33 +30,14 @@ SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """The queue of `stack`."""
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker for all tests that do not harm it, with a network of its own."""
-    folder = tmp_path_factory.mktemp("stack")
-    with closing(WorkerStack(folder, server.url)) as stack:
-        stack.worker()
-        program = torch.export.export(net(), (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, folder / "net.pt2")
-        stack.client.models.register("net", folder / "net.pt2", max_batch_size=64)
-        yield stack
-
-
-@pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    """A stack of the test's own, without a worker yet."""
-    with closing(WorkerStack(tmp_path, broker)) as stack:
-        yield stack
+    stack = open_stack()
+    stack.worker()
+    program = torch.export.export(net(), (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, stack.folder / "net.pt2")
+    stack.client.models.register("net", stack.folder / "net.pt2", max_batch_size=64)
+    return stack
 
 
 def net() -> torch.nn.Module:

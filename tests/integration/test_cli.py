@@ -1,8 +1,7 @@
 """The producer's commands on a real SQLite ledger. Redis is away, which is legal: jobs wait, or the test runs them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,9 @@ from forebay.producer.cli import models as models_module
 from forebay.producer.cli import options as options_module
 from forebay.producer.cli import results as results_module
 from forebay.storage.jobs.records import ClaimedJob, Finished
-from support.commands import PAIR, Shell, app, open_shell
+from support.commands import PAIR, Shell, app
 
 NO_JOB = "0190f3c2a1b47c3e9d5f60718293a4b5"
-
-
-@pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    yield from open_shell(tmp_path, monkeypatch)
 
 
 @pytest.fixture

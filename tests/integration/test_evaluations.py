@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +21,11 @@ TEXT = {"inputs": {"text": {"dtype": "str"}}, "outputs": {"out": {"dtype": "str"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, valkey) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """A stack whose worker serves all tests that leave it alone."""
-    valkey.start()
-    with closing(WorkerStack(tmp_path_factory.mktemp("evaluations"), valkey.url)) as stack:
-        stack.worker().ready()
-        yield stack
-
-
-@pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    """A stack of the test's own, without a worker yet."""
-    with closing(WorkerStack(tmp_path, broker)) as stack:
-        yield stack
+    stack = open_stack()
+    stack.worker().ready()
+    return stack
 
 
 def found(job: Job) -> Evaluation:

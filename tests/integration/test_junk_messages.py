@@ -2,8 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from forebay.contract.job import JobState
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage, TaskArgs
-from support.servers import ValkeyServer
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
@@ -22,19 +20,13 @@ PIDBOX = "/0.celery.pidbox"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker that has to outlive every test of this module."""
-    folder = tmp_path_factory.mktemp("stack")
-    server = ValkeyServer(folder)
-    server.start()
-    try:
-        with closing(WorkerStack(folder, server.url)) as stack:
-            stack.model("Doubler")
-            stack.model("Recorder")
-            stack.worker().ready()
-            yield stack
-    finally:
-        server.stop()
+    stack = open_stack()
+    stack.model("Doubler")
+    stack.model("Recorder")
+    stack.worker().ready()
+    return stack
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import CLOCK_REFRESH_S, Ledger
 from forebay.storage.ledger.migrate import current
 from forebay.storage.models.registry import ModelRegistry
-from support.ledger_processes import add_and_claim, in_processes, upgrade_once
-from support.servers import PostgresServer, find_postgres, free_port
+from support.ledgers import add_and_claim, in_processes, upgrade_once
+from support.servers import PostgresServer, free_port
 from support.waiting import FakeClock
 
 
@@ -164,25 +165,16 @@ def test_a_postgresql_that_is_down_is_told_without_the_password() -> None:
 
 
 @pytest.mark.postgres
-def test_a_postgresql_that_comes_back_is_used_again(pg_url: str, postgres_database: str) -> None:
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("needs PostgreSQL's programs, to stop and start a server of its own")
-    server = PostgresServer(programs)
-    try:
-        server.start()
-        ledger = Ledger(server.url.replace("postgresql://", "postgresql+psycopg://") + "/postgres")
+def test_a_postgresql_that_comes_back_is_used_again(own_postgres: PostgresServer) -> None:
+    with closing(Ledger(own_postgres.url.replace("postgresql://", "postgresql+psycopg://") + "/postgres")) as ledger:
         ledger.ping()
-        server.stop()
+        own_postgres.stop()
         with pytest.raises(LedgerUnavailable):
             ledger.ping()
-        server.start()
+        own_postgres.start()
         ledger.ping()
         with ledger.read() as connection:
             assert connection.execute(text("SELECT 1")).scalar_one() == 1
-        ledger.close()
-    finally:
-        server.remove()
 
 
 def test_sqlite_ledgers_write_ahead_and_sync_and_check_foreign_keys(tmp_path: Path) -> None:

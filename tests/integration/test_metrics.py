@@ -7,8 +7,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,21 +73,10 @@ def dashboard(folder: Path, broker: str, database: str, **environment: str) -> I
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
-    more = {"METRICS_PORT": str(free_port()), "MODEL_CACHE_BYTES": "1500"}
-    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url, **more)) as stack:
-        stack.worker().ready()
-        yield stack
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
+    stack = open_stack(METRICS_PORT=str(free_port()), MODEL_CACHE_BYTES="1500")
+    stack.worker().ready()
+    return stack
 
 
 @pytest.fixture(scope="module")

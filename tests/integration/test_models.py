@@ -16,7 +16,7 @@ from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.models.registry import ModelRegistry
-from support.ledger_processes import in_processes, register
+from support.ledgers import in_processes, register
 from support.waiting import FakeClock
 
 IMAGE = {"x": {"dtype": "float32", "shape": [64]}}

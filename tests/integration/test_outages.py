@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -18,30 +18,18 @@ import pytest
 from forebay import as_completed
 from forebay.contract.job import JobState
 from forebay.producer.handles.job import Job
-from support.servers import PostgresServer, ValkeyServer, find_postgres, new_database
+from support.servers import PostgresServer, ValkeyServer, new_database
 from support.silent_proxy import DeafProxy
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    try:
-        server.start()
-        yield server
-    finally:
-        if server.pid is not None:
-            os.kill(server.pid, signal.SIGCONT)
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker for the outages of Redis and of SQLite."""
-    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url)) as stack:
-        stack.worker().ready()
-        yield stack
+    stack = open_stack()
+    stack.worker().ready()
+    return stack
 
 
 def ended(jobs: list[Job], timeout: float = 90) -> Counter[str]:
@@ -156,27 +144,22 @@ def test_sqlite_locked_for_10_s_costs_no_attempt(stack: WorkerStack) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGQUIT, marks=pytest.mark.slow)])
-def test_postgresql_restarted_under_a_batch_loses_nothing(how: signal.Signals, tmp_path: Path, broker: str) -> None:
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("no PostgreSQL of our own to restart: install Debian's package postgresql")
-    postgres = PostgresServer(programs)
-    try:
-        postgres.start()
-        with new_database(postgres.url) as name:
-            url = f"{postgres.url.replace('postgresql://', 'postgresql+psycopg://', 1)}/{name}"
-            with closing(WorkerStack(tmp_path, broker, url)) as stack:
-                stack.worker().ready()
-                restart_postgres(stack, postgres, how, 0)
-    finally:
-        postgres.remove()
+def test_postgresql_restarted_under_a_batch_loses_nothing(
+    own_postgres: PostgresServer, how: signal.Signals, tmp_path: Path, broker: str
+) -> None:
+    with new_database(own_postgres.url) as name:
+        url = f"{own_postgres.url.replace('postgresql://', 'postgresql+psycopg://', 1)}/{name}"
+        with closing(WorkerStack(tmp_path, broker, url)) as stack:
+            stack.worker().ready()
+            restart_postgres(stack, own_postgres, how, 0)
 
 
 def restart_postgres(stack: WorkerStack, postgres: PostgresServer, how: signal.Signals, first: int) -> None:
     model = stack.model("Moody", "postgres", max_batch_size=8)
     jobs = stack.client.predict_many(model, [{"n": first + n, "sleep": 0.02} for n in range(200)])
     wait_until(lambda: first in stack.runs(), "a batch runs")
-    postgres.restart(how)
+    postgres.stop(how)
+    postgres.start()
     assert ended(jobs) == {"succeeded": 200}  # this client waits across the outage
     assert stack.workers[0].alive
     assert_each_ran_once(stack, jobs, first)

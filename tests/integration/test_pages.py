@@ -18,13 +18,12 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
 from forebay.dashboard.pages.base import HEADERS
 from forebay.storage.jobs.records import NewJob
-from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.registry import ModelRegistry
 from support.batches import MadeBatch
 from support.dashboard import Dashboard, Dashboards, basic_login
 from support.dashboard_data import USERS, Scene
-from support.servers import PostgresServer, ValkeyServer, find_postgres
+from support.ledgers import upgrade_once
+from support.servers import PostgresServer, ValkeyServer
 from support.waiting import wait_until
 
 OURS = (
@@ -636,23 +635,17 @@ def test_without_a_ledger_the_pages_say_so_and_come_up_with_it(tmp_path: Path, b
         for path in OURS:
             assert "There is no ledger at" in site.text(path)
         assert "cannot be read now" in site.text(f"/jobs/{'0' * 32}")
-        ledger = Ledger(url, create=True)
-        upgrade(ledger)
-        ledger.close()
+        upgrade_once(url)
         wait_until(lambda: "There are no jobs yet." in site.text("/jobs"), "the list is there")
         wait_until(lambda: "There is no ledger" not in site.text("/overview"), "the overview is there")
 
 
 @pytest.mark.postgres
-def test_while_postgres_is_away_the_pages_show_what_they_know(pg_url: str, tmp_path: Path, broker: str) -> None:
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("a server that can be stopped needs PostgreSQL's programs")
-    server = PostgresServer(programs)
+def test_while_postgres_is_away_the_pages_show_what_they_know(
+    own_postgres: PostgresServer, tmp_path: Path, broker: str
+) -> None:
     with ExitStack() as stack:
-        stack.callback(server.remove)
-        server.start()
-        url = f"postgresql+psycopg{server.url.removeprefix('postgresql')}/postgres"
+        url = f"postgresql+psycopg{own_postgres.url.removeprefix('postgresql')}/postgres"
         scene = Scene(url, minutes=2)
         stack.callback(scene.close)
         site = Site(Dashboards(tmp_path, stack).start(broker, FOREBAY_DATABASE=url))
@@ -661,7 +654,7 @@ def test_while_postgres_is_away_the_pages_show_what_they_know(pg_url: str, tmp_p
         assert len(before) == 50
         assert site.text("/overview")
         assert site.text(job)
-        server.stop()
+        own_postgres.stop()
         for path in ("/jobs", "/overview", job):
             wait_until(
                 lambda path=path: "What you see was read" in site.text(path),
@@ -670,7 +663,7 @@ def test_while_postgres_is_away_the_pages_show_what_they_know(pg_url: str, tmp_p
             )
         assert ids_in(site.text("/jobs")) == before
         assert site.do(scene.interesting[JobState.QUEUED], "cancel").status == 503
-        server.start()
+        own_postgres.start()
         wait_until(lambda: "What you see was read" not in site.text("/jobs"), "the list is fresh again", interval=0.2)
         assert site.dashboard.said.count("event=ledger_unavailable") == 1
         assert "Traceback" not in site.dashboard.said

@@ -1,7 +1,5 @@
 """Reports among many jobs: each answers from an index, on SQLite and PostgreSQL, and the benchmark that asks them runs."""
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import text
 
@@ -11,7 +9,6 @@ from forebay.contract.job import JobKind, JobState
 from forebay.storage.jobs.queries import COUNTS, COUNTS_ENDED, DEPTHS, FEW_KINDS, HAS_METADATA, QUEUES_WAITING
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 
 JOBS = 3000
 
@@ -21,16 +18,6 @@ def plan(ledger: Ledger, statement: str, **values: object) -> str:
     with ledger.read() as connection:
         explain = "EXPLAIN QUERY PLAN " if ledger.sqlite else "EXPLAIN "
         return "\n".join(str(row[-1]) for row in connection.execute(text(explain + statement), values))
-
-
-@pytest.fixture
-def sqlite_ledger(sqlite_database: str) -> Iterator[Ledger]:
-    ledger = Ledger(sqlite_database, create=True)
-    try:
-        upgrade(ledger)
-        yield ledger
-    finally:
-        ledger.close()
 
 
 def test_every_report_answers_and_none_counts_a_job_twice(ledger: Ledger) -> None:

@@ -1,7 +1,6 @@
 """A child's runner on a real ledger, with a model that does what the test says: stopping jobs, and trying again later."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from forebay.contract.wire.payload import pack_input
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import ClaimedJob, NewJob
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.child.kinds import HandlerSpec
@@ -92,11 +90,9 @@ class Bench:
 
 
 @pytest.fixture
-def ledger(sqlite_database: str) -> Iterator[Ledger]:
+def ledger(sqlite_ledger: Ledger) -> Ledger:
     """What the statements do on PostgreSQL, JobStore's own tests say."""
-    with closing(Ledger(sqlite_database, create=True)) as ledger:
-        upgrade(ledger)
-        yield ledger
+    return sqlite_ledger
 
 
 @pytest.fixture

@@ -1,24 +1,14 @@
 """How a worker fills its batches: out of memory, texts of unlike length, a hold, a warm-up, two models in too small a cache."""
 
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-
-import pytest
 
 from forebay import as_completed
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.ceilings import CeilingStore
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
-
-
-@pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    """A stack of the test's own, without a worker yet."""
-    with closing(WorkerStack(tmp_path, broker)) as stack:
-        yield stack
 
 
 def test_out_of_memory_halves_the_batch_and_a_second_worker_starts_at_the_remembered_ceiling(own: WorkerStack) -> None:

@@ -25,14 +25,9 @@ from forebay.contract.wire import codec
 from forebay.storage.jobs.records import ClaimedJob, Finished
 from forebay.storage.training.records import evaluation_value
 from forebay.storage.training.store import TrainingStore
-from support.commands import Shell, open_shell
+from support.commands import Shell
 
 ASKED = {"recipe": "classifier", "target": "label"}
-
-
-@pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    yield from open_shell(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from sqlalchemy import text
 
 from forebay.contract.requests.training import Point
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.training.views import THINNED, TrainingViews
 from support.training_data import MadeRun
 
@@ -49,14 +48,9 @@ def test_what_a_version_was_worth_is_told(ledger: Ledger) -> None:
     assert TrainingViews(ledger).about([run.id])[run.id].version == made.version
 
 
-def test_on_sqlite_a_curve_is_thinned_by_its_index(sqlite_database: str) -> None:
-    ledger = Ledger(sqlite_database, create=True)
-    try:
-        upgrade(ledger)
-        with ledger.read() as connection:
-            steps = connection.execute(text(f"EXPLAIN QUERY PLAN {THINNED}"), {"id": "a", "most": 5}).fetchall()
-    finally:
-        ledger.close()
+def test_on_sqlite_a_curve_is_thinned_by_its_index(sqlite_ledger: Ledger) -> None:
+    with sqlite_ledger.read() as connection:
+        steps = connection.execute(text(f"EXPLAIN QUERY PLAN {THINNED}"), {"id": "a", "most": 5}).fetchall()
     told = "\n".join(str(step[-1]) for step in steps)
     assert "COVERING INDEX sqlite_autoindex_job_metrics_1" in told
     assert "SCAN job_metrics" not in told

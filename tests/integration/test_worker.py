@@ -3,7 +3,7 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -24,29 +24,11 @@ from support.worker_stack import WorkerStack
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """The queue of `stack`."""
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, server: ValkeyServer) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker for all tests that do not harm it."""
-    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url, MAX_INLINE_BYTES="1000")) as stack:
-        stack.worker().ready()
-        yield stack
-
-
-@pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    """A stack of the test's own, without a worker yet."""
-    with closing(WorkerStack(tmp_path, broker)) as stack:
-        yield stack
+    stack = open_stack(MAX_INLINE_BYTES="1000")
+    stack.worker().ready()
+    return stack
 
 
 def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:

@@ -5,9 +5,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -22,29 +20,11 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, valkey_of_module: str) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker, whose children are killed again and again."""
-    with closing(WorkerStack(tmp_path_factory.mktemp("stack"), valkey_of_module, CHILD_MEMORY_BYTES="4GiB")) as stack:
-        stack.worker(LOAD_TIMEOUT="2s").ready()
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def valkey_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from support.servers import ValkeyServer
-
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    try:
-        server.start()
-        yield server.url
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def own(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    with closing(WorkerStack(tmp_path, broker)) as stack:
-        yield stack
+    stack = open_stack(CHILD_MEMORY_BYTES="4GiB")
+    stack.worker(LOAD_TIMEOUT="2s").ready()
+    return stack
 
 
 def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:

@@ -1,16 +1,14 @@
 """What the workers of a machine are called: by device and purpose, none twice."""
 
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from forebay.contract.settings import Settings
-from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker.parent.devices import Plan
 from forebay.worker.parent.supervisor import _named
+from support.ledgers import new_ledger
 
 PLANS = [Plan("gpu0", "cuda:0", ["gpu"]), Plan("cpu", "cpu", ["cpu"]), Plan("train", "cpu", ["train"])]
 
@@ -18,8 +16,7 @@ PLANS = [Plan("gpu0", "cuda:0", ["gpu"]), Plan("cpu", "cpu", ["cpu"]), Plan("tra
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("socket.gethostname", lambda: "host")
-    with closing(Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)) as ledger:
-        upgrade(ledger)
+    with new_ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
         WorkerRegistry(ledger).beat("train@host", "host", "cpu", ("train",), 0.0)
     return tmp_path
 

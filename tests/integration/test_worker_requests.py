@@ -1,7 +1,7 @@
 """A real worker process and what users ask of it: stopping what runs, trying again later, keeping to its queues."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 
 import psutil
@@ -13,22 +13,16 @@ from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage, TaskArgs
 from forebay.producer.handles.job import Job
-from support.servers import ValkeyServer
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerStack]:
+def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker, which serves the queue `cpu` only."""
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    try:
-        with closing(WorkerStack(tmp_path_factory.mktemp("stack"), server.url)) as stack:
-            stack.worker().ready()
-            yield stack
-    finally:
-        server.stop()
+    stack = open_stack()
+    stack.worker().ready()
+    return stack
 
 
 def states(jobs: list[Job]) -> Counter[str]:

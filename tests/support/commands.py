@@ -19,8 +19,7 @@ from forebay.contract.wire.messages import JobMessage
 from forebay.producer.cli import attach
 from forebay.storage.jobs.records import Finished
 from forebay.storage.jobs.store import JobStore
-from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
+from support.ledgers import new_ledger
 
 PAIR = '{"x": {"dtype": "float32", "shape": [2]}}'
 
@@ -80,12 +79,10 @@ def open_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shel
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Dispatcher, "send", refuse)
     logs = structlog.get_config()
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
     try:
-        upgrade(ledger)
-        yield Shell(tmp_path, JobStore(ledger))
+        with new_ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+            yield Shell(tmp_path, JobStore(ledger))
     finally:
-        ledger.close()
         structlog.configure(**logs)
 
 

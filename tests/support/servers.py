@@ -12,9 +12,9 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import psycopg
 import pytest
@@ -61,10 +61,10 @@ class PostgresServer:
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
-        self._folder = Path(tempfile.mkdtemp(prefix="forebay-postgres-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="forebay-postgres-"))
         self._user = "postgres" if os.geteuid() == 0 else None  # initdb refuses to run as root
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = 0
+        self.port = free_port()
 
     @property
     def url(self) -> str:
@@ -78,45 +78,40 @@ class PostgresServer:
 
     def start(self) -> None:
         """Make the cluster if there is none yet, start it, and come back when it answers."""
-        data = self._folder / "data"
+        data = self.folder / "data"
         if not data.exists():
             self._make(data)
-        self.port = self.port or free_port()
         command = [str(self._programs / "postgres"), "-D", str(data), "-p", str(self.port)]
         for option in (
             "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off",
             "full_page_writes=off", "max_connections=200", "shared_buffers=64MB", "deadlock_timeout=200ms",
         ):  # fmt: skip
             command += ["-c", option]
-        log = self._folder / "log"
+        log = self.folder / "log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, cwd=self._folder, user=self._user, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+                command, cwd=self.folder, user=self._user, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
         _come_up(self._process, self._answers, log)
 
-    def stop(self) -> None:
-        """Shut down at once, cutting off whoever is connected."""
-        _end(self._process, signal.SIGINT)
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Cut off whoever is connected: SIGINT is the fast shutdown of `pg_ctl`, SIGQUIT the immediate one."""
+        _end(self._process, how)
         self._process = None
 
-    def restart(self, how: signal.Signals) -> None:
-        """Stop as `pg_ctl restart` does, SIGINT being its fast and SIGQUIT its immediate mode, and come back."""
-        _end(self._process, how)
-        self.start()
-
-    def remove(self) -> None:
+    def close(self) -> None:
         """Stop, and delete the folder."""
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _make(self, data: Path) -> None:
         if self._user:
-            shutil.chown(self._folder, self._user)
+            shutil.chown(self.folder, self._user)
         initdb = [str(self._programs / "initdb"), "-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync"]
         done = subprocess.run(
             [*initdb, "--encoding=UTF8", "--locale=C"],
-            cwd=self._folder, user=self._user, capture_output=True, text=True, check=False,
+            cwd=self.folder, user=self._user, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise ServerFailed(f"initdb failed: {done.stderr}")
@@ -199,6 +194,8 @@ class ValkeyServer:
         _end(self._process, signal.SIGKILL)
         self._process = None
 
+    close = stop
+
     def flush(self) -> None:
         """Empty every database."""
         with redis.Redis.from_url(self.url) as client:
@@ -210,6 +207,17 @@ class ValkeyServer:
                 return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+Server = TypeVar("Server", PostgresServer, ValkeyServer)
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """The server, started; it is closed in the end."""
+    with closing(server):
+        server.start()
+        yield server
 
 
 def _come_up(process: subprocess.Popen[bytes], answers: Callable[[], bool], log: Path) -> None:

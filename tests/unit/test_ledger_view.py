@@ -12,8 +12,7 @@ from forebay.contract.errors import JobNotFound, LedgerUnavailable
 from forebay.contract.settings import Settings
 from forebay.dashboard.reads import ledger_view
 from forebay.dashboard.reads.ledger_view import LedgerView
-from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
+from support.ledgers import upgrade_once
 
 Check = Callable[[LedgerView], Awaitable[None]]
 
@@ -22,9 +21,7 @@ Check = Callable[[LedgerView], Awaitable[None]]
 def ask(tmp_path: Path) -> Callable[[Check], None]:
     """Runs a check with a view of a ledger that is there."""
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    ledger = Ledger(url, create=True)
-    upgrade(ledger)
-    ledger.close()
+    upgrade_once(url)
 
     def run(check: Check) -> None:
         async def inside() -> None:
@@ -140,9 +137,7 @@ def test_a_ledger_that_comes_later_is_found(tmp_path: Path) -> None:
         try:
             answer = await view.ask("k", lambda ears: ears.overview.now(), fresh_s=0)
             assert "there is no ledger" in str(answer.trouble)
-            ledger = Ledger(url, create=True)
-            upgrade(ledger)
-            ledger.close()
+            upgrade_once(url)
             answer = await view.ask("k", lambda ears: ears.overview.now(), fresh_s=0)
             assert answer.trouble is None
             assert answer.value is not None

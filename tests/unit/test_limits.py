@@ -8,10 +8,10 @@ import pytest
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.ceilings import LOOK_AGAIN_S, TRY_MORE_AFTER_S, MemoryCeilings
+from support.ledgers import new_ledger
 
 
 class Clock:
@@ -31,10 +31,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", create=True, clock=clock)
-    upgrade(ledger)
-    yield ledger
-    ledger.close()
+    with new_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", clock=clock) as ledger:
+        yield ledger
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""What tests run in processes of their own against one ledger; a test module itself cannot be imported there."""
+"""A ledger with its tables, and what tests run against one in processes of their own, where no test module can be imported."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
 
 from forebay.contract.job import JobKind, new_ids
@@ -13,6 +14,14 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.models.registry import ModelRegistry
+
+
+@contextmanager
+def new_ledger(database: str, **options: Any) -> Iterator[Ledger]:
+    """A ledger in this database, with its tables."""
+    with closing(Ledger(database, create=True, **options)) as ledger:
+        upgrade(ledger)
+        yield ledger
 
 
 def in_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
@@ -48,8 +57,5 @@ def register(database: str, name: str, times: int) -> list[int]:
 
 def upgrade_once(database: str) -> str:
     """Upgrade the ledger; its revision."""
-    ledger = Ledger(database, create=True)
-    try:
+    with closing(Ledger(database, create=True)) as ledger:
         return upgrade(ledger)
-    finally:
-        ledger.close()
