@@ -10,7 +10,7 @@ import pytest
 from support.user import FOREBAY, User
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_the_demo_succeeds_and_leaves_no_process_and_no_folder_behind(somebody: User, tmp_path: Path):
     temporary = tmp_path / "tmp"
     temporary.mkdir()

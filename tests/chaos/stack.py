@@ -70,10 +70,7 @@ class Stack:
         lease = lease_for(seconds)
         config = self.home / CONFIG_FILE  # empty, so that no other forebay.toml is read
         config.touch()
-        ledgers = {
-            "sqlite": f"sqlite:///{self.home / 'ledger.db'}",
-            "postgres": f"{self.postgres.url}/postgres" if self.postgres else "",
-        }
+        own = f"{self.postgres.url}/postgres" if self.postgres else f"sqlite:///{self.home / 'ledger.db'}"
         return Settings.load(
             {}, config=config, home=self.home, broker=self.valkey.url, database=database if self._given else own,
             lease_s=lease, heartbeat_s=lease / 5, sweep_s=lease / 5, resend_s=lease / 2, torch_threads=1,

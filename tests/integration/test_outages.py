@@ -69,7 +69,6 @@ def test_redis_paused_holds_up_and_loses_nothing(stack: WorkerStack, server: Val
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_redis_paused_for_30_s_holds_up_and_loses_nothing(stack: WorkerStack, server: ValkeyServer) -> None:
     pause_redis(stack, server, 30, 100)
 
@@ -111,7 +110,6 @@ def test_all_jobs_end_when_redis_lost_everything(stack: WorkerStack, server: Val
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_10000_jobs_end_within_60_s_when_redis_lost_everything(stack: WorkerStack, server: ValkeyServer) -> None:
     assert wipe_redis(stack, server, 10_000, 100_000) < 60
 

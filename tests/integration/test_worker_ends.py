@@ -214,7 +214,6 @@ def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: WorkerStac
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)
 def test_a_5_minute_job_is_run_once_though_its_lease_is_5_s(own: WorkerStack) -> None:
     for name in ("first", "second"):
         own.worker(name, LEASE_S="5s", HEARTBEAT_S="1").ready()

@@ -10,7 +10,7 @@ import pytest
 T = TypeVar("T")
 
 
-def wait_until(predicate: Callable[[], T], description: str, timeout: float = 30.0, interval: float = 0.02) -> T:
+def wait_until(predicate: Callable[[], T], description: str, timeout: float = 120.0, interval: float = 0.02) -> T:
     """What `predicate` gives once it is true; the test fails with the description when it is not so in time."""
     pause = threading.Event()
     until = time.monotonic() + timeout
