@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
-from test_job_store import add, claim, failure, in_state
 
 from forebay.contract.errors import JobNotFound, LedgerUnavailable
 from forebay.contract.job import JobKind, JobState, new_ids
@@ -16,6 +15,7 @@ from forebay.storage.jobs.overview import Overview
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.views import JobFilter, JobViews
 from forebay.storage.ledger.connection import Ledger
+from support.jobs import add, claim, failure, in_state
 from support.waiting import FakeClock
 
 
