@@ -1,4 +1,4 @@
-"""docker-compose.yml, .env.example and the Dockerfile, checked without Docker: schema, commands, settings, secrets."""
+"""docker-compose.yml, .env.example, the Dockerfile and CI's workflow, checked without running them."""
 
 import re
 import subprocess
@@ -49,11 +49,24 @@ def our_commands() -> list[tuple[str, list[str]]]:
     return lines
 
 
-def test_the_file_follows_the_compose_specification() -> None:
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*check, str(ROOT / "docker-compose.yml")], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("file", "schema"), [("docker-compose.yml", "compose-spec"), (".github/workflows/ci.yml", "github-workflows")]
+)
+def test_the_file_follows_its_schema(file: str, schema: str) -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    done = subprocess.run([*check, str(ROOT / file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_names_no_version() -> None:
     assert "version" not in COMPOSE
+
+
+def test_hooks_and_workflow_run_what_a_developer_runs() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["entry"].split()[-1] for hook in hooks] == ["lint", "type"]
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert ".ci/run" in [step.get("run") for step in workflow["jobs"]["checks"]["steps"]]
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in our_commands()])
