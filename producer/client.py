@@ -16,11 +16,8 @@ from forebay.contract.references import ModelRef, check_job_id, shown
 from forebay.contract.requests.training import Split
 from forebay.contract.settings import Settings
 from forebay.datasets import require_pyarrow
-from forebay.producer.handles import open_handle
-from forebay.producer.handles.batch import BatchJob
-from forebay.producer.handles.evaluation import EvaluationJob
 from forebay.producer.handles.job import Job
-from forebay.producer.handles.training import TrainingJob
+from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, open_handle
 from forebay.producer.models import Models
 from forebay.producer.options import PredictOptions, SubmitOptions, check_metadata
 from forebay.producer.session import Session

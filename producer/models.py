@@ -21,7 +21,7 @@ from forebay.contract.queues import Resources, route
 from forebay.contract.references import ModelRef, check_name, shown
 from forebay.contract.signature import Signature
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
-from forebay.producer.options import check_metadata
+from forebay.producer.options import check_metadata, whole_number
 from forebay.producer.session import Session
 from forebay.storage.blobs.store import pack_folder
 from forebay.storage.training.records import Evaluation
@@ -32,7 +32,7 @@ Names = list[str]
 Evaluations = list[Evaluation]
 
 MAX_BATCH_SIZE = 65_536
-MAX_TIMEOUT_S = 7 * 86_400
+MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.001, 7 * 86_400
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
@@ -66,8 +66,8 @@ class Models:
         """Register an artifact as the next version of `name` and give that version.
 
         `artifact` is a .pt2 or .safetensors file or a sentence-transformers folder; None for a `python` model without one.
-        `runtime` is told by the artifact unless given. `inputs` and `outputs` describe one sample, such as
-        `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 tells its own, otherwise they are unchecked when left out.
+        `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
+        `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out.
         `options` go to the runtime: `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}`
         for python. `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype`
         computes under autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one
@@ -77,18 +77,20 @@ class Models:
         """
         check_name(name)
         path = _existing(artifact)
-        runtime = _guess_runtime(path) if runtime is None else _runtime(runtime)
+        runtime = _guess_runtime(path) if runtime is None else _check_runtime(runtime)
         checked_options = check_metadata(options, "options")
         _check_options(runtime, checked_options)
         signature = _signature(runtime, path, inputs, outputs)
         draft = ModelVersion(
             name, 0, runtime, "", "none", 0, signature,
             max_batch_size=check_batch_size(max_batch_size),
-            batch_wait_timeout_s=_wait(batch_wait_timeout_s),
-            max_batch_tokens=None if max_batch_tokens is None else _tokens(max_batch_tokens),
+            batch_wait_timeout_s=_seconds("batch_wait_timeout_s", batch_wait_timeout_s, MAX_BATCH_WAIT_S),
+            max_batch_tokens=None
+            if max_batch_tokens is None
+            else whole_number("max_batch_tokens", max_batch_tokens, 1, 2**31 - 1),
             dtype=_dtype(dtype),
             compile=bool(compile),
-            timeout_s=None if timeout_s is None else _timeout(timeout_s),
+            timeout_s=None if timeout_s is None else _seconds("timeout_s", timeout_s, MAX_TIMEOUT_S, MIN_TIMEOUT_S),
             resources=Resources.parse(resources).as_dict(),
             options=checked_options,
             metadata=check_metadata(metadata),
@@ -175,9 +177,9 @@ def _existing(artifact: str | Path | None) -> Path | None:
     return path
 
 
-def _runtime(name: Any) -> str:
+def _check_runtime(name: Any) -> str:
     if not isinstance(name, str) or not _RUNTIME.fullmatch(name):
-        raise InvalidInput(f"{shown(name)} is no runtime; there are {', '.join(RUNTIMES)}, and those that were added")
+        raise InvalidInput(f"{shown(name)} is not a runtime; there are {', '.join(RUNTIMES)}, and those of plugins")
     return name
 
 
@@ -190,7 +192,7 @@ def _guess_runtime(path: Path | None) -> str:
         return "torch-export" if path.suffix == ".pt2" else "safetensors"
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
         return "sentence-transformers"
-    raise InvalidInput(f"{shown(path.name)} does not tell its runtime; give runtime=, one of {', '.join(RUNTIMES)}")
+    raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(RUNTIMES)}")
 
 
 def _check_options(runtime: str, options: Mapping[str, Any]) -> None:
@@ -203,27 +205,16 @@ def _check_options(runtime: str, options: Mapping[str, Any]) -> None:
 
 def _signature(runtime: str, path: Path | None, inputs: Described | None, outputs: Described | None) -> Signature:
     if runtime == "torch-export" and path is not None:
-        told_inputs, told_outputs = read_pt2_signature(path)
-        inputs, outputs = (
-            inputs if inputs is not None else told_inputs,
-            outputs if outputs is not None else told_outputs,
-        )
+        own_inputs, own_outputs = read_pt2_signature(path)
+        inputs = own_inputs if inputs is None else inputs
+        outputs = own_outputs if outputs is None else outputs
     if runtime == "sentence-transformers" and inputs is None:
         inputs = {"text": {"dtype": "str"}}
     return Signature.parse(inputs, outputs)
 
 
 def check_batch_size(value: Any) -> int:
-    """A model's `max_batch_size` as it was given; InvalidInput for what is none."""
-    if type(value) is not int or not 1 <= value <= MAX_BATCH_SIZE:
-        raise InvalidInput(f"max_batch_size {shown(value)} is not a whole number from 1 to {MAX_BATCH_SIZE}")
-    return value
-
-
-def _tokens(value: Any) -> int:
-    if type(value) is not int or not 1 <= value < 2**31:
-        raise InvalidInput(f"max_batch_tokens {shown(value)} is not a whole number from 1")
-    return value
+    return whole_number("max_batch_size", value, 1, MAX_BATCH_SIZE)
 
 
 def _dtype(value: Any) -> str | None:
@@ -232,15 +223,7 @@ def _dtype(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _wait(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_BATCH_WAIT_S:
-        raise InvalidInput(
-            f"batch_wait_timeout_s {shown(value)} is not a number of seconds from 0 to {MAX_BATCH_WAIT_S}"
-        )
-    return float(value)
-
-
-def _timeout(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_TIMEOUT_S:
-        raise InvalidInput(f"timeout_s {shown(value)} is not a number of seconds above 0, up to {MAX_TIMEOUT_S}")
+def _seconds(name: str, value: Any, maximum: float, low: float = 0.0) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= maximum:
+        raise InvalidInput(f"{name} {shown(value)} is not a number of seconds from {low:g} to {maximum:g}")
     return float(value)

@@ -19,16 +19,12 @@ from forebay.storage.jobs.records import json_text
 
 Deadline = float | dt.timedelta | dt.datetime
 
+MAX_METADATA = 65_536  # characters of JSON
 MAX_DEADLINE_S = 10 * 365 * 86400.0
 
 
 class SubmitOptions(TypedDict, total=False):
-    """What every submit takes.
-
-    `priority` runs from 0 (first) to 9. `queue` is chosen by what the model needs unless given. A job that has not started by
-    its `deadline` - seconds from now, a timedelta or an aware datetime - expires. `max_attempts` caps its executions. The same
-    `idempotency_key` and request give the existing job. `metadata` is any JSON object, to find jobs by.
-    """
+    """What every submit takes; Client says what each is."""
 
     priority: int
     queue: str | None
@@ -39,14 +35,10 @@ class SubmitOptions(TypedDict, total=False):
 
 
 class PredictOptions(SubmitOptions, total=False):
-    """With `batched`, an input has a leading batch dimension, and so has its result."""
-
     batched: bool
 
 
 class Defaults(NamedTuple):
-    """Those that differ from kind to kind."""
-
     priority: int
     max_attempts: int
 
@@ -94,8 +86,8 @@ def resolve_options(
     return ResolvedOptions(
         kind=kind,
         model=model,
-        priority=_whole_number("priority", options.get("priority", defaults.priority), 0, 9),
-        max_attempts=_whole_number("max_attempts", options.get("max_attempts", defaults.max_attempts), 1, 100),
+        priority=whole_number("priority", options.get("priority", defaults.priority), 0, 9),
+        max_attempts=whole_number("max_attempts", options.get("max_attempts", defaults.max_attempts), 1, 100),
         queue=route(queues, Resources.parse(model.resources), kind, queue),
         deadline_at=_deadline_at(options.get("deadline"), now),
         idempotency_key=_check_key(options.get("idempotency_key")),
@@ -105,7 +97,7 @@ def resolve_options(
 
 
 def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> dict[str, Any]:
-    """A copy of a mapping that JSON can carry as it is; InvalidInput otherwise."""
+    """A copy of a mapping that JSON can carry unchanged; InvalidInput otherwise."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -114,19 +106,18 @@ def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> d
         given = dict(value)
     except Exception as error:
         raise InvalidInput(f"{what} cannot be read: {type(error).__name__} {shown(str(error))}") from error
-    odd = [key for key in given if type(key) is not str]
-    if odd:
-        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got the key {shown(odd[0])}")
+    wrong = [key for key in given if type(key) is not str]
+    if wrong:
+        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got the key {shown(wrong[0])}")
     text = json_text(what, given)
-    if len(text) > 65_536:
-        raise InvalidInput(f"{what} has {len(text)} characters as JSON, the limit is 65536")
+    if len(text) > MAX_METADATA:
+        raise InvalidInput(f"{what} has {len(text)} characters as JSON, the limit is {MAX_METADATA}")
     return dict(json.loads(text))
 
 
-def _whole_number(name: str, value: Any, low: int, high: int) -> int:
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
-        first = " (first)" if name == "priority" else ""
-        raise InvalidInput(f"{name} {shown(value)} is not a whole number from {low}{first} to {high}")
+        raise InvalidInput(f"{name} {shown(value)} is not a whole number from {low} to {high}")
     return value
 
 

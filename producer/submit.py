@@ -24,8 +24,6 @@ J = TypeVar("J", bound=Job)
 
 
 class PackedInput(NamedTuple):
-    """A predict job's payload, and how many rows it holds."""
-
     data: bytes
     rows: int
 

@@ -21,7 +21,6 @@ from forebay.producer.cli.train import train
 
 
 def attach(app: typer.Typer) -> None:
-    """Add the producer's commands to the root command."""
     app.command("predict", epilog=PREDICT_EXAMPLES)(predict)
     app.command("batch", epilog=BATCH_EXAMPLES)(batch)
     app.command("train", epilog=TRAIN_EXAMPLES)(train)

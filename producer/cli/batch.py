@@ -25,7 +25,7 @@ from forebay.producer.cli.options import (
 )
 from forebay.producer.cli.output import clear_errors, print_json, say
 from forebay.producer.cli.results import ARRIVES_S, wait_and_show
-from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.kinds import BatchJob
 from forebay.producer.options import SubmitOptions
 
 EXAMPLES = examples(

@@ -24,7 +24,7 @@ from forebay.producer.cli.options import (
 from forebay.producer.cli.output import clear_errors, plain, print_json
 from forebay.producer.cli.results import ARRIVES_S, wait_and_show
 from forebay.producer.cli.training_views import print_evaluation
-from forebay.producer.handles.evaluation import EvaluationJob
+from forebay.producer.handles.kinds import EvaluationJob
 from forebay.producer.options import SubmitOptions
 
 EXAMPLES = examples(

@@ -115,7 +115,6 @@ def _json_lines(text: str, where: str) -> list[Any]:
 
 
 def _rows(value: Any) -> list[Any]:
-    """The rows of an array, the items of a list, or the rows of a dict of those."""
     if isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim):
         return list(value)
     if not isinstance(value, Mapping) or not value:

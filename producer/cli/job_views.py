@@ -21,15 +21,14 @@ from forebay.producer.cli.output import (
     write,
 )
 from forebay.producer.cli.training_views import print_training, training_as_json
-from forebay.producer.handles.batch import BatchJob
 from forebay.producer.handles.job import Job
+from forebay.producer.handles.kinds import BatchJob
 from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors
 
 LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is printed below the fields
 
 
 def print_jobs(jobs: Sequence[JobInfo]) -> None:
-    """A line for each job."""
     now = datetime.now(UTC)
     rows = [
         (
@@ -43,7 +42,6 @@ def print_jobs(jobs: Sequence[JobInfo]) -> None:
 
 
 def print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
-    """Ids and states, with notes where there are any."""
     if any(note for _, _, note in rows):
         print_table(("ID", "STATE", "NOTE"), rows)
     else:
@@ -51,7 +49,6 @@ def print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
 
 
 def print_events(events: Sequence[JobEvent]) -> None:
-    """A line for each event of a job's history."""
     rows = [
         (e.at.isoformat(timespec="milliseconds"), e.event, e.attempt, e.worker, " ".join(e.message.split()))
         for e in events
@@ -106,7 +103,6 @@ def print_job(job: Job) -> None:
 
 
 def reason(info: JobInfo) -> str:
-    """Why the job has failed; empty when it has not."""
     return f"{info.error.type}: {info.error.message}" if info.error and info.state is JobState.FAILED else ""
 
 
@@ -134,7 +130,6 @@ def _progress_fields(progress: BatchProgress) -> dict[str, Any]:
 
 
 def _error_lines(errors: BatchErrors) -> list[str]:
-    """Why rows and shards failed, kind by kind, each with its samples."""
     lines = []
     for what, kinds in (("row", errors.rows), ("shard", errors.shards)):
         for kind in kinds:

@@ -27,7 +27,7 @@ from forebay.producer.cli.results import Output, check_output, raise_unless_succ
 from forebay.producer.cli.training_views import print_metrics
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
-from forebay.producer.handles.training import TrainingJob
+from forebay.producer.handles.kinds import TrainingJob
 
 MANY = 1000  # jobs; more are not retried without asking
 EXAMPLE_ID = "0190f3c2a1b47c3e9d5f60718293a4b5"

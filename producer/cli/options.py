@@ -131,12 +131,10 @@ def json_option(text: str | None, what: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; InvalidInput when it cannot be read."""
     return as_text(read_bytes(path), shown(str(path)))
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes; InvalidInput when it cannot be read."""
     try:
         return path.expanduser().read_bytes()
     except (OSError, ValueError) as error:
@@ -188,7 +186,6 @@ def deadline(text: str | None) -> float | datetime | None:
 
 
 def names(text: str | None) -> list[str] | None:
-    """Names by comma; None when the option was not given."""
     return [name.strip() for name in text.split(",") if name.strip()] if text is not None else None
 
 
@@ -222,7 +219,6 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _to_stderr(_logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    """A structlog processor that ends its chain: the log is a note to the user, and stdout is for data."""
     about = "; ".join(f"{key}: {value}" for key, value in event.items() if key not in ("event", "level"))
     say(f"{method}: {str(event['event']).replace('_', ' ')}; {about}")
     raise structlog.DropEvent

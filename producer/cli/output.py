@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from msgspec import Struct
@@ -66,7 +66,8 @@ def clear_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()  # here, not at the interpreter's end, where a closed pipe makes noise
     except errors.ForebayError as error:
-        fail(error)
+        say_error(error)
+        raise SystemExit(exit_status(error)) from None
     except KeyboardInterrupt:
         say("interrupted")
         raise SystemExit(INTERRUPTED) from None
@@ -75,19 +76,11 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(BROKEN_PIPE) from None
 
 
-def fail(error: errors.ForebayError) -> NoReturn:
-    """End the command with `error: …` on stderr and the error's exit status."""
-    say_error(error)
-    raise SystemExit(exit_status(error)) from None
-
-
 def exit_status(error: errors.ForebayError) -> int:
-    """2 when the user can put it right by asking differently, else 1."""
     return USAGE if isinstance(error, USAGE_ERRORS) else JOB_FAILED
 
 
 def say_error(error: errors.ForebayError) -> None:
-    """Write `error: …` on stderr and go on."""
     say(f"error: {error}")
 
 
@@ -170,7 +163,6 @@ def age(then: datetime | None, now: datetime | None = None) -> str | None:
 
 
 def moment(time: datetime | None) -> str | None:
-    """A time for people, to the second, in the reader's time zone."""
     return None if time is None else time.astimezone().isoformat(" ", "seconds")
 
 

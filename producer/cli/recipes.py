@@ -34,7 +34,6 @@ def recipes(
 
 
 def print_recipes(only: str | None = None) -> None:
-    """Recipes, then the parameters of each and those of the loop, as tables."""
     chosen = [r for r in RECIPES.values() if only in (None, r.name)]
     rows = [(r.name, r.metric, ", ".join(metrics_of(r.task)), r.help) for r in chosen]
     print_table(("RECIPE", "JUDGED BY", "METRICS", "IT TELLS"), rows)

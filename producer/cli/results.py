@@ -50,7 +50,6 @@ def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None
 
 
 def note_unserved(client: Client, queue: str) -> None:
-    """Say so when no worker serves the queue."""
     if any(q.name == queue and not q.workers for q in client.queues()):
         say(
             f"note: no worker serves queue {queue!r} now; start one with `forebay worker --queues {queue}`. The job waits for it"
@@ -83,7 +82,6 @@ def wait_and_show(
 
 
 def outcome(job: Job) -> dict[str, Any]:
-    """The id and state of a job, and how it ended: `"result"`, or `"error"` with its type and message."""
     if not job.done():
         return {"id": job.id, "state": job.state}
     error = job.exception(ARRIVES_S)

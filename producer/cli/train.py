@@ -28,7 +28,7 @@ from forebay.producer.cli.output import clear_errors, print_fields, print_json, 
 from forebay.producer.cli.recipes import print_recipes
 from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
 from forebay.producer.cli.training_views import run_fields
-from forebay.producer.handles.training import TrainingJob
+from forebay.producer.handles.kinds import TrainingJob
 
 EXAMPLES = examples(
     "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",

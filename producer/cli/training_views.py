@@ -21,16 +21,14 @@ from forebay.producer.cli.output import (
     say,
     write,
 )
-from forebay.producer.handles.evaluation import EvaluationJob
 from forebay.producer.handles.job import Job
-from forebay.producer.handles.training import TrainingJob
+from forebay.producer.handles.kinds import EvaluationJob, TrainingJob
 from forebay.storage.training.records import Checkpoint, Evaluation, Run
 
 MOST_CLASSES = 30  # of a confusion matrix that is printed
 
 
 def print_metrics(rows: Sequence[Mapping[str, Any]], *, as_csv: bool) -> None:
-    """A training job's metrics, step by step."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if as_csv:
         text = io.StringIO()
@@ -47,7 +45,6 @@ def print_metrics(rows: Sequence[Mapping[str, Any]], *, as_csv: bool) -> None:
 
 
 def run_fields(run: Run) -> dict[str, Any]:
-    """A run for people: its request, its data, its metrics."""
     request, data = run.request, run.data
     fields: dict[str, Any] = {
         "recipe": run.recipe,
@@ -84,7 +81,6 @@ def params_text(recipe: Any, params: Mapping[str, Any]) -> str | None:
 
 
 def metrics_text(values: Mapping[str, float | None] | None) -> str | None:
-    """Metrics for people: `accuracy 0.97, f1 0.968`; None when there are none."""
     return ", ".join(f"{name} {_short(value)}" for name, value in (values or {}).items()) or None
 
 
@@ -110,7 +106,6 @@ def print_training(job: Job, info: JobInfo) -> None:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Metrics, latency and confusion matrix of an evaluation."""
     print_fields(
         {
             "model": f"{evaluation.model}/{evaluation.version}",
@@ -155,7 +150,6 @@ def version_fields(model: ModelVersion) -> dict[str, Any]:
 
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
-    """A line for each evaluation, the newest first."""
     if not evaluations:
         return
     write("")

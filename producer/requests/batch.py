@@ -1,7 +1,7 @@
-"""Submitting batch jobs: which files, which columns, whether they can go into the model, and whose the output folder is.
+"""The request of a batch: which files, which columns, whether they fit the model, and whether the output folder is free.
 
-All that can be refused is refused here, before anything is stored. The files' own cutting into shards is the workers'
-business, so that a submit is quick however many files there are: those it has no time to look at are checked as they come up.
+All that can be refused is refused here, before anything is stored. Workers cut the files into shards, so that a submit is
+quick however many files there are: those it has no time to look at are checked when their shards are planned.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, IMAGES, JSONL, OPENAI, BatchRequest, InputFile
 from forebay.datasets.formats.files import absolute
 from forebay.datasets.formats.images import PATH
-from forebay.datasets.formats.source import Sample, get_source
+from forebay.datasets.formats.source import get_source
 from forebay.datasets.planning.checking import Named, check_file, check_outputs, check_rows, kept_types, name_columns
 from forebay.datasets.writing.folder import OutputFolder
-from forebay.producer.handles import open_handle
-from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.kinds import BatchJob, open_handle
 from forebay.producer.options import ResolvedOptions
-from forebay.producer.requests.files import DataSet, find_dataset
+from forebay.producer.requests.files import DataSet, find_dataset, first_with_rows
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
 
@@ -46,10 +45,7 @@ def make_request(
     _check_numbers(shard_rows, error_threshold)
     kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
     files, format = _files(input, format)
-    first = _first_with_rows(files, format)
-    if first is None:
-        raise InvalidInput(f"the input holds no rows: {shown(files[0].path)} and {len(files) - 1} more files are empty")
-    file, sample = first
+    file, sample = first_with_rows(files, format)
     if format == IMAGES and not kept:
         kept = (PATH,)
     if format == OPENAI and kept:
@@ -75,15 +71,6 @@ def _is_openai(file: InputFile) -> bool:
     """Whether the lines are requests in the form of OpenAI's batch API, which nothing else looks like."""
     types = get_source(JSONL).sample(file).types
     return {"custom_id", "method", "url", "body"} <= set(types)
-
-
-def _first_with_rows(files: Sequence[InputFile], format: str) -> tuple[InputFile, Sample] | None:
-    source = get_source(format)
-    for file in files:
-        sample = source.sample(file)
-        if not sample.empty:
-            return file, sample
-    return None
 
 
 def _check_files(request: BatchRequest, model: ModelVersion, first: InputFile) -> None:

@@ -1,4 +1,4 @@
-"""Submitting evaluations: which rows, which columns go into the model, which of its outputs is held against the target.
+"""The request of an evaluation: which rows, which columns go into the model, which of its outputs is compared with the target.
 
 All that can be refused without running the model is refused here, before anything is stored.
 """
@@ -12,14 +12,13 @@ from typing import Any
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import ARROW, IMAGES, OPENAI, InputFile
+from forebay.contract.requests.batch import ARROW, IMAGES, OPENAI
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.training import DataSummary
 from forebay.contract.signature import ARRAY_DTYPES
-from forebay.datasets.formats.source import Sample, get_source
 from forebay.datasets.planning.checking import Named, check_file, check_rows, name_columns
 from forebay.datasets.reading.table import FOLDER
-from forebay.producer.requests.files import DataSet, find_dataset
+from forebay.producer.requests.files import DataSet, find_dataset, first_with_rows
 
 DATASET_LENGTH = 2000  # of what is kept of a data set's name
 
@@ -40,18 +39,21 @@ def make_request(
     files, format = find_dataset(dataset, format, "evaluate on one at a time")
     if format == OPENAI:
         raise InvalidInput(
-            "a file in OpenAI's form has no column to hold results against; give JSON lines with a target"
+            "a file in OpenAI's form has no column to compare results with; give JSON lines with a target"
         )
-    file, sample = _first_with_rows(files, format)
+    file, sample = first_with_rows(files, format)
     types = {name: kind for name, kind in sample.types.items() if name != target}
     there = [FOLDER] if format == IMAGES else list(sample.types)
     if not isinstance(target, str) or target not in there:
         raise InvalidInput(f"target: there is no column {shown(target)}; there are {', '.join(map(shown, there))}")
     named = name_columns(
-        _meant(columns, model, types, learnt_from.features if learnt_from else ()), model.signature, types, format
+        _default_columns(columns, model, types, learnt_from.features if learnt_from else ()),
+        model.signature,
+        types,
+        format,
     )
     request = EvaluateRequest(
-        tuple(files), format, target, named, _output(model, output), sample.row_bytes, _name(dataset)
+        tuple(files), format, target, named, _output(model, output), sample.row_bytes, _dataset_name(dataset)
     )  # fmt: skip
     check_file(request.reading, model.signature, file)
     check_rows(request.reading, model.signature, file)
@@ -60,17 +62,8 @@ def make_request(
     return request
 
 
-def _first_with_rows(files: Sequence[InputFile], format: str) -> tuple[InputFile, Sample]:
-    source = get_source(format)
-    for file in files:
-        sample = source.sample(file)
-        if not sample.empty:
-            return file, sample
-    raise InvalidInput(f"the input holds no rows: {shown(files[0].path)} and {len(files) - 1} more files are empty")
-
-
-def _meant(given: Named, model: ModelVersion, types: Mapping[str, Any], features: Sequence[str]) -> Named:
-    """The columns that are meant when none is named: those of the training, or all but the target for one vector."""
+def _default_columns(given: Named, model: ModelVersion, types: Mapping[str, Any], features: Sequence[str]) -> Named:
+    """Without columns named: those of the training, or for a single vector all but the target."""
     inputs = model.signature.inputs or ()
     if given is not None or len(inputs) > 1 or (inputs and inputs[0].name in types):
         return given
@@ -81,19 +74,18 @@ def _meant(given: Named, model: ModelVersion, types: Mapping[str, Any], features
 
 
 def _output(model: ModelVersion, output: str | None) -> str | None:
-    """The output's name; InvalidInput when the model declares no such output, or several of which none is meant."""
     names = [field.name for field in model.signature.outputs or ()]
     if output is not None:
         if names and output not in names:
-            raise InvalidInput(f"output: {model.ref} gives {', '.join(map(shown, names))}, no {shown(output)}")
+            raise InvalidInput(f"output: {model.ref} gives {', '.join(map(shown, names))}, not {shown(output)}")
         return output
     if len(names) > 1 and not {"label", "probabilities"} & set(names):
         raise InvalidInput(
-            f"output: which one is held against the target? {model.ref} gives {', '.join(map(shown, names))}"
+            f"output: which one is compared with the target? {model.ref} gives {', '.join(map(shown, names))}"
         )
     return None
 
 
-def _name(dataset: DataSet) -> str:
+def _dataset_name(dataset: DataSet) -> str:
     several = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
     return ", ".join(str(one) for one in several)[:DATASET_LENGTH]

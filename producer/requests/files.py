@@ -1,4 +1,4 @@
-"""Which files a data set consists of that a user names, and the one format they have. Reads no rows. Needs pyarrow."""
+"""The files of a data set that a user names, and the one format they have. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import InputFile
 from forebay.datasets.formats.files import find_files
-from forebay.datasets.formats.source import SUFFIXES, check_format, guess_format
+from forebay.datasets.formats.source import SUFFIXES, Sample, check_format, get_source, guess_format
 
 DataSet = str | Path | Sequence[str | Path]
 
 
 def find_dataset(given: DataSet, format: str | None, one: str) -> tuple[list[InputFile], str]:
-    """The files, and their format, by their endings when it is not given; InvalidInput when there is none, or there are
-    several: `one` says for what there may be one only.
+    """The files, and their format, by their endings unless given; InvalidInput when there are none, or of several formats,
+    and then `one` says what to do.
     """  # fmt: skip
     check_format(format)
     suffixes = SUFFIXES[format] if format else tuple(s for several in SUFFIXES.values() for s in several)
@@ -29,3 +29,13 @@ def find_dataset(given: DataSet, format: str | None, one: str) -> tuple[list[Inp
         raise InvalidInput(f"the input mixes formats: {shown(a)} is {first}, {shown(b)} is {second}; {one}")
     [guess] = guesses
     return files, guess
+
+
+def first_with_rows(files: Sequence[InputFile], format: str) -> tuple[InputFile, Sample]:
+    """The first file that is not empty, and what its first rows look like."""
+    source = get_source(format)
+    for file in files:
+        sample = source.sample(file)
+        if not sample.empty:
+            return file, sample
+    raise InvalidInput(f"the input holds no rows: {shown(files[0].path)} and {len(files) - 1} more files are empty")

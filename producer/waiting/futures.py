@@ -11,10 +11,7 @@ from forebay.contract.errors import InvalidInput, ResultTimeout
 
 
 class HasFuture(Protocol):
-    """A job's handle."""
-
-    def future(self) -> futures.Future[Any]:
-        """Done when the job has ended."""
+    def future(self) -> futures.Future[Any]: ...
 
 
 J = TypeVar("J", bound=HasFuture)

@@ -17,14 +17,9 @@ REFRESH_S = 0.5
 
 
 class BatchHandle(Protocol):
-    """What a batch's bar needs of its handle."""
-
     @property
-    def progress(self) -> BatchProgress:
-        """How far it is."""
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Whether it has ended within `timeout` seconds."""
+    def progress(self) -> BatchProgress: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
 
 
 def watch(jobs: Sequence[HasFuture], timeout: float | None = None, title: str = "jobs") -> bool:

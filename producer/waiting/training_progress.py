@@ -27,20 +27,11 @@ WIDTH = 40  # of a sparkline and of the bar
 
 
 class TrainingHandle(Protocol):
-    """What is needed of a training job's handle."""
-
     @property
-    def run(self) -> Run:
-        """Its run; JobNotFound before it has begun."""
-
-    def metrics(self, after: int = -1) -> list[dict[str, Any]]:
-        """What was measured after a step."""
-
-    def info(self) -> JobInfo:
-        """Its row in the ledger."""
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Whether it has ended within `timeout` seconds."""
+    def run(self) -> Run: ...
+    def metrics(self, after: int = -1) -> list[dict[str, Any]]: ...
+    def info(self) -> JobInfo: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
 
 
 class LearningCurve:
@@ -65,17 +56,14 @@ class LearningCurve:
         self._rows = [row for row in self._rows if row["step"] < last] + self._job.metrics(after=last - 1)
 
     def series(self, split: str, metric: str) -> list[float]:
-        """The values of a metric over one split, in the order of the steps, without those that are not numbers."""
         values = (row.get(metric) for row in self._rows if row["split"] == split)
         return [value for value in values if value is not None]
 
     @property
     def metric(self) -> str:
-        """The metric that the run is judged by."""
         return (self.run.request.get("metric") if self.run else None) or "loss"
 
     def summary(self) -> list[str]:
-        """The last values: epoch, loss, metric, rows/s."""
         if self.run is None or not self._rows:
             return []
         epochs = (self.run.request.get("params") or {}).get("epochs")
@@ -87,7 +75,6 @@ class LearningCurve:
         return [*parts, f"{rates[-1]:,.0f} rows/s"] if rates else parts
 
     def sparklines(self, levels: str = LEVELS, width: int = WIDTH) -> list[str]:
-        """A line each for the loss and for the validation metric, with its first and last value."""
         lines = []
         for split, name in ((TRAIN, "loss"), (VALIDATION, self.metric)):
             values = self.series(split, name)
@@ -142,7 +129,6 @@ def watch_training(job: TrainingHandle, timeout: float | None = None) -> bool:
 
 
 def _bar(info: JobInfo, curve: LearningCurve, time_left: TimeLeft) -> Table:
-    """A line: the model, its bar, how much is done, and the last values."""
     done, total = info.progress.done, info.progress.total
     parts = [info.state.value] if info.state.final else curve.summary() or [_before_first_step(info)]
     running = info.state is JobState.RUNNING and curve.run is not None

@@ -27,17 +27,10 @@ IDS_PER_READ = 512
 
 
 class Handle(Protocol):
-    """What the watcher needs of a job's handle."""
+    id: str
 
-    @property
-    def id(self) -> str:
-        """The job's id."""
-
-    def set_outcome(self, outcome: Outcome) -> None:
-        """Take the final state of the job."""
-
-    def clear_outcome(self) -> None:
-        """Forget it: the job was queued again."""
+    def set_outcome(self, outcome: Outcome) -> None: ...
+    def clear_outcome(self) -> None: ...
 
 
 H = TypeVar("H", bound=Handle)
@@ -77,7 +70,6 @@ class Watcher:
             return cast("list[H]", [self._handles.setdefault(handle.id, handle) for handle in handles])
 
     def find(self, id: str) -> Handle | None:
-        """The live handle of this id, if the client has one."""
         with self._lock:
             return self._handles.get(id)
 
@@ -100,7 +92,6 @@ class Watcher:
                     handle.set_outcome(outcome)
 
     def forget_outcomes(self, ids: Iterable[str]) -> None:
-        """These jobs were queued again."""
         for handle in filter(None, map(self.find, ids)):
             handle.clear_outcome()
 

@@ -29,19 +29,17 @@ if TYPE_CHECKING:
     from forebay.contract.requests.manifest import Manifest
     from forebay.contract.settings import Settings
     from forebay.producer.client import Client
-    from forebay.producer.handles.batch import BatchJob
-    from forebay.producer.handles.evaluation import EvaluationJob
     from forebay.producer.handles.job import Job
-    from forebay.producer.handles.training import TrainingJob
+    from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob
     from forebay.producer.options import SubmitOptions
     from forebay.producer.waiting.futures import as_completed, wait
     from forebay.storage.training.records import Evaluation
 
 _HOMES = {
-    "BatchJob": "forebay.producer.handles.batch",
+    "BatchJob": "forebay.producer.handles.kinds",
     "Client": "forebay.producer.client",
     "Evaluation": "forebay.storage.training.records",
-    "EvaluationJob": "forebay.producer.handles.evaluation",
+    "EvaluationJob": "forebay.producer.handles.kinds",
     "Job": "forebay.producer.handles.job",
     "JobEvent": "forebay.contract.history",
     "JobInfo": "forebay.contract.job",
@@ -50,7 +48,7 @@ _HOMES = {
     "ModelVersion": "forebay.contract.model",
     "Settings": "forebay.contract.settings",
     "SubmitOptions": "forebay.producer.options",
-    "TrainingJob": "forebay.producer.handles.training",
+    "TrainingJob": "forebay.producer.handles.kinds",
     "as_completed": "forebay.producer.waiting.futures",
     "wait": "forebay.producer.waiting.futures",
 }  # all others are errors

@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 
 from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
-from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.kinds import BatchJob
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.workloads import sentences
-from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.kinds import BatchJob
 from support.datasets import faults_of
 from support.models import number_of
 from support.waiting import wait_until

@@ -7,7 +7,7 @@ import pytest
 
 from forebay.contract.errors import QueueFull
 from forebay.contract.job import JobError, JobInfo, JobKind, JobState, new_ids
-from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.kinds import BatchJob
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.overview import Overview
 from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob

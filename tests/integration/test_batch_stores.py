@@ -11,7 +11,7 @@ import pytest
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable
-from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.kinds import BatchJob
 from support.datasets import faults_of, rows_of, vectors, write_parquet
 from support.file_server import FileServer
 from support.waiting import wait_until

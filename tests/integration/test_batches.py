@@ -20,7 +20,7 @@ from msgspec.structs import asdict
 from forebay import InvalidInput, JobCanceled, JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.row_errors import ErrorKind, ErrorSample
-from forebay.producer.handles.batch import BatchJob
+from forebay.producer.handles.kinds import BatchJob
 from forebay.storage.batches.views import BatchViews
 from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
 from support.waiting import wait_until

@@ -439,8 +439,8 @@ def test_what_an_evaluation_cannot_do_is_refused_at_submit(shell: Shell, client:
         ("pair", {"columns": ["x", "z"]}, "there is no column 'z'"),
         ("pair", {"columns": "label"}, "expected"),
         ("pair", {"dataset": "none.csv"}, "no such file"),
-        ("two", {"columns": "x"}, "which one is held against the target? two/1 gives 'a', 'b'"),
-        ("two", {"columns": "x", "output": "c"}, "two/1 gives 'a', 'b', no 'c'"),
+        ("two", {"columns": "x"}, "which one is compared with the target? two/1 gives 'a', 'b'"),
+        ("two", {"columns": "x", "output": "c"}, "two/1 gives 'a', 'b', not 'c'"),
     ):
         with pytest.raises(InvalidInput) as refusal:
             client.evaluate(ref, **({"dataset": data, "target": "label"} | more))

@@ -1,0 +1,105 @@
+"""The handles of jobs that have more to tell than their result, and the table that knows which kind has which."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+
+from forebay.contract.job import JobKind
+from forebay.contract.model import ModelVersion
+from forebay.contract.references import ModelRef, check_job_id
+from forebay.contract.requests.batch import BatchProgress
+from forebay.contract.requests.manifest import Manifest
+from forebay.producer.handles.job import Job
+from forebay.producer.session import Session
+from forebay.storage.batches.views import BatchErrors, BatchViews
+from forebay.storage.training.records import Checkpoint, Evaluation, Run, evaluation_of
+
+
+class BatchJob(Job):
+    """A submitted batch."""
+
+    __slots__ = ()
+
+    @property
+    def progress(self) -> BatchProgress:
+        """How far it is: rows, shards, rows/s, the time that is left."""
+        return self._session.batches.progress(self.id)
+
+    @property
+    def errors(self) -> BatchErrors:
+        """Why rows of finished shards failed, and whole shards: kinds of errors, each with a few samples."""
+        return BatchViews(self._session.ledger).errors(self.id)
+
+    def result(self, timeout: float | None = None) -> Manifest:
+        """The manifest of the output, with the counts of its rows; waits and raises like `Job.result`."""
+        return msgspec.convert(self._value(timeout), Manifest)
+
+    def _wait_with_progress(self, timeout: float | None) -> bool:
+        from forebay.producer.waiting.progress import watch_batch
+
+        return watch_batch(self, timeout)
+
+
+class TrainingJob(Job):
+    """A submitted training job."""
+
+    __slots__ = ()
+
+    @property
+    def run(self) -> Run:
+        """Its run so far: request, data, steps, and in the end metrics and verdict; JobNotFound before it has begun."""
+        return self._session.training.run(self.id)
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The saved states, the newest first: where a later attempt, or a retry, goes on."""
+        return self._session.training.checkpoints(self.id)
+
+    def metrics(self, after: int = -1) -> list[dict[str, Any]]:
+        """What was measured after step `after`, in the order of the steps: `step`, `epoch`, `split` (train, validation or test),
+        `at`, `rows_per_s`, and the metrics by name, such as `loss`. A list of rows is what pandas, polars and csv take.
+        """
+        return [
+            {"step": m.step, "epoch": m.epoch, "split": m.split, "at": m.at, "rows_per_s": m.rows_per_s, **m.values}
+            for m in self._session.training.curve(self.id, after=after)
+        ]
+
+    def result(self, timeout: float | None = None) -> ModelVersion:
+        """The version that was made; waits and raises like `Job.result`."""
+        made = self._value(timeout)
+        return self._session.registry.get(ModelRef(made["model"], made["version"]))
+
+    def _wait_with_progress(self, timeout: float | None) -> bool:
+        from forebay.producer.waiting.training_progress import watch_training
+
+        return watch_training(self, timeout)
+
+
+class EvaluationJob(Job):
+    """A submitted evaluation."""
+
+    __slots__ = ()
+
+    def result(self, timeout: float | None = None) -> Evaluation:
+        """What the version was found to be worth; waits and raises like `Job.result`."""
+        return evaluation_of(self._value(timeout))
+
+
+HANDLES: dict[JobKind, type[Job]] = {
+    JobKind.BATCH: BatchJob,
+    JobKind.TRAIN: TrainingJob,
+    JobKind.EVALUATE: EvaluationJob,
+}  # all others: Job
+
+
+def open_handle(session: Session, id: str) -> Job:
+    """The handle of an existing job, of its kind; JobNotFound when there is none of this id."""
+    known = session.watcher.find(check_job_id(id))
+    if known is not None:
+        return cast(Job, known)
+    kind = session.jobs.get(id).kind
+    [job] = session.watcher.register([HANDLES.get(kind, Job)(session, id)])
+    session.watcher.refresh([id])
+    return job
