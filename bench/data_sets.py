@@ -27,7 +27,7 @@ from bench import workloads
 from bench.contenders import WAIT_S, Forebay, PlainCelery
 from bench.figures import Figures
 from forebay.contract.settings import Settings
-from forebay.datasets.writing.outputs import whole_array
+from forebay.datasets.columns import from_numpy
 from forebay.datasets.writing.parts import parquet_writer
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.workers import WorkerRegistry
@@ -67,7 +67,7 @@ def make(workload: str, folder: Path, rows: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     values = workloads.rows(workload, rows)
-    column = whole_array(values) if isinstance(values, np.ndarray) else pa.array(values)
+    column = from_numpy(values) if isinstance(values, np.ndarray) else pa.array(values)
     table = pa.table({"id": pa.array(np.arange(rows)), COLUMN[workload]: column})
     step = -(-rows // FILES)
     for i in range(FILES):
@@ -99,7 +99,7 @@ def compute(workload: str, values: Any) -> Any:
 
 def write(batch: pa.RecordBatch, vectors: Any, path: Path) -> None:
     """`id` and the vectors as one part."""
-    table = pa.table({"id": batch.column("id"), "output": whole_array(vectors)})
+    table = pa.table({"id": batch.column("id"), "output": from_numpy(vectors)})
     with parquet_writer(str(path), table.schema) as writer:
         writer.write_table(table)
 
@@ -180,7 +180,7 @@ class RayModel:
         """A batch of rows."""
         [batch] = table.combine_chunks().to_batches()
         vectors = compute(self._workload, values_of(self._workload, batch))
-        return pa.table({"id": batch.column("id"), "output": whole_array(vectors)})
+        return pa.table({"id": batch.column("id"), "output": from_numpy(vectors)})
 
 
 def groups(data: Path) -> Iterator[tuple[Path, int]]:

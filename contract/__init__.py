@@ -1,1 +1,1 @@
-"""What both ends agree on: words, states, errors, settings, messages. Knows nobody."""
+"""What all parts agree on: jobs, models, requests, errors, settings, messages. Imports no other part."""

@@ -1,4 +1,4 @@
-"""The one error tree. Every error a user can meet is a ForebayError and says what was wrong and what to do."""
+"""The one error tree. Every error that reaches a user is a ForebayError that says what was wrong and what to do."""
 
 
 class ForebayError(Exception):
@@ -9,14 +9,14 @@ class ForebayError(Exception):
 
 
 class Transient(ForebayError):
-    """Something was away that may come back; the same may succeed later.
+    """Something is unavailable for now; the same request may succeed later.
 
-    A runtime's `load` or `predict` may raise it: the job is then queued again and waits a little, instead of failing.
+    A runtime's `load` or `predict` may raise it: the job is then queued again for later, instead of failing.
     """
 
 
 class InvalidInput(ForebayError, ValueError):
-    """What was given cannot be accepted; nothing was stored."""
+    """The input, an argument or a setting is not valid; nothing was stored."""
 
 
 class PayloadTooLarge(InvalidInput):
@@ -28,14 +28,14 @@ class ModelNotFound(ForebayError, LookupError):
 
 
 class NoQueueFits(ForebayError):
-    """No queue's capacity holds what the model version asks for."""
+    """No queue has the capacity that the model version asks for."""
 
 
 class QueueFull(ForebayError):
-    """The queue holds its maximum of jobs; try again later.
+    """The queue holds as many jobs as it may; try again later.
 
-    `depth` jobs wait in `queue`, which takes `maximum`. `retry_after_s` is an estimate, by the pace at which its jobs have
-    ended of late, of the seconds until there is room; None when none have, or when there never will be.
+    `depth` jobs wait in `queue`, which accepts `maximum`. `retry_after_s` estimates when there will be room, by how fast its
+    jobs have ended lately; None when none have ended, or when there will never be room.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class IllegalTransition(ForebayError):
 
 
 class ResultTimeout(ForebayError, TimeoutError):
-    """The result was not there in time; the job goes on."""
+    """The result did not arrive in time; the job continues."""
 
 
 class BrokerUnavailable(Transient, ConnectionError):
@@ -100,15 +100,15 @@ class BlobUnavailable(Transient, ConnectionError):
 
 
 class StoreUnavailable(Transient):
-    """The store of a batch's input or output does not answer."""
+    """The store of a batch's input or output does not respond."""
 
 
 class BlobMissing(ForebayError, LookupError):
-    """The blob store answers, but has no such blob."""
+    """The blob store responds, but has no such blob."""
 
 
 class BlobCorrupt(ForebayError):
-    """A blob's content does not have the checksum in its name."""
+    """A blob's content does not match the checksum in its name."""
 
 
 class ModelRefused(ForebayError):
@@ -120,7 +120,7 @@ class ModelLoadFailed(ForebayError):
 
 
 class WorkerLost(ForebayError):
-    """The process that ran it died."""
+    """The process that ran the job died."""
 
 
 class DeviceNotFound(ForebayError):

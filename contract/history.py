@@ -1,6 +1,6 @@
-"""What happened to a job, line by line, told from its row and from the attempts that its row has forgotten.
+"""A job's history: the events of its life, made from its row and from its earlier attempts.
 
-Pure: the ledger's records in, lines out. `forebay jobs show --logs` and the job's page show the same ones.
+`forebay jobs show --logs` and the job's page in the dashboard show the same events.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from forebay.contract.job import Attempt, JobInfo, JobState
+from forebay.contract.job import Attempt, AttemptEnd, JobInfo, JobState
 
-AGAIN = dict.fromkeys(("lost", "released", "postponed"), "queued") | dict.fromkeys(
-    ("failed", "canceled", "expired"), "retried"
+_NEXT = dict.fromkeys((AttemptEnd.LOST, AttemptEnd.RELEASED, AttemptEnd.POSTPONED), "queued") | dict.fromkeys(
+    (AttemptEnd.FAILED, AttemptEnd.CANCELED, AttemptEnd.EXPIRED), "retried"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """One line: when, what, in which attempt (None before the first), on which worker, and what there is to say of it."""
+    """One event: when, what, in which attempt (None outside of one), on which worker, and details."""
 
     at: datetime
     event: str
@@ -28,26 +28,26 @@ class JobEvent:
 
 
 def history(job: JobInfo, attempts: Iterable[Attempt]) -> list[JobEvent]:
-    """The lines of one job, oldest first; attempts are numbered from its first one on, over retries too."""
+    """A job's events, oldest first. Attempts are numbered from the first one on, across retries."""
     past = sorted(attempts, key=lambda attempt: (attempt.attempt, attempt.ended_at))
     events = [JobEvent(job.created_at, "queued", message=f"{job.ref} on queue {job.queue}")]
     for attempt in past:
-        events += _past(attempt)
+        events += _ended_attempt(attempt)
     last = max((attempt.attempt for attempt in past), default=0)
-    events += _present(job, max(job.attempt, last + 1) if job.started_at else None)
-    return sorted(events, key=lambda event: event.at)  # stable: what has the same time stays in the order of telling
+    events += _current_attempt(job, max(job.attempt, last + 1) if job.started_at else None)
+    return sorted(events, key=lambda event: event.at)  # stable: events of the same time keep their order
 
 
-def _past(attempt: Attempt) -> Iterator[JobEvent]:
+def _ended_attempt(attempt: Attempt) -> Iterator[JobEvent]:
     number = attempt.attempt or None
     if attempt.started_at is not None:
         yield JobEvent(attempt.started_at, "claimed", number, attempt.worker)
     yield JobEvent(attempt.ended_at, attempt.ended, number, attempt.worker, attempt.reason)
-    if attempt.ended in AGAIN:
-        yield JobEvent(attempt.ended_at, AGAIN[attempt.ended], message="waits for its next attempt")
+    if attempt.ended in _NEXT:
+        yield JobEvent(attempt.ended_at, _NEXT[attempt.ended], message="waiting for its next attempt")
 
 
-def _present(job: JobInfo, number: int | None) -> Iterator[JobEvent]:
+def _current_attempt(job: JobInfo, number: int | None) -> Iterator[JobEvent]:
     if job.started_at is not None:
         yield JobEvent(job.started_at, "claimed", number, job.worker)
     if job.finished_at is not None:

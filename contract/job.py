@@ -1,6 +1,6 @@
-"""A job as everyone sees it: its kinds, its six states, and who may move it from which state to which.
+"""A job as all parts see it: its kind, its six states, and who may move it from which state to which.
 
-Knows nothing of SQL or Redis. storage.jobs turns each Transition into one fenced statement.
+storage.jobs turns each Transition into one SQL statement, whose guard is generated from the table here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class JobKind(StrEnum):
     BATCH = "batch"
     SHARD = "shard"
     TRAIN = "train"
-    NODE = "node"  # one more machine of a training job on several: a job with that parent
+    NODE = "node"  # an additional machine of a training job, which is its parent
     EVALUATE = "evaluate"
 
 
@@ -41,7 +41,7 @@ class JobState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether the job will not move on by itself."""
+        """Whether the job has ended; only a retry moves it on."""
         return self in FINAL
 
 
@@ -49,15 +49,15 @@ FINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobSt
 
 
 class Transition(StrEnum):
-    """Every change of state there is. Who may make it stands beside each."""
+    """Every change of state there is, and who may make it."""
 
     CLAIM = "claim"  # a worker takes a queued job; attempt + 1, lease starts
     SUCCEED = "succeed"  # the worker that holds the lease, fenced by attempt
     FAIL = "fail"  # the same worker, or the sweeper when no attempt is left
-    RELEASE = "release"  # the same worker gives it back, unrun or for later; whoever frees what a dead one held
-    CANCEL = "cancel"  # a user, while queued; once a user has asked, whoever ends the work of a running one
-    EXPIRE = "expire"  # the sweeper, or the worker that has claimed it, once the deadline passed with no row begun
-    RETRY = "retry"  # a user, on a job that failed, expired or was canceled; attempts start afresh
+    RELEASE = "release"  # the same worker returns it, not run or for later; or the sweeper, when the worker died
+    CANCEL = "cancel"  # a user, while it is queued; once a user has asked, the worker that runs it
+    EXPIRE = "expire"  # the sweeper, or the worker that claimed it, when the deadline passed before any row was run
+    RETRY = "retry"  # a user, on a job that failed, expired or was canceled; its attempts are counted from 0 again
 
 
 TRANSITIONS: Mapping[Transition, tuple[frozenset[JobState], JobState]] = {
@@ -72,7 +72,7 @@ TRANSITIONS: Mapping[Transition, tuple[frozenset[JobState], JobState]] = {
 
 
 def after(state: JobState, transition: Transition) -> JobState:
-    """The state a job is in after `transition`; IllegalTransition when its present state forbids it."""
+    """The state after `transition`; IllegalTransition when it cannot be made from `state`."""
     sources, target = TRANSITIONS[transition]
     if state not in sources:
         allowed = ", ".join(sorted(sources))
@@ -82,7 +82,7 @@ def after(state: JobState, transition: Transition) -> JobState:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is: `done` of `total` units (rows for predict and batch), and a word about it."""
+    """How far a job is: `done` of `total` units (rows, for predict and batch), and a message."""
 
     done: int = 0
     total: int = 1
@@ -99,10 +99,10 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """One job's row in the ledger, without its input and result. All times are aware UTC.
+    """One job's row in the ledger, without its input and result. All times are aware, in UTC.
 
-    `cancel_requested_at` is set once a user has asked for the cancel of a running job; `not_before` while a job that met a
-    transient error waits for its next attempt.
+    `cancel_requested_at` is when a user asked to cancel the running job. `not_before` is the earliest time of the next attempt
+    of a job that met a transient error.
     """
 
     id: str
@@ -128,30 +128,37 @@ class JobInfo:
 
     @property
     def ref(self) -> str:
-        """What the job is for: `name/3`, or `name` for a training job, whose `version` is 0: it makes one."""
+        """The model version: `name/3`, or only `name` for a training job, whose version (0) is yet to be made."""
         return versioned(self.model, self.version)
+
+
+class AttemptEnd(StrEnum):
+    """How an attempt ended that did not end its job for good."""
+
+    LOST = "lost"  # its process died or its lease lapsed
+    RELEASED = "released"  # the worker returned the job, not run
+    POSTPONED = "postponed"  # it met a transient error
+    REFUSED = "refused"  # its result came after its lease had lapsed, and was dropped
+    FAILED = "failed"  # this and the next two: the job ended so, and a user retried it
+    CANCELED = "canceled"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt that did not end its job for good: on which worker, from when to when, how it ended and why.
-
-    `ended` is `lost` (its process died or its lease lapsed), `released` (given back unrun),
-    `postponed` (it met a transient error), `refused` (it came back after
-    its lease had lapsed, and its result was dropped), or the final state that a retry took back.
-    """
+    """An attempt that a later one followed, or whose result was refused."""
 
     attempt: int
     worker: str | None
     started_at: datetime | None
     ended_at: datetime
-    ended: str
+    ended: AttemptEnd
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """One queue now: jobs waiting and running in the ledger, how many may wait (None: any), and who serves it."""
+    """A queue's jobs waiting (`depth`) and running, how many may wait (None: any number), and the workers that serve it."""
 
     name: str
     depth: int
@@ -163,20 +170,20 @@ class QueueInfo:
 
 
 def at(seconds: float) -> datetime:
-    """Seconds since the epoch, as the ledger stores time, as an aware datetime."""
+    """An aware datetime from seconds since the epoch, the form in which the ledger stores time."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def utc(seconds: float | None) -> datetime | None:
-    """The same for a time that may not have come."""
+    """The same for a time that may be missing."""
     return None if seconds is None else at(seconds)
 
 
 class IdGenerator:
     """Job ids: 32 hex digits that sort by time of creation (RFC 9562's UUID version 7, without dashes).
 
-    The first 12 digits are milliseconds, the next 4 count within the millisecond, the rest is random; ids of one
-    maker strictly increase, which keeps the ledger's primary key append-only and its pages in order of submission.
+    The first 12 digits are milliseconds, 3 more count within the millisecond, the rest is random. The ids of one generator
+    strictly increase, which keeps the ledger's primary key append-only and its pages in order of submission.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:

@@ -1,4 +1,4 @@
-"""Structured logs: one line per event, key=value, the same for our own events and for the libraries' log records."""
+"""Structured logs: one key=value line per event, in the same form for our events and for the libraries' log records."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def configure_logs(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # One line per batch is ours to write; Celery's line per message and start-up banners say nothing more.
+    # We log a line per batch; Celery's line per message and its start-up banners add nothing.
     for noisy in ("celery", "kombu", "amqp", "billiard", "alembic"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))

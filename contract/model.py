@@ -1,4 +1,4 @@
-"""A model version as both ends see it: what it takes, what it gives, what it needs, where its artifact lies."""
+"""A model version as all parts see it: its signature, its artifact, what it needs, and how it is run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from forebay.contract.signature import Signature
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One registered version; immutable but for its aliases.
+    """A registered version. Only its aliases can change.
 
-    `artifact` names a blob (`sha256:<hex>`), or is empty for a runtime that needs none; `artifact_form` is `file`, `folder`
-    (stored as a tar) or `none`. `resources` are those of `forebay.contract.queues.Resources`, sizes in bytes.
-    `options` go to the runtime as they are. A batch has at most `max_batch_size` rows and, padded to its longest row,
-    `max_batch_tokens` tokens (what a token is, the runtime says; None: any number). `dtype` ("bfloat16", "float16") computes
-    under autocast, `compile` compiles the forward pass when the version is loaded. `timeout_s` is the
-    longest that one step of a batch may take (its forward pass, or what the runtime does to a row before or after it).
+    `artifact` names a blob (`sha256:<hex>`), or is empty if the runtime needs none; `artifact_form` is `file`, `folder`
+    (stored as a tar) or `none`. `resources` are those of `forebay.contract.queues.Resources`, sizes in bytes. `options` are
+    passed to the runtime. A batch has at most `max_batch_size` rows and, padded to its longest row, `max_batch_tokens` tokens
+    (the runtime defines what a token is; None: any number). With `dtype` ("bfloat16", "float16") it computes under autocast;
+    with `compile` the forward pass is compiled when the version is loaded. `timeout_s` limits each step of a batch: its
+    forward pass, and what the runtime does with a row before and after.
     """
 
     name: str

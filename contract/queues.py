@@ -1,7 +1,7 @@
-"""Queues and routing: what a queue's machines have, what a job needs, and which queue a job goes to.
+"""Queues and routing: the capacity of a queue's machines, the resources a job needs, and which queue a job goes to.
 
-Knows sizes and job kinds, but neither Celery nor what waits in a queue now. Capacities are declared in forebay.toml;
-a queue stands for a class of machine, so capacity is that of one worker, not the sum over many.
+Queues are declared in forebay.toml. A queue stands for a class of machine, so its capacity is that of one worker, not the sum
+over many.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ _QUEUE_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
 def parse_bytes(value: int | float | str) -> int:
-    """A size in bytes: a whole number, or text such as '512', '2GiB', '1.5 GB' (fractions of a byte are cut off).
+    """A size in bytes, from a whole number or text such as '512', '2GiB', '1.5 GB' (a fraction of a byte is dropped).
 
-    Units are B, decimal KB MB GB TB and binary KiB MiB GiB TiB, in either case. InvalidInput for anything else.
+    Units are B, decimal KB MB GB TB and binary KiB MiB GiB TiB, in any case. InvalidInput for anything else.
     """
     size = _text_bytes(value) if isinstance(value, str) else value
     if not _is_number(size) or not float(size).is_integer() or not 0 <= size <= _MAX_BYTES:
-        raise InvalidInput(f"{shown(value)} is no size; write bytes as a whole number, or '512MB', '2GiB', '1.5TiB'")
+        raise InvalidInput(
+            f"{shown(value)} is not a valid size; write bytes as a whole number, or '512MB', '2GiB', '1.5TiB'"
+        )
     return int(size)
 
 
 def format_bytes(size: int) -> str:
-    """`size` bytes for people, in the largest binary unit that leaves at least one: 512 B, 1.5 KiB, 24 GiB."""
+    """`size` bytes in the largest binary unit that fits: 512 B, 1.5 KiB, 24 GiB."""
     amount, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
     while round(amount, 2) >= 1024 and len(units) > 1:
         amount /= 1024
@@ -74,23 +76,23 @@ class Resources:
         return {name: getattr(self, name) for name in RESOURCE_NAMES if getattr(self, name)}
 
     def shortages(self, capacity: Resources, owner: str = "it") -> list[str]:
-        """In words, each need that `capacity` does not hold ('needs 80 GiB gpu_memory, it has 24 GiB'); [] if it fits.
+        """What `capacity` lacks, in words: 'needs 80 GiB gpu_memory, it has 24 GiB'; [] if it suffices.
 
-        `owner` is what the words call the holder of `capacity`.
+        `owner` is what the words call whatever has the capacity.
         """
         pairs = ((name, getattr(self, name), getattr(capacity, name)) for name in RESOURCE_NAMES)
         return [_shortage(name, need, has, owner) for name, need, has in pairs if need > has]
 
 
 RESOURCE_NAMES = ("cpu", "memory", "gpu", "gpu_memory")
-# A training job takes hours: its queues have workers of their own, so that no prediction waits behind one.
+# A training job takes hours. Queues for these have workers of their own, so that no prediction waits behind one.
 TRAINING = frozenset({JobKind.TRAIN, JobKind.NODE})
 _INFERENCE = frozenset(JobKind) - TRAINING
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
-    """One declared queue: what its machines have, which job kinds it takes, and how many jobs may wait (None: any)."""
+    """A declared queue: its machines' capacity, the kinds of job it accepts, and how many jobs may wait (None: any number)."""
 
     name: str
     capacity: Resources
@@ -102,7 +104,7 @@ class QueueSpec:
 
     @classmethod
     def parse(cls, name: str, mapping: Mapping[str, Any]) -> QueueSpec:
-        """From a table of forebay.toml: cpu, memory, gpu, gpu_memory, `kinds` (a list) and `max_queue_size`, side by side."""
+        """From a table of forebay.toml, with cpu, memory, gpu, gpu_memory, `kinds` (a list) and `max_queue_size`."""
         given = _mapping(mapping, f"queue {shown(name)}", (*RESOURCE_NAMES, "kinds", "max_queue_size"))
         capacity = Resources.parse({key: value for key, value in given.items() if key in RESOURCE_NAMES})
         return cls(
@@ -111,7 +113,7 @@ class QueueSpec:
 
     @property
     def trains(self) -> bool:
-        """Whether it takes nothing but training jobs."""
+        """Whether it accepts only training jobs."""
         return self.kinds <= TRAINING
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,28 +123,32 @@ class QueueSpec:
 
 
 def route(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str | None = None) -> str:
-    """The name of the smallest queue that takes `kind` and holds `resources`, or `queue` when that is given and does.
+    """The name of the smallest queue that accepts `kind` and has the `resources`; or `queue`, if given, when it does.
 
-    Smallest is by gpu, gpu_memory, memory, cpu, then name. InvalidInput when `queue` is not declared; NoQueueFits,
-    saying what was short, when nothing holds the job.
+    Queues are compared by gpu, gpu_memory, memory, cpu, then name. InvalidInput when `queue` is not declared; NoQueueFits,
+    saying what is lacking, when no queue fits.
     """
     if queue is not None:
         return _route_to(queues, resources, kind, queue)
-    takers = sorted((spec for spec in queues.values() if kind in spec.kinds), key=_by_size)
-    for spec in takers:
+    accepting = sorted((spec for spec in queues.values() if kind in spec.kinds), key=_by_size)
+    for spec in accepting:
         if not resources.shortages(spec.capacity):
             return spec.name
-    if not takers:
-        raise NoQueueFits(f"no queue takes {kind} jobs; add {kind.value!r} to a queue's kinds in forebay.toml")
-    raise _no_fit(resources, takers[-1], "the largest queue")
+    if not accepting:
+        raise NoQueueFits(f"no queue accepts {kind} jobs; add {kind.value!r} to a queue's kinds in forebay.toml")
+    raise _no_fit(resources, accepting[-1], "the largest queue")
 
 
 def _route_to(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str) -> str:
     if queue not in queues:
-        raise InvalidInput(f"there is no queue {shown(queue)}; declared are: {', '.join(sorted(queues)) or 'none'}")
+        raise InvalidInput(
+            f"there is no queue {shown(queue)}; the declared queues are {', '.join(sorted(queues)) or 'none'}"
+        )
     spec = queues[queue]
     if kind not in spec.kinds:
-        raise NoQueueFits(f"queue {queue!r} takes no {kind} jobs, only {', '.join(sorted(spec.kinds))}; choose another")
+        raise NoQueueFits(
+            f"queue {queue!r} accepts no {kind} jobs, only {', '.join(sorted(spec.kinds))}; choose another"
+        )
     if resources.shortages(spec.capacity):
         raise _no_fit(resources, spec, "queue")
     return spec.name
@@ -150,7 +156,9 @@ def _route_to(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKi
 
 def _check_queue_name(name: object) -> None:
     if not isinstance(name, str) or _QUEUE_NAME.fullmatch(name) is None:
-        raise InvalidInput(f"{shown(name)} is no queue name; a name is 1 to 32 of a-z 0-9 -, starting with a letter")
+        raise InvalidInput(
+            f"{shown(name)} is not a valid queue name; a name is 1 to 32 of a-z 0-9 -, starting with a letter"
+        )
 
 
 def _by_size(spec: QueueSpec) -> tuple[float, int, int, float, str]:
@@ -187,7 +195,7 @@ def _mapping(value: Any, what: str, known: tuple[str, ...]) -> Mapping[str, Any]
         raise InvalidInput(f"{what}: expected a table with {', '.join(known)}, got {shown(value)}")
     unknown = [key for key in value if key not in known]
     if unknown:
-        raise InvalidInput(f"{what}: unknown {', '.join(map(shown, unknown))}; known are {', '.join(known)}")
+        raise InvalidInput(f"{what}: unknown {', '.join(map(shown, unknown))}; there are {', '.join(known)}")
     return value
 
 
@@ -215,7 +223,7 @@ def _kinds(value: object) -> frozenset[JobKind]:
 def _max_queue_size(value: object) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise InvalidInput(
-            f"max_queue_size: expected a whole number of jobs from 1, or nothing for no limit, got {shown(value)}"
+            f"max_queue_size: expected a whole number of jobs from 1, or nothing for no limit; got {shown(value)}"
         )
     return value
 

@@ -1,7 +1,7 @@
-"""How models, aliases and jobs are named in text: `name`, `name/3`, `name@champion`, and 32 hex digits for a job.
+"""How text refers to models and jobs: `name`, `name/3`, `name@champion`, and 32 hex digits for a job.
 
-Says only whether a reference is well formed; whether it names something is the registry's and the ledger's to say.
-Its errors are printable on any terminal, whatever was given.
+Checks only the form; whether the model or job exists, the registry and the ledger know. Error messages are printable on any
+terminal, whatever was given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORMS = f"write 'name', 'name/3' (versions count from 1) or 'name@alias'; a nam
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model as a user writes it: the newest version (neither `version` nor `alias`), one version, or an alias."""
+    """A reference to a version, an alias or, with neither, the newest version of a model."""
 
     name: str
     version: int | None = None
@@ -43,21 +43,21 @@ class ModelRef:
         if self.alias is not None:
             check_alias(self.alias)
         if self.version is not None and not _is_version(self.version):
-            raise InvalidInput(f"{shown(self.version)} is no version; versions are integers from 1 to {MAX_VERSION}")
+            raise InvalidInput(f"{shown(self.version)} is not a version; versions are integers from 1 to {MAX_VERSION}")
         if self.version is not None and self.alias is not None:
             raise InvalidInput(f"a reference to {self.name!r} has a version or an alias, not both")
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
-        """`text` as a reference; InvalidInput, quoting it and the legal forms, for anything else."""
+        """The reference in `text`; InvalidInput, with the valid forms, for anything else."""
         match = _matched(_REFERENCE, text)
         if match is None:
-            raise _no_reference(text)
+            raise _invalid_reference(text)
         name, version, alias = match.group("name", "version", "alias")
         try:
             return cls(name, None if version is None else int(version), alias)
         except InvalidInput as error:
-            raise _no_reference(text) from error
+            raise _invalid_reference(text) from error
 
     def __str__(self) -> str:
         if self.version is not None:
@@ -66,22 +66,22 @@ class ModelRef:
 
 
 def versioned(name: str, version: int) -> str:
-    """`name/3` of what a job is for; `name` alone of a training job, whose version (0) is yet to be made."""
+    """`name/3`, or only `name` for version 0, which a training job is yet to make."""
     return f"{name}/{version}" if version else name
 
 
 def check_name(text: str) -> str:
-    """`text` itself when it is a legal model name; else InvalidInput."""
+    """`text` itself if it is a valid model name; else InvalidInput."""
     return _check(_NAME, text, f"model name; a name is {_NAME_RULE}")
 
 
 def check_alias(text: str) -> str:
-    """`text` itself when it is a legal alias; else InvalidInput."""
+    """`text` itself if it is a valid alias; else InvalidInput."""
     return _check(_ALIAS, text, f"alias; an alias is {_ALIAS_RULE}")
 
 
 def check_job_id(text: str) -> str:
-    """`text` itself when it has the form of a job id; else InvalidInput. Whether the job exists is not asked here."""
+    """`text` itself if it has the form of a job id; else InvalidInput. Whether the job exists is not checked."""
     return _check(_JOB_ID, text, "job id; an id is 32 digits of 0-9 a-f, as `job.id` and `forebay jobs list` give it")
 
 
@@ -99,7 +99,7 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def described(value: object) -> str:
-    """What `value` is, for error messages: dtype and shape of an array or tensor, else its type and itself."""
+    """`value` for error messages: dtype and shape of an array or tensor, else its type and the value."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     if dtype is not None and isinstance(shape, tuple):
         return f"{shown(str(dtype))[1:-1].removeprefix('torch.')} of shape {list(shape)}"
@@ -108,7 +108,7 @@ def described(value: object) -> str:
 
 def _check(pattern: re.Pattern[str], text: str, rule: str) -> str:
     if _matched(pattern, text) is None:
-        raise InvalidInput(f"{shown(text)} is no {rule}")
+        raise InvalidInput(f"{shown(text)} is not a valid {rule}")
     return text
 
 
@@ -120,10 +120,10 @@ def _is_version(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_VERSION
 
 
-def _no_reference(text: object) -> InvalidInput:
-    return InvalidInput(f"{shown(text)} is no model reference; {_FORMS}, an alias {_ALIAS_RULE}")
+def _invalid_reference(text: object) -> InvalidInput:
+    return InvalidInput(f"{shown(text)} is not a valid model reference; {_FORMS}, an alias {_ALIAS_RULE}")
 
 
 def plain_text(text: str, limit: int | None = None) -> str:
-    """`text` without what a database refuses: NUL and lone surrogates are written out; cut to `limit` characters."""
+    """`text` without what a database refuses: NUL and lone surrogates are escaped. Cut to `limit` characters."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")[:limit]

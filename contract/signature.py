@@ -1,7 +1,7 @@
-"""A model's signature: the names, dtypes and shapes of what one sample goes in as and comes out as.
+"""A model's signature: the names, dtypes and shapes of one sample's inputs and outputs.
 
-Turns what users send into rows that workers can stack, and refuses the rest with the field, what was expected, what was
-given and what to do. Knows the codec (what can be carried at all), but no model, no runtime and no torch.
+Turns what users send into rows that workers can stack. Anything else is refused with the field, what was expected, what was
+given, and what to do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import described, shown
 from forebay.contract.values import MAX_DIMS, as_array, canonical, is_array, plain_json
 
-Row: TypeAlias = Any  # dict[field name, value] where fields are declared, else whatever the codec carries
+Row: TypeAlias = Any  # dict[field name, value] if fields are declared, else any value that can be carried
 
 _INTEGERS = (f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 _NUMERIC = ("bool", *_INTEGERS, "float16", "float32", "float64")
@@ -30,9 +30,9 @@ _VALUE_TYPES: Mapping[str, Any] = {"str": str, "bytes": (bytes, bytearray, memor
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One named input or output of one sample: an array (-1 in `shape` is a free dimension), or str, bytes or json.
+    """A named input or output of one sample: an array (-1 in `shape` is a free dimension), or str, bytes or json.
 
-    `allow_nan=False` refuses NaN and inf in an input. InvalidInput when the parts do not make a field.
+    `allow_nan=False` refuses NaN and inf in an input. InvalidInput when the field is not valid.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What one sample is; None stands for unchecked."""
+    """The inputs and outputs of one sample. None: anything, unchecked."""
 
     inputs: tuple[Field, ...] | None = None
     outputs: tuple[Field, ...] | None = None
@@ -76,7 +76,7 @@ class Signature:
 
     @classmethod
     def parse(cls, inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None) -> Signature:
-        """From the JSON form `{name: {"dtype": …, "shape": […], "nan": …}}`; InvalidInput naming the field."""
+        """From the JSON form `{name: {"dtype": …, "shape": […], "nan": …}}`; InvalidInput names the field that is not valid."""
         return cls(_parse_fields("inputs", inputs), _parse_fields("outputs", outputs))
 
     def inputs_json(self) -> dict[str, Any] | None:
@@ -88,10 +88,10 @@ class Signature:
         return None if self.outputs is None else {field.name: field.json() for field in self.outputs}
 
     def row(self, value: Any) -> Row:
-        """One sample, checked: `{input name: value}` with C-contiguous arrays of exactly the declared dtype and shape.
+        """One sample, checked: `{input name: value}`, with C-contiguous arrays of exactly the declared dtype and shape.
 
-        A model with one input takes the value itself or `{name: value}`. Arrays convert where NumPy calls it safe,
-        Python numbers where they fit. Without declared inputs any value passes that the codec carries, as NumPy.
+        A model with one input accepts the value itself or `{name: value}`. Arrays are converted where NumPy calls that safe,
+        Python numbers where they fit. Without declared inputs every value that can be carried passes.
         """
         if self.inputs is None:
             return canonical(value)
@@ -99,10 +99,10 @@ class Signature:
         return {field.name: _checked(field, named[field.name], f"input {field.name!a}") for field in self.inputs}
 
     def rows(self, value: Any) -> list[Row]:
-        """The n ≥ 1 samples of a batched value, each as `row` gives it; their arrays may be views of the batch.
+        """The n ≥ 1 samples of a batch, each as `row` returns it; their arrays may be views of the batch.
 
-        Array inputs carry a leading dimension n; str, bytes and json inputs are lists of n. Without declared inputs:
-        an array with at least one dimension, a list, or a dict of those of equal lengths.
+        Array inputs have a leading dimension n; str, bytes and json inputs are lists of n. Without declared inputs a batch is
+        an array with at least one dimension, a list, or a dict of those of equal length.
         """
         if self.inputs is None:
             return _free_rows(canonical(value))
@@ -110,7 +110,7 @@ class Signature:
         return _zipped({field.name: _column(field, named[field.name]) for field in self.inputs})
 
     def output(self, row: Any) -> Any:
-        """One row that a model gave, checked: the value itself for one declared output, a dict for several.
+        """One row of a model's outputs, checked: the value itself for one declared output, a dict for several.
 
         Arrays must have exactly the declared dtype and shape; NaN and inf pass. InvalidInput says what differs.
         """
@@ -122,7 +122,7 @@ class Signature:
 
 
 def stack_key(row: Row) -> Hashable:
-    """Equal for rows that can be stacked: same names, same dtypes and shapes of arrays, same types of all else."""
+    """Equal for rows that can be stacked: equal names, dtypes and shapes of arrays, and types of other values."""
     if isinstance(row, dict):
         return tuple(sorted((name, _kind(value)) for name, value in row.items()))
     return _kind(row)
@@ -161,7 +161,7 @@ def _parse_fields(side: str, mapping: Any) -> tuple[Field, ...] | None:
 
 
 def _named(fields: tuple[Field, ...], value: Any, side: str) -> Mapping[str, Any]:
-    """`value` by field name; every field is there and nothing else."""
+    """`value` by field name, with exactly the declared fields."""
     names = [field.name for field in fields]
     if len(fields) == 1 and (not isinstance(value, Mapping) or (fields[0].dtype == "json" and [*value] != names)):
         return {names[0]: value}
@@ -227,19 +227,19 @@ def _from_numbers(field: Field, value: Any, where: str, exact: bool) -> NDArray[
 
 
 def _flattened(value: Any, levels: int, where: str) -> tuple[tuple[int, ...], list[Any]]:
-    """Shape and elements of a nested list, to at most `levels` deep: a list may hold itself."""
+    """Shape and elements of a nested list, at most `levels` deep, because a list may contain itself."""
     shape: list[int] = []
     flat = [value]
     while flat and isinstance(flat[0], (list, tuple)) and len(shape) < levels:
         shape.append(len(flat[0]))
         if not all(isinstance(item, (list, tuple)) and len(item) == shape[-1] for item in flat):
-            raise InvalidInput(f"{where}: the list is ragged, its parts differ in length; pad them to one length")
+            raise InvalidInput(f"{where}: the list is ragged: its parts differ in length; pad them")
         flat = list(chain.from_iterable(flat))
     return tuple(shape), flat
 
 
 def _exactly(flat: list[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
-    """Numbers as `dtype`; InvalidInput for one beyond its range, or a fraction where integers are asked for."""
+    """Numbers as `dtype`; InvalidInput for a number out of its range, or a fraction among integers."""
     flat, bad = [item.item() if isinstance(item, np.generic) else item for item in flat], []
     if dtype.kind == "f":
         high = float(np.finfo(dtype).max)
@@ -277,7 +277,7 @@ def _zipped(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         counts = ", ".join(f"{shown(name)} has {length}" for name, length in lengths.items()) or "it has none"
-        raise InvalidInput(f"a batch has the same number of rows, at least 1, in every input; here {counts}")
+        raise InvalidInput(f"a batch needs the same number of rows, at least 1, in every input; {counts}")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -289,7 +289,7 @@ def _hint(field: Field, given: tuple[int, ...], exact: bool) -> str:
     if exact:
         return "correct the model or its signature"
     if given and _fits(field.shape, given[1:]):
-        return "if this is a batch, pass batched=True or send each of its rows by itself"
+        return "if this is a batch, pass batched=True, or send each row separately"
     if -1 not in field.shape and math.prod(field.shape) == math.prod(given):
         return f"use .reshape({list(field.shape)})"
     return "send it in the declared shape"

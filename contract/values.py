@@ -21,7 +21,7 @@ Leaf: TypeAlias = Callable[[Any], Any]
 
 MAX_DEPTH = 64  # lists and dicts within one another
 MAX_DIMS = 32  # NumPy 1's own limit
-MAX_EMPTY = 1 << 20  # rows an array without elements may claim: they cost nothing to send, and much to list
+MAX_EMPTY = 1 << 20  # rows of an array without elements: they cost nothing to send, but much to list
 
 _CARRIED = frozenset(
     np.dtype(code).newbyteorder("<") for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
@@ -32,17 +32,17 @@ _TAKES = "send arrays, tensors, str, bytes, numbers, bools, None, or lists and d
 
 
 def canonical(value: Any) -> Any:
-    """`value` as `decode(encode(value))` gives it, but without copying arrays needlessly; InvalidInput likewise."""
+    """`value` as it is after encoding and decoding, but without copying arrays needlessly; InvalidInput likewise."""
     return walk(value, _normal_leaf)
 
 
 def plain_json(value: Any) -> Any:
-    """`value` as JSON data: NumPy scalars become Python's; arrays and bytes are InvalidInput. NaN and inf pass."""
+    """`value` as JSON data: NumPy scalars become Python's; InvalidInput for arrays and bytes. NaN and inf pass."""
     return walk(value, _json_leaf)
 
 
 def jsonable(value: Any) -> Any:
-    """A decoded value as JSON data for people: arrays as nested lists, bytes as {"base64": …}, NaN and inf as None."""
+    """A decoded value as strict JSON data: arrays as nested lists, bytes as {"base64": …}, NaN and inf as None."""
     if isinstance(value, (np.ndarray, np.generic)):
         return jsonable(value.tolist())
     if isinstance(value, float):
@@ -57,7 +57,7 @@ def jsonable(value: Any) -> Any:
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` is an array, a NumPy scalar, a tensor, or something else that NumPy can read as one."""
+    """Whether `value` is an array, a NumPy scalar, a tensor, or something else that NumPy reads as an array."""
     return isinstance(value, (np.ndarray, np.generic)) or (
         not isinstance(value, type) and (hasattr(value, "__array__") or _is_tensor(value))
     )
@@ -86,7 +86,7 @@ def walk(value: Any, leaf: Leaf, depth: int = 0) -> Any:
     if kind is int:
         return _integer(value)
     if depth > MAX_DEPTH:
-        raise InvalidInput(f"the value is nested more than {MAX_DEPTH} deep, or holds itself; flatten it")
+        raise InvalidInput(f"the value is nested more than {MAX_DEPTH} deep, or contains itself; flatten it")
     if isinstance(value, (list, tuple)):
         return _walk_list(value, leaf, depth + 1)
     if isinstance(value, dict):
@@ -120,7 +120,7 @@ def _is_tensor(value: Any) -> bool:
 
 def _walk_list(value: list[Any] | tuple[Any, ...], leaf: Leaf, depth: int) -> list[Any]:
     kinds = set(map(type, value))
-    if kinds <= _PLAIN:  # long lists of numbers are common, and this looks at them in C
+    if kinds <= _PLAIN:  # long lists of numbers are common, and this checks them in C
         return list(value)
     if kinds == {int} and min(value) >= _INT_MIN and max(value) <= _INT_MAX:
         return list(value)

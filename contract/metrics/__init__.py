@@ -1,1 +1,1 @@
-"""Every metric, how it is counted, and Prometheus' text form."""
+"""Every metric, how a worker counts it, and Prometheus' text format."""

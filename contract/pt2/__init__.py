@@ -1,1 +1,1 @@
-"""Judging an exported program (.pt2) without torch and without unpickling."""
+"""Checking whether an exported program (.pt2) is safe to load, without torch and without unpickling."""

@@ -1,1 +1,1 @@
-"""What travels: payloads, messages, and the Celery app that carries them."""
+"""What travels between processes: payloads, messages, and the Celery app that carries them."""

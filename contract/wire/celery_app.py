@@ -1,6 +1,7 @@
-"""The Celery app both ends use: how to reach Redis, what may travel, how a worker behaves. Declares no task.
+"""The Celery app of producers and workers: how to reach Redis, what may travel, how a worker behaves. Declares no task.
 
-Each option that is not Celery's default has its reason beside it; most were measured on lost connections and killed workers.
+Options that are not Celery's defaults have their reason beside them; most were found by cutting connections and killing
+workers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.settings import Settings
 from forebay.contract.wire.messages import PRIORITY_SEPARATOR, PRIORITY_STEPS
 
-# A dead connection must be noticed in seconds, by everyone: Celery's defaults wait for ever (celery #8030).
-# No retry_on_timeout: it silently turns kombu's pipelined publish off.
+# Everybody must notice a dead connection within seconds: Celery's defaults wait for ever (celery #8030).
+# No retry_on_timeout: it silently turns off kombu's pipelined publish.
 SOCKET_OPTIONS: dict[str, Any] = {
     "socket_timeout": 10,
     "socket_connect_timeout": 5,
@@ -34,7 +35,7 @@ TRANSPORT_OPTIONS: dict[str, Any] = SOCKET_OPTIONS | {
     "unacked_restore_throttle": 1,
 }
 
-# Who sends does not wait for Redis to come up, as kombu would for 6 s: the job is in the ledger, and a sweep sends it. The
+# A sender does not wait for Redis to come up, as kombu would for 6 s: the job is in the ledger, and the sweeper sends it. The
 # second try is for a connection that was good until Redis restarted.
 SENDING_OPTIONS: dict[str, Any] = TRANSPORT_OPTIONS | {"max_retries": 1, "interval_start": 0, "interval_step": 0}
 
@@ -46,7 +47,7 @@ def make_app(settings: Settings) -> Celery:
     if address.startswith("rediss:") and "ssl_cert_reqs" not in address:
         app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}  # kombu would take any certificate
     app.conf.update(
-        # JSON only, in and out: nothing that came over a wire is ever unpickled.
+        # JSON only, both ways: nothing that was received is ever unpickled.
         task_serializer="json",
         result_serializer="json",
         event_serializer="json",
@@ -57,7 +58,7 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options=TRANSPORT_OPTIONS,
         broker_connection_timeout=5,
         broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # a worker waits for Redis, however long
+        broker_connection_max_retries=None,  # a worker waits for Redis as long as it takes
         # The default exchange keeps no bindings in Redis, so there are none to lose when Redis is wiped.
         task_queues=[Queue(name, exchange="", routing_key=name) for name in settings.queues],
         task_default_queue=next(iter(settings.queues)),
@@ -77,7 +78,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def broker_url(settings: Settings) -> str:
-    """The queue's address; BrokerUnavailable, saying how to get one, when there is none."""
+    """The address of Redis; BrokerUnavailable, saying how to set one, when there is none."""
     if not settings.broker:
         raise BrokerUnavailable(
             f"no queue is running in {settings.home} and none is configured; start the stack with `forebay up`, "
@@ -87,5 +88,5 @@ def broker_url(settings: Settings) -> str:
 
 
 def connect_redis(settings: Settings) -> redis.Redis:
-    """A Redis client for what is not Celery's: announcements and the length of queues. Connects on first use."""
+    """A Redis client for announcements and queue lengths, which are not Celery's. Connects on first use."""
     return redis.Redis.from_url(broker_url(settings), **SOCKET_OPTIONS)

@@ -1,8 +1,6 @@
-"""How a job's input and result are laid out in bytes, on top of the codec.
-
-An input is the list of its rows with a flag that says whether the user sent a batch; a result is the value itself, stacked
-again for a batch. Knows no storage and no torch.
-"""
+"""A job's input and result as bytes. An input is the list of its rows and whether the user sent a batch; a result is the
+value itself, stacked again for a batch.
+"""  # fmt: skip
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from forebay.contract.wire import codec
 
 
 def pack_input(rows: Sequence[Row], batched: bool) -> bytes:
-    """The rows of one job; `batched` says that the result is to carry a leading batch dimension."""
+    """The rows of one job. If it is `batched`, its result gets a leading batch dimension."""
     return codec.encode([batched, list(rows)])
 
 
@@ -30,7 +28,7 @@ def unpack_input(data: bytes) -> tuple[list[Row], bool]:
 
 
 def join_rows(rows: Sequence[Any]) -> Any:
-    """The results of one batched job as one value: arrays of equal shape gain a leading dimension, the rest is listed."""
+    """The results of a batched job as one value: arrays of equal dtype and shape are stacked, others are listed."""
     first = rows[0]
     if isinstance(first, dict):
         return {name: join_rows([row[name] for row in rows]) for name in first}

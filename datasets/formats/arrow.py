@@ -1,4 +1,4 @@
-"""Arrow and Feather files: read record batch by record batch, each file by one shard, for their footer has no row counts."""
+"""Arrow and Feather files, read record batch by record batch. One shard reads a whole file: its footer has no row counts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ import pyarrow as pa
 
 from forebay.contract.requests.batch import TO_THE_END, InputFile
 from forebay.datasets.formats.files import open_file
-from forebay.datasets.formats.source import CHUNK_ROWS, Chunk, Sample, unreadable
-from forebay.datasets.planning.shards import Block
+from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample, unreadable
 
 
 class Arrow:
-    """One file, or one stream, of record batches."""
-
     locator = "row"
 
     def sample(self, file: InputFile) -> Sample:
-        """From the schema; empty when there is no record batch with a row in it."""
         with _opened(file) as batches:
             schema = next(batches)
             rows = next((batch.num_rows for batch in batches if batch.num_rows), 0)
@@ -29,12 +25,10 @@ class Arrow:
             return Sample({field.name: field.type for field in schema}, not rows, size)
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
-        """One block."""
         del columns
         return [Block(0, TO_THE_END, file.size // max(1, row_bytes), file.size)]
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The rows of the range, counted while reading."""
         at = 0
         with _opened(file) as batches:
             next(batches)

@@ -1,6 +1,6 @@
-"""CSV with a header line. Every value is read as text and converted later, so that a bad one is a bad row and no more.
+"""CSV with a header line. Every value is read as text and converted later, so that a bad value spoils only its row.
 
-A file is cut between lines, as pyarrow does by default. One whose beginning has a quoted line break is read by one shard.
+A file is cut between lines. One whose beginning has a quoted line break is read by a single shard.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import InputFile
 from forebay.datasets.formats import lines
-from forebay.datasets.formats.source import CHUNK_ROWS, Chunk, Sample, unreadable
-from forebay.datasets.planning.shards import Block
-from forebay.datasets.reading.inputs import others
+from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample, unreadable
 
 _DELIMITERS = (b",", b";", b"\t", b"|")
 _QUOTE, _NEWLINE = ord('"'), ord("\n")
@@ -28,7 +26,9 @@ _QUOTE, _NEWLINE = ord('"'), ord("\n")
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a file's beginning tells: its columns, their separator, where the rows begin, whether values hold line breaks."""
+    """What a file's beginning tells: its columns and delimiter, the byte at which the header ends, whether values hold line
+    breaks, about how long a row is, and whether there is none.
+    """  # fmt: skip
 
     names: tuple[str, ...]
     delimiter: str
@@ -39,22 +39,17 @@ class Head:
 
 
 class Csv:
-    """One file."""
-
     locator = "offset"
 
     def sample(self, file: InputFile) -> Sample:
-        """The header's columns; only the values tell their types."""
         found = _head(file)
         return Sample(dict.fromkeys(found.names), found.empty, found.row_bytes)
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
-        """One block, cut between lines unless values hold line breaks."""
         del columns
         return lines.text_layout(file, row_bytes, whole=_head(file).multiline) if file.size else []
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The rows whose lines begin in the range."""
         found = _head(file)
         blocks = lines.blocks(file, first, last)
         for start, data in _whole_records(blocks) if found.multiline else blocks:
@@ -68,21 +63,21 @@ def _head(file: InputFile) -> Head:
     begins = 3 if data.startswith(b"\xef\xbb\xbf") else 0
     line, newline, rest = data[begins:].partition(b"\n")
     if not line.strip():
-        raise InvalidInput(f"{shown(file.path)} cannot be read as CSV: it begins with no header line")
+        raise InvalidInput(f"{shown(file.path)} cannot be read as CSV: it does not begin with a header line")
     delimiter = max(_DELIMITERS, key=line.count)
     try:
         options = pacsv.ParseOptions(delimiter=delimiter.decode())
         names = pacsv.read_csv(pa.BufferReader(line + b"\n"), parse_options=options).column_names
     except pa.ArrowInvalid as error:
         raise unreadable(file.path, "CSV", error) from error
-    odd = _odd(rest)
+    odd = _has_odd_quotes(rest)
     rows = max(1, rest.count(b"\n") + (not rest.endswith(b"\n")))
     ends = begins + len(line) + len(newline)
     return Head(tuple(names), delimiter.decode(), ends, _is_multiline(odd), len(rest) // rows, not rest.strip())
 
 
-def _odd(data: bytes) -> NDArray[np.bool_]:
-    """For each line whether it has an odd number of quotes."""
+def _has_odd_quotes(data: bytes) -> NDArray[np.bool_]:
+    """For each line, whether it has an odd number of quotes."""
     if b'"' not in data:
         return np.zeros(data.count(b"\n") + (not data.endswith(b"\n")), bool)
     starts = _line_starts(data)
@@ -92,7 +87,7 @@ def _odd(data: bytes) -> NDArray[np.bool_]:
 
 
 def _is_multiline(odd: NDArray[np.bool_]) -> bool:
-    """Whether quotes that stay open on one line are closed on a later one: then they come in pairs, and often are many."""
+    """Whether quotes left open on one line are closed on a later one: then lines with odd quotes come in pairs."""
     return bool(odd.any()) and int(odd.sum()) % 2 == 0
 
 
@@ -103,7 +98,7 @@ def _line_starts(data: bytes) -> NDArray[np.int64]:
 
 
 def _whole_records(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """The same blocks, none of which ends within a quoted value."""
+    """The same blocks, joined where one would end within a quoted value."""
     held, at = b"", 0
     for start, data in blocks:
         held, at = (held + data, at) if held else (data, start)
@@ -111,7 +106,7 @@ def _whole_records(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, b
             yield at, held
             held = b""
         elif len(held) > lines.LONGEST_LINE:
-            raise InvalidInput(f"a quoted value behind byte {at} has no end within {lines.LONGEST_LINE} bytes")
+            raise InvalidInput(f"a quoted value after byte {at} does not end within {lines.LONGEST_LINE} bytes")
     if held:
         yield at, held
 
@@ -136,11 +131,11 @@ def _chunks(start: int, data: bytes, head: Head, columns: Sequence[str]) -> Iter
     table, refused = _parse(text, head, columns) if good.any() else (None, {})
     places = np.flatnonzero(good)
     bad |= {int(places[i]): error for i, error in refused.items()}
-    kept = others(len(starts), bad)
+    kept = np.delete(np.arange(len(starts)), list(bad))
     where = start + starts
     for i in range(0, len(starts), CHUNK_ROWS):
         span = slice(i, min(i + CHUNK_ROWS, len(starts)))
-        named = {name: _placed(table, name, kept, span) for name in columns}
+        named = {name: _aligned(table, name, kept, span) for name in columns}
         yield Chunk(named, where[span], {row - i: e for row, e in bad.items() if i <= row < span.stop})
 
 
@@ -153,7 +148,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _inside_quotes(data: bytes, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """For each line whether it begins within a quoted value."""
+    """For each line, whether it begins within a quoted value."""
     counted = np.cumsum(np.frombuffer(data, np.uint8) == _QUOTE)
     before = np.where(starts > 0, counted[np.maximum(starts - 1, 0)], 0)
     inside: NDArray[np.bool_] = before % 2 == 1
@@ -161,7 +156,7 @@ def _inside_quotes(data: bytes, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _parse(text: bytes, head: Head, columns: Sequence[str]) -> tuple[pa.Table, dict[int, Exception]]:
-    """The rows that have as many values as the header, and by number those that have not."""
+    """The rows that have as many values as the header, and the errors of the other rows by number."""
     refused: dict[int, Exception] = {}
 
     def refuse(row: Any) -> str:
@@ -185,7 +180,7 @@ def _parse(text: bytes, head: Head, columns: Sequence[str]) -> tuple[pa.Table, d
     return table, refused
 
 
-def _placed(table: pa.Table | None, name: str, kept: NDArray[np.int64], span: slice) -> pa.Array:
+def _aligned(table: pa.Table | None, name: str, kept: NDArray[np.int64], span: slice) -> pa.Array:
     """A column's values at the rows of `span`; null where a row could not be parsed."""
     first, last = np.searchsorted(kept, [span.start, span.stop])
     if table is None:

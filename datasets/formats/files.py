@@ -11,19 +11,22 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from forebay.contract.errors import InvalidInput, MissingExtra
+from forebay.contract.errors import ForebayError, InvalidInput, MissingExtra, StoreUnavailable
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import InputFile
-from forebay.datasets.formats.store_errors import answering
 
-_MAGIC = frozenset("*?[")
+_GLOB = frozenset("*?[")
+_BUSY = (408, 425, 429)  # HTTP statuses below 500 that ask to try again
+_LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+# Errors of aiohttp, botocore and requests for a connection that broke or could not be made.
+_CONNECTION_ERRORS = {"ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError", "Timeout"}
 
 
 def find_files(given: str | Path | Sequence[str | Path], suffixes: Sequence[str]) -> list[InputFile]:
-    """The files that `given` names, each once: those of a path or URL, of a glob in sorted order, below a folder.
+    """The files that `given` names, each once: a path or URL, the sorted matches of a glob, or what lies in a folder.
 
-    Below a folder only files with one of `suffixes` count, and none whose path has a name that begins with `_` or `.`: so
-    the output of one batch can be the input of the next. InvalidInput when there is none, or one cannot be found.
+    In a folder only files with one of `suffixes` count, at any depth, and no path with a name that begins with `_` or `.`, so
+    that the output of one batch can be the input of the next. InvalidInput when there is no file, or one does not exist.
     """
     several = [given] if isinstance(given, str | Path) else list(given)
     found = {file.path: file for one in several for file in _find(str(one), tuple(suffixes))}
@@ -39,7 +42,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingExtra(f"{shown(url)} needs another package: {error}") from error
     except ValueError as error:
-        raise InvalidInput(f"{shown(url)} is no path or URL: {error}") from error
+        raise InvalidInput(f"{shown(url)} is not a path or URL: {error}") from error
     return fs, path
 
 
@@ -47,35 +50,56 @@ _filesystem = cache(filesystem)
 
 
 def absolute(url: str | Path) -> str:
-    """A path or URL as any process of this machine may be told it: local paths in full, without `file://`."""
+    """A path or URL that means the same in every process of this machine: local paths in full, without `file://`."""
     text = str(Path(url).expanduser()) if isinstance(url, Path) or "://" not in url else url
     fs, path = _filesystem(text)
     return _named(fs, path)
 
 
 @contextmanager
+def store_errors(url: str) -> Iterator[None]:
+    """Turns what fsspec's drivers raise when a store fails for a while into StoreUnavailable, which is Transient.
+
+    Drivers pass on their libraries' errors. We tell those apart by what they carry, because none of the libraries need be
+    installed. OSErrors with a number pass unchanged.
+    """
+    try:
+        yield
+    except ForebayError:
+        raise
+    except Exception as error:
+        if not _may_pass(error):
+            raise
+        reason = " ".join(str(error).split()) or "no reason was given"
+        raise StoreUnavailable(f"{shown(url)}: the store does not answer: {type(error).__name__}: {reason}") from error
+
+
+@contextmanager
 def open_file(path: str) -> Iterator[Any]:
-    """A file for reading, seekable where its store can; InvalidInput when it is not there, StoreUnavailable when its store
-    answers badly, now or while it is read.
-    """  # fmt: skip
+    """A file to read, seekable if its store can seek.
+
+    InvalidInput when it does not exist; StoreUnavailable when its store fails, now or while the file is read.
+    """
     fs, inner = _filesystem(path)
-    if isinstance(fs, LocalFileSystem):  # as it is; fsspec's own reader holds the interpreter's lock
-        with _found(path, partial(open, inner, "rb")) as file:
+    if isinstance(fs, LocalFileSystem):  # opened directly, since fsspec's reader holds the interpreter's lock
+        with _opened(path, partial(open, inner, "rb")) as file:
             yield file
     else:
-        with answering(path), _found(path, partial(fs.open, inner, "rb")) as file:
+        with store_errors(path), _opened(path, partial(fs.open, inner, "rb")) as file:
             yield file
 
 
-def _found(path: str, opened: Callable[[], Any]) -> Any:
+def _opened(path: str, opened: Callable[[], Any]) -> Any:
     try:
         return opened()
     except FileNotFoundError as error:
-        raise InvalidInput(f"{shown(path)}: there is no such file here; every worker must see the input") from error
+        raise InvalidInput(
+            f"{shown(path)}: there is no such file here; every worker needs access to the input"
+        ) from error
 
 
 def local_path(path: str) -> str | None:
-    """The path of a local file, None for one elsewhere."""
+    """The path of a local file; None for a file in another store."""
     fs, inner = _filesystem(path)
     return inner if isinstance(fs, LocalFileSystem) else None
 
@@ -83,7 +107,7 @@ def local_path(path: str) -> str | None:
 def _find(url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
     fs, path = _filesystem(str(Path(url).expanduser()) if "://" not in url else url)
     try:
-        with answering(url):
+        with store_errors(url):
             return _listed(fs, path, url, suffixes)
     except FileNotFoundError as error:
         raise InvalidInput(f"{shown(url)}: there is no such file or folder") from error
@@ -92,10 +116,10 @@ def _find(url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
 
 
 def _listed(fs: Any, path: str, url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
-    if _MAGIC & set(path) and not fs.exists(path):
+    if _GLOB & set(path) and not fs.exists(path):
         found = fs.glob(path, detail=True)
         if not found:
-            raise InvalidInput(f"no file is like {shown(url)}")
+            raise InvalidInput(f"no file matches {shown(url)}")
         return [_file(fs, info) for _, info in sorted(found.items()) if info["type"] == "file"]
     if fs.isdir(path):
         return _below(fs, path, url, suffixes)
@@ -109,7 +133,7 @@ def _below(fs: Any, folder: str, url: str, suffixes: tuple[str, ...]) -> list[In
         if path.lower().endswith(suffixes) and not _is_hidden(path, folder)
     ]
     if not files:
-        raise InvalidInput(f"the folder {shown(url)} holds no file that ends in {', '.join(suffixes)}")
+        raise InvalidInput(f"the folder {shown(url)} holds no file with the ending {', '.join(suffixes)}")
     return files
 
 
@@ -124,3 +148,24 @@ def _file(fs: Any, info: dict[str, Any]) -> InputFile:
 
 def _named(fs: Any, path: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, _LASTING):
+        return False
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in _BUSY
+    if isinstance(error, OSError) and error.errno is None:
+        return True
+    return any(kind.__name__ in _CONNECTION_ERRORS for kind in type(error).__mro__)
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error of aiohttp, gcsfs, botocore or requests carries, if any."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    own = getattr(error, "status" if hasattr(error, "status") else "code", None)  # aiohttp's `code` warns
+    found = (own, getattr(response, "status_code", None), metadata.get("HTTPStatusCode"))
+    numbers = [int(str(status)) for status in found if str(status).isdecimal()]
+    return next((number for number in numbers if 100 <= number < 600), None)

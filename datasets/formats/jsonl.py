@@ -1,4 +1,4 @@
-"""JSON lines, plain and in the form of OpenAI's batch API: a value per line, parsed by msgspec; a bad line is a bad row."""
+"""JSON lines, plain and in the form of OpenAI's batch API: one object per line, and a bad line is a bad row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import InputFile
 from forebay.datasets.formats import lines
-from forebay.datasets.formats.source import CHUNK_ROWS, Chunk, Sample
-from forebay.datasets.planning.shards import Block
+from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample
 
 CUSTOM_ID, URL, INPUT = "custom_id", "url", "input"
 MISSING = InvalidInput("the column is missing in this line")
@@ -23,17 +22,14 @@ _decode = msgspec.json.Decoder().decode
 
 
 class JsonLines:
-    """An object per line."""
-
     locator = "offset"
 
     def sample(self, file: InputFile) -> Sample:
-        """The columns of the first line that is an object."""
         data = lines.head(file)
         records = [record for _, record in _records(0, data) if not isinstance(record, Exception)]
         if not records and data.strip():
             raise InvalidInput(
-                f"{shown(file.path)} cannot be read as JSON lines: no line of its beginning is a JSON object"
+                f"{shown(file.path)} cannot be read as JSON lines: none of its first lines is a JSON object"
             )
         types: dict[str, pa.DataType | None] = {}
         for record in records:
@@ -41,12 +37,10 @@ class JsonLines:
         return Sample(types, not records, len(data) // max(1, len(records)))
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
-        """One block, cut between lines."""
         del columns
         return lines.text_layout(file, row_bytes)
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The lines that begin in the range."""
         for start, data in lines.blocks(file, first, last):
             records = list(_records(start, data))
             for i in range(0, len(records), CHUNK_ROWS):
@@ -74,7 +68,7 @@ class JsonLines:
 
 
 class OpenAI(JsonLines):
-    """A request per line: `custom_id`, `method`, `url` and `body`. The columns are the body's, besides the first three."""
+    """A request per line: `custom_id`, `method`, `url`, `body`. Its columns are custom_id, url and the fields of the body."""
 
     def _columns(self, record: Mapping[str, Any]) -> Sequence[str]:
         body = record.get("body")
@@ -88,14 +82,14 @@ class OpenAI(JsonLines):
 
     def _fault(self, record: Mapping[str, Any]) -> Exception | None:
         if not isinstance(record.get(CUSTOM_ID), str):
-            return InvalidInput(f"a request has a custom_id, a str; here it is {shown(record.get(CUSTOM_ID))}")
+            return InvalidInput(f"a request needs a custom_id that is a str, got {shown(record.get(CUSTOM_ID))}")
         if not isinstance(record.get("body"), Mapping):
-            return InvalidInput(f"a request has a body, an object; here it is {shown(record.get('body'))}")
+            return InvalidInput(f"a request needs a body that is an object, got {shown(record.get('body'))}")
         return None
 
 
 def _records(start: int, data: bytes) -> Iterator[tuple[int, Any]]:
-    """Each line that is not blank: the byte it begins at, and its object or what is wrong with it."""
+    """Each line that is not blank: the byte it begins at, and its object or its error."""
     for line in data.split(b"\n"):
         if line and not line.isspace():
             yield start, _record(line)
@@ -108,5 +102,5 @@ def _record(line: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return InvalidInput(f"the line is not JSON: {error}: {shown(line[:80].decode('utf-8', 'replace'))}")
     if not isinstance(value, dict):
-        return InvalidInput(f"the line is no JSON object: {shown(line[:80].decode('utf-8', 'replace'))}")
+        return InvalidInput(f"the line is not a JSON object: {shown(line[:80].decode('utf-8', 'replace'))}")
     return value

@@ -1,4 +1,4 @@
-"""Text files as lines: a range of bytes owns the lines that begin in it, so that shards need not know what lies before them."""
+"""Text files as lines. A line belongs to the range of bytes it begins in, so a shard need not know what lies before it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import Any
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import TO_THE_END, InputFile
 from forebay.datasets.formats.files import open_file
-from forebay.datasets.formats.source import unreadable
-from forebay.datasets.planning.shards import Block
+from forebay.datasets.formats.source import ANY_CUTS, Block, unreadable
 
 READ_BYTES = 2 << 20
 LONGEST_LINE = 64 << 20
 SAMPLE_BYTES = 1 << 20
-ANY_CUTS = 1 << 30
 
 
 def text_layout(file: InputFile, row_bytes: int, whole: bool = False) -> list[Block]:
-    """One block, cut anywhere; not at all with `whole` or when the file is compressed."""
+    """One block that may be cut anywhere; not at all when it is to be read `whole` or is compressed."""
     if not file.size:
         return []
     rows = file.size // max(1, row_bytes)
@@ -30,12 +28,11 @@ def text_layout(file: InputFile, row_bytes: int, whole: bool = False) -> list[Bl
 
 
 def is_compressed(file: InputFile) -> bool:
-    """Whether the file can only be read from its start."""
     return file.path.lower().endswith(".gz")
 
 
 def head(file: InputFile) -> bytes:
-    """The first whole lines of a file, up to about a mebibyte; all of it when it is small."""
+    """The first whole lines of a file, about a mebibyte of them at most."""
     with _opened(file) as handle:
         data: bytes = handle.read(SAMPLE_BYTES)
         rest: bytes = handle.read(1)
@@ -45,7 +42,7 @@ def head(file: InputFile) -> bytes:
 
 
 def blocks(file: InputFile, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-    """Whole lines that begin in the range, some mebibytes at a time, each with the byte of the file it begins at."""
+    """The lines that begin in the range, whole, some mebibytes at a time, each time with the byte at which they begin."""
     with _opened(file) as handle:
         start, left = _first_line(handle, first)
         end = file.size if last == TO_THE_END else last
@@ -69,7 +66,7 @@ def blocks(file: InputFile, first: int, last: int) -> Iterator[tuple[int, bytes]
 
 
 def _length_of_owned(data: bytes, start: int, end: int) -> int:
-    """How much of `data`, which begins at byte `start`, belongs to lines that begin before byte `end`."""
+    """How many bytes of `data`, which begins at byte `start`, belong to lines that begin before byte `end`."""
     if start >= end:
         return 0
     newline = data.find(b"\n", max(0, end - start - 1))
@@ -77,7 +74,7 @@ def _length_of_owned(data: bytes, start: int, end: int) -> int:
 
 
 def _first_line(handle: Any, first: int) -> tuple[int, bytes]:
-    """Where the first line at or behind byte `first` begins, and what of it has been read."""
+    """The byte at which the first line at or after byte `first` begins, and what has been read from there on."""
     if first <= 0:
         return 0, b""
     handle.seek(first - 1)

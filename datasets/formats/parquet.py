@@ -1,4 +1,4 @@
-"""Parquet: blocks are row groups, read as a stream so that memory does not grow with them."""
+"""Parquet. Its blocks are row groups, which are streamed, so that memory does not grow with their size."""
 
 from __future__ import annotations
 
@@ -11,26 +11,21 @@ import pyarrow.parquet as pq
 
 from forebay.contract.requests.batch import InputFile
 from forebay.datasets.formats.files import local_path, open_file
-from forebay.datasets.formats.source import CHUNK_BYTES, CHUNK_ROWS, Chunk, Sample, unreadable
-from forebay.datasets.planning.shards import Block
+from forebay.datasets.formats.source import CHUNK_BYTES, CHUNK_ROWS, Block, Chunk, Sample, unreadable
 
-DECODED_AGAIN = 512 << 20  # bytes that the shards of one row group may decode in vain, at most half of it in all
+DECODED_AGAIN = 512 << 20  # the shards of one row group decode at most half as many bytes in vain
 READ_BUFFER = 1 << 20
 
 
 class Parquet:
-    """One table file."""
-
     locator = "row"
 
     def sample(self, file: InputFile) -> Sample:
-        """From the footer."""
         with _opened(file) as parquet:
             types = {field.name: field.type for field in parquet.schema_arrow}
             return Sample(types, parquet.metadata.num_rows == 0)
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
-        """A block for each row group; cut seldom when it is large."""
         del row_bytes
         with _opened(file) as parquet:
             footer, blocks, first = parquet.metadata, [], 0
@@ -44,7 +39,6 @@ class Parquet:
             return blocks
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The rows of the groups that overlap the range, without those outside it."""
         with _opened(file) as parquet:
             groups, at = _groups(parquet.metadata, first, last)
             rows = _chunk_rows(parquet.metadata, columns)

@@ -1,4 +1,4 @@
-"""What a format of input is, and which one a name or a file's ending means. The formats themselves stand beside this."""
+"""What a format of input files is, and which format a name or a file's ending means. Each is in a module beside this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, FORMATS, IMAGES, JSONL, NPY, NPZ, OPENAI, PARQUET, InputFile
-from forebay.datasets.planning.shards import Block
+from forebay.datasets.columns import Column
 
-CHUNK_BYTES = 8 << 20  # about what a reader hands on at once
-CHUNK_ROWS = 16_384
+CHUNK_BYTES, CHUNK_ROWS = 8 << 20, 16_384  # about what a reader yields at once, at most
+ANY_CUTS = 1 << 30  # for a block that may be cut anywhere
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     PARQUET: (".parquet", ".pq"),
@@ -33,22 +33,20 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 _MODULES = {
     PARQUET: "parquet:Parquet",
     ARROW: "arrow:Arrow",
-    NPY: "npy:Npy",
-    NPZ: "npz:Npz",
+    NPY: "arrays:Npy",
+    NPZ: "arrays:Npz",
     CSV: "csv:Csv",
     JSONL: "jsonl:JsonLines",
     OPENAI: "jsonl:OpenAI",
     IMAGES: "images:Images",
 }
 
-Column: TypeAlias = "pa.Array | list[Any]"
-
 
 @dataclass(slots=True)
 class Chunk:
-    """Some rows of a file: their columns, as Arrow or as Python's values; where each row stands; which cannot be read.
+    """Some rows of a file: their columns, their positions `where`, and the errors of those that cannot be read, by index.
 
-    `where` is a row's number in its file, or the byte at which its line begins, as the source's `locator` says.
+    A row's position is its number in the file, or the byte at which its line begins: see the source's `locator`.
     """
 
     columns: Mapping[str, Column]
@@ -59,7 +57,7 @@ class Chunk:
         return len(self.where)
 
     def part(self, start: int, stop: int) -> Chunk:
-        """Its rows from `start` up to `stop`; itself when these are all."""
+        """Its rows from `start` up to `stop`."""
         if start == 0 and stop >= len(self):
             return self
         bad = {i - start: error for i, error in self.bad.items() if start <= i < stop}
@@ -69,50 +67,64 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What submit learns of a file: its columns with their types (None: only the values tell), whether it holds rows, and
-    about how many bytes a row takes up."""
+    """What a file's beginning or footer tells: its columns with their types (None: only the values tell), whether it is
+    empty, and about how many bytes a row takes up.
+    """  # fmt: skip
 
     types: Mapping[str, pa.DataType | None]
     empty: bool
     row_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a file that can be read by itself: units from `first` up to `last`, with its rows (in text a guess) and bytes.
+
+    It may be cut into up to `cuts` shards. A block that ends TO_THE_END is the file's only one and is not cut.
+    """
+
+    first: int
+    last: int
+    rows: int
+    bytes: int
+    cuts: int = 1
+
+
 class Source(Protocol):
-    """One format. Methods raise InvalidInput for a file that is none of theirs, naming it."""
+    """Reads files of one format. Methods raise InvalidInput, naming the file, for one of another format."""
 
     locator: str  # "row" or "offset"
 
     def sample(self, file: InputFile) -> Sample:
-        """What the file holds, from its footer or its first lines."""
+        """What the file holds; reads only its footer or its beginning where the format allows it."""
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> Sequence[Block]:
-        """The file's blocks in order, of the columns that are read; no data is read for it."""
+        """The file's blocks in order, sized by the columns that will be read; reads no data."""
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The rows of a range, a chunk at a time."""
+        """The rows of a range of units, a chunk at a time."""
 
 
 @cache
 def get_source(format: str) -> Source:
-    """The source called `format`."""
     module, _, name = _MODULES[format].partition(":")
     return cast(Source, getattr(importlib.import_module(f"forebay.datasets.formats.{module}"), name)())
 
 
 def check_format(format: str | None) -> str | None:
-    """A format's name as it was given; InvalidInput listing them for another."""
+    """`format` itself; InvalidInput, listing the formats, when it is not one."""
     if format is not None and format not in FORMATS:
-        raise InvalidInput(f"format {shown(format)} is none of {', '.join(FORMATS)}")
+        raise InvalidInput(f"format {shown(format)} is not one of {', '.join(FORMATS)}")
     return format
 
 
 def guess_format(path: str) -> str:
-    """The format that a path's ending means; InvalidInput when it means none."""
+    """The format that a path's ending stands for; InvalidInput when it stands for none."""
     for format, suffixes in SUFFIXES.items():
         if path.lower().endswith(suffixes):
             return format
     known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-    raise InvalidInput(f"{shown(path)}: its ending is none of {known}; name the format")
+    raise InvalidInput(f"{shown(path)}: its ending is not one of {known}; name the format")
 
 
 def unreadable(path: str, what: str, error: Exception) -> InvalidInput:

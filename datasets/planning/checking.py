@@ -1,11 +1,12 @@
-"""Whether a data set can go into a model: columns found for each input, types that can meet the signature, rows that convert.
+"""Whether a data set fits a model: each input has its columns, their types suit the signature, and the first rows convert.
 
-Asked at submit, and of each file again when its shards are planned. Every refusal names the file, the column, what was
+Checked at submit, and for each file again when its shards are planned. Every refusal names the file, the column, what was
 expected and what was found.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -15,17 +16,23 @@ import pyarrow as pa
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES, NPY, OPENAI, TO_THE_END, BatchRequest, InputFile
-from forebay.contract.signature import Signature
+from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
+from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, list_lengths
+from forebay.datasets.formats.arrays import COLUMN
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.formats.jsonl import INPUT
-from forebay.datasets.formats.npy import COLUMN
 from forebay.datasets.formats.source import Chunk, Sample, get_source
-from forebay.datasets.reading.inputs import FREE, convert, misfit
+from forebay.datasets.reading.inputs import casts_safely, convert
 from forebay.datasets.reading.rows import columns_read
-from forebay.datasets.writing.outputs import LONE
 
-_ONLY = {IMAGES: IMAGE, NPY: COLUMN, OPENAI: INPUT}  # the column that is meant when none is named
-TRIED_ROWS = 100
+_DEFAULT_COLUMNS = {IMAGES: IMAGE, NPY: COLUMN, OPENAI: INPUT}
+_KEPT_TYPES = {
+    frozenset({int}): "int64",
+    frozenset({float}): "double",
+    frozenset({int, float}): "double",
+    frozenset({bool}): "bool",
+}
+CHECKED_ROWS = 100
 
 Named = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
 
@@ -33,7 +40,7 @@ Named = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
 def name_columns(
     given: Named, signature: Signature, types: Mapping[str, Any], format: str
 ) -> dict[str, tuple[str, ...]]:
-    """For each input of the model its columns; InvalidInput when `given` and the file leave it open."""
+    """The columns of each input of the model; InvalidInput when neither `given` nor the file determines them."""
     names = [field.name for field in signature.inputs or ()]
     if isinstance(given, Mapping):
         if names and set(given) != set(names):
@@ -46,20 +53,21 @@ def name_columns(
     if given is not None:
         return _listed(list(given), names)
     if len(names) < 2:
-        only = _ONLY.get(format) or (names[0] if names and names[0] in types else None) or _single(types)
+        declared = names[0] if names and names[0] in types else None
+        only = _DEFAULT_COLUMNS.get(format) or declared or (next(iter(types)) if len(types) == 1 else None)
         if only is None:
-            raise InvalidInput(f"which column goes into the model? Name it; there are {', '.join(map(shown, types))}")
-        return {names[0] if names else FREE: (only,)}
+            raise InvalidInput(f"name the column that goes into the model; there are {', '.join(map(shown, types))}")
+        return {names[0] if names else DEFAULT_INPUT: (only,)}
     return {name: (name,) for name in names}
 
 
 def _listed(columns: list[str], names: list[str]) -> dict[str, tuple[str, ...]]:
     if not columns or not all(isinstance(column, str) for column in columns):
-        raise InvalidInput(f"columns: expected the names of columns, got {shown(columns)}")
+        raise InvalidInput(f"columns: expected column names, got {shown(columns)}")
     if len(names) == 1:
         return {names[0]: tuple(columns)}
     if not names:
-        return {FREE: (columns[0],)} if len(columns) == 1 else {column: (column,) for column in columns}
+        return {DEFAULT_INPUT: (columns[0],)} if len(columns) == 1 else {column: (column,) for column in columns}
     if len(columns) == len(names):
         return {name: (column,) for name, column in zip(names, columns, strict=True)}
     raise InvalidInput(
@@ -67,12 +75,8 @@ def _listed(columns: list[str], names: list[str]) -> dict[str, tuple[str, ...]]:
     )
 
 
-def _single(types: Mapping[str, Any]) -> str | None:
-    return next(iter(types)) if len(types) == 1 else None
-
-
 def check_file(request: BatchRequest, signature: Signature, file: InputFile) -> Sample:
-    """The file's sample; InvalidInput when it cannot go into the model. Reads its footer or beginning only."""
+    """The file's sample; InvalidInput when its columns do not fit the model. Reads only its footer or beginning."""
     sample = get_source(request.format).sample(file)
     if sample.empty:
         return sample
@@ -90,7 +94,7 @@ def check_file(request: BatchRequest, signature: Signature, file: InputFile) -> 
 
 
 def check_rows(request: BatchRequest, signature: Signature, file: InputFile) -> Chunk | None:
-    """The first rows of a file; InvalidInput with the first one's error when none of them can go into the model."""
+    """The first rows of a file; InvalidInput, with the first row's error, when none of them converts."""
     source = get_source(request.format)
     blocks = source.layout(file, columns_read(request), request.row_bytes)
     if not blocks:
@@ -100,42 +104,72 @@ def check_rows(request: BatchRequest, signature: Signature, file: InputFile) -> 
     chunk = next(islice(source.read(file, 0, rows, columns_read(request)), 1), None)
     if chunk is None:
         return None
-    tried = chunk.part(0, TRIED_ROWS)
-    inputs = convert(tried, request.columns, signature, request.format)
-    if len(tried) and not len(inputs.good):
+    head = chunk.part(0, CHECKED_ROWS)
+    inputs = convert(head, request.columns, signature, request.format)
+    if len(head) and not len(inputs.good):
         i, error = min(inputs.bad.items())
-        where = f"{source.locator} {tried.where[i]}"
+        where = f"{source.locator} {head.where[i]}"
         named = " and ".join(shown(column) for columns in request.columns.values() for column in columns)
         raise InvalidInput(
-            f"{shown(file.path)}: column {named}, {where}: {error}; none of the first {len(tried)} rows will do"
+            f"{shown(file.path)}: column {named}, {where}: {error}; none of the first {len(head)} rows can be used"
         )
-    return tried
+    return head
 
 
 def check_outputs(request: BatchRequest, signature: Signature) -> None:
-    """InvalidInput when a kept column would have the name of one of the model's outputs."""
-    names = {field.name for field in signature.outputs or ()} or {LONE}
+    """InvalidInput when a kept column has the name of one of the model's outputs."""
+    names = {field.name for field in signature.outputs or ()} or {DEFAULT_OUTPUT}
     clash = sorted(names & set(request.keep))
     if clash:
-        raise InvalidInput(f"keep: {shown(clash[0])} is what an output of the model is called; rename the column")
+        raise InvalidInput(f"keep: {shown(clash[0])} is also an output of the model; rename the column")
 
 
 def kept_types(chunk: Chunk | None, keep: Sequence[str]) -> dict[str, str]:
-    """The types of kept columns that are Python's values, by those of the first rows; text where they are mixed."""
+    """The types of kept columns that the format does not tell, by the values of the first rows; text where they are mixed."""
     found = {}
     for name in keep:
         column = chunk.columns[name] if chunk is not None else []
         if isinstance(column, list):
             kinds = {type(value) for value in column if value is not None and not isinstance(value, Exception)}
-            found[name] = _NAMES.get(frozenset(kinds), "string")
+            found[name] = _KEPT_TYPES.get(frozenset(kinds), "string")
         elif isinstance(column, pa.Array):
             found[name] = "string"
     return found
 
 
-_NAMES = {
-    frozenset({int}): "int64",
-    frozenset({float}): "double",
-    frozenset({int, float}): "double",
-    frozenset({bool}): "bool",
-}
+def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) -> str | None:
+    """What was found instead of the declared input, if columns of these types can never make it; None when they may."""
+    if any(kind is None for kind in types):
+        return None
+    if len(types) > 1:
+        wrong = [str(kind) for kind in types if not is_number(kind)]
+        if declared.dtype not in ARRAY_DTYPES or len(declared.shape) != 1:
+            return f"{len(types)} columns"
+        short = declared.shape[0] not in (-1, len(types))
+        return f"a column of {wrong[0]}" if wrong else f"{len(types)} columns" if short else None
+    kind = types[0]
+    if format == IMAGES:
+        return None if declared.dtype == "bytes" or _accepts_pixels(declared) else "images"
+    return None if _may_be(declared, kind) else str(kind)
+
+
+def _may_be(declared: Field, kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if declared.dtype == "json" or pa.types.is_null(kind):
+        return declared.dtype == "json"
+    if declared.dtype == "str":
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    if declared.dtype == "bytes":
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+    lengths, leaf = list_lengths(kind)
+    if not is_number(leaf) or not casts_safely(leaf, declared):
+        return False
+    if None in lengths:  # lists of any length: only the rows tell
+        return bool(declared.shape)
+    if any(length == -1 for length in declared.shape):
+        return len(lengths) == len(declared.shape) or len(declared.shape) == 1
+    return math.prod(length or 0 for length in lengths) == math.prod(declared.shape)
+
+
+def _accepts_pixels(declared: Field) -> bool:
+    return declared.dtype == "uint8" and len(declared.shape) in (2, 3) and declared.shape[2:] in ((), (1,), (3,), (-1,))

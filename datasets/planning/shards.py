@@ -1,7 +1,7 @@
-"""Cutting a data set into shards: by rows and bytes, along the blocks a file is made of. Pure; reads no data.
+"""Cutting a data set into shards by rows and bytes, along the blocks its files are made of. Reads no data.
 
-A shard takes whole blocks while they fit, small files together. A block that is too large by itself is cut, but only as
-often as it allows: to begin inside a Parquet row group, a reader must decode what lies before it.
+A shard takes whole blocks as long as they fit, so small files share one. A block that is too large is cut, but only as often
+as it allows: to begin inside a Parquet row group, a reader must decode what lies before.
 """
 
 from __future__ import annotations
@@ -11,27 +11,14 @@ from dataclasses import dataclass
 from math import ceil
 
 from forebay.contract.requests.batch import TO_THE_END, Piece, Position, Shard
+from forebay.datasets.formats.source import Block
 
 MAX_PIECES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A part of a file that can be read by itself: units from `first` up to `last`, its rows (about, in text) and bytes.
-
-    `cuts` is into how many shards it may be cut. A block that ends TO_THE_END is the file's only one and is not cut.
-    """
-
-    first: int
-    last: int
-    rows: int
-    bytes: int
-    cuts: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class Size:
-    """How large a shard should be at most."""
+    """The largest a shard should be."""
 
     rows: int
     bytes: int
@@ -41,28 +28,26 @@ Layout = Callable[[int], Sequence[Block]]
 
 
 def shards(layout: Layout, files: int, position: Position, size: Size) -> Iterator[tuple[Shard, Position]]:
-    """The shards from `position` on, each with the position behind it; `layout` gives a file's blocks in order."""
-    gathered = _Gathered(position)
+    """The shards from `position` on, each with the position after it; `layout` gives a file's blocks in order."""
+    builder = _ShardBuilder(position)
     for file in range(position.file, files):
-        blocks = [_rest(b, position.first if file == position.file else 0) for b in layout(file)]
+        blocks = [_from(b, position.first if file == position.file else 0) for b in layout(file)]
         for whole, begun in blocks:
             rest = begun
             while rest is not None:
-                if not gathered.fits(rest, size):
-                    yield gathered.take()
-                taken, left = (rest, None) if gathered.pieces else _cut(whole, rest, size)
-                gathered.add(file, taken)
+                if not builder.fits(rest, size):
+                    yield builder.build()
+                taken, left = (rest, None) if builder.pieces else _cut(whole, rest, size)
+                builder.add(file, taken)
                 rest = left
                 if rest is not None:
-                    yield gathered.take()
-        gathered.end_of(file)
-    if gathered.pieces:
-        yield gathered.take()
+                    yield builder.build()
+        builder.end_file(file)
+    if builder.pieces:
+        yield builder.build()
 
 
-class _Gathered:
-    """The shard that is being put together."""
-
+class _ShardBuilder:
     def __init__(self, position: Position) -> None:
         self.pieces: list[Piece] = []
         self.rows = self.bytes = 0
@@ -84,24 +69,24 @@ class _Gathered:
         self.bytes += block.bytes
         self._position = Position(file + 1) if block.last == TO_THE_END else Position(file, block.last)
 
-    def end_of(self, file: int) -> None:
+    def end_file(self, file: int) -> None:
         self._position = Position(file + 1)
 
-    def take(self) -> tuple[Shard, Position]:
+    def build(self) -> tuple[Shard, Position]:
         made = Shard(tuple(self.pieces), self.rows, self.bytes), self._position
         self.pieces, self.rows, self.bytes = [], 0, 0
         return made
 
 
-def _rest(block: Block, first: int) -> tuple[Block, Block | None]:
-    """The block, and what of it lies at or behind `first`; None when nothing does."""
+def _from(block: Block, first: int) -> tuple[Block, Block | None]:
+    """The block, and its part from `first` on; None when it ends before."""
     if block.last == TO_THE_END or first <= block.first:
         return block, block
     return (block, _slice(block, first, block.last)) if first < block.last else (block, None)
 
 
 def _cut(whole: Block, rest: Block, size: Size) -> tuple[Block, Block | None]:
-    """What a shard of its own takes of `rest`, and what is left; cuts are as even as they can be."""
+    """What one shard takes of `rest`, and what is left; the cuts are as even as possible."""
     if whole.last == TO_THE_END or whole.cuts < 2:
         return rest, None
     units = rest.last - rest.first

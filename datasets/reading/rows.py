@@ -1,4 +1,4 @@
-"""Reading a shard: its pieces one after the other, small chunks put together so that small files make full batches."""
+"""Reading a shard, piece by piece. Small chunks are put together, so that small files make full batches too."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forebay.contract.requests.batch import OPENAI, BatchRequest, Piece
+from forebay.datasets.columns import Column
 from forebay.datasets.formats.jsonl import CUSTOM_ID, URL
-from forebay.datasets.formats.source import CHUNK_BYTES, CHUNK_ROWS, Chunk, Column, Source, get_source
+from forebay.datasets.formats.source import CHUNK_BYTES, CHUNK_ROWS, Chunk, Source, get_source
 from forebay.datasets.reading.shard_range import ShardRange
 
 
 class Rows(Chunk):
-    """A chunk of rows out of one file or several: `files` tells for each row which, by its place in the request."""
+    """A chunk of rows from one or more files; `files` holds for each row its file's index in the request."""
 
     __slots__ = ("files",)
 
@@ -24,7 +25,7 @@ class Rows(Chunk):
         counts = [len(chunk) for _, chunk in chunks]
         starts = np.cumsum([0, *counts])
         super().__init__(
-            {name: _concatenated([chunk.columns[name] for _, chunk in chunks]) for name in names},
+            {name: _concat([chunk.columns[name] for _, chunk in chunks]) for name in names},
             np.concatenate([chunk.where for _, chunk in chunks]),
             {
                 int(start) + i: e
@@ -43,12 +44,12 @@ def columns_read(request: BatchRequest) -> list[str]:
 
 
 def read_pieces(request: BatchRequest, shard_range: ShardRange, chunk_rows: int = CHUNK_ROWS) -> Iterator[Rows]:
-    """The rows within shard_range, in order, at most `chunk_rows` at once; InvalidInput or OSError when a file cannot be read."""
+    """The rows of a shard in order, up to `chunk_rows` at a time; InvalidInput or OSError when a file cannot be read."""
     source, columns = get_source(request.format), columns_read(request)
     held: list[tuple[int, Chunk]] = []
     rows = size = 0
     for piece, chunk in _chunks(request, source, columns, shard_range, chunk_rows):
-        if held and (rows + len(chunk) > chunk_rows or not _alike(held[-1][1], chunk)):
+        if held and (rows + len(chunk) > chunk_rows or not _same_types(held[-1][1], chunk)):
             yield Rows(held)
             held, rows, size = [], 0, 0
         held.append((piece.file, chunk))
@@ -67,7 +68,7 @@ def _chunks(
     while (piece := shard_range.piece(number)) is not None:
         read = source.read(request.files[piece.file], piece.first, piece.last, columns)
         parts = (chunk.part(at, at + chunk_rows) for chunk in read for at in range(0, len(chunk), chunk_rows))
-        for part in parts:  # counted as read one by one, so that what was only decoded can still be given away
+        for part in parts:  # counted as read one at a time, so that what is decoded but not run can still be given away
             ours = shard_range.clip(number, part)
             if ours is None:
                 break
@@ -75,17 +76,16 @@ def _chunks(
         number += 1
 
 
-def _alike(one: Chunk, other: Chunk) -> bool:
+def _same_types(one: Chunk, other: Chunk) -> bool:
     pairs = ((one.columns[name], other.columns[name]) for name in one.columns)
     return all(getattr(a, "type", list) == getattr(b, "type", list) for a, b in pairs)
 
 
 def _bytes(chunk: Chunk) -> int:
-    arrays = [column for column in chunk.columns.values() if isinstance(column, pa.Array)]
-    return sum(column.nbytes for column in arrays)
+    return sum(column.nbytes for column in chunk.columns.values() if isinstance(column, pa.Array))
 
 
-def _concatenated(columns: Sequence[Column]) -> Column:
+def _concat(columns: Sequence[Column]) -> Column:
     if len(columns) == 1:
         return columns[0]
     if isinstance(columns[0], pa.Array):

@@ -1,4 +1,4 @@
-"""Up to where a shard is read: while it is, the rest of it can be given away, so that an idle worker shares a long one."""
+"""How far a shard has been read. Until then half of the rest can be given away, so that an idle worker shares a long shard."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ShardRange:
         self._lock = threading.Lock()
 
     def piece(self, number: int) -> Piece | None:
-        """The piece of this number, counted from 0; None behind the last that is still ours."""
+        """The piece at this index; None after the last one that is still ours."""
         with self._lock:
             return self._pieces[number] if number < len(self._pieces) else None
 
     def clip(self, number: int, chunk: Chunk) -> Chunk | None:
-        """What of a chunk of piece `number` is still ours, which from now on counts as read; None when nothing is."""
+        """The part of a chunk of piece `number` that is still ours, or None. From now on it counts as read."""
         with self._lock:
             if number >= len(self._pieces) or not len(chunk):
                 return None
@@ -40,7 +40,7 @@ class ShardRange:
             return chunk.part(0, ours)
 
     def halve(self, give: Callable[[Halves], bool]) -> bool:
-        """Give away half of what was not read yet, if `give` agrees; it gets what is kept, what is given, and its share."""
+        """Give away half of what was not read yet, unless `give` refuses; it gets both halves and the share given away."""
         with self._lock:
             halves = self._halves()
             if halves is None or not give(halves):

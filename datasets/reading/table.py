@@ -1,6 +1,6 @@
-"""A data set in memory, column by column, as training takes it: numbers as arrays, everything else as Python's values.
+"""A data set in memory, column by column, for training: numbers as arrays, everything else as Python's values.
 
-Reads the same formats as batch jobs, through the same sources. What is missing is NaN among numbers and None elsewhere.
+Reads the formats that batch jobs read. A missing value is NaN among numbers and None elsewhere.
 """
 
 from __future__ import annotations
@@ -8,26 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import CSV, IMAGES, InputFile
+from forebay.datasets.columns import Column, Values, take, to_numpy
 from forebay.datasets.formats.images import IMAGE, PATH
-from forebay.datasets.formats.source import Chunk, Column, get_source
+from forebay.datasets.formats.source import Chunk, get_source
 
-Values: TypeAlias = "NDArray[Any] | list[Any]"
-
-FOLDER, ABOVE = (
-    "label",
-    "split",
-)  # columns of an image folder: the name of the folder an image is in, and of the one above
-_PER_VALUE = 64  # bytes that a Python object takes up, about
+FOLDER, ABOVE = "label", "split"  # columns of an image folder: the names of an image's folder and of the folder above
+_OBJECT_BYTES = 64  # about what a Python object takes up
 
 
 @dataclass(slots=True)
@@ -42,23 +37,19 @@ class Table:
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         """These rows, in this order."""
-        picked = {
-            name: values[rows] if isinstance(values, np.ndarray) else [values[i] for i in rows]
-            for name, values in self.columns.items()
-        }
-        return Table(picked, len(rows))
+        return Table({name: take(values, rows) for name, values in self.columns.items()}, len(rows))
 
 
 @dataclass(slots=True)
 class Read:
-    """A table, and which of its rows could not be read (a line of CSV with too few values), with why."""
+    """A table, and the errors of rows that could not be read, such as a line of CSV with too few values."""
 
     table: Table
     bad: dict[int, str]
 
 
 def column_names(files: Sequence[InputFile], format: str) -> list[str]:
-    """The columns of the data set, by its first file that holds rows; InvalidInput when none does."""
+    """The columns of the data set's first file that holds rows; InvalidInput when none does."""
     source = get_source(format)
     for file in files:
         sample = source.sample(file)
@@ -68,7 +59,7 @@ def column_names(files: Sequence[InputFile], format: str) -> list[str]:
 
 
 def read_table(files: Sequence[InputFile], format: str, columns: Sequence[str], limit: int) -> Read:
-    """These columns of all files. InvalidInput when they take up more than `limit` bytes, or a file cannot be read."""
+    """These columns of all files; InvalidInput when they take up more than `limit` bytes or a file cannot be read."""
     parts: dict[str, list[Values]] = {name: [] for name in columns}
     bad: dict[int, str] = {}
     rows = size = 0
@@ -82,8 +73,8 @@ def read_table(files: Sequence[InputFile], format: str, columns: Sequence[str], 
             rows += len(chunk)
             if size > limit:
                 raise InvalidInput(
-                    f"the data set takes up more than {limit >> 20} MiB by row {rows}, in {shown(file.path)}; training reads "
-                    "it whole, into at most half of the free memory: give fewer rows or columns, or a larger machine"
+                    f"the data set takes up more than {limit >> 20} MiB by row {rows}, in {shown(file.path)}; training holds "
+                    "it in at most half of the free memory: use fewer rows or columns, or a machine with more memory"
                 )
     text = format == CSV
     return Read(Table({name: _joined(found, text) for name, found in parts.items()}, rows), bad)
@@ -111,7 +102,7 @@ def _folders(file: InputFile) -> Mapping[str, Column]:
 
 
 def _values(column: Column) -> Values:
-    """A part of a column; InvalidInput, of a line that has no such value, is a missing one."""
+    """A column as it is computed with. An error among its values, of a line without this column, is a missing value."""
     if isinstance(column, list):
         return [None if isinstance(value, Exception) else value for value in column]
     if isinstance(column, pa.ExtensionArray):
@@ -120,32 +111,8 @@ def _values(column: Column) -> Values:
         column = column.dictionary_decode()
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
-    array = _array(column)
+    array = to_numpy(column, nan_for_null=True)
     return column.to_pylist() if array is None else array
-
-
-def _array(column: pa.Array) -> NDArray[Any] | None:
-    """A column of numbers, or of lists of one length without gaps, as an array."""
-    shape: list[int] = [len(column)]
-    while (
-        pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    ):
-        if column.null_count or not len(column):
-            return None
-        lengths = np.asarray(pc.list_value_length(column))
-        if (lengths != lengths[0]).any():
-            return None
-        shape.append(int(lengths[0]))
-        column = column.flatten()
-    kind = column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        return None
-    if column.null_count and pa.types.is_boolean(kind):
-        return None
-    if column.null_count:
-        column = column.cast(pa.float64())
-    flat: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return flat.reshape(shape)
 
 
 def _joined(parts: list[Values], text: bool) -> Values:
@@ -153,18 +120,18 @@ def _joined(parts: list[Values], text: bool) -> Values:
     if arrays and len(arrays) == len(parts) and len({array.shape[1:] for array in arrays}) == 1:
         return np.concatenate(arrays)
     values = [value for part in parts for value in (part.tolist() if isinstance(part, np.ndarray) else part)]
-    return _numbers(values, _parsed if text else _plain)
+    return _numbers(values, _parse if text else _as_float)
 
 
 def _numbers(values: list[Any], read: Callable[[Any], float | None]) -> Values:
-    """As an array when every value that is there is a number, or a list of so many numbers; else as it is."""
-    there = [value for value in values if value is not None]
-    if there and all(isinstance(value, list) for value in there):
-        return _stacked(values) if len(there) == len(values) else values
-    if there and all(isinstance(value, bool) for value in there):
-        return np.array(values, bool) if len(there) == len(values) else values
+    """An array if all values are numbers, or lists of equally many numbers; else the values. None is missing."""
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, list) for value in present):
+        return _stacked(values) if len(present) == len(values) else values
+    if present and all(isinstance(value, bool) for value in present):
+        return np.array(values, bool) if len(present) == len(values) else values
     numbers = [np.nan if value is None else read(value) for value in values]
-    return np.array(numbers, np.float64) if there and None not in numbers else values
+    return np.array(numbers, np.float64) if present and None not in numbers else values
 
 
 def _stacked(values: list[list[Any]]) -> Values:
@@ -175,14 +142,14 @@ def _stacked(values: list[list[Any]]) -> Values:
     return array if array.dtype.kind in "biuf" else values
 
 
-def _plain(value: Any) -> float | None:
+def _as_float(value: Any) -> float | None:
     try:
         return float(value) if isinstance(value, bool | int | float) else None
     except OverflowError:
         return None
 
 
-def _parsed(value: str) -> float | None:
+def _parse(value: str) -> float | None:
     try:
         return float(value)
     except ValueError:
@@ -193,6 +160,6 @@ def _bytes(values: Values) -> int:
     if isinstance(values, np.ndarray):
         return values.nbytes
     sized = (
-        len(value) * (_PER_VALUE if isinstance(value, list) else 1) for value in values if hasattr(value, "__len__")
+        len(value) * (_OBJECT_BYTES if isinstance(value, list) else 1) for value in values if hasattr(value, "__len__")
     )
-    return _PER_VALUE * len(values) + sum(sized)
+    return _OBJECT_BYTES * len(values) + sum(sized)

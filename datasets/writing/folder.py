@@ -1,6 +1,6 @@
-"""The folder a batch writes to: whose it is, temporary files put in place whole, the manifest, and what lies there.
+"""A batch's output folder: which batch owns it, files that appear whole, the manifest, and which parts are there.
 
-Names that begin with `_` are passed over by pyarrow, pandas and Spark, so that the parts alone make up the data set.
+pyarrow, pandas and Spark ignore names that begin with `_`, so that only the parts make up the data set.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.datasets.formats.files import filesystem
-from forebay.datasets.formats.store_errors import answering
+from forebay.datasets.formats.files import filesystem, store_errors
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,26 +25,29 @@ T = TypeVar("T")
 MARKER, MANIFEST, ERRORS, TEMPORARY = "_batch.json", "_manifest.json", "_errors", "_temporary"
 
 
-def _answering(method: Callable[Concatenate[OutputFolder, P], T]) -> Callable[Concatenate[OutputFolder, P], T]:
+def _translates_errors(method: Callable[Concatenate[OutputFolder, P], T]) -> Callable[Concatenate[OutputFolder, P], T]:
     @wraps(method)
     def asked(self: OutputFolder, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with answering(self.url):
+        with store_errors(self.url):
             return method(self, *args, **kwargs)
 
     return asked
 
 
 class OutputFolder:
-    """A local folder, or a prefix in an object store. Raises OSError or StoreUnavailable when the store does not answer."""
+    """A local folder, or a prefix in an object store. Methods raise OSError, or StoreUnavailable when the store fails."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs, self._root = filesystem(url)
         self._local = isinstance(self._fs, LocalFileSystem)
 
-    @_answering
+    @_translates_errors
     def claim(self, batch: str, fingerprint: str) -> dict[str, Any] | None:
-        """Make the folder this batch's, or give the marker of the batch that has it; InvalidInput when it holds other files."""
+        """Mark the folder as this batch's, or return the marker of the batch that owns it.
+
+        InvalidInput when it holds other files or cannot be written.
+        """
         try:
             marker = self.marker()
             if marker is not None:
@@ -60,12 +62,12 @@ class OutputFolder:
         return None
 
     def take_over(self, batch: str, fingerprint: str) -> None:
-        """Make the folder this batch's, whosever it was."""
+        """Mark the folder as this batch's, whichever batch owned it."""
         self.write(MARKER, json.dumps({"batch": batch, "request": fingerprint}).encode() + b"\n")
 
-    @_answering
+    @_translates_errors
     def marker(self) -> dict[str, Any] | None:
-        """Which batch has the folder: `batch`, its id, and `request`, the fingerprint; None when none has."""
+        """The id of the batch that owns the folder, and its request's fingerprint; None when no batch does."""
         try:
             found = json.loads(self._fs.cat_file(self._path(MARKER)))
             return {"batch": str(found["batch"]), "request": str(found["request"])}
@@ -74,22 +76,25 @@ class OutputFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"{shown(self.url)}: {MARKER} there is not Forebay's; name another folder") from error
 
-    @_answering
+    @_translates_errors
     def release(self) -> None:
-        """Leave the folder empty again: nothing was submitted after all."""
+        """Empty the folder again, since nothing was submitted."""
         self._fs.rm_file(self._path(MARKER))
         self.clear_temporary()
 
-    @_answering
+    @_translates_errors
     def create(self, name: str) -> Sink:
-        """A file to write, under a name relative to the folder."""
+        """A file to write; its name is relative to the folder."""
         path = self._path(name)
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         return Sink(self._fs.open(path, "wb"), self.url, self._local)
 
-    @_answering
+    @_translates_errors
     def place(self, temporary: str, name: str) -> bool:
-        """Give a finished temporary file its name, all at once; False when it is nowhere. Another may have done it meanwhile."""
+        """Give a finished temporary file its name, atomically where the store can. Placing it twice does no harm.
+
+        False when there is no file of either name.
+        """
         try:
             self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             if self._local:
@@ -106,26 +111,24 @@ class OutputFolder:
         return bool(self._fs.exists(self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
-        """A small file, whole or not at all."""
+        """Write a small file, whole or not at all."""
         temporary = f"{TEMPORARY}/{name}.{os.getpid()}"
         with self.create(temporary) as sink:
             sink.write(data)
         self.place(temporary, name)
 
-    @_answering
+    @_translates_errors
     def read(self, name: str) -> bytes:
-        """A small file; FileNotFoundError when it is not there."""
         data: bytes = self._fs.cat_file(self._path(name))
         return data
 
-    @_answering
+    @_translates_errors
     def open(self, name: str) -> Any:
-        """A file for reading."""
         return self._fs.open(self._path(name), "rb")
 
-    @_answering
+    @_translates_errors
     def names(self) -> set[str]:
-        """The parts, and the parts with errors, that are in place."""
+        """The names of the parts, those with errors too, that are in place."""
         found = set()
         for folder, prefix in ((self._root, ""), (self._path(ERRORS), f"{ERRORS}/")):
             self._fs.invalidate_cache(folder)
@@ -133,25 +136,24 @@ class OutputFolder:
                 found |= {prefix + str(path).rpartition("/")[2] for path in self._fs.ls(folder, detail=False)}
         return {name for name in found if name.rpartition("/")[2].startswith("part-")}
 
-    @_answering
+    @_translates_errors
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; those that are not there do not matter."""
+        """Remove files, ignoring those that do not exist."""
         for name in names:
             try:
                 self._fs.rm_file(self._path(name))
             except FileNotFoundError:
                 continue
 
-    @_answering
+    @_translates_errors
     def clear_temporary(self) -> None:
-        """Remove what killed attempts have left."""
+        """Remove what killed attempts have left behind."""
         try:
             self._fs.rm(self._path(TEMPORARY), recursive=True)
         except FileNotFoundError:
             return
 
     def manifest(self) -> Mapping[str, Any] | None:
-        """The manifest; None while there is none."""
         try:
             found: Mapping[str, Any] = json.loads(self.read(MANIFEST))
         except FileNotFoundError:
@@ -163,7 +165,7 @@ class OutputFolder:
 
 
 class Sink(io.RawIOBase):
-    """A file that is written once, counted and hashed on the way; on the disk before it is closed, where it is local."""
+    """A file that is counted and hashed while it is written, and synced to disk when it is closed if it is local."""
 
     def __init__(self, file: Any, url: str, local: bool) -> None:
         super().__init__()
@@ -174,36 +176,31 @@ class Sink(io.RawIOBase):
         self.bytes = 0
 
     def writable(self) -> bool:
-        """Yes."""
         return True
 
     def tell(self) -> int:
-        """How many bytes were written."""
         return self.bytes
 
     def write(self, data: Any) -> int:
-        """All of `data`."""
         view = memoryview(data)
-        with answering(self._url):
+        with store_errors(self._url):
             self._file.write(view)
         self._digest.update(view)
         self.bytes += view.nbytes
         return view.nbytes
 
     def close(self) -> None:
-        """Flush to the disk: a part that the ledger calls finished must outlive a power cut."""
         if self.closed:
             return
-        if self._sync:
+        if self._sync:  # a part that the ledger calls finished must survive a power cut
             self._file.flush()
             os.fsync(self._file.fileno())
-        with answering(self._url):
+        with store_errors(self._url):
             self._file.close()
         super().close()
 
     @property
     def sha256(self) -> str:
-        """Of what was written."""
         return self._digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""Writing a shard's part: results as typed columns beside the columns that are kept, bad rows beside it under `_errors/`.
+"""Writing a shard's part: results and kept columns side by side, and under `_errors/` the rows that failed.
 
-Each is written under a temporary name; giving it its own is left to who has the ledger's word that the shard is finished.
+Files are written under temporary names. They get their own names once the ledger says that the shard is finished.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,20 @@ from forebay.contract.requests.shards import ShardOutcome, ShardWork, WrittenFil
 from forebay.contract.row_errors import ErrorCounts, ErrorSample
 from forebay.contract.signature import Signature
 from forebay.contract.values import jsonable
+from forebay.datasets.columns import DEFAULT_OUTPUT, field_type, from_numpy, from_values, value_type
 from forebay.datasets.formats.jsonl import CUSTOM_ID, URL
 from forebay.datasets.formats.source import get_source
 from forebay.datasets.reading.rows import Rows
 from forebay.datasets.writing.folder import ERRORS, OutputFolder, Sink
-from forebay.datasets.writing.outputs import LONE, arrow_type, by_name, from_values, type_of, whole_array
 
-GROUP_ROWS, GROUP_BYTES = 65_536, 16 << 20  # what is held back for one row group
+GROUP_ROWS, GROUP_BYTES = 65_536, 16 << 20  # of a row group
 KEPT = {"int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
-_CODECS = "snappy"
+_MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError, OverflowError)
 
 
 @dataclass(slots=True)
 class ModelOutputs:
-    """What a model made of a chunk: outputs of its rows `ok`, by name as arrays or one by one, and errors by row."""
+    """A model's outputs for the rows `ok` of a chunk, as arrays by name or one by one, and the errors of other rows."""
 
     ok: NDArray[np.int64]
     outputs: Mapping[str, NDArray[Any]] | list[Any]
@@ -52,23 +52,18 @@ class Part:
         self._request = request
         self._locator = get_source(request.format).locator
         self._signature = signature
-        self._good: _Table | _Lines
-        self._bad: _Table | _Lines
-        if request.format == OPENAI:
-            self._good = _Lines(folder, work, f"{work.part}.jsonl")
-            self._bad = _Lines(folder, work, f"{ERRORS}/{work.part}.jsonl")
-        else:
-            self._good = _Table(folder, work, f"{work.part}.parquet")
-            self._bad = _Table(folder, work, f"{ERRORS}/{work.part}.parquet")
+        writer, ending = (_Lines, "jsonl") if request.format == OPENAI else (_Table, "parquet")
+        self._good = writer(_PartFile(folder, work, f"{work.part}.{ending}"))
+        self._bad = writer(_PartFile(folder, work, f"{ERRORS}/{work.part}.{ending}"))
         self._work = work
         self._model = model
         self._types: dict[str, pa.DataType] = {}
         self._counts = ErrorCounts()
 
     def add(self, rows: Rows, made: ModelOutputs) -> tuple[int, int]:
-        """Write a chunk; how many rows went to the part and to the errors."""
+        """Write a chunk; the numbers of rows with results and with errors."""
         errors = dict(made.errors)
-        outputs = made.outputs if isinstance(made.outputs, Mapping) else by_name(made.outputs, self._names())
+        outputs = made.outputs if isinstance(made.outputs, Mapping) else _by_name(made.outputs, self._names())
         columns = self._kept(rows, made.ok, errors)
         columns |= self._outputs(outputs, made.ok, errors)
         good = made.ok
@@ -84,18 +79,18 @@ class Part:
         return len(good), len(errors)
 
     def close(self, seconds: float) -> ShardOutcome:
-        """Finish the files; they still have their temporary names."""
+        """Finish the files, under their temporary names."""
         part, errors = self._good.close(), self._bad.close()
         rows, failed = part.rows if part else 0, errors.rows if errors else 0
         return ShardOutcome(rows, failed, seconds, part, errors, self._counts.kinds())
 
     def discard(self) -> None:
         """Remove what was written."""
-        self._good.discard()
-        self._bad.discard()
+        self._good.file.discard()
+        self._bad.file.discard()
 
     def _sample(self, rows: Rows, i: int, error: Exception) -> ErrorSample:
-        """A bad row as people look for it: by its custom_id, or where it stands and in which file."""
+        """A failed row as people look for it: by its custom_id, or by its position and file."""
         name = rows.columns[CUSTOM_ID][i] if self._request.format == OPENAI else None
         where = f"custom_id {name}" if isinstance(name, str) else f"{self._locator} {rows.where[i]}"
         files = self._request.files
@@ -108,7 +103,7 @@ class Part:
         if self._request.format == OPENAI:
             return {}
         kept = {name: self._copied(rows, name, ok, errors) for name in self._request.keep}
-        return kept or self._places(rows, ok)
+        return kept or self._positions(rows, ok)
 
     def _copied(self, rows: Rows, name: str, ok: NDArray[np.int64], errors: dict[int, Exception]) -> pa.Array:
         column = rows.columns[name]
@@ -118,33 +113,33 @@ class Part:
             return array if array.type == kind else array.cast(kind, safe=False)
         kind = KEPT[self._request.keep_types[name]]
         values = [None if isinstance(column[i], Exception) else column[i] for i in ok]
-        return _tolerant(values, kind, ok, errors, f"column {shown(name)}")
+        return _column(values, kind, ok, errors, f"column {shown(name)}")
 
-    def _places(self, rows: Rows, ok: NDArray[np.int64]) -> dict[str, pa.Array]:
-        """Where each row stands: its number in the file or the byte its line begins at, and the file if there are several."""
+    def _positions(self, rows: Rows, ok: NDArray[np.int64]) -> dict[str, pa.Array]:
+        """The rows' positions, and their files if there are several."""
         where = {self._locator: pa.array(rows.where[ok])}
         return where if len(self._request.files) == 1 else {"file": self._files(rows, ok)} | where
 
     def _files(self, rows: Rows, ok: Any) -> pa.Array:
         files = rows.files[ok]
-        used, places = np.unique(files, return_inverse=True)
+        used, indices = np.unique(files, return_inverse=True)
         paths = pa.array([self._request.files[i].path for i in used], pa.string())
-        return paths.take(pa.array(places))
+        return paths.take(pa.array(indices))
 
     def _outputs(
         self, outputs: Mapping[str, Any], ok: NDArray[np.int64], errors: dict[int, Exception]
     ) -> dict[str, Any]:
-        declared = {field.name: arrow_type(field) for field in self._signature.outputs or ()}
+        declared = {field.name: field_type(field) for field in self._signature.outputs or ()}
         made = {}
         for name, values in outputs.items():
             kind = declared.get(name) or self._types.get(name)
             if isinstance(values, np.ndarray):
-                array = whole_array(values)
+                array = from_numpy(values)
                 made[name] = array if kind is None or array.type == kind else array.cast(kind)
                 self._types.setdefault(name, made[name].type)
             elif len(values):
-                kind = self._types.setdefault(name, kind or type_of(values[0]))
-                made[name] = _tolerant(values, kind, ok, errors, f"output {shown(name)}")
+                kind = self._types.setdefault(name, kind or value_type(values[0]))
+                made[name] = _column(values, kind, ok, errors, f"output {shown(name)}")
         return made
 
     def _add_tables(
@@ -180,12 +175,35 @@ class Part:
         return {"id": f"{self._work.batch}-{rows.files[i]}-{rows.where[i]}", "custom_id": custom_id} | rest
 
 
-class _Table:
-    """A Parquet file that begins with its first rows, written in row groups."""
+class _PartFile:
+    """A file under its temporary name; created when `sink` is first used."""
 
     def __init__(self, folder: OutputFolder, work: ShardWork, name: str) -> None:
         self._folder, self._name, self._temporary = folder, name, work.temporary(name)
-        self._sink: Sink | None = None
+
+    @cached_property
+    def sink(self) -> Sink:
+        return self._folder.create(self._temporary)
+
+    @property
+    def created(self) -> bool:
+        return "sink" in self.__dict__
+
+    def close(self, rows: int) -> WrittenFile:
+        self.sink.close()
+        return WrittenFile(self._name, self._temporary, rows, self.sink.bytes, self.sink.sha256)
+
+    def discard(self) -> None:
+        if self.created:
+            self.sink.close()
+            self._folder.remove([self._temporary])
+
+
+class _Table:
+    """Writes record batches as Parquet, many in one row group."""
+
+    def __init__(self, file: _PartFile) -> None:
+        self.file = file
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.RecordBatch] = []
         self._held_rows = self._held_bytes = self._rows = 0
@@ -199,85 +217,77 @@ class _Table:
 
     def close(self) -> WrittenFile | None:
         self._flush()
-        if self._writer is None or self._sink is None:
+        if self._writer is None:
             return None
         self._writer.close()
-        self._sink.close()
-        return WrittenFile(self._name, self._temporary, self._rows, self._sink.bytes, self._sink.sha256)
-
-    def discard(self) -> None:
-        if self._sink is not None:
-            self._sink.close()
-            self._folder.remove([self._temporary])
+        return self.file.close(self._rows)
 
     def _flush(self) -> None:
         if not self._held:
             return
         if self._writer is None:
-            self._sink = self._folder.create(self._temporary)
-            self._writer = parquet_writer(self._sink, self._held[0].schema)
+            self._writer = parquet_writer(self.file.sink, self._held[0].schema)
         self._writer.write_table(pa.Table.from_batches(self._held))
         self._rows += self._held_rows
         self._held, self._held_rows, self._held_bytes = [], 0, 0
 
 
 class _Lines:
-    """A file of JSON lines that begins with its first line."""
+    """Writes values as JSON lines."""
 
-    def __init__(self, folder: OutputFolder, work: ShardWork, name: str) -> None:
-        self._folder, self._name, self._temporary = folder, name, work.temporary(name)
-        self._sink: Sink | None = None
+    def __init__(self, file: _PartFile) -> None:
+        self.file = file
         self._rows = 0
 
     def add(self, line: Any) -> None:
-        if self._sink is None:
-            self._sink = self._folder.create(self._temporary)
-        self._sink.write(json.dumps(jsonable(line), ensure_ascii=False).encode() + b"\n")
+        self.file.sink.write(json.dumps(jsonable(line), ensure_ascii=False).encode() + b"\n")
         self._rows += 1
 
     def close(self) -> WrittenFile | None:
-        if self._sink is None:
-            return None
-        self._sink.close()
-        return WrittenFile(self._name, self._temporary, self._rows, self._sink.bytes, self._sink.sha256)
-
-    def discard(self) -> None:
-        if self._sink is not None:
-            self._sink.close()
-            self._folder.remove([self._temporary])
+        return self.file.close(self._rows) if self.file.created else None
 
 
 def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
-    """As all parts are written: numbers plainly, for a dictionary of floats costs more than it saves."""
+    """A writer with the options of every part: no dictionary for numbers, where it costs more than it saves."""
     words = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_binary(field.type)]
-    return pq.ParquetWriter(sink, schema, compression=_CODECS, use_dictionary=words or False)
+    return pq.ParquetWriter(sink, schema, compression="snappy", use_dictionary=words or False)
 
 
-def _tolerant(
+def _by_name(outputs: Sequence[Any], names: Sequence[str] | None) -> Mapping[str, list[Any]]:
+    """Rows of outputs as columns: by the declared names, or by their keys if every row is a dict with the same, or as one."""
+    if names is not None and len(names) == 1:
+        return {names[0]: list(outputs)}
+    keys = names or (list(outputs[0]) if outputs and isinstance(outputs[0], dict) else None)
+    if keys and all(isinstance(row, dict) and [*row] == [*keys] for row in outputs):
+        return {str(name): [row[name] for row in outputs] for name in keys}
+    return {DEFAULT_OUTPUT: list(outputs)}
+
+
+def _column(
     values: Sequence[Any], kind: pa.DataType, ok: NDArray[np.int64], errors: dict[int, Exception], what: str
 ) -> pa.Array:
-    """Values as a column; one that does not fit becomes its row's error, and null here."""
+    """Values as a column; for one that does not fit there is a null, and its row gets an error."""
     try:
         return from_values(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError, OverflowError):
+    except _MISFITS:
         return pa.concat_arrays([_single(v, kind, int(i), errors, what) for v, i in zip(values, ok, strict=True)])
 
 
 def _single(value: Any, kind: pa.DataType, i: int, errors: dict[int, Exception], what: str) -> pa.Array:
     try:
         return from_values([value], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError, OverflowError):
+    except _MISFITS:
         errors.setdefault(i, InvalidInput(f"{what}: expected {kind}, got {shown(value)}"))
         return pa.nulls(1, kind)
 
 
 def _body(url: str, row: dict[str, Any], model: str) -> dict[str, Any]:
-    """A response's body: OpenAI's form for embeddings, and the outputs by name for all else."""
+    """A response's body: embeddings as OpenAI returns them, any other outputs by name."""
     values = list(row.values())
     if url.endswith("/embeddings") and len(values) == 1 and isinstance(values[0], list):
         vector = {"object": "embedding", "index": 0, "embedding": values[0]}
         return {"object": "list", "data": [vector], "model": model}
-    return {"output": row[LONE] if [*row] == [LONE] else row, "model": model}
+    return {"output": row[DEFAULT_OUTPUT] if [*row] == [DEFAULT_OUTPUT] else row, "model": model}
 
 
 def _text(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from forebay.contract.errors import JobNotFound
-from forebay.contract.job import FINAL, Attempt, JobError, JobInfo, JobKind, JobState, Progress, at, utc
+from forebay.contract.job import FINAL, Attempt, AttemptEnd, JobError, JobInfo, JobKind, JobState, Progress, at, utc
 from forebay.storage.jobs.records import Outcome, json_text
 from forebay.storage.ledger.connection import Ledger
 
@@ -177,7 +177,7 @@ class JobQueries:
         with self.ledger.read() as connection:
             rows = connection.execute(self._sql(PAST), {"id": id}).fetchall()
         return [
-            Attempt(attempt, worker, utc(started), at(ended_at), ended, reason)
+            Attempt(attempt, worker, utc(started), at(ended_at), AttemptEnd(ended), reason)
             for attempt, worker, started, ended_at, ended, reason in rows
         ]
 

@@ -24,7 +24,7 @@ WRONG = {
     "predict digits [1,2": "INPUT is not JSON",
     "predict digits [1,2]": "expected float32 of shape [64]",
     "predict nobody 1": "no model is called 'nobody'",
-    "predict ../../x 1": "is no model reference",
+    "predict ../../x 1": "is not a valid model reference",
     "predict doubles 1 --queue nowhere": "there is no queue 'nowhere'",
     f"jobs show {NO_JOB}": f"no job has the id '{NO_JOB}'",
     "models register x missing.pt2": "there is no artifact at",
@@ -175,7 +175,7 @@ def test_what_was_typed_wrongly_exits_2_with_one_line_that_says_what(user):
 
 def test_names_that_are_no_utf_8_are_refused_printably(user):
     model, value = user.together(("predict", b"dig\xfeits", "1"), ("predict", "echoes", b"\xed\xa0\x80"))
-    assert "is no model reference" in refusal(model)
+    assert "is not a valid model reference" in refusal(model)
     assert "is not UTF-8 text" in refusal(value)
 
 

@@ -324,7 +324,7 @@ def test_a_job_that_was_never_submitted_is_not_found(client, id):
 
 @pytest.mark.parametrize("id", ["", "nonsense", "../../etc/passwd", None, 7, "0" * 33])
 def test_what_is_no_job_id_is_refused(client, id):
-    with pytest.raises(InvalidInput, match="is no job id"):
+    with pytest.raises(InvalidInput, match="is not a valid job id"):
         client.job(id)
 
 

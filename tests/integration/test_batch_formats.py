@@ -54,7 +54,7 @@ def test_csv_columns_make_a_vector_and_a_bad_value_is_an_error(stack: WorkerStac
         {"id": f"00{i}", "total": 2 * i + 0.5} for i in range(300) if i not in (100, 200)
     ]
     errors = errors_of(tmp_path / "out")
-    assert "'oops' is no number" in errors[0]["message"]
+    assert "'oops' is not a number" in errors[0]["message"]
     assert "the line has 2 values, the header 3" in errors[1]["message"]
     text = (tmp_path / "in.csv").read_bytes()
     assert [text[error["offset"] :].split(b",")[0] for error in errors] == [b"00100", b"00200"]
@@ -144,7 +144,7 @@ def test_files_of_different_number_types_all_go_in(stack: WorkerStack, tmp_path:
 
 
 REFUSED = {
-    "no such file": ("total", "nothing/*.parquet", {}, r"no file is like '.*nothing/\*\.parquet'"),
+    "no such file": ("total", "nothing/*.parquet", {}, r"no file matches '.*nothing/\*\.parquet'"),
     "no such column": (
         "total",
         "in/000.parquet",
@@ -166,12 +166,17 @@ REFUSED = {
         {"columns": "x", "keep": "total"},
         r"no column 'total'|keep: 'total'",
     ),
-    "which column": ("shout", "in/000.parquet", {}, r"which column goes into the model\?"),
+    "which column": ("shout", "in/000.parquet", {}, r"name the column that goes into the model"),
     "mixed formats": ("total", ["in/000.parquet", "a.csv"], {"columns": "x"}, r"mixes formats"),
     "no known ending": ("total", "a.xyz", {"columns": "x"}, r"a\.xyz'.*name the format"),
-    "strange format": ("total", "in/000.parquet", {"format": "orc"}, r"format 'orc' is none of parquet, arrow"),
+    "strange format": ("total", "in/000.parquet", {"format": "orc"}, r"format 'orc' is not one of parquet, arrow"),
     "strange threshold": ("total", "in/000.parquet", {"error_threshold": 1.5}, r"error_threshold 1\.5"),
-    "no numbers": ("total", "words.csv", {"columns": ["a", "b"]}, r"words\.csv'.*'x' is no number.*none of the first"),
+    "no numbers": (
+        "total",
+        "words.csv",
+        {"columns": ["a", "b"]},
+        r"words\.csv'.*'x' is not a number.*none of the first",
+    ),
 }
 
 

@@ -195,7 +195,7 @@ def test_what_stands_in_the_address_is_shown_as_text(site: Site, scene: Scene) -
 def test_a_field_that_cannot_be_meant_is_named_beside_the_form(site: Site) -> None:
     reply = site.ask("/jobs?state=failed&model=a/b/c&queue=cpu")
     assert reply.status == 400
-    assert "&#x27;a/b/c&#x27; is no model reference" in reply.text.replace("&#39;", "&#x27;")
+    assert "&#x27;a/b/c&#x27; is not a valid model reference" in reply.text.replace("&#39;", "&#x27;")
     assert 'name="queue" value="cpu"' in reply.text
     assert site.ask("/jobs?model=nobody@champion").status == 400
 

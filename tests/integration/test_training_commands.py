@@ -145,7 +145,7 @@ def test_a_training_job_carries_what_was_asked_for_with_all_parameters(shell: Sh
         ({"seed": -1}, "seed -1 is not a whole number from 0"),
         ({"nproc": 0}, "nproc 0 is not a whole number from 1 to 64"),
         ({"nodes": 65}, "nodes 65 is not a whole number from 1 to 64"),
-        ({"alias": "the best"}, "no alias"),
+        ({"alias": "the best"}, "not a valid alias"),
         ({"checkpoint_steps": 0}, "checkpoint_steps 0"),
         ({"checkpoint_minutes": float("nan")}, "checkpoint_minutes nan"),
         ({"checkpoint_keep": 0}, "checkpoint_keep 0"),
@@ -170,7 +170,7 @@ def test_what_will_not_do_is_refused_before_anything_is_stored(
 
 def test_only_a_queue_that_takes_training_and_is_large_enough_will_do(client: Client, data: str) -> None:
     for more, words in (
-        ({"queue": "cpu"}, "takes no train jobs"),
+        ({"queue": "cpu"}, "accepts no train jobs"),
         ({"nproc": 9}, "needs 9 cpu"),
         ({"nproc": 2, "resources": {"gpu": 1}}, "needs 2 gpu"),
         ({"resources": {"gpu_memory": "80GiB"}}, "needs 80 GiB gpu_memory"),
@@ -274,7 +274,7 @@ def test_train_submits_and_prints_the_id_when_it_is_detached(shell: Shell, data:
         (["--param", "epochs"], "is not KEY=VALUE"),
         (["--target", "digit"], "there is no column 'digit'"),
         (["--deadline", "soon"], "--deadline"),
-        (["--queue", "cpu"], "takes no train jobs"),
+        (["--queue", "cpu"], "accepts no train jobs"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(shell: Shell, data: str, words: list[str], error: str) -> None:
@@ -445,7 +445,7 @@ def test_what_an_evaluation_cannot_do_is_refused_at_submit(shell: Shell, client:
         with pytest.raises(InvalidInput) as refusal:
             client.evaluate(ref, **({"dataset": data, "target": "label"} | more))
         assert words in str(refusal.value)
-    with pytest.raises(NoQueueFits, match="takes no evaluate jobs"):
+    with pytest.raises(NoQueueFits, match="accepts no evaluate jobs"):
         client.evaluate("pair", data, target="label", columns=["x", "y"], queue="train")
     assert client.jobs() == []
 

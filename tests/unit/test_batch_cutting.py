@@ -106,7 +106,7 @@ def test_cutting_on_ends_at_single_rows(tmp_path: Path, name: str) -> None:
 
 
 def test_of_very_many_rows_only_some_places_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutting, "MOST_PLACES", 5)
+    monkeypatch.setattr(cutting, "MAX_POSITIONS", 5)
     request, shard = planned(tmp_path, "a.arrow")
     parts = cut(request, shard, 4)
     assert [n for part in parts for n in numbers(request, part)] == list(range(ROWS))

@@ -9,7 +9,7 @@ import pytest
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable, Transient
-from forebay.datasets.formats.store_errors import answering
+from forebay.datasets.formats.files import store_errors
 from forebay.datasets.writing.folder import MANIFEST, OutputFolder
 
 
@@ -75,7 +75,7 @@ FINAL = [
 def test_what_a_store_may_get_over_is_told_with_its_url_and_may_pass(error: Exception) -> None:
     with (
         pytest.raises(StoreUnavailable, match=r"s3://b/k.*: the store does not answer: .*") as caught,
-        answering("s3://b/k"),
+        store_errors("s3://b/k"),
     ):
         raise error
     assert isinstance(caught.value, Transient)
@@ -84,7 +84,7 @@ def test_what_a_store_may_get_over_is_told_with_its_url_and_may_pass(error: Exce
 
 @pytest.mark.parametrize("error", FINAL, ids=repr)
 def test_all_else_stays_what_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, answering("s3://b/k"):
+    with pytest.raises(type(error)) as caught, store_errors("s3://b/k"):
         raise error
     assert caught.value is error
 

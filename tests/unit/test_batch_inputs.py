@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Shard, dump_pieces, load_pieces
 from forebay.contract.signature import Field, Signature
+from forebay.datasets.columns import field_type, from_numpy, from_values, value_type
 from forebay.datasets.formats.source import Chunk
-from forebay.datasets.planning.checking import name_columns
-from forebay.datasets.reading.inputs import Inputs, convert, misfit
-from forebay.datasets.writing.outputs import arrow_type, from_values, type_of, whole_array
+from forebay.datasets.planning.checking import misfit, name_columns
+from forebay.datasets.reading.inputs import Inputs, convert
 
 VECTOR = Signature.parse({"x": {"dtype": "float32", "shape": [3]}})
 
@@ -125,10 +125,10 @@ def test_columns_find_their_inputs(given_: Any, signature: Signature, types: lis
 @pytest.mark.parametrize(
     ("given_", "signature", "message"),
     [
-        (None, VECTOR, "which column goes into the model"),
+        (None, VECTOR, "name the column that goes into the model"),
         (["a", "b", "c"], TWO, "the model has 2 inputs, 'a', 'b'"),
         ({"a": "l"}, TWO, "name one for each input"),
-        ([], VECTOR, "expected the names of columns"),
+        ([], VECTOR, "expected column names"),
     ],
 )
 def test_columns_that_leave_it_open_are_refused(given_: Any, signature: Signature, message: str) -> None:
@@ -140,13 +140,13 @@ def test_columns_that_leave_it_open_are_refused(given_: Any, signature: Signatur
 def test_outputs_become_typed_columns_whole_or_one_by_one(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).random((5, *shape)).astype(np.float32)
     field = Field("y", "float32", shape)
-    one_by_one = from_values(list(values), arrow_type(field))
-    assert whole_array(values).cast(arrow_type(field)).equals(one_by_one)
+    one_by_one = from_values(list(values), field_type(field))
+    assert from_numpy(values).cast(field_type(field)).equals(one_by_one)
     assert one_by_one.to_pylist() == values.tolist()
 
 
 def test_an_output_without_a_type_of_its_own_becomes_json() -> None:
-    kind = type_of({"a": [1, None]})
+    kind = value_type({"a": [1, None]})
     assert from_values([{"a": [1, None]}, {"b": np.float32(2)}], kind).to_pylist() == ['{"a": [1, null]}', '{"b": 2.0}']
 
 

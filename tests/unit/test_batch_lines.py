@@ -113,7 +113,7 @@ def test_a_request_without_custom_id_or_body_is_a_bad_row(folder: Path) -> None:
 
 
 def test_a_file_that_is_no_json_or_has_no_header_is_refused_by_name(folder: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"e\.jsonl.*no line of its beginning is a JSON object"):
+    with pytest.raises(InvalidInput, match=r"e\.jsonl.*none of its first lines is a JSON object"):
         JsonLines().sample(a_file(folder, b"nothing\nof the kind\n", "e.jsonl"))
-    with pytest.raises(InvalidInput, match=r"f\.csv.*begins with no header line"):
+    with pytest.raises(InvalidInput, match=r"f\.csv.*does not begin with a header line"):
         Csv().sample(a_file(folder, b"\n\n", "f.csv"))

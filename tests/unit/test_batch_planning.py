@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.requests.batch import TO_THE_END, Piece, Position, Shard
-from forebay.datasets.planning.shards import Block, Size, shards
+from forebay.datasets.formats.source import Block
+from forebay.datasets.planning.shards import Size, shards
 
 FREELY = 1 << 30
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import InputFile
-from forebay.datasets.formats.npz import Npz
+from forebay.datasets.formats.arrays import Npz
 from forebay.datasets.reading.table import Read, column_names, read_table
 
 ROWS = {"n": [1.5, None, 3.0], "word": ["a", None, "c d"], "pair": [[1, 2], [3, 4], [5, 6]], "i": [1, 2, 3]}

@@ -44,7 +44,7 @@ def test_an_attempt_that_was_lost_is_told_with_its_reason_before_the_next_one() 
         ("queued", None, None, "digits/1 on queue cpu"),
         ("claimed", 1, "w1@h", ""),
         ("lost", 1, "w1@h", "signal 9 (SIGKILL)"),
-        ("queued", None, None, "waits for its next attempt"),
+        ("queued", None, None, "waiting for its next attempt"),
         ("claimed", 2, "w2@h", ""),
         ("failed", 2, "w2@h", "ValueError: bad row"),
     ]

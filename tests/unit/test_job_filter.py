@@ -43,14 +43,14 @@ def test_an_alias_is_kept_until_it_is_resolved() -> None:
     [
         ("state", "done", "no state is called 'done'; there are queued"),
         ("kind", "<b>", "no kind is called '<b>'"),
-        ("model", "a/b/c", "no model reference"),
+        ("model", "a/b/c", "not a valid model reference"),
         ("metadata", "user", "metadata 'user' is not key=value"),
         ("metadata", "=1", "is not key=value"),
         ("since", "yesterday", "since 'yesterday' is no time"),
         ("until", "9999-99-99T00:00", "is no time"),
         ("id", "xyz", "does not begin a job's id"),
         ("id", "0" * 33, "does not begin a job's id"),
-        ("parent", "01a2", "is no job id"),
+        ("parent", "01a2", "is not a valid job id"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_value(field: str, value: str, words: str) -> None:

@@ -42,7 +42,7 @@ def test_sizes_are_read_with_decimal_and_binary_units(text: int | float | str, s
     ],
 )
 def test_what_is_no_size_is_refused_with_the_value(value: object) -> None:
-    with pytest.raises(InvalidInput, match="is no size"):
+    with pytest.raises(InvalidInput, match="is not a valid size"):
         parse_bytes(value)  # type: ignore[arg-type]
 
 
@@ -102,7 +102,7 @@ def test_resources_of_unknown_names_or_impossible_amounts_are_refused(mapping: o
 
 
 def test_an_unknown_resource_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(InvalidInput, match=r"unknown 'gpus'; known are cpu, memory, gpu, gpu_memory"):
+    with pytest.raises(InvalidInput, match=r"unknown 'gpus'; there are cpu, memory, gpu, gpu_memory"):
         Resources.parse({"gpus": 1})
 
 
@@ -173,9 +173,9 @@ def test_a_queue_that_does_not_take_the_kind_is_passed_over() -> None:
         "large": QueueSpec("large", Resources(cpu=2), frozenset({JobKind.TRAIN})),
     }
     assert route(queues, Resources(cpu=1), JobKind.TRAIN) == "large"
-    with pytest.raises(NoQueueFits, match="no queue takes batch jobs"):
+    with pytest.raises(NoQueueFits, match="no queue accepts batch jobs"):
         route(queues, Resources(), JobKind.BATCH)
-    with pytest.raises(NoQueueFits, match="'small' takes no train jobs, only predict"):
+    with pytest.raises(NoQueueFits, match="'small' accepts no train jobs, only predict"):
         route(queues, Resources(), JobKind.TRAIN, queue="small")
 
 
@@ -195,7 +195,7 @@ def test_a_queue_asked_for_by_name_is_taken_when_it_holds_the_job() -> None:
 
 
 def test_an_unknown_queue_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InvalidInput, match="no queue 'tpu'; declared are: cpu, gpu"):
+    with pytest.raises(InvalidInput, match="no queue 'tpu'; the declared queues are cpu, gpu"):
         route(DEFAULT_QUEUES, Resources(), JobKind.PREDICT, queue="tpu")
 
 

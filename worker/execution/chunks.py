@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.errors import Transient
-from forebay.datasets.reading.inputs import Inputs, others
+from forebay.datasets.reading.inputs import Inputs
 from forebay.datasets.writing.parts import ModelOutputs
 from forebay.worker.execution.engine import Columns, Engine
 from forebay.worker.execution.model_cache import LoadedModel
@@ -37,7 +37,7 @@ def run_chunk(engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran) -> 
             raise error
     if not errors:
         return ModelOutputs(inputs.good, made, dict(inputs.bad))
-    stay = others(len(inputs.good), errors)
+    stay = np.delete(np.arange(len(inputs.good)), list(errors))
     bad = inputs.bad | {int(inputs.good[i]): error for i, error in errors.items()}
     kept = [made[i] for i in stay] if isinstance(made, list) else {name: values[stay] for name, values in made.items()}
     return ModelOutputs(inputs.good[stay], kept, bad)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from forebay.contract.errors import ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import ARRAY_DTYPES, Row
-from forebay.datasets.reading.table import Values
+from forebay.datasets.columns import Values
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import tensor_bytes
 from forebay.worker.trainer.artifact import read_artifact

@@ -18,8 +18,9 @@ from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES
 from forebay.contract.requests.recipes import CLASSES
 from forebay.contract.requests.training import TRAIN, DataSummary, TrainRequest
+from forebay.datasets.columns import Values
 from forebay.datasets.formats.images import IMAGE
-from forebay.datasets.reading.table import FOLDER, Read, Table, Values, column_names, read_table
+from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, read_table
 from forebay.worker.trainer import splitting
 from forebay.worker.trainer.labels import Target, label_text
 from forebay.worker.trainer.preprocessing import DROP, check_missing, fit_scale, is_missing

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.datasets.reading.table import Table, Values
+from forebay.datasets.columns import Values
+from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.labels import label_text
 
 NUMBER, CATEGORY = "number", "category"

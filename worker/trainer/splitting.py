@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.training import TEST, TRAIN, VALIDATION, Split
-from forebay.datasets.reading.table import Table, Values
+from forebay.datasets.columns import Values
+from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.labels import label_text
 
 SPLITS = (TRAIN, VALIDATION, TEST)

@@ -28,9 +28,9 @@ from forebay.contract.requests.shards import WrittenFile
 from forebay.contract.wire import codec
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob, redis_keys
-from forebay.datasets.formats.source import get_source
+from forebay.datasets.formats.source import Block, get_source
 from forebay.datasets.planning.checking import check_file
-from forebay.datasets.planning.shards import Block, Layout, Size, shards
+from forebay.datasets.planning.shards import Layout, Size, shards
 from forebay.datasets.reading.rows import columns_read
 from forebay.datasets.writing.folder import MANIFEST, OutputFolder
 from forebay.storage.batches.records import Batch, Totals

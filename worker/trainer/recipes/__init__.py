@@ -17,7 +17,8 @@ from torch import nn
 
 from forebay.contract.errors import InvalidInput, MissingExtra
 from forebay.contract.requests.recipes import CLASSES, RECIPES
-from forebay.datasets.reading.table import Table, Values
+from forebay.datasets.columns import Values
+from forebay.datasets.reading.table import Table
 from forebay.worker.allowed import import_allowed
 
 GROUP = "forebay.recipes"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.recipes import CLASSES
-from forebay.datasets.reading.table import Table, Values
+from forebay.datasets.columns import Values
+from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.preprocessing import DROP, fit_scale
 from forebay.worker.trainer.recipes.images import only_column
 

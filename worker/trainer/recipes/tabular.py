@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from forebay.contract.requests.recipes import CLASSES, NUMBERS
-from forebay.datasets.reading.table import Table, Values
+from forebay.datasets.columns import Values
+from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.preprocessing import encode_columns, fields, fit_columns, width
 
 

@@ -1,0 +1,142 @@
+"""Arrow to NumPy and back: columns of numbers become arrays, and a model's outputs typed columns, without a Python object
+for each row where the values allow it.
+"""  # fmt: skip
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from forebay.contract.signature import ARRAY_DTYPES, Field
+from forebay.contract.values import jsonable
+
+DEFAULT_INPUT, DEFAULT_OUTPUT = "input", "output"  # of a model that declares none
+
+Column: TypeAlias = "pa.Array | list[Any]"  # as it is read: Arrow, or Python's values
+Values: TypeAlias = (
+    "NDArray[Any] | list[Any]"  # as it is computed with: one array `(rows, *shape)`, or a value for each row
+)
+
+_VALUE_TYPES = {"str": pa.string(), "bytes": pa.binary(), "json": pa.string()}
+
+
+def is_number(kind: Any) -> bool:
+    """Whether this is an Arrow type of numbers or truth values."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def is_list(kind: Any) -> bool:
+    """Whether this is an Arrow type of lists of any kind."""
+    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def list_lengths(kind: Any) -> tuple[list[int | None], Any]:
+    """The lengths of nested lists, None where they vary, and the type of their elements."""
+    lengths: list[int | None] = []
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    while is_list(kind):
+        lengths.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
+        kind = kind.value_type
+    return lengths, kind
+
+
+def to_numpy(column: pa.Array, *, nan_for_null: bool = False) -> NDArray[Any] | None:
+    """A column of numbers, or of nested lists of one length, as an array `(rows, *shape)`; None for any other column.
+
+    Nulls make it another column, unless missing numbers are to be NaN.
+    """
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    shape = [len(column)]
+    while is_list(column.type):
+        if column.null_count:
+            return None
+        if pa.types.is_fixed_size_list(column.type):
+            shape.append(column.type.list_size)
+        else:
+            lengths = np.asarray(pc.list_value_length(column))
+            if not len(lengths) or (lengths != lengths[0]).any():
+                return None
+            shape.append(int(lengths[0]))
+        column = column.flatten()
+    if not is_number(column.type):
+        return None
+    if column.null_count:
+        if not nan_for_null or pa.types.is_boolean(column.type):
+            return None
+        column = column.cast(pa.float64())
+    flat: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return flat.reshape(shape)
+
+
+def from_numpy(values: NDArray[Any]) -> pa.Array:
+    """An array `(rows, *shape)` as a column: fixed-size lists over the same bytes."""
+    array = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for length in reversed(values.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, length)
+    return array
+
+
+def cast_numbers(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """`array` as `dtype`; None when a number does not fit."""
+    if array.dtype == dtype:
+        return array
+    if dtype.kind in "iu" and array.size:
+        bounds = np.iinfo(dtype)
+        if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
+            return None
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if dtype.kind == "f" and array.dtype.kind == "f" and bool((np.isinf(cast) != np.isinf(array)).any()):
+        return None
+    return cast
+
+
+def take(values: Values, rows: NDArray[np.int64]) -> Values:
+    """These rows, in this order."""
+    return values[rows] if isinstance(values, np.ndarray) else [values[i] for i in rows]
+
+
+def nested_type(dtype: np.dtype[Any], shape: Sequence[int]) -> pa.DataType:
+    """The column type of samples of this dtype and shape; a free dimension (-1) is a list of any length."""
+    kind = pa.from_numpy_dtype(dtype)
+    for length in reversed(shape):
+        kind = pa.list_(kind) if length == -1 else pa.list_(kind, length)
+    return kind
+
+
+def field_type(field: Field) -> pa.DataType:
+    """The column type of a declared output."""
+    dtype = ARRAY_DTYPES.get(field.dtype)
+    return _VALUE_TYPES[field.dtype] if dtype is None else nested_type(dtype, field.shape)
+
+
+def value_type(value: Any) -> pa.DataType:
+    """The column type for outputs like this one, where none is declared; JSON text for what has no Arrow type."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+        return nested_type(value.dtype, value.shape)
+    for kind, arrow in ((bool, pa.bool_()), (int, pa.int64()), (float, pa.float64()), (str, pa.string())):
+        if type(value) is kind:
+            return arrow
+    return pa.binary() if isinstance(value, bytes) else pa.string()
+
+
+def from_values(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Outputs one by one as a column of this type; ArrowInvalid or ArrowTypeError when one does not fit."""
+    arrays = bool(values) and all(isinstance(value, np.ndarray) for value in values)
+    if arrays and pa.types.is_fixed_size_list(kind) and len({value.shape for value in values}) == 1:
+        return from_numpy(np.stack(list(values))).cast(kind)
+    if pa.types.is_string(kind):
+        return pa.array([value if isinstance(value, str) else _as_json(value) for value in values], kind)
+    return pa.array([value.tolist() if isinstance(value, np.ndarray | np.generic) else value for value in values], kind)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(jsonable(value), ensure_ascii=False)

@@ -1,0 +1,142 @@
+"""NumPy's .npy and .npz files: the first dimension of an array counts its rows. Nothing in them is unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib import format as npy_format
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.contract.requests.batch import TO_THE_END, InputFile
+from forebay.datasets.columns import from_numpy, nested_type
+from forebay.datasets.formats.files import open_file
+from forebay.datasets.formats.source import ANY_CUTS, CHUNK_BYTES, Block, Chunk, Sample, unreadable
+
+COLUMN = "array"  # the name of the only column of a .npy file
+
+
+class Npy:
+    """One array; a range of its rows is read without the rest."""
+
+    locator = "row"
+
+    def sample(self, file: InputFile) -> Sample:
+        with open_file(file.path) as handle:
+            shape, dtype = _header(handle, file)
+        return Sample({COLUMN: nested_type(dtype, shape[1:])}, 0 in shape)
+
+    def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
+        del columns, row_bytes
+        with open_file(file.path) as handle:
+            shape, dtype = _header(handle, file)
+        rows = shape[0]
+        return [Block(0, rows, rows, rows * _row_bytes(shape, dtype), ANY_CUTS)] if rows else []
+
+    def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
+        del columns
+        with open_file(file.path) as handle:
+            shape, dtype = _header(handle, file)
+            size = _row_bytes(shape, dtype)
+            handle.seek(first * size, 1)
+            step = max(1, CHUNK_BYTES // max(1, size))
+            for at in range(first, last, step):
+                count = min(step, last - at)
+                data = handle.read(count * size)
+                if len(data) < count * size:
+                    raise InvalidInput(f"{file.path}: the file is shorter than its header says")
+                array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+                yield Chunk(
+                    {COLUMN: from_numpy(array.reshape(count, *shape[1:]))}, np.arange(at, at + count, dtype=np.int64)
+                )
+
+
+class Npz:
+    """Arrays of numbers or of text with equally many rows. It is read whole: zip gives no way to a single row."""
+
+    locator = "row"
+
+    def sample(self, file: InputFile) -> Sample:
+        with _opened(file) as archive:
+            arrays = {name: _array(archive, name, file) for name in archive.files}
+        rows = _rows(arrays, file)
+        types = {name: _column(array[:1]).type for name, array in arrays.items()}
+        return Sample(types, not rows, sum(array.nbytes for array in arrays.values()) // max(1, rows))
+
+    def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
+        del columns
+        return [Block(0, TO_THE_END, file.size // max(1, row_bytes), file.size)]
+
+    def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
+        with _opened(file) as archive:
+            missing = [name for name in columns if name not in archive.files]
+            if missing:
+                raise InvalidInput(f"{shown(file.path)}: there is no array {shown(missing[0])}")
+            arrays = {name: _array(archive, name, file) for name in columns}
+        rows = _rows(arrays, file)
+        stop = rows if last == TO_THE_END else min(rows, last)
+        step = max(1, CHUNK_BYTES * max(1, rows) // max(1, sum(array.nbytes for array in arrays.values())))
+        for at in range(first, stop, step):
+            end = min(at + step, stop)
+            named = {name: _column(array[at:end]) for name, array in arrays.items()}
+            yield Chunk(named, np.arange(at, end, dtype=np.int64))
+
+
+def _header(handle: Any, file: InputFile) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    try:
+        major, _ = npy_format.read_magic(handle)
+        read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
+        shape, fortran, dtype = read(handle)
+    except (ValueError, OSError) as error:
+        raise unreadable(file.path, "a .npy array", error) from error
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise InvalidInput(f"{file.path}: expected an array of numbers, found dtype {dtype}")
+    if fortran and len(shape) > 1:
+        raise InvalidInput(f"{file.path}: the array is in Fortran order; save np.ascontiguousarray(array)")
+    if not shape:
+        raise InvalidInput(f"{file.path}: expected an array with a row for each sample, found a single number")
+    return tuple(shape), dtype
+
+
+def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+
+
+@contextmanager
+def _opened(file: InputFile) -> Iterator[Any]:
+    try:
+        with open_file(file.path) as handle, np.load(handle, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InvalidInput(f"{shown(file.path)} is not a .npz archive")
+            yield archive
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise unreadable(file.path, "a .npz archive", error) from error
+
+
+def _array(archive: Any, name: str, file: InputFile) -> Any:
+    array = archive[name]
+    if array.dtype.kind not in "biufU" or not array.ndim:
+        what = "a single value" if not array.ndim else f"dtype {array.dtype}"
+        raise InvalidInput(f"{shown(file.path)}: array {shown(name)}: expected numbers or text by rows, found {what}")
+    return array
+
+
+def _rows(arrays: dict[str, Any], file: InputFile) -> int:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{shown(name)} has {length}" for name, length in lengths.items())
+        raise InvalidInput(f"{shown(file.path)}: its arrays differ in length: {counts}")
+    return next(iter(lengths.values()), 0)
+
+
+def _column(array: Any) -> pa.Array:
+    if array.dtype.kind == "U":
+        return pa.array(array.tolist())
+    return from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
