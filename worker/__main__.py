@@ -1,6 +1,6 @@
-"""`python -m forebay.worker QUEUES CONCURRENCY [SUPERVISOR]`: one worker process for the device in FOREBAY_DEVICE."""
+"""`python -m forebay.worker QUEUES CHILDREN [SUPERVISOR]`: one worker process for the device in FOREBAY_DEVICE."""
 
-from forebay.worker.parent.app import main
+from forebay.worker.parent.process import main
 
-if __name__ == "__main__":  # a spawned child imports this module too, and must not start a worker of its own
+if __name__ == "__main__":
     raise SystemExit(main())

@@ -60,8 +60,8 @@ WORKER: Mapping[str, Metric] = {
     "worker_children": Metric("gauge", "Children that are ready for work."),
     "messages_held": Metric("gauge", "Messages that wait in the worker for a free child."),
     "jobs_in_flight": Metric("gauge", "Jobs that the worker's children hold."),
-    "hand_overs_total": Metric("counter", "Portions of jobs that a child took, by outcome: done, failed or lost.", ("outcome",)),
-    "hand_over_seconds_total": Metric("counter", "Time in which a child was at work."),
+    "pool_tasks_total": Metric("counter", "Portions of jobs handed to a child, by outcome: done, failed or lost.", ("outcome",)),
+    "pool_task_seconds_total": Metric("counter", "Time in which a child was at work on them."),
     "child_deaths_total": Metric("counter", "Children that died with jobs in hand."),
     "sweeper_jobs_total": Metric(
         "counter", "Jobs that a sweep moved: freed, failed, expired, due, resent, deleted.", ("action",)

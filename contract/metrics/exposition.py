@@ -5,10 +5,12 @@ Knows contract.metrics, which says what there is, and prometheus_client, which i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, make_wsgi_app
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from forebay.contract.metrics.declared import LEDGER, PREFIX, WORKER
 from forebay.contract.metrics.statistics import Histogram, Labels, Statistics
@@ -20,7 +22,14 @@ FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogr
 
 def expose(families: Iterable[Metric]) -> bytes:
     """The families as text."""
-    return generate_latest(_Families(families))  # all it asks for is `collect`
+    return generate_latest(_Families(lambda: families))  # all it asks for is `collect`
+
+
+def metrics_app(families: Callable[[], Iterable[Metric]]) -> Callable[..., Any]:
+    """A WSGI application that answers with the families of that moment."""
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return make_wsgi_app(registry)
 
 
 def worker_families(workers: Mapping[str, tuple[Statistics, bool]]) -> Iterator[Metric]:
@@ -60,12 +69,12 @@ def _cumulative(histogram: Histogram, buckets: tuple[float, ...]) -> Iterator[tu
         yield ("+Inf" if bound == float("inf") else str(bound)), below
 
 
-class _Families:
-    """A registry with nothing but these."""
+class _Families(Collector):
+    """A collector of nothing but these."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
+    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client."""
-        return self._families
+        return self._families()

@@ -109,7 +109,7 @@ class LedgerMetrics:
 
 def seconds_per_job(reports: list[WorkerReport]) -> float:
     """What one job took a child of these workers on average since they started; 0 before they have ended any."""
-    seconds = sum(report.statistics.total("hand_over_seconds_total") for report in reports)
+    seconds = sum(report.statistics.total("pool_task_seconds_total") for report in reports)
     jobs = sum(report.statistics.total("jobs_finished_total") for report in reports)
     return seconds / jobs if jobs else 0.0
 

@@ -119,7 +119,7 @@ def test_a_worker_and_the_dashboard_count_what_happened(stack: WorkerStack, work
     assert total(own, "model_loads_total", model="broken", outcome="failed") >= 1
     assert total(own, "model_evictions_total", model="heavy-1") >= 1
     assert total(own, "model_load_seconds_count", model="heavy-2") >= 1
-    assert total(own, "hand_overs_total", outcome="lost") == 2
+    assert total(own, "pool_tasks_total", outcome="lost") == 2
     assert total(own, "device_memory_total_bytes") > total(own, "device_memory_used_bytes") > 0
 
     events = [(event.event, event.attempt, "signal 9" in event.message) for event in killer.history()]
@@ -142,7 +142,7 @@ def test_a_worker_and_the_dashboard_count_what_happened(stack: WorkerStack, work
         assert total(shown, "jobs", state="failed") == 3
         assert total(shown, "queue_workers", queue="cpu") == total(shown, "worker_up", worker="w1@test") == 1
         assert total(shown, "queue_backlog_seconds", queue="cpu") == 0
-        for name in ("jobs_finished_total", "batch_rows_sum", "model_evictions_total", "hand_overs_total"):
+        for name in ("jobs_finished_total", "batch_rows_sum", "model_evictions_total", "pool_tasks_total"):
             assert total(shown, name) == total(own, name), name
         families = {family.name for family in text_string_to_metric_families(text)}
         assert {PREFIX + name.removesuffix("_total") for name in METRICS} <= families

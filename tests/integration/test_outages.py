@@ -209,7 +209,7 @@ def proxy(valkey: ValkeyServer, broker: str) -> Iterator[DeafProxy]:
         proxy.close()
 
 
-def test_a_deaf_worker_reconnects(tmp_path: Path, broker: str, proxy: DeafProxy) -> None:
+def test_a_stalled_consumer_reconnects(tmp_path: Path, broker: str, proxy: DeafProxy) -> None:
     with closing(WorkerStack(tmp_path, broker)) as stack:
         own = urlsplit(broker)
         worker = stack.worker(BROKER=broker.replace(f":{own.port}/", f":{proxy.port}/")).ready()
@@ -218,7 +218,7 @@ def test_a_deaf_worker_reconnects(tmp_path: Path, broker: str, proxy: DeafProxy)
         proxy.deafen()
         wait_until(lambda: proxy.swallowed, "it hears nothing")
         assert stack.client.predict(model, 2).result(60) == 4
-        assert "event=deaf_worker_reconnects" in worker.said()
+        assert "event=stalled_consumer_reconnects" in worker.said()
         assert worker.alive
 
 
@@ -233,7 +233,7 @@ def test_a_worker_that_stays_deaf_ends_itself(tmp_path: Path, broker: str, proxy
         wait_until(lambda: proxy.swallowed, "it hears nothing")
         job = stack.client.predict(model, 3)
         assert worker.process.wait(60) == 75
-        assert "event=deaf_worker_exits" in worker.said()
+        assert "event=stalled_consumer_exits" in worker.said()
         proxy.heal()
         stack.worker("again")
         assert job.result(60) == 6

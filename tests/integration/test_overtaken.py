@@ -81,6 +81,6 @@ def test_a_sweep_sends_them_while_redis_holds_other_messages(store: JobStore, cl
     clock.forward(20)
     store.claim(add(store, 1), "w1", 1000)
     clock.forward(50)
-    assert (sweeper.once().resent, dispatcher.sent) == (0, [])
+    assert (sweeper.sweep().resent, dispatcher.sent) == (0, [])
     clock.forward(50)
-    assert (sweeper.once().resent, dispatcher.sent) == (1, lost)
+    assert (sweeper.sweep().resent, dispatcher.sent) == (1, lost)

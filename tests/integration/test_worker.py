@@ -149,7 +149,7 @@ def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(stack: 
         connection.execute(text("ALTER TABLE jobs RENAME TO elsewhere"))
     stack.go_on()
     try:
-        wait_until(lambda: "hand_over_failed" in stack.workers[0].said(), "the child is refused")
+        wait_until(lambda: "pool_task_failed" in stack.workers[0].said(), "the child is refused")
     finally:
         with stack.ledger.write() as connection:
             connection.execute(text("ALTER TABLE elsewhere RENAME TO jobs"))

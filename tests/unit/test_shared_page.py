@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.job import new_ids
-from forebay.worker.parent.children import EVIDENCE_LENGTH, LINE_LENGTH, TOLD_LINES, how_it_ended, last_words
+from forebay.worker.last_lines import MAX_CHARACTERS, MAX_LINE, MAX_LINES, last_lines
+from forebay.worker.parent.children import exit_reason
 from forebay.worker.shared_page import LOAD, PLACES, PREPARE, SIZE, Overdue, SharedPage, Watched
 from support.waiting import FakeClock
 
@@ -116,22 +117,22 @@ def test_threads_of_a_child_do_not_end_one_anothers_steps(
         assert parent.overdue() is not None
 
 
-@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\n"), max_size=LINE_LENGTH), max_size=70))
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\n"), max_size=MAX_LINE), max_size=70))
 def test_the_evidence_is_bounded(lines: list[str]) -> None:
-    told = last_words(lines)
-    assert len(told) <= EVIDENCE_LENGTH
-    assert told.count("\n") < TOLD_LINES
+    told = last_lines(lines)
+    assert len(told) <= MAX_CHARACTERS
+    assert told.count("\n") < MAX_LINES
 
 
 def test_a_fatal_error_is_told_from_where_it_begins() -> None:
     stack = ["Fatal Python error: Segmentation fault", "", "Current thread:", *(f"  File {i}" for i in range(50))]
-    told = last_words([*(f"line {i}" for i in range(5)), *stack]).splitlines()
+    told = last_lines([*(f"line {i}" for i in range(5)), *stack]).splitlines()
     assert told[:4] == ["line 2", "line 3", "line 4", "Fatal Python error: Segmentation fault"]
-    assert len(told) == TOLD_LINES
+    assert len(told) == MAX_LINES
 
 
 def test_passwords_are_masked_line_by_line() -> None:
-    assert last_words(["redis://u:secret@h/0", "cpu@host"]) == "redis://u:***@h/0\ncpu@host"
+    assert last_lines(["redis://u:secret@h/0", "cpu@host"]) == "redis://u:***@h/0\ncpu@host"
 
 
 @pytest.mark.parametrize(
@@ -143,4 +144,4 @@ def test_passwords_are_masked_line_by_line() -> None:
     ],
 )
 def test_celerys_words_are_cut_to_what_they_say(words: str, told: str) -> None:
-    assert how_it_ended(words) == told
+    assert exit_reason(words) == told

@@ -18,7 +18,7 @@ DIGITS = ("digits", 1)
 ME = os.getpid()
 
 
-def told(child: ChildMetrics, pid: int = ME, models: dict[tuple[str, int], int] | None = None) -> dict[str, Any]:
+def counted(child: ChildMetrics, pid: int = ME, models: dict[tuple[str, int], int] | None = None) -> dict[str, Any]:
     return {"pid": pid} | child.take(models or {}, 1000)
 
 
@@ -26,8 +26,8 @@ def test_a_child_tells_each_thing_once() -> None:
     child, worker = ChildMetrics(), WorkerMetrics()
     child.ended(DIGITS, {"succeeded": 3, "failed": 1, "stopped": 0}, 0.5, postponed=5, refused=2)
     child.ran(DIGITS, 4, 0.25, tokens=30, padded=40)
-    worker.told(told(child))
-    worker.told(told(child))
+    worker.add_child(counted(child))
+    worker.add_child(counted(child))
     now = worker.snapshot()
     assert now.total("jobs_finished_total", "digits", "1", "succeeded") == 3
     assert now.total("jobs_finished_total", "digits", "1", "failed") == 1
@@ -39,8 +39,8 @@ def test_a_child_tells_each_thing_once() -> None:
 
 def test_what_children_hold_is_summed_and_forgotten_with_them() -> None:
     worker = WorkerMetrics()
-    worker.told(told(ChildMetrics(), ME, {DIGITS: 40}))
-    worker.told(told(ChildMetrics(), 2**22 + 1, {DIGITS: 50}))  # a process id that Linux never gives
+    worker.add_child(counted(ChildMetrics(), ME, {DIGITS: 40}))
+    worker.add_child(counted(ChildMetrics(), 2**22 + 1, {DIGITS: 50}))  # a process id that Linux never gives
     now = worker.snapshot()
     assert now.total("model_bytes", "digits", "1") == 40
     assert now.total("model_cache_budget_bytes") == 1000
@@ -49,10 +49,10 @@ def test_what_children_hold_is_summed_and_forgotten_with_them() -> None:
 def test_a_model_that_was_evicted_is_no_longer_held() -> None:
     worker, child = WorkerMetrics(), ChildMetrics()
     child.loaded(DIGITS, 1.0)
-    worker.told(told(child, models={DIGITS: 40}))
+    worker.add_child(counted(child, models={DIGITS: 40}))
     child.evicted(DIGITS)
     child.loaded(("minilm", 1), 2.0, failed=True)
-    worker.told(told(child))
+    worker.add_child(counted(child))
     now = worker.snapshot()
     assert "model_bytes" not in now.gauges
     assert now.total("model_loads_total", "digits", "1", "loaded") == 1
@@ -63,7 +63,7 @@ def test_a_model_that_was_evicted_is_no_longer_held() -> None:
 def test_an_old_utilisation_is_not_shown() -> None:
     clock = FakeClock()
     worker = WorkerMetrics("cuda:0", clock)
-    worker.told({"pid": ME, "gauges": {"device_utilization_ratio": [[0.5]], "device_memory_used_bytes": [[7]]}})
+    worker.add_child({"pid": ME, "gauges": {"device_utilization_ratio": [[0.5]], "device_memory_used_bytes": [[7]]}})
     assert worker.snapshot().total("device_utilization_ratio") == 0.5
     clock.forward(31)
     now = worker.snapshot()
@@ -120,7 +120,7 @@ class Parts:
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.alive = True
-        self.turned_at = clock()
+        self.last_beat = clock()
         self.broker = self.ledger = True
 
     def ping(self) -> bool:
@@ -145,8 +145,8 @@ def parts() -> Parts:
 
 @pytest.fixture
 def probes(parts: Parts) -> Probes:
-    made = Probes(parts, FakeLedger(parts), parts, 10.0, parts.clock)  # type: ignore[arg-type]
-    made.turned(FakePool(up=1, starting=0))
+    made = Probes(parts, parts, FakeLedger(parts), parts, 10.0, parts.clock)  # type: ignore[arg-type]
+    made.loop_turned(FakePool(up=1, starting=0))
     return made
 
 
@@ -155,19 +155,19 @@ def test_a_worker_with_a_child_and_its_servers_is_ready(probes: Probes) -> None:
 
 
 def test_a_worker_that_starts_is_well_but_not_ready(parts: Parts) -> None:
-    probes = Probes(parts, FakeLedger(parts), parts, 10.0, parts.clock)  # type: ignore[arg-type]
+    probes = Probes(parts, parts, FakeLedger(parts), parts, 10.0, parts.clock)  # type: ignore[arg-type]
     parts.clock.forward(100)
-    parts.turned_at = parts.clock()
+    parts.last_beat = parts.clock()
     assert probes.health() == []
     assert probes.readiness() == ["no child is ready"]
-    probes.turned(FakePool(up=0, starting=2))
+    probes.loop_turned(FakePool(up=0, starting=2))
     assert probes.readiness() == ["no child is ready"]
 
 
 def test_without_redis_a_worker_is_well_however_long_and_not_ready(probes: Probes, parts: Parts) -> None:
     parts.broker = False
     parts.clock.forward(3600)
-    parts.turned_at = parts.clock()
+    parts.last_beat = parts.clock()
     assert probes.health() == []
     assert "Redis does not answer" in probes.readiness()
 
@@ -180,7 +180,7 @@ def test_without_the_ledger_a_worker_is_well_and_not_ready(probes: Probes, parts
 
 def test_a_loop_that_stands_still_although_redis_answers_is_not_well(probes: Probes, parts: Parts) -> None:
     parts.clock.forward(61)
-    parts.turned_at = parts.clock()
+    parts.last_beat = parts.clock()
     assert probes.health() == ["Celery's loop stands still although Redis answers"]
 
 
@@ -189,5 +189,5 @@ def test_a_heartbeat_that_ended_or_hangs_is_not_well(probes: Probes, parts: Part
     assert probes.health() == ["the heartbeat or the sweeper has ended"]
     parts.alive = True
     parts.clock.forward(91)
-    probes.turned(FakePool(up=1, starting=0))
+    probes.loop_turned(FakePool(up=1, starting=0))
     assert probes.health() == ["the heartbeat hangs"]

@@ -97,7 +97,7 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
         summary = _runner.run(ids)
         return False, str(summary), time.monotonic() - started, list(summary.released)
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
-        log.exception("hand_over_failed", model=f"{model}/{version}", jobs=len(ids))
+        log.exception("pool_task_failed", model=f"{model}/{version}", jobs=len(ids))
         return True, f"{type(error).__name__}: {error}", time.monotonic() - started, []
 
 

@@ -1,58 +1,11 @@
-"""Which waiting job_messages run next, and how rows are cut into batches. Pure: no Celery, no ledger, no clock.
-
-`Waiting` lives in the parent and lets model versions take turns; `cut` lives in the child and makes batches of rows.
-"""
+"""How rows are cut into batches. Pure: no ledger, no clock."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
-
-
-class Waiting(Generic[T]):
-    """Items that wait by key. Keys take turns; within a key the order of arrival is kept."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[Hashable, deque[tuple[int, T]]] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def put(self, key: Hashable, item: T, size: int) -> None:
-        """Add an item that counts for `size`."""
-        self._by_key.setdefault(key, deque()).append((size, item))
-        self._count += 1
-
-    def take(self, limit: int) -> list[T]:
-        """The next key's oldest items, at least one and then as many as stay within `limit` in size; [] when none wait.
-
-        The key goes to the end of the line, so a busy model cannot keep another one waiting for more than one turn.
-        """
-        if not self._by_key:
-            return []
-        key = next(iter(self._by_key))
-        line = self._by_key.pop(key)
-        size, first = line.popleft()
-        taken = [first]
-        while line and size + line[0][0] <= limit:
-            more, item = line.popleft()
-            size += more
-            taken.append(item)
-        if line:
-            self._by_key[key] = line
-        self._count -= len(taken)
-        return taken
-
-    def clear(self) -> list[T]:
-        """Everything that waits, which no longer does."""
-        items = [item for line in self._by_key.values() for _, item in line]
-        self._by_key.clear()
-        self._count = 0
-        return items
 
 
 def cut(

@@ -1,4 +1,4 @@
-"""What a parent knows of its worker: its children's counts, added up, and its own. Written with every heartbeat.
+"""The statistics of one worker: its children's counts, added up, and the parent's own. Written with every heartbeat.
 
 Counts grow from the start of the worker and are never written back: a worker that starts anew starts at zero, as
 Prometheus expects of a counter. Thread-safe: Celery's loop, the heartbeat, the sweeper and the metrics server all call it.
@@ -18,19 +18,19 @@ import psutil
 from forebay.contract.metrics.declared import WORKER
 from forebay.contract.metrics.statistics import Statistics
 
-FRESH_S = 30.0  # how long a GPU's utilisation is believed after a child last told it
+FRESH_S = 30.0  # how long a GPU's utilisation counts after a child last reported it
 
 
 class WorkerMetrics:
-    """The statistics of one worker."""
+    """Counts and gauges; `gauges` holds those of the parent, which are asked anew for every snapshot."""
 
     def __init__(self, device: str = "cpu", clock: Callable[[], float] = time.monotonic) -> None:
-        self.gauges: dict[str, Callable[[], float]] = {}  # what is asked anew for every snapshot
+        self.gauges: dict[str, Callable[[], float]] = {}
         self._device = device
         self._clock = clock
         self._lock = threading.Lock()
         self._total = _zeros()
-        self._children: dict[int, tuple[float, Statistics]] = {}  # by process id: when it told, and its gauges
+        self._children: dict[int, tuple[float, Statistics]] = {}  # by pid: when it reported, and its gauges
         self._cpu = (clock(), 0.0)
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
@@ -39,22 +39,23 @@ class WorkerMetrics:
             with self._lock:
                 self._total.count(name, *labels, by=by)
 
-    def told(self, counted: Mapping[str, Any]) -> None:
-        """A child told, under its `pid`, what it has counted since it last did, and what it holds now."""
-        news = Statistics.from_dict(counted)
+    def add_child(self, counts: Mapping[str, Any]) -> None:
+        """Add what a child has counted since its last report, and take over its gauges, under its `pid`."""
+        new = Statistics.from_dict(counts)
         with self._lock:
-            self._total.add(news)
-            self._children[int(counted.get("pid", 0))] = (self._clock(), Statistics(gauges=news.gauges))
+            self._total.add(new)
+            self._children[int(counts.get("pid", 0))] = (self._clock(), Statistics(gauges=new.gauges))
 
     def snapshot(self) -> Statistics:
         """All of it now; the gauges of children that are gone are left out."""
-        processes = _family()
+        me = psutil.Process(os.getpid())
+        processes = {process.pid: process for process in (me, *me.children(recursive=True))}
         with self._lock:
-            self._children = {pid: told for pid, told in self._children.items() if pid in processes}
+            self._children = {pid: report for pid, report in self._children.items() if pid in processes}
             now = Statistics()
             now.add(self._total)
-            for told_at, gauges in self._children.values():
-                if self._clock() - told_at > FRESH_S:
+            for reported_at, gauges in self._children.values():
+                if self._clock() - reported_at > FRESH_S:
                     gauges.gauges.pop("device_utilization_ratio", None)
                 now.add(gauges, gauges=True)
             self._measure(now, list(processes.values()))
@@ -63,7 +64,7 @@ class WorkerMetrics:
         return now
 
     def as_json(self) -> str:
-        """The same for the ledger."""
+        """The snapshot as it is kept in the ledger."""
         return json.dumps(self.snapshot().as_dict(), separators=(",", ":"))
 
     def _measure(self, now: Statistics, processes: list[psutil.Process]) -> None:
@@ -94,8 +95,3 @@ def _zeros() -> Statistics:
     for action in ("freed", "failed", "expired", "due", "resent", "deleted"):
         zeros.count("sweeper_jobs_total", action, by=0)
     return zeros
-
-
-def _family() -> dict[int, psutil.Process]:
-    me = psutil.Process(os.getpid())
-    return {process.pid: process for process in (me, *me.children(recursive=True))}

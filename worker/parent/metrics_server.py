@@ -1,12 +1,12 @@
-"""A worker's own `/metrics`, `/healthz` and `/readyz`, on a port that the operator chose; without one, nothing listens.
-
-A thread of the parent. It knows the metrics and the probes, and asks them anew for every request.
-"""
+"""A worker's own `/metrics`, `/healthz` and `/readyz`, on a port that the operator chose; without one, nothing listens."""
 
 from __future__ import annotations
 
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
 
@@ -16,7 +16,7 @@ from forebay.worker.parent.metrics import WorkerMetrics
 from forebay.worker.parent.probes import Probes
 
 try:
-    from forebay.contract.metrics.exposition import CONTENT_TYPE, expose, worker_families
+    from forebay.contract.metrics.exposition import metrics_app, worker_families
 except ImportError as error:
     raise MissingExtra(
         "a worker's metrics need prometheus_client: pip install 'forebay[worker]', or unset FOREBAY_METRICS_PORT"
@@ -24,25 +24,18 @@ except ImportError as error:
 
 log = structlog.get_logger()
 
-PATIENCE_S = 10  # for a client that opened a connection and says nothing
-
 
 class MetricsServer:
-    """Listens from `start` to `stop`."""
+    """Listens from `start` to `stop`, in threads of the parent. Metrics and probes are asked anew for every request."""
 
     def __init__(self, settings: Settings, metrics: WorkerMetrics, probes: Probes) -> None:
         """ForebayError when it cannot listen there."""
         host, port = settings.metrics_host, settings.metrics_port
-        answers = Answers(settings.worker_name, metrics, probes)
-
-        class Handler(_Handler):
-            page = staticmethod(answers.page)
-
+        app = make_app(settings.worker_name, metrics, probes)
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = make_server(host, port, app, _Server, _Handler)
         except OSError as error:
             raise ForebayError(f"the worker's metrics cannot listen on {host}:{port}: {error}") from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
 
     def start(self) -> None:
@@ -57,49 +50,38 @@ class MetricsServer:
         self._server.server_close()
 
 
-class Answers:
-    """What each path answers: a status, a content type and the text."""
+def make_app(worker: str, metrics: WorkerMetrics, probes: Probes) -> Callable[..., Any]:
+    """The three paths as a WSGI application."""
+    prometheus = metrics_app(lambda: worker_families({worker: (metrics.snapshot(), True)}))
 
-    def __init__(self, worker: str, metrics: WorkerMetrics, probes: Probes) -> None:
-        self._worker = worker
-        self._metrics = metrics
-        self._probes = probes
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        match environ["PATH_INFO"]:
+            case "/metrics":
+                return prometheus(environ, start_response)
+            case "/healthz":
+                problems, otherwise = probes.health(), "ok"
+            case "/readyz":
+                problems, otherwise = probes.readiness(), "ready"
+            case _:
+                start_response("404 Not Found", [("Content-Type", "text/plain")])
+                return [b"there are /metrics, /healthz and /readyz\n"]
+        status = "503 Service Unavailable" if problems else "200 OK"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return ["".join(f"{line}\n" for line in problems or [otherwise]).encode()]
 
-    def page(self, path: str) -> tuple[int, str, bytes]:
-        """The answer to a GET."""
-        if path == "/metrics":
-            return 200, CONTENT_TYPE, expose(worker_families({self._worker: (self._metrics.snapshot(), True)}))
-        if path == "/healthz":
-            return _verdict(self._probes.health(), "ok")
-        if path == "/readyz":
-            return _verdict(self._probes.readiness(), "ready")
-        return 404, "text/plain", b"there are /metrics, /healthz and /readyz\n"
-
-
-def _verdict(wrong: list[str], well: str) -> tuple[int, str, bytes]:
-    return (
-        (503 if wrong else 200),
-        "text/plain; charset=utf-8",
-        "".join(f"{line}\n" for line in wrong or [well]).encode(),
-    )
+    return app
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = PATIENCE_S
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
 
-    @staticmethod
-    def page(path: str) -> tuple[int, str, bytes]:
-        """Replaced by each server's own."""
-        return 404, "text/plain", path.encode()
+    def handle_error(self, *_: object) -> None:
+        """A client went away, or said nothing: not worth a traceback on stderr."""
+        log.debug("metrics_request_failed", exc_info=True)
 
-    def do_GET(self) -> None:
-        """Answer a request."""
-        status, kind, body = self.page(self.path.partition("?")[0])
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # for a client that opened a connection and says nothing
 
     def log_message(self, *_: object) -> None:
-        """A probe every few seconds is no news."""
+        """Probes come every few seconds: not worth a line."""

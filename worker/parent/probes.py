@@ -1,7 +1,7 @@
-"""Whether a worker is well (`/healthz`: do not restart it) and ready (`/readyz`: it can take jobs now).
+"""Whether a worker is healthy (`/healthz`: do not restart it) and ready (`/readyz`: it can take jobs now).
 
-Celery's loop reports each of its turns here. A worker that waits for Redis is well, however long it waits: restarting it
-would bring nothing back. One whose loop stands still although Redis answers is not.
+A worker that waits for Redis is healthy, however long it waits: restarting it would bring nothing back. One whose Celery loop
+stands still although Redis answers is not.
 """
 
 from __future__ import annotations
@@ -14,59 +14,62 @@ import redis
 
 from forebay.contract.errors import LedgerUnavailable
 from forebay.storage.ledger.connection import Ledger
-from forebay.worker.parent.housekeeper import Housekeeper
+from forebay.worker.parent.heartbeat import Heartbeat
+from forebay.worker.parent.sweep_loop import SweepLoop
 
 STALLED_S = 60.0  # longer than Celery needs to find Redis again
-TURNS_S = 10.0  # between two turns of a loop that has work to do
-STARTS_S = 180.0  # children import torch before the loop begins
+TURN_S = 10.0  # between two turns of a loop that has work to do
+START_S = 180.0  # children import torch before the loop begins
 
 
 class Probes:
-    """Answers of one worker: each gives what is wrong, [] when nothing is."""
+    """Each gives what is wrong, [] when nothing is."""
 
     def __init__(
         self,
-        housekeeper: Housekeeper,
+        heartbeat: Heartbeat,
+        sweeps: SweepLoop,
         ledger: Ledger,
         broker: redis.Redis,
         heartbeat_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._housekeeper = housekeeper
-        self._ledger = ledger
-        self._redis = broker
+        self._heartbeat, self._sweeps = heartbeat, sweeps
+        self._ledger, self._redis = ledger, broker
         self._beats_within = 3 * heartbeat_s + STALLED_S
         self._clock = clock
-        self._turned_at = clock() + STARTS_S - STALLED_S
+        self._last_turn = clock() + START_S - STALLED_S
         self.children = 0
 
-    def turned(self, pool: Any) -> None:
-        """Celery's loop came round; `pool` is its prefork pool."""
-        self._turned_at = self._clock()
-        processes = pool._pool  # Celery's AsynPool, which knows what has said that it is up
+    def loop_turned(self, pool: Any) -> None:
+        """Called by Celery's loop every so often; `pool` is its prefork pool."""
+        self._last_turn = self._clock()
+        processes = pool._pool  # Celery's AsynPool, which knows which children have said that they are up
         self.children = len(set(processes._pool) - processes._waiting_to_start)
 
     def health(self) -> list[str]:
         """Why this worker should be restarted."""
-        wrong = [] if self._housekeeper.alive else ["the heartbeat or the sweeper has ended"]
-        if self._clock() - self._housekeeper.turned_at > self._beats_within:
-            wrong.append("the heartbeat hangs")
-        if self._clock() - self._turned_at > STALLED_S and self._broker_answers():
-            wrong.append("Celery's loop stands still although Redis answers")
-        return wrong
+        problems = []
+        if not (self._heartbeat.alive and self._sweeps.alive):
+            problems.append("the heartbeat or the sweeper has ended")
+        if self._clock() - self._heartbeat.last_beat > self._beats_within:
+            problems.append("the heartbeat hangs")
+        if self._clock() - self._last_turn > STALLED_S and self._broker_answers():
+            problems.append("Celery's loop stands still although Redis answers")
+        return problems
 
     def readiness(self) -> list[str]:
         """Why it cannot take jobs now."""
-        wrong = self.health()
+        problems = self.health()
         if not self._broker_answers():
-            wrong.append("Redis does not answer")
-        if self._clock() - self._turned_at > TURNS_S or not self.children:
-            wrong.append("no child is ready")
+            problems.append("Redis does not answer")
+        if self._clock() - self._last_turn > TURN_S or not self.children:
+            problems.append("no child is ready")
         try:
             self._ledger.ping()
         except LedgerUnavailable as error:
-            wrong.append(str(error))
-        return wrong
+            problems.append(str(error))
+        return problems
 
     def _broker_answers(self) -> bool:
         try:

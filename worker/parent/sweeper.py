@@ -1,8 +1,7 @@
-"""The sweeper: one pass over the ledger that brings back whatever was lost, in every worker, safe for many at once.
+"""The sweeper: a pass over the ledger that brings back what was lost. Every worker runs it; many at once are safe.
 
 It frees lapsed leases, ends jobs past their deadline, sends what has waited out a transient error and what Redis lost, and
-deletes what retention allows. Each step is one statement of JobStore that picks its rows so that two sweepers never take
-the same ones.
+deletes what retention allows. Each step is one statement that picks its rows so that two sweepers never take the same ones.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from forebay.worker.announcer import Announcer
 
 log = structlog.get_logger()
 
-OVERTAKEN_AFTER = 10  # times resend_s: so long a job may wait before it counts as lost_messages
+LOST_AFTER = 10  # times resend_s: so long a job waits before its message counts as lost though its queue is not empty
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class SweepResult:
     """What one pass did, in jobs."""
 
     freed: int = 0
@@ -39,45 +38,43 @@ class Sweep:
 
 
 class Sweeper:
-    """Sweeps one ledger and its queues. `once` is the whole of it; when to call it is the caller's business."""
+    """Sweeps one ledger and its queues; its caller decides when."""
 
     def __init__(
         self, store: JobStore, dispatcher: Dispatcher, announcer: Announcer, broker: redis.Redis, settings: Settings
     ) -> None:
         self._store = store
         self._batches = BatchStore(store.ledger)
-        self._overtaken = LostMessages(store.ledger)
+        self._lost_messages = LostMessages(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
         self._redis = broker
         self._settings = settings
 
-    def once(self, *, judge: bool = True) -> Sweep:
+    def sweep(self, *, free_lapsed: bool = True) -> SweepResult:
         """One pass. LedgerUnavailable when the ledger is away; without Redis, what needs sending waits for a later pass.
 
-        Without `judge` no lapsed lease is freed: after an outage of the ledger its holders have to renew it first.
+        `free_lapsed` is False after an outage of the ledger: the holders of leases have to renew them first.
         """
-        freed, over = self._store.free_lapsed() if judge else ([], [])
+        freed, failed = self._store.free_lapsed() if free_lapsed else ([], [])
         expired = self._store.expire()
-        if freed:
-            self.send(freed)
+        self.send(freed)
         self.send(self._batches.wake(self._settings.resend_s))
         due = self.send_due()
         resent = self._resend()
         deleted = self._store.purge(self._settings.retention_s)
-        self._announcer.announce([*over, *expired])
+        self._announcer.announce([*failed, *expired])
         self._store.ledger.checkpoint()
-        sweep = Sweep(len(freed), len(over), len(expired), due, resent, deleted)
-        if any(asdict(sweep).values()):
-            log.info("swept", **asdict(sweep))
-        return sweep
+        result = SweepResult(len(freed), len(failed), len(expired), due, resent, deleted)
+        if any(asdict(result).values()):
+            log.info("swept", **asdict(result))
+        return result
 
     def send_due(self) -> int:
         """Send the jobs that have waited long enough after a transient error; how many. Costs a read when there are none."""
-        routed_jobs = self._store.take_due()
-        return self.send(routed_jobs) if routed_jobs else 0
+        return self.send(self._store.take_due())
 
-    def lost(self, ids: list[str], worker: str, reason: str, *, suspect: bool = True) -> None:
+    def count_crash(self, ids: list[str], worker: str, reason: str, *, suspect: bool = True) -> None:
         """A child died with these: those it had claimed count an attempt, and all that are still queued are sent again.
 
         They run alone from then on if they are `suspect`: what one of them did may have been the cause.
@@ -85,40 +82,42 @@ class Sweeper:
         freed, failed = self._store.crashed(ids, worker, reason, suspect=suspect)
         log.error("child_lost", worker=worker, jobs=len(ids), freed=len(freed), failed=len(failed), reason=reason)
         self._announcer.announce(failed)
-        known = {t.id for t in freed}
-        self.send([*freed, *(t for t in self._store.queued(ids) if t.id not in known)])
+        known = {job.id for job in freed}
+        self.send([*freed, *(job for job in self._store.queued(ids) if job.id not in known)])
 
-    def given_up(self, ids: list[str], worker: str, reason: str) -> None:
-        """A child was killed because the worker had to stop: nothing is counted, and all goes to others."""
+    def release(self, ids: list[str], worker: str, reason: str) -> None:
+        """A child was killed because the worker had to stop: no attempt is counted, and all go to other workers."""
         self._store.release(ids, worker)
         log.error("child_lost", worker=worker, jobs=len(ids), freed=len(ids), failed=0, reason=reason)
+        self.send_queued(ids)
+
+    def send_queued(self, ids: list[str]) -> None:
+        """Send those of the jobs that are still queued: they were given back unrun, and have no message any more."""
         self.send(self._store.queued(ids))
 
-    def left(self, ids: list[str]) -> None:
-        """These were given back unrun, or could not be put back into Redis: send them to others at once."""
-        self.send(self._store.queued(ids))
-
-    def send(self, routed_jobs: list[RoutedJob]) -> int:
-        """Send routed_jobs; when Redis does not take them they are marked so that a later pass sends them."""
-        try:
-            self._dispatcher.send_jobs(routed_jobs)
-        except BrokerUnavailable as error:
-            self._store.mark_unsent([t.id for t in routed_jobs])
-            log.warning("send_failed", jobs=len(routed_jobs), error=str(error))
+    def send(self, jobs: list[RoutedJob]) -> int:
+        """Send the jobs; when Redis does not take them they are marked so that a later pass sends them."""
+        if not jobs:
             return 0
-        return len(routed_jobs)
+        try:
+            self._dispatcher.send_jobs(jobs)
+        except BrokerUnavailable as error:
+            self._store.mark_unsent([job.id for job in jobs])
+            log.warning("send_failed", jobs=len(jobs), error=str(error))
+            return 0
+        return len(jobs)
 
     def _resend(self) -> int:
         sent, resend_s = 0, self._settings.resend_s
         for queue in self._store.queues_waiting(resend_s):
-            empty = self._empty(queue)
+            empty = self._is_empty(queue)
             if empty:
                 sent += self.send(self._store.take_unsent(queue, resend_s))
             elif empty is not None:  # other messages are there; a lost one may have left its job behind
-                sent += self.send(self._overtaken.take(queue, OVERTAKEN_AFTER * resend_s, resend_s))
+                sent += self.send(self._lost_messages.take(queue, LOST_AFTER * resend_s, resend_s))
         return sent
 
-    def _empty(self, queue: str) -> bool | None:
+    def _is_empty(self, queue: str) -> bool | None:
         """Whether Redis holds nothing for this queue: jobs that wait in the ledger have then lost their messages. None: unknown.
 
         What a busy worker holds in its buffer is sent a second time then, which is harmless: whoever claims first runs it.

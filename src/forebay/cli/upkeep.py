@@ -91,7 +91,7 @@ def sweep(home: Home = None, json: Json = False) -> None:
     settings = Settings.load(home=home)
     ledger, broker = Ledger(settings.database), connect_redis(settings)
     try:
-        done = Sweeper(JobStore(ledger), Dispatcher(make_app(settings)), Announcer(broker), broker, settings).once()
+        done = Sweeper(JobStore(ledger), Dispatcher(make_app(settings)), Announcer(broker), broker, settings).sweep()
     finally:
         ledger.close()
     if json:

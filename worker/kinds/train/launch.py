@@ -25,7 +25,7 @@ import structlog
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.settings import Settings, mask_password
 from forebay.storage.jobs.records import ClaimedJob
-from forebay.worker.parent.children import LINE_LENGTH, last_words
+from forebay.worker.last_lines import MAX_LINE, last_lines
 
 log = structlog.get_logger()
 
@@ -181,7 +181,7 @@ class Trainer:
         """How it ended, and its last lines."""
         self._reader.join(LAST_WORDS_S)
         lines = list(self._lines)
-        said = last_words(_without_torchrun(lines))
+        said = last_lines(_without_torchrun(lines))
         how = self._killed_for or how_it_ended(self.status, lines)
         return f"the trainer ended: {how}" + (f"; its last lines:\n{said}" if said else "")
 
@@ -189,7 +189,7 @@ class Trainer:
         assert self._process.stdout is not None  # noqa: S101 - it was asked for
         window, told, silent = time.monotonic(), 0, 0
         for data in iter(self._process.stdout.readline, b""):
-            line = mask_password(data[:LINE_LENGTH].decode("utf-8", "replace").rstrip())
+            line = mask_password(data[:MAX_LINE].decode("utf-8", "replace").rstrip())
             if not line:
                 continue
             self._lines.append(line)

@@ -1,7 +1,7 @@
 """How the parent reads Celery's messages: the task Strategy of forebay.predict.
 
-Each becomes a parcel for the feeder, or is refused in a way that Celery survives. Celery's side is the contract of
-`Task.Strategy`: it is called at every (re)connect, and gives the handler that each message goes through.
+Each goes to the feeder, or is refused in a way that Celery survives. Celery calls a Strategy at every (re)connect, for the
+handler that each message then goes through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from celery.worker.request import create_request_cls
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.wire.messages import TaskArgs, parse_args
-from forebay.worker.parent.celery.feeder import Feeder, Parcel
+from forebay.worker.parent.celery.buffer import ReceivedMessage
+from forebay.worker.parent.celery.feeder import Feeder
 
 CHECK_CHILDREN_S = 0.5  # Celery may miss the moment a child dies, and would look again after 5 s
 
@@ -25,7 +26,7 @@ UNUSED_HEADERS = ("eta", "expires", "shadow", "group", "stamped_headers", "stamp
 NO_LIMIT: tuple[Any, ...] = (None, [], [None, None])
 
 
-def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
+def make_handler(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
     """The Strategy of forebay.predict."""
     feeder: Feeder = app.forebay_feeder
     events = consumer.event_dispatcher
@@ -43,9 +44,8 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
         )  # fmt: skip
         if (request.expires or request.id in revoked) and request.revoked():
             return
-        parcel = Parcel(request, args.model, args.version, args.ids, _priority(message), args.exclusive, message)
-        feeder.put(parcel, args.batch_wait)
-        # Told after the child has its work: the event's trip to Redis then costs the job no time.
+        feeder.put(ReceivedMessage(request, args, _priority(message), message))
+        # After a child has its work: the event's trip to Redis then costs the job no time.
         signals.task_received.send(sender=consumer, request=request)
         request.send_event(
             "task-received", name=request.name, args=request.argsrepr, kwargs=request.kwargsrepr, root_id=request.root_id,
@@ -55,7 +55,7 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
             callback(request)
 
     consumer.hub.call_repeatedly(CHECK_CHILDREN_S, consumer.pool.maintain_pool)  # until the next reconnect
-    consumer.hub.call_repeatedly(CHECK_CHILDREN_S, app.forebay_turned, consumer.pool)
+    consumer.hub.call_repeatedly(CHECK_CHILDREN_S, app.forebay_probes.loop_turned, consumer.pool)
     feeder.attach(consumer)
     return handler
 
@@ -63,15 +63,15 @@ def gather(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
 def _read(message: Any) -> TaskArgs:
     """A message's arguments; InvalidTaskError, which Celery rejects and survives, for a message that is not ours."""
     try:
-        asked = [name for name in UNUSED_HEADERS if message.headers.get(name)]
-        if asked or message.headers.get("timelimit") not in NO_LIMIT:
-            raise InvalidInput(f"a message carries no {', '.join(asked) or 'timelimit'}")
+        set_headers = [name for name in UNUSED_HEADERS if message.headers.get(name)]
+        if set_headers or message.headers.get("timelimit") not in NO_LIMIT:
+            raise InvalidInput(f"unexpected header {', '.join(set_headers) or 'timelimit'}")
         args, kwargs, embed = message.payload
         if kwargs or any(embed.values()):
-            raise InvalidInput("a message has no keyword arguments, callbacks or chords")
+            raise InvalidInput("unexpected keyword arguments, callbacks or chords")
         return parse_args(args)
     except (InvalidInput, AttributeError, TypeError, ValueError, KeyError) as error:
-        raise InvalidTaskError(f"not a message of Forebay's: {error}") from error
+        raise InvalidTaskError(f"not a Forebay message: {error}") from error
 
 
 def _priority(message: Any) -> int:

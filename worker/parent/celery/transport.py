@@ -1,7 +1,7 @@
-"""The worker's Redis transport: kombu's own, but what nobody of ours sent is dropped before kombu trips over it.
+"""The worker's Redis transport: kombu's own, but junk is dropped before kombu trips over it.
 
-Stock kombu dies of a queue entry or broadcast that is JSON and no message (`[]`, `5`), puts it back, and so kills the next
-worker too. Only the outer form is checked here; whether a message holds a message is the Strategy's business.
+Stock kombu dies of a queue entry or broadcast that is valid JSON but not a message (`[]`, `5`), puts it back, and so kills
+the next worker too. Only the outer form is checked here; the Strategy checks what is inside.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Scalar = None | bool | int | float | str
 Table = dict[str, Scalar | list[Scalar] | dict[str, Scalar]]
 
 
-class Form(msgspec.Struct, forbid_unknown_fields=True):
+class RawMessage(msgspec.Struct, forbid_unknown_fields=True):
     """What kombu writes into a Redis list or channel."""
 
     body: str
@@ -36,14 +36,14 @@ class Form(msgspec.Struct, forbid_unknown_fields=True):
     properties: Table
 
 
-class ReplyTo(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the answer to a command goes."""
+class ReplyAddress(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the reply to a control command goes."""
 
     exchange: str
     routing_key: str
 
 
-class Command(msgspec.Struct, forbid_unknown_fields=True):
+class ControlCommand(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a broadcast: Celery's remote control, without matching of worker names by regular expressions."""
 
     method: str
@@ -52,52 +52,52 @@ class Command(msgspec.Struct, forbid_unknown_fields=True):
     pattern: None = None
     matcher: None = None
     ticket: str | None = None
-    reply_to: ReplyTo | None = None
+    reply_to: ReplyAddress | None = None
 
 
-class Clock(msgspec.Struct):
+class BroadcastHeaders(msgspec.Struct):
     """The headers of a broadcast."""
 
     clock: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] = 0
     expires: float | None = None
 
 
-def fault(raw: bytes, queue: str | None) -> str | None:
-    """Why these bytes are no message for `queue` (None: a broadcast), or None when they are one."""
+def find_fault(raw: bytes, queue: str | None) -> str | None:
+    """Why these bytes are not a message for `queue` (None: a broadcast); None when they are one."""
     if len(raw) > MAX_BYTES:
         return f"{len(raw)} bytes, the limit is {MAX_BYTES}"
     try:
-        form = msgspec.convert(loads(raw.decode()), Form)  # kombu's own parser: what passes here passes there
-        body = b64decode(form.body)
+        message = msgspec.convert(loads(raw.decode()), RawMessage)  # kombu's own parser: what passes here passes there
+        body = b64decode(message.body)
         if queue is None:
-            msgspec.convert(loads(body.decode()), Command)
-            msgspec.convert(form.headers, Clock)
+            msgspec.convert(loads(body.decode()), ControlCommand)
+            msgspec.convert(message.headers, BroadcastHeaders)
     except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make a parser raise
         return f"{type(error).__name__}: {error}"
-    tag, where = form.properties.get("delivery_tag"), form.properties.get("delivery_info")
-    if form.properties.get("body_encoding") != "base64" or not isinstance(tag, str) or not isinstance(where, dict):
+    tag, where = message.properties.get("delivery_tag"), message.properties.get("delivery_info")
+    if message.properties.get("body_encoding") != "base64" or not isinstance(tag, str) or not isinstance(where, dict):
         return "its properties are not those of a message"
-    if form.headers.get("compression"):
-        return "it is compressed; nothing of ours is"
+    if message.headers.get("compression"):
+        return "it is compressed, and Forebay compresses nothing"
     if queue is None:
         return None
     if where.get("exchange") != "" or where.get("routing_key") != queue:
         return f"it was not sent to queue {queue!r}"
-    if not isinstance(form.headers.get("task"), str) or not isinstance(form.headers.get("id"), str):
-        return "it names no task"
+    if not isinstance(message.headers.get("task"), str) or not isinstance(message.headers.get("id"), str):
+        return "it does not name a task and an id"
     return None
 
 
 def is_message(raw: bytes, queue: str | None, place: str) -> bool:
-    """Whether kombu may see these bytes; one line in the log when not."""
-    reason = fault(raw, queue)
+    """Whether kombu may see these bytes; logged when not."""
+    reason = find_fault(raw, queue)
     if reason is not None:
         log.warning("junk_dropped", place=place, reason=reason[:SHOWN_BYTES], bytes=len(raw), head=raw[:SHOWN_BYTES])
     return reason is None
 
 
 class CheckedRedis(redis.Redis):
-    """A Redis client whose BRPOP comes back empty-handed when what it popped is junk."""
+    """A Redis client whose BRPOP returns nothing when what it popped is junk."""
 
     separator = stock.Channel.sep
 
@@ -113,7 +113,7 @@ class CheckedRedis(redis.Redis):
 
 
 class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
-    """kombu's account of what is not acknowledged, which survives that its channel has been closed.
+    """kombu's record of unacknowledged messages, usable after its channel has been closed.
 
     Messages that wait in the worker outlive the connection they came by. Stock kombu then looks for the address that closing
     the connection has cleared, and the worker ends with AttributeError. Here nothing is done: the message comes again, or the
@@ -122,12 +122,12 @@ class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message, if the channel it came by is still there."""
-        if not self._gone:
+        if not self._closed:
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Refuse one, or put it back."""
-        if not self._gone:
+        if not self._closed:
             super().reject(delivery_tag, requeue=requeue)
 
     def restore_unacked(self, client: Any = None) -> None:
@@ -135,11 +135,11 @@ class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
         try:
             super().restore_unacked(client)
         except (AttributeError, OSError, redis.RedisError) as error:
-            log.debug("not_restored", messages=len(self._delivered), error=repr(error))
+            log.debug("messages_not_restored", messages=len(self._delivered), error=repr(error))
             self._delivered.clear()
 
     @property
-    def _gone(self) -> bool:
+    def _closed(self) -> bool:
         connection = self.channel.connection
         return connection is None or connection.client is None
 
@@ -169,7 +169,7 @@ class Transport(stock.Transport):  # type: ignore[misc]
 
 
 def install() -> None:
-    """Make `redis://` and `rediss://` mean this transport in this process; call it before the first connection.
+    """Make `redis://` and `rediss://` use this transport in this process; call it before the first connection.
 
     Naming the class in `broker_transport` would do as well, but kombu then no longer turns TLS on for `rediss://`.
     """

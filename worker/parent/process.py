@@ -1,0 +1,96 @@
+"""One worker process: a Celery parent that talks to Redis, with its children, for one device.
+
+Started as `python -m forebay.worker`, with every setting in the environment; `forebay worker` starts one for each device.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import structlog
+from celery.signals import worker_shutting_down
+
+from forebay.contract.errors import ForebayError
+from forebay.contract.logs import configure_logs
+from forebay.contract.settings import Settings
+from forebay.contract.wire.celery_app import connect_redis
+from forebay.contract.wire.dispatch import Dispatcher
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.workers import WorkerRegistry
+from forebay.worker.announcer import Announcer
+from forebay.worker.parent.celery.app import worker_app, worker_arguments
+from forebay.worker.parent.celery.feeder import Feeder, InFlight
+from forebay.worker.parent.celery.watchdog import Watchdog
+from forebay.worker.parent.children import ChildMonitor
+from forebay.worker.parent.heartbeat import Heartbeat
+from forebay.worker.parent.metrics import WorkerMetrics
+from forebay.worker.parent.probes import Probes
+from forebay.worker.parent.sweep_loop import SweepLoop
+from forebay.worker.parent.sweeper import Sweeper
+
+log = structlog.get_logger()
+
+
+def main() -> int:
+    """`python -m forebay.worker QUEUES CHILDREN [SUPERVISOR]`: the worker stops when the process SUPERVISOR is gone."""
+    settings = Settings.load(worker_queues=sys.argv[1])
+    os.environ.update(settings.as_environment())  # from which the children load theirs
+    supervisor = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    try:
+        return serve(settings, list(settings.worker_queues), int(sys.argv[2]), supervisor)
+    except ForebayError as error:
+        sys.stderr.write(f"forebay worker: {error}\n")
+        return 1
+
+
+def serve(settings: Settings, queues: list[str], children: int, supervisor: int | None = None) -> int:
+    """Run this worker until SIGTERM, or until the process `supervisor` is gone; the exit status."""
+    configure_logs(settings)
+    app = worker_app(settings)
+    ledger, broker = Ledger(settings.database), connect_redis(settings)
+    store, workers = JobStore(ledger), WorkerRegistry(ledger)
+    metrics, in_flight = WorkerMetrics(settings.device), InFlight()
+    monitor = ChildMonitor(settings, supervisor)
+    heartbeat = Heartbeat(settings, tuple(queues), store, workers, monitor, in_flight.ids, metrics)
+    sweeper = Sweeper(store, Dispatcher(app), Announcer(broker), broker, settings)
+    sweeps = SweepLoop(settings, store, workers, sweeper, monitor, heartbeat, metrics)
+    app.forebay_feeder = feeder = Feeder(sweeps, in_flight, metrics, children)
+    app.forebay_probes = probes = Probes(heartbeat, sweeps, ledger, connect_redis(settings), settings.heartbeat_s)
+    sweeps.also = Watchdog(feeder, broker, queues, settings.resend_s).check
+    metrics.gauges["worker_children"] = lambda: probes.children
+
+    def shut_down(**_: Any) -> None:
+        monitor.shut_down()
+
+    worker_shutting_down.connect(shut_down)
+    with ExitStack() as running:
+        running.callback(ledger.close)
+        running.callback(lambda: log.info("worker_stopped", worker=settings.worker_name))
+        if settings.metrics_port:
+            from forebay.worker.parent.metrics_server import MetricsServer
+
+            server = MetricsServer(settings, metrics, probes)
+            server.start()
+            running.callback(server.stop)
+        monitor.start()
+        running.callback(monitor.stop)
+        heartbeat.start()
+        running.callback(heartbeat.stop)
+        sweeps.start()
+        running.callback(sweeps.stop)
+        log.info(
+            "worker_starting",
+            worker=settings.worker_name,
+            device=settings.device,
+            queues=",".join(queues),
+            children=children,
+        )
+        try:
+            app.worker_main(worker_arguments(settings, queues, children))
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
