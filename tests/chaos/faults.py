@@ -16,8 +16,8 @@ import redis
 import structlog
 
 from chaos.schedule import Fault, FaultKind
-from chaos.stack import Stack, Tree
-from forebay.stack.processes import ended
+from chaos.stack import Stack
+from forebay.worker.parent.processes import ManagedProcess, has_ended
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class Faults:
         self.waiting = list(schedule)
         self._undo: list[tuple[float, int, Callable[[], object]]] = []  # a heap by the time when it is due
         self._order = count()
-        self._frozen_until: dict[int, float] = {}  # by worker
+        self._frozen_until: dict[str, float] = {}  # by worker
         self.injected: Counter[FaultKind] = Counter()
 
     def tick(self, elapsed_s: float) -> None:
@@ -57,17 +57,17 @@ class Faults:
     def _inject(self, fault: Fault, late: bool) -> bool:
         """False when there is nothing that the fault could strike now."""
         if fault.worker is not None:
-            return self._on_worker(fault, self._stack.trees[fault.worker], late)
+            return self._on_worker(fault, self._stack.workers[fault.worker], late)
         if fault.kind is FaultKind.RESTART_POSTGRES:
             return self._restart_postgres(fault.lasts_s)
         return self._on_redis(fault)
 
-    def _on_worker(self, fault: Fault, tree: Tree, late: bool) -> bool:
-        if time.monotonic() < self._frozen_until.get(tree.number, 0.0) + ZOMBIE_S:
+    def _on_worker(self, fault: Fault, supervisor: ManagedProcess, late: bool) -> bool:
+        if time.monotonic() < self._frozen_until.get(supervisor.name, 0.0) + ZOMBIE_S:
             return False
         if fault.kind is FaultKind.KILL_SUPERVISOR:
-            return tree.process is not None and _signal(tree.process.pid, signal.SIGKILL)
-        parent = _parent(tree)
+            return supervisor.pid is not None and _signal(supervisor.pid, signal.SIGKILL)
+        parent = _parent(supervisor)
         child = _child(parent) if parent is not None else None
         if parent is None or child is None:  # no child yet: the worker is still starting
             return False
@@ -78,7 +78,7 @@ class Faults:
         if fault.kind is FaultKind.KILL_PARENT:
             return _signal(parent.pid, signal.SIGKILL)
         struck = [p for p in (parent, child) if _signal(p.pid, signal.SIGSTOP)]
-        self._frozen_until[tree.number] = time.monotonic() + fault.lasts_s
+        self._frozen_until[supervisor.name] = time.monotonic() + fault.lasts_s
         self._later(fault.lasts_s, lambda: _thaw(struck))
         return bool(struck)
 
@@ -109,12 +109,12 @@ class Faults:
         heapq.heappush(self._undo, (time.monotonic() + seconds, next(self._order), undo))
 
 
-def _parent(tree: Tree) -> psutil.Process | None:
+def _parent(supervisor: ManagedProcess) -> psutil.Process | None:
     """The worker process below this supervisor."""
-    if tree.process is None:
+    if supervisor.pid is None:
         return None
     with suppress(psutil.Error):
-        return next((p for p in psutil.Process(tree.process.pid).children() if _runs(p, "forebay.worker")), None)
+        return next((p for p in psutil.Process(supervisor.pid).children() if _runs(p, "forebay.worker")), None)
     return None
 
 
@@ -127,7 +127,7 @@ def _child(parent: psutil.Process) -> psutil.Process | None:
 
 def _runs(process: psutil.Process, word: str) -> bool:
     with suppress(psutil.Error):
-        return word in " ".join(process.cmdline()) and not ended(process)
+        return word in " ".join(process.cmdline()) and not has_ended(process)
     return False
 
 

@@ -184,20 +184,20 @@ class _Run:
             if elapsed > LATE * self._options.seconds:
                 break
             faults.tick(elapsed)
-            stack.tend()
+            stack.check()
             if elapsed - looked > LOOK_S:
                 looked = elapsed
                 self._tell(f"{sum(faults.injected.values())} faults", self._ended(stack))
             time.sleep(TICK_S)
         faults.end()
         while not submitted.join(TICK_S):  # a client that was refused is still at it
-            stack.tend()
+            stack.check()
 
     def _settle(self, stack: Stack, submitted: Load) -> float:
         """Wait until all that was accepted has ended, or the time for it is up; the seconds it took."""
         begun, looked = time.monotonic(), 0.0
         while (elapsed := time.monotonic() - begun) < self._options.settle_s:
-            stack.tend()
+            stack.check()
             if elapsed - looked > LOOK_S:
                 looked = elapsed
                 counts = self._counts(stack)

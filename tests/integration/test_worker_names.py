@@ -6,11 +6,15 @@ import pytest
 
 from forebay.contract.settings import Settings
 from forebay.storage.workers import WorkerRegistry
-from forebay.worker.parent.devices import Plan
-from forebay.worker.parent.supervisor import _named
+from forebay.worker.parent.devices import WorkerPlan
+from forebay.worker.parent.supervisor import name_workers
 from support.ledgers import new_ledger
 
-PLANS = [Plan("gpu0", "cuda:0", ["gpu"]), Plan("cpu", "cpu", ["cpu"]), Plan("train", "cpu", ["train"])]
+PLANS = [
+    WorkerPlan("gpu0", "cuda:0", ["gpu"]),
+    WorkerPlan("cpu", "cpu", ["cpu"]),
+    WorkerPlan("train", "cpu", ["train"]),
+]
 
 
 @pytest.fixture
@@ -22,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(home: Path, **flags: str) -> list[str]:
-    return [name for name, _ in _named(Settings.load({}, home=home, **flags), PLANS)]
+    return [name for name, _ in name_workers(Settings.load({}, home=home, **flags), PLANS)]
 
 
 def test_workers_are_called_by_their_device_and_a_name_that_lives_is_not_given_again(home: Path) -> None:

@@ -5,13 +5,13 @@ import pytest
 from forebay.contract.errors import DeviceNotFound
 from forebay.contract.job import JobKind
 from forebay.contract.queues import DEFAULT_QUEUES, TRAINING, QueueSpec, Resources
-from forebay.worker.parent.devices import plan
+from forebay.worker.parent.devices import plan_workers
 
 ALL = list(DEFAULT_QUEUES.values())
 
 
 def started(queues: list[QueueSpec], gpus: int) -> list[tuple[str, str, list[str]]]:
-    return [(made.stem, made.device, made.queues) for made in plan(queues, gpus)]
+    return [(made.stem, made.device, made.queues) for made in plan_workers(queues, gpus)]
 
 
 def test_a_machine_without_a_gpu_runs_one_worker_and_trains_in_another() -> None:
@@ -38,4 +38,4 @@ def test_a_queue_of_mixed_kinds_is_served_by_the_workers_that_run() -> None:
 
 def test_a_queue_that_needs_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(DeviceNotFound, match="'train-gpu' needs 1 GPU"):
-        plan([DEFAULT_QUEUES["train-gpu"]], 0)
+        plan_workers([DEFAULT_QUEUES["train-gpu"]], 0)

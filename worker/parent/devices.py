@@ -1,4 +1,4 @@
-"""Which devices this machine has, asked in a process of its own: a parent must never touch CUDA."""
+"""Which workers a machine should run: one per device, and others for queues that only train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _PROBE = "import torch; print(torch.cuda.device_count() if torch.cuda.is_availab
 
 
 def count_gpus() -> int:
-    """How many CUDA devices torch can use here; MissingExtra when there is no torch."""
+    """How many CUDA devices torch can use here; MissingExtra without torch.
+
+    Asked in a process of its own: a parent must never touch CUDA.
+    """
     done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120, check=False)
     if "ModuleNotFoundError" in done.stderr:
         raise MissingExtra("a worker needs torch: pip install 'forebay[worker]'")
@@ -22,15 +25,15 @@ def count_gpus() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One worker to start: what its name begins with, its device (the first of them), and the queues that it serves."""
+class WorkerPlan:
+    """One worker: the beginning of its name, its device (the first of several), and the queues that it serves."""
 
     stem: str
     device: str
     queues: list[str]
 
 
-def plan(queues: Sequence[QueueSpec], gpus: int) -> list[Plan]:
+def plan_workers(queues: Sequence[QueueSpec], gpus: int) -> list[WorkerPlan]:
     """One worker per device, with the queues it serves; queues that only train have workers of their own beside them.
 
     A training queue that declares several GPUs has one worker for so many. DeviceNotFound when a queue that was asked for needs
@@ -39,8 +42,8 @@ def plan(queues: Sequence[QueueSpec], gpus: int) -> list[Plan]:
     for queue in queues:
         if queue.capacity.gpu > gpus:
             raise DeviceNotFound(
-                f"queue {queue.name!r} needs {queue.capacity.gpu:g} GPU; torch.cuda sees {gpus} on this machine "
-                "(looked with torch.cuda.is_available() and device_count()). Start it where there is one, or serve other "
+                f"queue {queue.name!r} needs {queue.capacity.gpu:g} GPU; torch.cuda sees {gpus} on this machine (looked with "
+                "torch.cuda.is_available() and device_count()). Start the worker on a machine with one, or serve other "
                 "queues: forebay worker --queues cpu"
             )
     trains = [queue for queue in queues if queue.trains]
@@ -53,10 +56,10 @@ def plan(queues: Sequence[QueueSpec], gpus: int) -> list[Plan]:
     return plans + _on_cpu([q.name for q in trains if not q.capacity.gpu], "train")
 
 
-def _on_gpus(queues: list[str], gpus: int, size: int, prefix: str) -> list[Plan]:
+def _on_gpus(queues: list[str], gpus: int, size: int, prefix: str) -> list[WorkerPlan]:
     firsts = range(0, gpus - size + 1, size) if queues else ()
-    return [Plan(f"{prefix}gpu{first}", f"cuda:{first}", queues) for first in firsts]
+    return [WorkerPlan(f"{prefix}gpu{first}", f"cuda:{first}", queues) for first in firsts]
 
 
-def _on_cpu(queues: list[str], stem: str) -> list[Plan]:
-    return [Plan(stem, "cpu", queues)] if queues else []
+def _on_cpu(queues: list[str], stem: str) -> list[WorkerPlan]:
+    return [WorkerPlan(stem, "cpu", queues)] if queues else []

@@ -107,12 +107,12 @@ def worker(
 
     Example: `forebay worker --queues gpu`
     """
-    from forebay.worker.parent.supervisor import Supervisor
+    from forebay.worker.parent.supervisor import run_workers
 
     settings = Settings.load(home=home)
     configure_logs(settings)
     names = [q.strip() for q in queues.split(",") if q.strip()] if queues is not None else None
-    raise typer.Exit(Supervisor(settings, names, concurrency).run())
+    raise typer.Exit(run_workers(settings, names, concurrency))
 
 
 @app.command(rich_help_panel=RUN)

@@ -15,6 +15,7 @@ from pathlib import Path
 import redis
 
 from forebay.contract.errors import ForebayError, MissingExtra
+from forebay.worker.parent.processes import stop_process
 
 START_S = 60
 STOP_S = 30
@@ -40,7 +41,7 @@ class Valkey:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start it and return once it answers; ForebayError with its last words when it does not."""
+        """Start it and return once it answers; ForebayError with the end of its log when it does not."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = self._folder / "valkey.log"
         with log.open("ab") as output:
@@ -55,20 +56,13 @@ class Valkey:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                words = log.read_text(encoding="utf-8", errors="replace")[-1000:]
-                raise ForebayError(f"the embedded queue did not start: {words}")
+                end = log.read_text(encoding="utf-8", errors="replace")[-1000:]
+                raise ForebayError(f"the embedded queue did not start: {end}")
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End it in good order, its data on disk."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Stop it gracefully, its data on disk."""
+        stop_process(self._process, STOP_S)
 
     def _config(self) -> str:
         lines = {
