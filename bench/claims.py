@@ -29,7 +29,7 @@ from forebay.contract.errors import JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
-from forebay.stack.stack import start_detached, stop_stack
+from forebay.stack.stack import StackState, start_detached, stop_stack
 
 ABOUT = {
     "poison": "2,000 jobs as in W1, one in 100 of them poisonous: their rate to that of clean ones",
@@ -114,8 +114,8 @@ def _memory(_rounds: int) -> Claim:
     with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder, _stack(1) as (client, stack):
         client.models.register("mlp", workloads.export(Path(folder)), max_batch_size=64)
         _run(client, "mlp", np.stack([row] * 64))
-        worker = next(p for p in psutil.Process(stack["pid"]).children(True) if "forebay.worker" in p.cmdline())
-        broker = redis.Redis.from_url(stack["broker"])
+        worker = next(p for p in psutil.Process(stack.pid).children(True) if "forebay.worker" in p.cmdline())
+        broker = redis.Redis.from_url(stack.broker)
         before, resident = _used(broker), _resident(worker)
         for process in _family(worker):
             process.suspend()  # so that the jobs wait
@@ -150,7 +150,7 @@ def _run(client: Client, model: str, rows: Any) -> tuple[float, list[int]]:
 
 
 @contextmanager
-def _stack(workers: int) -> Iterator[tuple[Client, dict[str, Any]]]:
+def _stack(workers: int) -> Iterator[tuple[Client, StackState]]:
     """An embedded stack; further workers beside its own are processes of `forebay worker`, as on a second machine."""
     os.environ.update(FOREBAY_TORCH_THREADS="1", FOREBAY_ALLOWED_PYTHON_MODELS="bench.networks")
     with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
@@ -158,7 +158,7 @@ def _stack(workers: int) -> Iterator[tuple[Client, dict[str, Any]]]:
         stack = start_detached(home, ["--no-dashboard"])
         more = [_further(home, stack, n) for n in range(2, workers + 1)]
         try:
-            with Client(Settings.load(home=home, broker=stack["broker"], database=stack["database"])) as client:
+            with Client(Settings.load(home=home, broker=stack.broker, database=stack.database)) as client:
                 _await_workers(client, workers)
                 yield client, stack
         finally:
@@ -169,8 +169,8 @@ def _stack(workers: int) -> Iterator[tuple[Client, dict[str, Any]]]:
             stop_stack(home)
 
 
-def _further(home: Path, stack: dict[str, Any], number: int) -> subprocess.Popen[bytes]:
-    own = {"FOREBAY_HOME": str(home), "FOREBAY_BROKER": stack["broker"], "FOREBAY_DATABASE": stack["database"]}
+def _further(home: Path, stack: StackState, number: int) -> subprocess.Popen[bytes]:
+    own = {"FOREBAY_HOME": str(home), "FOREBAY_BROKER": stack.broker, "FOREBAY_DATABASE": stack.database}
     with (home / "logs" / f"worker{number}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "forebay", "worker"], env=os.environ | own, stdout=log, stderr=log

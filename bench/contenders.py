@@ -138,7 +138,7 @@ class Forebay:
         os.environ["FOREBAY_TORCH_THREADS"] = "1"
         self._home = folder / "home"
         stack = start_detached(self._home, ["--no-dashboard"])
-        self._client = Client(Settings.load(home=self._home, broker=stack["broker"], database=stack["database"]))
+        self._client = Client(Settings.load(home=self._home, broker=stack.broker, database=stack.database))
         artifacts = {
             "mlp": lambda: workloads.export(folder),
             "wide": lambda: workloads.export(folder),

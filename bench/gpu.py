@@ -94,7 +94,7 @@ def measure(device: str, rounds: int, small: bool, console: Console) -> list[Mea
         home = Path(folder) / "home"
         stack = start_detached(home, ["--no-dashboard", "--queues", queue])
         try:
-            with Client(Settings.load(home=home, broker=stack["broker"], database=stack["database"])) as client:
+            with Client(Settings.load(home=home, broker=stack.broker, database=stack.database)) as client:
                 return [_case(case, client, queue, device, rounds, small, Path(folder), console) for case in CASES]
         finally:
             stop_stack(home)

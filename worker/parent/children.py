@@ -37,8 +37,6 @@ READ_BYTES = 1 << 16
 
 @dataclass(slots=True)
 class Child:
-    """One child as its parent sees it."""
-
     pid: int
     connection: socket.socket
     page: SharedPage

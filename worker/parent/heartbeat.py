@@ -9,16 +9,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 
 import structlog
 
-from forebay.contract.errors import ForebayError
-from forebay.contract.settings import Settings
-from forebay.storage.jobs.store import JobStore
-from forebay.storage.workers import WorkerRegistry
-from forebay.worker.parent.children import ChildMonitor
-from forebay.worker.parent.metrics import WorkerMetrics
+from forebay.worker.parent.context import ParentContext
 
 log = structlog.get_logger()
 
@@ -28,22 +22,10 @@ JOIN_S = 30.0  # for a beat that is under way when the worker stops
 class Heartbeat:
     """`start` it before the first job, `stop` it after the last. `in_flight` gives the ids that were handed to children."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        queues: tuple[str, ...],
-        store: JobStore,
-        workers: WorkerRegistry,
-        children: ChildMonitor,
-        in_flight: Callable[[], list[str]],
-        metrics: WorkerMetrics,
-    ) -> None:
-        self._settings, self._queues = settings, queues
-        self._store, self._workers, self._children = store, workers, children
-        self._in_flight, self._metrics = in_flight, metrics
-        self._tolerate = partial(tolerate, settings.worker_name, metrics)
-        self._history = HeartbeatHistory(settings.heartbeat_s)
-        self._started_at = store.ledger.now()
+    def __init__(self, context: ParentContext, queues: tuple[str, ...], in_flight: Callable[[], list[str]]) -> None:
+        self._context, self._queues, self._in_flight = context, queues, in_flight
+        self._history = HeartbeatHistory(context.settings.heartbeat_s)
+        self._started_at = context.store.ledger.now()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.last_beat = time.monotonic()  # the last attempt, successful or not
@@ -57,11 +39,10 @@ class Heartbeat:
         """End the thread, and say that the worker has stopped."""
         self._stopped.set()
         self._thread.join(timeout=JOIN_S)
-        self._tolerate("leave", lambda: self._workers.leave(self._settings.worker_name))
+        self._context.tolerate("leave", lambda: self._context.workers.leave(self._context.settings.worker_name))
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def is_steady(self) -> bool:
@@ -69,33 +50,32 @@ class Heartbeat:
         return self._history.is_steady(time.monotonic())
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._settings.heartbeat_s):
+        while not self._stopped.wait(self._context.settings.heartbeat_s):
             self._beat()
 
     def _beat(self) -> None:
         begun = time.monotonic()
-        held = [*self._in_flight(), *self._children.held()]
-        renewed = not held or self._tolerate("renew", lambda: self._renew(held))
-        beaten = self._tolerate("beat", self._write)
+        held = [*self._in_flight(), *self._context.children.held()]
+        renewed = not held or self._context.tolerate("renew", lambda: self._renew(held))
+        beaten = self._context.tolerate("beat", self._write)
         self.last_beat = time.monotonic()
         if renewed and beaten:
             self._history.add(begun, self.last_beat)
 
     def _renew(self, held: list[str]) -> None:
-        kept = self._store.renew(held, self._settings.worker_name, self._settings.lease_s)
+        settings = self._context.settings
+        kept = self._context.store.renew(held, settings.worker_name, settings.lease_s)
         if len(kept) < len(set(held)):  # mostly jobs that have ended or are not claimed yet: the child looks
-            self._children.doubt_leases()
+            self._context.children.doubt_leases()
 
     def _write(self) -> None:
-        name, device = self._settings.worker_name, self._settings.device
-        self._workers.beat(name, socket.gethostname(), device, self._queues, self._started_at, self._statistics())
-
-    def _statistics(self) -> str:
+        settings, host = self._context.settings, socket.gethostname()
         try:
-            return self._metrics.as_json()
+            stats = self._context.metrics.as_json()
         except Exception:  # figures that cannot be had must not keep a worker from saying that it lives
-            log.exception("housekeeping_failed", what="statistics", worker=self._settings.worker_name)
-            return "{}"
+            log.exception("housekeeping_failed", what="statistics", worker=settings.worker_name)
+            stats = "{}"
+        self._context.workers.beat(settings.worker_name, host, settings.device, self._queues, self._started_at, stats)
 
 
 class HeartbeatHistory:
@@ -118,20 +98,5 @@ class HeartbeatHistory:
         self._last = done
 
     def is_steady(self, now: float) -> bool:
-        """Whether none has been late lately, and none is missing now."""
         missing = self._last is None or now - self._last > 2.5 * self._heartbeat_s
         return not missing and now >= self._unsteady_until
-
-
-def tolerate(worker: str, metrics: WorkerMetrics, what: str, action: Callable[[], object]) -> bool:
-    """Whether the action went through. An error is logged and counted: the thread must go on, and tries again later."""
-    try:
-        action()
-    except ForebayError as error:
-        log.warning("housekeeping_failed", what=what, worker=worker, error=str(error))
-    except Exception:
-        log.exception("housekeeping_failed", what=what, worker=worker)
-    else:
-        return True
-    metrics.count("housekeeping_failures_total", what)
-    return False

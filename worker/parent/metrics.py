@@ -34,7 +34,6 @@ class WorkerMetrics:
         self._cpu = (clock(), 0.0)
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
-        """Add to one of the parent's own counters."""
         if by:
             with self._lock:
                 self._total.count(name, *labels, by=by)

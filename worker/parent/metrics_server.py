@@ -39,19 +39,16 @@ class MetricsServer:
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
 
     def start(self) -> None:
-        """Answer from now on."""
         self._thread.start()
         host, port = self._server.server_address[:2]
         log.info("metrics_ready", url=f"http://{host!s}:{port}/metrics")
 
     def stop(self) -> None:
-        """Close the port."""
         self._server.shutdown()
         self._server.server_close()
 
 
 def make_app(worker: str, metrics: WorkerMetrics, probes: Probes) -> Callable[..., Any]:
-    """The three paths as a WSGI application."""
     prometheus = metrics_app(lambda: worker_families({worker: (metrics.snapshot(), True)}))
 
     def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:

@@ -48,7 +48,6 @@ class PageServer:
         return pid, connection, page
 
     def close(self) -> None:
-        """Remove the socket."""
         if self.listener is not None:
             self.listener.close()
         shutil.rmtree(page_path(os.getpid()).parent, ignore_errors=True)

@@ -26,6 +26,7 @@ from forebay.worker.parent.celery.app import worker_app, worker_arguments
 from forebay.worker.parent.celery.feeder import Feeder, InFlight
 from forebay.worker.parent.celery.watchdog import Watchdog
 from forebay.worker.parent.children import ChildMonitor
+from forebay.worker.parent.context import ParentContext
 from forebay.worker.parent.heartbeat import Heartbeat
 from forebay.worker.parent.metrics import WorkerMetrics
 from forebay.worker.parent.probes import Probes
@@ -52,15 +53,14 @@ def serve(settings: Settings, queues: list[str], children: int, supervisor: int 
     configure_logs(settings)
     app = worker_app(settings)
     ledger, broker = Ledger(settings.database), connect_redis(settings)
-    store, workers = JobStore(ledger), WorkerRegistry(ledger)
+    store, monitor = JobStore(ledger), ChildMonitor(settings, supervisor)
     metrics, in_flight = WorkerMetrics(settings.device), InFlight()
-    monitor = ChildMonitor(settings, supervisor)
-    heartbeat = Heartbeat(settings, tuple(queues), store, workers, monitor, in_flight.ids, metrics)
-    sweeper = Sweeper(store, Dispatcher(app), Announcer(broker), broker, settings)
-    sweeps = SweepLoop(settings, store, workers, sweeper, monitor, heartbeat, metrics)
+    context = ParentContext(settings, store, WorkerRegistry(ledger), monitor, metrics)
+    heartbeat = Heartbeat(context, tuple(queues), in_flight.ids)
+    sweeps = SweepLoop(context, Sweeper(store, Dispatcher(app), Announcer(broker), broker, settings), heartbeat)
     app.forebay_feeder = feeder = Feeder(sweeps, in_flight, metrics, children)
     app.forebay_probes = probes = Probes(heartbeat, sweeps, ledger, connect_redis(settings), settings.heartbeat_s)
-    sweeps.also = Watchdog(feeder, broker, queues, settings.resend_s).check
+    sweeps.after_sweep = Watchdog(feeder, broker, queues, settings.resend_s).check
     metrics.gauges["worker_children"] = lambda: probes.children
 
     def shut_down(**_: Any) -> None:

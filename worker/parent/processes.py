@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,25 +42,19 @@ class ManagedProcess:
 
     @property
     def pid(self) -> int | None:
-        """None while it does not run."""
         return self.popen.pid if self.popen is not None and self.popen.poll() is None else None
 
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C reaches this process only, which then stops the others in order."""
-        self.started_at = time.monotonic()
-        if self.log is None:
-            self.popen = self._open(None)
-        else:
+        if self.log is not None:
             self.log.parent.mkdir(exist_ok=True)
-            with self.log.open("ab") as output:
-                self.popen = self._open(output.fileno())
+        with self.log.open("ab") if self.log is not None else nullcontext() as output:
+            self.popen = subprocess.Popen(
+                self.command, env=self.env, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        self.started_at = time.monotonic()
         log.info("process_started", name=self.name, pid=self.popen.pid)
-
-    def _open(self, output: int | None) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self.command, env=self.env, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,11 +70,17 @@ class Mark:
         ours = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
         return [p for p in marked if p.pid not in ours]
 
-    def end_orphans(self) -> None:
-        """Ask them to end, and kill those that have not after some seconds."""
+    def terminate_orphans(self) -> list[psutil.Process]:
+        """Ask them to end; those that were asked."""
         orphans = self.orphans()
-        terminate(orphans)
-        kill(await_end(orphans, ORPHAN_GRACE_S))
+        for process in orphans:
+            log.warning("orphan_ended", pid=process.pid)
+        _signal(orphans, signal.SIGTERM)
+        return orphans
+
+    def end_orphans(self) -> None:
+        """The same, and kill those that have not ended after some seconds."""
+        _signal(await_end(self.terminate_orphans(), ORPHAN_GRACE_S), signal.SIGKILL)
 
 
 class ProcessSupervisor:
@@ -110,7 +110,7 @@ class ProcessSupervisor:
                 self._note_death(process, now)
         self._orphans = [p for p in self._orphans if not has_ended(p)]
         if now > self._kill_orphans_at:
-            kill(self._orphans)
+            _signal(self._orphans, signal.SIGKILL)
         due = [p for p in self.processes if p.popen is None and now >= p.due]
         if not due or (self._orphans and not self._overlap):
             return False
@@ -138,8 +138,7 @@ class ProcessSupervisor:
         log.error("process_died", name=process.name, status=process.popen.returncode, again_in_s=pause)
         process.popen, process.due = None, now + pause
         if self._mark is not None:
-            self._orphans, self._kill_orphans_at = self._mark.orphans(), now + ORPHAN_GRACE_S
-            terminate(self._orphans)
+            self._orphans, self._kill_orphans_at = self._mark.terminate_orphans(), now + ORPHAN_GRACE_S
 
 
 def stop_signal() -> threading.Event:
@@ -168,21 +167,6 @@ def stop_process(process: subprocess.Popen[bytes] | None, grace_s: float, how: i
         await_exit(process, grace_s)
 
 
-def terminate(processes: Sequence[psutil.Process]) -> None:
-    """Ask each to end; those that are gone already are passed over."""
-    for process in processes:
-        log.warning("orphan_ended", pid=process.pid)
-        with suppress(psutil.Error):
-            process.terminate()
-
-
-def kill(processes: Sequence[psutil.Process]) -> None:
-    """End each at once."""
-    for process in processes:
-        with suppress(psutil.Error):
-            process.kill()
-
-
 def await_end(processes: Sequence[psutil.Process], timeout: float) -> list[psutil.Process]:
     """Those that still run after `timeout` seconds."""
     deadline = time.monotonic() + timeout
@@ -197,6 +181,12 @@ def has_ended(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        with suppress(psutil.Error):  # it is gone already
+            process.send_signal(number)
 
 
 def _variable(process: psutil.Process, name: str) -> str | None:

@@ -7,16 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 
 import structlog
 
-from forebay.contract.settings import Settings
-from forebay.storage.jobs.store import JobStore
-from forebay.storage.workers import WorkerRegistry
-from forebay.worker.parent.children import ChildDeath, ChildMonitor
-from forebay.worker.parent.heartbeat import Heartbeat, tolerate
-from forebay.worker.parent.metrics import WorkerMetrics
+from forebay.worker.parent.children import ChildDeath
+from forebay.worker.parent.context import ParentContext
+from forebay.worker.parent.heartbeat import Heartbeat
 from forebay.worker.parent.sweeper import Sweeper
 
 log = structlog.get_logger()
@@ -27,28 +23,15 @@ FORGET_AFTER_S = 3600  # a worker that was killed stays listed as silent this lo
 
 
 class SweepLoop:
-    """`start` it before the first job, `stop` it after the last; `also` is called after each sweep."""
+    """`start` it before the first job, `stop` it after the last; `after_sweep` is called after each sweep."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: JobStore,
-        workers: WorkerRegistry,
-        sweeper: Sweeper,
-        children: ChildMonitor,
-        heartbeat: Heartbeat,
-        metrics: WorkerMetrics,
-    ) -> None:
-        self._worker, self._sweep_s = settings.worker_name, settings.sweep_s
-        self._store, self._workers, self._sweeper = store, workers, sweeper
-        self._children, self._heartbeat, self._metrics = children, heartbeat, metrics
-        self._tolerate = partial(tolerate, settings.worker_name, metrics)
+    def __init__(self, context: ParentContext, sweeper: Sweeper, heartbeat: Heartbeat) -> None:
+        self._context, self._sweeper, self._heartbeat = context, sweeper, heartbeat
         self._reports: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-        self.also: Callable[[], object] = lambda: None
+        self.after_sweep: Callable[[], object] = lambda: None
 
     def start(self) -> None:
-        """Sweep at once, and then every `sweep_s`."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -58,7 +41,6 @@ class SweepLoop:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def child_lost(self, ids: list[str], reason: str, pid: int) -> None:
@@ -67,21 +49,22 @@ class SweepLoop:
 
     def jobs_returned(self, ids: list[str]) -> None:
         """These jobs were given back unrun and have no message any more."""
-        self._reports.put(lambda: self._tolerate("resend", lambda: self._sweeper.send_queued(ids)))
+        self._reports.put(lambda: self._context.tolerate("resend", lambda: self._sweeper.send_queued(ids)))
 
     def _run(self) -> None:
+        tolerate = self._context.tolerate
         next_sweep = time.monotonic()
         while True:
             try:
                 report = self._reports.get(timeout=max(0.0, min(SEND_DUE_EVERY_S, next_sweep - time.monotonic())))
             except queue.Empty:
                 if time.monotonic() < next_sweep:
-                    self._tolerate("send_due", self._send_due)
+                    tolerate("send_due", self._send_due)
                     continue
-                self._tolerate("sweep", self._sweep)
-                self._tolerate("forget", lambda: self._workers.forget(FORGET_AFTER_S))
-                self._tolerate("watchdog", self.also)
-                next_sweep = time.monotonic() + self._sweep_s
+                tolerate("sweep", self._sweep)
+                tolerate("forget", lambda: self._context.workers.forget(FORGET_AFTER_S))
+                tolerate("watchdog", self.after_sweep)
+                next_sweep = time.monotonic() + self._context.settings.sweep_s
             else:
                 if report is None:
                     return
@@ -89,30 +72,30 @@ class SweepLoop:
 
     def _sweep(self) -> None:
         for action, jobs in asdict(self._sweeper.sweep(free_lapsed=self._heartbeat.is_steady())).items():
-            self._metrics.count("sweeper_jobs_total", action, by=jobs)
+            self._context.metrics.count("sweeper_jobs_total", action, by=jobs)
 
     def _send_due(self) -> None:
-        self._metrics.count("sweeper_jobs_total", "due", by=self._sweeper.send_due())
+        self._context.metrics.count("sweeper_jobs_total", "due", by=self._sweeper.send_due())
 
     def _settle_death(self, ids: list[str], reason: str, pid: int) -> None:
-        self._metrics.count("child_deaths_total")
-        death = self._children.death(pid, reason)
-        if not self._tolerate("child_lost", lambda: self._settle(death, ids)):
+        self._context.metrics.count("child_deaths_total")
+        death = self._context.children.death(pid, reason)
+        if not self._context.tolerate("child_lost", lambda: self._settle(death, ids)):
             log.error("child_loss_unrecorded", jobs=len(ids), reason=reason)  # the leases lapse, and a sweep frees them
 
     def _settle(self, death: ChildDeath, ids: list[str]) -> None:
-        held = self._held_by(death, ids)
+        held, worker = self._held_by(death, ids), self._context.settings.worker_name
         if death.at_shutdown:
-            self._sweeper.release(held, self._worker, death.evidence)
+            self._sweeper.release(held, worker, death.evidence)
         else:
-            self._sweeper.count_crash(held, self._worker, death.evidence, suspect=not death.store_timeout)
+            self._sweeper.count_crash(held, worker, death.evidence, suspect=not death.store_timeout)
 
     def _held_by(self, death: ChildDeath, ids: list[str]) -> list[str]:
         """What the dead child may have held: what it was given, and the shards that it had claimed itself.
 
         Another child of this worker may hold what this one has given back meanwhile: that is not touched.
         """
-        attempts = self._store.attempts(list(death.held)) if death.held else {}
+        attempts = self._context.store.attempts(list(death.held)) if death.held else {}
         own = [job for job, attempt in death.held.items() if attempts.get(job) == attempt]
-        others = self._children.held()
+        others = self._context.children.held()
         return list(dict.fromkeys([*own, *(id for id in ids if id not in others)]))

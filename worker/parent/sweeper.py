@@ -92,7 +92,6 @@ class Sweeper:
         self.send_queued(ids)
 
     def send_queued(self, ids: list[str]) -> None:
-        """Send those of the jobs that are still queued: they were given back unrun, and have no message any more."""
         self.send(self._store.queued(ids))
 
     def send(self, jobs: list[RoutedJob]) -> int:

@@ -5,9 +5,10 @@ Heavy parts (torch, Flower, Alembic) are imported by the command that needs them
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import to_builtins
 
 from forebay.cli import upkeep
 from forebay.cli.upkeep import RUN, Home, Json
@@ -15,6 +16,9 @@ from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli import attach
 from forebay.producer.cli.output import USAGE, clear_errors, print_json, say
+
+if TYPE_CHECKING:
+    from forebay.stack.stack import StackState
 
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
 
@@ -80,8 +84,9 @@ def status(home: Home = None, json: Json = False) -> None:
     stack = read_stack(settings.home)
     workers, ledger = live_workers(settings)
     if json:
-        masked = {name: mask_password(stack[name]) for name in ("broker", "database")} if stack else {}
-        public = stack and stack | masked
+        public = to_builtins(stack)
+        if public:
+            public |= {name: mask_password(public[name]) for name in ("broker", "database")}
         print_json({"home": str(settings.home), "stack": public, "ledger": ledger, "workers": workers})
         return
     typer.echo(f"stack    {_processes(stack) if stack else f'none runs in {settings.home}'}")
@@ -132,17 +137,17 @@ def dashboard(
     raise typer.Exit(serve(settings, settings.dashboard_host, settings.dashboard_port))
 
 
-def _processes(stack: dict[str, Any]) -> str:
-    parts = ", ".join(f"{name} (pid {pid})" for name, pid in stack["processes"].items())
-    return f"pid {stack['pid']}: {parts}"
+def _processes(stack: StackState) -> str:
+    parts = ", ".join(f"{name} (pid {pid})" for name, pid in stack.processes.items())
+    return f"pid {stack.pid}: {parts}"
 
 
-def _say_ready(stack: dict[str, Any]) -> None:
+def _say_ready(stack: StackState) -> None:
     shown = {
-        "home": stack["home"],
-        "ledger": mask_password(stack["database"]),
-        "queue": mask_password(stack["broker"]),
-        "dashboard": stack["dashboard"] or "left out",
+        "home": stack.home,
+        "ledger": mask_password(stack.database),
+        "queue": mask_password(stack.broker),
+        "dashboard": stack.dashboard or "left out",
     }
     for name, value in shown.items():
         typer.echo(f"{name:<10}{value}")

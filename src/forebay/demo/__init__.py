@@ -40,11 +40,11 @@ def run(*, keep: bool) -> int:
     console.print(f"starting queue, ledger, worker and dashboard in {home} …")
     try:
         stack = start_detached(home, [])
-        with Client(Settings.load(home=home, broker=stack["broker"], database=stack["database"])) as client:
+        with Client(Settings.load(home=home, broker=stack.broker, database=stack.database)) as client:
             good = digits.run(client, console, home)
             good = sentences.run(client, console) and good
         console.print(
-            f"\ndashboard: {stack['dashboard']}" + ("" if keep else " (stops with the demo; --keep leaves it up)")
+            f"\ndashboard: {stack.dashboard}" + ("" if keep else " (stops with the demo; --keep leaves it up)")
         )
         _say_what_next(console, home, keep)
         return 0 if good else 1

@@ -6,7 +6,6 @@ also ends, by pid, and it ends nothing else. `<home>/stack.json` describes what 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -15,8 +14,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import psutil
 import structlog
 from filelock import FileLock, Timeout
@@ -48,6 +47,23 @@ class StackError(ForebayError):
     """The embedded stack cannot be started or stopped."""
 
 
+class StackState(msgspec.Struct, frozen=True):
+    """The content of `<home>/stack.json`. `dashboard` is an address, "" without one."""
+
+    pid: int
+    started: float  # of that process, by the system's clock: another one may get its pid
+    ready: bool
+    broker: str
+    database: str
+    home: str
+    dashboard: str
+    stop_s: float  # how long stopping may take
+    processes: dict[str, int]
+
+
+OnReady = Callable[[StackState], object]
+
+
 class Stack:
     """The embedded stack of one home, run by this process until it is told to stop."""
 
@@ -65,8 +81,8 @@ class Stack:
         self._dashboard = ""
         self._parts_stop_s = float(PARTS_STOP_S)
 
-    def run(self, on_ready: Callable[[Any], object] | None = None) -> int:
-        """Start everything, call `on_ready(description)`, watch until SIGTERM or SIGINT, stop everything."""
+    def run(self, on_ready: OnReady) -> int:
+        """Start everything, call `on_ready`, watch until SIGTERM or SIGINT, stop everything."""
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             with FileLock(self._home / "stack.lock", blocking=False):
@@ -75,7 +91,7 @@ class Stack:
             raise _runs_already(self._home) from None
         return 0
 
-    def _run(self, on_ready: Callable[[Any], object] | None) -> None:
+    def _run(self, on_ready: OnReady) -> None:
         self._file.unlink(missing_ok=True)
         os.environ.update({MARK: str(self._home), "FOREBAY_HOME": str(self._home)})
         self._stop = stop_signal()
@@ -83,9 +99,7 @@ class Stack:
             self._mark.end_orphans()  # of a stack of this home that was killed
             settings = self._start()
             if self._await_worker(settings):
-                self._describe(settings, ready=True)
-                if on_ready is not None:
-                    on_ready(read_stack(self._home))
+                on_ready(self._describe(settings, ready=True))
             while not self._stop.wait(0.5):
                 self._check(settings)
         finally:
@@ -128,10 +142,8 @@ class Stack:
         ledger, host = Ledger(settings.database), socket.gethostname()
         started, deadline = ledger.now(), time.monotonic() + READY_S
         try:
-            while not self._stop.wait(
-                0.05
-            ):  # by the heartbeat: a killed worker's row, its start too, may be taken over
-                alive = WorkerRegistry(ledger).alive(READY_S)
+            while not self._stop.wait(0.05):
+                alive = WorkerRegistry(ledger).alive(READY_S)  # a killed worker's row, its start too, may be taken over
                 here = [w for w in alive if w.host == host and w.heartbeat_at.timestamp() >= started]
                 if here and wanted <= {name for w in here for name in w.queues}:
                     return True
@@ -144,7 +156,6 @@ class Stack:
         return False
 
     def _check(self, settings: Settings) -> None:
-        """Start again whatever has died."""
         queue_died = self._valkey is not None and self._valkey.pid is None
         if self._valkey is not None and queue_died:
             log.error("queue_died", again_in_s=0)
@@ -152,38 +163,33 @@ class Stack:
         if self._supervisor.check() or queue_died:
             self._describe(settings, ready=True)
 
-    def _describe(self, settings: Settings, *, ready: bool) -> None:
-        pids = {"queue": self._valkey and self._valkey.pid} | {part.name: part.pid for part in self._parts}
-        content = {
-            "pid": os.getpid(),
-            "started": psutil.Process().create_time(),
-            "ready": ready,
-            "broker": settings.broker,
-            "database": settings.database,
-            "home": str(self._home),
-            "dashboard": self._dashboard,
-            "stop_s": self._parts_stop_s + STOP_S,
-            "processes": {name: pid for name, pid in pids.items() if pid is not None},
-        }
+    def _describe(self, settings: Settings, *, ready: bool) -> StackState:
+        pids = {part.name: part.pid for part in self._parts}
+        if self._valkey is not None:
+            pids = {"queue": self._valkey.pid} | pids
+        state = StackState(
+            os.getpid(), psutil.Process().create_time(), ready, settings.broker, settings.database, str(self._home),
+            self._dashboard, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
+        )  # fmt: skip
         temporary = self._file.with_suffix(".tmp")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(content, file)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(state))
         temporary.replace(self._file)
+        return state
 
 
-def read_stack(home: Path) -> dict[str, Any] | None:
-    """The content of `<home>/stack.json`, if the process that wrote it still runs."""
+def read_stack(home: Path) -> StackState | None:
+    """The state of this home's stack, if it runs."""
     try:
-        content: dict[str, Any] = json.loads((home / STACK_FILE).read_text(encoding="utf-8"))
-        process = psutil.Process(content["pid"])
-        # A pid may have been given to another process since: its start time tells.
-        same = abs(process.create_time() - content["started"]) < 1
-    except (OSError, ValueError, KeyError, psutil.Error):
+        state = msgspec.json.decode((home / STACK_FILE).read_bytes(), type=StackState)
+        process = psutil.Process(state.pid)
+        same = abs(process.create_time() - state.started) < 1
+    except (OSError, msgspec.MsgspecError, psutil.Error):
         return None
-    return content if same and not has_ended(process) else None
+    return state if same and not has_ended(process) else None
 
 
-def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
+def start_detached(home: Path, arguments: list[str]) -> StackState:
     """Start `forebay up` in the background and return once it is ready; StackError with the reason when it is not."""
     if read_stack(home) is not None:
         raise _runs_already(home)
@@ -194,11 +200,11 @@ def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
     deadline = time.monotonic() + READY_S + 30
     while time.monotonic() < deadline:
-        content = read_stack(home)
-        if content is not None and content["ready"] and content["pid"] == process.pid:
-            return content
+        state = read_stack(home)
+        if state is not None and state.ready and state.pid == process.pid:
+            return state
         if process.poll() is not None:
-            if content is not None:  # two were started at once, and the other one came first
+            if state is not None:  # two were started at once, and the other one came first
                 raise _runs_already(home)
             raise StackError(f"the stack did not start:\n{tail(output)}")
         time.sleep(0.1)
@@ -208,11 +214,11 @@ def start_detached(home: Path, arguments: list[str]) -> dict[str, Any]:
 
 def stop_stack(home: Path) -> bool:
     """Stop the stack of this home and wait until it has stopped; False when none runs."""
-    content = read_stack(home)
-    if content is None:
+    state = read_stack(home)
+    if state is None:
         return False
     with suppress(psutil.NoSuchProcess):
-        process, stop_s = psutil.Process(content["pid"]), content.get("stop_s", 90)
+        process, stop_s = psutil.Process(state.pid), state.stop_s
         process.terminate()
         if await_end([process], stop_s):
             raise StackError(
@@ -222,7 +228,6 @@ def stop_stack(home: Path) -> bool:
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """The end of a log file."""
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:

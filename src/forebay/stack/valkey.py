@@ -32,7 +32,6 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        """The address, password included."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     @property

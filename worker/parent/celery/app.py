@@ -63,12 +63,10 @@ def worker_app(settings: Settings) -> Celery:
     return app
 
 
-def _body(*_: Any) -> None:
-    """What a direct call of the task does: nothing."""
+def _body(*_: Any) -> None: ...
 
 
 def worker_arguments(settings: Settings, queues: Sequence[str], children: int) -> list[str]:
-    """The command line with which Celery starts."""
     return [
         "--quiet", "worker", "--pool=prefork", f"--concurrency={children}", f"--hostname={settings.worker_name}",
         f"--queues={','.join(queues)}", f"--loglevel={settings.log_level}", "--without-gossip", "--without-mingle",
@@ -77,7 +75,6 @@ def worker_arguments(settings: Settings, queues: Sequence[str], children: int) -
 
 
 def run_in_child(model: str, version: int, ids: Sequence[str]) -> Any:
-    """The pool's target."""
     return symbol_by_name(CHILD_RUN)(model, version, ids)
 
 

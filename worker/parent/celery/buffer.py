@@ -63,7 +63,6 @@ class RoundRobinQueue(Generic[T]):
         return taken
 
     def clear(self) -> list[T]:
-        """Remove and return everything."""
         items = [item for line in self._by_key.values() for _, item in line]
         self._by_key.clear()
         self._count = 0
@@ -82,11 +81,9 @@ class MessageBuffer:
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to take."""
         return any(self._queues.values())
 
     def put(self, message: ReceivedMessage) -> None:
-        """Add a message that may be taken now."""
         queue = self._queues.setdefault(message.priority, RoundRobinQueue())
         queue.put(message.key, message, len(message.args.ids))
 
@@ -97,12 +94,10 @@ class MessageBuffer:
         return held
 
     def release(self, key: Hashable) -> None:
-        """What was held under this key, if anything, may be taken now."""
         for message in self._held.pop(key, ()):
             self.put(message)
 
     def release_all(self) -> None:
-        """The same for every key."""
         for key in list(self._held):
             self.release(key)
 

@@ -22,16 +22,13 @@ class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
     outage = False
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
-        """Redis does not answer, and did not before."""
         self._note_outage(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Redis answered until now."""
         self._note_outage(exc)
         super().on_connection_error_after_connected(exc)
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Wait for Redis, however long."""
         conn = conn.ensure_connection(
             lambda exc, _pause: self._note_outage(exc), None, *RETRY_S, callback=maybe_shutdown
         )
@@ -39,7 +36,6 @@ class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
         return conn
 
     def on_ready(self) -> None:
-        """Connected, and listening to the queues."""
         if self.outage:
             self.outage = False
             log.info("broker_connected", worker=self.hostname)

@@ -6,10 +6,9 @@ Celery's requests are told what became of the task that carried them.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from billiard.einfo import ExceptionInfo
@@ -21,6 +20,7 @@ from kombu.utils.uuid import uuid
 from forebay.worker.parent.celery.app import run_in_child
 from forebay.worker.parent.celery.buffer import MessageBuffer, ReceivedMessage
 from forebay.worker.parent.metrics import WorkerMetrics
+from forebay.worker.parent.sweep_loop import SweepLoop
 
 log = structlog.get_logger()
 
@@ -32,43 +32,17 @@ PREFETCH_START = 4  # before anything was measured
 NEWEST_WEIGHT = 0.3  # of the last task in the running means
 
 
-class JobReports(Protocol):
-    """Who is told of jobs that a child did not run to their end. Called from Celery's loop: must return at once."""
-
-    def child_lost(self, ids: list[str], reason: str, pid: int) -> None:
-        """The child `pid` died while it had these."""
-
-    def jobs_returned(self, ids: list[str]) -> None:
-        """These were given back unrun, and have no message any more."""
-
-
-class InFlight:
-    """The ids that the children hold now: those whose leases the parent renews. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[str, list[str]] = {}
+class InFlight(dict[str, list[str]]):
+    """The ids that each child's pool task holds now: those whose leases the parent renews. Any thread may ask."""
 
     def ids(self) -> list[str]:
-        """Every id that a child has begun with and not yet reported back."""
-        with self._lock:
-            return [id for ids in self._held.values() for id in ids]
-
-    def add(self, key: str, ids: list[str]) -> None:
-        """A child has begun with these; `key` is to remove them by."""
-        with self._lock:
-            self._held[key] = ids
-
-    def remove(self, key: str) -> None:
-        """The child has reported back, or died."""
-        with self._lock:
-            self._held.pop(key, None)
+        return [id for ids in list(self.values()) for id in ids]
 
 
 class Feeder:
     """Holds the messages that wait and hands them to children. Lives as long as the process, across reconnects."""
 
-    def __init__(self, reports: JobReports, in_flight: InFlight, metrics: WorkerMetrics, children: int = 1) -> None:
+    def __init__(self, reports: SweepLoop, in_flight: InFlight, metrics: WorkerMetrics, children: int = 1) -> None:
         self.reports, self.in_flight, self.metrics = reports, in_flight, metrics
         self.received, self.last_received = 0, time.monotonic()  # messages; when one last came or could have come
         self._buffer = MessageBuffer()
@@ -89,7 +63,6 @@ class Feeder:
         self.request_slot()
 
     def detach(self) -> None:
-        """The connection is lost."""
         self._connected = False
 
     def reconnect(self) -> None:
@@ -193,13 +166,13 @@ class PoolTask:
     def _accepted(self, pid: int, at: float) -> None:
         self._child_pid = pid
         # Not earlier: at a reconnect Celery drops, without a callback, what no child has begun.
-        self._feeder.in_flight.add(self._key, self._ids)
+        self._feeder.in_flight[self._key] = self._ids
         _tell(
             self._requests, lambda r: r.on_accepted(pid, at)
         )  # also acknowledges: now the ledger answers for the jobs
 
     def _done(self, report: Any) -> None:
-        self._feeder.in_flight.remove(self._key)
+        self._feeder.in_flight.pop(self._key, None)
         (failed, summary, seconds, unrun), counts = report
         self._feeder.metrics.count("pool_tasks_total", "failed" if failed else "done")
         if failed:
@@ -212,7 +185,7 @@ class PoolTask:
             self._feeder.reports.jobs_returned(unrun)
 
     def _lost(self, einfo: ExceptionInfo) -> None:
-        self._feeder.in_flight.remove(self._key)
+        self._feeder.in_flight.pop(self._key, None)
         self._feeder.metrics.count("pool_tasks_total", "lost")
         reason = str(getattr(einfo.exception, "exc", einfo.exception))  # without billiard's traceback around it
         self._feeder.reports.child_lost(self._ids, reason, self._child_pid)

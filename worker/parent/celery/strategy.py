@@ -27,7 +27,6 @@ NO_LIMIT: tuple[Any, ...] = (None, [], [None, None])
 
 
 def make_handler(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
-    """The Strategy of forebay.predict."""
     feeder: Feeder = app.forebay_feeder
     events = consumer.event_dispatcher
     request_class = create_request_cls(

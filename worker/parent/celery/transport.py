@@ -56,8 +56,6 @@ class ControlCommand(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class BroadcastHeaders(msgspec.Struct):
-    """The headers of a broadcast."""
-
     clock: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] = 0
     expires: float | None = None
 
@@ -102,7 +100,6 @@ class CheckedRedis(redis.Redis):
     separator = stock.Channel.sep
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
-        """The reply to one command."""
         reply = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
         if command_name == "BRPOP" and reply:
             key, raw = reply
@@ -121,12 +118,10 @@ class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
     """
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message, if the channel it came by is still there."""
         if not self._closed:
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Refuse one, or put it back."""
         if not self._closed:
             super().reject(delivery_tag, requeue=requeue)
 
