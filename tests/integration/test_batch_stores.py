@@ -22,7 +22,7 @@ SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"
 
 @pytest.fixture
 def stack(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    with closing(WorkerStack(tmp_path, broker, STORE_TIMEOUT="2s", LEASE_S="600")) as stack:
+    with closing(WorkerStack(tmp_path, broker, STORE_TIMEOUT_S="2s", LEASE_S="600")) as stack:
         yield stack
 
 

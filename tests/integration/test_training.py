@@ -236,7 +236,7 @@ def test_a_machine_that_dies_costs_the_run_an_attempt_and_no_more(stack: Trainin
 
 
 def test_a_run_whose_machines_do_not_come_says_so_and_fails_in_the_end(tmp_path: Path, broker: str) -> None:
-    with closing(TrainingStack(tmp_path, broker, NODE_WAIT="3")) as stack:
+    with closing(TrainingStack(tmp_path, broker, NODE_WAIT_S="3")) as stack:
         stack.trainer().ready()
         id = stack.train(5, nodes=2, max_attempts=1)
         ended(stack, id, JobState.FAILED)

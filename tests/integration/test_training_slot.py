@@ -117,7 +117,7 @@ def place(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
     given = {
         "BROKER": "redis://127.0.0.1:1/0", "HOME": str(tmp_path / "home"), "BLOBS": str(tmp_path / "blobs"),
-        "WORKER_NAME": WORKER, "TRAIN_TIMEOUT": "100", "SHUTDOWN_GRACE": "20", "TORCH_THREADS": "1",
+        "WORKER_NAME": WORKER, "TRAIN_TIMEOUT_S": "100", "SHUTDOWN_GRACE_S": "20", "TORCH_THREADS": "1",
     }  # fmt: skip
     settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
     place = Place(tmp_path, ledger, settings, BlobStore(settings.blobs), SharedPage())

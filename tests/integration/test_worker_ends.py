@@ -23,7 +23,7 @@ GIB = 2**30
 def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     """One worker, whose children are killed again and again."""
     stack = open_stack(CHILD_MEMORY_BYTES="4GiB")
-    stack.worker(LOAD_TIMEOUT="2s").ready()
+    stack.worker(LOAD_TIMEOUT_S="2s").ready()
     return stack
 
 
@@ -167,7 +167,7 @@ def test_what_waits_goes_to_another_worker_while_the_first_is_still_at_its_last_
 
 
 def test_a_batch_that_outlasts_the_grace_is_given_to_others_uncounted(own: WorkerStack) -> None:
-    first = own.worker("first", SHUTDOWN_GRACE="1s").ready()
+    first = own.worker("first", SHUTDOWN_GRACE_S="1s").ready()
     job = own.client.predict(own.model("Moody"), {"n": 1, "sleep": 3}, max_attempts=1)
     wait_until(lambda: own.runs(), "it runs")
     first.process.send_signal(signal.SIGTERM)
