@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from forebay.contract.signature import Signature
 from forebay.producer.cli.options import as_text, cannot, parse_json, read_bytes, read_text
 
 STDIN = "-"
+SUFFIXES = ".npy, .npz, .json, .jsonl, .ndjson or .txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,14 @@ def read_inputs(signature: Signature, text: str | None, file: Path | None, *, ea
         raise InvalidInput(f"give one INPUT ('-' reads stdin) or --file FILE{both}")
     if each and batched:
         raise InvalidInput("--each makes a job of every row, --batched one job of all; give one of them")
-    dtype = "json" if batched else _takes(signature)
+    dtype = "json" if batched else _input_type(signature)
     inputs = JobInputs([_from_argument(text or "", dtype)]) if file is None else _from_file(file, dtype)
     if not each or inputs.many:
         return inputs
     return JobInputs(_rows(inputs.values[0]), many=True)
 
 
-def _takes(signature: Signature) -> str:
+def _input_type(signature: Signature) -> str:
     """`str` or `bytes` for a model with one such input, which then needs no JSON around it; else `json`."""
     fields = signature.inputs
     return fields[0].dtype if fields and len(fields) == 1 and fields[0].dtype in ("str", "bytes") else "json"
@@ -63,45 +64,27 @@ def _from_file(file: Path, dtype: str) -> JobInputs:
         text = as_text(sys.stdin.buffer.read(), "stdin")
         return JobInputs(_lines(text) if dtype == "str" else _json_lines(text, "stdin"), many=True)
     suffix = file.suffix.lower()
-    if suffix not in READERS:
-        raise InvalidInput(
-            f"{shown(str(file))} is a file of an unknown type: its name must end in {', '.join(READERS)}"
-        )
-    if suffix == ".txt" and dtype != "str":
+    if suffix in (".npy", ".npz"):
+        return JobInputs([_load_numpy(file)])
+    if suffix == ".json":
+        return JobInputs([parse_json(read_text(file), str(file))])
+    if suffix in (".jsonl", ".ndjson"):
+        return JobInputs(_json_lines(read_text(file), str(file)), many=True)
+    if suffix != ".txt":
+        raise InvalidInput(f"{shown(str(file))} is a file of an unknown type: its name must end in {SUFFIXES}")
+    if dtype != "str":
         raise InvalidInput("a .txt file is for models that take one str; give .npy, .npz, .json or .jsonl")
-    return READERS[suffix](file)
+    return JobInputs(_lines(read_text(file)), many=True)
 
 
-def _load_numpy(file: Path) -> JobInputs:
+def _load_numpy(file: Path) -> Any:
     try:
         with file.expanduser().open("rb") as opened:  # np.load given a name leaves a broken archive open
             loaded = np.load(opened, allow_pickle=False)
             archive = isinstance(loaded, np.lib.npyio.NpzFile)
-            return JobInputs([{name: loaded[name] for name in loaded.files} if archive else loaded])
+            return {name: loaded[name] for name in loaded.files} if archive else loaded
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise cannot("read", file, error) from error
-
-
-def _load_json(file: Path) -> JobInputs:
-    return JobInputs([parse_json(read_text(file), str(file))])
-
-
-def _load_json_lines(file: Path) -> JobInputs:
-    return JobInputs(_json_lines(read_text(file), str(file)), many=True)
-
-
-def _load_lines(file: Path) -> JobInputs:
-    return JobInputs(_lines(read_text(file)), many=True)
-
-
-READERS: Mapping[str, Callable[[Path], JobInputs]] = {
-    ".npy": _load_numpy,
-    ".npz": _load_numpy,
-    ".json": _load_json,
-    ".jsonl": _load_json_lines,
-    ".ndjson": _load_json_lines,
-    ".txt": _load_lines,
-}
 
 
 def _lines(text: str) -> list[str]:
