@@ -144,7 +144,7 @@ def test_a_job_asked_to_stop_while_its_model_loads_is_not_begun(bench: Bench) ->
     assert bench.states(ids) == "cccc"
 
 
-def test_a_quick_hand_over_never_asks_who_is_to_stop(
+def test_a_quick_pool_task_never_asks_who_is_to_stop(
     bench: Bench, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict, "LOOK_EVERY_S", 3600.0)

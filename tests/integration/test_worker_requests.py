@@ -43,7 +43,7 @@ def test_a_running_job_is_canceled_once_its_work_has_stopped(stack: WorkerStack)
     assert len(stack.runs()) == ran + 1
 
 
-def test_of_jobs_in_one_hand_over_only_those_asked_for_are_canceled(stack: WorkerStack) -> None:
+def test_of_jobs_in_one_pool_task_only_those_asked_for_are_canceled(stack: WorkerStack) -> None:
     model = stack.model("Slow", "several", max_batch_size=2)
     jobs = stack.client.predict_many(model, [{"n": n} for n in range(2000, 2020)])
     wait_until(lambda: 2000 in stack.runs(), "the first batch is done")

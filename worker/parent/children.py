@@ -71,7 +71,6 @@ class ChildMonitor:
         self._children: dict[int, Child] = {}
         self._server = PageServer()
         self._selector = selectors.DefaultSelector()
-        self._wake, self._waker = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="children", daemon=True)
         self._ended = False
         self._kill_at: float | None = None  # when the children that still work are killed
@@ -83,13 +82,11 @@ class ChildMonitor:
             self._selector.register(self._server.listen(), selectors.EVENT_READ)
         except OSError as error:
             log.warning("children_unwatched", worker=self._worker, error=str(error))
-        self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread.start()
 
     def stop(self) -> None:
         """Read what is left, and end."""
         self._ended = True
-        self._waker.send(b"x")
         self._thread.join(5)
         self._server.close()
 
@@ -126,7 +123,10 @@ class ChildMonitor:
         while not self._ended:
             for key, _ in self._selector.select(TICK_S):
                 try:
-                    self._handle(key)
+                    if key.data is None:  # the server's socket
+                        self._accept()
+                    else:
+                        self._read(key.data)
                 except Exception:
                     log.exception("child_output_unread", worker=self._worker)
             now = time.monotonic()
@@ -134,14 +134,6 @@ class ChildMonitor:
                 self._lenient_until = now + (now - last)
             last = now
             self._check(now)
-
-    def _handle(self, key: selectors.SelectorKey) -> None:
-        if key.fileobj is self._server.listener:
-            self._accept()
-        elif key.fileobj is self._wake:
-            self._wake.recv(64)
-        else:
-            self._read(key.data)
 
     def _accept(self) -> None:
         accepted = self._server.accept()

@@ -15,7 +15,7 @@ class PageServer:
     """Linux only: elsewhere children write to their own stderr, and nobody watches them."""
 
     def __init__(self) -> None:
-        self.listener: socket.socket | None = None
+        self._listener: socket.socket | None = None
 
     def listen(self) -> socket.socket:
         """Be there before the first child looks for its parent; OSError when the socket cannot be made."""
@@ -26,15 +26,15 @@ class PageServer:
         if path.parent.is_symlink() or path.parent.stat().st_uid != os.getuid():
             raise OSError(f"{path.parent} belongs to another user")
         path.unlink(missing_ok=True)  # of a process that had this one's pid before
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(path))
-        self.listener.listen(16)
-        return self.listener
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(16)
+        return self._listener
 
     def accept(self) -> tuple[int, socket.socket, SharedPage] | None:
         """A child's pid, its stderr and the page that it now shares; None for a stranger."""
-        assert self.listener is not None  # noqa: S101 - it is what was selected
-        connection, _ = self.listener.accept()
+        assert self._listener is not None  # noqa: S101 - it is what was selected
+        connection, _ = self._listener.accept()
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
         if uid != os.getuid():
@@ -48,6 +48,6 @@ class PageServer:
         return pid, connection, page
 
     def close(self) -> None:
-        if self.listener is not None:
-            self.listener.close()
+        if self._listener is not None:
+            self._listener.close()
         shutil.rmtree(page_path(os.getpid()).parent, ignore_errors=True)
