@@ -87,9 +87,9 @@ class Stack:
 
     def _await_worker(self, worker: ManagedProcess) -> None:
         """Until the worker says that its child can take jobs; by then its name is taken in the ledger."""
-        assert worker.log is not None
+        assert worker.output is not None
         deadline = time.monotonic() + READY_S
-        while "event=child_ready" not in (output := worker.log.read_text(encoding="utf-8", errors="replace")):
+        while "event=child_ready" not in (output := worker.output.read_text(encoding="utf-8", errors="replace")):
             if worker.pid is None or time.monotonic() > deadline:
                 raise ForebayError(f"{worker.name} did not start: {output[-1000:]}")
             time.sleep(0.05)

@@ -31,10 +31,10 @@ def supervise(tmp_path: Path, mark: Mark) -> Iterator[type]:
 
     def make(code: str, **how: object) -> tuple[ProcessSupervisor, ManagedProcess]:
         env = os.environ | {mark.variable: mark.value}
-        process = ManagedProcess("p", [sys.executable, "-c", code], env, log=tmp_path / "logs" / "p.log")
+        process = ManagedProcess("p", [sys.executable, "-c", code], env, output=tmp_path / "logs" / "p.log")
         made.append(ProcessSupervisor([process], mark, **how))
         made[-1].check()
-        wait_until(lambda: "up" in process.log.read_text(), "it has started")
+        wait_until(lambda: "up" in process.output.read_text(), "it has started")
         return made[-1], process
 
     yield make

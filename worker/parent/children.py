@@ -163,15 +163,17 @@ class ChildMonitor:
             child.connection.close()
             child.gone.set()
 
+    def _working(self) -> list[Child]:
+        return [child for child in self._children.values() if not child.gone.is_set() and child.kill_reason is None]
+
     def _check(self, now: float) -> None:
-        working = [c for c in self._children.values() if not c.gone.is_set() and c.kill_reason is None]
-        for child in working if now >= self._lenient_until else ():
+        for child in self._working() if now >= self._lenient_until else ():
             overdue = child.page.overdue()
             if overdue is not None:
                 child.store_timeout = overdue.limit == LIMITS[STORE]
                 self._kill(child, f"{overdue.limit} of {overdue.seconds:g} s exceeded")
         if self._kill_at is not None and now > self._kill_at:
-            for child in working:
+            for child in self._working():
                 child.at_shutdown = True
                 self._kill(child, f"not done within shutdown_grace_s of {self._grace_s:g} s")
             if now > self._kill_at + EXIT_S:

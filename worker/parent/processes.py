@@ -28,13 +28,13 @@ ORPHAN_GRACE_S = 10.0
 
 @dataclass
 class ManagedProcess:
-    """A command, and the process that runs it. Its output goes to the file `log`, or where ours goes."""
+    """A command, and the process that runs it. Its output is appended to the file `output`, or goes where ours goes."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] | None = None  # None: this process's own
     cwd: Path | None = None
-    log: Path | None = None
+    output: Path | None = None
     popen: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0  # in a row
@@ -46,9 +46,9 @@ class ManagedProcess:
 
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C reaches this process only, which then stops the others in order."""
-        if self.log is not None:
-            self.log.parent.mkdir(exist_ok=True)
-        with self.log.open("ab") if self.log is not None else nullcontext() as output:
+        if self.output is not None:
+            self.output.parent.mkdir(exist_ok=True)
+        with self.output.open("ab") if self.output is not None else nullcontext() as output:
             self.popen = subprocess.Popen(
                 self.command, env=self.env, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,

@@ -110,7 +110,7 @@ class Stack:
 
     def _part(self, *arguments: str) -> ManagedProcess:
         name, command = arguments[0], [sys.executable, "-m", "forebay", *arguments]
-        return ManagedProcess(name, command, log=self._home / "logs" / f"{name}.log")
+        return ManagedProcess(name, command, output=self._home / "logs" / f"{name}.log")
 
     def _start(self) -> Settings:
         settings = Settings.load(home=self._home)

@@ -167,9 +167,8 @@ class PoolTask:
         self._child_pid = pid
         # Not earlier: at a reconnect Celery drops, without a callback, what no child has begun.
         self._feeder.in_flight[self._key] = self._ids
-        _tell(
-            self._requests, lambda r: r.on_accepted(pid, at)
-        )  # also acknowledges: now the ledger answers for the jobs
+        # This acknowledges too: now the ledger answers for the jobs.
+        _tell(self._requests, lambda r: r.on_accepted(pid, at))
 
     def _done(self, report: Any) -> None:
         self._feeder.in_flight.pop(self._key, None)
