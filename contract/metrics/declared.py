@@ -1,8 +1,8 @@
-"""Every metric of Forebay, declared once: its name, what it tells, its labels, its buckets. Knows nobody.
+"""Every metric of Forebay, declared once: its name, help, labels and buckets.
 
-Names follow Prometheus' practice: the unit is part of the name, counters end in `_total`. Those of `WORKER` are counted in
-workers and carry the label `worker` besides; those of `LEDGER` are read from the ledger by the dashboard. docs/monitoring.md
-holds the table that `as_markdown` makes.
+Names follow Prometheus' conventions: the unit is part of the name, and counters end in `_total`. The metrics in `WORKER` are
+counted in workers and also have the label `worker`; the dashboard reads those in `LEDGER` from the ledger. docs/monitoring.md has
+the table that `as_markdown` makes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `labels` do without `worker`; a histogram's `buckets` are upper bounds, +Inf left out."""
+    """One metric. `labels` omit `worker`; a histogram's `buckets` are its upper bounds without +Inf."""
 
     kind: Literal["counter", "gauge", "histogram"]
     help: str

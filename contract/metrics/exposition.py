@@ -1,6 +1,6 @@
-"""Statistics in Prometheus' text form: what both the dashboard and a worker serve at `/metrics`.
+"""Metrics in Prometheus' text format, which the dashboard and workers serve at `/metrics`.
 
-Knows contract.metrics, which says what there is, and prometheus_client, which is imported nowhere else.
+prometheus_client is imported nowhere else.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogr
 
 def expose(families: Iterable[Metric]) -> bytes:
     """The families as text."""
-    return generate_latest(_Families(lambda: families))  # all it asks for is `collect`
+    return generate_latest(_Families(lambda: families))  # it only calls `collect`
 
 
 def metrics_app(families: Callable[[], Iterable[Metric]]) -> Callable[..., Any]:
-    """A WSGI application that answers with the families of that moment."""
+    """A WSGI application that serves the current families."""
     registry = CollectorRegistry()
     registry.register(_Families(families))
     return make_wsgi_app(registry)
 
 
 def worker_families(workers: Mapping[str, tuple[Statistics, bool]]) -> Iterator[Metric]:
-    """What workers count, by name: their statistics, and whether they live. Of one that does not, gauges say nothing."""
+    """Workers' statistics by name, each with whether the worker is alive: the gauges of a dead one are left out."""
     for name, metric in WORKER.items():
         family = FAMILIES[metric.kind](PREFIX + name, metric.help, labels=("worker", *metric.labels))
-        for worker, (statistics, lives) in workers.items():
-            if metric.kind == "gauge" and not lives:
+        for worker, (statistics, alive) in workers.items():
+            if metric.kind == "gauge" and not alive:
                 continue
             for labels, value in getattr(statistics, f"{metric.kind}s").get(name, {}).items():
                 _add(family, (worker, *labels), value, metric.buckets)
@@ -45,7 +45,7 @@ def worker_families(workers: Mapping[str, tuple[Statistics, bool]]) -> Iterator[
 
 
 def ledger_families(values: Mapping[str, Mapping[Labels, float]]) -> Iterator[Metric]:
-    """What the dashboard reads from the ledger: by metric name, the values by their labels."""
+    """What the dashboard reads from the ledger: values by metric name and labels."""
     for name, metric in LEDGER.items():
         family = GaugeMetricFamily(PREFIX + name, metric.help, labels=metric.labels)
         for labels, value in values.get(name, {}).items():

@@ -1,7 +1,6 @@
-"""What a worker counts: counters, histograms and gauges by labels, which children report, parents add up and others read.
+"""What a worker counts: counters, histograms and gauges by labels. Children report them, and their parent adds them up.
 
-Pure, and bounded in size: the 65th series of a name is added to `other`. What is counted, and in which unit, stands in
-contract.metrics; who counts when is worker.metrics's and worker.metrics's business.
+Bounded in size: from the 65th series of a name on, all further ones are counted as `other`.
 """
 
 from __future__ import annotations
@@ -21,20 +20,19 @@ Labels = tuple[str, ...]
 
 @dataclass(slots=True)
 class Histogram:
-    """How many values fell below each bound of the metric's buckets, the last count being of those above all; their sum."""
+    """How many values are in each of the metric's buckets, and finally above all bounds; and the values' sum."""
 
     counts: list[int]
     total: float = 0.0
 
     @property
     def count(self) -> int:
-        """How many values there were."""
         return sum(self.counts)
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Series by metric name and labels. Counters and histograms only grow; a gauge is what it was last."""
+    """Series by metric name and labels. Counters and histograms only grow; a gauge has the value it was last set to."""
 
     counters: dict[str, dict[Labels, float]] = field(default_factory=dict)
     histograms: dict[str, dict[Labels, Histogram]] = field(default_factory=dict)
@@ -44,9 +42,8 @@ class Statistics:
         return bool(self.counters or self.histograms or self.gauges)
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
-        """Add to a counter."""
         series = self.counters.setdefault(name, {})
-        labels = _within(series, labels)
+        labels = _bounded(series, labels)
         series[labels] = series.get(labels, 0) + by
 
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
@@ -64,12 +61,12 @@ class Statistics:
         histogram.total += sum(values)
 
     def set(self, name: str, value: float, *labels: str) -> None:
-        """Say what a gauge is now."""
+        """Set a gauge."""
         series = self.gauges.setdefault(name, {})
-        series[_within(series, labels)] = value
+        series[_bounded(series, labels)] = value
 
     def add(self, other: Statistics, *, gauges: bool = False) -> None:
-        """Add another's counts to these; with `gauges`, their sums too, as of children that share one device."""
+        """Add another's counts to these; with `gauges` add up the gauges too, as for children that share a device."""
         for name, labels, value in other.series("counters"):
             self.count(name, *labels, by=value)
         for name, labels, theirs in other.series("histograms"):
@@ -78,7 +75,7 @@ class Statistics:
             ours.total += theirs.total
         for name, labels, value in other.series("gauges") if gauges else ():
             series = self.gauges.setdefault(name, {})
-            labels = _within(series, labels)
+            labels = _bounded(series, labels)
             series[labels] = series.get(labels, 0) + value
 
     def series(self, kind: str) -> Iterator[tuple[str, Labels, Any]]:
@@ -88,7 +85,7 @@ class Statistics:
                 yield name, labels, value
 
     def total(self, name: str, *labels: str | None) -> float:
-        """The sum of a counter's or gauge's series whose labels are these; None stands for any."""
+        """The sum of a counter's or gauge's series with these labels; None matches any label."""
         found = self.counters.get(name) or self.gauges.get(name) or {}
         return sum(
             value
@@ -107,17 +104,17 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Statistics:
-        """What `as_dict` gave, also by another version of Forebay: what is not understood is left out."""
+        """What `as_dict` returned, perhaps in another version of Forebay: what is not known here is ignored."""
         made = cls()
         for kind, series in (("counters", made.counters), ("gauges", made.gauges), ("histograms", made.histograms)):
             names = given.get(kind)
             for name, entries in names.items() if isinstance(names, dict) else ():
-                for labels, value in _understood(name, kind.removesuffix("s"), entries):
+                for labels, value in _known_series(name, kind.removesuffix("s"), entries):
                     series.setdefault(name, {})[labels] = value
         return made
 
 
-def _understood(name: str, kind: str, entries: Any) -> Iterator[tuple[Labels, Any]]:
+def _known_series(name: str, kind: str, entries: Any) -> Iterator[tuple[Labels, Any]]:
     metric = METRICS.get(name)
     if metric is None or metric.kind != kind or not isinstance(entries, list):
         return
@@ -131,12 +128,12 @@ def _understood(name: str, kind: str, entries: Any) -> Iterator[tuple[Labels, An
             yield tuple(map(str, labels)), Histogram(value[1:], value[0])
 
 
-def _within(series: Mapping[Labels, object], labels: Labels) -> Labels:
+def _bounded(series: Mapping[Labels, object], labels: Labels) -> Labels:
     return labels if labels in series or len(series) < MAX_SERIES else (OTHER,) * len(labels)
 
 
 def _histogram(series: dict[Labels, Histogram], name: str, labels: Labels) -> Histogram:
-    labels = _within(series, labels)
+    labels = _bounded(series, labels)
     if labels not in series:
         series[labels] = Histogram([0] * (len(METRICS[name].buckets) + 1))
     return series[labels]

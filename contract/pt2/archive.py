@@ -1,9 +1,9 @@
-"""A .pt2 file (what `torch.export.save` writes) read without torch and without unpickling anything.
+"""Reads a .pt2 file, which `torch.export.save` writes, without torch and without unpickling anything.
 
-Says what the exported program takes and gives, so that `register` needs no signature, and refuses an archive that
-torch could not load safely: `torch.export.load` unpickles what an archive calls pickled, and runs text from its JSON.
-Both ends use it: the producer before an upload, the worker before a load. contract.pt2_graph judges the graph itself;
-making a copy that torch may open is the worker's (worker/runtimes/archive.py).
+Finds the exported program's inputs and outputs, so that `register` needs no signature, and refuses an archive that torch could
+not load safely: `torch.export.load` unpickles what the archive calls pickled, and runs text from its JSON. The producer checks
+before an upload, the worker before a load. contract.pt2.graph checks the graph; worker.runtimes.archive makes the copy that
+torch opens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 _KNOWN = {FORMAT, VERSION, PROGRAM, WEIGHTS_CONFIG, CONSTANTS_CONFIG, SAMPLE_INPUTS, "byteorder"}
 _KNOWN |= {".data/version", ".data/serialization_id"}
 _PAYLOAD = re.compile(r"data/(?:weights/weight_\d{1,7}|constants/tensor_\d{1,7})\Z")
-_WHY = {
+_REFUSED = {
     "data/aotinductor/": "compiled machine code; save the exported program itself with torch.export.save",
     "data/constants/custom_obj_": "a pickled custom object; export a module whose constants are plain tensors",
     "data/constants/opaque_obj_": "a pickled Python object; export a module whose constants are plain tensors",
@@ -35,12 +35,12 @@ _WHY = {
     "data/weights/": "weights in a pickled form; save again with torch.export.save of torch 2.9 or newer",
     "data/constants/": "constants in a pickled form; save again with torch.export.save of torch 2.9 or newer",
 }
-_LARGEST_JSON = 256 * 2**20
-_MOST_ENTRIES = 200_000
+_MAX_JSON_BYTES = 256 * 2**20
+_MAX_ENTRIES = 200_000
 _STRIDED = 7
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, RuntimeError, EOFError)
 
-# torch._export.serde.schema.ScalarType: number -> (numpy's name, bytes). What numpy lacks travels as float32.
+# torch._export.serde.schema.ScalarType: number -> (NumPy's name, bytes). Types that NumPy lacks are sent as float32.
 _DTYPES = {
     1: ("uint8", 1), 2: ("int8", 1), 3: ("int16", 2), 4: ("int32", 4), 5: ("int64", 8), 6: ("float16", 2),
     7: ("float32", 4), 8: ("float64", 8), 10: ("complex64", 8), 11: ("complex128", 16), 12: ("bool", 1),
@@ -61,7 +61,7 @@ class Pt2Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Pt2:
-    """What a safe archive holds. `least` and `most` bound the batch (None: without end); `root` is its top folder."""
+    """What a safe archive holds. A batch has from `least` to `most` rows (None: any number); `root` is its top folder."""
 
     root: str
     program: Json
@@ -77,21 +77,21 @@ Described = dict[str, dict[str, Any]]
 
 
 def read_pt2_signature(path: str | Path) -> tuple[Described | None, Described | None]:
-    """Inputs and outputs of one sample in the JSON form of a signature, read from the archive.
+    """The inputs and outputs of one sample, in the JSON form of a signature.
 
-    ModelRefused when the archive cannot be loaded safely, InvalidInput when it is broken or has no batch dimension.
+    ModelRefused when the archive cannot be loaded safely; InvalidInput when it is broken or has no batch dimension.
     """
     facts = read_pt2(path)
     return _described(facts.inputs), _described(facts.outputs)
 
 
 def refuse_unsafe_pt2(path: str | Path) -> None:
-    """Raises ModelRefused, naming the entry and what to do, for an archive that could run code when loaded."""
+    """Raises ModelRefused, naming the entry and what to do, for an archive that could run code when it is loaded."""
     read_pt2(path)
 
 
 def read_pt2(path: str | Path, device: str | None = None) -> Pt2:
-    """All of a safe archive but its tensors; with `device`, rewritten to lie on that device."""
+    """All of a safe archive except its tensors. With `device`, the program is rewritten to run there."""
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, Path(path).stat().st_size, device)
@@ -99,7 +99,7 @@ def read_pt2(path: str | Path, device: str | None = None) -> Pt2:
         raise type(error)(f"{Path(path).name}: {error}") from error
     except zipfile.BadZipFile as error:
         raise InvalidInput(
-            f"{Path(path).name} is no .pt2 archive ({error}); write it with torch.export.save"
+            f"{Path(path).name} is not a .pt2 archive ({error}); write it with torch.export.save"
         ) from error
     except _BROKEN as error:
         raise InvalidInput(f"{Path(path).name} is a broken .pt2 archive ({type(error).__name__}: {error})") from error
@@ -112,7 +112,9 @@ def _described(tensors: tuple[Pt2Tensor, ...]) -> Described | None:
 def _read(archive: zipfile.ZipFile, size: int, device: str | None) -> Pt2:
     root, sizes = _entries(archive.infolist(), size)
     if _text(archive, root + FORMAT, sizes) != "pt2" or _text(archive, root + VERSION, sizes) != "0":
-        raise ModelRefused("an archive format this version cannot judge; save it with torch.export.save of torch 2.9+")
+        raise ModelRefused(
+            "an archive format that this version cannot check; save it with torch.export.save of torch 2.9+"
+        )
     program = clean_program(json.loads(_text(archive, root + PROGRAM, sizes)), device)
     configs, payloads = {}, set()
     bare = {entry.removeprefix(root): length for entry, length in sizes.items()}
@@ -126,11 +128,11 @@ def _read(archive: zipfile.ZipFile, size: int, device: str | None) -> Pt2:
 
 
 def _entries(infos: list[zipfile.ZipInfo], size: int) -> tuple[str, dict[str, int]]:
-    """The top folder and the size of each entry; ModelRefused for an entry that is not a plain part of a program."""
+    """The top folder and each entry's size; ModelRefused for an entry that is not a plain part of a program."""
     sizes = {info.filename: info.file_size for info in infos}
     if "serialized_exported_program.json" in sizes:
         raise ModelRefused("written by torch 2.7 or older, whose form is all pickles; save it again with torch 2.9+")
-    if not infos or len(infos) > _MOST_ENTRIES or len(sizes) != len(infos):
+    if not infos or len(infos) > _MAX_ENTRIES or len(sizes) != len(infos):
         raise ModelRefused("its table of contents is empty, too long, or names an entry twice")
     root = infos[0].filename.split("/")[0] + "/"
     for info in infos:
@@ -148,15 +150,17 @@ def _check_entry(info: zipfile.ZipInfo, root: str) -> None:
         raise ModelRefused(f"entry {name!r:.120} is compressed or encrypted, which torch.export.save never does")
     if name in _KNOWN or name.startswith("extra/") or _PAYLOAD.match(name):
         return
-    why = next((why for prefix, why in _WHY.items() if name.startswith(prefix)), "no known part of an exported program")
+    why = next(
+        (why for prefix, why in _REFUSED.items() if name.startswith(prefix)), "not a known part of an exported program"
+    )
     raise ModelRefused(f"entry {name!r:.120} is {why}")
 
 
 def _text(archive: zipfile.ZipFile, name: str, sizes: dict[str, int]) -> str:
     if name not in sizes:
         raise ModelRefused(f"entry {name!r:.120} is missing; write the archive with torch.export.save of torch 2.9+")
-    if sizes[name] > _LARGEST_JSON:
-        raise ModelRefused(f"entry {name!r:.120} has {sizes[name]} bytes; at most {_LARGEST_JSON} are read")
+    if sizes[name] > _MAX_JSON_BYTES:
+        raise ModelRefused(f"entry {name!r:.120} has {sizes[name]} bytes; at most {_MAX_JSON_BYTES} are read")
     return archive.read(name).decode()
 
 
@@ -165,7 +169,7 @@ def _check_payload(name: str, item: Json, folder: str, sizes: dict[str, int]) ->
     if item["use_pickle"] is not False or item["tensor_meta"] is None:
         raise ModelRefused(f"{name!r:.80} in entry {where!r:.120} is pickled; export a module whose tensors are plain")
     if not _PAYLOAD.match(where) or where not in sizes:
-        raise ModelRefused(f"{name!r:.80} points to the entry {where!r:.120}, which is no payload of this archive")
+        raise ModelRefused(f"{name!r:.80} points to the entry {where!r:.120}, which is not a payload of this archive")
     meta = item["tensor_meta"]
     needed = _extent(meta) * _DTYPES[meta["dtype"]][1]
     if meta["layout"] != _STRIDED or needed > sizes[where]:
@@ -173,7 +177,7 @@ def _check_payload(name: str, item: Json, folder: str, sizes: dict[str, int]) ->
 
 
 def _extent(meta: Json) -> int:
-    """How many elements from the start of its payload a tensor reaches."""
+    """The number of elements of its payload up to a tensor's last one."""
     sizes = [_whole(size) for size in meta["sizes"]]
     strides = [_whole(stride) for stride in meta["strides"]]
     if 0 in sizes:
@@ -211,14 +215,14 @@ def _interface(program: Json) -> tuple[tuple[Pt2Tensor, ...], tuple[Pt2Tensor, .
 def _output(spec: Json) -> Json:
     if "user_output" not in spec:
         raise InvalidInput(
-            f"the program changes its own state when run ({', '.join(spec)}), so samples would affect one another; "
+            f"the program changes its own state when run ({', '.join(spec)}), so samples would affect each other; "
             "call module.eval() before torch.export.export"
         )
     return spec["user_output"]["arg"]
 
 
 def _input_names(call: Json) -> list[str]:
-    """The parameter names of `forward`; for what lies in a list or dict, `parameter_key`."""
+    """The parameter names of `forward`; `parameter_key` for what is in a list or dict."""
     positional, by_name = json.loads(call["in_spec"])[1]["children_spec"]
     declared = [*(call.get("forward_arg_names") or ())]
     names = declared[: len(positional["children_spec"])]
@@ -230,21 +234,21 @@ def _input_names(call: Json) -> list[str]:
 
 
 def _output_names(call: Json) -> list[str]:
-    """A dict's keys, `output_0`, `output_1` … for a tuple or list, `output` for a lone tensor."""
+    """A dict's keys; `output_0`, `output_1` … for a tuple or list; `output` for a single tensor."""
     tree = json.loads(call["out_spec"])[1]
     is_dict = tree["type"] in ("builtins.dict", "collections.OrderedDict")
     return list(tree_leaves(tree, "" if is_dict else "output"))
 
 
 def _metas(names: list[str], arguments: list[Json], graph: Json) -> dict[str, Json]:
-    """The tensor meta by name, in the order of the flat arguments; a None among them is left out."""
+    """The tensors' metadata by name, in the order of the flat arguments, without those that are None."""
     metas: dict[str, Json] = {}
     for name, argument in zip(names, arguments, strict=True):
         if "as_none" in argument:
             continue
         if "as_tensor" not in argument:
             raise InvalidInput(
-                f"{name!r} is no tensor ({', '.join(argument)}); export a module that takes and gives tensors"
+                f"{name!r} is not a tensor ({', '.join(argument)}); export a module that takes and gives tensors"
             )
         if name in metas:
             raise InvalidInput(f"two inputs or outputs are called {name!r}; give them different names")

@@ -1,12 +1,11 @@
-"""The graph inside a .pt2 file, held against a grammar before torch may see it.
+"""Checks the graph in a .pt2 file against a grammar, before torch sees it.
 
-Refusing pickles is not enough: torch 2.13 also runs code that stands in the archive's JSON. Symbolic shapes go through
-`sympy.sympify` (an `eval`), guards and node names are pasted into Python source that is `exec`ed, a node's target is
-looked up by `getattr` from `torch` (`torch.os.system` resolves; only the verifier stops it later), and a pytree's enum
-context imports any module.
-So what is known to be harmless is let through, and everything else is refused.
+Refusing pickles is not enough: torch 2.13 also runs code from the archive's JSON. Symbolic shapes go through `sympy.sympify` (an
+`eval`), guards and node names become part of Python source that is `exec`ed, a node's target is looked up by `getattr` from
+`torch` (`torch.os.system` resolves; only the verifier stops it later), and a pytree's enum context imports any module. So only
+what is known to be harmless passes, and everything else is refused.
 
-Standard library only: the producer checks with the same code before it uploads. contract.pt2 reads what lies around.
+Standard library only, because the producer checks with the same code before an upload.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 
 from forebay.contract.errors import InvalidInput, ModelRefused
 
-Json = Any  # what json.loads gives: the shape of the program is torch's, and is checked key by key
+Json = Any  # what json.loads returns: the schema is torch's, and is checked key by key
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _DOTTED = re.compile(r"[A-Za-z0-9_.@]*\Z")
@@ -57,10 +56,10 @@ _SHAPE_NODES = (
     ast.BoolOp, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
 )  # fmt: skip
 _TREES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
-_LONGEST_EXPRESSION = 20_000
-_LARGEST_EXPONENT = 64
+_MAX_EXPRESSION = 20_000
+_MAX_EXPONENT = 64
 
-# A dict under one of these keys maps names to values; its keys are names, not fields.
+# A dict under one of these keys maps names to values.
 _MAPS = {"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "as_string_to_argument"}
 _MUST_BE_EMPTY = {
     "custom_obj_values": "custom objects",
@@ -70,16 +69,16 @@ _FORBIDDEN = {
     "as_custom_obj": "a custom object",
     "custom_obj": "a custom object",
     "class_fqn": "a custom object",
-    "constant_input": "an input that is no tensor",
+    "constant_input": "an input that is not a tensor",
     "token": "an effect token",
 }
 
 
 def clean_program(program: Json, device: str | None = None) -> Json:
-    """A copy of an exported program's JSON that is safe to deserialize; ModelRefused when there is none.
+    """A copy of an exported program's JSON that is safe to deserialize; ModelRefused if it cannot be made safe.
 
-    Node metadata (stack traces, module paths) and guards that do not plainly compare sizes are left out: torch needs
-    neither. With `device` ("cpu", "cuda:1") every device in the program becomes that one.
+    Node metadata (stack traces, module paths) and guards that do more than compare sizes are left out: torch needs neither.
+    With `device` ("cpu", "cuda:1") every device in the program is replaced by it.
     """
     cleaned = _clean(
         {k: v for k, v in program.items() if k not in ("guards_code", "range_constraints")}, _device(device)
@@ -90,7 +89,7 @@ def clean_program(program: Json, device: str | None = None) -> Json:
 
 
 def clean_config(config: Json, device: str | None = None) -> Json:
-    """The same for the table that says which payload holds which parameter or constant."""
+    """The same for the table of which payload holds which parameter or constant."""
     return {"config": {_dotted(name): _clean(item, _device(device)) for name, item in config["config"].items()}}
 
 
@@ -133,7 +132,7 @@ def _identifier(name: Json) -> Json:
     if name in (None, ""):
         return name
     if not isinstance(name, str) or not _IDENTIFIER.match(name) or name.startswith("__") or keyword.iskeyword(name):
-        raise ModelRefused(f"the graph names something {name!r:.80}; only plain identifiers are safe in generated code")
+        raise ModelRefused(f"the graph uses the name {name!r:.80}; only plain identifiers are safe in generated code")
     return name
 
 
@@ -143,13 +142,13 @@ def _identifiers(names: Json) -> Json:
 
 def _dotted(name: Json) -> str:
     if not isinstance(name, str) or not _DOTTED.match(name):
-        raise ModelRefused(f"the graph holds the path {name!r:.80}; a parameter's path is made of names and dots")
+        raise ModelRefused(f"the graph holds the path {name!r:.80}; a parameter's path consists of names and dots")
     return name
 
 
 def _symbol(name: Json) -> str:
     if not isinstance(name, str) or not _SYMBOL.match(name):
-        raise ModelRefused(f"the graph bounds {name!r:.80}, which is no symbol such as 's0'")
+        raise ModelRefused(f"the graph bounds {name!r:.80}, which is not a symbol such as 's0'")
     return name
 
 
@@ -179,12 +178,12 @@ def _target(target: Json) -> str:
 def _expression(text: Json) -> str:
     tree = _parse(text)
     if tree is None or not all(_shape_node_is_plain(node) for node in ast.walk(tree)):
-        raise ModelRefused(f"the graph holds the symbolic size {text!r:.80}, which is no plain arithmetic on symbols")
+        raise ModelRefused(f"the graph holds the symbolic size {text!r:.80}, which is not plain arithmetic on symbols")
     return text  # type: ignore[no-any-return]
 
 
 def _parse(text: Json) -> ast.Expression | None:
-    if not isinstance(text, str) or len(text) > _LONGEST_EXPRESSION:
+    if not isinstance(text, str) or len(text) > _MAX_EXPRESSION:
         return None
     try:
         return ast.parse(text, mode="eval")
@@ -213,7 +212,7 @@ def _has_small_exponent(power: ast.Call) -> bool:
 
 
 def _is_small(exponent: ast.expr) -> bool:
-    """Whether an exponent is a small literal: `9 ** 9 ** 9` would keep sympy busy for ever."""
+    """Whether an exponent is a small literal: `9 ** 9 ** 9` would keep sympy busy forever."""
     if isinstance(exponent, ast.UnaryOp):
         return _is_small(exponent.operand)
     if isinstance(exponent, ast.Call):
@@ -222,12 +221,12 @@ def _is_small(exponent: ast.expr) -> bool:
     return (
         isinstance(exponent, ast.Constant)
         and isinstance(exponent.value, int | float)
-        and abs(exponent.value) <= _LARGEST_EXPONENT
+        and abs(exponent.value) <= _MAX_EXPONENT
     )
 
 
 def is_guard(text: Json) -> bool:
-    """Whether a guard only compares sizes, as in `L['x'].size()[0] == L['y'].size()[0]`."""
+    """Whether a guard only compares sizes, such as `L['x'].size()[0] == L['y'].size()[0]`."""
     tree = _parse(text)
     return tree is not None and all(_guard_node_is_plain(node) for node in ast.walk(tree))
 
@@ -254,14 +253,14 @@ def _tree(text: Json) -> str:
 
 
 def tree_leaves(tree: Json, prefix: str) -> Iterator[str]:
-    """A name per leaf of a pytree: dict keys and positions, joined by `_`; ModelRefused for any other tree."""
+    """A name for each leaf of a pytree: dict keys and indices, joined by `_`; ModelRefused for other kinds of tree."""
     if tree["type"] is None:
         yield prefix
         return
     if tree["type"] not in _TREES:
         raise ModelRefused(
             f"the graph takes or returns a {tree['type']!r:.80}; use tensors, tuples, lists and dicts, "
-            "since rebuilding any other type would import code the archive names"
+            "because rebuilding any other type would import code that the archive names"
         )
     children = tree["children_spec"]
     for key, child in zip(_tree_keys(tree, len(children)), children, strict=True):

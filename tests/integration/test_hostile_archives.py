@@ -105,7 +105,7 @@ STRANGE = {
     "machine code": ("data/aotinductor/model/model.so", "compiled machine code"),
     "a GPU kernel": ("data/aotinductor/model/kernel.cubin", "compiled machine code"),
     "a second program": ("models/other.json", "more than one program"),
-    "an unknown entry": ("data/executorch/model.pte", "no known part"),
+    "an unknown entry": ("data/executorch/model.pte", "not a known part"),
     "Python": ("data/weights/setup.py", "in a pickled form"),
     "a climbing path": ("data/../../../../etc/cron.d/x", "outside the archive's own folder"),
     "another folder": ("!elsewhere/x", "outside the archive's own folder"),

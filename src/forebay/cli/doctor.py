@@ -1,4 +1,4 @@
-"""`forebay doctor`: what is missing on this machine and how to get it. Changes nothing, loads no model."""
+"""`forebay doctor`: what this machine has and lacks, and how to get it. Changes nothing, loads no model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXTRAS = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: whether it is well, what was seen, and what to do when it is not."""
+    """One check: whether it passed, what was seen, and what to do if it failed."""
 
     what: str
     ok: bool
@@ -42,61 +42,61 @@ class Finding:
     optional: bool = False
 
 
-def examine(settings: Settings) -> list[Finding]:
-    """Look at everything Forebay may need."""
+def check_all(settings: Settings) -> list[Finding]:
+    """Check everything Forebay may need."""
     findings = [
         Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer"),
         *(_extra(*extra) for extra in EXTRAS),
         _gpu(),
-        _try("queue", lambda: _ping_queue(settings), "start the stack with `forebay up`, or set FOREBAY_BROKER"),
-        _try("ledger", lambda: _look_at_ledger(settings), "run `forebay db upgrade`, or set FOREBAY_DATABASE"),
-        _try("blobs", lambda: _try_blobs(settings), "set FOREBAY_BLOBS to a folder or URL that can be written"),
+        _check("queue", lambda: _ping_queue(settings), "start the stack with `forebay up`, or set FOREBAY_BROKER"),
+        _check("ledger", lambda: _check_ledger(settings), "run `forebay db upgrade`, or set FOREBAY_DATABASE"),
+        _check("blobs", lambda: _check_blobs(settings), "set FOREBAY_BLOBS to a folder or URL that can be written"),
     ]
-    return [*findings, _try("workers", lambda: _look_for_workers(settings), "start one with `forebay worker`")]
+    return [*findings, _check("workers", lambda: _list_workers(settings), "start one with `forebay worker`")]
 
 
-def worker_is_well(settings: Settings) -> list[Finding]:
-    """What a worker's health check asks: the queue and the ledger answer, and a worker of this host has beaten lately."""
+def check_worker(settings: Settings) -> list[Finding]:
+    """A worker's health check: the queue and the ledger respond, and a worker of this host has a fresh heartbeat."""
 
     def here() -> str:
         host = socket.gethostname()
         names = [w.name for w in _alive(settings) if w.host == host]
         if not names:
-            raise ForebayError(f"no worker on {host} has beaten in the last {3 * settings.heartbeat_s:g} s")
+            raise ForebayError(f"no worker on {host} has sent a heartbeat in the last {3 * settings.heartbeat_s:g} s")
         return ", ".join(names)
 
     return [
-        _try("queue", lambda: _ping_queue(settings), "check FOREBAY_BROKER"),
-        _try("worker", here, "look at the worker's log"),
+        _check("queue", lambda: _ping_queue(settings), "check FOREBAY_BROKER"),
+        _check("worker", here, "check the worker's log"),
     ]
 
 
 def live_workers(settings: Settings) -> tuple[list[WorkerInfo], str]:
-    """The workers that beat lately, and the ledger that knows them; on a new machine why there is none."""
+    """The workers with a fresh heartbeat, and the ledger's address; or none, and why the ledger cannot be read."""
     try:
         return _alive(settings), mask_password(settings.database)
     except LedgerUnavailable as error:
         return [], str(error)
 
 
-def url_answers(url: str) -> Finding:
+def check_url(url: str) -> Finding:
     """Whether a GET of `url` is answered with 200."""
 
     def get() -> str:
         if not url.startswith(("http://", "https://")):
-            raise ForebayError(f"{url!r} is no http address")
+            raise ForebayError(f"{url!r} is not an http address")
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the scheme is checked above
                 return f"{answer.status}"
         except (ValueError, HTTPException) as error:
-            raise ForebayError(f"{url!r} gives no answer: {error}") from error
+            raise ForebayError(f"{url!r} does not answer: {error}") from error
 
-    return _try(url, get, "look at the log of what should answer there")
+    return _check(url, get, "check the log of the process that should answer there")
 
 
-def _try(what: str, look: Callable[[], str], remedy: str) -> Finding:
+def _check(what: str, run: Callable[[], str], remedy: str) -> Finding:
     try:
-        return Finding(what, True, look())
+        return Finding(what, True, run())
     except (ForebayError, OSError, urllib.error.URLError) as error:
         return Finding(what, False, str(error), remedy)
 
@@ -108,9 +108,9 @@ def _extra(module: str, extra: str, purpose: str) -> Finding:
 
 
 def _gpu() -> Finding:
-    remedy = "nothing, if this machine is to run CPU models; else install the driver and a CUDA build of torch"
+    remedy = "nothing if this machine is to run models on the CPU; else install the driver and a CUDA build of torch"
     if find_spec("torch") is None:
-        return Finding("gpu", False, "cannot tell without torch", remedy, optional=True)
+        return Finding("gpu", False, "unknown without torch", remedy, optional=True)
     probe = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.__version__)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, check=False)
     count, _, version = done.stdout.strip().partition(" ")
@@ -128,7 +128,7 @@ def _ping_queue(settings: Settings) -> str:
     return mask_password(settings.broker)
 
 
-def _look_at_ledger(settings: Settings) -> str:
+def _check_ledger(settings: Settings) -> str:
     ledger = Ledger(settings.database)
     try:
         revision = current(ledger)
@@ -139,7 +139,7 @@ def _look_at_ledger(settings: Settings) -> str:
         ledger.close()
 
 
-def _try_blobs(settings: Settings) -> str:
+def _check_blobs(settings: Settings) -> str:
     BlobStore(settings.blobs).check()
     return mask_password(settings.blobs)
 
@@ -152,7 +152,7 @@ def _alive(settings: Settings) -> list[WorkerInfo]:
         ledger.close()
 
 
-def _look_for_workers(settings: Settings) -> str:
+def _list_workers(settings: Settings) -> str:
     workers = _alive(settings)
     if not workers:
         raise ForebayError("none is running")

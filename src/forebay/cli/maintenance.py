@@ -1,7 +1,4 @@
-"""The commands that look after what runs: `forebay demo`, `doctor`, `sweep` and `db`.
-
-Here stand also the options that all commands of the composition root share.
-"""
+"""`forebay demo`, `doctor`, `sweep` and `db`, and the options that they share with the commands in root."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from rich.table import Table
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli.output import print_json
 
-RUN = "Running it"
+PANEL = "Running it"
 
 Home = Annotated[Path | None, typer.Option("--home", help="Folder with the embedded stack's data.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -27,10 +24,10 @@ db = typer.Typer(help="The ledger's tables.", no_args_is_help=True)
 
 def attach(app: typer.Typer) -> None:
     """Add these commands to the root command."""
-    app.command(rich_help_panel=RUN)(demo)
-    app.command(rich_help_panel=RUN)(doctor)
-    app.command(rich_help_panel=RUN)(sweep)
-    app.add_typer(db, name="db", rich_help_panel=RUN)
+    app.command(rich_help_panel=PANEL)(demo)
+    app.command(rich_help_panel=PANEL)(doctor)
+    app.command(rich_help_panel=PANEL)(sweep)
+    app.add_typer(db, name="db", rich_help_panel=PANEL)
 
 
 def demo(
@@ -48,22 +45,20 @@ def demo(
 def doctor(
     home: Home = None,
     json: Json = False,
-    worker: Annotated[bool, typer.Option("--worker", help="Only ask whether this host's worker is well.")] = False,
-    url: Annotated[
-        str | None, typer.Option(help="Only ask whether this address answers 200.", show_default=False)
-    ] = None,
+    worker: Annotated[bool, typer.Option("--worker", help="Only check this host's worker.")] = False,
+    url: Annotated[str | None, typer.Option(help="Only check that this URL answers 200.", show_default=False)] = None,
 ) -> None:
-    """Say what is missing on this machine and how to get it; exit 1 if something needed is.
+    """Check what this machine has and lacks, and how to get it; exit 1 if something necessary is missing.
 
     Example: `forebay doctor --worker` as a container's health check.
     """
-    from forebay.cli.doctor import examine, url_answers, worker_is_well
+    from forebay.cli.doctor import check_all, check_url, check_worker
 
     if url is not None:
-        findings = [url_answers(url)]
+        findings = [check_url(url)]
     else:
         settings = Settings.load(home=home)
-        findings = worker_is_well(settings) if worker else examine(settings)
+        findings = check_worker(settings) if worker else check_all(settings)
     if json:
         print_json([asdict(f) for f in findings])
     else:
@@ -77,7 +72,7 @@ def doctor(
 
 
 def sweep(home: Home = None, json: Json = False) -> None:
-    """Run one pass of the sweeper by hand; every worker does so by itself.
+    """Run one pass of the sweeper now; every worker does so regularly.
 
     Example: `forebay sweep --json`
     """
@@ -102,7 +97,7 @@ def sweep(home: Home = None, json: Json = False) -> None:
 
 @db.command("upgrade")
 def db_upgrade(home: Home = None) -> None:
-    """Bring the ledger's tables to what this Forebay needs; makes a missing SQLite file.
+    """Upgrade the ledger's tables to what this Forebay needs; creates a missing SQLite file.
 
     Example: `FOREBAY_DATABASE=postgresql://me@host/forebay forebay db upgrade`
     """
@@ -119,7 +114,7 @@ def db_upgrade(home: Home = None) -> None:
 
 @db.command("current")
 def db_current(home: Home = None, json: Json = False) -> None:
-    """Show which form the ledger's tables have.
+    """Show the revision of the ledger's tables.
 
     Example: `forebay db current`
     """
