@@ -7,7 +7,7 @@ from forebay.contract.settings import Settings
 
 
 def main() -> int:
-    """Run the dashboard until SIGTERM or Ctrl-C; the exit status, 1 with one line on stderr when it cannot run."""
+    """Run until SIGTERM or Ctrl-C; the exit status, 1 with one line on stderr when it cannot run."""
     try:
         from forebay.dashboard.flower.server import serve
 

@@ -1,6 +1,6 @@
-"""Our pages in Flower's navigation: templates of ours come first, Flower's own get our tabs and style sheet added.
+"""Our pages in Flower's navigation: our templates come first, Flower's own get our tabs and style sheet added.
 
-No template of Flower's is copied; the two that are added to are held against what we know of them when they are read.
+No template of Flower's is copied; the two that are extended are checked for the marks we know when they are loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from tornado.template import Loader, Template
 
 from forebay.contract.errors import ForebayError
 
-OURS = Path(__file__).parents[1] / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 TABS = (
     ("overview", "Overview"),
     ("jobs", "Jobs"),
@@ -21,8 +21,8 @@ TABS = (
     ("devices", "Devices"),
 )
 
-FLOWERS_TABS = '<ul class="app-nav navbar-nav">'
-END_OF_HEAD = "</head>"
+FLOWER_TABS = '<ul class="app-nav navbar-nav">'
+HEAD_END = "</head>"
 
 _TAB = """
 <li class="nav-item">
@@ -31,22 +31,22 @@ _TAB = """
 </li>"""
 
 
-class Templates(Loader):  # type: ignore[misc] # tornado's types are not followed
+class TemplateLoader(Loader):  # type: ignore[misc] # tornado's types are not followed
     """Flower's template loader, which looks in our folder first."""
 
     def _create_template(self, name: str) -> Template:
-        """Called by tornado for a name it has not met; the one underscore hook that its Loader offers."""
-        own = OURS / name
+        """For a name that is not loaded yet: the one hook that tornado's Loader offers."""
+        own = TEMPLATES / name
         path = own if own.is_file() else Path(self.root) / name
         source = path.read_text(encoding="utf-8")
         if name == "navbar.html":
             ours = f'<ul class="app-nav navbar-nav" aria-label="Forebay">{"".join(map(_tab, TABS))}</ul>\n'
-            source = _put_before(source, FLOWERS_TABS, ours)
+            source = _insert_before(source, FLOWER_TABS, ours)
             source = source.replace(
-                FLOWERS_TABS, '<ul class="app-nav app-nav-celery navbar-nav" aria-label="Celery">', 1
+                FLOWER_TABS, '<ul class="app-nav app-nav-celery navbar-nav" aria-label="Celery">', 1
             )
         elif name == "base.html":
-            source = _put_before(source, END_OF_HEAD, '<link rel="stylesheet" href="{{ asset(\'forebay.css\') }}">\n  ')
+            source = _insert_before(source, HEAD_END, '<link rel="stylesheet" href="{{ asset(\'forebay.css\') }}">\n  ')
         return Template(source, name=name, loader=self)
 
 
@@ -55,7 +55,9 @@ def _tab(tab: tuple[str, str]) -> str:
     return _TAB.format(name=name, title=title)
 
 
-def _put_before(source: str, mark: str, addition: str) -> str:
+def _insert_before(source: str, mark: str, addition: str) -> str:
     if mark not in source:
-        raise ForebayError(f"this Flower's pages are others than Forebay knows (no {mark}): install flower 2.2")
+        raise ForebayError(
+            f"this Flower's templates are not those that Forebay extends (no {mark}): install flower 2.2"
+        )
     return source.replace(mark, addition + mark, 1)

@@ -1,7 +1,7 @@
-"""What Flower is told: our defaults, then its own FLOWER_… variables, then what only Forebay decides.
+"""Flower's options: our defaults, then its own FLOWER_… variables, then what only Forebay decides.
 
-Flower's options are one object for the whole process (tornado.options), so this is done once. Nothing here listens or
-connects; that nobody unknown can come in is decided here.
+Flower's options are one object for the whole process (tornado.options), so they are set once. A set of options that would
+let strangers in is refused here, before anything listens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tornado.options import options
 from forebay.contract.errors import InvalidInput
 
 DEFAULTS = {
-    # Every task of ours is called forebay.predict: its arguments say what it is.
+    # All our tasks are called forebay.predict; their arguments tell them apart.
     "tasks_columns": "name,args,state,result,received,runtime,worker,uuid",
     # Our workers send events without being asked.
     "enable_events": False,
@@ -27,7 +27,7 @@ DEFAULTS = {
 
 
 def read_options(host: str, port: int) -> None:
-    """Set Flower's options for this process; InvalidInput when they do not make sense or leave the door open.
+    """Set Flower's options for this process; InvalidInput when one is invalid, or strangers could get in.
 
     A configuration file is read only where FLOWER_CONF names one, never because it lies in the working folder.
     """
@@ -39,7 +39,7 @@ def read_options(host: str, port: int) -> None:
         if options.conf != DEFAULT_CONFIG_FILE:
             command.apply_options("forebay dashboard", [])
     except (ValueError, OptionError, OSError) as error:
-        raise InvalidInput(f"one of Flower's options (FLOWER_… in the environment) is wrong: {error}") from error
+        raise InvalidInput(f"one of Flower's options (FLOWER_… in the environment) is invalid: {error}") from error
     if options.persistent:
         raise InvalidInput(
             "FLOWER_PERSISTENT keeps pickles, which Forebay never reads; unset it, jobs are in the ledger"
@@ -54,7 +54,7 @@ def read_options(host: str, port: int) -> None:
 
 
 def check_credentials(given: list[str]) -> list[str]:
-    """FLOWER_BASIC_AUTH's entries without empty ones; InvalidInput for one that Flower could not hold a login against."""
+    """FLOWER_BASIC_AUTH's non-empty entries; InvalidInput for one that no login could match."""
     credentials = [entry for entry in given if entry]
     for entry in credentials:
         user, _, password = entry.partition(":")
@@ -67,14 +67,14 @@ def check_credentials(given: list[str]) -> list[str]:
 
 
 def check_access(host: str, *, authenticated: bool) -> None:
-    """InvalidInput when a host is not resolved, or when others than this machine could come in without a login."""
+    """InvalidInput when a host cannot be resolved, or when other machines could get in without a login."""
     try:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise InvalidInput(f"{host!r} is no address to listen on: {error}") from error
+        raise InvalidInput(f"{host!r} is not an address to listen on: {error}") from error
     if authenticated or all(ip_address(str(entry[4][0])).is_loopback for entry in found):
         return
     raise InvalidInput(
-        f"on {host!r} everyone who reaches this machine could open the dashboard: set FLOWER_BASIC_AUTH=user:password "
+        f"on {host!r} everyone who can reach this machine could open the dashboard: set FLOWER_BASIC_AUTH=user:password "
         "(or Flower's OAuth options, FLOWER_AUTH and FLOWER_AUTH_PROVIDER), or listen on 127.0.0.1"
     )

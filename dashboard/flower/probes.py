@@ -1,7 +1,7 @@
-"""What machines ask the dashboard: `/metrics`, `/healthz`, `/readyz`. People have the pages.
+"""`/metrics`, `/healthz` and `/readyz`, for machines.
 
-`/healthz` is open and says that this process answers. `/readyz` and `/metrics` stand behind the same login as the pages,
-and wait for the ledger in a thread, so that a slow one holds up nobody else.
+`/healthz` is public and says that this process answers. `/readyz` and `/metrics` need the same login as the pages, and
+wait for the ledger in a thread, so that a slow one delays nobody else.
 """
 
 from __future__ import annotations
@@ -22,27 +22,24 @@ from forebay.dashboard.flower.metrics import LedgerMetrics
 
 
 class Health(BaseHandler):  # type: ignore[misc] # Flower ships no types
-    """`GET /healthz`."""
+    """`GET /healthz`: 200 while the event loop runs."""
 
     def get(self) -> None:
-        """200 while the event loop turns."""
         self.set_header("Content-Type", "text/plain")
         self.finish("ok\n")
 
 
 class Ready(BaseHandler):  # type: ignore[misc]
-    """`GET /readyz`."""
+    """`GET /readyz`: 200 when Redis and the ledger answer, else 503 with what does not."""
 
     def initialize(self, metrics: LedgerMetrics) -> None:
-        """Called by tornado with the arguments of the route."""
         self._metrics = metrics
 
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        """200 when Redis and the ledger answer, else 503 with what does not."""
         missing = [] if self.application.events.connected else ["queue: no connection to Redis"]
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._metrics.ready)
+            await asyncio.to_thread(self._metrics.ping)
         except ForebayError as error:
             missing.append(f"ledger: {error}")
         self.set_status(503 if missing else 200)
@@ -51,24 +48,22 @@ class Ready(BaseHandler):  # type: ignore[misc]
 
 
 class Metrics(BaseHandler):  # type: ignore[misc]
-    """`GET /metrics`: Flower's own and Forebay's."""
+    """`GET /metrics`: Flower's own and Forebay's, in Prometheus' text format."""
 
     def initialize(self, metrics: LedgerMetrics) -> None:
-        """Called by tornado with the arguments of the route."""
         self._metrics = metrics
 
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        """All metrics in Prometheus' text form."""
         self.application.purge_offline_worker_metrics()
         flowers = prometheus_client.generate_latest()
-        ours = await asyncio.get_running_loop().run_in_executor(None, self._metrics.text)
+        ours = await asyncio.to_thread(self._metrics.text)
         self.set_header("Content-Type", CONTENT_TYPE)
         self.finish(flowers + ours)
 
 
 def add_probes(application: Any, settings: Settings) -> LedgerMetrics:
-    """Put the three addresses before Flower's own; the caller closes what this gives when the application ends."""
+    """Put the three routes before Flower's own; the caller closes the metrics when the application ends."""
     metrics = LedgerMetrics(settings)
     routes = [
         url(r"/healthz", Health, name="healthz"),

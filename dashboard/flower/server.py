@@ -1,7 +1,7 @@
 """Flower with our Celery app, run inside this process until it is told to stop.
 
-It registers no task and imports neither worker nor torch. What Flower's own pages show they learn from the events in
-Redis, where a message's arguments are those that contract/wire/dispatch.py wrote for people; ours read the ledger.
+It registers no task and imports neither worker nor torch. Flower's own pages show the events in Redis, where a message's
+arguments are the summary that contract/wire/dispatch.py wrote; our pages read the ledger.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from tornado.options import options
 
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.dashboard.flower.feed import EventFeed
-from forebay.dashboard.flower.navigation import Templates
+from forebay.dashboard.flower.navigation import TemplateLoader
 from forebay.dashboard.flower.options import read_options
 from forebay.dashboard.flower.probes import add_probes
 from forebay.dashboard.flower.routes import ROUTES
+from forebay.dashboard.pages.access import AccessControl, DeniedHandler
 from forebay.dashboard.pages.base import asset
-from forebay.dashboard.pages.guard import Guard, Refused
-from forebay.dashboard.reads.ledger_view import LedgerView
+from forebay.dashboard.reads.ledger import LedgerReader
 from forebay.dashboard.reads.trends import Trends
 
 log = structlog.get_logger()
 
-ANSWER_S = 3  # how long Redis has to answer
+REDIS_TIMEOUT_S = 3
 
 
 class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
-    """Flower with our pages and our guard.
+    """Flower with our pages and our access control.
 
-    It asks workers about themselves whenever Redis comes (back) and leaves them alone while it is away.
+    It queries the workers whenever Redis comes (back), and never while Redis is away.
     """
 
     def __init__(self, capp: Celery, io_loop: IOLoop, settings: Settings, host: str) -> None:
@@ -60,44 +60,44 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
             max_workers_in_memory=options.max_workers,
             max_tasks_in_memory=options.max_tasks,
         )
-        of_tornado = flower_settings | {
-            "template_loader": Templates(flower_settings["template_path"]),
+        tornado_settings = flower_settings | {
+            "template_loader": TemplateLoader(flower_settings["template_path"]),
             "ui_methods": {"asset": asset},  # Flower's pages carry our style sheet too
             "xsrf_cookie_kwargs": {"samesite": "Strict"},
         }
-        super().__init__(options=options, capp=capp, events=feed, io_loop=io_loop, **of_tornado)
+        super().__init__(options=options, capp=capp, events=feed, io_loop=io_loop, **tornado_settings)
         feed.on_connected = self.update_workers
         self.forebay = settings
-        self.guard = Guard(options, of_tornado, operators=settings.operators, host=host)
-        self.ledger = LedgerView(settings)
+        self.access = AccessControl(options, tornado_settings, operators=settings.operators, host=host)
+        self.ledger = LedgerReader(settings)
         self.trends = Trends()
         self.dispatcher = Dispatcher(capp)
         self.add_handlers(".*", [rewrite_handler(r, options.url_prefix) if options.url_prefix else r for r in ROUTES])
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Called by tornado for every request: who may not come in meets no other handler."""
-        refusal = self.guard.refusal(request)
-        if refusal is not None:
-            return self.get_handler_delegate(request, Refused, {"refusal": refusal})
+        """Called by tornado for every request: one that is denied reaches no other handler."""
+        denial = self.access.check(request)
+        if denial is not None:
+            return self.get_handler_delegate(request, DeniedHandler, {"denial": denial})
         return super().find_handler(request, **kwargs)
 
     def update_workers(self, workername: str | None = None) -> asyncio.Future[None]:
-        """Ask all workers, or one; done when they have answered."""
+        """Query all workers, or one; done when they have answered."""
         if self.events.connected:
-            asked: asyncio.Future[None] = super().update_workers(workername)
-            return asked
-        nobody = asyncio.get_running_loop().create_future()
-        nobody.set_result(None)
-        return nobody
+            answered: asyncio.Future[None] = super().update_workers(workername)
+            return answered
+        nothing = asyncio.get_running_loop().create_future()
+        nothing.set_result(None)
+        return nothing
 
     def start(self) -> None:
-        """Run until `stop`. Unlike Flower's, it asks no workers yet: the feed does so once Redis answers."""
+        """Run until `stop`. Unlike Flower's, it does not query the workers yet: the feed does so once Redis answers."""
         self.events.start()
         self.started = True
         self.io_loop.start()
 
     def stop(self) -> None:
-        """End in good order; what still waits to be asked of Redis is dropped, so that the process can exit."""
+        """Stop cleanly; queries that still wait for Redis are dropped, so that the process can exit."""
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.ledger.close()
         self.dispatcher.close()
@@ -107,8 +107,8 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
 def serve(settings: Settings, host: str, port: int) -> int:
     """Run the dashboard until SIGTERM or Ctrl-C; the exit status. Port 0 is any free one.
 
-    Raises ForebayError when no queue is configured, when it cannot listen there, and when others than this machine could
-    come in without a login.
+    Raises ForebayError when no broker is configured, when it cannot listen there, and when other machines could get in
+    without a login.
     """
     configure_logs(settings)
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)  # it warns, in four lines, when no worker runs yet
@@ -120,7 +120,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             io_loop.asyncio_loop.add_signal_handler(number, dashboard.stop)
-        log.info("dashboard_ready", url=_address(host, _listen(dashboard, host, port)))
+        log.info("dashboard_ready", url=_url(host, _listen(dashboard, host, port)))
         dashboard.start()
     finally:
         io_loop.close(all_fds=True)
@@ -130,10 +130,11 @@ def serve(settings: Settings, host: str, port: int) -> int:
 
 
 def dashboard_app(settings: Settings) -> Celery:
-    """The Celery app as Flower uses it: a few questions now and then, none of which may hold up a page or the exit long."""
+    """The Celery app as Flower uses it: a few queries now and then, none of which may delay a page or the exit for long."""
     app = make_app(settings)
     app.conf.update(
-        broker_transport_options=TRANSPORT_OPTIONS | {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S},
+        broker_transport_options=TRANSPORT_OPTIONS
+        | {"socket_timeout": REDIS_TIMEOUT_S, "socket_connect_timeout": REDIS_TIMEOUT_S},
         broker_pool_limit=0,  # after an outage a pooled connection is dead, and fails whoever takes it next
     )
     return app
@@ -142,18 +143,18 @@ def dashboard_app(settings: Settings) -> Celery:
 def _listen(dashboard: Dashboard, host: str, port: int) -> int:
     try:
         return int(dashboard.start_http_server())
-    except (OSError, ValueError) as error:  # taken, not ours to take; ValueError: a certificate that is not there
+    except (OSError, ValueError) as error:  # taken, or not permitted; ValueError: a certificate that does not exist
         raise ForebayError(f"the dashboard cannot listen on {host or '*'}:{port}: {error}") from error
 
 
-def _address(host: str, port: int) -> str:
-    """Where a browser on this machine finds it."""
+def _url(host: str, port: int) -> str:
+    """The address for a browser on this machine."""
     scheme = "https" if "ssl_options" in flower_settings else "http"
     prefix = f"/{options.url_prefix.strip('/')}/" if options.url_prefix else ""
-    return f"{scheme}://{_reachable(host)}:{port}{prefix}"
+    return f"{scheme}://{_browser_host(host)}:{port}{prefix}"
 
 
-def _reachable(host: str) -> str:
+def _browser_host(host: str) -> str:
     try:
         address: Any = ip_address(host or "0.0.0.0")  # noqa: S104 - compared with, not bound to
     except ValueError:

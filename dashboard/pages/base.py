@@ -1,27 +1,32 @@
-"""What all our pages share: who asks, the headers, XSRF, live fragments, and saying so when the ledger or Redis is away.
+"""What all our pages share: the user, headers, XSRF, live fragments, and warnings while the ledger or Redis is unavailable.
 
-A page is rendered whole once; with `?fragment=1` the same handler renders the part that changes, which pages.js puts in
-place. So every text is escaped in one place, the templates.
+A page is `NAME.html` around its live part, `NAME_live.html`. With `?fragment=1` only the live part is rendered, which
+pages.js swaps in. Every text is escaped in one place, the templates.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from flower.views import BaseHandler
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
+from forebay.contract.errors import InvalidInput, JobNotFound, ModelNotFound
 from forebay.contract.settings import Settings
-from forebay.dashboard.pages import formatting as words
-from forebay.dashboard.pages.guard import User
-from forebay.dashboard.reads.ledger_view import Answer, LedgerView
+from forebay.dashboard.pages import formatting
+from forebay.dashboard.pages.access import User
+from forebay.dashboard.reads.ledger import LedgerReader, Snapshot
+
+T = TypeVar("T")
 
 STATIC = Path(__file__).parents[1] / "static"
+CHARTS = ("uPlot.iife.min.js", "curves.js", "pages.js")
 
 # Scripts and styles come from files of Flower's and ours; Bootstrap's style sheet holds its icons as data: images.
 CSP = (
@@ -38,31 +43,36 @@ HEADERS = {
 
 
 class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
-    """One of our pages."""
+    """One of our pages: its tab, the name of its templates, its heading, its scripts, and how often its live part is read."""
 
-    tab = ""
+    tab: ClassVar[str]
+    template: ClassVar[str]
+    heading: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    scripts: ClassVar[tuple[str, ...]] = ("pages.js",)
+    poll_s: ClassVar[int] = 3
 
     def set_default_headers(self) -> None:
-        """Ours only: Flower would let other origins read where FLOWER_UNAUTHENTICATED_API is set."""
+        """Ours only: Flower's would let other origins read where FLOWER_UNAUTHENTICATED_API is set."""
         for name, value in HEADERS.items():
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Called by tornado before the method. The guard has let the request in; this holds were it ever left out."""
-        if self.application.guard.user(self.request) is None:
+        """The server has checked access already; this holds should that check ever be left out."""
+        if self.application.access.user(self.request) is None:
             raise HTTPError(401)
 
     def options(self, *_: Any, **__: Any) -> None:
-        """Nobody of another origin has business here."""
+        """No other origin may use these pages."""
         raise HTTPError(405)
 
     def get_current_user(self) -> Any:
-        """The user's name, True where there is no login; what Flower's navigation asks for."""
-        user = self.application.guard.user(self.request)
+        """The user's name, True where there is no login: what Flower's navigation bar shows."""
+        user = self.application.access.user(self.request)
         return None if user is None else user.name or True
 
     def check_xsrf_cookie(self) -> None:
-        """Called by tornado before a POST: it must come from a page of ours, and hold its token. Flower asks less."""
+        """A POST must come from one of our pages and carry its token; Flower checks less."""
         site, origin = self.request.headers.get("Sec-Fetch-Site"), self.request.headers.get("Origin")
         if site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc != self.request.host):
             raise HTTPError(403, "this request comes from another site")
@@ -70,15 +80,13 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
 
     @property
     def user(self) -> User:
-        """Who asks."""
-        user: User = self.application.guard.user(self.request)
+        user: User = self.application.access.user(self.request)
         return user
 
     @property
-    def ledger(self) -> LedgerView:
-        """What answers questions."""
-        view: LedgerView = self.application.ledger
-        return view
+    def ledger(self) -> LedgerReader:
+        reader: LedgerReader = self.application.ledger
+        return reader
 
     @property
     def forebay(self) -> Settings:
@@ -87,40 +95,51 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
         return settings
 
     @property
-    def is_fragment(self) -> bool:
-        """Whether only the part that changes is asked for."""
-        return bool(self.get_query_argument("fragment", ""))
+    def alive_s(self) -> float:
+        """How old the last heartbeat of a live worker may be."""
+        return 3 * self.forebay.heartbeat_s
 
     def get_template_namespace(self) -> dict[str, Any]:
-        """Called by tornado: what every template, Flower's too, may use."""
+        """What every template may use, Flower's included."""
         namespace: dict[str, Any] = super().get_template_namespace()
-        return namespace | {"words": words}
+        return namespace | {"fmt": formatting}
 
     def now(self) -> datetime:
         """The time by this machine's clock: for ages on pages only, where a second does not matter."""
         return datetime.now(UTC)
 
-    def show(self, template: str, *answers: Answer[Any], **values: Any) -> None:
-        """Render the page, or the part of it that changes, which is the template `<name>_live.html`."""
-        name = f"{template}_live.html" if self.is_fragment else f"{template}.html"
-        self.render(name, troubles=self._troubles(answers), operator=self.user.operator, **values)
+    async def or_404(self, read: Awaitable[Snapshot[T]]) -> Snapshot[T]:
+        """What was read; 404 for a job or model that does not exist."""
+        try:
+            return await read
+        except (InvalidInput, JobNotFound, ModelNotFound) as error:
+            raise HTTPError(404, "%s", str(error)) from error
 
-    def _troubles(self, answers: tuple[Answer[Any], ...]) -> list[str]:
-        """In words, what keeps the page from being up to date."""
-        found = {answer.trouble: answer for answer in answers if answer.trouble}
-        words_of = [f"{_sentence(reason)} {_seen(answer)}" for reason, answer in found.items()]
+    def show(self, *snapshots: Snapshot[Any], **values: Any) -> None:
+        """Render the page, or only its live part."""
+        values |= {"operator": self.user.operator, "problems": self._problems(snapshots)}
+        live = f"{self.template}_live.html"
+        if self.get_query_argument("fragment", ""):
+            self.render(live, **values)
+            return
+        head = {"title": self.heading, "heading": self.heading, "about": self.about, "notice": ""}
+        self.render(f"{self.template}.html", live=self.render_string(live, **values), **(head | values))
+
+    def _problems(self, snapshots: tuple[Snapshot[Any], ...]) -> list[str]:
+        """Why the page is not up to date."""
+        found = {snapshot.problem: snapshot for snapshot in snapshots if snapshot.problem}
+        problems = [f"{_sentence(reason)} {_staleness(snapshot)}" for reason, snapshot in found.items()]
         if not self.application.events.connected:
-            words_of.append(
-                "Redis does not answer. Jobs wait in the ledger and are sent once it is back; Flower's own pages stand still."
+            problems.append(
+                "Redis does not answer. Jobs wait in the ledger and are sent once it is back; Flower's own pages are not updated."
             )
-        return words_of
+        return problems
 
 
-class FrontDoor(Page):
-    """`/`: leads to the Overview."""
+class HomePage(Page):
+    """`/`, which leads to the Overview; Flower's own home page is `/workers`."""
 
     def get(self) -> None:
-        """Flower's own first page is `/workers`."""
         self.redirect(self.reverse_url("overview"))
 
 
@@ -128,7 +147,6 @@ class Assets(StaticFileHandler):  # type: ignore[misc] # tornado's types are not
     """Our style sheet and scripts."""
 
     def set_default_headers(self) -> None:
-        """Nothing here may be taken for something else."""
         self.set_header("X-Content-Type-Options", "nosniff")
 
 
@@ -147,7 +165,7 @@ def _sentence(reason: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _seen(answer: Answer[Any]) -> str:
-    if answer.value is None:
-        return "There is nothing to show until it does."
-    return f"What you see was read {words.duration(answer.age_s)} ago."
+def _staleness(snapshot: Snapshot[Any]) -> str:
+    if snapshot.value is None:
+        return "There is nothing to show until it answers."
+    return f"This page shows data read {formatting.duration(snapshot.age_s)} ago."

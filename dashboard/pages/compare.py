@@ -1,4 +1,4 @@
-"""Training runs side by side: their curves in the same charts, and what differs in their parameters and results."""
+"""Training runs side by side: their curves in the same charts, and the parameters and results that differ."""
 
 from __future__ import annotations
 
@@ -8,74 +8,78 @@ from typing import Any
 
 from forebay.contract.errors import InvalidInput, JobNotFound
 from forebay.contract.references import check_job_id
-from forebay.dashboard.pages.base import Page
-from forebay.dashboard.pages.run import flat
-from forebay.dashboard.reads.curves import of_several
-from forebay.dashboard.reads.ledger_view import Answer, ConsumerHealth
+from forebay.dashboard.pages.base import CHARTS, Page
+from forebay.dashboard.pages.run import flatten
+from forebay.dashboard.reads.curves import comparison_charts
+from forebay.dashboard.reads.ledger import LedgerQueries, Snapshot
 from forebay.storage.training.records import Measured, Run
 
-FEWEST, MOST = 2, 6
+MIN_RUNS, MAX_RUNS = 2, 6
 LETTERS = "ABCDEF"
+
+Table = list[tuple[str, list[Any]]]  # a name, and the value of each run, None where it has none
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Runs by a letter each, with their curves, and a table: a name and what each run has of it, None where it has nothing."""
+class Comparison:
+    """Runs, each by a letter, with their curves."""
 
     runs: Mapping[str, Run] = field(default_factory=dict)
     curves: Mapping[str, list[Measured]] = field(default_factory=dict)
 
-    def parameters(self) -> list[tuple[str, list[Any]]]:
-        """Everything that was asked for, and the data it found."""
-        return _table([dict(flat(run.request)) | _data(run) for run in self.runs.values()])
+    def parameters(self) -> Table:
+        """What was requested, and the data."""
+        return _table([dict(flatten(run.request)) | _data(run) for run in self.runs.values()])
 
-    def metrics(self) -> list[tuple[str, list[Any]]]:
+    def metrics(self) -> Table:
         """Held-out metrics of those that have ended."""
         return _table([dict(run.metrics or {}) for run in self.runs.values()])
 
 
 class ComparePage(Page):
-    """`/training/compare?run=ID&run=ID`."""
+    """`/training/compare?run=ID&run=ID`; 400 unless it names 2 to 6 runs, all of which have started."""
 
-    tab = "training"
+    tab, template, heading = "training", "compare", "Compare runs"
+    about = "Curves of the same metric and split share a chart. What is identical in all runs is folded away."
+    scripts = CHARTS
 
     async def get(self) -> None:
-        """The page, or the part that changes; 400 unless it is asked for 2 to 6 runs, all of which have begun."""
         try:
             ids = _ids(self.get_query_arguments("run"))
-            answer = await self.ledger.ask(("compare", *ids), lambda ears: compare(ears, ids))
+            snapshot = await self.ledger.read(("compare", *ids), lambda queries: read_runs(queries, ids))
         except (InvalidInput, JobNotFound) as error:
             self.set_status(400)
-            self._show(Answer(Compared()), str(error))
+            self._show(Snapshot(Comparison()), str(error))
             return
-        self._show(answer)
+        self._show(snapshot)
 
-    def _show(self, answer: Answer[Compared], refused: str = "") -> None:
-        compared = answer.value
+    def _show(self, snapshot: Snapshot[Comparison], refused: str = "") -> None:
+        data = snapshot.value
+        differing, same = split_by_difference(data.parameters()) if data else ([], [])
         self.show(
-            "compare", answer, compared=compared, refused=refused, now=self.now(),
-            charts=of_several(compared.curves) if compared else [],
-            parameters=parted(compared.parameters()) if compared else ([], []),
-            metrics=compared.metrics() if compared else [],
+            snapshot, data=data, refused=refused, now=self.now(), charts=comparison_charts(data.curves) if data else [],
+            differing=differing, same=same, metrics=data.metrics() if data else [],
         )  # fmt: skip
 
 
 def _ids(given: Sequence[str]) -> list[str]:
     ids = [check_job_id(id) for id in dict.fromkeys(given)]
-    if not FEWEST <= len(ids) <= MOST:
-        raise InvalidInput(f"{FEWEST} to {MOST} runs can be compared, not {len(ids)}: choose them on the Training page")
+    if not MIN_RUNS <= len(ids) <= MAX_RUNS:
+        raise InvalidInput(
+            f"{MIN_RUNS} to {MAX_RUNS} runs can be compared, not {len(ids)}: select them on the Training page"
+        )
     return ids
 
 
-def compare(ears: ConsumerHealth, ids: Sequence[str]) -> Compared:
-    """Read these runs; JobNotFound when one of them has not begun."""
-    runs = ears.training.about(ids)
+def read_runs(queries: LedgerQueries, ids: Sequence[str]) -> Comparison:
+    """These runs; JobNotFound when one of them has not started."""
+    runs = queries.training.about(ids)
     if missing := [id for id in ids if id not in runs]:
-        raise JobNotFound(f"job {missing[0]} is no training job that has begun")
-    named = dict(zip(LETTERS, ids, strict=False))
-    return Compared(
-        {letter: runs[id] for letter, id in named.items()},
-        {letter: ears.training.thinned(id) for letter, id in named.items()},
+        raise JobNotFound(f"job {missing[0]} is not a training job that has started")
+    by_letter = dict(zip(LETTERS, ids, strict=False))
+    return Comparison(
+        {letter: runs[id] for letter, id in by_letter.items()},
+        {letter: queries.training.thinned(id) for letter, id in by_letter.items()},
     )
 
 
@@ -86,12 +90,12 @@ def _data(run: Run) -> dict[str, Any]:
     return {"data.sha256": run.data.sha256} | rows
 
 
-def _table(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+def _table(columns: Sequence[Mapping[str, Any]]) -> Table:
     names = dict.fromkeys(name for column in columns for name in column)
     return [(name, [column.get(name) for column in columns]) for name in names]
 
 
-def parted(table: Sequence[tuple[str, list[Any]]]) -> tuple[list[tuple[str, list[Any]]], list[tuple[str, list[Any]]]]:
+def split_by_difference(table: Table) -> tuple[Table, Table]:
     """The rows whose values differ, and those that are the same in all runs."""
-    differ = [row for row in table if any(value != row[1][0] for value in row[1])]
-    return differ, [row for row in table if row not in differ]
+    differing = [row for row in table if any(value != row[1][0] for value in row[1])]
+    return differing, [row for row in table if row not in differing]

@@ -1,4 +1,4 @@
-"""Figures and times as people read them, each with its unit. Used by the templates; knows no job and no ledger."""
+"""Numbers and times for people, each with its unit; templates call it `fmt`."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ from datetime import UTC, datetime
 
 from forebay.contract.queues import format_bytes
 
-__all__ = [
-    "UNKNOWN",
-    "about",
-    "age",
-    "count",
-    "duration",
-    "figure",
-    "format_bytes",
-    "iso",
-    "jobs",
-    "moment",
-    "percent",
-    "rate",
-]
+__all__ = ["UNKNOWN", "age", "count", "duration", "estimate", "format_bytes", "iso", "jobs", "percent", "rate", "short_id",
+           "timestamp", "value"]  # fmt: skip
 
 UNKNOWN = "–"
-MOST_ITEMS = 20
+MAX_ITEMS = 20
 
 
 def count(number: int | None, limit: int | None = None) -> str:
-    """12,345; one that was counted up to `limit` only and reached it is 10,000+."""
+    """12,345; a count that stopped at `limit` is 10,000+."""
     if number is None:
         return UNKNOWN
     return f"{limit:,}+" if limit is not None and number >= limit else f"{number:,}"
+
+
+def jobs(number: int | None) -> str:
+    """1 job, 2 jobs."""
+    return f"{count(number)} {'job' if number == 1 else 'jobs'}"
 
 
 def duration(seconds: float | None) -> str:
@@ -40,46 +33,44 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1000:.0f} ms" if seconds >= 0.00095 or seconds == 0 else f"{seconds * 1000:.1g} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    for unit, size, small, part in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86400, "h", 3600)):
-        whole = round(seconds / part)
-        if whole * part < {"min": 3600, "h": 86400}.get(unit, float("inf")):
-            big, rest = divmod(whole, size // part)
-            return f"{big} {unit} {rest} {small}" if rest else f"{big} {unit}"
-    return UNKNOWN
+    for unit, size, small, part, limit in (("min", 60, "s", 1, 3600), ("h", 3600, "min", 60, 86_400)):
+        if (whole := round(seconds / part)) * part < limit:
+            return _two_units(whole, size // part, unit, small)
+    return _two_units(round(seconds / 3600), 24, "d", "h")
+
+
+def _two_units(whole: int, per_unit: int, unit: str, small: str) -> str:
+    big, rest = divmod(whole, per_unit)
+    return f"{big} {unit} {rest} {small}" if rest else f"{big} {unit}"
 
 
 def age(seconds: float | None) -> str:
     """How long ago something was, in whole units: 0 s, 28 s, 4 min 5 s."""
-    return (
-        UNKNOWN if seconds is None else duration(round(max(0.0, seconds))).replace(".0 s", " s").replace("0 ms", "0 s")
-    )
+    if seconds is None:
+        return UNKNOWN
+    return duration(round(max(0.0, seconds))).replace(".0 s", " s").replace("0 ms", "0 s")
 
 
-def figure(value: object) -> str:
-    """A metric or a parameter: a number to six significant digits, the first of a list, anything else as it is written."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        more = f" and {len(value) - MOST_ITEMS:,} more" if len(value) > MOST_ITEMS else ""
-        return ", ".join(figure(item) for item in value[:MOST_ITEMS]) + more
-    return UNKNOWN if value is None else str(value)
-
-
-def about(seconds: float) -> str:
-    """An estimate, no more exact than it is: 40 s, 12 min, 3.5 h, 4 d."""
+def estimate(seconds: float) -> str:
+    """A rough duration: 40 s, 12 min, 3.5 h, 4 d."""
     for unit, size, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
         if seconds < until:
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds / 86_400:,.0f} d"
 
 
-def jobs(number: int | None) -> str:
-    """1 job, 2 jobs."""
-    return f"{count(number)} {'job' if number == 1 else 'jobs'}"
+def value(item: object) -> str:
+    """A metric or a parameter: a float to six significant digits, the first items of a list, anything else as it is."""
+    if isinstance(item, float):
+        return f"{item:.6g}"
+    if isinstance(item, list | tuple):
+        more = f" and {len(item) - MAX_ITEMS:,} more" if len(item) > MAX_ITEMS else ""
+        return ", ".join(value(each) for each in item[:MAX_ITEMS]) + more
+    return UNKNOWN if item is None else str(item)
 
 
 def rate(per_second: float | None, unit: str = "jobs") -> str:
-    """Jobs, or what the unit says, per second, or per minute or hour where that reads better."""
+    """Jobs, or another unit, per second, or per minute, hour or day where that reads better."""
     if per_second is None:
         return UNKNOWN
     if per_second == 0:
@@ -92,18 +83,23 @@ def rate(per_second: float | None, unit: str = "jobs") -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """12.3 %, with a sign for what is less than a tenth of a percent but not nothing."""
+    """12.3 %; less than a tenth of a percent but not zero is < 0.1 %."""
     if not whole:
         return UNKNOWN
     share = 100 * part / whole
     return "< 0.1 %" if 0 < share < 0.1 else f"{share:.1f} %"
 
 
-def moment(when: datetime | None) -> str:
+def timestamp(when: datetime | None) -> str:
     """2026-11-22 19:02:11 UTC."""
     return UNKNOWN if when is None else when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def iso(when: datetime) -> str:
-    """The same for a machine, to the millisecond."""
+    """The same for machines, to the millisecond."""
     return when.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def short_id(id: str) -> str:
+    """The first and last digits of a job id."""
+    return f"{id[:8]}…{id[26:]}"

@@ -1,28 +1,33 @@
-"""One job's page: what became of it step by step, what went in and came out, and what an operator may do."""
+"""One job's page: its timeline, its input and result, and what an operator may do. Batches and runs build on it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-
-from tornado.web import HTTPError
+from typing import Any
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.history import JobEvent, history
-from forebay.contract.job import TRANSITIONS, Attempt, JobInfo, JobState, Transition
-from forebay.dashboard.pages import formatting as words
+from forebay.contract.job import TRANSITIONS, Attempt, JobInfo, JobKind, JobState, Transition
+from forebay.dashboard.pages import formatting as fmt
 from forebay.dashboard.pages.base import Page
-from forebay.dashboard.reads.ledger_view import ConsumerHealth
-from forebay.dashboard.reads.preview import Line, look_at_input, look_at_result
+from forebay.dashboard.reads.ledger import LedgerQueries, Snapshot
+from forebay.dashboard.reads.preview import PreviewLine, preview_input, preview_result
 from forebay.storage.jobs.views import JobDetails
 
 PREVIEW_BYTES = 65_536  # larger payloads are not read at all
+NOTICES = {
+    "job_canceled": "The job was canceled.",
+    "job_cancel_requested": "The job's worker was asked to stop; it does so between two batches.",
+    "job_retried": "The job was queued again.",
+    "job_unchanged": "Nothing was changed: the job's state had changed in the meantime.",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One line of a job's life: when, what, and more about it. `tone` colours it: good, bad, busy or nothing."""
+class TimelineEntry:
+    """One line of a job's timeline: when, what, and more about it. `tone` colours it: good, bad, busy or nothing."""
 
     when: datetime | None
     what: str
@@ -31,110 +36,121 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the page shows of a job; previews are None where the payload is too large, elsewhere or not there."""
+class JobPageData:
+    """What the page shows of a job; previews are None where the payload is too large, in the blob store or missing."""
 
     details: JobDetails
-    past: list[Attempt]
-    input: list[Line] | None
-    result: list[Line] | None
+    attempts: list[Attempt]
+    input: list[PreviewLine] | None
+    result: list[PreviewLine] | None
 
 
-class JobPage(Page):
-    """`/jobs/ID`."""
+class JobPageBase(Page):
+    """What the pages of a job, of a batch and of a training run share: its state, and the buttons of operators."""
 
-    tab = "jobs"
+    poll_s = 2
 
-    async def get(self, id: str) -> None:
-        """The page, or the part that changes; 404 for a job that is not there."""
-        try:
-            answer = await self.ledger.ask(("job", id), lambda ears: look(ears, id))
-        except JobNotFound as error:
-            raise HTTPError(404, "%s", str(error)) from error
-        seen = answer.value
-        job = seen.details.info if seen else None
+    def show_job(self, snapshot: Snapshot[Any], id: str, **values: Any) -> None:
+        """`snapshot` holds a record with the job's `details`."""
+        data = snapshot.value
+        job = data.details.info if data else None
         self.show(
-            "job", answer, id=id, seen=seen, job=job, steps=list(life(seen.details, seen.past, self.now())) if seen else [],
-            can_cancel=job is not None and may_cancel(job), can_retry=job is not None and may_retry(job.state),
-            said=SAID.get(self.get_query_argument("said", ""), ""), now=self.now(),
+            snapshot, title=f"{self.heading} {fmt.short_id(id)}", about=id, id=id, data=data, job=job, now=self.now(),
+            can_cancel=job is not None and can_cancel(job), can_retry=job is not None and can_retry(job),
+            notice=NOTICES.get(self.get_query_argument("notice", ""), ""), **values,
         )  # fmt: skip
 
 
-SAID = {
-    "job_canceled": "The job was canceled.",
-    "job_cancel_requested": "The job's worker was asked to stop; it does so between two batches.",
-    "job_retried": "The job was queued again.",
-    "job_moved_on": "Nothing was changed: the job had moved on meanwhile.",
-}
+class JobPage(JobPageBase):
+    """`/jobs/ID`."""
+
+    tab, template, heading = "jobs", "job", "Job"
+
+    async def get(self, id: str) -> None:
+        snapshot = await self.or_404(self.ledger.read(("job", id), lambda queries: read_job(queries, id)))
+        data = snapshot.value
+        self.show_job(snapshot, id, timeline=list(timeline(data.details, data.attempts, self.now())) if data else [])
 
 
-def may_cancel(job: JobInfo) -> bool:
+def can_cancel(job: JobInfo) -> bool:
     """Whether the job waits, or runs and was not asked to stop yet."""
     return job.state in TRANSITIONS[Transition.CANCEL][0] and job.cancel_requested_at is None
 
 
-def may_retry(state: JobState) -> bool:
-    """Whether a job in this state can be queued afresh."""
-    return state in TRANSITIONS[Transition.RETRY][0]
+def can_retry(job: JobInfo) -> bool:
+    return job.state in TRANSITIONS[Transition.RETRY][0]
 
 
-def look(ears: ConsumerHealth, id: str) -> Seen:
-    """Read a job and decode the beginnings of its payloads."""
-    details = ears.views.details(id, PREVIEW_BYTES)
-    into = None if details.input is None else look_at_input(details.input)
-    return Seen(details, ears.views.past(id), into, None if details.result is None else look_at_result(details.result))
+def read_job(queries: LedgerQueries, id: str) -> JobPageData:
+    """A job with previews of its payloads."""
+    details = queries.jobs.details(id, PREVIEW_BYTES)
+    return JobPageData(
+        details,
+        queries.jobs.past(id),
+        None if details.input is None else preview_input(details.input),
+        None if details.result is None else preview_result(details.result),
+    )
 
 
-def life(details: JobDetails, past: Sequence[Attempt], now: datetime) -> Iterator[Step]:
-    """What happened to a job, in order, and where it stands."""
+def read_details(queries: LedgerQueries, id: str, kind: JobKind) -> JobDetails:
+    """A job of one kind; JobNotFound when there is no such job, or it is of another kind."""
+    details = queries.jobs.details(id, PREVIEW_BYTES)
+    if details.info.kind is not kind:
+        raise JobNotFound(f"job {id} is a {details.info.kind} job, not a {kind} job: see its page among the jobs")
+    return details
+
+
+def timeline(details: JobDetails, attempts: Sequence[Attempt], now: datetime) -> Iterator[TimelineEntry]:
+    """What happened to a job, in order, and its state now."""
     job = details.info
-    steps = [_step(event, details) for event in history(job, past)]
+    entries = [_entry(event, details) for event in history(job, attempts)]
     if job.cancel_requested_at is not None:
-        steps.append(Step(job.cancel_requested_at, "Cancel asked for", "its worker stops between two batches", "bad"))
-    yield from sorted(steps, key=lambda step: step.when or now)
+        entries.append(
+            TimelineEntry(job.cancel_requested_at, "Cancel requested", "its worker stops between two batches", "bad")
+        )
+    yield from sorted(entries, key=lambda entry: entry.when or now)
     if not job.state.final:
-        yield _where_it_stands(details, now)
+        yield _current(details, now)
 
 
-def _step(event: JobEvent, details: JobDetails) -> Step:
+def _entry(event: JobEvent, details: JobDetails) -> TimelineEntry:
     job = details.info
     attempt = f"Attempt {event.attempt}"
     match event.event:
         case "queued" if event.at == job.created_at and event.attempt is None and not event.message.startswith("waits"):
-            return Step(event.at, "Submitted", f"by client {details.client}" if details.client else "")
+            return TimelineEntry(event.at, "Submitted", f"by client {details.client}" if details.client else "")
         case "queued":
-            return Step(event.at, "Queued again")
+            return TimelineEntry(event.at, "Queued again")
         case "retried":
-            return Step(event.at, "Retried", "its attempts start afresh")
+            return TimelineEntry(event.at, "Retried", "attempts are counted from zero again")
         case "claimed":
             waited = _between(job.created_at, event.at)
-            return Step(event.at, f"{attempt} began", f"on {event.worker}, {waited} after submission")
+            return TimelineEntry(event.at, f"{attempt} started", f"on {event.worker}, {waited} after submission")
         case "lost" | "released" | "postponed" | "refused":
-            what = {"released": "was given back", "postponed": "was put off", "refused": "came back too late"}
-            return Step(event.at, f"{attempt} {what.get(event.event, 'was lost')}", event.message, "bad")
-    took = (
-        f"after {_between(job.started_at, event.at)}"
-        if job.started_at and event.at == job.finished_at
-        else event.message
+            what = {"released": "was released", "postponed": "was postponed", "refused": "finished too late"}
+            return TimelineEntry(event.at, f"{attempt} {what.get(event.event, 'was lost')}", event.message, "bad")
+    ended = job.started_at is not None and event.at == job.finished_at
+    took = f"after {_between(job.started_at, event.at)}" if ended and job.started_at else event.message
+    return TimelineEntry(
+        event.at, event.event.capitalize(), took, "good" if event.event == JobState.SUCCEEDED else "bad"
     )
-    return Step(event.at, event.event.capitalize(), took, "good" if event.event == JobState.SUCCEEDED else "bad")
 
 
-def _where_it_stands(details: JobDetails, now: datetime) -> Step:
+def _current(details: JobDetails, now: datetime) -> TimelineEntry:
     job = details.info
     if job.state is JobState.QUEUED:
         if job.not_before is not None and job.not_before > now:
-            why = f"after an error that may pass: {job.progress.message}" if job.progress.message else ""
-            return Step(None, "Waits", f"until {words.moment(job.not_before)} {why}", "busy")
-        left = f"; it expires if it has not started by {words.moment(job.deadline_at)}" if job.deadline_at else ""
-        return Step(None, "Waits", f"in queue {job.queue} for {_ago(details.sent_at, now)}{left}", "busy")
-    lease = f"; its lease holds until {words.moment(details.lease_until)}" if details.lease_until else ""
-    return Step(None, "Runs", f"for {_ago(job.started_at or job.created_at, now)}{lease}", "busy")
+            why = f"after a temporary error: {job.progress.message}" if job.progress.message else ""
+            return TimelineEntry(None, "Waiting", f"until {fmt.timestamp(job.not_before)} {why}", "busy")
+        limit = f"; it expires if it has not started by {fmt.timestamp(job.deadline_at)}" if job.deadline_at else ""
+        return TimelineEntry(None, "Waiting", f"in queue {job.queue} for {_ago(details.sent_at, now)}{limit}", "busy")
+    lease = f"; its lease holds until {fmt.timestamp(details.lease_until)}" if details.lease_until else ""
+    return TimelineEntry(None, "Running", f"for {_ago(job.started_at or job.created_at, now)}{lease}", "busy")
 
 
 def _between(start: datetime, end: datetime) -> str:
-    return words.duration(max(0.0, (end - start).total_seconds()))
+    return fmt.duration(max(0.0, (end - start).total_seconds()))
 
 
 def _ago(when: datetime, now: datetime) -> str:
-    return words.age((now - when).total_seconds())
+    return fmt.age((now - when).total_seconds())

@@ -1,4 +1,4 @@
-"""The Models page: every registered version with what it takes and gives, where it is called what, and how it has done."""
+"""The Models page: every registered version with its signature, its aliases, where it is loaded and how its jobs ended."""
 
 from __future__ import annotations
 
@@ -13,16 +13,26 @@ from forebay.contract.job import JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Field
 from forebay.dashboard.pages.base import Page
-from forebay.dashboard.reads.ledger_view import ConsumerHealth
+from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.dashboard.reads.trends import WINDOWS, Trend
 
-MOST_NAMES = 200
-MOST_FIELDS = 6
+MAX_NAMES = 200
+MAX_FIELDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsPageData:
+    """All versions; by name and version, the jobs running now, the rows that fit by device, and the bytes by live worker."""
+
+    versions: list[ModelVersion]
+    running: Mapping[tuple[str, int], int]
+    ceilings: Mapping[tuple[str, int], Mapping[str, int]]
+    loaded: Mapping[tuple[str, str], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One version: what is registered, jobs running now and ended in the last day, rows that fit by device, bytes by worker."""
+    """One version, its jobs running now and ended in the last day, rows that fit by device, bytes by worker."""
 
     model: ModelVersion
     running: int
@@ -32,67 +42,66 @@ class VersionRow:
 
 
 class ModelsPage(Page):
-    """`/models`, and `/models?name=…` for those whose name holds a text."""
+    """`/models`, and `/models?name=…` for those whose name contains a text."""
 
-    tab = "models"
+    tab = template = "models"
+    heading = "Models"
+    about = "Every registered version, the newest of each name first."
+    poll_s = 10
 
     async def get(self) -> None:
-        """The page, or the part that changes."""
         wanted = self.get_query_argument("name", "").strip()
         trends, day = self.application.trends, WINDOWS["day"]
-        rows, trend = await asyncio.gather(
-            self.ledger.ask("models", lambda ears: _versions(ears, 3 * self.forebay.heartbeat_s), fresh_s=5),
-            self.ledger.ask(("trend", day.name), lambda ears: trends.read(ears.overview, day), day.fresh_s),
+        data, trend = await asyncio.gather(
+            self.ledger.read("models", lambda queries: read_models(queries, self.alive_s), max_age_s=5),
+            self.ledger.read(("trend", day.name), lambda queries: trends.read(queries.overview, day), day.max_age_s),
         )
-        groups = by_name(rows.value, trend.value, wanted) if rows.value is not None else None
+        groups = rows_by_name(data.value, trend.value, wanted) if data.value is not None else None
         self.show(
-            "models", rows, trend, groups=groups and groups[:MOST_NAMES], more=max(0, len(groups or ()) - MOST_NAMES),
-            wanted=wanted, field_text=partial(field_text, most=MOST_FIELDS), window=day, states=JobState,
+            data, trend, groups=groups and groups[:MAX_NAMES], more=max(0, len(groups or ()) - MAX_NAMES), wanted=wanted,
+            field_text=partial(field_text, limit=MAX_FIELDS), states=JobState,
         )  # fmt: skip
 
 
-Versions = tuple[
-    list[ModelVersion],
-    Mapping[tuple[str, int], int],
-    Mapping[tuple[str, int], Mapping[str, int]],
-    Mapping[tuple[str, str], Mapping[str, float]],
-]
+def read_models(queries: LedgerQueries, alive_s: float) -> ModelsPageData:
+    overview = queries.overview
+    return ModelsPageData(
+        queries.models.versions(), overview.running_by_model(), overview.ceilings(), _loaded(queries, alive_s)
+    )
 
 
-def _versions(ears: ConsumerHealth, alive_s: float) -> Versions:
-    return ears.models.versions(), ears.overview.running_by_model(), ears.overview.ceilings(), _loaded(ears, alive_s)
-
-
-def _loaded(ears: ConsumerHealth, alive_s: float) -> Mapping[tuple[str, str], Mapping[str, float]]:
-    """By name and version, as statistics have them: what it takes up on each living worker that holds it, in bytes."""
+def _loaded(queries: LedgerQueries, alive_s: float) -> Mapping[tuple[str, str], Mapping[str, float]]:
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for report in ears.workers.reports():
+    for report in queries.workers.reports():
         for (name, version), size in report.statistics.gauges.get("model_bytes", {}).items():
             if size and report.age_s <= alive_s:
                 found.setdefault((name, version), {})[report.info.name] = size
     return found
 
 
-def by_name(versions: Versions, trend: Trend | None, wanted: str = "") -> list[tuple[str, list[VersionRow]]]:
-    """The versions of each name, the newest first."""
-    models, running, ceilings, loaded = versions
-    ended: Mapping[tuple[str, int], Mapping[JobState, int]] = trend.by_model if trend else {}
-    found = []
-    for name, group in groupby((m for m in models if wanted.lower() in m.name.lower()), key=lambda m: m.name):
-        keys = [(m, (m.name, m.version)) for m in group]
-        rows = [
-            VersionRow(m, running.get(k, 0), ended.get(k, {}), ceilings.get(k, {}), loaded.get((k[0], str(k[1])), {}))
-            for m, k in keys
-        ]
-        found.append((name, rows[::-1]))
-    return found
+def rows_by_name(data: ModelsPageData, trend: Trend | None, wanted: str = "") -> list[tuple[str, list[VersionRow]]]:
+    """The versions of each name that contains `wanted`, the newest first."""
+
+    def row(model: ModelVersion) -> VersionRow:
+        key = model.name, model.version
+        return VersionRow(
+            model,
+            data.running.get(key, 0),
+            trend.by_model.get(key, {}) if trend else {},
+            data.ceilings.get(key, {}),
+            data.loaded.get((model.name, str(model.version)), {}),
+        )
+
+    matching = (model for model in data.versions if wanted.lower() in model.name.lower())
+    groups = groupby(matching, key=lambda model: model.name)
+    return [(name, [row(model) for model in group][::-1]) for name, group in groups]
 
 
-def field_text(fields: tuple[Field, ...] | None, most: int | None = None) -> str:
-    """A side of a signature in words: `x: float32[64], text: str`; of many fields the first, where `most` is given."""
+def field_text(fields: tuple[Field, ...] | None, limit: int | None = None) -> str:
+    """One side of a signature: `x: float32[64], text: str`; of many fields the first `limit`."""
     if fields is None:
         return "not declared"
-    shown = fields[:most]
+    shown = fields[:limit]
     more = f", and {len(fields) - len(shown):,} more" if len(fields) > len(shown) else ""
     return ", ".join(f"{field.name}: {_type(field.json())}" for field in shown) + more
 

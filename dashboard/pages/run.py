@@ -6,67 +6,57 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tornado.web import HTTPError
-
-from forebay.contract.errors import InvalidInput, JobNotFound
+from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
 from forebay.contract.requests.training import TRAIN, TrainRequest
-from forebay.dashboard.pages.base import Page
-from forebay.dashboard.pages.job import PREVIEW_BYTES, SAID, may_cancel, may_retry
-from forebay.dashboard.reads.curves import Best, best, latest, of_one
-from forebay.dashboard.reads.ledger_view import ConsumerHealth
+from forebay.dashboard.pages.base import CHARTS
+from forebay.dashboard.pages.job import JobPageBase, read_details
+from forebay.dashboard.reads.curves import BestValue, best, last_and_best, run_charts
+from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.jobs.views import JobDetails
 from forebay.storage.training.records import Checkpoint, Measured, Run
 
-DEEPEST = 4  # of nested parameters; what is nested deeper is shown as it is
-RECENT_POINTS = 20  # from whose times the pace is reckoned
+MAX_DEPTH = 4  # of nested parameters; what is nested deeper is shown as it is
+RECENT_POINTS = 20  # whose times give the speed
 
 
 @dataclass(frozen=True, slots=True)
-class SeenRun:
-    """What the page shows of a run; `run` is None until it has begun, `request` when it lies in the blob store till then."""
+class RunPageData:
+    """What the page shows of a run; `run` is None until it has started, `request` while it lies in the blob store till then."""
 
     details: JobDetails
     run: Run | None
     request: Mapping[str, Any] | None
     curve: list[Measured]
     checkpoints: list[Checkpoint]
-    best: Best | None
+    best: BestValue | None
 
 
-class RunPage(Page):
+class RunPage(JobPageBase):
     """`/training/ID`."""
 
-    tab = "training"
+    tab, template, heading = "training", "run", "Training run"
+    scripts = CHARTS
 
     async def get(self, id: str) -> None:
-        """The page, or the part that changes; 404 for a job that is not there or no training job."""
-        try:
-            answer = await self.ledger.ask(("run", id), lambda ears: look(ears, id))
-        except JobNotFound as error:
-            raise HTTPError(404, "%s", str(error)) from error
-        seen = answer.value
-        job = seen.details.info if seen else None
-        self.show(
-            "run", answer, id=id, seen=seen, job=job, now=self.now(), charts=of_one(seen.curve) if seen else [],
-            figures=latest(seen.curve) if seen else [], parameters=list(flat(seen.request)) if seen and seen.request else [],
-            left_s=seconds_left(seen.run, seen.curve) if seen and seen.run else None,
-            can_cancel=job is not None and may_cancel(job), can_retry=job is not None and may_retry(job.state),
-            said=SAID.get(self.get_query_argument("said", ""), ""),
+        snapshot = await self.or_404(self.ledger.read(("run", id), lambda queries: read_run(queries, id)))
+        data = snapshot.value
+        self.show_job(
+            snapshot, id, charts=run_charts(data.curve) if data else [], points=last_and_best(data.curve) if data else [],
+            parameters=list(flatten(data.request)) if data and data.request else [],
+            eta_s=eta_s(data.run, data.curve) if data and data.run else None,
         )  # fmt: skip
 
 
-def look(ears: ConsumerHealth, id: str) -> SeenRun:
-    """Read a run; JobNotFound when there is no such training job."""
-    details = ears.views.details(id, PREVIEW_BYTES)
-    if details.info.kind is not JobKind.TRAIN:
-        raise JobNotFound(f"job {id} is a {details.info.kind} job and no training run: see its page among the jobs")
-    training = ears.training
+def read_run(queries: LedgerQueries, id: str) -> RunPageData:
+    """A training run; JobNotFound when there is no such training job."""
+    details = read_details(queries, id, JobKind.TRAIN)
+    training = queries.training
     run = training.about([id]).get(id)
     if run is None:
-        return SeenRun(details, None, _request(details.input), [], [], None)
+        return RunPageData(details, None, _request(details.input), [], [], None)
     curve = training.thinned(id)
-    return SeenRun(details, run, run.request, curve, training.checkpoints(id), best(run, curve))
+    return RunPageData(details, run, run.request, curve, training.checkpoints(id), best(run, curve))
 
 
 def _request(data: bytes | None) -> Mapping[str, Any] | None:
@@ -80,17 +70,17 @@ def _request(data: bytes | None) -> Mapping[str, Any] | None:
     return asdict(request) | {"files": {"count": len(request.files), "first": first}}
 
 
-def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested parameters as names with dots and their values; what was not given is left out."""
+def flatten(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested parameters by dotted names, without those that were not given."""
     for name, item in value.items():
-        if isinstance(item, Mapping) and above.count(".") < DEEPEST:
-            yield from flat(item, f"{above}{name}.")
+        if isinstance(item, Mapping) and above.count(".") < MAX_DEPTH:
+            yield from flatten(item, f"{above}{name}.")
         elif item not in (None, "", [], ()):
             yield f"{above}{name}", item
 
 
-def seconds_left(run: Run, curve: Sequence[Measured]) -> float | None:
-    """Until the planned steps are done, at the pace of the last points; None when none is known."""
+def eta_s(run: Run, curve: Sequence[Measured]) -> float | None:
+    """Seconds until the planned steps are done, at the speed of the last points; None when that is not known."""
     points = [point for point in curve if point.split == TRAIN][-RECENT_POINTS:]
     if run.state.final or run.steps is None or len(points) < 2:
         return None

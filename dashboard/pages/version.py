@@ -1,31 +1,29 @@
-"""One model version's page: where it comes from, what it was found to be worth, and how it runs."""
+"""One model version's page: its lineage, its evaluations, and how it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from tornado.web import HTTPError
 
 from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.dashboard.pages.base import Page
 from forebay.dashboard.pages.models import field_text
-from forebay.dashboard.pages.run import flat
-from forebay.dashboard.reads.ledger_view import ConsumerHealth
+from forebay.dashboard.pages.run import flatten
+from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.training.records import Evaluation, Run
 
-GENERATIONS = 10  # how far back one looks
-MOST_CHILDREN = 50
+MAX_GENERATIONS = 10
+MAX_CHILDREN = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """A version and what its metadata tell under `lineage`; `model` is None when the version is not registered (any more).
+class Ancestor:
+    """A version and the `lineage` in its metadata; `model` is None when the version is not registered (any more).
 
-    `run` is the training job it names, None when the ledger has no such run (any more).
+    `run` is the training job that the lineage names, None when the ledger has no such run (any more).
     """
 
     ref: str
@@ -35,77 +33,81 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenVersion:
-    """What the page shows of a version: its line of parents, itself first, those that grew from it, and its evaluations."""
+class VersionPageData:
+    """What the page shows of a version: its ancestors, itself first, its children, and its evaluations."""
 
     model: ModelVersion
-    origins: list[Origin]
+    ancestors: list[Ancestor]
     children: list[ModelVersion]
     evaluations: list[Evaluation]
 
     @property
     def held_out(self) -> Mapping[str, Any]:
-        """Its metrics on the held-out rows of its training: the run's, or what its metadata tell once the run is gone."""
-        run, told = self.origins[0].run, self.model.metadata.get("metrics")
+        """Its metrics on the held-out rows of its training: the run's, or those in its metadata once the run is gone."""
+        run, stored = self.ancestors[0].run, self.model.metadata.get("metrics")
         if run is not None and run.metrics is not None:
             return run.metrics
-        return told if isinstance(told, Mapping) else {}
+        return stored if isinstance(stored, Mapping) else {}
 
 
 class VersionPage(Page):
     """`/models/NAME/VERSION`."""
 
-    tab = "models"
+    tab, template = "models", "version"
+    about = "A registered version: its lineage, its evaluations, and how it runs."
+    poll_s = 10
 
     async def get(self, name: str, version: str) -> None:
-        """The page, or the part that changes; 404 for a version that is not there."""
         ref = f"{name}/{version}"
-        try:
-            answer = await self.ledger.ask(("version", ref), lambda ears: look(ears, ref), fresh_s=2)
-        except (InvalidInput, ModelNotFound) as error:
-            raise HTTPError(404, "%s", str(error)) from error
-        self.show("version", answer, ref=ref, seen=answer.value, field_text=field_text, told=told)
+        read = self.ledger.read(("version", ref), lambda queries: read_version(queries, ref), max_age_s=2)
+        snapshot = await self.or_404(read)
+        self.show(
+            snapshot, title=ref, heading=ref, data=snapshot.value, field_text=field_text, lineage_facts=lineage_facts
+        )  # fmt: skip
 
 
-def look(ears: ConsumerHealth, ref: str) -> SeenVersion:
-    """Read a version and its family; ModelNotFound when there is none of this reference."""
-    model = ears.models.get(ModelRef.parse(ref))
-    family = [other for other in ears.models.versions(model.name) if lineage_of(other).get("parent") == model.ref]
-    return SeenVersion(
-        model, list(_origins(ears, model)), family[:MOST_CHILDREN], ears.training.found_worth(model.name, model.version)
+def read_version(queries: LedgerQueries, ref: str) -> VersionPageData:
+    """A version and its family; ModelNotFound when there is none of this reference."""
+    model = queries.models.get(ModelRef.parse(ref))
+    children = [other for other in queries.models.versions(model.name) if lineage_of(other).get("parent") == model.ref]
+    return VersionPageData(
+        model,
+        list(_ancestors(queries, model)),
+        children[:MAX_CHILDREN],
+        queries.training.found_worth(model.name, model.version),
     )
 
 
 def lineage_of(model: ModelVersion) -> Mapping[str, Any]:
-    """What its metadata tell of where it comes from; they are the user's, and may hold anything."""
+    """The lineage in its metadata, which are the user's and may hold anything."""
     found = model.metadata.get("lineage")
     return found if isinstance(found, Mapping) else {}
 
 
-def _origins(ears: ConsumerHealth, model: ModelVersion) -> Iterator[Origin]:
+def _ancestors(queries: LedgerQueries, model: ModelVersion) -> Iterator[Ancestor]:
     """The version, its parent, its parent's parent, and so on."""
     seen: set[str] = set()
     current: ModelVersion | None = model
     ref = model.ref
-    while ref not in seen and len(seen) < GENERATIONS:
+    while ref not in seen and len(seen) < MAX_GENERATIONS:
         seen.add(ref)
         lineage = lineage_of(current) if current else {}
         job = lineage.get("job")
-        run = ears.training.about([job]).get(job) if isinstance(job, str) else None
-        yield Origin(ref, current, lineage, run)
+        run = queries.training.about([job]).get(job) if isinstance(job, str) else None
+        yield Ancestor(ref, current, lineage, run)
         parent = lineage.get("parent")
         if not isinstance(parent, str):
             return
-        ref, current = parent, _found(ears, parent)
+        ref, current = parent, _find(queries, parent)
 
 
-def _found(ears: ConsumerHealth, ref: str) -> ModelVersion | None:
+def _find(queries: LedgerQueries, ref: str) -> ModelVersion | None:
     try:
-        return ears.models.get(ModelRef.parse(ref))
+        return queries.models.get(ModelRef.parse(ref))
     except (InvalidInput, ModelNotFound):
         return None
 
 
-def told(lineage: Mapping[str, Any], *names: str) -> Sequence[tuple[str, Any]]:
-    """Those of its facts that are there, by name, nested ones with dots."""
-    return list(flat({name: lineage[name] for name in names if name in lineage}))
+def lineage_facts(lineage: Mapping[str, Any], *names: str) -> list[tuple[str, Any]]:
+    """Those of its facts that are there, nested ones by dotted names."""
+    return list(flatten({name: lineage[name] for name in names if name in lineage}))

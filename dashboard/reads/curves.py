@@ -1,4 +1,4 @@
-"""From what training runs have measured to charts: a chart for each metric, a line for each split or run. Knows no ledger."""
+"""Charts of training metrics: a chart for each metric, a line for each split or run. Knows no ledger."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from forebay.contract.requests.training import METRICS, TEST, TRAIN, VALIDATION
 from forebay.storage.training.records import Measured, Run
 
 SPLITS = (TRAIN, VALIDATION, TEST)
-MOST_CHARTS = 12
+MAX_CHARTS = 12
 SPEED = "rows/s"
 
 Values = Mapping[int, float]  # by step
+Point = tuple[int, float]  # a step and its value
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
     """One chart: the steps along its axis, and per line a label and a value for each step, None where nothing was measured.
 
-    `looks` numbers the colour and dashes of each line: the same split, or run, looks the same in all charts of a page.
+    `styles` numbers the colour and dashes of each line: a split, or a run, has the same style in all charts of a page.
     """
 
     title: str
     steps: list[int]
     lines: list[tuple[str, list[float | None]]]
-    looks: list[int]
+    styles: list[int]
 
     def series(self) -> dict[str, Any]:
         """As JSON for the page's script."""
-        lines = [{"label": label, "values": v, "look": i} for (label, v), i in zip(self.lines, self.looks, strict=True)]
+        lines = [
+            {"label": label, "values": values, "style": style}
+            for (label, values), style in zip(self.lines, self.styles, strict=True)
+        ]
         return {"title": self.title, "steps": self.steps, "lines": lines}
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
-    """The best value of the metric that a run is judged by, where it was measured, and at which step (None: at the end)."""
+class BestValue:
+    """A run's best value of its main metric, the split it was measured on, and at which step (None: at the end)."""
 
     metric: str
     value: float
@@ -44,59 +48,59 @@ class Best:
     step: int | None
 
 
-def of_one(curve: Sequence[Measured]) -> list[Chart]:
-    """The charts of one run: each metric with a line for each split, and how many rows it takes a second."""
+def run_charts(curve: Sequence[Measured]) -> list[Chart]:
+    """The charts of one run: each metric with a line for each split, and the rows per second."""
     metrics = _metrics(curve)
     charts = [_chart(metric, {split: _values(curve, metric, split) for split in SPLITS}) for metric in metrics]
     speed = {point.step: point.rows_per_s for point in curve if point.split == TRAIN and point.rows_per_s is not None}
-    return [*charts[: MOST_CHARTS - 1], *([_chart(SPEED, {TRAIN: speed})] if speed else [])]
+    return [*charts[: MAX_CHARTS - 1], *([_chart(SPEED, {TRAIN: speed})] if speed else [])]
 
 
-def of_several(curves: Mapping[str, Sequence[Measured]]) -> list[Chart]:
+def comparison_charts(curves: Mapping[str, Sequence[Measured]]) -> list[Chart]:
     """The charts of several runs by their labels: each metric of each split with a line for each run."""
-    everything = [point for curve in curves.values() for point in curve]
+    points = [point for curve in curves.values() for point in curve]
     charts = [
         _chart(f"{metric}, {split}", {label: _values(curve, metric, split) for label, curve in curves.items()})
-        for metric in _metrics(everything)
+        for metric in _metrics(points)
         for split in (VALIDATION, TRAIN)
     ]
-    return [chart for chart in charts if chart.lines][:MOST_CHARTS]
+    return [chart for chart in charts if chart.lines][:MAX_CHARTS]
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better; of one that nobody knows, by its name."""
+    """Whether less of a metric is better; an unknown one is judged by its name."""
     return not METRICS[metric] if metric in METRICS else "loss" in metric or "error" in metric
 
 
-def judged_by(run: Run, measured: Iterable[str]) -> str | None:
-    """The metric a run is judged by: the one asked for, else the first of those the field knows, the loss last."""
+def main_metric(run: Run, measured: Iterable[str]) -> str | None:
+    """The metric that says how good a run is: the requested one, else the first known one measured, the loss last."""
     asked, known = run.request.get("metric"), set(measured)
     order = [asked, *(name for name in METRICS if name != "loss"), "loss", *sorted(known)]
     return next((name for name in order if name in known), None)
 
 
-def best(run: Run, curve: Sequence[Measured]) -> Best | None:
-    """What a run is worth: its held-out metric once it has ended, the best validation value (else of training) before."""
+def best(run: Run, curve: Sequence[Measured]) -> BestValue | None:
+    """The held-out metric of a run that has ended; before that its best validation value, else of training."""
     held_out = {name: value for name, value in (run.metrics or {}).items() if value is not None}
-    metric = judged_by(run, held_out)
+    metric = main_metric(run, held_out)
     if metric is not None:
-        return Best(metric, held_out[metric], TEST, None)
+        return BestValue(metric, held_out[metric], TEST, None)
     for split in (VALIDATION, TRAIN):
-        metric = judged_by(run, _metrics([point for point in curve if point.split == split]))
+        metric = main_metric(run, _metrics([point for point in curve if point.split == split]))
         if metric is not None:
             step, value = best_of(_values(curve, metric, split), metric)
-            return Best(metric, value, split, step)
+            return BestValue(metric, value, split, step)
     return None
 
 
 def best_of(values: Values, metric: str) -> tuple[int, float]:
-    """The step and the best of at least one value; the earliest of equal ones."""
+    """The step and value of the best of at least one; the earliest of equal ones."""
     sign = 1 if lower_is_better(metric) else -1
     return min(values.items(), key=lambda item: (sign * item[1], item[0]))
 
 
-def latest(curve: Sequence[Measured]) -> list[tuple[str, dict[str, tuple[int, float]], dict[str, tuple[int, float]]]]:
-    """Of each metric, by split, the last value and the best one, each with its step: the charts in figures."""
+def last_and_best(curve: Sequence[Measured]) -> list[tuple[str, dict[str, Point], dict[str, Point]]]:
+    """Of each metric the last and the best point of each split: the charts as numbers."""
     rows = []
     for metric in _metrics(curve):
         found = {split: _values(curve, metric, split) for split in SPLITS}

@@ -1,6 +1,6 @@
-"""A look into a job's input and result: dtype, shape and the first values, a few lines at most whatever the bytes hold.
+"""A preview of a job's input and result: dtype, shape and the first values, a few lines at most whatever the bytes hold.
 
-The bytes are a stranger's: they go through the codec, which refuses what it did not write, and only what is looked at is
+The bytes are untrusted: they go through the codec, which rejects what it did not write, and only the values shown are
 turned into text. Loads nothing from the blob store.
 """
 
@@ -18,83 +18,81 @@ from forebay.contract.references import shown
 from forebay.contract.wire import codec
 from forebay.contract.wire.payload import unpack_input
 
-VALUES = 8  # of an array or a list
-TEXT = 200  # characters of a text
-LINES = 24
-DEPTH = 3
+MAX_VALUES = 8  # of an array or a list
+MAX_TEXT = 200  # characters of a text
+MAX_LINES = 24
+MAX_DEPTH = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One value: where it is, what it is, and how it begins."""
+class PreviewLine:
+    """One value: where it is, its type, and how it begins."""
 
     name: str
-    what: str
+    type: str
     value: str
     depth: int = 0
 
 
-def look_at_input(data: bytes) -> list[Line]:
-    """An input's rows."""
+def preview_input(data: bytes) -> list[PreviewLine]:
     try:
         rows, _ = unpack_input(data)
     except InvalidInput as error:
-        return [Line("input", "unreadable", str(error))]
-    return _cut(_look_at_rows(rows))
+        return [PreviewLine("input", "unreadable", str(error))]
+    return _limited(_rows(rows))
 
 
-def look_at_result(data: bytes) -> list[Line]:
-    """A result."""
+def preview_result(data: bytes) -> list[PreviewLine]:
     try:
         value = codec.decode(data)
     except InvalidInput as error:
-        return [Line("result", "unreadable", str(error))]
-    return _cut(_look("result", value, 0))
+        return [PreviewLine("result", "unreadable", str(error))]
+    return _limited(_value("result", value, 0))
 
 
-def _look_at_rows(rows: list[Any]) -> Iterator[Line]:
-    for i, row in enumerate(rows[:VALUES]):
-        yield from _look(f"row {i + 1} of {len(rows):,}", row, 0)
-    if len(rows) > VALUES:
-        yield Line("…", "", f"{len(rows) - VALUES:,} more rows")
+def _rows(rows: list[Any]) -> Iterator[PreviewLine]:
+    for i, row in enumerate(rows[:MAX_VALUES]):
+        yield from _value(f"row {i + 1} of {len(rows):,}", row, 0)
+    if len(rows) > MAX_VALUES:
+        yield PreviewLine("…", "", f"{len(rows) - MAX_VALUES:,} more rows")
 
 
-def _cut(lines: Iterator[Line]) -> list[Line]:
-    seen = list(islice(lines, LINES + 1))
-    return seen if len(seen) <= LINES else [*seen[:LINES], Line("…", "", "more is not shown")]
+def _limited(lines: Iterator[PreviewLine]) -> list[PreviewLine]:
+    found = list(islice(lines, MAX_LINES + 1))
+    return found if len(found) <= MAX_LINES else [*found[:MAX_LINES], PreviewLine("…", "", "more values are not shown")]
 
 
-def _look(name: str, value: Any, depth: int) -> Iterator[Line]:
+def _value(name: str, value: Any, depth: int) -> Iterator[PreviewLine]:
     if isinstance(value, np.ndarray):
-        yield Line(name, f"{value.dtype.name} of shape {list(value.shape)}", _numbers(value), depth)
+        yield PreviewLine(name, f"{value.dtype.name} of shape {list(value.shape)}", _numbers(value), depth)
     elif isinstance(value, str):
-        yield Line(name, f"text of {len(value):,} characters", _begin(value), depth)
+        yield PreviewLine(name, f"text of {len(value):,} characters", _truncate(value), depth)
     elif isinstance(value, bytes):
-        yield Line(name, f"{len(value):,} bytes", shown(value[:32]), depth)
+        yield PreviewLine(name, f"{len(value):,} bytes", shown(value[:32]), depth)
     elif isinstance(value, dict):
-        yield from _look_into(name, f"dict of {len(value):,}", value.items(), len(value), depth)
+        yield from _items(name, f"dict of {len(value):,}", value.items(), len(value), depth)
     elif isinstance(value, list):
         items = ((f"[{i}]", item) for i, item in enumerate(value))
-        yield from _look_into(name, f"list of {len(value):,}", items, len(value), depth)
+        yield from _items(name, f"list of {len(value):,}", items, len(value), depth)
     else:
-        yield Line(name, type(value).__name__, _begin(str(value)), depth)
+        yield PreviewLine(name, type(value).__name__, _truncate(str(value)), depth)
 
 
-def _look_into(name: str, what: str, items: Any, length: int, depth: int) -> Iterator[Line]:
-    if depth >= DEPTH:
-        yield Line(name, what, "…", depth)
+def _items(name: str, type: str, items: Any, length: int, depth: int) -> Iterator[PreviewLine]:
+    if depth >= MAX_DEPTH:
+        yield PreviewLine(name, type, "…", depth)
         return
-    yield Line(name, what, "", depth)
-    for key, item in islice(items, VALUES):
-        yield from _look(_begin(key, 60), item, depth + 1)
-    if length > VALUES:
-        yield Line("…", "", f"{length - VALUES:,} more", depth + 1)
+    yield PreviewLine(name, type, "", depth)
+    for key, item in islice(items, MAX_VALUES):
+        yield from _value(_truncate(key, 60), item, depth + 1)
+    if length > MAX_VALUES:
+        yield PreviewLine("…", "", f"{length - MAX_VALUES:,} more", depth + 1)
 
 
 def _numbers(array: Any) -> str:
-    first = [_begin(str(item), 40) for item in array.reshape(-1)[:VALUES]]
-    return ", ".join(first) + (", …" if array.size > VALUES else "")
+    first = [_truncate(str(item), 40) for item in array.reshape(-1)[:MAX_VALUES]]
+    return ", ".join(first) + (", …" if array.size > MAX_VALUES else "")
 
 
-def _begin(text: str, limit: int = TEXT) -> str:
+def _truncate(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"

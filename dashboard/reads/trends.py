@@ -1,7 +1,7 @@
-"""Throughput and latency over the last hour and day, put together from stretches of the ledger.
+"""Throughput and latency over the last hour and day, assembled from time buckets of the ledger.
 
-A stretch that lies in the past does not change any more, so each is read once and kept: a dashboard that stays open asks
-the ledger for the last minute only. Percentiles come from a bounded sample of each stretch, weighted by its jobs.
+A bucket in the past no longer changes, so each is read once and kept: a dashboard that stays open reads only the last
+minute. Percentiles come from a bounded sample of each bucket, weighted by the jobs it stands for.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forebay.contract.job import JobState
 from forebay.storage.jobs.overview import Overview, TimeBucket
 
-SETTLED_S = 30.0  # a finish may be committed this long after the time it is dated with
-RECENT_STRETCHES = 5
-PERCENTILES = (50, 95, 99)
+SETTLED_S = 30.0  # a job may be committed this long after its finish time
+RECENT_BUCKETS = 5
+QUANTILES = (0.5, 0.95, 0.99)
+TIMES = ("wait", "run", "total")
+RAN = (JobState.SUCCEEDED, JobState.FAILED)
+
 Version = tuple[str, int]
+Percentiles = tuple[float, ...]  # as QUANTILES, in seconds; empty where nothing ran
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How far back one looks, the length of each point, and for how long an answer will do; all in seconds."""
+    """How far back a page looks, the length of each point, and how old the data may be; all in seconds."""
 
     name: str
     title: str
     length_s: float
     step_s: float
-    fresh_s: float
+    max_age_s: float
 
 
 WINDOWS = {
@@ -41,17 +44,14 @@ WINDOWS = {
     "day": Window("day", "last 24 hours", 86400, 1800, 10),
 }
 
-Percentiles = tuple[float, ...]  # as PERCENTILES, in seconds; empty where nothing ran
-
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """One window. Series have a value per point, None where nothing ran; rates are jobs per second, times seconds.
+    """One window. Series have a value per point, None where nothing ran; rates are jobs per second, times are seconds.
 
-    `complete` is False while stretches are still unread, because the ledger was slow.
+    `times` and `overall` are by TIMES. `complete` is False while buckets are still unread, because the ledger was slow.
     """
 
-    window: Window
     starts: list[float]
     succeeded: list[float | None]
     failed: list[float | None]
@@ -65,104 +65,93 @@ class Trend:
     def series(self) -> dict[str, Any]:
         """The points as JSON for the charts."""
         lines = {
-            name: [[point[i] if point else None for point in points] for i in range(len(PERCENTILES))]
+            name: [[point[i] if point else None for point in points] for i in range(len(QUANTILES))]
             for name, points in self.times.items()
         }
         return {"starts": self.starts, "succeeded": self.succeeded, "failed": self.failed, **lines}
 
 
 class Trends:
-    """Reads windows and keeps their stretches. Thread-safe."""
+    """Reads windows and keeps their buckets. Thread-safe."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[float, float], TimeBucket] = {}
         self._lock = threading.Lock()
 
     def read(self, overview: Overview, window: Window, budget_s: float = 2.0) -> Trend:
-        """The window that ends now; the newest stretches first, and about `budget_s` seconds of work."""
+        """The window that ends now; the newest buckets first, for about `budget_s` seconds."""
         now, until = overview.ledger.now(), time.monotonic() + budget_s
         step = window.step_s
         last = now // step * step
         starts = [last - i * step for i in range(round(window.length_s / step))]
         found: dict[float, TimeBucket] = {}
         for start in starts:
-            stretch = self._kept.get((start, step))
-            if stretch is None and (time.monotonic() < until or not found):
-                stretch = overview.stretch(start, min(start + step, now))
+            bucket = self._kept.get((start, step))
+            if bucket is None and (time.monotonic() < until or not found):
+                bucket = overview.stretch(start, min(start + step, now))
                 if start + step < now - SETTLED_S:
-                    self._keep(stretch, step)
-            if stretch is not None:
-                found[start] = stretch
-        self._forget(step, starts[-1])
-        return _trend(window, starts[::-1], found, now)
+                    with self._lock:
+                        self._kept[start, step] = bucket
+            if bucket is not None:
+                found[start] = bucket
+        self._drop(step, starts[-1])
+        return _trend(starts[::-1], found, now)
 
-    def _keep(self, stretch: TimeBucket, step: float) -> None:
-        with self._lock:
-            self._kept[stretch.start, step] = stretch
-
-    def _forget(self, step: float, before: float) -> None:
+    def _drop(self, step: float, before: float) -> None:
         with self._lock:
             for key in [key for key in self._kept if key[1] == step and key[0] < before]:
                 del self._kept[key]
 
 
-def _trend(window: Window, starts: Sequence[float], found: Mapping[float, TimeBucket], now: float) -> Trend:
+def _trend(starts: Sequence[float], found: Mapping[float, TimeBucket], now: float) -> Trend:
     totals: Counter[JobState] = Counter()
     by_model: dict[Version, Counter[JobState]] = {}
-    for stretch in found.values():
-        for ended in stretch.ended:
+    for bucket in found.values():
+        for ended in bucket.ended:
             totals[ended.state] += ended.count
             by_model.setdefault((ended.model, ended.version), Counter())[ended.state] += ended.count
     points = [found.get(start) for start in starts]
+    times = [percentiles([point] if point else []) for point in points]
     return Trend(
-        window,
-        list(starts),
-        [_rate(point, JobState.SUCCEEDED) for point in points],
-        [_rate(point, JobState.FAILED) for point in points],
-        {name: [_percentiles([point], name) for point in points] for name in ("wait", "run", "total")},
-        totals,
-        {name: _percentiles(found.values(), name) for name in ("wait", "run", "total")},
-        by_model,
-        _recent(points, now),
-        len(found) == len(starts),
+        starts=list(starts),
+        succeeded=[_rate(point, JobState.SUCCEEDED) for point in points],
+        failed=[_rate(point, JobState.FAILED) for point in points],
+        times={name: [point[name] for point in times] for name in TIMES},
+        totals=totals,
+        overall=percentiles(found.values()),
+        by_model=by_model,
+        recent_by_queue=_recent(points, now),
+        complete=len(found) == len(starts),
     )
 
 
-def _rate(stretch: TimeBucket | None, state: JobState) -> float | None:
-    if stretch is None:
+def _rate(bucket: TimeBucket | None, state: JobState) -> float | None:
+    if bucket is None:
         return None
-    return sum(e.count for e in stretch.ended if e.state is state) / max(1.0, stretch.end - stretch.start)
+    return sum(ended.count for ended in bucket.ended if ended.state is state) / max(1.0, bucket.end - bucket.start)
 
 
 def _recent(points: Sequence[TimeBucket | None], now: float) -> dict[str, float]:
-    """Jobs that ran per second and queue, over the last few stretches: what a backlog's end is reckoned from."""
-    last = [point for point in points[-RECENT_STRETCHES:] if point is not None]
+    """Jobs that ran per second and queue over the last few buckets: the rate at which a backlog shrinks."""
+    last = [point for point in points[-RECENT_BUCKETS:] if point is not None]
     seconds = max(1.0, now - min((point.start for point in last), default=now))
     ran: Counter[str] = Counter()
     for point in last:
         for ended in point.ended:
-            if ended.state in (JobState.SUCCEEDED, JobState.FAILED):
+            if ended.state in RAN:
                 ran[ended.queue] += ended.count
     return {queue: count / seconds for queue, count in ran.items()}
 
 
-def _percentiles(stretches: Iterable[TimeBucket | None], name: str) -> Percentiles:
-    """Of `wait`, `run` or their `total`; each sampled job stands for as many as its stretch has for each it gave."""
-    values: list[NDArray[np.float64]] = []
-    weights: list[NDArray[np.float64]] = []
-    for stretch in stretches:
-        if stretch is None or not stretch.times:
-            continue
-        times = np.asarray(stretch.times)  # (jobs, 2): wait, run
-        values.append({"wait": times[:, 0], "run": times[:, 1], "total": times.sum(1)}[name])
-        ran = sum(e.count for e in stretch.ended if e.state in (JobState.SUCCEEDED, JobState.FAILED))
-        weights.append(np.full(len(times), max(1.0, ran / len(times))))
-    return weighted_percentiles(np.concatenate(values), np.concatenate(weights)) if values else ()
-
-
-def weighted_percentiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Percentiles:
-    """The smallest values that this share of the weight does not exceed (the inverted distribution function)."""
-    order = np.argsort(values)
-    share = np.cumsum(weights[order]) / weights.sum()
-    places = np.searchsorted(share, np.asarray(PERCENTILES) / 100 - 1e-12).clip(max=len(values) - 1)
-    return tuple(float(value) for value in values[order][places])
+def percentiles(buckets: Iterable[TimeBucket]) -> dict[str, Percentiles]:
+    """By TIMES; each sampled job weighs as many jobs as its bucket has for each one sampled."""
+    times: list[tuple[float, float, float]] = []
+    weights: list[float] = []
+    for bucket in buckets:
+        ran = sum(ended.count for ended in bucket.ended if ended.state in RAN)
+        times += [(wait, run, wait + run) for wait, run in bucket.times]
+        weights += [max(1.0, ran / len(bucket.times))] * len(bucket.times) if bucket.times else []
+    if not times:
+        return dict.fromkeys(TIMES, ())
+    found = np.quantile(np.asarray(times), QUANTILES, axis=0, weights=weights, method="inverted_cdf")
+    return {name: tuple(found[:, i].tolist()) for i, name in enumerate(TIMES)}

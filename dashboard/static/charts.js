@@ -1,5 +1,5 @@
-// Draws the Overview's charts with uPlot from the points that came with the page, and again when new ones are put in place,
-// the theme changes or the room does.
+// Draws the Overview's charts with uPlot from the points in the page, and again when new ones are swapped in,
+// or the theme or the width changes.
 (function () {
   "use strict";
 

@@ -1,5 +1,5 @@
 // Draws training curves with uPlot from the points that came with the page: the step along the axis, a line for each split or
-// run. Draws them again when new points are put in place, the theme changes or the room does.
+// run. Draws them again when new points are put in place, the theme or the width changes.
 (function () {
   "use strict";
 
@@ -32,7 +32,7 @@
     var whole = function (_, ticks) { return ticks.map(function (tick) { return Number.isInteger(tick) ? shown(tick) : ""; }); };
     var lines = chart.lines.map(function (line) {
       return {
-        label: line.label, stroke: COLOURS[theme()][line.look % 6], width: 2, dash: DASHES[line.look % 6], spanGaps: true,
+        label: line.label, stroke: COLOURS[theme()][line.style % 6], width: 2, dash: DASHES[line.style % 6], spanGaps: true,
         points: { size: 5, show: chart.steps.length < 60 }, value: function (_, value) { return shown(value); }
       };
     });

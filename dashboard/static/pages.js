@@ -12,17 +12,17 @@
   var failures = 0;
   var timer = null;
 
-  function say(text, well) {
+  function setStatus(text, ok) {
     if (status.textContent !== text) {
       status.textContent = text;
     }
-    dot.classList.toggle("status-dot-live", well);
-    dot.classList.toggle("status-dot-error", !well);
+    dot.classList.toggle("status-dot-live", ok);
+    dot.classList.toggle("status-dot-error", !ok);
   }
 
   function address() {
     var query = new URLSearchParams(window.location.search);
-    query.delete("said");
+    query.delete("notice");
     query.set("fragment", "1");
     return window.location.pathname + "?" + query.toString();
   }
@@ -97,12 +97,12 @@
 
   function ask() {
     if (document.hidden) {
-      say("Paused", true);
+      setStatus("Paused", true);
       return;
     }
     fetch(address(), { credentials: "same-origin", signal: AbortSignal.timeout(10000) }).then(function (answer) {
       if (answer.status === 401 || answer.redirected) {
-        say("Logged out: reload the page", false);
+        setStatus("Logged out: reload the page", false);
         return null;
       }
       if (!answer.ok && answer.status !== 400) {
@@ -116,16 +116,16 @@
       failures = 0;
       place(text);
       if (live.querySelector("[data-final]")) {
-        say("Complete", true);
+        setStatus("Complete", true);
         wait(LONGEST_S);
       } else {
-        say("Live", true);
+        setStatus("Live", true);
         wait(Number(live.dataset.poll));
       }
     }).catch(function () {
       failures += 1;
       var pause = Math.min(LONGEST_S, Number(live.dataset.poll) * Math.pow(2, failures));
-      say("The dashboard does not answer; trying again every " + pause + " s", false);
+      setStatus("The dashboard does not answer; trying again every " + pause + " s", false);
       wait(pause);
     });
   }

@@ -1,8 +1,10 @@
 """A dashboard process as `python -m forebay.dashboard` runs it, for tests that ask it over HTTP or with a browser."""
 
 import base64
+import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from support.waiting import wait_until
 
@@ -20,6 +24,9 @@ from support.waiting import wait_until
 def basic_login(text: str) -> str:
     """The header that gives `user:password`."""
     return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+OPERATOR, VIEWER = {"Authorization": basic_login("ada:p")}, {"Authorization": basic_login("bob:q")}
 
 
 class Dashboard:
@@ -36,7 +43,7 @@ class Dashboard:
             )  # fmt: skip
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """What it has written so far."""
         return self._log.read_text(encoding="utf-8")
 
@@ -44,18 +51,18 @@ class Dashboard:
     def url(self) -> str:
         """Where it says it listens, once it does."""
         self.await_event("dashboard_ready")
-        (line,) = (line for line in self.said.splitlines() if "event=dashboard_ready" in line)
+        (line,) = (line for line in self.output.splitlines() if "event=dashboard_ready" in line)
         return line.partition("url=")[2]
 
     def count(self, event: str) -> int:
         """How many lines it has written about this event."""
-        return self.said.count(f"event={event} ")
+        return self.output.count(f"event={event} ")
 
     def await_event(self, event: str, times: int = 1) -> None:
         """Until it has written so many lines about this event; it must still run."""
 
         def seen() -> bool:
-            assert self.process.poll() is None, self.said
+            assert self.process.poll() is None, self.output
             return self.count(event) >= times
 
         wait_until(seen, f"the dashboard says {event} {times} times")
@@ -94,11 +101,62 @@ class Dashboards:
     def start(self, broker: str, **environment: str) -> Dashboard:
         """A dashboard that has only just been started."""
         dashboard = Dashboard(self._folder, broker, **environment)
-        self._stack.callback(_make_sure_of_the_end, dashboard.process)
+        self._stack.callback(_kill, dashboard.process)
         return dashboard
 
 
-def _make_sure_of_the_end(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
     process.wait(20)
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: http.client.HTTPMessage
+    text: str
+
+
+class Site:
+    """A dashboard and how to talk to it, headers and all."""
+
+    def __init__(self, dashboard: Dashboard) -> None:
+        self.dashboard = dashboard
+        self.port = urlsplit(dashboard.url).port
+
+    def ask(self, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            given = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, {"Host": f"127.0.0.1:{self.port}"} | given)
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.headers, answer.read().decode())
+        finally:
+            connection.close()
+
+    def text(self, path: str, **headers: str) -> str:
+        reply = self.ask(path, **headers)
+        assert reply.status == 200, reply.text
+        return reply.text
+
+    def act(
+        self, id: str, action: str, *, confirmed: str = "yes", token: bool = True, folder: str = "jobs", **headers: str
+    ) -> Reply:
+        """What the button on the page of a job, a batch or a training run sends."""
+        login = {"Authorization": headers["Authorization"]} if "Authorization" in headers else {}
+        page = self.ask(f"/{folder}/{id}", **login)
+        cookie = page.headers["Set-Cookie"].partition(";")[0]
+        form = urlencode({"confirmed": confirmed} | ({"_xsrf": cookie.partition("=")[2].strip('"')} if token else {}))
+        given = {"Cookie": cookie, "Content-Type": "application/x-www-form-urlencoded"} | headers
+        return self.ask(f"/{folder}/{id}/{action}", "POST", form, **given)
+
+
+def page_text(page: str) -> str:
+    """A page without its tags, in one line."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def job_ids(page: str) -> list[str]:
+    """The jobs of a list, in order."""
+    return re.findall(r'id="job-([0-9a-f]{32})"', page)

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -263,3 +264,29 @@ def _statistics(name: str) -> Statistics:
         for share, times in ((0.0, 12), (0.04, 44), (0.08, 30), (0.2, 6)):
             stats.observe("batch_padding_ratio", share, *model, times=times)
     return stats
+
+
+def page_paths(scene: Scene) -> dict[str, str]:
+    """The path of every page by a short name."""
+    jobs = {f"job-{state}": f"/jobs/{id}" for state, id in scene.interesting.items()}
+    runs = {f"run-{name}": f"/training/{id}" for name, id in scene.runs.items()}
+    return {
+        "overview": "/overview",
+        "overview-day": "/overview?window=day",
+        "jobs": "/jobs",
+        "jobs-failed": "/jobs?state=failed",
+        **jobs,
+        "batches": "/batches",
+        "batch": f"/batches/{scene.interesting[JobState.RUNNING]}",
+        "batch-many": f"/batches/{scene.many_shards}",
+        "training": "/training",
+        **runs,
+        "compare": compare_path(scene, "first", "second", "running"),
+        "models": "/models",
+        "version": "/models/iris/2",
+        "devices": "/devices",
+    }
+
+
+def compare_path(scene: Scene, *names: str) -> str:
+    return f"/training/compare?{urlencode([('run', scene.runs[name]) for name in names])}"

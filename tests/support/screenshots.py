@@ -10,10 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from forebay.contract.job import JobState
 from support.browser import Browser, find_chromium, open_browser
 from support.dashboard import Dashboard
-from support.dashboard_data import Scene
+from support.dashboard_data import Scene, page_paths
 from support.servers import ValkeyServer
 from support.waiting import wait_until
 
@@ -23,12 +22,13 @@ PICTURES = (  # page, size, theme
     ("job-failed", "desktop", "dark"), ("models", "desktop", "light"), ("devices", "desktop", "dark"),
     ("batches", "desktop", "light"), ("batches", "phone", "light"), ("batch-many", "desktop", "light"),
     ("batch", "phone", "dark"), ("training", "desktop", "light"), ("training", "phone", "dark"),
-    ("run", "desktop", "light"), ("run-running", "phone", "light"), ("compare", "desktop", "dark"),
+    ("run-second", "desktop", "light"), ("run-running", "phone", "light"), ("compare", "desktop", "dark"),
     ("compare", "phone", "light"), ("version", "desktop", "light"), ("version", "phone", "dark"),
 )  # fmt: skip
 COLOURS = 256
+OTHERS = {"jobs-refused": "/jobs?state=failed&model=no/model/at/all", "flower-workers": "/workers"}
 # A list goes on as it begins.
-CROPPED = {"jobs": 1200, "batch-many": 1500, "batch": 2600, "run": 2100, "run-running": 2600, "version": 2200}
+CROPPED = {"jobs": 1200, "batch-many": 1500, "batch": 2600, "run-second": 2100, "run-running": 2600, "version": 2200}
 
 
 def main(arguments: list[str]) -> int:
@@ -53,51 +53,20 @@ def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool,
     try:
         dashboard.await_event("broker_connected")
         with open_browser(programs, work) as browser:
-            for page, address in addresses(scene).items():
+            for page, path in {**page_paths(scene), **OTHERS}.items():
                 if only is not None and page not in only:
                     continue
                 for size in SIZES:
                     for theme in ("light", "dark"):
                         if everything or (page, size, theme) in PICTURES:
                             scene.beat()
-                            path = folder / f"{page}-{size}-{theme}.png"
+                            picture = folder / f"{page}-{size}-{theme}.png"
                             tallest = 99_999 if everything else CROPPED.get(page, 99_999)
-                            _picture(browser, dashboard.url + address, size, theme, path, tallest)
+                            _picture(browser, dashboard.url + path, size, theme, picture, tallest)
     finally:
         dashboard.end()
         valkey.stop()
         scene.close()
-
-
-def addresses(scene: Scene) -> dict[str, str]:
-    """Every page by the name of its picture."""
-    jobs = {
-        f"job-{state}": f"/jobs/{scene.interesting[state]}"
-        for state in (JobState.FAILED, JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED)
-    }
-    lists = {
-        "jobs": "/jobs",
-        "jobs-failed": "/jobs?state=failed",
-        "jobs-refused": "/jobs?state=failed&model=no/model/at/all",
-    }
-    return {
-        "overview": "/overview",
-        "overview-day": "/overview?window=day",
-        **lists,
-        **jobs,
-        "batches": "/batches",
-        "batch": f"/batches/{scene.interesting[JobState.RUNNING]}",
-        "batch-many": f"/batches/{scene.many_shards}",
-        "training": "/training",
-        "run": f"/training/{scene.runs['second']}",
-        "run-running": f"/training/{scene.runs['running']}",
-        "run-failed": f"/training/{scene.runs['failed']}",
-        "compare": f"/training/compare?{'&'.join(f'run={scene.runs[name]}' for name in ('first', 'second', 'running'))}",
-        "models": "/models",
-        "version": "/models/iris/2",
-        "devices": "/devices",
-        "flower-workers": "/workers",
-    }
 
 
 def _picture(browser: Browser, url: str, size: str, theme: str, path: Path, tallest: int) -> None:

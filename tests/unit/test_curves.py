@@ -8,9 +8,18 @@ from hypothesis import strategies as st
 
 from forebay.contract.job import JobState
 from forebay.contract.requests.training import METRICS, TEST, TRAIN, VALIDATION
-from forebay.dashboard.pages.compare import parted
-from forebay.dashboard.pages.run import flat, seconds_left
-from forebay.dashboard.reads.curves import MOST_CHARTS, Best, best, best_of, latest, lower_is_better, of_one, of_several
+from forebay.dashboard.pages.compare import split_by_difference
+from forebay.dashboard.pages.run import eta_s, flatten
+from forebay.dashboard.reads.curves import (
+    MAX_CHARTS,
+    BestValue,
+    best,
+    best_of,
+    comparison_charts,
+    last_and_best,
+    lower_is_better,
+    run_charts,
+)
 from forebay.storage.training.records import Measured, Run
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
@@ -50,7 +59,7 @@ def point(split: str, step: int, at_s: float = 0.0, **values: float) -> Measured
 def test_each_value_stands_in_the_line_of_its_split_at_its_step(curve: list[Measured]) -> None:
     found = {
         (chart.title, label, step): value
-        for chart in of_one(curve)
+        for chart in run_charts(curve)
         for label, values in chart.lines
         for step, value in zip(chart.steps, values, strict=True)
         if value is not None
@@ -61,13 +70,13 @@ def test_each_value_stands_in_the_line_of_its_split_at_its_step(curve: list[Meas
 
 
 @given(st.lists(curves, min_size=2, max_size=6))
-def test_compared_runs_keep_their_look_in_every_chart(several: list[list[Measured]]) -> None:
+def test_compared_runs_keep_their_style_in_every_chart(several: list[list[Measured]]) -> None:
     named = dict(zip("ABCDEF", several, strict=False))
-    charts = of_several(named)
-    assert len(charts) <= MOST_CHARTS
+    charts = comparison_charts(named)
+    assert len(charts) <= MAX_CHARTS
     for chart in charts:
         assert chart.lines
-        assert ["ABCDEF"[look] for look in chart.looks] == [label for label, _ in chart.lines]
+        assert ["ABCDEF"[style] for style in chart.styles] == [label for label, _ in chart.lines]
         assert chart.steps == sorted(set(chart.steps))
         assert all(len(values) == len(chart.steps) for _, values in chart.lines)
 
@@ -89,11 +98,11 @@ def test_a_run_is_worth_its_held_out_metric_once_it_has_ended_and_its_validation
         point(VALIDATION, 4, accuracy=0.6),
     ]
     assert best(RUN, []) is None
-    assert best(RUN, curve[:1]) == Best("loss", 0.1, TRAIN, 1)
-    assert best(RUN, curve) == Best("accuracy", 0.7, VALIDATION, 2)
-    assert best(replace(RUN, request={"metric": "loss"}), curve) == Best("loss", 0.5, VALIDATION, 2)
-    assert best(replace(RUN, metrics={"accuracy": 0.65, "f1": 0.6}), curve) == Best("accuracy", 0.65, TEST, None)
-    assert best(replace(RUN, metrics={"accuracy": None, "f1": 0.6}), curve) == Best("f1", 0.6, TEST, None)
+    assert best(RUN, curve[:1]) == BestValue("loss", 0.1, TRAIN, 1)
+    assert best(RUN, curve) == BestValue("accuracy", 0.7, VALIDATION, 2)
+    assert best(replace(RUN, request={"metric": "loss"}), curve) == BestValue("loss", 0.5, VALIDATION, 2)
+    assert best(replace(RUN, metrics={"accuracy": 0.65, "f1": 0.6}), curve) == BestValue("accuracy", 0.65, TEST, None)
+    assert best(replace(RUN, metrics={"accuracy": None, "f1": 0.6}), curve) == BestValue("f1", 0.6, TEST, None)
 
 
 def test_the_figures_tell_the_last_and_the_best_of_each_split() -> None:
@@ -103,24 +112,26 @@ def test_the_figures_tell_the_last_and_the_best_of_each_split() -> None:
         point(VALIDATION, 3, loss=0.4),
         point(TRAIN, 3, loss=0.2),
     ]
-    assert latest(curve) == [("loss", {TRAIN: (3, 0.2), VALIDATION: (3, 0.4)}, {TRAIN: (3, 0.2), VALIDATION: (2, 0.3)})]
+    assert last_and_best(curve) == [
+        ("loss", {TRAIN: (3, 0.2), VALIDATION: (3, 0.4)}, {TRAIN: (3, 0.2), VALIDATION: (2, 0.3)})
+    ]
 
 
 def test_the_time_left_goes_by_the_pace_of_the_last_points() -> None:
     curve = [point(TRAIN, 10, 0.0, loss=1.0), point(TRAIN, 30, 10.0, loss=0.9)]
-    assert seconds_left(RUN, curve) == 35.0
-    assert seconds_left(replace(RUN, steps=None), curve) is None
-    assert seconds_left(RUN, curve[:1]) is None
-    assert seconds_left(replace(RUN, state=JobState.SUCCEEDED), curve) is None
+    assert eta_s(RUN, curve) == 35.0
+    assert eta_s(replace(RUN, steps=None), curve) is None
+    assert eta_s(RUN, curve[:1]) is None
+    assert eta_s(replace(RUN, state=JobState.SUCCEEDED), curve) is None
 
 
 def test_parameters_are_named_with_dots_and_those_that_differ_are_told_apart() -> None:
     given = {"recipe": "r", "params": {"lr": 0.1, "layers": [8, 8]}, "alias": None, "features": ()}
-    assert list(flat(given)) == [("recipe", "r"), ("params.lr", 0.1), ("params.layers", [8, 8])]
+    assert list(flatten(given)) == [("recipe", "r"), ("params.lr", 0.1), ("params.layers", [8, 8])]
     deep: dict[str, object] = {}
     for _ in range(900):
         deep = {"a": deep or 1}
-    [(name, _)] = flat(deep)
+    [(name, _)] = flatten(deep)
     assert name == "a.a.a.a.a"
-    differ, same = parted([("a", [1, 1]), ("b", [1, None]), ("c", ["x", "y"]), ("d", [None, None])])
+    differ, same = split_by_difference([("a", [1, 1]), ("b", [1, None]), ("c", ["x", "y"]), ("d", [None, None])])
     assert (differ, same) == ([("b", [1, None]), ("c", ["x", "y"])], [("a", [1, 1]), ("d", [None, None])])

@@ -1,4 +1,4 @@
-"""The Jobs page's form: what its fields mean, what is refused, and that an address leads back to the same form."""
+"""The Jobs page's form: what its fields mean, what is refused, and that a query string gives the same form again."""
 
 from urllib.parse import parse_qsl
 
@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, JobState
-from forebay.dashboard.reads.job_filter import FIELDS, Form
+from forebay.dashboard.reads.job_filter import FIELDS, JobFilterForm
 from forebay.storage.jobs.views import JobFilter
 
 ID = "01a204c77c89704899d5c2d2d8f9b34e"
 
 
 def test_an_empty_form_means_every_job() -> None:
-    form = Form.parse(dict.fromkeys(FIELDS, "  "))
+    form = JobFilterForm.parse(dict.fromkeys(FIELDS, "  "))
     assert (form.filter, form.query()) == (JobFilter(), "")
 
 
@@ -25,14 +25,14 @@ def test_every_field_has_its_meaning() -> None:
         "metadata": 'user=ada, n=1, flag=true, text="1", list=[1, 2]', "since": "2026-11-22T14:30",
         "until": "2026-11-22T14:30:00+01:00", "id": "01A2", "parent": ID,
     }  # fmt: skip
-    assert Form.parse(given).filter == JobFilter(
+    assert JobFilterForm.parse(given).filter == JobFilter(
         JobState.FAILED, JobKind.PREDICT, "digits", 3, "cpu", "cpu@host", ID, "01a2", 1795357800.0, 1795354200.0,
         {"user": "ada", "n": 1, "flag": True, "text": "1", "list": [1, 2]},
     )  # fmt: skip
 
 
 def test_an_alias_is_kept_until_it_is_resolved() -> None:
-    form = Form.parse({"model": "digits@champion"})
+    form = JobFilterForm.parse({"model": "digits@champion"})
     assert form.model is not None
     assert form.model.alias == "champion"
     assert form.at_version(7) == JobFilter(model="digits", version=7)
@@ -41,33 +41,33 @@ def test_an_alias_is_kept_until_it_is_resolved() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("state", "done", "no state is called 'done'; there are queued"),
-        ("kind", "<b>", "no kind is called '<b>'"),
+        ("state", "done", "'done' is not a state; use one of queued"),
+        ("kind", "<b>", "'<b>' is not a kind"),
         ("model", "a/b/c", "not a valid model reference"),
         ("metadata", "user", "metadata 'user' is not key=value"),
         ("metadata", "=1", "is not key=value"),
-        ("since", "yesterday", "since 'yesterday' is no time"),
-        ("until", "9999-99-99T00:00", "is no time"),
-        ("id", "xyz", "does not begin a job's id"),
-        ("id", "0" * 33, "does not begin a job's id"),
+        ("since", "yesterday", "since 'yesterday' is not a time"),
+        ("until", "9999-99-99T00:00", "is not a time"),
+        ("id", "xyz", "is not the start of a job id"),
+        ("id", "0" * 33, "is not the start of a job id"),
         ("parent", "01a2", "is not a valid job id"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_its_value(field: str, value: str, words: str) -> None:
+def test_an_invalid_field_is_refused_with_its_value(field: str, value: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words.replace("(", r"\(")):
-        Form.parse({field: value})
+        JobFilterForm.parse({field: value})
 
 
 @given(st.fixed_dictionaries({name: st.text(max_size=20) for name in FIELDS}))
 def test_any_text_is_understood_or_refused(fields: dict[str, str]) -> None:
     try:
-        form = Form.parse(fields)
+        form = JobFilterForm.parse(fields)
     except InvalidInput:
         return
-    assert Form.parse(dict(parse_qsl(form.query().removeprefix("?"), keep_blank_values=True))) == form
+    assert JobFilterForm.parse(dict(parse_qsl(form.query().removeprefix("?"), keep_blank_values=True))) == form
 
 
 def test_a_query_can_be_changed_in_one_field() -> None:
-    form = Form.parse({"state": "failed", "queue": "a&b"})
+    form = JobFilterForm.parse({"state": "failed", "queue": "a&b"})
     assert form.query(state="queued", before=ID) == f"?state=queued&queue=a%26b&before={ID}"
     assert form.query(state=None) == "?queue=a%26b"

@@ -9,26 +9,26 @@ from hypothesis import strategies as st
 
 from forebay.contract.wire.codec import encode
 from forebay.contract.wire.payload import pack_input
-from forebay.dashboard.reads.preview import LINES, TEXT, look_at_input, look_at_result
+from forebay.dashboard.reads.preview import MAX_LINES, MAX_TEXT, preview_input, preview_result
 
 
 def test_an_array_shows_dtype_shape_and_first_values() -> None:
-    (line,) = look_at_result(encode(np.arange(12, dtype=np.float32).reshape(3, 4)))
-    assert (line.what, line.value) == ("float32 of shape [3, 4]", "0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, …")
+    (line,) = preview_result(encode(np.arange(12, dtype=np.float32).reshape(3, 4)))
+    assert (line.type, line.value) == ("float32 of shape [3, 4]", "0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, …")
 
 
 def test_an_inputs_rows_and_fields_are_named() -> None:
-    lines = look_at_input(pack_input([{"x": np.int64(3), "text": "<b>"}] * 20, batched=True))
-    assert [(line.name, line.what, line.value, line.depth) for line in lines[:3]] == [
+    lines = preview_input(pack_input([{"x": np.int64(3), "text": "<b>"}] * 20, batched=True))
+    assert [(line.name, line.type, line.value, line.depth) for line in lines[:3]] == [
         ("row 1 of 20", "dict of 2", "", 0), ("x", "int64", "3", 1), ("text", "text of 3 characters", "<b>", 1),
     ]  # fmt: skip
-    assert lines[-1].value == "more is not shown"
-    assert look_at_input(pack_input([1] * 20, batched=True))[-1].value == "12 more rows"
+    assert lines[-1].value == "more values are not shown"
+    assert preview_input(pack_input([1] * 20, batched=True))[-1].value == "12 more rows"
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 9, encode("no input"), encode([True]), encode([1, [2]])])
 def test_bytes_that_are_no_input_are_called_unreadable(data: bytes) -> None:
-    assert [line.what for line in look_at_input(data)] == ["unreadable"]
+    assert [line.type for line in preview_input(data)] == ["unreadable"]
 
 
 VALUES = st.recursive(
@@ -40,12 +40,12 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_any_value_gives_a_few_short_lines(value: Any) -> None:
-    for lines in (look_at_result(encode(value)), look_at_input(pack_input([value] * 3, batched=True))):
-        assert 1 <= len(lines) <= LINES + 1
-        assert all(len(line.name) <= 62 and len(line.value) <= TEXT + 130 for line in lines)
+    for lines in (preview_result(encode(value)), preview_input(pack_input([value] * 3, batched=True))):
+        assert 1 <= len(lines) <= MAX_LINES + 1
+        assert all(len(line.name) <= 62 and len(line.value) <= MAX_TEXT + 130 for line in lines)
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_give_lines_and_no_error(data: bytes) -> None:
-    assert look_at_result(data)
-    assert look_at_input(data)
+    assert preview_result(data)
+    assert preview_input(data)

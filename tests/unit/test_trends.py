@@ -1,4 +1,4 @@
-"""Windows put together from stretches: what is read again and what is kept, rates, and percentiles of weighted samples."""
+"""Windows assembled from time buckets: what is read again and what is kept, rates, and percentiles of weighted samples."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.job import JobState
-from forebay.dashboard.reads.trends import SETTLED_S, WINDOWS, Trends, weighted_percentiles
+from forebay.dashboard.reads.trends import SETTLED_S, WINDOWS, Trends, percentiles
 from forebay.storage.jobs.overview import EndedJobs, TimeBucket
 
 HOUR = WINDOWS["hour"]
@@ -36,7 +36,7 @@ def read(trends: Trends, ledger: Any, **more: Any) -> Any:
     return trends.read(ledger, HOUR, **more)
 
 
-def test_a_past_stretch_is_read_once_and_the_present_one_always() -> None:
+def test_a_past_bucket_is_read_once_and_the_present_one_always() -> None:
     trends, ledger = Trends(), Ledger(600_000.0 + SETTLED_S + 1)
     read(trends, ledger)
     assert len(ledger.asked) == len(set(ledger.asked)) == 60
@@ -82,9 +82,20 @@ def test_rates_totals_and_times_are_those_of_the_jobs() -> None:
     assert trend.series()["run"][0][0] == 0.25
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(1, 5)), min_size=1, max_size=40))
-def test_weighted_percentiles_are_those_of_the_values_written_out(pairs: list[tuple[float, int]]) -> None:
-    values, weights = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
-    written_out = np.repeat(values, weights.astype(int))
-    expected = np.percentile(written_out, (50, 95, 99), method="inverted_cdf")
-    assert weighted_percentiles(values, weights) == tuple(expected)
+@given(
+    st.lists(st.tuples(st.lists(st.floats(0, 1e6), min_size=1, max_size=9), st.integers(1, 5)), min_size=1, max_size=9)
+)
+def test_percentiles_are_those_of_all_jobs_that_the_samples_stand_for(samples: list[tuple[list[float], int]]) -> None:
+    buckets = [
+        TimeBucket(
+            0.0,
+            60.0,
+            (EndedJobs(JobState.SUCCEEDED, "digits", 1, "cpu", weight * len(waits)),),
+            tuple((wait, 0.5) for wait in waits),
+        )
+        for waits, weight in samples
+    ]
+    all_waits = np.concatenate([np.repeat(waits, weight) for waits, weight in samples])
+    expected = np.percentile(all_waits, (50, 95, 99), method="inverted_cdf")
+    assert percentiles(buckets)["wait"] == tuple(expected)
+    assert percentiles(buckets)["run"] == (0.5, 0.5, 0.5)

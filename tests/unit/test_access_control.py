@@ -1,4 +1,4 @@
-"""The guard: who is let in by Flower's login options, who is an operator, which names of this machine are answered."""
+"""Access control: who is let in by Flower's login options, who is an operator, which host names are accepted."""
 
 from base64 import b64encode
 from types import SimpleNamespace
@@ -8,16 +8,16 @@ import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.web import create_signed_value
 
-from forebay.dashboard.pages.guard import Guard
+from forebay.dashboard.pages.access import AccessControl
 
 SECRET = "a-secret-of-the-test"
 
 
-def guard(
+def access(
     basic: tuple[str, ...] = (), oauth: str = "", prefix: str = "", host: str = "127.0.0.1", **more: Any
-) -> Guard:
+) -> AccessControl:
     options = SimpleNamespace(basic_auth=list(basic), auth=oauth, url_prefix=prefix)
-    return Guard(options, {"cookie_secret": SECRET, "login_url": f"{prefix}/login"}, host=host, **more)
+    return AccessControl(options, {"cookie_secret": SECRET, "login_url": f"{prefix}/login"}, host=host, **more)
 
 
 def request(uri: str = "/jobs", host: str = "127.0.0.1:5555", method: str = "GET", **headers: str) -> HTTPServerRequest:
@@ -38,24 +38,24 @@ def cookie(user: str, secret: str = SECRET) -> str:
     "host", ["127.0.0.1:5555", "127.0.0.2", "localhost", "LocalHost:80", "[::1]:5555", "x.localhost"]
 )
 def test_without_a_login_this_machines_names_are_answered(host: str) -> None:
-    assert guard().refusal(request(host=host)) is None
+    assert access().check(request(host=host)) is None
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:5555", "192.0.2.1", "127.0.0.1.evil.example", "localhost.evil.example"]
 )
 def test_without_a_login_no_other_name_is(host: str) -> None:
-    refusal = guard().refusal(request(host=host, uri="/workers"))
-    assert refusal is not None
-    assert refusal.status == 403
+    denial = access().check(request(host=host, uri="/workers"))
+    assert denial is not None
+    assert denial.status == 403
 
 
 def test_the_name_that_was_given_to_listen_on_is_answered() -> None:
-    assert guard(host="my-laptop").refusal(request(host="my-laptop:5555")) is None
+    assert access(host="my-laptop").check(request(host="my-laptop:5555")) is None
 
 
 def test_with_a_login_any_name_is_answered_as_it_tells_nothing() -> None:
-    assert guard(("u:p",)).refusal(request(host="jobs.example", Authorization=basic("u:p"))) is None
+    assert access(("u:p",)).check(request(host="jobs.example", Authorization=basic("u:p"))) is None
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_with_a_login_any_name_is_answered_as_it_tells_nothing() -> None:
     ["", "Basic", "Basic !!!", basic("u:q"), basic("u"), basic("u:p:"), basic("ü:p"), "Bearer " + basic("u:p")[6:]],
 )
 def test_a_wrong_login_is_refused_with_a_question_for_one(header: str) -> None:
-    refusal = guard(("u:p", "v:q")).refusal(request(Authorization=header))
-    assert refusal is not None
-    assert (refusal.status, refusal.basic) == (401, True)
+    denial = access(("u:p", "v:q")).check(request(Authorization=header))
+    assert denial is not None
+    assert (denial.status, denial.basic) == (401, True)
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,18 @@ def test_a_wrong_login_is_refused_with_a_question_for_one(header: str) -> None:
     ],
 )
 def test_nothing_but_healthz_is_open_beside_a_basic_login(path: str) -> None:
-    refusal = guard(("u:p",)).refusal(request(path))
-    assert refusal is not None
-    assert refusal.status == 401
-    assert guard(("u:p",)).refusal(request("/healthz")) is None
+    denial = access(("u:p",)).check(request(path))
+    assert denial is not None
+    assert denial.status == 401
+    assert access(("u:p",)).check(request("/healthz")) is None
 
 
 def test_healthz_is_open_below_a_prefix_too() -> None:
-    assert guard(("u:p",), prefix="/forebay").refusal(request("/forebay/healthz?x=1")) is None
+    assert access(("u:p",), prefix="/forebay").check(request("/forebay/healthz?x=1")) is None
 
 
 def test_only_who_is_named_is_an_operator() -> None:
-    both = guard(("ada:p", "bob:q"), operators=["ada"])
+    both = access(("ada:p", "bob:q"), operators=["ada"])
     ada, bob = (both.user(request(Authorization=basic(login))) for login in ("ada:p", "bob:q"))
     assert ada is not None
     assert bob is not None
@@ -102,30 +102,30 @@ def test_only_who_is_named_is_an_operator() -> None:
 
 
 def test_without_a_login_everybody_on_this_machine_is_one() -> None:
-    user = guard(operators=["ada"]).user(request())
+    user = access(operators=["ada"]).user(request())
     assert user is not None
     assert (user.name, user.operator) == ("", True)
 
 
 def test_an_oauth_user_is_known_by_the_signed_cookie() -> None:
-    door = guard(oauth=".*@team.example", operators=["ada@team.example"])
-    ada = door.user(request(Cookie=cookie("ada@team.example")))
+    control = access(oauth=".*@team.example", operators=["ada@team.example"])
+    ada = control.user(request(Cookie=cookie("ada@team.example")))
     assert ada is not None
     assert ada.operator
-    assert door.refusal(request(Cookie=cookie("bob@team.example"))) is None
+    assert control.check(request(Cookie=cookie("bob@team.example"))) is None
 
 
 @pytest.mark.parametrize(
     "given", ["", "user=ada@team.example", cookie("ada@team.example", "another"), cookie("eve@evil.example")]
 )
 def test_any_other_cookie_leads_a_browser_to_the_login_and_refuses_the_rest(given: str) -> None:
-    door = guard(oauth=".*@team.example")
-    browser = door.refusal(request("/jobs?state=failed", Cookie=given, Accept="text/html,*/*"))
+    control = access(oauth=".*@team.example")
+    browser = control.check(request("/jobs?state=failed", Cookie=given, Accept="text/html,*/*"))
     assert browser is not None
     assert (browser.status, browser.login) == (302, "/login?next=%2Fjobs%3Fstate%3Dfailed")
     for other in (request(Cookie=given), request(Cookie=given, Accept="text/html", method="POST")):
-        refusal = door.refusal(other)
-        assert refusal is not None
-        assert (refusal.status, refusal.login, refusal.basic) == (401, None, False)
-    assert door.refusal(request("/login", Cookie=given)) is None
-    assert door.refusal(request("/metrics", Cookie=given)) is not None
+        denial = control.check(other)
+        assert denial is not None
+        assert (denial.status, denial.login, denial.basic) == (401, None, False)
+    assert control.check(request("/login", Cookie=given)) is None
+    assert control.check(request("/metrics", Cookie=given)) is not None

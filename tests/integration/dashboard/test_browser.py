@@ -21,7 +21,7 @@ from support.training_data import CONFUSION, DATA, MadeRun, make_evaluation
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
-AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
+AXE = Path(__file__).parents[2] / "axe" / "axe.min.js"
 PAGES = ("/overview", "/overview?window=day", "/jobs", "/batches", "/training", "/models", "/devices")
 GRAVE = "return axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes.map(n => n.html).join(' | ').slice(0, 600)))"  # noqa: E501
 EVIL = "<script>window.evil = 1</script>"
@@ -177,7 +177,7 @@ def test_the_form_filters_and_the_links_page(world: World) -> None:
     browser.click("#newest")
     wait_until(lambda: "before=" not in browser.driver.current_url, "the first page is there again")
     browser.click("#count-failed")
-    browser.wait_for("[data-part=list]", "No job meets this filter.")
+    browser.wait_for("[data-part=list]", "No job matches this filter.")
 
 
 def test_a_new_job_appears_in_the_list_without_a_reload(world: World) -> None:
@@ -204,7 +204,7 @@ def test_progress_moves_without_a_reload_until_the_end(world: World) -> None:
     finally:
         house.go_on()
     browser.wait_for(".fb-headline .fb-state", "succeeded")
-    browser.wait_for("[data-part=life]", "Succeeded")
+    browser.wait_for("[data-part=timeline]", "Succeeded")
     assert browser.run("return window.stayed") is True
 
 
@@ -226,7 +226,7 @@ def test_a_batchs_progress_and_squares_move_without_a_reload_until_it_is_cancele
     assert browser.run("return document.activeElement.id") == "cell-2"
     browser.click("#cancel")
     browser.click("#confirm-batch-cancel button[type=submit]")
-    browser.wait_for("#said", "canceled")
+    browser.wait_for("#notice", "canceled")
     browser.wait_for(".fb-headline .fb-state", "canceled")
     browser.wait_for("#cell-4", "–")
 
@@ -235,7 +235,7 @@ def test_a_runs_curves_grow_without_a_reload_until_it_has_become_a_version(world
     run = MadeRun(world.house.ledger, {"lr": 0.1}, model="growing")
     browser = world.open(f"/training/{run.id}")
     browser.run("window.stayed = true")
-    browser.wait_for("[data-part=none]", "Nothing was measured yet.")
+    browser.wait_for("[data-part=none]", "No metrics yet.")
     picture = "return [...document.querySelectorAll('.fb-plot canvas')].map(c => c.toDataURL()).join()"
     run.train(20)
     wait_until(lambda: len(browser.all(".fb-plot canvas")) == 4, "loss, accuracy, lr and rows/s are drawn")
@@ -243,7 +243,7 @@ def test_a_runs_curves_grow_without_a_reload_until_it_has_become_a_version(world
     assert browser.run("return document.getElementById('progress').value") == 20
     run.train(100)
     wait_until(lambda: browser.run(picture) != before, "the curves have grown")
-    browser.wait_for("[data-part=sums]", "100")
+    browser.wait_for("[data-part=figures]", "100")
     wait_until(lambda: browser.run("return document.getElementById('progress').value") == 100, "the bar has moved")
     light = browser.run(picture)
     browser.look(dark=True)
@@ -263,9 +263,9 @@ def test_ticked_runs_stay_ticked_while_the_list_moves_and_are_compared(world: Wo
     two.train(20, rate=0.05)
     browser = world.open("/training?model=picked")
     for run in (one, two):
-        browser.click(f"#pick-{run.id}")
+        browser.click(f"#select-{run.id}")
     three = MadeRun(house.ledger, {"lr": 0.3}, model="picked")
-    wait_until(lambda: browser.all(f"#pick-{three.id}"), "a new run is in the list")
+    wait_until(lambda: browser.all(f"#select-{three.id}"), "a new run is in the list")
     assert browser.run("return document.querySelectorAll('[name=run]:checked').length") == 2
     browser.click("#compare")
     wait_until(lambda: "/training/compare?" in browser.driver.current_url, "the runs are compared")
@@ -312,20 +312,20 @@ def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
         browser = world.open(f"/jobs/{id}")
         browser.find("#cancel").send_keys(Keys.ENTER)
         wait_until(
-            lambda: browser.run("return document.getElementById('confirm-cancel').open"), "the question is there"
+            lambda: browser.run("return document.getElementById('confirm-job-cancel').open"), "the question is there"
         )
         browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
-        wait_until(lambda: not browser.run("return document.getElementById('confirm-cancel').open"), "it is gone")
+        wait_until(lambda: not browser.run("return document.getElementById('confirm-job-cancel').open"), "it is gone")
         assert house.store.get(id).state is JobState.QUEUED
         browser.click("#cancel")
-        browser.click("#confirm-cancel button[type=submit]")
-        browser.wait_for("#said", "The job was canceled.")
+        browser.click("#confirm-job-cancel button[type=submit]")
+        browser.wait_for("#notice", "The job was canceled.")
         assert house.store.get(id).state is JobState.CANCELED
     finally:
         house.go_on()
     browser.click("#retry")
-    browser.click("#confirm-retry button[type=submit]")
-    browser.wait_for("#said", "The job was queued again.")
+    browser.click("#confirm-job-retry button[type=submit]")
+    browser.wait_for("#notice", "The job was queued again.")
     browser.wait_for(".fb-headline .fb-state", "succeeded")
     assert 102 in house.runs() or 103 in house.runs()
 
@@ -363,12 +363,12 @@ def test_a_restart_of_redis_and_dashboard_loses_no_finished_job(world: World, va
     assert [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")] == [f"job-{id}" for id in before]
     port = world.dashboard.url.rpartition(":")[2]
     valkey.kill()
-    browser.wait_for("[data-part=troubles]", "Redis does not answer")
+    browser.wait_for("[data-part=problems]", "Redis does not answer")
     assert world.dashboard.end() == 0
     browser.wait_for("#live-status", "The dashboard does not answer")
     valkey.start()
     world.dashboard = world.start_dashboard(port)
     browser.wait_for("#live-status", "Live")
-    browser.wait_for("[data-part=troubles]", "")
+    browser.wait_for("[data-part=problems]", "")
     assert [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")] == [f"job-{id}" for id in before]
     world.open(f"/jobs/{before[0]}").wait_for(".fb-headline .fb-state", "succeeded")

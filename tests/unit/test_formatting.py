@@ -1,4 +1,4 @@
-"""Figures with their units."""
+"""Numbers and times with their units."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.dashboard.pages import formatting as words
+from forebay.dashboard.pages import formatting as fmt
 
 
 @pytest.mark.parametrize(
@@ -18,26 +18,26 @@ from forebay.dashboard.pages import formatting as words
     ],
 )  # fmt: skip
 def test_durations_have_two_units_at_most(seconds: float | None, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert fmt.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "–"), (-3, "0 s"), (0.4, "0 s"), (1.2, "1 s"), (59.7, "1 min"), (60, "1 min")]
 )
 def test_ages_are_whole(seconds: float | None, text: str) -> None:
-    assert words.age(seconds) == text
+    assert fmt.age(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0.4 s"), (41.7, "42 s"), (752, "13 min"), (12_500, "3.5 h"), (400_000, "5 d")]
 )
 def test_estimates_are_no_more_exact_than_they_are(seconds: float, text: str) -> None:
-    assert words.about(seconds) == text
+    assert fmt.estimate(seconds) == text
 
 
 @given(st.floats(0, 1e9))
 def test_every_duration_has_a_unit(seconds: float) -> None:
-    assert words.duration(seconds).rpartition(" ")[2] in ("ms", "s", "min", "h", "d")
+    assert fmt.duration(seconds).rpartition(" ")[2] in ("ms", "s", "min", "h", "d")
 
 
 @pytest.mark.parametrize(
@@ -48,27 +48,27 @@ def test_every_duration_has_a_unit(seconds: float) -> None:
     ],
 )  # fmt: skip
 def test_rates_are_given_per_the_time_that_reads_best(rate: float | None, text: str) -> None:
-    assert words.rate(rate) == text
+    assert fmt.rate(rate) == text
 
 
 def test_counts_that_stopped_at_a_limit_say_so() -> None:
-    assert [words.count(9_999, 10_000), words.count(10_000, 10_000), words.count(None)] == ["9,999", "10,000+", "–"]
-    assert [words.jobs(1), words.jobs(0), words.jobs(None)] == ["1 job", "0 jobs", "– jobs"]
+    assert [fmt.count(9_999, 10_000), fmt.count(10_000, 10_000), fmt.count(None)] == ["9,999", "10,000+", "–"]
+    assert [fmt.jobs(1), fmt.jobs(0), fmt.jobs(None)] == ["1 job", "0 jobs", "– jobs"]
 
 
 def test_a_small_share_is_not_called_nothing() -> None:
-    assert [words.percent(*pair) for pair in ((0, 0), (0, 9), (1, 9000), (1, 8))] == ["–", "0.0 %", "< 0.1 %", "12.5 %"]
+    assert [fmt.percent(*pair) for pair in ((0, 0), (0, 9), (1, 9000), (1, 8))] == ["–", "0.0 %", "< 0.1 %", "12.5 %"]
 
 
-def test_moments_are_utc() -> None:
+def test_timestamps_are_utc() -> None:
     noon = datetime(2026, 11, 22, 12, tzinfo=timezone(timedelta(hours=2)))
-    assert words.moment(noon) == "2026-11-22 10:00:00 UTC"
-    assert words.moment(None) == "–"
-    assert words.iso(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000+00:00"
+    assert fmt.timestamp(noon) == "2026-11-22 10:00:00 UTC"
+    assert fmt.timestamp(None) == "–"
+    assert fmt.iso(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000+00:00"
 
 
-def test_a_figure_is_rounded_and_a_long_list_is_cut() -> None:
-    assert words.figure(0.123456789) == "0.123457"
-    assert words.figure([1, 2.5, "a"]) == "1, 2.5, a"
-    assert words.figure(None) == words.UNKNOWN
-    assert words.figure(list(range(1030))).endswith("18, 19 and 1,010 more")
+def test_a_value_is_rounded_and_a_long_list_is_cut() -> None:
+    assert fmt.value(0.123456789) == "0.123457"
+    assert fmt.value([1, 2.5, "a"]) == "1, 2.5, a"
+    assert fmt.value(None) == fmt.UNKNOWN
+    assert fmt.value(list(range(1030))).endswith("18, 19 and 1,010 more")

@@ -1,12 +1,10 @@
 """Flower as `python -m forebay.dashboard` runs it, against a real Valkey: who may come in, what it shows, what it survives."""
 
-import base64
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,20 +17,14 @@ from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import PREDICT_TASK, RoutedJob
-from support.dashboard import Dashboard, Dashboards
+from support.dashboard import Dashboard, Dashboards, basic_login
 from support.servers import ValkeyServer, free_port
 from support.waiting import wait_until
 
 WORKER = "cpu@host-of-the-test"
 PAGES = ("/", "/workers", "/tasks", "/broker")
 OURS = ("/overview", "/jobs", "/batches", "/training", "/models", "/models/a/1", "/devices")
-LOGIN = {"Authorization": "Basic " + base64.b64encode(b"u:p").decode()}
-
-
-@pytest.fixture
-def dashboards(tmp_path: Path) -> Iterator[Dashboards]:
-    with ExitStack() as stack:
-        yield Dashboards(tmp_path, stack)
+LOGIN = {"Authorization": basic_login("u:p")}
 
 
 @pytest.fixture
@@ -92,7 +84,7 @@ def test_the_pages_name_the_queues_and_hide_the_password(dashboard: Dashboard, v
     _, page = dashboard.get("/broker")
     assert "<td>cpu</td>" in page
     assert "<td>gpu</td>" in page
-    assert valkey.password not in page + dashboard.said
+    assert valkey.password not in page + dashboard.output
 
 
 def test_without_a_login_the_api_stays_closed(dashboard: Dashboard) -> None:
@@ -124,13 +116,13 @@ def test_tasks_show_with_readable_names_and_arguments(
 def test_other_machines_are_not_let_in_without_a_login(dashboards: Dashboards, broker: str, host: str) -> None:
     refused = dashboards.start(broker, FOREBAY_DASHBOARD_HOST=host, FLOWER_BASIC_AUTH="")
     assert refused.process.wait(30) == 1
-    (line,) = refused.said.splitlines()
+    (line,) = refused.output.splitlines()
     assert "FLOWER_BASIC_AUTH=user:password" in line
 
 
 def test_with_a_login_nobody_comes_in_without_it(dashboards: Dashboards, broker: str) -> None:
     dashboard = dashboards.start(broker, FOREBAY_DASHBOARD_HOST="0.0.0.0", FLOWER_BASIC_AUTH="u:p")  # noqa: S104
-    wrong = {"Authorization": "Basic " + base64.b64encode(b"u:q").decode()}
+    wrong = {"Authorization": basic_login("u:q")}
     assert dashboard.url.startswith("http://127.0.0.1:")
     for path in (*PAGES, *OURS, "/api/tasks", "/metrics", "/healthcheck", "/static/css/flower.css", "/assets/pages.js"):
         assert [dashboard.get(path, headers)[0] for headers in (None, wrong, LOGIN)] == [401, 401, 200], path
@@ -144,7 +136,7 @@ def test_with_a_login_nobody_comes_in_without_it(dashboards: Dashboards, broker:
 def test_a_login_that_could_not_hold_is_refused_and_not_shown(dashboards: Dashboards, broker: str, given: str) -> None:
     refused = dashboards.start(broker, FLOWER_BASIC_AUTH=given)
     assert refused.process.wait(30) == 1
-    (line,) = refused.said.splitlines()
+    (line,) = refused.output.splitlines()
     assert "FLOWER_BASIC_AUTH must be user:password" in line
     assert "hunter2" not in line
 
@@ -164,7 +156,7 @@ def test_an_option_of_flowers_that_will_not_do_is_refused_in_one_line(
 ) -> None:
     refused = dashboards.start(broker, **{variable: value})
     assert refused.process.wait(30) == 1
-    (line,) = refused.said.splitlines()
+    (line,) = refused.output.splitlines()
     assert words in line
 
 
@@ -186,21 +178,21 @@ def test_a_configuration_file_in_the_working_folder_is_not_run(
 def test_a_port_that_is_taken_is_named(dashboards: Dashboards, broker: str, valkey: ValkeyServer) -> None:
     refused = dashboards.start(broker, FOREBAY_DASHBOARD_PORT=str(valkey.port))
     assert refused.process.wait(30) == 1
-    assert f"cannot listen on 127.0.0.1:{valkey.port}" in refused.said
-    assert "Traceback" not in refused.said
+    assert f"cannot listen on 127.0.0.1:{valkey.port}" in refused.output
+    assert "Traceback" not in refused.output
 
 
 def test_it_says_how_to_get_a_queue_when_there_is_none(dashboards: Dashboards) -> None:
     refused = dashboards.start("")
     assert refused.process.wait(30) == 1
-    assert "forebay up" in refused.said
+    assert "forebay up" in refused.output
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_well_when_told_to(dashboard: Dashboard, how: signal.Signals) -> None:
     dashboard.await_event("broker_connected")
     assert dashboard.end(how) == 0
-    assert "Traceback" not in dashboard.said
+    assert "Traceback" not in dashboard.output
 
 
 def test_it_comes_up_while_redis_is_down_and_says_so_once(dashboards: Dashboards) -> None:
@@ -211,10 +203,10 @@ def test_it_comes_up_while_redis_is_down_and_says_so_once(dashboards: Dashboards
         (*PAGES, "/workers?refresh=1"), 200
     )
     assert dashboard.get("/worker/unknown")[0] == 404
-    assert dashboard.said.count("level=warning event=broker_unreachable") == 1
+    assert dashboard.output.count("level=warning event=broker_unreachable") == 1
     assert dashboard.end() == 0
-    assert "Traceback" not in dashboard.said
-    assert "secret-of-the-test" not in dashboard.said
+    assert "Traceback" not in dashboard.output
+    assert "secret-of-the-test" not in dashboard.output
 
 
 def test_it_shows_tasks_again_after_a_restart_of_redis(
@@ -234,7 +226,7 @@ def test_it_shows_tasks_again_after_a_restart_of_redis(
     wait_until(lambda: len([row for row in dashboard.tasks() if row["result"]]) == 2, "the second task shows")
     assert {row["uuid"] for row in dashboard.tasks()} == {before, after}
     assert dashboard.count("broker_unreachable") == 1
-    assert "Traceback" not in dashboard.said
+    assert "Traceback" not in dashboard.output
 
 
 def test_a_strangers_message_on_the_event_channel_does_not_deafen_it(
@@ -243,7 +235,7 @@ def test_a_strangers_message_on_the_event_channel_does_not_deafen_it(
     await_listeners(valkey)
     with producer.connection_for_write() as connection, producer.events.Dispatcher(connection) as events:
         events.producer.publish({"no": "event"}, exchange=events.exchange, routing_key="x", declare=[events.exchange])
-    dashboard.await_event("events_refused")
+    dashboard.await_event("event_rejected")
     await_listeners(valkey)
 
     def shown() -> bool:
@@ -251,7 +243,7 @@ def test_a_strangers_message_on_the_event_channel_does_not_deafen_it(
         return bool(dashboard.tasks())
 
     wait_until(shown, "tasks show again", interval=0.2)
-    assert "Traceback" not in dashboard.said
+    assert "Traceback" not in dashboard.output
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
@@ -274,7 +266,7 @@ def test_every_other_address_needs_a_login(host: str) -> None:
 def test_a_host_that_is_no_address_is_named(host: str) -> None:
     from forebay.dashboard.flower.options import check_access
 
-    with pytest.raises(InvalidInput, match="no address to listen on"):
+    with pytest.raises(InvalidInput, match="not an address to listen on"):
         check_access(host, authenticated=True)
 
 

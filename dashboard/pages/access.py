@@ -1,8 +1,8 @@
-"""Who may come in, and who may do more than look. Asked before any handler, Flower's own included.
+"""Access control: who may use the dashboard, and who may change jobs. Checked before any handler, Flower's own included.
 
-Flower leaves some addresses open (`/metrics`, `/healthcheck`, static files) and, without a login, answers whatever name a
-browser used for it. Here nothing but `/healthz` is open where a login is set, and without one only this machine's own
-names are answered, so that a website cannot reach the dashboard through a name it points at 127.0.0.1.
+Flower leaves some addresses open (`/metrics`, `/healthcheck`, static files) and, without a login, accepts any Host header.
+Here only `/healthz` is open once a login is set; without one only this machine's own host names are accepted, so that a
+website cannot reach the dashboard through a name that it resolves to 127.0.0.1 (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from flower.utils.authentication import authenticate
 from tornado.httputil import HTTPServerRequest, split_host_and_port
 from tornado.web import RequestHandler, decode_signed_value
 
-OPEN = ("/healthz",)
-OPEN_FOR_OAUTH = ("/login", "/logout", "/static/", "/assets/")  # who has no login yet must reach the form
+PUBLIC = ("/healthz",)
+PUBLIC_FOR_OAUTH = ("/login", "/logout", "/static/", "/assets/")  # the login form must be reachable
 COOKIE_DAYS = 31
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who asks: a name, empty where there is no login, and whether they may cancel and retry."""
+    """The name, empty where there is no login, and whether the user may cancel and retry jobs."""
 
     name: str
     operator: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request is not let in: the status, a word about it, and where to log in."""
+class Denial:
+    """Why a request is denied: the status, the reason, and where to log in."""
 
     status: int
     reason: str
@@ -42,8 +42,8 @@ class Refusal:
     basic: bool = False
 
 
-class Guard:
-    """Flower's login options, held against every request."""
+class AccessControl:
+    """Checks requests against Flower's login options."""
 
     def __init__(
         self, options: Any, settings: dict[str, Any], *, operators: Sequence[str] = (), host: str = "127.0.0.1"
@@ -58,39 +58,30 @@ class Guard:
 
     @property
     def has_login(self) -> bool:
-        """Whether one must log in at all."""
         return bool(self._basic or self._oauth)
 
-    def refusal(self, request: HTTPServerRequest) -> Refusal | None:
-        """Why the request is not let in, or None."""
+    def check(self, request: HTTPServerRequest) -> Denial | None:
+        """Why the request is denied, None if it is allowed."""
         if not self.has_login:
             name = split_host_and_port(request.host)[0]
-            if self._is_ours(name):
+            if self._is_local(name):
                 return None
-            return Refusal(
-                403, f"{name!r} is no name of this machine; without a login the dashboard answers only these"
-            )
+            return Denial(403, f"{name!r} is not a name of this machine; without a login no other is accepted")
         path = request.path.removeprefix(self._prefix)
-        if path in OPEN or self.user(request) is not None or (self._oauth and path.startswith(OPEN_FOR_OAUTH)):
+        if path in PUBLIC or self.user(request) is not None or (self._oauth and path.startswith(PUBLIC_FOR_OAUTH)):
             return None
         if self._oauth and request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
-            return Refusal(302, "log in first", login=f"{self._login_url}?next={quote(request.uri or '/', safe='')}")
-        return Refusal(401, "access denied: log in first", basic=bool(self._basic))
+            return Denial(302, "log in first", login=f"{self._login_url}?next={quote(request.uri or '/', safe='')}")
+        return Denial(401, "access denied: log in first", basic=bool(self._basic))
 
     def user(self, request: HTTPServerRequest) -> User | None:
-        """Who asks; None for nobody we know. As in Flower, where both kinds of login are set, both are needed."""
+        """The user, None without a valid login. As in Flower, where both kinds of login are set, both are needed."""
         if not self.has_login:
             return User("", operator=True)
-        name = ""
-        if self._basic:
-            name = self._basic_user(request.headers.get("Authorization", ""))
-            if not name:
-                return None
-        if self._oauth:
+        name = self._basic_user(request.headers.get("Authorization", "")) if self._basic else ""
+        if self._oauth and (name or not self._basic):
             name = self._oauth_user(request)
-            if not name:
-                return None
-        return User(name, name in self._operators)
+        return User(name, name in self._operators) if name else None
 
     def _basic_user(self, header: str) -> str:
         kind, _, encoded = header.partition(" ")
@@ -110,7 +101,7 @@ class Guard:
         name = value.decode(errors="replace") if value else ""
         return name if name and authenticate(self._oauth, name) else ""
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_local(self, name: str) -> bool:
         name = name.strip("[]").rstrip(".").lower()
         try:
             return ip_address(name).is_loopback
@@ -118,23 +109,21 @@ class Guard:
             return name in ("localhost", self._host.lower()) or name.endswith(".localhost")
 
 
-class Refused(RequestHandler):  # type: ignore[misc] # tornado ships types, which mypy is told not to follow
-    """Answers a request that is not let in, whatever its method."""
+class DeniedHandler(RequestHandler):  # type: ignore[misc] # tornado ships types, which mypy is told not to follow
+    """Answers a denied request, whatever its method."""
 
-    def initialize(self, refusal: Refusal) -> None:
-        """Called by tornado with the arguments of the route."""
-        self._refusal = refusal
+    def initialize(self, denial: Denial) -> None:
+        self._denial = denial
 
     def prepare(self) -> None:
-        """Called by tornado before the method; the answer ends here."""
-        refusal = self._refusal
+        denial = self._denial
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
-        if refusal.login is not None:
-            self.redirect(refusal.login)
+        if denial.login is not None:
+            self.redirect(denial.login)
             return
-        if refusal.basic:
+        if denial.basic:
             self.set_header("WWW-Authenticate", 'Basic realm="forebay"')
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
-        self.set_status(refusal.status)
-        self.finish(refusal.reason + "\n")
+        self.set_status(denial.status)
+        self.finish(denial.reason + "\n")

@@ -1,0 +1,82 @@
+"""The Overview, the models, their versions, and the devices."""
+
+import re
+from dataclasses import replace
+
+from forebay.contract.job import JobKind, JobState
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Signature
+from forebay.storage.models.registry import ModelRegistry
+from support.dashboard import Site, page_text
+from support.dashboard_data import Scene
+
+
+def test_a_version_shows_its_lineage_and_evaluations(site: Site, scene: Scene) -> None:
+    page = site.text("/models/iris/2")
+    told = page_text(page)
+    for words in (
+        "iris/2 trained by run", "on data sha256:5d5d", "rows.train 105", "parent iris/1 @baseline",
+        "data/iris-2025.parquet 30 rows, 0.041 ms per row", "accuracy 0.95", "900 rows, 3 others unusable, 0.041 ms",
+        "Held-out rows of its training 30 rows",
+    ):  # fmt: skip
+        assert words in told, words
+    for name in ("first", "second"):
+        assert f'href="/training/{scene.runs[name]}"' in page
+    assert 'href="/models/iris/1"' in page
+    assert 'href="/models/iris/2"' in site.text("/models/iris/1"), "and back"
+    assert 'href="/models/iris/2"' in site.text("/models")
+    assert "its metadata names no training run" in page_text(site.text("/models/digits/2"))
+    for path in (
+        "/models/iris/9",
+        "/models/nobody/1",
+        "/models/iris/0",
+        "/models/iris/999999999",
+        "/models/iris/9999999999",
+    ):
+        assert site.ask(path).status == 404, path
+
+
+def test_metadata_that_only_look_like_a_lineage_break_no_page(site: Site, scene: Scene) -> None:
+    models, metrics = ModelRegistry(scene.ledger), {"accuracy": 0.25, "<b>": "text"}
+    odd = ModelVersion("odd", 0, "python", "", "none", 0, Signature.parse(None, None))
+    for lineage in (
+        "text",
+        {"job": 7, "parent": "../../x", "params": [1], "rows": None},
+        {"parent": "odd/3", "sha256": 1},
+    ):
+        models.register(replace(odd, metadata={"metrics": metrics, "lineage": lineage}))
+    for version in (1, 2, 3):
+        assert site.ask(f"/models/odd/{version}").status == 200, version
+    assert "(no longer registered)" in site.text("/models/odd/2")
+    assert "Held-out rows of its training <b> text accuracy 0.25" in page_text(site.text("/models/odd/2"))
+
+
+def test_a_model_shows_which_workers_hold_it(site: Site) -> None:
+    assert "gpu0@atlas (86.78 MiB)" in site.text("/models")
+
+
+def test_the_overview_shows_device_utilisation(site: Site) -> None:
+    told = page_text(site.text("/overview"))
+    for words in ("gpu0@atlas cuda:0 71.0 % 18 GiB of 80 GiB", "cpu@birch cpu 1.3 cores 11 GiB of 32 GiB"):
+        assert words in told, words
+
+
+def test_the_overview_counts_what_the_ledger_holds(site: Site, scene: Scene) -> None:
+    page = site.text("/overview")
+    counts = scene.store.counts()
+    counts[JobState.RUNNING] -= len(scene.store.find(kind=JobKind.BATCH, state=[JobState.RUNNING]))  # their shards run
+    for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED):
+        assert f">{counts[state]:,}<span" in page, state
+    assert "gpu0@atlas, gpu1@atlas" in page
+    assert "cpu@cedar" not in page
+    assert "cpu@cedar" in site.text("/devices")
+
+
+def test_a_device_shows_its_memory_its_models_and_how_full_its_batches_are(site: Site) -> None:
+    page = re.sub(r"<[^>]+>|\s+", " ", site.text("/devices"))
+    page = re.sub(r" +", " ", page[page.index("gpu0@atlas") :])
+    for words in (
+        "18 GiB of 80 GiB", "71.0 %", "minilm/1 86.78 MiB", "of at most 68 GiB; 3 loaded, 1 dropped",
+        "Rows in a batch", "17 to 32 40", "Padding in a batch", "up to 10 % 30", "2.5 GiB of memory, 1.3 cores",
+    ):  # fmt: skip
+        assert words in page, words
