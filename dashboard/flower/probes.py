@@ -7,18 +7,13 @@ wait for the ledger in a thread, so that a slow one delays nobody else.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import prometheus_client
-from flower.app import rewrite_handler
 from flower.views import BaseHandler
-from tornado.options import options
-from tornado.web import authenticated, url
+from tornado.web import authenticated
 
 from forebay.contract.errors import ForebayError
 from forebay.contract.metrics.exposition import CONTENT_TYPE
-from forebay.contract.settings import Settings
-from forebay.dashboard.flower.metrics import LedgerMetrics
 
 
 class Health(BaseHandler):  # type: ignore[misc] # Flower ships no types
@@ -32,14 +27,11 @@ class Health(BaseHandler):  # type: ignore[misc] # Flower ships no types
 class Ready(BaseHandler):  # type: ignore[misc]
     """`GET /readyz`: 200 when Redis and the ledger answer, else 503 with what does not."""
 
-    def initialize(self, metrics: LedgerMetrics) -> None:
-        self._metrics = metrics
-
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self) -> None:
         missing = [] if self.application.events.connected else ["queue: no connection to Redis"]
         try:
-            await asyncio.to_thread(self._metrics.ping)
+            await asyncio.to_thread(self.application.metrics.ping)
         except ForebayError as error:
             missing.append(f"ledger: {error}")
         self.set_status(503 if missing else 200)
@@ -50,26 +42,10 @@ class Ready(BaseHandler):  # type: ignore[misc]
 class Metrics(BaseHandler):  # type: ignore[misc]
     """`GET /metrics`: Flower's own and Forebay's, in Prometheus' text format."""
 
-    def initialize(self, metrics: LedgerMetrics) -> None:
-        self._metrics = metrics
-
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self) -> None:
         self.application.purge_offline_worker_metrics()
         flowers = prometheus_client.generate_latest()
-        ours = await asyncio.to_thread(self._metrics.text)
+        ours = await asyncio.to_thread(self.application.metrics.text)
         self.set_header("Content-Type", CONTENT_TYPE)
         self.finish(flowers + ours)
-
-
-def add_probes(application: Any, settings: Settings) -> LedgerMetrics:
-    """Put the three routes before Flower's own; the caller closes the metrics when the application ends."""
-    metrics = LedgerMetrics(settings)
-    routes = [
-        url(r"/healthz", Health, name="healthz"),
-        url(r"/readyz", Ready, {"metrics": metrics}, name="readyz"),
-        url(r"/metrics", Metrics, {"metrics": metrics}, name="forebay-metrics"),
-    ]
-    prefix = options.url_prefix
-    application.add_handlers(r".*", [rewrite_handler(route, prefix) if prefix else route for route in routes])
-    return metrics

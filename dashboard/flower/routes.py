@@ -1,9 +1,10 @@
-"""The routes of our pages. Flower's own are in flower.urls; where both have one, ours is found first."""
+"""Our routes. Flower's own are in flower.urls; where both have one, ours is found first."""
 
 from __future__ import annotations
 
 from tornado.web import url
 
+from forebay.dashboard.flower.probes import Health, Metrics, Ready
 from forebay.dashboard.pages.actions import CancelJob, RetryJob
 from forebay.dashboard.pages.base import STATIC, Assets, HomePage
 from forebay.dashboard.pages.batch import BatchPage
@@ -20,6 +21,9 @@ JOB_ID = "([0-9a-f]{32})"
 NAME, VERSION = "([A-Za-z0-9][A-Za-z0-9._-]{0,99})", "([1-9][0-9]{0,8})"
 
 ROUTES = [
+    url(r"/healthz", Health, name="healthz"),
+    url(r"/readyz", Ready, name="readyz"),
+    url(r"/metrics", Metrics, name="forebay-metrics"),
     url(r"/", HomePage),
     url(r"/overview", OverviewPage, name="overview"),
     url(r"/jobs", JobsPage, name="jobs"),

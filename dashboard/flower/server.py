@@ -32,9 +32,9 @@ from tornado.options import options
 
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.dashboard.flower.feed import EventFeed
+from forebay.dashboard.flower.metrics import LedgerMetrics
 from forebay.dashboard.flower.navigation import TemplateLoader
 from forebay.dashboard.flower.options import read_options
-from forebay.dashboard.flower.probes import add_probes
 from forebay.dashboard.flower.routes import ROUTES
 from forebay.dashboard.pages.access import AccessControl, DeniedHandler
 from forebay.dashboard.pages.base import asset
@@ -70,6 +70,7 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
         self.forebay = settings
         self.access = AccessControl(options, tornado_settings, operators=settings.operators, host=host)
         self.ledger = LedgerReader(settings)
+        self.metrics = LedgerMetrics(settings)
         self.trends = Trends()
         self.dispatcher = Dispatcher(capp)
         self.add_handlers(".*", [rewrite_handler(r, options.url_prefix) if options.url_prefix else r for r in ROUTES])
@@ -116,7 +117,6 @@ def serve(settings: Settings, host: str, port: int) -> int:
     read_options(host, port)
     io_loop = IOLoop(make_current=True)
     dashboard = Dashboard(capp, io_loop, settings, host)
-    metrics = add_probes(dashboard, settings)
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             io_loop.asyncio_loop.add_signal_handler(number, dashboard.stop)
@@ -124,7 +124,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         dashboard.start()
     finally:
         io_loop.close(all_fds=True)
-        metrics.close()
+        dashboard.metrics.close()
     log.info("dashboard_stopped")
     return 0
 

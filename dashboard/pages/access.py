@@ -50,19 +50,16 @@ class AccessControl:
     ) -> None:
         self._basic = [entry.encode() for entry in options.basic_auth or ()]
         self._oauth: str | None = options.auth or None
+        self._has_login = bool(self._basic or self._oauth)
         self._secret = settings["cookie_secret"]
         self._login_url = settings["login_url"]
         self._prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
         self._operators = frozenset(operators)
         self._host = host
 
-    @property
-    def has_login(self) -> bool:
-        return bool(self._basic or self._oauth)
-
     def check(self, request: HTTPServerRequest) -> Denial | None:
         """Why the request is denied, None if it is allowed."""
-        if not self.has_login:
+        if not self._has_login:
             name = split_host_and_port(request.host)[0]
             if self._is_local(name):
                 return None
@@ -76,7 +73,7 @@ class AccessControl:
 
     def user(self, request: HTTPServerRequest) -> User | None:
         """The user, None without a valid login. As in Flower, where both kinds of login are set, both are needed."""
-        if not self.has_login:
+        if not self._has_login:
             return User("", operator=True)
         name = self._basic_user(request.headers.get("Authorization", "")) if self._basic else ""
         if self._oauth and (name or not self._basic):

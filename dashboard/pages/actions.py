@@ -9,7 +9,6 @@ from tornado.web import HTTPError
 
 from forebay.contract.errors import BrokerUnavailable, IllegalTransition, JobNotFound, LedgerUnavailable
 from forebay.contract.job import JobState
-from forebay.contract.wire.messages import RoutedJob
 from forebay.dashboard.pages.base import Page
 from forebay.dashboard.reads.ledger import LedgerQueries
 
@@ -63,12 +62,9 @@ class RetryJob(Action):
             routed_job = queries.store.retry(id)
         except IllegalTransition:
             return None
-        self._send(routed_job, queries)
-        return "job_retried"
-
-    def _send(self, routed_job: RoutedJob, queries: LedgerQueries) -> None:
         try:
             self.application.dispatcher.send_jobs([routed_job])
         except BrokerUnavailable as error:
             log.warning("send_failed", jobs=1, error=str(error))
-            queries.store.mark_unsent([routed_job.id])
+            queries.store.mark_unsent([id])
+        return "job_retried"

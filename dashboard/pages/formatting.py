@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from forebay.contract.queues import format_bytes
-
-__all__ = ["UNKNOWN", "age", "count", "duration", "estimate", "format_bytes", "iso", "jobs", "percent", "rate", "short_id",
-           "timestamp", "value"]  # fmt: skip
+from forebay.contract.queues import format_bytes as format_bytes
 
 UNKNOWN = "–"
 MAX_ITEMS = 20

@@ -90,7 +90,7 @@ class ListPage(Page):
     def _list(self, queries: LedgerQueries, form: JobFilterForm, before: str | None) -> Listed:
         wanted = form.filter
         if form.model is not None and form.model.alias is not None:
-            wanted = form.at_version(queries.models.resolve(form.model).version)
+            wanted = replace(wanted, version=queries.models.resolve(form.model).version)
         if self.kind is not None:
             wanted = replace(wanted, kind=self.kind)
         page = queries.jobs.page(wanted, limit=PAGE_SIZE, before=before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -49,10 +49,6 @@ class JobFilterForm:
             metadata=_metadata(fields.get("metadata", "")),
         )
         return cls(fields, filter, ref)
-
-    def at_version(self, version: int) -> JobFilter:
-        """The filter once the model's alias is resolved to this version."""
-        return replace(self.filter, version=version)
 
     def query(self, **changes: str | None) -> str:
         """The query string for this form, with fields added, changed or (None) left out; '' or '?…'."""

@@ -94,13 +94,9 @@ class Trends:
                         self._kept[start, step] = bucket
             if bucket is not None:
                 found[start] = bucket
-        self._drop(step, starts[-1])
-        return _trend(starts[::-1], found, now)
-
-    def _drop(self, step: float, before: float) -> None:
         with self._lock:
-            for key in [key for key in self._kept if key[1] == step and key[0] < before]:
-                del self._kept[key]
+            self._kept = {key: bucket for key, bucket in self._kept.items() if key[1] != step or key[0] >= starts[-1]}
+        return _trend(starts[::-1], found, now)
 
 
 def _trend(starts: Sequence[float], found: Mapping[float, TimeBucket], now: float) -> Trend:

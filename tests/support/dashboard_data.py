@@ -269,7 +269,7 @@ def _statistics(name: str) -> Statistics:
 def page_paths(scene: Scene) -> dict[str, str]:
     """The path of every page by a short name."""
     jobs = {f"job-{state}": f"/jobs/{id}" for state, id in scene.interesting.items()}
-    runs = {f"run-{name}": f"/training/{id}" for name, id in scene.runs.items()}
+    runs = {"run" if name == "second" else f"run-{name}": f"/training/{id}" for name, id in scene.runs.items()}
     return {
         "overview": "/overview",
         "overview-day": "/overview?window=day",

@@ -22,13 +22,13 @@ PICTURES = (  # page, size, theme
     ("job-failed", "desktop", "dark"), ("models", "desktop", "light"), ("devices", "desktop", "dark"),
     ("batches", "desktop", "light"), ("batches", "phone", "light"), ("batch-many", "desktop", "light"),
     ("batch", "phone", "dark"), ("training", "desktop", "light"), ("training", "phone", "dark"),
-    ("run-second", "desktop", "light"), ("run-running", "phone", "light"), ("compare", "desktop", "dark"),
+    ("run", "desktop", "light"), ("run-running", "phone", "light"), ("compare", "desktop", "dark"),
     ("compare", "phone", "light"), ("version", "desktop", "light"), ("version", "phone", "dark"),
 )  # fmt: skip
 COLOURS = 256
 OTHERS = {"jobs-refused": "/jobs?state=failed&model=no/model/at/all", "flower-workers": "/workers"}
 # A list goes on as it begins.
-CROPPED = {"jobs": 1200, "batch-many": 1500, "batch": 2600, "run-second": 2100, "run-running": 2600, "version": 2200}
+CROPPED = {"jobs": 1200, "batch-many": 1500, "batch": 2600, "run": 2100, "run-running": 2600, "version": 2200}
 
 
 def main(arguments: list[str]) -> int:
