@@ -19,7 +19,7 @@ from forebay.contract.errors import InvalidInput
 DEFAULTS = {
     # All our tasks are called forebay.predict; their arguments tell them apart.
     "tasks_columns": "name,args,state,result,received,runtime,worker,uuid",
-    # Our workers send events without being asked.
+    # Our workers always send events.
     "enable_events": False,
     # Our workers refuse shutdown, revoke and the like, so Flower need not offer them.
     "read_only": True,

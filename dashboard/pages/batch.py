@@ -13,7 +13,7 @@ from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors, Cell, ShardPage, ShardRow
 from forebay.storage.jobs.views import JobDetails
 
-# A sign and a meaning for each style of square, so that none is told by its colour alone.
+# A sign and a meaning for each style of square, so that no style is recognised by its colour alone.
 SIGNS = {
     "succeeded": "✓", "errors": "!", "failed": "✗", "running": "▶", "queued": "·", "canceled": "–", "expired": "–",
     "mixed": "◐",

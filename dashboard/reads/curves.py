@@ -74,8 +74,8 @@ def lower_is_better(metric: str) -> bool:
 
 def main_metric(run: Run, measured: Iterable[str]) -> str | None:
     """The metric that says how good a run is: the requested one, else the first known one measured, the loss last."""
-    asked, known = run.request.get("metric"), set(measured)
-    order = [asked, *(name for name in METRICS if name != "loss"), "loss", *sorted(known)]
+    requested, known = run.request.get("metric"), set(measured)
+    order = [requested, *(name for name in METRICS if name != "loss"), "loss", *sorted(known)]
     return next((name for name in order if name in known), None)
 
 

@@ -5,7 +5,7 @@
 
   var charts = {};
   var PERCENTILES = ["p50", "p95", "p99"];
-  var STROKES = [[], [6, 3], [2, 3]]; // told apart without colour too
+  var STROKES = [[], [6, 3], [2, 3]]; // distinct without colour too
 
   function colour(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim() || "#888";

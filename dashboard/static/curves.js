@@ -7,7 +7,7 @@
   var plots = {};
   var COLOURS = { light: ["#1f6f2e", "#2563eb", "#b42318", "#7c3aed", "#9a5b00", "#0f766e"],
     dark: ["#6bd07c", "#7db0ff", "#ff8d80", "#c4a3ff", "#f0b45a", "#5ad1c4"] };
-  var DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [1, 4]]; // told apart without colour too
+  var DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [1, 4]]; // distinct without colour too
 
   function theme() {
     return document.documentElement.dataset.bsTheme === "dark" ? "dark" : "light";

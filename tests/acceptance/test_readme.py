@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/models.md, run as a reader would: in order, in one folder, against a stack of its own.
+"""The examples of the pages in PAGES, run as a reader would: in order, in one folder, against a stack of its own.
 
 A ```console block holds commands, each after `$ ` and followed by what it prints; `forebay` is this interpreter's.
 A ```python block is a program; all of a page share one namespace, and a ```text block right behind one is what it prints.
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/models.md")
+PAGES = ("README.md", "docs/models.md", "docs/train-example.md")
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")
 FOREBAY = [sys.executable, "-m", "forebay"]

@@ -14,7 +14,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.queues import DEFAULT_QUEUES
 from forebay.contract.settings import SETTINGS, STACK_FILE, Settings, mask_password, seconds
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 # Per setting: text as a flag or variable, the same as TOML, and the value both become.
 SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
@@ -325,8 +325,8 @@ def test_loading_changes_neither_the_environment_nor_the_disk(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_readme_says_of_every_setting_its_variable_its_default_and_what_it_is() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(FOREBAY_\w+)` \| (.+?) \| (.+) \|$", README.read_text(), flags=re.MULTILINE)
+def test_the_docs_say_of_every_setting_its_variable_its_default_and_what_it_is() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(FOREBAY_\w+)` \| (.+?) \| (.+) \|$", PAGE.read_text(), flags=re.MULTILINE)
     assert [(name, variable, help) for name, variable, _, help in rows] == [
         (name, setting.variable, setting.help) for name, setting in SETTINGS.items()
     ]

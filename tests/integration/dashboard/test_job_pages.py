@@ -15,7 +15,7 @@ from support.dashboard_data import USERS, Scene
 def test_an_invalid_field_is_named_beside_the_form(site: Site) -> None:
     reply = site.ask("/jobs?state=failed&model=a/b/c&queue=cpu")
     assert reply.status == 400
-    assert "&#x27;a/b/c&#x27; is no model reference" in reply.text.replace("&#39;", "&#x27;")
+    assert "&#x27;a/b/c&#x27; is not a valid model reference" in reply.text.replace("&#39;", "&#x27;")
     assert 'name="queue" value="cpu"' in reply.text
     assert site.ask("/jobs?model=nobody@champion").status == 400
 

@@ -72,7 +72,7 @@ def test_what_does_not_come_from_the_button_changes_nothing(
     site: Site, guarded: Site, scene: Scene, how: dict[str, str], status: int, behind_a_login: bool
 ) -> None:
     id, login = scene.interesting[JobState.QUEUED], OPERATOR if behind_a_login else {}
-    reply = (guarded if behind_a_login else site).do(id, "cancel", **how, **login)  # type: ignore[arg-type]
+    reply = (guarded if behind_a_login else site).act(id, "cancel", **how, **login)  # type: ignore[arg-type]
     assert reply.status == status
     assert scene.store.get(id).state is JobState.QUEUED
 
