@@ -1,4 +1,4 @@
-"""Our pages in Flower's navigation: our templates come first, Flower's own get our tabs and style sheet added.
+"""Our pages in Flower's navigation: our templates come first, and Flower's own include our tabs (tabs.html) and style sheet.
 
 No template of Flower's is copied; the two that are extended are checked for the marks we know when they are loaded.
 """
@@ -12,23 +12,8 @@ from tornado.template import Loader, Template
 from forebay.contract.errors import ForebayError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-TABS = (
-    ("overview", "Overview"),
-    ("jobs", "Jobs"),
-    ("batches", "Batches"),
-    ("training", "Training"),
-    ("models", "Models"),
-    ("devices", "Devices"),
-)
-
 FLOWER_TABS = '<ul class="app-nav navbar-nav">'
 HEAD_END = "</head>"
-
-_TAB = """
-<li class="nav-item">
-  <a class="nav-link{{% if active_tab == '{name}' %}} active{{% end %}}" href="{{{{ reverse_url('{name}') }}}}"
-    {{% if active_tab == '{name}' %}}aria-current="page"{{% end %}}>{title}</a>
-</li>"""
 
 
 class TemplateLoader(Loader):  # type: ignore[misc] # tornado's types are not followed
@@ -40,19 +25,13 @@ class TemplateLoader(Loader):  # type: ignore[misc] # tornado's types are not fo
         path = own if own.is_file() else Path(self.root) / name
         source = path.read_text(encoding="utf-8")
         if name == "navbar.html":
-            ours = f'<ul class="app-nav navbar-nav" aria-label="Forebay">{"".join(map(_tab, TABS))}</ul>\n'
-            source = _insert_before(source, FLOWER_TABS, ours)
+            source = _insert_before(source, FLOWER_TABS, '{% include "tabs.html" %}\n')
             source = source.replace(
                 FLOWER_TABS, '<ul class="app-nav app-nav-celery navbar-nav" aria-label="Celery">', 1
             )
         elif name == "base.html":
             source = _insert_before(source, HEAD_END, '<link rel="stylesheet" href="{{ asset(\'forebay.css\') }}">\n  ')
         return Template(source, name=name, loader=self)
-
-
-def _tab(tab: tuple[str, str]) -> str:
-    name, title = tab
-    return _TAB.format(name=name, title=title)
 
 
 def _insert_before(source: str, mark: str, addition: str) -> str:
