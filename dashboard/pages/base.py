@@ -22,6 +22,8 @@ from forebay.contract.settings import Settings
 from forebay.dashboard.pages import formatting
 from forebay.dashboard.pages.access import User
 from forebay.dashboard.reads.ledger import LedgerReader, Snapshot
+from forebay.dashboard.reads.trends import Trend, Trends, Window
+from forebay.storage.jobs.overview import CurrentLoad
 
 T = TypeVar("T")
 
@@ -107,6 +109,14 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
     def now(self) -> datetime:
         """The time by this machine's clock: for ages on pages only, where a second does not matter."""
         return datetime.now(UTC)
+
+    def read_load(self) -> Awaitable[Snapshot[CurrentLoad]]:
+        return self.ledger.read("load", lambda queries: queries.overview.now())
+
+    def read_trend(self, window: Window) -> Awaitable[Snapshot[Trend]]:
+        trends: Trends = self.application.trends
+        key = ("trend", window.name)
+        return self.ledger.read(key, lambda queries: trends.read(queries.overview, window), window.max_age_s)
 
     async def or_404(self, read: Awaitable[Snapshot[T]]) -> Snapshot[T]:
         """What was read; 404 for a job or model that does not exist."""

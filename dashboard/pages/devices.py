@@ -51,11 +51,9 @@ class DevicesPage(Page):
     async def get(self) -> None:
         devices, load = await asyncio.gather(
             self.ledger.read("devices", lambda queries: read_devices(queries, RECENT_S)),
-            self.ledger.read("load", lambda queries: queries.overview.now()),
+            self.read_load(),
         )
-        self.show(
-            devices, load, devices=devices.value, load=load.value, alive_s=self.alive_s, max_models=MAX_MODELS
-        )  # fmt: skip
+        self.show(devices, load, devices=devices.value, load=load.value, alive_s=self.alive_s, max_models=MAX_MODELS)
 
 
 def read_devices(queries: LedgerQueries, max_age_s: float) -> list[Device]:

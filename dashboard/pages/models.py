@@ -51,10 +51,9 @@ class ModelsPage(Page):
 
     async def get(self) -> None:
         wanted = self.get_query_argument("name", "").strip()
-        trends, day = self.application.trends, WINDOWS["day"]
         data, trend = await asyncio.gather(
             self.ledger.read("models", lambda queries: read_models(queries, self.alive_s), max_age_s=5),
-            self.ledger.read(("trend", day.name), lambda queries: trends.read(queries.overview, day), day.max_age_s),
+            self.read_trend(WINDOWS["day"]),
         )
         groups = rows_by_name(data.value, trend.value, wanted) if data.value is not None else None
         self.show(

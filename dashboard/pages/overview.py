@@ -52,13 +52,10 @@ class OverviewPage(Page):
     async def get(self) -> None:
         hour = WINDOWS["hour"]
         window = WINDOWS.get(self.get_query_argument("window", ""), hour)
-        trends = self.application.trends
         load, trend, recent, devices = await asyncio.gather(  # together: a page waits no longer than for one
-            self.ledger.read("load", lambda queries: queries.overview.now()),
-            self.ledger.read(
-                ("trend", window.name), lambda queries: trends.read(queries.overview, window), window.max_age_s
-            ),
-            self.ledger.read(("trend", hour.name), lambda queries: trends.read(queries.overview, hour), hour.max_age_s),
+            self.read_load(),
+            self.read_trend(window),
+            self.read_trend(hour),
             self.ledger.read("alive", lambda queries: read_devices(queries, self.alive_s), max_age_s=2),
         )
         workers = [device.report.info for device in devices.value or ()]
