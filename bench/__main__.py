@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import claims, run
-from bench.workloads import JOBS
+from bench import batch_jobs, predict_jobs, results, targets
+from bench.workloads import BATCH_JOBS, JOBS
 from forebay.contract.errors import InvalidInput
 from forebay.producer.cli.output import clear_errors
 
@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 def bench(
     workloads: Annotated[
-        str, typer.Option(help="By comma: W1, W1s, W2, W4, W3r, W3t, and the claims poison, scale, memory.")
+        str, typer.Option(help="By comma: W1, W1s, W2, W4, W3r, W3t, and the targets poison, scale, memory.")
     ] = "W1,W1s,W2,W4",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
     jobs: Annotated[int | None, typer.Option(min=64, help="Jobs, or rows, in a run.", show_default=False)] = None,
@@ -31,29 +31,29 @@ def bench(
 ) -> None:
     """Measure Forebay against a bare torch loop and plain Celery, in turn, in one run.
 
-    W3r and W3t are batch jobs, vectors and texts from Parquet. The claims need no contender: what poisonous jobs cost, what a
+    W3r and W3t are batch jobs, vectors and texts from Parquet. The targets need no contender: what poisonous jobs cost, what a
     second worker brings, how much memory waiting jobs take.
 
     Example: `make bench ARGS="--workloads W1,poison --rounds 5"`
     """
     names = [name.strip() for name in workloads.split(",") if name.strip()]
-    unknown = [name for name in names if name not in {*JOBS, *claims.ABOUT}]
+    unknown = [name for name in names if name not in {*JOBS, *targets.ABOUT}]
     if unknown or not names:
-        known = ", ".join([*JOBS, *claims.ABOUT])
+        known = ", ".join([*JOBS, *targets.ABOUT])
         raise InvalidInput(f"no workload is called {unknown[0] if unknown else workloads!r}; there are {known}")
     console = Console(stderr=True)
-    raced = [name for name in names if name in JOBS]
-    figures = run.run(raced, rounds, jobs) if raced else []
-    claimed = [claims.check(name, rounds, console) for name in names if name in claims.ABOUT]
+    singles = [name for name in names if name in JOBS and name not in BATCH_JOBS]
+    measured = predict_jobs.measure(singles, rounds, jobs, console) if singles else []
+    measured += [batch_jobs.measure(name, rounds, jobs, console) for name in names if name in BATCH_JOBS]
+    measured.sort(key=lambda result: names.index(result.workload))
+    checked = [targets.check(name, rounds, console) for name in names if name in targets.ABOUT]
     if docs is not None:
-        from bench.chart import write
-
-        for path in write(figures, claimed, docs, rounds):
+        for path in results.write(measured, checked, docs, rounds):
             typer.echo(f"wrote {path}", err=True)
     if json:
-        typer.echo(run.as_json(figures, claimed))
+        typer.echo(results.as_json(measured, checked))
         return
-    for table in [*run.as_tables(figures), *([claims.as_table(claimed)] if claimed else [])]:
+    for table in results.as_tables(measured, checked):
         Console().print(table)
 
 

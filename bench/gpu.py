@@ -7,9 +7,7 @@ sides run the same module on the same rows in the same batches; every result is 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,11 +25,8 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from bench import networks
-from forebay.contract.settings import Settings
+from bench.stack import WAIT_S, embedded_stack, temporary_folder
 from forebay.producer.client import Client
-from forebay.stack.stack import start_detached, stop_stack
-
-WAIT_S = 600
 
 
 @dataclass(frozen=True)
@@ -88,16 +83,9 @@ CASES = (
 
 def measure(device: str, rounds: int, small: bool, console: Console) -> list[Measured]:
     """Every case on `device`, the bare loop and Forebay in turn."""
-    os.environ["FOREBAY_ALLOWED_PYTHON_MODELS"] = "bench.networks"
     queue = "gpu" if device.startswith("cuda") else "cpu"
-    with tempfile.TemporaryDirectory(prefix="forebay-bench-gpu-") as folder:
-        home = Path(folder) / "home"
-        stack = start_detached(home, ["--no-dashboard", "--queues", queue])
-        try:
-            with Client(Settings.load(home=home, broker=stack.broker, database=stack.database)) as client:
-                return [_case(case, client, queue, device, rounds, small, Path(folder), console) for case in CASES]
-        finally:
-            stop_stack(home)
+    with temporary_folder() as folder, embedded_stack(queue=queue) as (client, _):
+        return [_case(case, client, queue, device, rounds, small, folder, console) for case in CASES]
 
 
 def _case(

@@ -34,6 +34,6 @@ def predict_list(model: str, rows: list[Any]) -> list[list[float]]:
 @app.task
 def predict_shard(workload: str, path: str, group: int, out: str) -> None:
     """A row group of a Parquet file to a file of its own."""
-    from bench.data_sets import shard
+    from bench.parquet import run_row_group
 
-    shard(workload, Path(path), group, Path(out))
+    run_row_group(workload, Path(path), group, Path(out))

@@ -26,14 +26,14 @@ from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, Checkp
 SIDE, CLASSES = 16, 10
 
 
-class Took(NamedTuple):
+class Elapsed(NamedTuple):
     """Seconds on the clock, and of processors: on a machine that others use, only the latter compare."""
 
     wall: float
     cpu: float
 
 
-BY_HAND = """
+LIGHTNING_SCRIPT = """
 import sys
 import warnings
 import numpy as np
@@ -80,7 +80,7 @@ trainer.fit(Module(), DataLoader(TensorDataset(images[train], labels[train]), 64
 """
 
 
-def make(folder: Path, rows: int) -> Path:
+def write_images(folder: Path, rows: int) -> Path:
     """Images of ten noisy patterns."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, rows)
@@ -91,12 +91,12 @@ def make(folder: Path, rows: int) -> Path:
     return path
 
 
-def by_hand(data: Path, epochs: int) -> Took:
+def run_script(data: Path, epochs: int) -> Elapsed:
     """What the script took."""
-    return _timed([sys.executable, "-c", BY_HAND, str(data), str(epochs)])
+    return _timed([sys.executable, "-c", LIGHTNING_SCRIPT, str(data), str(epochs)])
 
 
-def by_trainer(data: Path, epochs: int, folder: Path) -> Took:
+def run_trainer(data: Path, epochs: int, folder: Path) -> Elapsed:
     """What the trainer process took."""
     folder.mkdir()
     files = (InputFile(str(data), data.stat().st_size),)
@@ -109,20 +109,20 @@ def by_trainer(data: Path, epochs: int, folder: Path) -> Took:
         checkpoints=Checkpoints(minutes=1),
     )
     (folder / REQUEST_FILE).write_bytes(asked.dump())
-    took = _timed([sys.executable, "-m", "forebay.worker.trainer.process", str(folder), "--device", "cpu"])
+    elapsed = _timed([sys.executable, "-m", "forebay.worker.trainer.process", str(folder), "--device", "cpu"])
     end = json.loads((folder / EVENTS_FILE).read_text().splitlines()[-1])
     if end["event"] != "trained":
         raise SystemExit(f"the trainer ended with {end}")
-    return took
+    return elapsed
 
 
-def _timed(command: list[str]) -> Took:
-    started, before = time.perf_counter(), _computed()
+def _timed(command: list[str]) -> Elapsed:
+    started, before = time.perf_counter(), _processor_s()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return Took(time.perf_counter() - started, _computed() - before)
+    return Elapsed(time.perf_counter() - started, _processor_s() - before)
 
 
-def _computed() -> float:
+def _processor_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -135,18 +135,18 @@ def main(
     """Wall time of a training run, Forebay's trainer against Lightning by hand."""
     console, hand, ours = Console(), [], []
     with tempfile.TemporaryDirectory() as name:
-        data = make(Path(name), rows)
+        data = write_images(Path(name), rows)
         for i in range(rounds):
-            hand.append(by_hand(data, epochs))
-            ours.append(by_trainer(data, epochs, Path(name) / str(i)))
-            console.print(f"round {i + 1} of {rounds}: by hand {_shown(hand[-1])}, trainer {_shown(ours[-1])}")
-    for what in Took._fields:
+            hand.append(run_script(data, epochs))
+            ours.append(run_trainer(data, epochs, Path(name) / str(i)))
+            console.print(f"round {i + 1} of {rounds}: by hand {_described(hand[-1])}, trainer {_described(ours[-1])}")
+    for what in Elapsed._fields:
         ratios = [getattr(one, what) / getattr(other, what) for one, other in zip(ours, hand, strict=True)]
         console.print(f"trainer / by hand, {what}: {statistics.median(ratios):.3f}")
 
 
-def _shown(took: Took) -> str:
-    return f"{took.wall:.1f} s ({took.cpu:.1f} s of processors)"
+def _described(elapsed: Elapsed) -> str:
+    return f"{elapsed.wall:.1f} s ({elapsed.cpu:.1f} s of processors)"
 
 
 if __name__ == "__main__":

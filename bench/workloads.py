@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 SEED = 20240
 JOBS = {"W1": 2_000, "W1s": 2_000, "W2": 600, "W4": 200, "W3r": 1_000_000, "W3t": 5_000}
-DATA_SETS = ("W3r", "W3t")  # batch jobs; their figures are rows
+BATCH_JOBS = ("W3r", "W3t")  # their figures are rows
+ROUND_TRIPS = "W4"
 ABOUT = {
     "W1": "single-row jobs of a 64-128-10 network, one client, submitted together",
     "W1s": "the same, each submitted by itself, from 4 threads",

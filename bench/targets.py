@@ -1,79 +1,58 @@
-"""What Forebay claims of itself beside its rate: poisonous jobs cost little, a second worker helps, waiting jobs are small.
+"""What Forebay is to hold beside its rate: poisonous jobs cost little, a second worker helps, waiting jobs are small.
 
-Each claim runs on a stack of its own, in turn with what it is compared to, and gives one line: the figure, and what it must
-be. No other contender takes part.
+Each target is measured on a stack of its own, in turn with what it is compared to.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import redis
 from rich.console import Console
-from rich.table import Table
 
 from bench import workloads
+from bench.stack import WAIT_S, embedded_stack, temporary_folder
 from forebay.contract.errors import JobFailed
 from forebay.contract.job import JobState
-from forebay.contract.settings import Settings
 from forebay.producer.client import Client
-from forebay.stack.stack import StackState, start_detached, stop_stack
 
 ABOUT = {
     "poison": "2,000 jobs as in W1, one in 100 of them poisonous: their rate to that of clean ones",
     "scale": "W2 by two workers with one thread each: their rate to that of one",
     "memory": "100,000 queued jobs: what Redis holds, and how much the worker grows while it runs them",
 }
-WAIT_S = 600
 POISON_EVERY = 100
 QUEUED = 100_000
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One claim, its figures in words, and what was asked of it."""
+class Target:
+    """What was measured, in words and in figures, and what is required of it."""
 
     name: str
-    figure: str
-    must: str
+    measured: str
+    required: str
     values: dict[str, Any]
 
 
-def check(name: str, rounds: int, console: Console) -> Claim:
-    """Measure one claim of ABOUT."""
+def check(name: str, rounds: int, console: Console) -> Target:
+    """Measure one target of ABOUT."""
     console.print(f"{name}: {ABOUT[name]}")
     return {"poison": _poison, "scale": _scale, "memory": _memory}[name](rounds)
 
 
-def as_table(claims: list[Claim]) -> Table:
-    """A line for each."""
-    table = Table(title="Claims", title_justify="left")
-    for column in ("claim", "measured", "must"):
-        table.add_column(column)
-    for claim in claims:
-        table.add_row(f"{claim.name}: {ABOUT[claim.name]}", claim.figure, claim.must)
-    return table
-
-
-def _poison(rounds: int) -> Claim:
+def _poison(rounds: int) -> Target:
     from bench.networks import POISON
 
     clean = workloads.rows("W1")
     spoiled = clean.copy()
     spoiled[::POISON_EVERY, 0] = POISON
-    with _stack(1) as (client, _):
+    with embedded_stack() as (client, _):
         client.models.register(
             "fussy",
             runtime="python",
@@ -90,12 +69,12 @@ def _poison(rounds: int) -> Claim:
                 raise SystemExit(f"the jobs that failed are not the poisonous ones: {failed}, {guilty}")
             ratios.append(bad / good)
     ratio = statistics.median(ratios)
-    return Claim("poison", f"{ratio:.2f}, and exactly those failed", ">= 0.5", {"ratio": ratio, "all": ratios})
+    return Target("poison", f"{ratio:.2f}, and exactly those failed", ">= 0.5", {"ratio": ratio, "all": ratios})
 
 
-def _scale(rounds: int) -> Claim:
+def _scale(rounds: int) -> Target:
     texts = workloads.rows("W2")
-    with _stack(1) as (one, _), _stack(2) as (two, _):
+    with embedded_stack() as (one, _), embedded_stack(2) as (two, _):
         for client in (one, two):
             client.models.register("minilm", workloads.minilm_folder(), max_batch_size=32)
             for _ in range(3):  # each worker has loaded it then
@@ -106,13 +85,13 @@ def _scale(rounds: int) -> Claim:
             both, _failed = _run(two, "minilm", texts)
             ratios.append(both / alone)
     ratio = statistics.median(ratios)
-    return Claim("scale", f"{ratio:.2f} times one worker", ">= 1.8", {"ratio": ratio, "all": ratios})
+    return Target("scale", f"{ratio:.2f} times one worker", ">= 1.8", {"ratio": ratio, "all": ratios})
 
 
-def _memory(_rounds: int) -> Claim:
+def _memory(_rounds: int) -> Target:
     row = workloads.rows("W1", 1)[0]
-    with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder, _stack(1) as (client, stack):
-        client.models.register("mlp", workloads.export(Path(folder)), max_batch_size=64)
+    with temporary_folder() as folder, embedded_stack() as (client, stack):
+        client.models.register("mlp", workloads.export(folder), max_batch_size=64)
         _run(client, "mlp", np.stack([row] * 64))
         worker = next(p for p in psutil.Process(stack.pid).children(True) if "forebay.worker" in p.cmdline())
         broker = redis.Redis.from_url(stack.broker)
@@ -133,7 +112,7 @@ def _memory(_rounds: int) -> Claim:
     figure = (
         f"Redis {held / 1e6:.1f} MB; worker {resident / 1e6:.0f} MB, at most {grown / 1e6:+.0f} MB while running them"
     )
-    return Claim("memory", figure, "Redis < 20 MB, worker flat", {"redis_bytes": held, "rss": sizes})
+    return Target("memory", figure, "Redis < 20 MB, worker flat", {"redis_bytes": held, "rss": sizes})
 
 
 def _run(client: Client, model: str, rows: Any) -> tuple[float, list[int]]:
@@ -147,42 +126,6 @@ def _run(client: Client, model: str, rows: Any) -> tuple[float, list[int]]:
         except JobFailed:
             failed.append(i)
     return len(rows) / (time.perf_counter() - started), failed
-
-
-@contextmanager
-def _stack(workers: int) -> Iterator[tuple[Client, StackState]]:
-    """An embedded stack; further workers beside its own are processes of `forebay worker`, as on a second machine."""
-    os.environ.update(FOREBAY_TORCH_THREADS="1", FOREBAY_ALLOWED_PYTHON_MODELS="bench.networks")
-    with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
-        home = Path(folder) / "home"
-        stack = start_detached(home, ["--no-dashboard"])
-        more = [_further(home, stack, n) for n in range(2, workers + 1)]
-        try:
-            with Client(Settings.load(home=home, broker=stack.broker, database=stack.database)) as client:
-                _await_workers(client, workers)
-                yield client, stack
-        finally:
-            for process in more:
-                process.terminate()
-            for process in more:
-                process.wait(60)
-            stop_stack(home)
-
-
-def _further(home: Path, stack: StackState, number: int) -> subprocess.Popen[bytes]:
-    own = {"FOREBAY_HOME": str(home), "FOREBAY_BROKER": stack.broker, "FOREBAY_DATABASE": stack.database}
-    with (home / "logs" / f"worker{number}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "forebay", "worker"], env=os.environ | own, stdout=log, stderr=log
-        )
-
-
-def _await_workers(client: Client, count: int) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while len({name for queue in client.queues() for name in queue.workers}) < count:
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{count} workers did not come up within {WAIT_S} s")
-        time.sleep(0.2)
 
 
 def _used(broker: Any) -> int:
