@@ -143,7 +143,7 @@ def test_deleting_asks_on_a_terminal_and_refuses_without_one(shell: Shell, monke
         (["register", "m", "--runtime", "python", "--option", "class=a:B", "--timeout", "0"], "timeout_s 0.0 is not"),
         (["list", "nothing"], "no model is called 'nothing'"),
         (["show", "nothing@all"], "no model is called 'nothing'"),
-        (["show", "a/b/c"], "no model reference"),
+        (["show", "a/b/c"], "not a valid model reference"),
         (["alias", "nothing", "champion"], "give the VERSION"),
         (["alias", "nothing", "champion", "1", "--delete"], "not both"),
         (["alias", "nothing", "champion", "1"], "no model is called"),
@@ -478,7 +478,7 @@ def test_a_canceled_job_has_no_result(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["show", "abc"], "no job id"),
+        (["show", "abc"], "not a valid job id"),
         (["show", NO_JOB], "no job has the id"),
         (["wait", NO_JOB], "no job has the id"),
         (["cancel", NO_JOB], "no job has the id"),
@@ -487,7 +487,7 @@ def test_a_canceled_job_has_no_result(shell: Shell) -> None:
         (["list", "--state", "done"], "there are queued, running"),
         (["list", "--kind", "done"], "no kind is called"),
         (["list", "--limit", "0"], "limit 0"),
-        (["list", "--before", "yesterday"], "no job id"),
+        (["list", "--before", "yesterday"], "not a valid job id"),
         (["list", "--metadata", "run"], "is not KEY=VALUE"),
         (["list", "--model", "a@b"], "no model is called"),
         (["wait", NO_JOB, "--timeout", "-1"], "is not a valid duration"),
