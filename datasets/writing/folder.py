@@ -9,14 +9,16 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import msgspec
 from fsspec.implementations.local import LocalFileSystem
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
+from forebay.contract.requests.manifest import Manifest
 from forebay.datasets.formats.files import filesystem, store_errors
 
 P = ParamSpec("P")
@@ -153,12 +155,11 @@ class OutputFolder:
         except FileNotFoundError:
             return
 
-    def manifest(self) -> Mapping[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         try:
-            found: Mapping[str, Any] = json.loads(self.read(MANIFEST))
+            return msgspec.json.decode(self.read(MANIFEST), type=Manifest)
         except FileNotFoundError:
             return None
-        return found
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import asdict
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, JobState
 from forebay.contract.references import check_job_id
 from forebay.contract.requests.batch import OPENAI, BatchRequest
+from forebay.contract.requests.manifest import Manifest
 from forebay.contract.requests.shards import WrittenFile
 from forebay.datasets import require_pyarrow
 from forebay.producer.session import Session
@@ -42,10 +45,9 @@ def audit(session: Session, id: str) -> dict[str, Any]:
         faults += _manifest_faults(manifest, good, bad, files)
     elif manifest is not None:
         faults.append(f"there is a manifest though the batch is {info.state}")
-    counted = manifest["counts"] if manifest is not None else None
     return {
         "batch": id, "state": info.state, "output": folder.url, "files": len(files),
-        "ledger": {"completed": totals.done, "failed": totals.failed}, "manifest": counted,
+        "ledger": {"completed": totals.done, "failed": totals.failed}, "manifest": asdict(manifest.counts) if manifest else None,
         "in_files": {"completed": good, "failed": bad}, "faults": faults,
     }  # fmt: skip
 
@@ -79,15 +81,13 @@ def _parquet_rows(folder: OutputFolder, name: str) -> int:
         return int(pq.ParquetFile(handle).metadata.num_rows)
 
 
-def _manifest_faults(
-    manifest: Mapping[str, Any] | None, good: int, bad: int, files: list[WrittenFile]
-) -> Iterator[str]:
+def _manifest_faults(manifest: Manifest | None, good: int, bad: int, files: list[WrittenFile]) -> Iterator[str]:
     if manifest is None:
         yield "there is no manifest though the batch has succeeded"
         return
-    counts = manifest["counts"]
-    if (counts["completed"], counts["failed"]) != (good, bad):
-        yield f"the manifest counts {counts['completed']} and {counts['failed']} rows, the ledger {good} and {bad}"
-    listed = {part["name"]: part["sha256"] for part in [*manifest["parts"], *manifest["errors"]]}
+    counts = manifest.counts
+    if (counts.completed, counts.failed) != (good, bad):
+        yield f"the manifest counts {counts.completed} and {counts.failed} rows, the ledger {good} and {bad}"
+    listed = {file.name: file.sha256 for file in (*manifest.parts, *manifest.errors)}
     if listed != {file.name: file.sha256 for file in files}:
         yield "the manifest does not list the files that the ledger knows"

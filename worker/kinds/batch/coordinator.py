@@ -6,24 +6,22 @@ shard, and when a batch's own job is claimed: at its start, after a retry, and w
 
 from __future__ import annotations
 
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cache
-from typing import Any
 
+import msgspec
 import redis
 import structlog
 
 from forebay.contract.errors import BrokerUnavailable, InvalidInput
-from forebay.contract.job import JobError, JobState
+from forebay.contract.job import JobError, JobState, utc
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.batch import TO_THE_END, BatchRequest, Position, Shard
+from forebay.contract.requests.manifest import InputRange, Manifest, OutputFile, RowCounts
 from forebay.contract.requests.shards import WrittenFile
 from forebay.contract.wire import codec
 from forebay.contract.wire.dispatch import Dispatcher
@@ -200,9 +198,9 @@ class BatchCoordinator:
             return
         manifest = self._manifest(batch, folder, totals)
         with self._waiting():
-            folder.write(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+            folder.write(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
             folder.clear_temporary()
-        result = self._payloads.store(codec.encode(manifest))
+        result = self._payloads.store(codec.encode(msgspec.to_builtins(manifest)))
         done = totals.done + totals.failed
         ended = self._store.complete(batch.id, *result, done, done)
         self._announcer.announce(ended)
@@ -226,22 +224,21 @@ class BatchCoordinator:
         with self._waiting():
             return folder.place(file.temporary, file.name)
 
-    def _manifest(self, batch: Batch, folder: OutputFolder, totals: Totals) -> dict[str, Any]:
+    def _manifest(self, batch: Batch, folder: OutputFolder, totals: Totals) -> Manifest:
         request = self.request(batch.id)
-        parts: list[dict[str, Any]] = []
-        errors: list[dict[str, Any]] = []
+        parts: list[OutputFile] = []
+        errors: list[OutputFile] = []
         for _, pieces, outcome in self._store.outcomes(batch.id):
-            spans = [{"file": request.files[p.file].path, "first": p.first, "last": p.last} for p in pieces]
-            for file, found in ((outcome.part, parts), (outcome.errors, errors)):
+            ranges = tuple(InputRange(request.files[p.file].path, p.first, p.last) for p in pieces)
+            for file, files in ((outcome.part, parts), (outcome.errors, errors)):
                 if file is not None:
-                    told = {name: value for name, value in asdict(file).items() if name != "temporary"}
-                    found.append(told | {"pieces": spans})
-        return {
-            "batch": batch.id, "model": f"{batch.model}/{batch.version}", "output": folder.url, "format": request.format,
-            "counts": {"total": totals.done + totals.failed, "completed": totals.done, "failed": totals.failed},
-            "started_at": _iso(batch.started_at), "finished_at": _iso(self._store.ledger.now()),
-            "parts": parts, "errors": errors,
-        }  # fmt: skip
+                    files.append(OutputFile(file.name, file.rows, file.bytes, file.sha256, ranges))
+        return Manifest(
+            batch=batch.id, model=f"{batch.model}/{batch.version}", output=folder.url, format=request.format,
+            counts=RowCounts(totals.done + totals.failed, totals.done, totals.failed),
+            started_at=utc(batch.started_at), finished_at=utc(self._store.ledger.now()),
+            parts=tuple(parts), errors=tuple(errors),
+        )  # fmt: skip
 
     def give_up(self, id: str, error: JobError, totals: Totals | None = None) -> None:
         """The batch has failed; its shards stop."""
@@ -310,7 +307,3 @@ def _too_many(threshold: int | float | None, totals: Totals, ended: bool) -> Job
     if lost >= MOST_FAILED_SHARDS and lost > totals.shards.get(JobState.SUCCEEDED, 0):
         return JobError("ShardsFailed", f"{lost} shards failed, more than have succeeded: no more are begun")
     return None
-
-
-def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
