@@ -1,20 +1,31 @@
 """The messages that wait in a parent: keys take turns, nothing is lost or reordered, no bound exceeded."""
 
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from forebay.worker.parent.celery.buffer import RoundRobinQueue
+from forebay.contract.wire.messages import TaskArgs
+from forebay.worker.parent.celery.buffer import MessageBuffer, ReceivedMessage
+
+
+def message(key: str, serial: object, size: int, priority: int = 5) -> ReceivedMessage:
+    """A message of model `key` with so many ids."""
+    return ReceivedMessage(SimpleNamespace(id=serial), TaskArgs(key, 1, ["id"] * size, False), priority)
+
+
+def take(buffer: MessageBuffer, limit: int) -> list[object]:
+    """The serials of what is taken."""
+    return [taken.request.id for taken in buffer.take(limit)]
 
 
 class Turns(RuleBasedStateMachine):
-    """A queue against a plain list of (key, item, size) and the line in which the keys stand."""
+    """A buffer against a plain list of (key, item, size) and the line in which the keys stand."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: RoundRobinQueue[int] = RoundRobinQueue()
+        self.waiting = MessageBuffer()
         self.items: list[tuple[str, int, int]] = []
         self.line: list[str] = []
         self.serial = 0
@@ -22,7 +33,7 @@ class Turns(RuleBasedStateMachine):
     @rule(key=st.sampled_from("abcd"), size=st.integers(1, 9))
     def put(self, key: str, size: int) -> None:
         self.serial += 1
-        self.waiting.put(key, self.serial, size)
+        self.waiting.put(message(key, self.serial, size))
         self.items.append((key, self.serial, size))
         if key not in self.line:
             self.line.append(key)
@@ -32,7 +43,7 @@ class Turns(RuleBasedStateMachine):
     def take(self, limit: int) -> None:
         key = self.line.pop(0)
         mine = [item for item in self.items if item[0] == key]
-        got = self.waiting.take(limit)
+        got = take(self.waiting, limit)
         taken, left = mine[: len(got)], mine[len(got) :]
         assert got == [item[1] for item in taken], "the oldest of the key whose turn it is"
         size = sum(item[2] for item in taken)
@@ -44,34 +55,47 @@ class Turns(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        assert sorted(self.waiting.clear()) == sorted(item[1] for item in self.items)
+        assert sorted(m.request.id for m in self.waiting.clear()) == sorted(item[1] for item in self.items)
         self.items, self.line = [], []
 
     @invariant()
     def counts_what_waits(self) -> None:
         assert len(self.waiting) == len(self.items)
+        assert self.waiting.ready == bool(self.items)
 
 
 TestTurns = Turns.TestCase
 
 
 def test_a_busy_key_keeps_another_one_waiting_for_one_turn_only() -> None:
-    waiting: RoundRobinQueue[Any] = RoundRobinQueue()
+    waiting = MessageBuffer()
     for i in range(100):
-        waiting.put("busy", i, 1)
-    waiting.put("rare", "r", 1)
-    assert waiting.take(10) == list(range(10))
-    assert waiting.take(10) == ["r"]
-    assert waiting.take(10) == list(range(10, 20))
+        waiting.put(message("busy", i, 1))
+    waiting.put(message("rare", "r", 1))
+    assert take(waiting, 10) == list(range(10))
+    assert take(waiting, 10) == ["r"]
+    assert take(waiting, 10) == list(range(10, 20))
 
 
 def test_an_item_larger_than_the_limit_goes_alone() -> None:
-    waiting: RoundRobinQueue[str] = RoundRobinQueue()
-    waiting.put("k", "huge", 500)
-    waiting.put("k", "small", 1)
-    assert [waiting.take(100), waiting.take(100)] == [["huge"], ["small"]]
+    waiting = MessageBuffer()
+    waiting.put(message("k", "huge", 200))
+    waiting.put(message("k", "small", 1))
+    assert [take(waiting, 100), take(waiting, 100)] == [["huge"], ["small"]]
 
 
 @pytest.mark.parametrize("limit", [1, 1000])
 def test_nothing_is_taken_when_nothing_waits(limit: int) -> None:
-    assert RoundRobinQueue[int]().take(limit) == []
+    assert MessageBuffer().take(limit) == []
+
+
+def test_the_most_urgent_are_taken_first_and_held_ones_once_they_are_released() -> None:
+    waiting = MessageBuffer()
+    waiting.put(message("late", 1, 1, priority=9))
+    waiting.hold(message("held", 2, 1, priority=0))
+    waiting.put(message("soon", 3, 1, priority=3))
+    assert (take(waiting, 10), len(waiting)) == ([3], 2)
+    waiting.release("no such key")
+    waiting.release(("held", 1))
+    assert [take(waiting, 10), take(waiting, 10), take(waiting, 10)] == [[2], [1], []]
+    assert (len(waiting), waiting.ready) == (0, False)
