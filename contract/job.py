@@ -192,7 +192,6 @@ class IdGenerator:
         self._last = 0
 
     def many(self, count: int) -> list[str]:
-        """`count` new ids in increasing order."""
         noise = os.urandom(8 * count).hex()
         with self._lock:
             first = max(int(self._clock() * 1000) << 12, self._last + 1)

@@ -72,7 +72,6 @@ class Resources:
         return cls(_amount(given, "cpu"), _size(given, "memory"), gpu, gpu_memory)
 
     def as_dict(self) -> dict[str, float]:
-        """The form that `parse` reads, sizes in bytes, zeros left out."""
         return {name: getattr(self, name) for name in RESOURCE_NAMES if getattr(self, name)}
 
     def shortages(self, capacity: Resources, owner: str = "it") -> list[str]:
@@ -113,11 +112,9 @@ class QueueSpec:
 
     @property
     def trains(self) -> bool:
-        """Whether it accepts only training jobs."""
         return self.kinds <= TRAINING
 
     def as_dict(self) -> dict[str, Any]:
-        """The form that `parse` reads, sizes in bytes."""
         limit = {} if self.max_queue_size is None else {"max_queue_size": self.max_queue_size}
         return {**self.capacity.as_dict(), "kinds": sorted(self.kinds), **limit}
 

@@ -54,7 +54,6 @@ class Field:
         return cls(name, spec["dtype"], tuple(shape) if isinstance(shape, list) else shape, spec.get("nan", True))
 
     def json(self) -> dict[str, Any]:
-        """The form that `parse` reads."""
         shape = {"shape": list(self.shape)} if self.dtype in ARRAY_DTYPES else {}
         return {"dtype": self.dtype, **shape, **({} if self.allow_nan else {"nan": False})}
 
@@ -80,11 +79,9 @@ class Signature:
         return cls(_parse_fields("inputs", inputs), _parse_fields("outputs", outputs))
 
     def inputs_json(self) -> dict[str, Any] | None:
-        """The form that `parse` reads; None when undeclared."""
         return None if self.inputs is None else {field.name: field.json() for field in self.inputs}
 
     def outputs_json(self) -> dict[str, Any] | None:
-        """The form that `parse` reads; None when undeclared."""
         return None if self.outputs is None else {field.name: field.json() for field in self.outputs}
 
     def row(self, value: Any) -> Row:

@@ -32,7 +32,6 @@ def is_number(kind: Any) -> bool:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether this is an Arrow type of lists of any kind."""
     return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
@@ -100,7 +99,6 @@ def cast_numbers(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any] | No
 
 
 def take(values: Values, rows: NDArray[np.int64]) -> Values:
-    """These rows, in this order."""
     return values[rows] if isinstance(values, np.ndarray) else [values[i] for i in rows]
 
 
@@ -113,7 +111,6 @@ def nested_type(dtype: np.dtype[Any], shape: Sequence[int]) -> pa.DataType:
 
 
 def field_type(field: Field) -> pa.DataType:
-    """The column type of a declared output."""
     dtype = ARRAY_DTYPES.get(field.dtype)
     return _VALUE_TYPES[field.dtype] if dtype is None else nested_type(dtype, field.shape)
 

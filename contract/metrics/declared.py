@@ -89,7 +89,6 @@ METRICS: Mapping[str, Metric] = {**WORKER, **LEDGER}
 
 
 def as_markdown() -> str:
-    """Every metric as a table of docs/monitoring.md."""
     lines = ["| metric | kind | labels | what it tells |", "| --- | --- | --- | --- |"]
     for name, metric in METRICS.items():
         labels = (*(("worker",) if name in WORKER else ()), *metric.labels)

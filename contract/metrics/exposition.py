@@ -21,7 +21,6 @@ FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogr
 
 
 def expose(families: Iterable[Metric]) -> bytes:
-    """The families as text."""
     return generate_latest(_Families(lambda: families))  # it only calls `collect`
 
 
@@ -70,11 +69,8 @@ def _cumulative(histogram: Histogram, buckets: tuple[float, ...]) -> Iterator[tu
 
 
 class _Families(Collector):
-    """A collector of nothing but these."""
-
     def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
-        """Called by prometheus_client."""
         return self._families()

@@ -47,13 +47,11 @@ class Statistics:
         series[labels] = series.get(labels, 0) + by
 
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
-        """Add a value to a histogram, `times` times."""
         histogram = _histogram(self.histograms.setdefault(name, {}), name, labels)
         histogram.counts[bisect_left(METRICS[name].buckets, value)] += times
         histogram.total += value * times
 
     def observe_all(self, name: str, values: Sequence[float], *labels: str) -> None:
-        """Add many values to one series."""
         histogram = _histogram(self.histograms.setdefault(name, {}), name, labels)
         counts, buckets = histogram.counts, METRICS[name].buckets
         for value in values:
@@ -61,7 +59,6 @@ class Statistics:
         histogram.total += sum(values)
 
     def set(self, name: str, value: float, *labels: str) -> None:
-        """Set a gauge."""
         series = self.gauges.setdefault(name, {})
         series[_bounded(series, labels)] = value
 

@@ -71,8 +71,6 @@ class TaskArgs(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
 
 @dataclass(frozen=True, slots=True)
 class JobMessage:
-    """One message to one queue."""
-
     queue: str
     priority: int
     args: TaskArgs

@@ -23,16 +23,13 @@ class Images:
     locator = "row"
 
     def sample(self, file: InputFile) -> Sample:
-        """Every image has the same two columns."""
         return Sample({IMAGE: pa.binary(), PATH: pa.string()}, file.size == 0)
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
-        """One row."""
         del columns, row_bytes
         return [Block(0, 1, 1, file.size)]
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        """The file's bytes and its path."""
         del first, last, columns
         with open_file(file.path) as handle:
             data = handle.read()

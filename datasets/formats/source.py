@@ -57,7 +57,6 @@ class Chunk:
         return len(self.where)
 
     def part(self, start: int, stop: int) -> Chunk:
-        """Its rows from `start` up to `stop`."""
         if start == 0 and stop >= len(self):
             return self
         bad = {i - start: error for i, error in self.bad.items() if start <= i < stop}
@@ -128,6 +127,5 @@ def guess_format(path: str) -> str:
 
 
 def unreadable(path: str, what: str, error: Exception) -> InvalidInput:
-    """The error for a file that is not of its format."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InvalidInput(f"{shown(path)} cannot be read as {what}: {shown(reason)}")

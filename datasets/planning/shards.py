@@ -18,8 +18,6 @@ MAX_PIECES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The largest a shard should be."""
-
     rows: int
     bytes: int
 

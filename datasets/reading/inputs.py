@@ -33,7 +33,6 @@ class Inputs:
 
     @property
     def stacked(self) -> dict[str, NDArray[Any]] | None:
-        """The arrays, when every input is one."""
         arrays = {name: value for name, value in self.values.items() if isinstance(value, np.ndarray)}
         return arrays if len(arrays) == len(self.values) and not self.bare else None
 

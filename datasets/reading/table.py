@@ -36,7 +36,6 @@ class Table:
         return self.rows
 
     def take(self, rows: NDArray[np.int64]) -> Table:
-        """These rows, in this order."""
         return Table({name: take(values, rows) for name, values in self.columns.items()}, len(rows))
 
 

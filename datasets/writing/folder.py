@@ -86,7 +86,6 @@ class OutputFolder:
 
     @_translates_errors
     def create(self, name: str) -> Sink:
-        """A file to write; its name is relative to the folder."""
         path = self._path(name)
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         return Sink(self._fs.open(path, "wb"), self.url, self._local)

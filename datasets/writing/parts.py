@@ -79,13 +79,11 @@ class Part:
         return len(good), len(errors)
 
     def close(self, seconds: float) -> ShardOutcome:
-        """Finish the files, under their temporary names."""
         part, errors = self._good.close(), self._bad.close()
         rows, failed = part.rows if part else 0, errors.rows if errors else 0
         return ShardOutcome(rows, failed, seconds, part, errors, self._counts.kinds())
 
     def discard(self) -> None:
-        """Remove what was written."""
         self._good.file.discard()
         self._bad.file.discard()
 
@@ -233,8 +231,6 @@ class _Table:
 
 
 class _Lines:
-    """Writes values as JSON lines."""
-
     def __init__(self, file: _PartFile) -> None:
         self.file = file
         self._rows = 0

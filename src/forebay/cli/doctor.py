@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -43,7 +44,6 @@ class Finding:
 
 
 def check_all(settings: Settings) -> list[Finding]:
-    """Check everything Forebay may need."""
     findings = [
         Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer"),
         *(_extra(*extra) for extra in EXTRAS),
@@ -80,8 +80,6 @@ def live_workers(settings: Settings) -> tuple[list[WorkerInfo], str]:
 
 
 def check_url(url: str) -> Finding:
-    """Whether a GET of `url` is answered with 200."""
-
     def get() -> str:
         if not url.startswith(("http://", "https://")):
             raise ForebayError(f"{url!r} is not an http address")
@@ -118,25 +116,20 @@ def _gpu() -> Finding:
 
 
 def _ping_queue(settings: Settings) -> str:
-    connection = connect_redis(settings)
-    try:
-        connection.ping()
-    except Exception as error:
-        raise ForebayError(f"{mask_password(settings.broker)} does not answer: {error}") from error
-    finally:
-        connection.close()
+    with closing(connect_redis(settings)) as connection:
+        try:
+            connection.ping()
+        except Exception as error:
+            raise ForebayError(f"{mask_password(settings.broker)} does not answer: {error}") from error
     return mask_password(settings.broker)
 
 
 def _check_ledger(settings: Settings) -> str:
-    ledger = Ledger(settings.database)
-    try:
+    with closing(Ledger(settings.database)) as ledger:
         revision = current(ledger)
-        if revision is None:
-            raise ForebayError(f"{mask_password(settings.database)} has no tables")
-        return f"{mask_password(settings.database)}, revision {revision}"
-    finally:
-        ledger.close()
+    if revision is None:
+        raise ForebayError(f"{mask_password(settings.database)} has no tables")
+    return f"{mask_password(settings.database)}, revision {revision}"
 
 
 def _check_blobs(settings: Settings) -> str:
@@ -145,11 +138,8 @@ def _check_blobs(settings: Settings) -> str:
 
 
 def _alive(settings: Settings) -> list[WorkerInfo]:
-    ledger = Ledger(settings.database)
-    try:
+    with closing(Ledger(settings.database)) as ledger:
         return WorkerRegistry(ledger).alive(3 * settings.heartbeat_s)
-    finally:
-        ledger.close()
 
 
 def _list_workers(settings: Settings) -> str:

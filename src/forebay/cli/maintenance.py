@@ -1,9 +1,9 @@
-"""`forebay demo`, `doctor`, `sweep` and `db`, and the options that they share with the commands in root."""
+"""`forebay demo`, `doctor`, `sweep` and `db`."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,18 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from forebay.contract.settings import Settings, mask_password
+from forebay.producer.cli.options import Home, Json
 from forebay.producer.cli.output import print_json
 
 PANEL = "Running it"
-
-Home = Annotated[Path | None, typer.Option("--home", help="Folder with the embedded stack's data.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 db = typer.Typer(help="The ledger's tables.", no_args_is_help=True)
 
 
 def attach(app: typer.Typer) -> None:
-    """Add these commands to the root command."""
     app.command(rich_help_panel=PANEL)(demo)
     app.command(rich_help_panel=PANEL)(doctor)
     app.command(rich_help_panel=PANEL)(sweep)
@@ -84,11 +81,9 @@ def sweep(home: Home = None, json: Json = False) -> None:
     from forebay.worker.parent.sweeper import Sweeper
 
     settings = Settings.load(home=home)
-    ledger, broker = Ledger(settings.database), connect_redis(settings)
-    try:
+    broker = connect_redis(settings)
+    with closing(Ledger(settings.database)) as ledger:
         done = Sweeper(JobStore(ledger), Dispatcher(make_app(settings)), Announcer(broker), broker, settings).sweep()
-    finally:
-        ledger.close()
     if json:
         print_json(asdict(done))
     else:
@@ -105,11 +100,8 @@ def db_upgrade(home: Home = None) -> None:
     from forebay.storage.ledger.migrate import upgrade
 
     settings = Settings.load(home=home)
-    ledger = Ledger(settings.database, create=True)
-    try:
+    with closing(Ledger(settings.database, create=True)) as ledger:
         typer.echo(f"{mask_password(settings.database)} is at revision {upgrade(ledger)}")
-    finally:
-        ledger.close()
 
 
 @db.command("current")
@@ -122,11 +114,8 @@ def db_current(home: Home = None, json: Json = False) -> None:
     from forebay.storage.ledger.migrate import current
 
     settings = Settings.load(home=home)
-    ledger = Ledger(settings.database)
-    try:
+    with closing(Ledger(settings.database)) as ledger:
         revision = current(ledger)
-    finally:
-        ledger.close()
     if json:
         print_json({"database": mask_password(settings.database), "revision": revision})
     else:

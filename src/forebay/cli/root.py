@@ -11,10 +11,11 @@ import typer
 from msgspec import to_builtins
 
 from forebay.cli import maintenance
-from forebay.cli.maintenance import PANEL, Home, Json
+from forebay.cli.maintenance import PANEL
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli import attach
+from forebay.producer.cli.options import Home, Json
 from forebay.producer.cli.output import USAGE, clear_errors, print_json, say
 
 if TYPE_CHECKING:
