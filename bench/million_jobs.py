@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import msgspec
 from sqlalchemy import Table, text
 
 from forebay.contract.job import JobKind, JobState
+from forebay.contract.requests.request import encode
 from forebay.contract.requests.shards import ShardOutcome
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.row_errors import ErrorKind, ErrorSample
@@ -132,12 +134,12 @@ def _shard(i: int, id: str) -> Row:
     outcome = ShardOutcome(1000 - failed, failed, 5.0, kinds=kinds if failed else ())
     return {
         "id": id, "batch_id": LARGE, "pieces": "[[0, 0, 1000]]", "part": f"part-000000-{i * 1000:015d}", "rows": 1000,
-        "bytes": 10**6, "rows_done": outcome.rows, "rows_failed": failed, "seconds": 5.0, "outcome": outcome.dump(),
+        "bytes": 10**6, "rows_done": outcome.rows, "rows_failed": failed, "seconds": 5.0, "outcome": encode(outcome).decode(),
     }  # fmt: skip
 
 
 def _run(id: str) -> Row:
-    request = json.loads(TrainRequest("classifier", (), "parquet", target="y", params={"lr": 0.1}).dump())
+    request = msgspec.to_builtins(TrainRequest("classifier", (), "parquet", target="y", params={"lr": 0.1}))
     return {
         "id": id, "model": MODELS[0], "recipe": "classifier", "request": json.dumps(request), "resumed": 0,
         "steps": LONG_POINTS, "data": None, "version": None, "metrics": None, "confusion": None, "promoted": None,

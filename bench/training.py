@@ -21,7 +21,8 @@ import typer
 from rich.console import Console
 
 from forebay.contract.requests.batch import InputFile
-from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, Checkpoints, TrainRequest
+from forebay.contract.requests.request import encode
+from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, TrainRequest
 
 SIDE, CLASSES = 16, 10
 
@@ -106,9 +107,9 @@ def run_trainer(data: Path, epochs: int, folder: Path) -> Elapsed:
         "npz",
         "label",
         params={"epochs": epochs, "batch_size": 64},
-        checkpoints=Checkpoints(minutes=1),
+        checkpoint_minutes=1,
     )
-    (folder / REQUEST_FILE).write_bytes(asked.dump())
+    (folder / REQUEST_FILE).write_bytes(encode(asked))
     elapsed = _timed([sys.executable, "-m", "forebay.worker.trainer.process", str(folder), "--device", "cpu"])
     end = json.loads((folder / EVENTS_FILE).read_text().splitlines()[-1])
     if end["event"] != "trained":

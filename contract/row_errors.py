@@ -6,9 +6,9 @@ SQL and no Arrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+
+from msgspec import Struct
 
 from forebay.contract.references import plain_text
 
@@ -17,26 +17,19 @@ MOST_NAME, MOST_TEXT = 100, 200  # characters
 OTHERS = "(other kinds)"
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorSample:
+class ErrorSample(Struct, frozen=True):
     """One row that failed: where it stands in the input, and what was said of it; both are cut to MOST_TEXT."""
 
     where: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorKind:
+class ErrorKind(Struct, frozen=True):
     """How many rows failed with one type of error, and the first few of them."""
 
     type: str
     count: int
     samples: tuple[ErrorSample, ...] = ()
-
-    @classmethod
-    def load(cls, given: Mapping[str, Any]) -> ErrorKind:
-        """From the JSON of an outcome."""
-        return cls(given["type"], given["count"], tuple(ErrorSample(**sample) for sample in given["samples"]))
 
 
 class ErrorCounts:
@@ -56,7 +49,6 @@ class ErrorCounts:
             samples.append(ErrorSample(plain_text(found.where, MOST_TEXT), plain_text(found.message, MOST_TEXT)))
 
     def include(self, kinds: Iterable[ErrorKind]) -> None:
-        """What another one has counted."""
         for kind in kinds:
             name = self._name(kind.type)
             self._counts[name] = self._counts.get(name, 0) + kind.count

@@ -18,7 +18,7 @@ with Client() as client:
         recipe="image-classifier",
         dataset="learn.parquet",
         target="label",
-        params={"epochs": 5, "patience": 2},
+        params={"epochs": 5, "early_stopping_epochs": 2},
         alias="champion",
     )
     run.wait(progress=True)  # a bar and sparklines on a terminal; the run goes on without this program

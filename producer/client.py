@@ -13,13 +13,12 @@ from typing import Any, Self, Unpack
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState, QueueInfo
 from forebay.contract.references import ModelRef, check_job_id, shown
-from forebay.contract.requests.training import Split
 from forebay.contract.settings import Settings
 from forebay.datasets import require_pyarrow
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, open_handle
 from forebay.producer.models import Models
-from forebay.producer.options import PredictOptions, SubmitOptions, check_metadata
+from forebay.producer.options import PredictOptions, SubmitOptions, TrainOptions, check_metadata
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
 
@@ -94,7 +93,8 @@ class Client:
         keep: str | Sequence[str] | None = None,
         format: str | None = None,
         shard_rows: int | None = None,
-        error_threshold: int | float | None = None,
+        max_errors: int | None = None,
+        max_error_share: float | None = None,
         **options: Unpack[SubmitOptions],
     ) -> BatchJob:
         """Run a model over a data set and write another one; returns once the batch is durable, its shards run on workers.
@@ -102,7 +102,8 @@ class Client:
         `input` is a path, glob, folder or URL, or several: Parquet, Arrow, .npy, CSV, JSON lines, images. `output` is a folder
         that is empty, or has the same request's unfinished batch, which then goes on. `columns` names what goes into the model:
         a column, several numeric ones that make a vector, or `{input: column}`. `keep` are columns copied to the output; without
-        any it has each row's place. `error_threshold` fails the batch when more rows fail: a number of rows or a share.
+        any it has each row's place. The batch fails when more than `max_errors` rows fail, or more than `max_error_share` of
+        them (0 to 1); with neither, when all do.
         `result()` gives the manifest. Raises InvalidInput, naming file, column, expected and found, MissingExtra, and what
         `predict` raises; then nothing was stored.
         """
@@ -112,55 +113,30 @@ class Client:
         resolved = self._submitter.resolve(JobKind.BATCH, model, options)
         request = batches.make_request(
             resolved.model, input, output, columns=columns, keep=keep, format=format, shard_rows=shard_rows,
-            error_threshold=error_threshold,
+            max_errors=max_errors, max_error_share=max_error_share,
         )  # fmt: skip
         return batches.submit(self.session, self._submitter, resolved, request)
 
-    def train(
-        self,
-        model: str,
-        *,
-        recipe: str,
-        dataset: str | Path | Sequence[str | Path],
-        target: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        features: str | Sequence[str] | None = None,
-        missing: str = "drop",
-        split: Split | Mapping[str, Any] | None = None,
-        seed: int = 0,
-        metric: str | None = None,
-        alias: str | None = None,
-        format: str | None = None,
-        nproc: int = 1,
-        nodes: int = 1,
-        resources: Mapping[str, Any] | None = None,
-        checkpoint_steps: int | None = None,
-        checkpoint_minutes: float | None = 5.0,
-        checkpoint_keep: int = 3,
-        max_batch_size: int = 256,
-        **options: Unpack[SubmitOptions],
-    ) -> TrainingJob:
+    def train(self, model: str, **options: Unpack[TrainOptions]) -> TrainingJob:
         """Train the next version of `model` from a data set; returns once the job is durable. `result()` gives the version.
 
         `recipe` and `params` are those of `forebay recipes`, `dataset` is what `batch` takes, and .npz; a folder of images has
-        the column `label`, the name of the folder each is in. `features` are the columns to learn from (all but the target),
-        `missing` is `drop`, `mean` or `constant:VALUE`. `split` has shares, `{"validation": 0.1, "test": 0.2}`, and may name a
-        `key` whose equal values stay together; or it names a `column` whose values are train, validation and test. `metric`
-        judges; `alias` moves to the new version if that is better by it than the one it names. `nproc` processes run on each
-        of `nodes` machines. The state is saved after every `checkpoint_steps` steps or `checkpoint_minutes` minutes, and a later
-        attempt or `retry` goes on from there. `resources` are needed to train and to serve, `max_batch_size` and `metadata` go
-        to the version. Raises InvalidInput, MissingExtra, and what `predict` raises; then nothing was stored.
+        the column `label`, the name of the folder each is in. `features` are the columns to learn from (all but the target).
+        `split` has shares, `{"validation": 0.1, "test": 0.2}`, and may name a `key` whose equal values stay together; or it names
+        a `column` whose values are train, validation and test. `metric` judges; `alias` moves to the new version if that is
+        better by it than the one it names. The state is saved after every `checkpoint_steps` steps or `checkpoint_minutes`
+        minutes, and a later attempt or `retry` goes on from there. `resources`, `max_batch_size` and `metadata` go to the
+        version too. docs/training.md has a table of all options. Raises InvalidInput, MissingExtra, and what `predict` raises;
+        then nothing was stored.
         """
         require_pyarrow()
         from forebay.producer.requests import training
 
-        asked = training.Asked(
-            recipe, dataset, target, format, params, features, missing, split, seed, metric, alias, nproc, nodes, resources,
-            checkpoint_steps, checkpoint_minutes, checkpoint_keep, max_batch_size, options.get("metadata"),
-        )  # fmt: skip
-        resolved = self._submitter.resolve(JobKind.TRAIN, training.draft(model, asked), options)
-        request = training.make_request(asked)
-        return self._submitter.submit_request(TrainingJob, resolved, request.dump(), request.fingerprint(model))
+        submit = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
+        asked: dict[str, Any] = {name: value for name, value in options.items() if name not in submit}
+        request = training.make_request(**asked, metadata=options.get("metadata"))
+        resolved = self._submitter.resolve(JobKind.TRAIN, training.draft(model, request), submit)
+        return self._submitter.submit_request(TrainingJob, resolved, request)
 
     def evaluate(
         self,
@@ -187,8 +163,7 @@ class Client:
             resolved.model, dataset, target=target, columns=columns, output=output, format=format,
             learnt_from=self.session.training.data_of(resolved.model),
         )  # fmt: skip
-        fingerprint = request.fingerprint(resolved.model.ref)
-        return self._submitter.submit_request(EvaluationJob, resolved, request.dump(), fingerprint)
+        return self._submitter.submit_request(EvaluationJob, resolved, request)
 
     def job(self, id: str) -> Job:
         """The handle of an existing job, of its kind; JobNotFound when there is none of this id."""

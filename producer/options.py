@@ -6,15 +6,17 @@ import datetime as dt
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from pathlib import Path
+from typing import Any, NamedTuple, Required, TypedDict
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import QueueSpec, Resources, route
 from forebay.contract.references import shown
+from forebay.contract.requests.training import Split
 from forebay.storage.jobs.records import json_text
 
 Deadline = float | dt.timedelta | dt.datetime
@@ -32,6 +34,31 @@ class SubmitOptions(TypedDict, total=False):
     max_attempts: int
     idempotency_key: str | None
     metadata: Mapping[str, Any] | None
+
+
+class TrainOptions(SubmitOptions, total=False):
+    """What `Client.train` takes: the fields of TrainRequest, which describe them, with `dataset` in the place of its files;
+    and those of every submit.
+    """  # fmt: skip
+
+    recipe: Required[str]
+    dataset: Required[str | Path | Sequence[str | Path]]
+    format: str | None
+    target: str | None
+    features: str | Sequence[str] | None
+    missing: str
+    split: Split | Mapping[str, Any] | None
+    seed: int
+    params: Mapping[str, Any] | None
+    metric: str | None
+    alias: str | None
+    checkpoint_steps: int | None
+    checkpoint_minutes: float | None
+    checkpoint_keep: int
+    nproc: int
+    nodes: int
+    max_batch_size: int
+    resources: Mapping[str, Any] | None
 
 
 class PredictOptions(SubmitOptions, total=False):

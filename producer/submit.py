@@ -11,6 +11,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef, shown
+from forebay.contract.requests.request import Request, encode
 from forebay.contract.wire.messages import RoutedJob
 from forebay.contract.wire.payload import pack_input
 from forebay.producer.handles.job import Job
@@ -70,13 +71,12 @@ class Submitter:
             jobs.append(self._new_job(id, options, data, rows, key if one or not key else f"{key}:{i}", hash))
         return self._submit(Job, options, jobs, maximum)
 
-    def submit_request(
-        self, handle: type[J], options: ResolvedOptions, data: bytes, fingerprint: str, id: str | None = None
-    ) -> J:
-        """One job whose payload is a request, which `fingerprint` tells from others."""
+    def submit_request(self, handle: type[J], options: ResolvedOptions, request: Request, id: str | None = None) -> J:
+        """One job whose payload is a request."""
         maximum = self._room_for(options, 1)
         key = options.idempotency_key
-        job = self._new_job(id or new_ids(1)[0], options, data, 1, key, fingerprint if key else None)
+        fingerprint = request.fingerprint(options.model.ref) if key else None
+        job = self._new_job(id or new_ids(1)[0], options, encode(request), 1, key, fingerprint)
         return self._submit(handle, options, [job], maximum)[0]
 
     def _room_for(self, options: ResolvedOptions, count: int) -> int | None:

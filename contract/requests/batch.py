@@ -6,13 +6,14 @@ rows where a format knows its rows beforehand, bytes in text. Knows nothing of A
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from forebay.contract.errors import InvalidInput
+from msgspec import Meta, Struct
+
 from forebay.contract.job import JobState
+from forebay.contract.requests.request import Request
 
 PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES = (
     "parquet", "arrow", "npy", "npz", "csv", "jsonl", "openai", "images",
@@ -21,61 +22,48 @@ FORMATS = (PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES)
 TO_THE_END = -1
 
 
-@dataclass(frozen=True, slots=True)
-class InputFile:
+class InputFile(Struct, frozen=True, array_like=True):
     """One file of the input: a local path or an fsspec URL, and its size in bytes when the batch was submitted."""
 
     path: str
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRequest:
+class BatchRequest(Request, frozen=True):
     """What a batch job is to do, as its payload holds it.
 
     `columns` names for each input of the model the column, or the numeric columns, that make it. `keep` are columns copied
     to the output, `keep_types` their types as text where the format does not tell. `row_bytes` is about what a row takes up
-    in a text file. `error_threshold` is a number of rows (an int) or a share of them (a float); None: all of them.
+    in a text file. The batch fails when more than `max_errors` rows fail, or more than `max_error_share` of them; with neither,
+    when all do.
     """
+
+    ESTIMATES: ClassVar = {"row_bytes": 0, "keep_types": {}}
 
     files: tuple[InputFile, ...]
     output: str
     format: str
     columns: Mapping[str, tuple[str, ...]]
     keep: tuple[str, ...] = ()
-    keep_types: Mapping[str, str] = field(default_factory=dict)
+    keep_types: Mapping[str, str] = {}
     row_bytes: int = 0
-    shard_rows: int | None = None
-    error_threshold: int | float | None = None
-
-    def dump(self) -> bytes:
-        """The request as bytes."""
-        return json.dumps(asdict(self) | {"files": [[f.path, f.size] for f in self.files]}).encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> BatchRequest:
-        """From those bytes; InvalidInput when they are no request."""
-        try:
-            given = json.loads(data)
-            given["files"] = tuple(InputFile(path, size) for path, size in given["files"])
-            given["columns"] = {name: tuple(columns) for name, columns in given["columns"].items()}
-            return cls(**given | {"keep": tuple(given["keep"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InvalidInput(f"these bytes are no batch request: {type(error).__name__}") from error
-
-    def fingerprint(self, model: str) -> str:
-        """Equal for requests that ask for the same: what a resume is held against. File sizes count, guesses do not."""
-        about = asdict(self) | {"row_bytes": 0, "keep_types": {}, "model": model}
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    shard_rows: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="rows in a shard; none: about 5 s of work")
+    ] = None
+    max_errors: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="fails the batch when more rows fail; none: when all do")
+    ] = None
+    max_error_share: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="fails the batch when a larger share of the rows fails"),
+    ] = None
 
     @property
     def bytes(self) -> int:
-        """The size of the input."""
         return sum(file.size for file in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True, array_like=True):
     """A range of one input file, from `first` up to but without `last` (TO_THE_END: to its end), in the file's unit."""
 
     file: int
@@ -105,16 +93,6 @@ class Position:
     first: int = 0
 
 
-def dump_pieces(pieces: Sequence[Piece]) -> str:
-    """Pieces as the ledger keeps them."""
-    return json.dumps([[p.file, p.first, p.last] for p in pieces])
-
-
-def load_pieces(text: str) -> tuple[Piece, ...]:
-    """The pieces again."""
-    return tuple(Piece(*numbers) for numbers in json.loads(text))
-
-
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
     """How far a batch is. `total` rows are those planned so far, all of them once `planned`; in text they are a guess until
@@ -133,5 +111,4 @@ class BatchProgress:
 
     @property
     def request_counts(self) -> dict[str, int]:
-        """The rows in all, completed and failed, as hosted batch APIs tell them."""
         return {"total": self.total, "completed": self.completed, "failed": self.failed}

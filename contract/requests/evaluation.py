@@ -5,23 +5,22 @@ Knows nothing of torch, Arrow or SQL. What came of it is storage.training_record
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from typing import ClassVar
 
-from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import IMAGES, BatchRequest, InputFile
+from forebay.contract.requests.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluateRequest:
+class EvaluateRequest(Request, frozen=True):
     """What an evaluation is to do, as its payload holds it.
 
     `columns` names for each input of the model the columns that make it, `target` the column with what is true, `output` the
     model's output that is held against it (None: what a classifier gives, or the only one). `row_bytes` is about what a row
     takes up in a text file. `dataset` is what the user called it.
     """
+
+    ESTIMATES: ClassVar = {"row_bytes": 0}
 
     files: tuple[InputFile, ...]
     format: str
@@ -37,23 +36,3 @@ class EvaluateRequest:
         target = "path" if self.format == IMAGES else self.target  # an image's folder tells its label
         keep = () if any(target in columns for columns in self.columns.values()) else (target,)
         return BatchRequest(self.files, "", self.format, self.columns, keep, row_bytes=self.row_bytes)
-
-    def dump(self) -> bytes:
-        """The request as bytes."""
-        return json.dumps(asdict(self) | {"files": [[f.path, f.size] for f in self.files]}).encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> EvaluateRequest:
-        """From those bytes; InvalidInput when they are no request."""
-        try:
-            given = json.loads(data)
-            files = tuple(InputFile(path, size) for path, size in given["files"])
-            columns = {name: tuple(columns) for name, columns in given["columns"].items()}
-            return cls(**given | {"files": files, "columns": columns})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InvalidInput(f"these bytes are no evaluation request: {type(error).__name__}") from error
-
-    def fingerprint(self, model: str) -> str:
-        """Equal for requests that ask for the same."""
-        about = asdict(self) | {"row_bytes": 0, "model": model}
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+from msgspec import Struct
 
 from forebay.contract.requests.batch import Piece
 from forebay.contract.row_errors import ErrorKind
@@ -27,8 +28,7 @@ class ShardWork:
         return f"_temporary/{name.replace('/', '-')}.{self.id}.{self.attempt}"
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenFile:
+class WrittenFile(Struct, frozen=True):
     """A finished file of a batch: its name, where it was written first, and what is in it."""
 
     name: str
@@ -38,8 +38,7 @@ class WrittenFile:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShardOutcome:
+class ShardOutcome(Struct, frozen=True):
     """How a shard ended: rows with results, rows with errors, the files that hold them (None: no such rows), and why the
     latter failed.
     """  # fmt: skip
@@ -53,16 +52,4 @@ class ShardOutcome:
 
     @property
     def files(self) -> tuple[WrittenFile, ...]:
-        """The files there are."""
         return tuple(file for file in (self.part, self.errors) if file is not None)
-
-    def dump(self) -> str:
-        """As the ledger keeps it."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def load(cls, text: str) -> ShardOutcome:
-        """The outcome again."""
-        given = json.loads(text)
-        files = {name: WrittenFile(**given[name]) if given[name] else None for name in ("part", "errors")}
-        return cls(**given | files | {"kinds": tuple(map(ErrorKind.load, given.get("kinds", ())))})

@@ -1,19 +1,20 @@
 """Training jobs as both ends see them: what is to be trained, on which data, how it is going, and what came out.
 
-The trainer is a process of its own that knows neither ledger nor queue: it reads a TrainRequest from a folder and tells what
-happens as events, one line of JSON each. Knows nothing of torch, Arrow or SQL.
+The trainer is a process that knows neither ledger nor queue: it reads a TrainRequest from a folder and writes what happens as
+events, one line of JSON each. Knows nothing of torch, Arrow or SQL.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.request import Request
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the splits of a data set; `test` is what is held out
 
@@ -28,84 +29,95 @@ METRICS: Mapping[str, bool] = {
     "mae": False, "rmse": False, "r2": True,
 }  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """How rows are parted. `by` is `ratio` (each row by itself), `column` (its values are train, validation and test), or
-    `key` (rows of equal value in `column` stay together). `validation` and `test` are shares of all rows.
-    """  # fmt: skip
-
-    by: str = "ratio"
-    column: str | None = None
-    validation: float = 0.1
-    test: float = 0.2
+MAX_INT = 2**31 - 1
+SHARES = {VALIDATION: 0.1, TEST: 0.2}  # of all rows, when nothing is said
+Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoints:
-    """When a run saves its state: after each `steps` steps or `minutes` minutes, whichever comes first (None: not by that);
-    the last `keep` are kept.
-    """  # fmt: skip
+class Split(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which rows are for training, for validation and held out: by shares of all rows, or as the values of `column` say."""
 
-    steps: int | None = None
-    minutes: float | None = 5.0
-    keep: int = 3
+    validation: Annotated[Share, Meta(description="share of rows that choose the best state")] = SHARES[VALIDATION]
+    test: Annotated[Share, Meta(description="share of rows that are held out, to judge by")] = SHARES[TEST]
+    column: (
+        Annotated[str, Meta(description="column whose values are train, validation and test", min_length=1)] | None
+    ) = None
+    key: Annotated[str, Meta(description="column whose equal values stay together", min_length=1)] | None = None
+
+    def __post_init__(self) -> None:
+        """InvalidInput for fields that contradict one another."""
+        if self.column is not None and self.key is not None:
+            raise InvalidInput("give a column whose values are train, validation and test, or a key, not both")
+        if self.column is not None and (self.validation, self.test) != (SHARES[VALIDATION], SHARES[TEST]):
+            raise InvalidInput("the values of the column say which rows are which; leave validation and test out")
+        if self.validation + self.test >= 1:
+            raise InvalidInput(
+                f"validation {self.validation:g} and test {self.test:g} leave no row to train on; give less than 1 in all"
+            )
+
+    @property
+    def by(self) -> str | None:
+        """The column that the split depends on, if any."""
+        return self.column or self.key
 
 
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """What a training job is to do, as its payload holds it.
+class TrainRequest(Request, frozen=True):
+    """What a training job is to do, as its payload holds it. `params` are those of the loop and of the recipe."""
 
-    `features` are the columns to learn from (none named: all but the target, and but the split's). `missing` says what becomes
-    of missing values: `drop`, `mean` or `constant:VALUE`. `params` are those of the recipe and of the loop. `metric` is what the
-    best state and the alias are judged by (None: the recipe's own); `alias` moves to the new version when it is better by that
-    than the version it names. `nproc` processes run on each of `nodes` machines.
-    """
-
-    recipe: str
-    files: tuple[InputFile, ...]
-    format: str
-    target: str | None = None
-    features: tuple[str, ...] = ()
-    missing: str = "drop"
+    recipe: Annotated[
+        str, Meta(min_length=1, description="what learns: a name of `forebay recipes`, or package.module:Recipe")
+    ]
+    files: Annotated[
+        tuple[InputFile, ...],
+        Meta(title="paths, globs, folders or URLs", description="the data set"),
+    ]
+    format: Annotated[
+        str, Meta(title="a format that `batch` reads, or npz", description="of the files; told by their endings")
+    ]
+    target: Annotated[str | None, Meta(description="column to learn; `label` of a folder of images")] = None
+    features: Annotated[tuple[str, ...], Meta(description="columns to learn from; none: all others")] = ()
+    missing: Annotated[
+        str,
+        Meta(
+            pattern="^(drop|mean|constant:.+)$",
+            title="drop, mean or constant:VALUE",
+            description="what becomes of missing values",
+        ),
+    ] = "drop"
     split: Split = Split()
-    seed: int = 0
-    params: Mapping[str, Any] = field(default_factory=dict)
-    metric: str | None = None
-    alias: str | None = None
-    checkpoints: Checkpoints = Checkpoints()
-    nproc: int = 1
-    nodes: int = 1
-    max_batch_size: int = 256
-    resources: Mapping[str, float] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    seed: Annotated[int, Meta(ge=0, le=MAX_INT, description="of the split and of the training")] = 0
+    params: Annotated[Mapping[str, Any], Meta(description="parameters of the training loop and of the recipe")] = {}
+    metric: Annotated[str | None, Meta(description="judges the best state and the alias; none: the recipe's own")] = (
+        None
+    )
+    alias: Annotated[
+        str | None, Meta(description="moves to the new version if that is better than the one it names")
+    ] = None
+    checkpoint_steps: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_INT)] | None,
+        Meta(description="saves the state after so many steps; none: not by steps"),
+    ] = None
+    checkpoint_minutes: Annotated[
+        Annotated[float, Meta(gt=0, le=1e6)] | None, Meta(description="saves the state after so many minutes")
+    ] = 5.0
+    checkpoint_keep: Annotated[int, Meta(ge=1, le=100, description="how many of the last saved states are kept")] = 3
+    nproc: Annotated[int, Meta(ge=1, le=64, description="processes on each machine")] = 1
+    nodes: Annotated[int, Meta(ge=1, le=64, description="machines")] = 1
+    max_batch_size: Annotated[
+        int, Meta(ge=1, le=65_536, description="rows the new version runs at once when it serves")
+    ] = 256
+    resources: Annotated[
+        Mapping[str, float], Meta(description="what a machine needs to train the version and to serve it")
+    ] = {}
+    metadata: Annotated[Mapping[str, Any], Meta(description="kept with the version")] = {}
 
-    def dump(self) -> bytes:
-        """The request as bytes."""
-        return json.dumps(asdict(self) | {"files": [[f.path, f.size] for f in self.files]}).encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> TrainRequest:
-        """From those bytes; InvalidInput when they are no request."""
-        try:
-            given = json.loads(data)
-            made = {
-                "files": tuple(InputFile(path, size) for path, size in given["files"]),
-                "features": tuple(given["features"]),
-                "split": Split(**given["split"]),
-                "checkpoints": Checkpoints(**given["checkpoints"]),
-            }
-            return cls(**given | made)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InvalidInput(f"these bytes are no training request: {type(error).__name__}") from error
-
-    def fingerprint(self, model: str) -> str:
-        """Equal for requests that ask for the same."""
-        return hashlib.sha256(json.dumps(asdict(self) | {"model": model}, sort_keys=True).encode()).hexdigest()
+    def summary(self) -> dict[str, Any]:
+        """The request as plain data, with the number of its files and the first one in the place of them all."""
+        files = {"count": len(self.files), "first": self.files[0].path if self.files else None}
+        return {**msgspec.to_builtins(self), "files": files}
 
 
-@dataclass(frozen=True, slots=True)
-class DataSummary:
+class DataSummary(Struct, frozen=True, tag="data", tag_field="event"):
     """What the trainer found in its data: rows per split, a hash of the content, and what a user should know of it.
 
     `dropped` rows had missing values; `leaked` rows of the validation and test splits are also in the training split.
@@ -120,21 +132,22 @@ class DataSummary:
     leaked: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """What was measured at one step of a run, over one split. `values` by metric; `rows_per_s` and `eta_s` when known."""
+class Point(Struct, frozen=True, tag="point", tag_field="event"):
+    """What was measured at one step of a run, over one split: `values` by metric, None where one is not finite.
+
+    `steps` are those planned in all; `rows_per_s` and `eta_s` are given when known.
+    """
 
     step: int
     epoch: int
     split: str
-    values: Mapping[str, float]
+    values: Mapping[str, float | None]
     rows_per_s: float | None = None
     eta_s: float | None = None
-    steps: int | None = None  # in all, as planned
+    steps: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Struct, frozen=True, tag="saved", tag_field="event"):
     """A checkpoint that lies complete in the trainer's folder, at `path` within it."""
 
     step: int
@@ -142,74 +155,51 @@ class Saved:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
+class Trained(Struct, frozen=True, tag="trained", tag_field="event"):
     """The end of a run that went well: held-out metrics, and the artifact (a folder of the trainer's folder) to register.
 
     `inputs` and `outputs` are the signature of one sample. `epochs` and `steps` are those done, `stopped_early` before the
     planned ones. `confusion` counts rows by true class and then by predicted class.
     """
 
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float | None]
     runtime: str
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = {}
     epochs: int = 0
     steps: int = 0
     stopped_early: bool = False
     confusion: Sequence[Sequence[int]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The end of a run that cannot go well, however often it is tried: the error's class and its words."""
+class Refused(Struct, frozen=True, tag="refused", tag_field="event"):
+    """The end of a run that would fail however often it is tried: the error's class and message."""
 
     type: str
     message: str
 
 
 Event = DataSummary | Point | Saved | Trained | Refused
-_EVENTS: Mapping[str, type[Event]] = {
-    "data": DataSummary, "point": Point, "saved": Saved, "trained": Trained, "refused": Refused,
-}  # fmt: skip
-_NAMES = {kind: name for name, kind in _EVENTS.items()}
+_event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
-def dump_event(event: Event) -> str:
-    """An event as its line, without the newline. Numbers that are not finite become null: JSON has none."""
-    return json.dumps({"event": _NAMES[type(event)]} | _finite(asdict(event)), allow_nan=False)
-
-
-def load_event(line: str) -> Event | None:
-    """The event of a line; None for a line that is none, such as one that a killed process has cut off."""
+def decode_event(line: bytes) -> Event | None:
+    """The event of a line; None for a line that holds none, such as one that a killed process has cut off."""
     try:
-        given = json.loads(line)
-        made = _EVENTS[given.pop("event")](**given)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return _event.decode(line)
+    except (msgspec.MsgspecError, UnicodeError):
         return None
-    if isinstance(made, DataSummary):
-        return DataSummary(**asdict(made) | {"features": tuple(made.features), "classes": tuple(made.classes)})
-    return made
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value - value != 0 else value
 
 
 def better(metric: str, one: float, other: float) -> bool:
-    """Whether `one` is a better value of `metric` than `other`; InvalidInput for a metric that nobody knows."""
+    """Whether `one` is a better value of `metric` than `other`; InvalidInput for an unknown metric."""
     if metric not in METRICS:
         raise InvalidInput(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
     return one > other if METRICS[metric] else one < other
 
 
-@dataclass(frozen=True, slots=True)
-class Lineage:
+class Lineage(Struct, frozen=True):
     """Where a trained version comes from, as its metadata holds it under `lineage`."""
 
     job: str

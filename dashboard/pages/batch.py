@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.requests.batch import BatchProgress, BatchRequest
+from forebay.contract.requests.request import decode
 from forebay.dashboard.pages.job import JobPageBase, read_details
 from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors, Cell, ShardPage, ShardRow
@@ -86,7 +87,7 @@ def read_batch(queries: LedgerQueries, id: str, first: str) -> BatchPageData:
 
 def _request(data: bytes | None) -> BatchRequest | None:
     try:
-        return BatchRequest.load(data) if data else None
+        return decode(data, BatchRequest) if data else None
     except InvalidInput:
         return None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
+from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import TRAIN, TrainRequest
 from forebay.dashboard.pages.base import CHARTS
 from forebay.dashboard.pages.job import JobPageBase, read_details
@@ -61,13 +62,10 @@ def read_run(queries: LedgerQueries, id: str) -> RunPageData:
 
 def _request(data: bytes | None) -> Mapping[str, Any] | None:
     try:
-        request = TrainRequest.load(data) if data else None
+        request = decode(data, TrainRequest) if data else None
     except InvalidInput:
         return None
-    if request is None:
-        return None
-    first = request.files[0].path if request.files else None
-    return asdict(request) | {"files": {"count": len(request.files), "first": first}}
+    return None if request is None else request.summary()
 
 
 def flatten(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,10 +14,8 @@ from forebay.producer.cli.predict import EXAMPLES as PREDICT_EXAMPLES
 from forebay.producer.cli.predict import predict
 from forebay.producer.cli.queues import EXAMPLES as QUEUES_EXAMPLES
 from forebay.producer.cli.queues import queues
-from forebay.producer.cli.recipes import EXAMPLES as RECIPES_EXAMPLES
-from forebay.producer.cli.recipes import recipes
 from forebay.producer.cli.train import EXAMPLES as TRAIN_EXAMPLES
-from forebay.producer.cli.train import train
+from forebay.producer.cli.train import RECIPES_EXAMPLES, recipes, train
 
 
 def attach(app: typer.Typer) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.requests.batch import BatchRequest
 from forebay.producer.cli.options import (
     COLUMNS_HELP,
     Format,
@@ -24,6 +24,7 @@ from forebay.producer.cli.options import (
     with_submit_options,
 )
 from forebay.producer.cli.output import clear_errors, print_json, say
+from forebay.producer.cli.request_options import request_options
 from forebay.producer.cli.results import ARRIVES_S, wait_and_show
 from forebay.producer.handles.kinds import BatchJob
 from forebay.producer.options import SubmitOptions
@@ -36,6 +37,7 @@ EXAMPLES = examples(
 
 
 @clear_errors()
+@request_options("limits", BatchRequest, only=("shard_rows", "max_errors", "max_error_share"))
 @with_submit_options(JobKind.BATCH)
 def batch(
     model: Model,
@@ -43,18 +45,12 @@ def batch(
         str, typer.Argument(metavar="IN", help="A path, glob (in quotes), folder or URL.", show_default=False)
     ],
     output: Annotated[str, typer.Argument(metavar="OUT", help="An empty folder, or a URL.", show_default=False)],
+    limits: dict[str, Any],
     columns: Annotated[str | None, typer.Option(metavar="NAMES", help=COLUMNS_HELP, show_default=False)] = None,
     keep: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Columns to copy, by comma.", show_default="each row's place")
     ] = None,
     format: Format = None,
-    shard_rows: Annotated[
-        int | None, typer.Option(metavar="N", help="Rows in a shard.", show_default="about 5 s of work")
-    ] = None,
-    error_threshold: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Fail when more rows fail: 10, or 0.01 for a share.", show_default="all"),
-    ] = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
     home: Home = None,
@@ -70,8 +66,7 @@ def batch(
     wait_s = timeout_s(timeout)
     with open_client(home) as client:
         job = client.batch(
-            model, input, output, columns=columns_option(columns), keep=names(keep), format=format, shard_rows=shard_rows,
-            error_threshold=_threshold(error_threshold), **options,
+            model, input, output, columns=columns_option(columns), keep=names(keep), format=format, **limits, **options
         )  # fmt: skip
         show = _print_json if as_json else _print
         wait_and_show(client, job, wait_s, show, no_wait=no_wait, as_json=as_json)
@@ -87,12 +82,3 @@ def _print(job: BatchJob, info: JobInfo) -> None:
 def _print_json(job: BatchJob, info: JobInfo) -> None:
     counts = job.progress.request_counts
     print_json({"id": job.id, "state": info.state, "request_counts": counts, "error": info.error})
-
-
-def _threshold(text: str | None) -> int | float | None:
-    if text is None:
-        return None
-    try:
-        return int(text) if text.strip().isdigit() else float(text)
-    except ValueError as error:
-        raise InvalidInput(f"--error-threshold {text!a}: write a number of rows (10) or a share (0.01)") from error

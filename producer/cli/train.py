@@ -1,41 +1,45 @@
-"""`forebay train`: a new version of a model from a data set, with its figures while it is made."""
+"""`forebay train`: a new version of a model from a data set, with its figures while it is made; and `forebay recipes`."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
+from msgspec import Struct
 
-from forebay.contract.errors import InvalidInput, JobFailed, ResultTimeout
-from forebay.contract.job import JobInfo, JobState
-from forebay.contract.requests.recipes import RECIPES
+from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.references import shown
+from forebay.contract.requests.fields import Field, fields_of
+from forebay.contract.requests.recipes import RECIPES, LoopParams, Recipe, metrics_of
+from forebay.contract.requests.training import TrainRequest
 from forebay.producer.cli.options import (
-    Deadline,
+    Format,
     Home,
     Json,
-    Key,
-    Metadata,
-    Queue,
     Timeout,
-    deadline,
     examples,
-    names,
     open_client,
     pairs,
     timeout_s,
+    with_submit_options,
 )
-from forebay.producer.cli.output import clear_errors, print_fields, print_json, say, write
-from forebay.producer.cli.recipes import print_recipes
-from forebay.producer.cli.results import ARRIVES_S, note_unserved, wait_for
+from forebay.producer.cli.output import clear_errors, print_fields, print_json, print_table, say, write
+from forebay.producer.cli.request_options import request_options
+from forebay.producer.cli.results import ARRIVES_S, wait_and_show
 from forebay.producer.cli.training_views import run_fields
 from forebay.producer.handles.kinds import TrainingJob
+from forebay.producer.options import SubmitOptions
 
 EXAMPLES = examples(
     "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",
     "forebay train houses --recipe regressor --dataset 'houses/*.csv' --target price --param hidden=64,32 --detach",
-    "forebay train flowers --recipe image-classifier --dataset flowers/ --param size=64 --patience 3",
+    "forebay train flowers --recipe image-classifier --dataset flowers/ --param size=64 --early-stopping-epochs 3",
     "forebay train --list-recipes",
 )
+
+RECIPES_EXAMPLES = examples("forebay recipes", "forebay recipes image-classifier", "forebay recipes --json")
 
 
 def _list_recipes(asked: bool) -> None:
@@ -45,13 +49,12 @@ def _list_recipes(asked: bool) -> None:
 
 
 @clear_errors()
+@request_options("request", TrainRequest, without=("files", "format", "params", "resources", "metadata"))
+@request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
+@with_submit_options(JobKind.TRAIN)
 def train(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="The name whose next version is made.", show_default=False)
-    ],
-    recipe: Annotated[
-        str,
-        typer.Option(metavar="RECIPE", help=f"{', '.join(RECIPES)}, or package.module:Recipe.", show_default=False),
     ],
     dataset: Annotated[
         list[str],
@@ -59,48 +62,13 @@ def train(
             metavar="DATA", help="A path, glob (in quotes), folder or URL; may be repeated.", show_default=False
         ),
     ],
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="What is to be told.", show_default="label, of image folders"),
-    ] = None,
-    features: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Columns to learn from, by comma.", show_default="all others")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="The same as --param epochs=N.", show_default="20")
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop after N epochs that bring nothing.", show_default="never")
-    ] = None,
+    request: dict[str, Any],
+    loop: dict[str, Any],
     param: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="See `forebay recipes`; may be repeated.", show_default=False),
     ] = None,
-    missing: Annotated[str, typer.Option(metavar="HOW", help="Missing values: drop, mean or constant:VALUE.")] = "drop",
-    validation: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Rows that choose the best state.", show_default="0.1")
-    ] = None,
-    test: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Rows that are held out, to judge by.", show_default="0.2")
-    ] = None,
-    split_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="It says train, validation or test.", show_default=False)
-    ] = None,
-    split_key: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Rows of equal value stay together.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the split and of the training.")] = 0,
-    metric: Annotated[
-        str | None, typer.Option(metavar="METRIC", help="What it is judged by.", show_default="the recipe's own")
-    ] = None,
-    alias: Annotated[
-        str | None, typer.Option(metavar="ALIAS", help="Moves if the new version is better.", show_default=False)
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="Of the files.", show_default="by their ending")
-    ] = None,
-    nproc: Annotated[int, typer.Option(metavar="N", help="Processes on each machine.")] = 1,
-    nodes: Annotated[int, typer.Option(metavar="N", help="Machines.")] = 1,
+    format: Format = None,
     gpu: Annotated[float | None, typer.Option(metavar="N", help="GPUs it needs.", show_default=False)] = None,
     gpu_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="GPU memory it needs: 2GiB.", show_default=False)
@@ -109,26 +77,16 @@ def train(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory it needs: 500MB.", show_default=False)
     ] = None,
-    checkpoint_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Save after so many steps.", show_default="not by steps")
-    ] = None,
-    checkpoint_minutes: Annotated[float, typer.Option(metavar="N", help="Save after so many minutes.")] = 5.0,
-    checkpoint_keep: Annotated[int, typer.Option(metavar="N", help="Keep the last N.")] = 3,
-    max_batch_size: Annotated[int, typer.Option(metavar="N", help="Of the new version, when it serves.")] = 256,
     follow: Annotated[bool, typer.Option("--follow/--detach", help="Wait and show figures, or print the id.")] = True,
     timeout: Timeout = None,
-    priority: Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")] = 5,
-    queue: Queue = None,
-    deadline_: Deadline = None,
-    max_attempts: Annotated[int, typer.Option(metavar="N", help="How often it may be started.")] = 10,
-    idempotency_key: Key = None,
-    metadata: Metadata = None,
     list_recipes: Annotated[
         bool,
         typer.Option("--list-recipes", is_eager=True, callback=_list_recipes, help="Print recipes and parameters."),
     ] = False,
     home: Home = None,
     as_json: Json = False,
+    *,
+    options: SubmitOptions,
 ) -> None:
     """Train the next version of a model, judge it on rows that were held out, and move an alias if it is better.
 
@@ -139,54 +97,37 @@ def train(
     del list_recipes
     wait_s = timeout_s(timeout)
     wanted = {"gpu": gpu, "gpu_memory": gpu_memory, "cpu": cpu, "memory": memory}
-    shares = {"validation": validation, "test": test, "column": split_column, "key": split_key}
+    resources = {name: value for name, value in wanted.items() if value is not None}
     with open_client(home) as client:
         job = client.train(
-            model, recipe=recipe, dataset=dataset, target=target, params=_params(param, epochs, patience),
-            features=names(features), missing=missing, split=_given(shares) or None, seed=seed, metric=metric, alias=alias,
-            format=format, nproc=nproc, nodes=nodes, resources=_given(wanted), checkpoint_steps=checkpoint_steps,
-            checkpoint_minutes=checkpoint_minutes, checkpoint_keep=checkpoint_keep, max_batch_size=max_batch_size,
-            priority=priority, queue=queue, deadline=deadline(deadline_), max_attempts=max_attempts,
-            idempotency_key=idempotency_key, metadata=pairs(metadata, "--metadata"),
-        )  # fmt: skip
-        if not follow:
-            note_unserved(client, job.info().queue)
-            print_json({"id": job.id}) if as_json else write(job.id)
-            return
-        wait_for(client, [job], wait_s)
-        _show(job, as_json)
+            model,
+            dataset=dataset,
+            format=format,
+            params=_params(param, loop),
+            resources=resources,
+            **request,
+            **options,
+        )
+        show = _print_json if as_json else _print
+        wait_and_show(client, job, wait_s, show, no_wait=not follow, as_json=as_json)
 
 
-def _params(param: list[str] | None, epochs: int | None, patience: int | None) -> dict[str, Any]:
+def _params(param: list[str] | None, loop: dict[str, Any]) -> dict[str, Any]:
     given = pairs(param, "--param") or {}
-    for name, value in _given({"epochs": epochs, "patience": patience}).items():
-        if name in given:
-            raise InvalidInput(f"--{name} and --param {name}=… are the same; give one of them")
-        given[name] = value
-    return given
+    twice = next((name for name in loop if name in given), None)
+    if twice is not None:
+        raise InvalidInput(f"--{twice.replace('_', '-')} and --param {twice}=… are the same; give one of them")
+    return given | loop
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _print(job: TrainingJob, info: JobInfo) -> None:
+    if info.state is JobState.SUCCEEDED:
+        print_fields({"model": job.result(ARRIVES_S).ref} | run_fields(job.run) | {"job": job.id})
+    elif info.state in (JobState.FAILED, JobState.CANCELED):
+        say(f"forebay jobs retry {job.id} goes on from the last checkpoint")
 
 
-def _show(job: TrainingJob, as_json: bool) -> None:
-    info = job.info()
-    succeeded = info.state is JobState.SUCCEEDED
-    if as_json:
-        print_json(_as_json(job, info))
-    elif succeeded:
-        version = job.result(ARRIVES_S)
-        print_fields({"model": version.ref} | run_fields(job.run) | {"job": job.id})
-    if not info.state.final:
-        raise ResultTimeout(f"job {job.id} is {info.state} and goes on: forebay jobs wait {job.id}")
-    if not succeeded:
-        if not as_json and info.state is not JobState.EXPIRED:
-            say(f"forebay jobs retry {job.id} goes on from the last checkpoint")
-        raise job.exception(ARRIVES_S) or JobFailed(f"job {job.id} {info.state}")
-
-
-def _as_json(job: TrainingJob, info: JobInfo) -> dict[str, Any]:
+def _print_json(job: TrainingJob, info: JobInfo) -> None:
     told: dict[str, Any] = {"id": job.id, "state": info.state, "error": info.error}
     if info.state is JobState.SUCCEEDED:
         run = job.run
@@ -196,4 +137,49 @@ def _as_json(job: TrainingJob, info: JobInfo) -> dict[str, Any]:
             "promoted": run.promoted,
             "verdict": run.verdict,
         }
-    return told
+    print_json(told)
+
+
+@clear_errors()
+def recipes(
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Only this one's.", show_default="all")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes, their parameters and the metrics they may be judged by.
+
+    Recipes that others have added are not known here; they have the parameters of the training loop, and their own.
+    """
+    if recipe is not None and recipe not in RECIPES:
+        raise InvalidInput(f"there is no recipe {shown(recipe)}; there are {', '.join(RECIPES)}")
+    if as_json:
+        chosen = [_recipe_json(r) for r in RECIPES.values() if recipe in (None, r.name)]
+        print_json({"loop": _described(LoopParams), "recipes": chosen})
+        return
+    print_recipes(recipe)
+
+
+def print_recipes(only: str | None = None) -> None:
+    """Recipes, then the parameters of each and those of the loop, as tables."""
+    chosen = [r for r in RECIPES.values() if only in (None, r.name)]
+    rows = [(r.name, r.metric, ", ".join(metrics_of(r.task)), r.help) for r in chosen]
+    print_table(("RECIPE", "JUDGED BY", "METRICS", "IT TELLS"), rows)
+    write("")
+    several = [*((r.name, r.params) for r in chosen), ("every recipe", LoopParams)]
+    params = [_row(owner, param) for owner, kind in several for param in fields_of(kind).values()]
+    print_table(("OF", "PARAMETER", "DEFAULT", "VALUES", "WHAT IT IS"), params)
+
+
+def _row(owner: str, param: Field) -> tuple[str, str, str, str, str]:
+    return owner, param.name, param.default_text, param.expected, param.help
+
+
+def _recipe_json(recipe: Recipe) -> dict[str, Any]:
+    about = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    return about | {"params": _described(recipe.params)}
+
+
+def _described(kind: type[Struct]) -> list[dict[str, Any]]:
+    return [
+        {"name": field.name, "default": field.default, "expected": field.expected, "help": field.help}
+        for field in fields_of(kind).values()
+    ]

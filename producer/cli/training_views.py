@@ -71,7 +71,7 @@ def run_fields(run: Run) -> dict[str, Any]:
 
 def params_text(recipe: Any, params: Mapping[str, Any]) -> str | None:
     """The epochs, and the parameters that differ from their defaults, as they are given on the command line."""
-    defaults = {param.name: param.default for param in parameters(str(recipe))}
+    defaults = {name: param.default for name, param in parameters(str(recipe)).items()}
     shown = {
         name: value
         for name, value in params.items()

@@ -13,6 +13,7 @@ from forebay.contract.job import JobKind, JobState
 from forebay.contract.references import check_job_id
 from forebay.contract.requests.batch import OPENAI, BatchRequest
 from forebay.contract.requests.manifest import Manifest
+from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import WrittenFile
 from forebay.datasets import require_pyarrow
 from forebay.producer.session import Session
@@ -31,7 +32,7 @@ def audit(session: Session, id: str) -> dict[str, Any]:
     info = session.jobs.get(check_job_id(id))
     if info.kind is not JobKind.BATCH:
         raise InvalidInput(f"job {id} is a {info.kind} job; only batches have files to audit")
-    request = BatchRequest.load(session.payloads.load(*session.batches.request(id)))
+    request = decode(session.payloads.load(*session.batches.request(id)), BatchRequest)
     folder, totals = OutputFolder(request.output), session.batches.totals(id)
     files = [file for _, _, outcome in session.batches.outcomes(id) for file in outcome.files]
     good, bad = (sum(f.rows for f in files if f.name.startswith("_") is errors) for errors in (False, True))

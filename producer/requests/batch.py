@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound
 from forebay.contract.job import JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, IMAGES, JSONL, OPENAI, BatchRequest, InputFile
+from forebay.contract.requests.fields import check
 from forebay.datasets.formats.files import absolute
 from forebay.datasets.formats.images import PATH
 from forebay.datasets.formats.source import get_source
@@ -39,10 +41,11 @@ def make_request(
     keep: str | Sequence[str] | None = None,
     format: str | None = None,
     shard_rows: int | None = None,
-    error_threshold: int | float | None = None,
+    max_errors: int | None = None,
+    max_error_share: float | None = None,
 ) -> BatchRequest:
     """The request, checked against the files and the model's signature; InvalidInput says what will not do."""
-    _check_numbers(shard_rows, error_threshold)
+    asked = {"shard_rows": shard_rows, "max_errors": max_errors, "max_error_share": max_error_share}
     kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
     files, format = _files(input, format)
     file, sample = first_with_rows(files, format)
@@ -51,9 +54,14 @@ def make_request(
     if format == OPENAI and kept:
         raise InvalidInput("keep: a file in OpenAI's form has its custom_id, and its results carry it; leave keep out")
     named = name_columns(columns, model.signature, sample.types, format)
-    request = BatchRequest(
-        tuple(files), absolute(output), format, named, kept, {}, sample.row_bytes, shard_rows, error_threshold
-    )
+    request = check(
+        asked
+        | {
+            "files": tuple(files), "output": absolute(output), "format": format, "columns": named, "keep": kept,
+            "row_bytes": sample.row_bytes,
+        },
+        BatchRequest,
+    )  # fmt: skip
     check_outputs(request, model.signature)
     _check_files(request, model, file)
     rows = check_rows(request, model.signature, file)
@@ -85,19 +93,6 @@ def _check_files(request: BatchRequest, model: ModelVersion, first: InputFile) -
             return
 
 
-def _check_numbers(shard_rows: int | None, error_threshold: int | float | None) -> None:
-    if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
-        raise InvalidInput(f"shard_rows {shown(shard_rows)} is not a whole number of rows from 1")
-    if error_threshold is None:
-        return
-    whole = type(error_threshold) is int and error_threshold >= 0
-    share = type(error_threshold) is float and 0.0 <= error_threshold <= 1.0
-    if not whole and not share:
-        raise InvalidInput(
-            f"error_threshold {shown(error_threshold)}: give a number of rows (10) or a share of them (0.01)"
-        )
-
-
 def submit(session: Session, submitter: Submitter, options: ResolvedOptions, request: BatchRequest) -> BatchJob:
     """Make the batch durable and send it; or resume the batch that has the output folder, when it is the same request."""
     [id] = new_ids(1)
@@ -109,7 +104,7 @@ def submit(session: Session, submitter: Submitter, options: ResolvedOptions, req
             return known
         folder.take_over(id, fingerprint)
     try:
-        return submitter.submit_request(BatchJob, options, request.dump(), fingerprint, id)
+        return submitter.submit_request(BatchJob, options, request, id)
     except ForebayError:
         folder.release()
         raise

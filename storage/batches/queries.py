@@ -10,7 +10,8 @@ from sqlalchemy import text
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobState
-from forebay.contract.requests.batch import BatchProgress, Piece, Position, load_pieces
+from forebay.contract.requests.batch import BatchProgress, Piece, Position
+from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import ShardOutcome, ShardWork
 from forebay.storage.batches.records import Batch, Totals
 from forebay.storage.jobs.records import ClaimedJob
@@ -81,7 +82,7 @@ class BatchQueries:
         if row is None:
             raise JobNotFound(f"shard {job.id} has lost its batch")
         batch, part, pieces, rows, size = row
-        return ShardWork(job.id, batch, job.attempt, part, load_pieces(pieces), rows, size, lease_s)
+        return ShardWork(job.id, batch, job.attempt, part, decode(pieces, tuple[Piece, ...]), rows, size, lease_s)
 
     def under_way(self, id: str) -> tuple[int, int]:
         """How many shards of a batch wait, and how many run."""
@@ -139,7 +140,7 @@ class BatchQueries:
             if not rows:
                 return
             for part, pieces, outcome in rows:
-                yield part, load_pieces(pieces), ShardOutcome.load(outcome)
+                yield part, decode(pieces, tuple[Piece, ...]), decode(outcome, ShardOutcome)
             after = rows[-1][0]
 
     def first_error(self, id: str) -> tuple[str, str]:

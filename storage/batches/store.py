@@ -13,7 +13,8 @@ from sqlalchemy import Connection, text
 
 from forebay.contract.job import JobError, JobKind, Transition, new_ids
 from forebay.contract.references import plain_text
-from forebay.contract.requests.batch import BatchRequest, Position, Shard, dump_pieces
+from forebay.contract.requests.batch import BatchRequest, Position, Shard
+from forebay.contract.requests.request import encode
 from forebay.contract.requests.shards import ShardOutcome, ShardWork
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.batches.queries import BatchQueries
@@ -142,7 +143,7 @@ class BatchStore(BatchQueries):
         with self.ledger.write() as connection:
             if connection.execute(text(SUCCEED), values).rowcount == 0:
                 return False
-            connection.execute(text(FINISH), counts | {"rows": rows, "outcome": outcome.dump()})
+            connection.execute(text(FINISH), counts | {"rows": rows, "outcome": encode(outcome).decode()})
         return True
 
     def fail(self, work: ShardWork, error: JobError) -> bool:
@@ -186,7 +187,7 @@ class BatchStore(BatchQueries):
         lease = {"id": work.id, "attempt": work.attempt, "lease_until": now + work.lease_s}
         if connection.execute(text(BEAT), lease).fetchone() is None:
             return None
-        values = {"id": work.id, "pieces": dump_pieces(kept.pieces), "rows": kept.rows, "bytes": kept.bytes}
+        values = {"id": work.id, "pieces": encode(kept.pieces).decode(), "rows": kept.rows, "bytes": kept.bytes}
         connection.execute(text(SHRINK), values)
         jobs = self._add(connection, batch, given, now, crashes=crashes)
         return [_ticket(job, crashes) for job in jobs]
@@ -253,6 +254,6 @@ def _ticket(job: NewJob, crashes: int = 0) -> RoutedJob:
 
 def _shard_row(batch: str, id: str, shard: Shard) -> dict[str, Any]:
     return {
-        "id": id, "batch_id": batch, "pieces": dump_pieces(shard.pieces), "part": shard.part, "rows": shard.rows,
+        "id": id, "batch_id": batch, "pieces": encode(shard.pieces).decode(), "part": shard.part, "rows": shard.rows,
         "bytes": shard.bytes, "rows_done": 0, "rows_failed": 0, "seconds": 0.0, "outcome": None,
     }  # fmt: skip

@@ -6,7 +6,6 @@ how it is shown is not known here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from sqlalchemy import text
 
 from forebay.contract.job import JobState
+from forebay.contract.requests.request import decode
+from forebay.contract.requests.shards import ShardOutcome
 from forebay.contract.row_errors import ErrorCounts, ErrorKind, ErrorSample
 from forebay.storage.batches.queries import BatchQueries
 
@@ -204,7 +205,7 @@ def _samples(outcomes: Sequence[str]) -> dict[str, tuple[ErrorSample, ...]]:
     """Samples by kind from a few shards, the first ones found."""
     counts = ErrorCounts()
     for outcome in outcomes:
-        counts.include(ErrorKind.load(kind) for kind in json.loads(outcome).get("kinds", ()))
+        counts.include(decode(outcome, ShardOutcome).kinds)
     return {kind.type: kind.samples for kind in counts.kinds()}
 
 

@@ -1,5 +1,5 @@
 """NodeStore: every SQL statement about the further machines of a training run, which are jobs of kind `node` with the run as
-their parent. They move by the same rules as other jobs; here they are made, dismissed, and looked for.
+their parent. They move by the same rules as other jobs; here they are added, canceled, and looked for.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.training.store import HELD, LeaseLost
 
-AHEAD = """
+OLDER_WAITING = """
 SELECT count(*) FROM (
     SELECT id FROM jobs WHERE state = 'queued' AND queue = :queue AND kind = 'node' AND parent_id < :id LIMIT 1) AS older"""
 
@@ -26,8 +26,8 @@ class NodeStore:
         self.ledger = ledger
         self._sql = cache(ledger.statement)
 
-    def summon(self, job: ClaimedJob, nodes: Sequence[NewJob]) -> list[RoutedJob]:
-        """Add the node jobs of this attempt, those of an earlier one are dismissed; routed_jobs to send them with.
+    def add(self, job: ClaimedJob, nodes: Sequence[NewJob]) -> list[RoutedJob]:
+        """Add the node jobs of this attempt, cancel those of an earlier one; where to send them.
 
         LeaseLost when the run is no longer this attempt's.
         """
@@ -41,13 +41,13 @@ class NodeStore:
             RoutedJob(node.id, node.model, node.version, node.queue, node.priority, exclusive=True) for node in nodes
         ]
 
-    def dismiss(self, ids: Sequence[str]) -> None:
+    def cancel(self, ids: Sequence[str]) -> None:
         """The attempt that these node jobs were for has ended: those that wait are canceled, those that run asked to stop."""
         with self.ledger.write() as connection:
             values = {"ids": self.ledger.bind(ids), "now": self.ledger.now()}
             connection.execute(self._sql(CANCEL_JOBS), values)
 
-    def ahead(self, job: ClaimedJob) -> bool:
+    def has_older_waiting(self, job: ClaimedJob) -> bool:
         """Whether an older run waits in the same queue for machines: of two runs that wait for each other's, one must yield."""
         with self.ledger.read() as connection:
-            return bool(connection.execute(self._sql(AHEAD), {"queue": job.queue, "id": job.id}).scalar_one())
+            return bool(connection.execute(self._sql(OLDER_WAITING), {"queue": job.queue, "id": job.id}).scalar_one())

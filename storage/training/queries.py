@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobState, at, utc
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import DataSummary
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.training.records import Checkpoint, Evaluation, Measured, Run
@@ -125,8 +126,7 @@ def run_of(row: Any) -> Run:
         *times,
     ) = row
     created, started, finished = times
-    summary = _loaded(data)
-    found = DataSummary(**summary | {k: tuple(summary[k]) for k in ("features", "classes")}) if summary else None
+    found = decode(data, DataSummary) if data else None
     return Run(
         id, model, recipe, JobState(state), json.loads(request), resumed, steps, found, version, _loaded(metrics),
         _loaded(confusion), None if promoted is None else bool(promoted), verdict, at(created), utc(started),

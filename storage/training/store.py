@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 from sqlalchemy import Connection
 
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import plain_text
+from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest, better
 from forebay.storage.jobs.records import ClaimedJob, Ended
 from forebay.storage.jobs.store import ENDED, SUCCEED
@@ -74,9 +74,8 @@ class TrainingStore(TrainingQueries):
 
     def start(self, job: ClaimedJob, request: TrainRequest) -> Checkpoint | None:
         """Begin, or go on: the checkpoint from which to resume. What was measured after it is forgotten."""
-        about = asdict(request)
-        about["files"] = {"count": len(request.files), "first": request.files[0].path if request.files else None}
-        values = {"id": job.id, "model": job.model, "recipe": request.recipe, "request": json.dumps(about)}
+        about = json.dumps(request.summary())
+        values = {"id": job.id, "model": job.model, "recipe": request.recipe, "request": about}
         with self.ledger.write() as connection:
             self._hold(connection, job)
             connection.execute(self._sql(OPEN), values)
@@ -90,7 +89,7 @@ class TrainingStore(TrainingQueries):
         """Keep what the trainer found in its data."""
         with self.ledger.write() as connection:
             self._hold(connection, job)
-            connection.execute(self._sql(DATA), {"id": job.id, "data": json.dumps(asdict(data))})
+            connection.execute(self._sql(DATA), {"id": job.id, "data": encode(data).decode()})
 
     def measured(self, job: ClaimedJob, points: Sequence[Point], message: str) -> None:
         """Keep these points and show how far the run is: steps of those planned, and a word about it."""

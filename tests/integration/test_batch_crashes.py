@@ -105,16 +105,16 @@ def test_rows_that_kill_their_process_are_written_down_and_all_others_have_resul
     assert max(Counter(patient.runs()).values()) <= 4, "a good row is run again only beside one that kills"
 
 
-def test_killing_rows_count_towards_the_error_threshold(patient: WorkerStack, tmp_path: Path) -> None:
+def test_killing_rows_count_towards_max_errors(patient: WorkerStack, tmp_path: Path) -> None:
     model = patient.model("Poisoned", max_batch_size=16, **SLOW)
     (patient.folder / "poison").write_text("1 2")
     data = write_parquet(tmp_path / "in", [vectors(3, first=1)])
     patient.worker().ready()
-    job = patient.client.batch(model, data, tmp_path / "out", keep="id", max_attempts=2, error_threshold=1)
+    job = patient.client.batch(model, data, tmp_path / "out", keep="id", max_attempts=2, max_errors=1)
     assert job.wait(120), job.info()
     error = job.info().error
     assert error is not None
-    assert (error.type, error.message) == ("ErrorThreshold", "2 of 3 rows failed; the threshold is 1")
+    assert (error.type, error.message) == ("TooManyErrors", "2 of 3 rows failed; max_errors is 1")
 
 
 def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_them(ledger: Ledger) -> None:

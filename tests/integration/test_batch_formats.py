@@ -170,7 +170,24 @@ REFUSED = {
     "mixed formats": ("total", ["in/000.parquet", "a.csv"], {"columns": "x"}, r"mixes formats"),
     "no known ending": ("total", "a.xyz", {"columns": "x"}, r"a\.xyz'.*name the format"),
     "strange format": ("total", "in/000.parquet", {"format": "orc"}, r"format 'orc' is not one of parquet, arrow"),
-    "strange threshold": ("total", "in/000.parquet", {"error_threshold": 1.5}, r"error_threshold 1\.5"),
+    "strange number": (
+        "total",
+        "in/000.parquet",
+        {"columns": "x", "max_errors": 1.5},
+        r"max_errors: expected .* got 1\.5",
+    ),
+    "strange share": (
+        "total",
+        "in/000.parquet",
+        {"columns": "x", "max_error_share": 1.5},
+        r"max_error_share: .* from 0 to 1, got 1\.5",
+    ),
+    "no rows in a shard": (
+        "total",
+        "in/000.parquet",
+        {"columns": "x", "shard_rows": 0},
+        r"shard_rows: .* from 1, got 0",
+    ),
     "no numbers": (
         "total",
         "words.csv",

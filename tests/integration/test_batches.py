@@ -132,10 +132,10 @@ def test_a_row_that_the_model_refuses_is_an_error_and_its_neighbours_are_not(
 def test_more_errors_than_the_threshold_fail_the_batch_with_its_counts(stack: WorkerStack, tmp_path: Path) -> None:
     table = pa.table({"x": pa.array([[1.0] * 4] + [None] * 20, pa.list_(pa.float32(), 4))})
     data = write_parquet(tmp_path / "in", [table])
-    job = stack.client.batch("net", data, tmp_path / "out", columns="x", error_threshold=0.5)
-    with pytest.raises(JobFailed, match="20 of 21 rows failed") as caught:
+    job = stack.client.batch("net", data, tmp_path / "out", columns="x", max_error_share=0.5)
+    with pytest.raises(JobFailed, match=r"20 of 21 rows failed; max_error_share is 0\.5") as caught:
         job.result(60)
-    assert caught.value.type == "ErrorThreshold"
+    assert caught.value.type == "TooManyErrors"
     assert job.progress.request_counts == {"total": 21, "completed": 1, "failed": 20}
     assert not (tmp_path / "out" / "_manifest.json").exists()
 
@@ -276,9 +276,10 @@ def _said(worker: Worker, word: str, times: int) -> bool:
 
 def _request(stack: WorkerStack, job: BatchJob) -> Any:
     from forebay.contract.requests.batch import BatchRequest
+    from forebay.contract.requests.request import decode
 
     session = stack.client.session
-    return BatchRequest.load(session.payloads.load(*session.batches.request(job.id)))
+    return decode(session.payloads.load(*session.batches.request(job.id)), BatchRequest)
 
 
 def test_the_audit_finds_what_was_changed(stack: WorkerStack, tmp_path: Path) -> None:

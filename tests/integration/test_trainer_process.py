@@ -7,30 +7,31 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
+from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import (
-    Checkpoints,
     Event,
     Refused,
     Saved,
     Split,
     Trained,
     TrainRequest,
-    load_event,
+    decode_event,
 )
 from support.training_runs import npz, request, run
 from support.waiting import wait_until
 
 START_S = 150  # to load torch, Lightning and torchmetrics on a machine that is busy, and to train a little
 SEVERAL = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-OFTEN = Checkpoints(steps=15, minutes=None, keep=1000)
+OFTEN: dict[str, Any] = {"checkpoint_steps": 15, "checkpoint_minutes": None, "checkpoint_keep": 100}
 
 
 pytestmark = pytest.mark.timeout(600)
@@ -40,12 +41,12 @@ def classes(folder: Path, rows: int = 1500, **params: object) -> TrainRequest:
     x = np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32)
     files = npz(folder, a=x[:, 0], b=x[:, 1], c=x[:, 2], y=(x[:, 0] * x[:, 1] > x[:, 2]).astype(int))
     given = {"epochs": 30, "batch_size": 64, "hidden": [32], "lr": 0.01, "schedule": "cosine"} | params
-    return request("classifier", files, "y", params=given, checkpoints=OFTEN)
+    return request("classifier", files, "y", params=given, **OFTEN)
 
 
 def start(folder: Path, asked: TrainRequest, processes: int = 0) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
-    (folder / "request.json").write_bytes(asked.dump())
+    (folder / "request.json").write_bytes(encode(asked))
     how = [*SEVERAL, str(processes)] if processes else []
     command = [sys.executable, *how, "-m", "forebay.worker.trainer.process", str(folder), "--device", "cpu"]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -53,8 +54,8 @@ def start(folder: Path, asked: TrainRequest, processes: int = 0) -> subprocess.P
 
 def events(folder: Path) -> list[Event]:
     path = folder / "events.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [event for event in map(load_event, lines) if event is not None]
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [event for event in map(decode_event, lines) if event is not None]
 
 
 def saved(folder: Path) -> list[Saved]:
@@ -143,7 +144,7 @@ def test_a_request_that_will_not_do_ends_with_a_refusal_and_nothing_on_the_scree
     folder = tmp_path / "run"
     folder.mkdir()
     asked = request("classifier", npz(tmp_path, a=[1.0, 2.0], y=[1, 1]), "y", split=Split(validation=0, test=0))
-    (folder / "request.json").write_bytes(asked.dump())
+    (folder / "request.json").write_bytes(encode(asked))
     command = [sys.executable, "-m", "forebay.worker.trainer.process", str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=START_S, check=False, env=os.environ | {"CI": ""}

@@ -19,6 +19,7 @@ from forebay import Client, Evaluation, InvalidInput, JobState, NoQueueFits
 from forebay.contract.errors import IllegalTransition
 from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import DataSummary, Point, Split, Trained, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.contract.wire import codec
@@ -50,12 +51,12 @@ def data(shell: Shell) -> str:
 
 def request_of(shell: Shell, id: str) -> TrainRequest:
     [job] = shell.store.claim([id], "w@host", 30)
-    return TrainRequest.load(job.input or b"")
+    return decode(job.input or b"", TrainRequest)
 
 
 def end(shell: Shell, runs: TrainingStore, job: ClaimedJob, accuracy: float = 0.9) -> None:
     """Everything that a run of two epochs tells, from its start to its end."""
-    request = TrainRequest.load(job.input or b"")
+    request = decode(job.input or b"", TrainRequest)
     runs.start(job, request)
     runs.found(job, DataSummary({"train": 7, "validation": 1, "test": 2}, "ab" * 32, ("x", "y"), ("a", "b"), 3, 1))
     for epoch in range(2):
@@ -107,8 +108,8 @@ def test_a_training_job_carries_what_was_asked_for_with_all_parameters(shell: Sh
     assert (request.params["epochs"], request.params["hidden"], request.params["lr"]) == (3, [8], 0.001)
     assert (request.metric, request.alias, request.seed) == ("accuracy", "champion", 7)
     assert (request.target, request.features, request.format) == ("label", ("x",), "parquet")
-    assert request.split == Split("key", "y", 0.1, 0.3)
-    assert (request.checkpoints.steps, request.checkpoints.minutes) == (10, 5.0)
+    assert request.split == Split(0.1, 0.3, key="y")
+    assert (request.checkpoint_steps, request.checkpoint_minutes) == (10, 5.0)
     assert [Path(file.path).name for file in request.files] == ["data.parquet"]
 
 
@@ -116,13 +117,13 @@ def test_a_training_job_carries_what_was_asked_for_with_all_parameters(shell: Sh
     ("more", "words"),
     [
         ({"recipe": "classifer"}, "there is no recipe 'classifer'; there are regressor, classifier"),
-        ({"recipe": ""}, "no name of a recipe"),
+        ({"recipe": ""}, "not the name of a recipe"),
         ({"params": {"epoch": 3}}, "no parameter 'epoch'; there are epochs"),
-        ({"params": {"epochs": 0}}, "parameter 'epochs': expected a whole number, from 1"),
+        ({"params": {"epochs": 0}}, "epochs: expected a whole number, from 1"),
         ({"params": [1]}, "params must be a mapping"),
         ({"metric": "r2"}, "cannot be judged by 'r2'; choose one of loss, accuracy"),
         ({"target": "digit"}, "target: there is no column 'digit'; there are 'x', 'y', 'label', 'fold'"),
-        ({"target": None}, "target: which column is to be told? There are 'x'"),
+        ({"target": None}, "target: which column is to be learned? There are 'x'"),
         ({"features": ["x", "z"]}, "features: there is no column 'z'"),
         ({"features": ["x", "label"]}, "'label' is the target"),
         ({"features": ["x", "x"]}, "a column is named twice"),
@@ -131,25 +132,25 @@ def test_a_training_job_carries_what_was_asked_for_with_all_parameters(shell: Sh
         ({"dataset": "empty.parquet"}, "the data set is empty"),
         ({"dataset": "broken.parquet"}, "cannot be read as Parquet"),
         ({"dataset": ["data.parquet", "more.csv"]}, "mixes formats"),
-        ({"missing": "guess"}, "write 'drop', 'mean' or 'constant:VALUE'"),
+        ({"missing": "guess"}, "missing: expected drop, mean or constant:VALUE, got 'guess'"),
         ({"split": {"test": 0.6, "validation": 0.4}}, "leave no row to train on"),
         ({"split": {"test": 0, "validation": 0}}, "held out"),
-        ({"split": {"test": 1.5}}, "test is a share of all rows from 0 up to 1, got 1.5"),
-        ({"split": {"test": "much"}}, "test is a share"),
-        ({"split": {"folds": 3}}, "unknown 'folds'"),
+        ({"split": {"test": 1.5}}, "split.test: expected a number, from 0 to below 1, got 1.5"),
+        ({"split": {"test": "much"}}, "split.test: expected a number"),
+        ({"split": {"folds": 3}}, "unknown field `folds`"),
         ({"split": {"key": "user"}}, "split: there is no column 'user'"),
         ({"split": {"column": "fold", "test": 0.5}}, "leave validation and test out"),
         ({"split": {"column": "fold", "key": "y"}}, "not both"),
-        ({"split": 0.2}, "expected a mapping"),
-        ({"split": Split("fold")}, "no way to part rows"),
-        ({"seed": -1}, "seed -1 is not a whole number from 0"),
-        ({"nproc": 0}, "nproc 0 is not a whole number from 1 to 64"),
-        ({"nodes": 65}, "nodes 65 is not a whole number from 1 to 64"),
+        ({"split": 0.2}, "split: expected a mapping"),
+        ({"split": Split(test=-0.1)}, "split.test: expected a number, from 0 to below 1, got -0.1"),
+        ({"seed": -1}, "seed: expected a whole number, from 0 to 2,147,483,647, got -1"),
+        ({"nproc": 0}, "nproc: expected a whole number, from 1 to 64, got 0"),
+        ({"nodes": 65}, "nodes: expected a whole number, from 1 to 64, got 65"),
         ({"alias": "the best"}, "not a valid alias"),
-        ({"checkpoint_steps": 0}, "checkpoint_steps 0"),
-        ({"checkpoint_minutes": float("nan")}, "checkpoint_minutes nan"),
-        ({"checkpoint_keep": 0}, "checkpoint_keep 0"),
-        ({"max_batch_size": 0}, "max_batch_size 0"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps: expected a whole number, from 1"),
+        ({"checkpoint_minutes": float("nan")}, "checkpoint_minutes: expected a number, above 0 to 1,000,000, got nan"),
+        ({"checkpoint_keep": 0}, "checkpoint_keep: expected a whole number, from 1 to 100, got 0"),
+        ({"max_batch_size": 0}, "max_batch_size: expected a whole number, from 1 to 65,536, got 0"),
         ({"resources": {"gpus": 1}}, "unknown 'gpus'"),
         ({"metadata": {"x": float("nan")}}, "finite numbers"),
         ({"max_attempts": 0}, "max_attempts 0"),
@@ -240,13 +241,13 @@ def test_a_failed_run_goes_on_where_it_was_when_it_is_retried(
     shell: Shell, client: Client, runs: TrainingStore, data: str
 ) -> None:
     claimed = begun(shell, client, data)
-    runs.start(claimed, TrainRequest.load(claimed.input or b""))
+    runs.start(claimed, decode(claimed.input or b"", TrainRequest))
     runs.save(claimed, 5, 0, "sha256:" + "1" * 64, 2048, keep=3)
     shell.store.finish([Finished(claimed.id, claimed.attempt, error=JobError("OutOfMemory", "too large"))])
     assert "goes on from its last checkpoint" in " ".join(shell.out("jobs", "retry", "--help").split())
     assert [job["state"] for job in shell.json("jobs", "retry", claimed.id, "--json")] == ["queued"]
     [again] = shell.store.claim([claimed.id], "w@host", 30)
-    last = runs.start(again, TrainRequest.load(again.input or b""))
+    last = runs.start(again, decode(again.input or b"", TrainRequest))
     assert last is not None
     assert last.step == 5
     with pytest.raises(IllegalTransition):
@@ -259,7 +260,7 @@ def test_a_failed_run_goes_on_where_it_was_when_it_is_retried(
 def test_train_submits_and_prints_the_id_when_it_is_detached(shell: Shell, data: str) -> None:
     done = shell.run(
         "train", "digits", "--recipe", "classifier", "--dataset", data, "--target", "label", "--epochs", "4",
-        "--param", "hidden=16,8", "--param", "lr=0.1", "--alias", "champion", "--test", "0.3", "--gpu", "1", "--detach",
+        "--param", "hidden=16,8", "--param", "lr=0.1", "--alias", "champion", "--split-test", "0.3", "--gpu", "1", "--detach",
     )  # fmt: skip
     assert "no worker serves queue 'train-gpu' now; start one with `forebay worker --queues train-gpu`" in done.stderr
     request = request_of(shell, done.stdout.strip())
@@ -284,7 +285,7 @@ def test_wrong_usage_is_one_line_and_status_2(shell: Shell, data: str, words: li
 
 def test_recipes_are_listed_with_their_parameters(shell: Shell) -> None:
     text = shell.out("recipes")
-    for word in ("image-classifier", "accuracy", "channels", "epochs", "every recipe", "one of gd, sgd, adam, adamw"):
+    for word in ("image-classifier", "accuracy", "channels", "epochs", "every recipe", "one of adam, adamw, gd, sgd"):
         assert word in text
     assert shell.out("train", "--list-recipes") == text
     only = shell.out("recipes", "regressor")

@@ -6,27 +6,24 @@ from pathlib import Path
 import pytest
 
 from forebay.contract.job import JobError, JobKind, JobState, new_ids
+from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.settings import Settings
-from forebay.storage.blobs.payloads import Payloads
-from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.training.nodes import NodeStore
-from forebay.storage.training.store import LeaseLost, TrainingStore
+from forebay.storage.training.store import LeaseLost
 from forebay.storage.workers import WorkerRegistry
+from forebay.worker.execution.context import ChildContext
 from forebay.worker.kinds.train.nodes import (
     LOOPBACK,
-    PEER_LEFT,
-    PEER_LOST,
-    TOO_FEW,
-    YIELDS,
-    Companions,
-    NodeTask,
+    NodeRequest,
+    PeerNodes,
+    node_request,
     rendezvous_host,
-    task_of,
 )
+from forebay.worker.kinds.train.stop_check import StopReason
+from support.child import child_context
 from support.waiting import FakeClock
 
 REQUEST = TrainRequest("classifier", (), "parquet", nodes=3)
@@ -38,26 +35,25 @@ WAIT_S = 60.0
 class Company:
     """A claimed run that has asked for two machines more."""
 
-    jobs: JobStore
-    payloads: Payloads
+    context: ChildContext
     clock: FakeClock
 
     def __post_init__(self) -> None:
+        self.jobs = self.context.jobs
         self.run = self.claimed()
-        self.companions = self.asked(self.run)
+        self.peers = self.asked(self.run)
 
     def claimed(self, worker: str = HELD) -> ClaimedJob:
         [id] = new_ids(1)
-        self.jobs.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=REQUEST.dump())])
+        self.jobs.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=encode(REQUEST))])
         [job] = self.jobs.claim([id], worker, 60)
         return job
 
-    def asked(self, run: ClaimedJob) -> Companions:
-        ledger = self.jobs.ledger
-        companions = Companions(NodeStore(ledger), self.jobs, TrainingStore(ledger), run, WAIT_S, self.clock)
-        routed_jobs = companions.summon(task_of(run, REQUEST, None, LOOPBACK, WAIT_S), self.payloads)
-        assert all(routed_job.exclusive for routed_job in routed_jobs)
-        return companions
+    def asked(self, run: ClaimedJob) -> PeerNodes:
+        peers = PeerNodes(self.context, run, WAIT_S, self.clock)
+        peers.submit(node_request(run, REQUEST, None, LOOPBACK, WAIT_S))
+        assert all(routed_job.exclusive for routed_job in self.context.dispatcher.sent)  # type: ignore[attr-defined]
+        return peers
 
     def nodes(self) -> list[str]:
         return [info.id for info in self.jobs.find(kind=JobKind.NODE, parent_id=self.run.id)]
@@ -72,53 +68,53 @@ class Company:
 @pytest.fixture
 def company(store: JobStore, tmp_path: Path) -> Company:
     settings = Settings.load({"FOREBAY_HOME": str(tmp_path)})
-    return Company(store, Payloads(BlobStore(settings.blobs), settings), FakeClock())
+    return Company(child_context(settings, store.ledger), FakeClock())
 
 
 def test_a_run_waits_for_its_machines_and_says_for_how_many(company: Company) -> None:
-    assert company.companions.reason() is None
+    assert company.peers.reason() is None
     message = company.jobs.get(company.run.id).progress.message
     assert message == "waiting for 2 of 3 machines, 60 s at most: start a worker for queue train"
     assert len(company.come()) == 2
     company.clock.forward(WAIT_S + 1)
-    assert company.companions.reason() is None
+    assert company.peers.reason() is None
 
 
 def test_a_node_job_says_which_attempt_to_join_and_how(company: Company) -> None:
-    task = NodeTask.load(company.come()[0].input or b"")
-    assert (task.run, task.attempt, task.nodes) == (company.run.id, company.run.attempt, 3)
-    assert TrainRequest.load(task.request.encode()) == REQUEST
+    task = decode(company.come()[0].input or b"", NodeRequest)
+    assert (task.run, task.attempt, task.request.nodes) == (company.run.id, company.run.attempt, 3)
+    assert task.request == REQUEST
 
 
 def test_a_run_whose_machines_do_not_come_in_time_gives_up(company: Company) -> None:
     company.clock.forward(WAIT_S + 1)
-    assert company.companions.reason() == TOO_FEW
+    assert company.peers.reason() == StopReason.TOO_FEW_NODES
 
 
 def test_a_machine_that_fails_is_lost_and_told(company: Company) -> None:
     first, _ = company.come()
     company.jobs.finish([Finished(first.id, first.attempt, error=JobError("TrainerLost", "signal 9"))])
-    assert company.companions.reason() == PEER_LOST
-    assert company.companions.why() == "another machine of the run: signal 9"
+    assert company.peers.reason() == StopReason.PEER_LOST
+    assert company.peers.evidence() == "another machine of the run: signal 9"
 
 
 def test_a_machine_that_stops_or_gives_its_node_back_has_left(company: Company) -> None:
     first, _ = company.come()
-    assert company.companions.reason() is None
+    assert company.peers.reason() is None
     company.jobs.release([first.id], OTHER)
-    assert company.companions.reason() == PEER_LEFT
+    assert company.peers.reason() == StopReason.PEER_LEFT
     company.jobs.cancel([first.id])
-    assert company.companions.reason() == PEER_LEFT
+    assert company.peers.reason() == StopReason.PEER_LEFT
 
 
 def test_the_node_jobs_end_with_the_attempt_and_no_others(company: Company) -> None:
     first = company.jobs.claim(company.nodes()[:1], OTHER, 60)[0]
-    company.companions.dismiss()
+    company.peers.cancel()
     assert company.jobs.cancel_requested(OTHER) == {first.id}
     company.jobs.release([company.run.id], HELD)
     [again] = company.jobs.claim([company.run.id], HELD, 60)
     company.asked(again)
-    company.companions.dismiss()  # of the attempt before
+    company.peers.cancel()  # of the attempt before
     states = list(company.jobs.states(company.nodes()).values())
     assert sorted(states) == sorted([JobState.RUNNING, JobState.CANCELED, JobState.QUEUED, JobState.QUEUED])
 
@@ -140,8 +136,8 @@ def test_an_attempt_that_lost_its_run_asks_for_nobody(company: Company) -> None:
 
 def test_of_two_runs_that_wait_for_each_others_machine_the_younger_yields(company: Company) -> None:
     younger = company.asked(company.claimed(OTHER))
-    assert younger.reason() == YIELDS
-    assert company.companions.reason() is None
+    assert younger.reason() == StopReason.YIELDS
+    assert company.peers.reason() is None
 
 
 def test_machines_meet_on_loopback_only_while_all_workers_of_the_queue_are_here(

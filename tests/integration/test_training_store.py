@@ -9,6 +9,7 @@ import pytest
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobKind, JobState, Progress, new_ids
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import ClaimedJob, NewJob
@@ -29,7 +30,7 @@ def runs(ledger: Ledger) -> TrainingStore:
 
 def claimed(store: JobStore) -> ClaimedJob:
     [id] = new_ids(1)
-    store.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=REQUEST.dump())])
+    store.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=encode(REQUEST))])
     [job] = store.claim([id], "w@host", 30)
     return job
 

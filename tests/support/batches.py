@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from forebay.contract.job import JobError, JobKind, new_ids
 from forebay.contract.requests.batch import PARQUET, BatchRequest, InputFile, Piece, Position, Shard
+from forebay.contract.requests.request import encode
 from forebay.contract.requests.shards import ShardOutcome, ShardWork, WrittenFile
 from forebay.contract.row_errors import ErrorKind
 from forebay.storage.batches.store import FINISH, BatchStore
@@ -39,7 +40,7 @@ class MadeBatch:
         rows = ROWS * shards
         columns = {"text": ("text",)}
         request = BatchRequest((InputFile("in/a.parquet", rows * 100),), output, PARQUET, columns, keep=("id",))
-        job = NewJob(self.id, JobKind.BATCH, model, 1, queue, input=request.dump(), rows=max(1, rows), **more)
+        job = NewJob(self.id, JobKind.BATCH, model, 1, queue, input=encode(request), rows=max(1, rows), **more)
         self.jobs.add([job])
         [claimed] = self.jobs.claim([self.id], worker, 30)
         self.store.start(claimed, request)
@@ -90,7 +91,14 @@ class MadeBatch:
                 ],
             )
             rows = [
-                {"id": id, "done": o.rows, "failed": o.failed, "seconds": o.seconds, "outcome": o.dump(), "rows": ROWS}
+                {
+                    "id": id,
+                    "done": o.rows,
+                    "failed": o.failed,
+                    "seconds": o.seconds,
+                    "outcome": encode(o).decode(),
+                    "rows": ROWS,
+                }
                 for id, o in outcomes
             ]
             connection.execute(text(FINISH), rows)

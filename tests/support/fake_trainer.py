@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
     CHECKPOINT_FOLDER,
@@ -27,7 +28,6 @@ from forebay.contract.requests.training import (
     Saved,
     Trained,
     TrainRequest,
-    dump_event,
 )
 
 PAUSE = threading.Event()  # never set
@@ -36,7 +36,7 @@ PAUSE = threading.Event()  # never set
 class StandIn:
     def __init__(self, folder: Path) -> None:
         self.folder, self.leads = folder, os.environ["RANK"] == "0"
-        self.request = TrainRequest.load((folder / REQUEST_FILE).read_bytes())
+        self.request = decode((folder / REQUEST_FILE).read_bytes(), TrainRequest)
         self.step, self.sum, self.stop, self.fresh = 0, 0, False, True
         if (folder / RESUME_FILE).exists():
             self.step, self.sum = json.loads((folder / RESUME_FILE).read_text())
@@ -45,7 +45,7 @@ class StandIn:
     def tell(self, event: Event) -> None:
         if self.leads:
             with (self.folder / EVENTS_FILE).open("a") as file:
-                file.write(dump_event(event) + "\n")
+                file.write(encode(event).decode() + "\n")
 
     def save(self) -> None:
         path = self.folder / CHECKPOINT_FOLDER / f"step={self.step}.ckpt"
@@ -81,7 +81,7 @@ class StandIn:
             self.sum += self.step
             self.misbehave()
             self.tell(Point(self.step, 1, TRAIN, {"loss": 1 / self.step}, 100.0, 1.0, steps))
-            if self.step % (self.request.checkpoints.steps or steps) == 0:
+            if self.step % (self.request.checkpoint_steps or steps) == 0:
                 self.save()
             PAUSE.wait(float(self.request.params.get("step_s", 0.0)))
         if self.stop:

@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
+
+from msgspec import to_builtins
 
 from forebay.contract.job import JobError, JobKind, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import DataSummary, Lineage, Point, Trained, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.contract.wire import codec
@@ -39,7 +41,7 @@ class MadeRun:
             metric="accuracy", alias="champion",
         )  # fmt: skip
         self.data, self.model = data, model
-        self.jobs.add([NewJob(self.id, JobKind.TRAIN, model, 0, "train", input=self.request.dump(), **more)])
+        self.jobs.add([NewJob(self.id, JobKind.TRAIN, model, 0, "train", input=encode(self.request), **more)])
         [self.job] = self.jobs.claim([self.id], "train@birch", 30)
         self.store.start(self.job, self.request)
         self.store.found(self.job, data)
@@ -70,7 +72,7 @@ class MadeRun:
         )  # fmt: skip
         version = ModelVersion(
             self.model, 0, "recipe", "sha256:" + "7c" * 32, "folder", 12_000, Signature.parse(None, None),
-            metadata={"metrics": metrics, "lineage": asdict(lineage)},
+            metadata={"metrics": metrics, "lineage": to_builtins(lineage)},
         )  # fmt: skip
         trained = Trained(metrics, "recipe", {}, {}, confusion=confusion)
         made, _ = self.store.finish(

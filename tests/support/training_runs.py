@@ -5,10 +5,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
     RESUME_FILE,
@@ -74,7 +76,7 @@ def npz(folder: Path, **columns: Any) -> tuple[InputFile, ...]:
 
 def request(recipe: str, files: tuple[InputFile, ...], target: str | None, **more: Any) -> TrainRequest:
     """A request for an .npz data set, or of the format that `more` names."""
-    return replace(TrainRequest(recipe, files, "npz", target), **more)
+    return msgspec.structs.replace(TrainRequest(recipe, files, "npz", target), **more)
 
 
 def run(asked: TrainRequest, resume: Path | None = None, allowed: tuple[str, ...] = ()) -> Run:
@@ -84,7 +86,7 @@ def run(asked: TrainRequest, resume: Path | None = None, allowed: tuple[str, ...
         shutil.copy(resume, folder / RESUME_FILE)
     events: list[Event] = []
     with quiet():
-        train(folder, asked, events.append, allowed=allowed)
+        train(folder, decode(encode(asked), TrainRequest), events.append, allowed=allowed)
     return Run(folder, events)
 
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from forebay.contract.job import JobInfo, JobKind, new_ids
 from forebay.contract.requests.batch import InputFile
-from forebay.contract.requests.training import EVENTS_FILE, Checkpoints, Point, Saved, TrainRequest, load_event
+from forebay.contract.requests.request import encode
+from forebay.contract.requests.training import EVENTS_FILE, Point, Saved, TrainRequest, decode_event
 from forebay.contract.wire import codec
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
@@ -47,9 +48,9 @@ class TrainingStack(WorkerStack):
         [id] = new_ids(1)
         request = TrainRequest(
             "classifier", (InputFile(str(self.data), self.data.stat().st_size),), "parquet", target="label", seed=3,
-            params={"epochs": epochs}, checkpoints=Checkpoints(every, None, 2), **more,
+            params={"epochs": epochs}, checkpoint_steps=every, checkpoint_minutes=None, checkpoint_keep=2, **more,
         )  # fmt: skip
-        job = NewJob(id, JobKind.TRAIN, "sides", 0, "train", max_attempts=max_attempts, input=request.dump())
+        job = NewJob(id, JobKind.TRAIN, "sides", 0, "train", max_attempts=max_attempts, input=encode(request))
         self.store.add([job])
         self._dispatcher.send_jobs([RoutedJob(id, job.model, 0, job.queue, job.priority, exclusive=True)])
         return id
@@ -79,7 +80,7 @@ class TrainingStack(WorkerStack):
     def events(self, id: str) -> list[Any]:
         """What the trainer of a running job has told so far."""
         for file in (self.settings.home / "training").glob(f"{id}-*/{EVENTS_FILE}"):
-            return [event for line in file.read_text().splitlines() if (event := load_event(line)) is not None]
+            return [event for line in file.read_bytes().splitlines() if (event := decode_event(line)) is not None]
         return []
 
     def step(self, id: str) -> int:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Shard, dump_pieces, load_pieces
+from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Shard
+from forebay.contract.requests.request import decode, encode
 from forebay.contract.signature import Field, Signature
 from forebay.datasets.columns import field_type, from_numpy, from_values, value_type
 from forebay.datasets.formats.source import Chunk
@@ -152,15 +153,15 @@ def test_an_output_without_a_type_of_its_own_becomes_json() -> None:
 
 def test_a_request_and_its_pieces_come_back_as_they_went() -> None:
     request = BatchRequest(
-        (InputFile("a.parquet", 3),), "out", "parquet", {"x": ("a", "b")}, ("id",), {"id": "int64"}, 7, 100, 0.5
+        (InputFile("a.parquet", 3),), "out", "parquet", {"x": ("a", "b")}, ("id",), {"id": "int64"}, 7, 100, 3, 0.5
     )
-    assert BatchRequest.load(request.dump()) == request
+    assert decode(encode(request), BatchRequest) == request
     pieces = (Piece(0, 1, 2), Piece(3, 0, -1))
-    assert load_pieces(dump_pieces(pieces)) == pieces
+    assert decode(encode(pieces), tuple[Piece, ...]) == pieces
     assert Shard(pieces, 1, 1).part == "part-000000-000000000000001"
     for data in (b"", b"[]", b"{}", b'{"files": 3}', b'{"files": [], "columns": {}}'):
         with pytest.raises(InvalidInput):
-            BatchRequest.load(data)
+            decode(data, BatchRequest)
 
 
 def test_the_fingerprint_is_that_of_what_was_asked_for() -> None:

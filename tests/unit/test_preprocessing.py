@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from forebay.contract.errors import InvalidInput
 from forebay.datasets.reading.table import Table
-from forebay.worker.trainer.preprocessing import check_missing, encode_columns, fields, fit_columns, is_missing, width
+from forebay.worker.trainer.preprocessing import encode_columns, fields, fit_columns, is_missing, width
 
 MIXED = {"n": np.array([1.0, 3.0, np.nan]), "c": ["a", None, "b"], "v": np.array([[1, 2], [3, 4], [5, 6]])}
 
@@ -75,9 +75,3 @@ def test_what_is_missing_is_seen_in_every_kind_of_column() -> None:
     assert is_missing(["a", None, float("nan")]).tolist() == [False, True, True]
     assert is_missing(np.array([[1.0, np.inf], [1.0, 2.0]])).tolist() == [True, False]
     assert is_missing(np.array([1, 2])).tolist() == [False, False]
-
-
-@pytest.mark.parametrize("missing", ["", "median", "constant:", "constant"])
-def test_another_word_for_missing_values_is_refused(missing: str) -> None:
-    with pytest.raises(InvalidInput, match="expected drop, mean or constant:VALUE"):
-        check_missing(missing)

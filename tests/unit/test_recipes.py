@@ -1,38 +1,48 @@
 """What a training job may be told: each parameter as given or by default, and the rest refused in words that help."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.fields import Field, check, fields_of
 from forebay.contract.requests.recipes import (
-    LOOP,
     RECIPES,
-    Param,
+    LoopParams,
     check_metric,
     check_params,
     default_metric,
     metrics_of,
+    parameters,
 )
-from forebay.contract.requests.training import METRICS
+from forebay.contract.requests.training import METRICS, Split, TrainRequest
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "training.md"
-ALL = [*LOOP, *(param for recipe in RECIPES.values() for param in recipe.params)]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+KINDS = [LoopParams, *(recipe.params for recipe in RECIPES.values())]
+ALL = [(kind, field) for kind in KINDS for field in fields_of(kind).values()]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_without_parameters_every_one_has_its_default(recipe: str) -> None:
     made = check_params(recipe, {})
-    assert made == {param.name: param.default for param in (*LOOP, *RECIPES[recipe].params)}
+    assert made == {name: field.default for name, field in parameters(recipe).items()}
 
 
-@pytest.mark.parametrize("param", ALL, ids=lambda param: param.name)
-def test_a_default_is_a_legal_value_also_as_text(param: Param) -> None:
-    assert param.check(param.default) == param.default
-    text = ",".join(map(str, param.default)) if isinstance(param.default, tuple) else str(param.default)
-    assert param.check(text) == param.default
+def checked(kind: type[Struct], field: Field, value: object) -> object:
+    return getattr(check({field.name: value}, kind, text=True), field.name)
+
+
+@pytest.mark.parametrize(("kind", "field"), ALL, ids=lambda one: getattr(one, "name", None))
+def test_a_default_is_a_legal_value_also_as_text(kind: type[Struct], field: Field) -> None:
+    assert checked(kind, field, field.default) == field.default
+    text = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+    assert checked(kind, field, text) == field.default
 
 
 def test_what_a_command_line_gives_becomes_numbers_and_lists() -> None:
@@ -43,15 +53,15 @@ def test_what_a_command_line_gives_becomes_numbers_and_lists() -> None:
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"epochs": 0}, "'epochs': expected a whole number, from 1 to 1,000,000, got 0"),
-        ({"epochs": 1.5}, "'epochs'.*1.5"),
-        ({"epochs": True}, "'epochs'.*True"),
-        ({"lr": "fast"}, "'lr'.*'fast'"),
-        ({"lr": float("nan")}, "'lr'.*nan"),
-        ({"optimizer": "adagrad"}, "'optimizer': expected one of gd, sgd, adam, adamw, got 'adagrad'"),
-        ({"hidden": [8, 0]}, "'hidden'.*each from 1"),
-        ({"hidden": {"a": 1}}, "'hidden'"),
-        ({"normalize": 1}, "'normalize': expected true or false, got 1"),
+        ({"epochs": 0}, "epochs: expected a whole number, from 1 to 1,000,000, got 0"),
+        ({"epochs": 1.5}, "epochs: .*1.5"),
+        ({"epochs": True}, "epochs: .*True"),
+        ({"lr": "fast"}, "lr: .*'fast'"),
+        ({"lr": float("nan")}, "lr: .*nan"),
+        ({"optimizer": "adagrad"}, "optimizer: expected one of adam, adamw, gd, sgd, got 'adagrad'"),
+        ({"hidden": [8, 0]}, "hidden.*each from 1"),
+        ({"hidden": {"a": 1}}, "hidden: "),
+        ({"normalize": 1}, "normalize: expected true or false, got 1"),
         ({"learning_rate": 1}, "no parameter 'learning_rate'; there are epochs, batch_size"),
         ({"loss": "mse"}, "lowers cross-entropy or bce, not 'mse'"),
     ],
@@ -64,17 +74,19 @@ def test_a_bad_parameter_is_refused_with_its_value_and_what_would_do(params: dic
 def test_a_third_partys_own_parameters_pass_through_and_the_loops_are_checked() -> None:
     assert check_params("theirs", {"depth": {"of": 3}, "epochs": "2"})["depth"] == {"of": 3}
     assert check_params("theirs", {"depth": 3, "epochs": "2"})["epochs"] == 2
-    with pytest.raises(InvalidInput, match="'epochs'"):
+    with pytest.raises(InvalidInput, match="epochs: "):
         check_params("theirs", {"epochs": -1})
 
 
 @given(st.sampled_from(ALL), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)))
-def test_any_value_is_either_refused_or_stays_what_it_was_made_when_checked_again(param: Param, value: object) -> None:
+def test_any_value_is_either_refused_or_stays_what_it_was_made_when_checked_again(
+    param: tuple[type[Struct], Field], value: object
+) -> None:
     try:
-        made = param.check(value)
+        made = checked(*param, value)
     except InvalidInput:
         return
-    assert param.check(made) == made
+    assert checked(*param, made) == made
 
 
 def test_a_metric_is_the_recipes_own_or_one_that_its_task_has() -> None:
@@ -88,21 +100,16 @@ def test_a_metric_is_the_recipes_own_or_one_that_its_task_has() -> None:
     assert {*metrics_of("classes"), *metrics_of("numbers")} == set(METRICS)
 
 
-def as_text(default: object) -> str:
-    if isinstance(default, tuple):
-        return ",".join(map(str, default)) or "none"
-    return f"{default:g}" if isinstance(default, float) else str(default).lower()
+@pytest.mark.parametrize("kind", [*KINDS, TrainRequest, Split], ids=lambda kind: kind.__name__)
+def test_every_field_that_a_user_gives_is_described(kind: type[Struct]) -> None:
+    assert all(field.help for field in fields_of(kind).values() if field.name != "split")
 
 
-@pytest.mark.parametrize("recipe", [None, "classifier", "image-classifier", "sequence-classifier"])
-def test_the_docs_have_every_parameter_as_the_table_has_it(recipe: str | None) -> None:
-    params = LOOP if recipe is None else RECIPES[recipe].params
-    rows = "\n".join(
-        f"| `{param.name}` | {as_text(param.default)} | {param.expected} | {param.help} |" for param in params
-    )
-    assert rows + "\n\n" in DOCS.read_text(encoding="utf-8")
+def test_the_docs_have_every_parameter_as_the_struct_has_it() -> None:
+    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    assert runpy.run_path(str(DOCS / "tables.py"))["written"](text) == text, "run python docs/tables.py"
 
 
-def test_the_docs_say_what_regressor_has_otherwise_than_classifier() -> None:
-    one, other = (RECIPES[name].params for name in ("regressor", "classifier"))
-    assert [param.name for param, like in zip(one, other, strict=True) if param != like] == ["hidden"]
+def test_regressor_and_classifier_differ_only_in_their_hidden_layers() -> None:
+    one, other = (fields_of(RECIPES[name].params) for name in ("regressor", "classifier"))
+    assert [name for name in one if one[name] != other[name]] == ["hidden"]

@@ -5,6 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.shards import ShardOutcome
 from forebay.contract.row_errors import (
     MOST_KINDS,
@@ -61,12 +62,12 @@ def test_tallies_added_up_count_what_each_of_them_has(shards: list[list[str]]) -
 @given(types)
 def test_an_outcome_keeps_them_through_the_ledger(names: list[str]) -> None:
     outcome = ShardOutcome(1, len(names), 0.5, None, None, metrics(names).kinds())
-    assert ShardOutcome.load(outcome.dump()) == outcome
+    assert decode(encode(outcome), ShardOutcome) == outcome
 
 
 def test_an_outcome_of_an_older_forebay_has_no_kinds() -> None:
     text = '{"rows": 3, "failed": 1, "seconds": 0.5, "part": null, "errors": null}'
-    assert ShardOutcome.load(text).kinds == ()
+    assert decode(text, ShardOutcome).kinds == ()
 
 
 def test_what_a_database_refuses_is_written_out() -> None:

@@ -70,7 +70,6 @@ class RecipeModel:
         return self._target.classes
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
-        """One forward pass."""
         return self.run(self.prepare(rows))
 
     def prepare(self, rows: Sequence[Row]) -> Prepared:
@@ -91,11 +90,9 @@ class RecipeModel:
         return self._columns(self._encoded(dict(columns), len(next(iter(columns.values())))))
 
     def sample_row(self) -> Row:
-        """A row to warm up with."""
         return {name: _sample(field) for name, field in self._recipe.inputs().items()}
 
     def nbytes(self) -> int:
-        """Bytes of parameters and buffers."""
         return tensor_bytes(dict(self._module.named_parameters()), dict(self._module.named_buffers()))
 
     def _encoded(self, columns: Mapping[str, Values], count: int) -> Prepared:

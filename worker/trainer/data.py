@@ -1,6 +1,6 @@
-"""A run's data: read, cleaned, parted, its target made ready. Everything a user can get wrong is refused here, before any epoch.
+"""A run's data: read, cleaned, split, its target encoded. Whatever a user can get wrong in it is refused here, before any epoch.
 
-The data set is held in memory whole, by each process of the run. Knows the readers of storage/datasets; no network, no loop.
+Each process of the run holds the whole data set in memory.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, read_table
 from forebay.worker.trainer import splitting
 from forebay.worker.trainer.labels import Target, label_text
-from forebay.worker.trainer.preprocessing import DROP, check_missing, fit_scale, is_missing
+from forebay.worker.trainer.preprocessing import DROP, fit_scale, is_missing
 
 MAX_CLASSES = 1000
 
 
 @dataclass(slots=True)
-class Part:
+class SplitData:
     """The rows of one split: features as read, targets as numbers of classes (int64) or as numbers (float64)."""
 
     features: Table
@@ -43,7 +43,7 @@ class Part:
 class Data:
     """A data set that can be trained on."""
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, SplitData]
     target: Target
     summary: DataSummary
 
@@ -53,10 +53,8 @@ def load_data(request: TrainRequest, task: str, normalize: bool, processes: int 
 
     `processes` of this machine hold it at once.
     """
-    check_missing(request.missing)
-    splitting.check_split(request.split)
     target, features = _chosen(request, column_names(request.files, request.format))
-    columns = dict.fromkeys([*features, target, *([request.split.column] if request.split.column else [])])
+    columns = dict.fromkeys([*features, target, *([request.split.by] if request.split.by else [])])
     limit = psutil.virtual_memory().available // 2 // processes
     read = read_table(request.files, request.format, list(columns), limit)
     learned = {name: read.table.columns[name] for name in (*features, target)}
@@ -64,10 +62,10 @@ def load_data(request: TrainRequest, task: str, normalize: bool, processes: int 
     kept = _kept(read, features, target, request.missing)
     table = read.table.take(kept)
     targets, classes = _targets(table.columns[target], target, task)
-    places = splitting.part(len(table), splitting.split_column(table, request.split), request.split, request.seed)
+    places = splitting.split_rows(len(table), table.columns, request.split, request.seed)
     _check_training(targets[places[TRAIN]], classes, target)
     parts = {
-        name: Part(Table({n: table.columns[n] for n in features}, len(table)).take(rows), targets[rows])
+        name: SplitData(Table({n: table.columns[n] for n in features}, len(table)).take(rows), targets[rows])
         for name, rows in places.items()
     }
     summary = DataSummary(
@@ -90,13 +88,13 @@ def _chosen(request: TrainRequest, there: Sequence[str]) -> tuple[str, tuple[str
         raise InvalidInput(
             f"which column is to be learned? Name the target; there are {', '.join(map(shown, there)):.500}"
         )
-    wanted = [target, *request.features, *([request.split.column] if request.split.column else [])]
+    wanted = [target, *request.features, *([request.split.by] if request.split.by else [])]
     missing = [name for name in wanted if name not in there]
     if missing:
         raise InvalidInput(f"there is no column {shown(missing[0])}; there are {', '.join(map(shown, there)):.500}")
     if target in request.features:
         raise InvalidInput(f"the target {shown(target)} is among the features; leave it out of them")
-    others = tuple(name for name in there if name not in (target, request.split.column))
+    others = tuple(name for name in there if name not in (target, request.split.by))
     features = request.features or ((IMAGE,) if images else others)
     if not features:
         raise InvalidInput(f"there is no column to learn from besides the target {shown(target)}")

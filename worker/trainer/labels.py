@@ -5,19 +5,18 @@ Apart from torch it knows nothing, so that serving loads neither Lightning nor t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from numpy.typing import NDArray
 from torch import Tensor
 
 LABEL, PROBABILITIES = "label", "probabilities"  # the outputs of a classifier
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """What is learned: a column, the labels in the order of their numbers, or the scale that numbers are brought to."""
 
     name: str

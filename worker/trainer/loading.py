@@ -103,7 +103,6 @@ class ValidationBatches:
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch's rows."""
     order: NDArray[np.int64] = np.random.default_rng([seed, epoch]).permutation(rows)
     return order
 

@@ -20,21 +20,11 @@ from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.labels import label_text
 
 NUMBER, CATEGORY = "number", "category"
-DROP, MEAN, CONSTANT = "drop", "mean", "constant"
+DROP, MEAN = "drop", "mean"
 MAX_CATEGORIES = 1000
 _MOSTLY = 0.9  # text of which so much reads as numbers is a column of numbers with faults in it
 
 Spec = dict[str, Any]
-
-
-def check_missing(missing: str) -> tuple[str, str | None]:
-    """What becomes of missing values, and the constant; InvalidInput when it is neither of the three."""
-    kind, _, value = missing.partition(":")
-    if kind == CONSTANT and value:
-        return kind, value
-    if missing in (DROP, MEAN):
-        return missing, None
-    raise InvalidInput(f"missing: expected drop, mean or constant:VALUE, got {shown(missing)}")
 
 
 def is_missing(values: Values) -> NDArray[np.bool_]:
@@ -58,11 +48,10 @@ def fit_columns(table: Table, categorical: Sequence[str], missing: str, normaliz
             raise InvalidInput(f"column {shown(name)} has no value in any row of the training split; leave it out")
         if isinstance(values, list) and name not in categorical:
             _refuse_faulty_numbers(name, values)
-        how = check_missing(missing)
         if name in categorical or isinstance(values, list):
-            fitted.append(_fit_category(name, values, how))
+            fitted.append(_fit_category(name, values, missing))
         else:
-            fitted.append(_fit_number(name, values, how, normalize))
+            fitted.append(_fit_number(name, values, missing, normalize))
     return fitted
 
 
@@ -97,13 +86,13 @@ def fit_scale(values: NDArray[Any]) -> tuple[list[float], list[float]]:
     return means.tolist(), np.where(deviations > 1e-12, deviations, 1.0).tolist()
 
 
-def _fit_number(name: str, values: Values, missing: tuple[str, str | None], normalize: bool) -> Spec:
+def _fit_number(name: str, values: Values, missing: str, normalize: bool) -> Spec:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"column {shown(name)}: expected numbers or text, found {array.dtype}")
     finite = np.where(np.isfinite(array), array, np.nan) if array.dtype.kind == "f" else array
     means, deviations = fit_scale(finite)
-    how, constant = missing
+    how, _, constant = missing.partition(":")
     spec: Spec = {"name": name, "kind": NUMBER, "shape": list(array.shape[1:])}
     if how != DROP:
         spec["fill"] = means if how == MEAN else [_constant(name, constant)] * len(means)
@@ -112,14 +101,14 @@ def _fit_number(name: str, values: Values, missing: tuple[str, str | None], norm
     return spec
 
 
-def _constant(name: str, value: str | None) -> float:
+def _constant(name: str, value: str) -> float:
     try:
-        return float(value or "")
+        return float(value)
     except ValueError as error:
         raise InvalidInput(f"missing: constant {shown(value)} is no number, and column {shown(name)} is one") from error
 
 
-def _fit_category(name: str, values: Values, missing: tuple[str, str | None]) -> Spec:
+def _fit_category(name: str, values: Values, missing: str) -> Spec:
     there = [value for value, gap in zip(values, is_missing(values), strict=True) if not gap]
     odd = next((value for value in there if isinstance(value, list | dict | bytes)), None)
     if odd is not None:
@@ -130,7 +119,7 @@ def _fit_category(name: str, values: Values, missing: tuple[str, str | None]) ->
             f"column {shown(name)} has {len(counts)} different texts, too many for categories (at most {MAX_CATEGORIES}); "
             "leave it out of the features, or train a sequence-classifier on it"
         )
-    how, constant = missing
+    how, _, constant = missing.partition(":")
     spec: Spec = {"name": name, "kind": CATEGORY, "values": sorted(counts)}
     if how != DROP:
         spec["fill"] = min(counts, key=lambda text: (-counts[text], text)) if how == MEAN else constant

@@ -1,9 +1,9 @@
 """The trainer process: `python -m forebay.worker.trainer.process FOLDER`, by itself or several under torch's `torchrun`.
 
-Reads FOLDER/request.json and tells events in FOLDER/events.jsonl. Its exit status is 0 when it has trained, 3 when the request
-or its data will not do, 4 when SIGTERM made it save and stop; every other end is a crash. torchrun itself ends with 1 whatever
-its processes end with, so who starts it goes by the events: the last one is `trained` or `refused`, or a checkpoint was saved
-behind the SIGTERM. Knows neither ledger nor queue.
+Reads FOLDER/request.json and writes events to FOLDER/events.jsonl. Its exit status is 0 when it has trained, 3 when it has
+refused the request or its data, 4 when SIGTERM made it save and stop; every other end is a crash. torchrun itself ends with 1
+whatever its processes end with, so whoever starts it goes by the events: the last one is `trained` or `refused`, or a checkpoint
+was saved after the SIGTERM. Knows neither ledger nor queue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from forebay.contract.errors import ForebayError
-from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, Event, Refused, TrainRequest, dump_event
+from forebay.contract.requests.request import decode, encode
+from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, Event, Refused, TrainRequest
 from forebay.worker.trainer.stopping import Stop, Stopped
 
 TRAINED, REFUSED, STOPPED = 0, 3, 4
@@ -24,32 +25,32 @@ _LOUD = ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "torch.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains as FOLDER says; the exit status."""
+    """Run the training job of FOLDER; the exit status."""
     given = _parsed(arguments)
     stop = Stop()
     stop.listen()
     with (given.folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
 
         def tell(event: Event) -> None:
-            file.write(dump_event(event) + "\n")
+            file.write(encode(event).decode() + "\n")
             file.flush()
 
         return _run(given, tell, stop)
 
 
 def _run(given: argparse.Namespace, tell: Callable[[Event], None], stop: Stop) -> int:
-    from forebay.worker.trainer.place import find_place  # torch and Lightning take seconds to load
+    from forebay.worker.trainer.rank import own_rank  # torch and Lightning take seconds to load
     from forebay.worker.trainer.run import train
 
     _quiet()
-    place = find_place(given.device)
+    rank = own_rank(given.device)
     try:
-        request = TrainRequest.load((given.folder / REQUEST_FILE).read_bytes())
-        train(given.folder, request, tell, place, stop, tuple(filter(None, given.allowed.split(","))))
+        request = decode((given.folder / REQUEST_FILE).read_bytes(), TrainRequest)
+        train(given.folder, request, tell, rank, stop, tuple(filter(None, given.allowed.split(","))))
     except Stopped:
         return STOPPED
     except ForebayError as error:
-        if place.rank == 0:
+        if rank.index == 0:
             tell(Refused(type(error).__name__, str(error)))
         return REFUSED
     return TRAINED
@@ -68,7 +69,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _quiet() -> None:
-    """What libraries say of themselves is not about this run; they must have been loaded, which sets their levels."""
+    """Silence the libraries' notes about themselves. They must have been loaded, which sets their levels."""
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torchmetrics|torch)(\.|\Z)")

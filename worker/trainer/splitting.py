@@ -1,4 +1,4 @@
-"""Which row is for training, which for validation and which is held out; and which rows are in two of them. Knows NumPy only."""
+"""Which rows are for training, which for validation and which are held out; and which are in two of these splits."""
 
 from __future__ import annotations
 
@@ -13,35 +13,19 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.training import TEST, TRAIN, VALIDATION, Split
 from forebay.datasets.columns import Values
-from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.labels import label_text
 
 SPLITS = (TRAIN, VALIDATION, TEST)
-Places = Mapping[str, NDArray[np.int64]]
+RowIndices = Mapping[str, NDArray[np.int64]]
 
 
-def check_split(split: Split) -> None:
-    """InvalidInput for a split that parts nothing."""
-    if split.by not in ("ratio", "column", "key"):
-        raise InvalidInput(f"split: by ratio, column or key, not {shown(split.by)}")
-    if (split.by == "ratio") != (split.column is None):
-        raise InvalidInput(f"split: by {split.by} {'takes no column' if split.column else 'needs its column'}")
-    shares = (split.validation, split.test)
-    if not (min(shares) >= 0 and sum(shares) < 1):
-        raise InvalidInput(
-            f"split: validation and test are shares that leave rows to train on, got {shares[0]} and {shares[1]}"
-        )
-
-
-def part(rows: int, column: Values | None, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
+def split_rows(rows: int, columns: Mapping[str, Values], split: Split, seed: int) -> dict[str, NDArray[np.int64]]:
     """The rows of each split, in a fixed order; InvalidInput when one that was asked for gets none."""
-    if split.by == "column":
-        found = _by_column(column if column is not None else [], str(split.column))
-    elif split.by == "key":
-        found = _by_key(column if column is not None else [], split, seed)
+    if split.column is not None:
+        found, asked = _by_column(columns[split.column], split.column), {}
     else:
-        found = _by_ratio(rows, split, seed)
-    asked = {VALIDATION: split.validation, TEST: split.test} if split.by != "column" else {}
+        found = _by_key(columns[split.key], split, seed) if split.key is not None else _by_ratio(rows, split, seed)
+        asked = {VALIDATION: split.validation, TEST: split.test}
     for name in (TRAIN, *(name for name, share in asked.items() if share)):
         if not len(found[name]):
             raise InvalidInput(f"split: {rows} rows leave none for {name}; give more rows, or other shares")
@@ -49,7 +33,6 @@ def part(rows: int, column: Values | None, split: Split, seed: int) -> dict[str,
 
 
 def row_hashes(columns: Mapping[str, Values], rows: int) -> list[bytes]:
-    """For each row a hash of its values."""
     arrays = [
         np.ascontiguousarray(values.reshape(rows, -1)) for values in columns.values() if isinstance(values, np.ndarray)
     ]
@@ -73,15 +56,10 @@ def content_hash(columns: Mapping[str, Values], hashes: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def count_leaked(hashes: Sequence[bytes], places: Places) -> int:
+def count_leaked(hashes: Sequence[bytes], rows_of: RowIndices) -> int:
     """How many rows of the other splits are in the training split too."""
-    known = {hashes[i] for i in places[TRAIN]}
-    return sum(hashes[i] in known for name in (VALIDATION, TEST) for i in places[name])
-
-
-def split_column(table: Table, split: Split) -> Values | None:
-    """The column that parts the rows; None when none does."""
-    return table.columns[split.column] if split.column is not None else None
+    known = {hashes[i] for i in rows_of[TRAIN]}
+    return sum(hashes[i] in known for name in (VALIDATION, TEST) for i in rows_of[name])
 
 
 def _by_ratio(rows: int, split: Split, seed: int) -> dict[str, NDArray[np.int64]]:

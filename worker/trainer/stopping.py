@@ -18,7 +18,6 @@ class Stop:
         self.asked = False
 
     def listen(self) -> None:
-        """From now on."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._heard)
 

@@ -22,6 +22,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.batch import TO_THE_END, BatchRequest, Position, Shard
 from forebay.contract.requests.manifest import InputRange, Manifest, OutputFile, RowCounts
+from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import WrittenFile
 from forebay.contract.wire import codec
 from forebay.contract.wire.dispatch import Dispatcher
@@ -80,7 +81,7 @@ class BatchCoordinator:
     def request(self, batch: str) -> BatchRequest:
         """What a batch was asked to do."""
         if batch not in self._requests:
-            self._requests[batch] = BatchRequest.load(self._payloads.load(*self._store.request(batch)))
+            self._requests[batch] = decode(self._payloads.load(*self._store.request(batch)), BatchRequest)
             while len(self._requests) > KNOWN:
                 self._requests.popitem(last=False)
         return self._requests[batch]
@@ -135,7 +136,7 @@ class BatchCoordinator:
             return False
         self._looked[batch.id] = now + LOOK_S
         totals = self._store.totals(batch.id)
-        error = _too_many(self.request(batch.id).error_threshold, totals, ended=batch.planned and not under_way)
+        error = _too_many(self.request(batch.id), totals, ended=batch.planned and not under_way)
         if error is None:
             ended = totals.shards.get(JobState.SUCCEEDED, 0)
             self._store.show(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
@@ -291,18 +292,19 @@ def _share_behind(block: Block, first: int) -> float:
     return max(0, block.last - first) / (block.last - block.first)
 
 
-def _too_many(threshold: int | float | None, totals: Totals, ended: bool) -> JobError | None:
-    """The error of a batch whose rows or shards fail too often, or None. A share is asked for when it means something."""
+def _too_many(request: BatchRequest, totals: Totals, ended: bool) -> JobError | None:
+    """The error of a batch whose rows or shards fail too often, or None. A share of few rows says nothing yet."""
     failed, rows = totals.failed, totals.done + totals.failed
-    if threshold is None:
-        over = ended and failed == rows
-    elif isinstance(threshold, int):
-        over = failed > threshold
-    else:
-        over = (ended or rows >= MEANT_ROWS) and failed > threshold * rows
-    if rows and over:
-        words = f"{failed} of {rows} rows failed; the threshold is {'all of them' if threshold is None else threshold}"
-        return JobError("ErrorThreshold", words)
+    most, share = request.max_errors, request.max_error_share
+    over = None
+    if most is not None and failed > most:
+        over = f"max_errors is {most}"
+    elif share is not None and (ended or rows >= MEANT_ROWS) and failed > share * rows:
+        over = f"max_error_share is {share:g}"
+    elif most is None and share is None and ended and failed == rows:
+        over = "no row succeeded"
+    if rows and over is not None:
+        return JobError("TooManyErrors", f"{failed} of {rows} rows failed; {over}")
     lost = totals.shards.get(JobState.FAILED, 0)
     if lost >= MOST_FAILED_SHARDS and lost > totals.shards.get(JobState.SUCCEEDED, 0):
         return JobError("ShardsFailed", f"{lost} shards failed, more than have succeeded: no more are begun")

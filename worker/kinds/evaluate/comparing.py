@@ -1,6 +1,6 @@
 """What a model version gives, held against what is true, whatever its runtime: its output is found, and how it is meant.
 
-Labels, scores of classes and numbers are told apart; worker.training.scoring then counts. Nothing but counts is kept of the
+Labels, scores of classes and numbers are told apart; trainer/scoring.py then counts. Nothing but counts is kept of the
 rows, as long as there are not too few of them to keep their probabilities too.
 """
 

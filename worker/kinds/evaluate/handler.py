@@ -18,6 +18,7 @@ import structlog
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import IMAGES, InputFile, Piece
 from forebay.contract.requests.evaluation import EvaluateRequest
+from forebay.contract.requests.request import decode
 from forebay.contract.wire import codec
 from forebay.datasets.formats.files import open_file
 from forebay.datasets.formats.images import PATH
@@ -63,7 +64,7 @@ class EvaluateHandler:
         return attempts.succeeded([ended])
 
     def _evaluate(self, job: ClaimedJob, attempts: Attempts) -> Evaluation:
-        request = EvaluateRequest.load(self._context.payloads.load(job.input, job.input_ref))
+        request = decode(self._context.payloads.load(job.input, job.input_ref), EvaluateRequest)
         attempts.check()
         loaded = self._context.models.load(job.model, job.version)
         spec = loaded.spec

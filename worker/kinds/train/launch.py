@@ -1,7 +1,7 @@
 """A trainer as its worker sees it: the command, its environment, the process, and what it said last.
 
 The command is torchrun's, with one process of `forebay.worker.trainer.process` per device; all of them die with this process
-(worker.training.bound). Knows processes and folders, neither ledger nor queue.
+(die_with_parent.py). Knows processes and folders, neither ledger nor queue.
 """
 
 from __future__ import annotations
@@ -25,60 +25,62 @@ import structlog
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.settings import Settings, mask_password
 from forebay.storage.jobs.records import ClaimedJob
+from forebay.worker.kinds.train.die_with_parent import OWN_PID
 from forebay.worker.last_lines import MAX_LINE, last_lines
 
 log = structlog.get_logger()
 
-BOUND, TORCHRUN, TRAINER = "forebay.worker.kinds.train.bound", "torch.distributed.run", "forebay.worker.trainer.process"
-BEHIND = "~"  # sorts behind every address
+DIE_WITH_PARENT, TORCHRUN = "forebay.worker.kinds.train.die_with_parent", "torch.distributed.run"
+TRAINER = "forebay.worker.trainer.process"
+LAST_ADDRESS = "~"  # sorts behind every address
 CHECKPOINT_SHARE = 0.6  # of shutdown_grace_s
-SAID_EVERY_S, SAID_AT_ONCE = 10.0, 20  # so many of a trainer's lines go into the log in so many seconds
-LAST_WORDS_S = 2.0
-KILLED_S = 30.0
-PATIENCE_S = 60  # beyond the run's own wait for its machines: it gives up first, and says why
+LOG_WINDOW_S, LOG_LINES = 10.0, 20  # so many of a trainer's lines go into the log in so many seconds
+LAST_OUTPUT_S = 2.0
+KILL_WAIT_S = 30.0
+JOIN_MARGIN_S = 60  # beyond the run's own wait for its machines: it gives up first, and says why
 KEPT_LINES = 200  # torchrun's own report of a failure takes some forty
-_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
-_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic")
+_EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
+_TORCHRUN_LINE = re.compile(r"[EW]\d{4} .*torch/distributed/elastic")
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
-    """Where the machines of one run meet: the rendezvous of torchrun, which the run's own worker hosts.
+class Rendezvous:
+    """Where the machines of one run meet, by torchrun's c10d backend; the run's own worker hosts it.
 
-    `own` is this machine's address for the others. `wait_s` is how long they wait for one another.
+    `address` is this machine's for the others. `wait_s` is how long they wait for one another.
     """
 
     endpoint: str
     id: str
     nodes: int
     host: bool
-    own: str
+    address: str
     wait_s: float
 
 
 def command(
-    folder: Path, nproc: int, allowed: Sequence[str], grace_s: float, meeting: Meeting | None = None,
+    folder: Path, nproc: int, allowed: Sequence[str], grace_s: float, rendezvous: Rendezvous | None = None,
     module: str = TRAINER,
 ) -> list[str]:  # fmt: skip
-    """What starts the trainer of `folder` with `nproc` processes, bound to this process."""
+    """What starts the trainer of `folder` with `nproc` processes, which dies with this process."""
     more = ["--allowed", ",".join(allowed)] if allowed else []
     return [
-        sys.executable, "-m", BOUND, str(os.getpid()), TORCHRUN, f"--nproc-per-node={nproc}", "--max-restarts=0",
-        f"--shutdown-timeout={max(1, round(grace_s))}", *_rendezvous(meeting),
-        "-m", BOUND, "{pid}", module, str(folder), *more,
+        sys.executable, "-m", DIE_WITH_PARENT, str(os.getpid()), TORCHRUN, f"--nproc-per-node={nproc}", "--max-restarts=0",
+        f"--shutdown-timeout={max(1, round(grace_s))}", *_rendezvous_arguments(rendezvous),
+        "-m", DIE_WITH_PARENT, OWN_PID, module, str(folder), *more,
     ]  # fmt: skip
 
 
-def _rendezvous(meeting: Meeting | None) -> list[str]:
-    if meeting is None:
+def _rendezvous_arguments(rendezvous: Rendezvous | None) -> list[str]:
+    if rendezvous is None:
         return ["--standalone"]
     # torchrun numbers the machines in the order of their addresses. Process 0 tells the events, so it must run beside whoever
     # holds the job's lease; and only its address is ever connected to.
-    own = meeting.own if meeting.host else f"{BEHIND}{meeting.own}"
-    conf = f"is_host={int(meeting.host)},join_timeout={round(meeting.wait_s) + PATIENCE_S},close_timeout=10"
+    address = rendezvous.address if rendezvous.host else f"{LAST_ADDRESS}{rendezvous.address}"
+    conf = f"is_host={int(rendezvous.host)},join_timeout={round(rendezvous.wait_s) + JOIN_MARGIN_S},close_timeout=10"
     return [
-        f"--nnodes={meeting.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting.endpoint}",
-        f"--rdzv-id={meeting.id}", f"--rdzv-conf={conf}", f"--local-addr={own}",
+        f"--nnodes={rendezvous.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous.endpoint}",
+        f"--rdzv-id={rendezvous.id}", f"--rdzv-conf={conf}", f"--local-addr={address}",
     ]  # fmt: skip
 
 
@@ -88,7 +90,7 @@ def processes(settings: Settings, nproc: int, gpus: float) -> int:
 
 
 def environment(settings: Settings, nproc: int) -> dict[str, str]:
-    """For the trainer, which needs no address of ledger or queue: what it runs may be a user's code."""
+    """The trainer's, without the addresses of ledger and queue, which it does not need: it may run a user's code."""
     threads = max(1, (settings.torch_threads or os.cpu_count() or 1) // nproc)
     own = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     given = settings.child_environment(**own)
@@ -97,7 +99,7 @@ def environment(settings: Settings, nproc: int) -> dict[str, str]:
 
 
 def _devices(device: str, count: int, given: Mapping[str, str]) -> str:
-    """Those of this worker, as the driver numbers them; none for a worker on the CPU."""
+    """CUDA_VISIBLE_DEVICES: those of this worker; none for a worker on the CPU."""
     if device == "cpu":
         return ""
     first = int(device.partition(":")[2])
@@ -113,12 +115,14 @@ class Launcher:
         self._settings, self._module = settings, module
         self.grace_s = settings.shutdown_grace_s * CHECKPOINT_SHARE  # that a trainer has for its last checkpoint
 
-    def start(self, job: ClaimedJob, request: TrainRequest, folder: Path, meeting: Meeting | None = None) -> Trainer:
+    def start(
+        self, job: ClaimedJob, request: TrainRequest, folder: Path, rendezvous: Rendezvous | None = None
+    ) -> Trainer:
         """The trainer of a folder that is ready for it."""
         settings = self._settings
         queue = settings.queues.get(job.queue)
         nproc = processes(settings, request.nproc, queue.capacity.gpu if queue is not None else 1)
-        words = command(folder, nproc, settings.allowed_python_models, self.grace_s, meeting, self._module)
+        words = command(folder, nproc, settings.allowed_python_models, self.grace_s, rendezvous, self._module)
         trainer = Trainer(words, environment(settings, nproc), job.id)
         log.info(
             "training_started", job=job.id, kind=str(job.kind), model=job.model, recipe=request.recipe, pid=trainer.pid,
@@ -148,7 +152,6 @@ class Trainer:
 
     @property
     def status(self) -> int | None:
-        """Its exit status, None while it runs."""
         return self._process.poll()
 
     def stop(self) -> None:
@@ -159,30 +162,26 @@ class Trainer:
     def kill(self, why: str) -> None:
         """End it and all that it has started, at once."""
         self._killed_for = self._killed_for or why
-        family = []
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self._process.pid)
-            family = [*root.children(recursive=True), root]
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+            for process in (*root.children(recursive=True), root):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver outlives even this for a while
-            self._process.wait(KILLED_S)
+            self._process.wait(KILL_WAIT_S)
 
     def close(self) -> None:
-        """Leave nothing behind."""
         if self.status is None:
             self.kill("left behind")
-        self._reader.join(LAST_WORDS_S)
+        self._reader.join(LAST_OUTPUT_S)
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
 
     def evidence(self) -> str:
-        """How it ended, and its last lines."""
-        self._reader.join(LAST_WORDS_S)
+        self._reader.join(LAST_OUTPUT_S)
         lines = list(self._lines)
         said = last_lines(_without_torchrun(lines))
-        how = self._killed_for or how_it_ended(self.status, lines)
+        how = self._killed_for or exit_reason(self.status, lines)
         return f"the trainer ended: {how}" + (f"; its last lines:\n{said}" if said else "")
 
     def _read(self) -> None:
@@ -193,18 +192,18 @@ class Trainer:
             if not line:
                 continue
             self._lines.append(line)
-            if time.monotonic() - window > SAID_EVERY_S:
+            if time.monotonic() - window > LOG_WINDOW_S:
                 window, told = time.monotonic(), 0
-            if told >= SAID_AT_ONCE:
+            if told >= LOG_LINES:
                 silent += 1
                 continue
-            log.info("trainer_said", job=self._job, line=line, **({"left_out": silent} if silent else {}))
+            log.info("trainer_output", job=self._job, line=line, **({"left_out": silent} if silent else {}))
             told, silent = told + 1, 0
 
 
-def how_it_ended(status: int | None, lines: Sequence[str]) -> str:
+def exit_reason(status: int | None, lines: Sequence[str]) -> str:
     """`signal 9 (SIGKILL)` or `exit status 1`: of the process that trained, which torchrun tells in its report."""
-    told = [int(found[1]) for line in lines if (found := _EXIT.search(line))]
+    told = [int(found[1]) for line in lines if (found := _EXIT_CODE.search(line))]
     code = told[0] if told else status
     if code is None or code >= 0:
         return f"exit status {code}"
@@ -216,5 +215,5 @@ def how_it_ended(status: int | None, lines: Sequence[str]) -> str:
 
 def _without_torchrun(lines: Sequence[str]) -> list[str]:
     """What the trainer itself said: torchrun's own traceback and report follow it and would push it out."""
-    first = next((i for i, line in enumerate(lines) if _TORCHRUN.match(line)), len(lines))
+    first = next((i for i, line in enumerate(lines) if _TORCHRUN_LINE.match(line)), len(lines))
     return list(lines[:first]) or list(lines)

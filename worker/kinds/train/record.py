@@ -7,7 +7,7 @@ the blobs that nobody needs any more go. When ledger or blob store are away the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -21,18 +21,15 @@ from forebay.worker.execution.backoff import may_pass
 
 log = structlog.get_logger()
 
-WRITE_EVERY_S, LONGEST_S = (
-    1.0,
-    30.0,
-)  # between two writes of points: longer in a long run, for a curve of some thousands
+WRITE_EVERY_S, LONGEST_S = 1.0, 30.0  # between two writes of points: longer in a long run, whose curve has thousands
 CURVE_POINTS = 2000
-AGAIN_S = 5.0  # after ledger or blob store were away
+RETRY_S = 5.0  # after ledger or blob store were away
 TAKEN = "storing.ckpt"
 MOST_POINTS = 10_000  # that wait for a ledger that is away
 
 
-class Record:
-    """Keeps what one attempt tells. Raises LeaseLost from whatever is called next, once the job is another's."""
+class RunRecorder:
+    """Keeps what one attempt tells. Whatever is called after the job has become another's raises LeaseLost."""
 
     def __init__(
         self, store: TrainingStore, blobs: BlobStore, job: ClaimedJob, request: TrainRequest, folder: Path,
@@ -41,7 +38,7 @@ class Record:
         self._store, self._blobs, self._job, self._request, self._folder = store, blobs, job, request, folder
         self._clock = clock
         self._began = self._written = clock()
-        self._again = 0.0  # not before then, after a store was away
+        self._not_before = 0.0  # after a store was away
         self._data: DataSummary | None = None
         self._points: list[Point] = []
         self._waiting: Saved | None = None
@@ -50,27 +47,25 @@ class Record:
         self.data: DataSummary | None = None
         self.saved = 0
 
-    def found(self, data: DataSummary) -> None:
-        """The trainer has read its data."""
+    def data_found(self, data: DataSummary) -> None:
         self.data = self._data = data
-        self._again = 0.0
+        self._not_before = 0.0
 
     def measured(self, point: Point) -> None:
-        """Something was measured."""
         self._points.append(point)
         del self._points[:-MOST_POINTS]
 
-    def checkpoint(self, saved: Saved) -> None:
-        """A checkpoint lies in the trainer's folder. One that is still waiting has been lost_messages by it."""
-        lost_messages, self._waiting = self._waiting, saved
-        if lost_messages is not None:
-            self._remove(lost_messages)
+    def checkpoint_saved(self, saved: Saved) -> None:
+        """A checkpoint lies in the trainer's folder; it takes the place of one that still waits."""
+        before, self._waiting = self._waiting, saved
+        if before is not None:
+            self._remove(before)
 
-    def tend(self) -> None:
+    def write_due(self) -> None:
         """Write what is due. Called some times a second."""
         self._reap()
         now = self._clock()
-        if now < self._again:
+        if now < self._not_before:
             return
         if self._waiting is not None and self._saving is None:
             saved, self._waiting = self._waiting, None
@@ -80,14 +75,14 @@ class Record:
         if self._data is not None or now - self._written >= every:
             self._try(self._write)
 
-    def settle(self, seconds: float, *, checkpoints: bool = True) -> None:
+    def flush(self, seconds: float, *, checkpoints: bool = True) -> None:
         """Write all that waits, for the trainer has ended; checkpoints too, unless nobody needs them any more."""
-        until, self._again = self._clock() + seconds, 0.0
+        until, self._not_before = self._clock() + seconds, 0.0
         if not checkpoints:
             self._waiting = None
         while True:
             self._try(self._write)
-            self.tend()
+            self.write_due()
             if self._saving is None and self._waiting is None and not self._points and self._data is None:
                 return
             left = until - self._clock()
@@ -135,7 +130,7 @@ class Record:
     def _save(self, saved: Saved) -> None:
         path, started = self._folder / TAKEN, time.monotonic()
         size, blob = path.stat().st_size, self._blobs.put_file(path)
-        stale = self._store.save(self._job, saved.step, saved.epoch, blob, size, self._request.checkpoints.keep)
+        stale = self._store.save(self._job, saved.step, saved.epoch, blob, size, self._request.checkpoint_keep)
         self._remove(saved)
         self.saved += 1
         for old in stale:
@@ -155,11 +150,11 @@ class Record:
         except Exception as error:
             if not may_pass(error):
                 raise
-            if not self._again:
-                log.warning("training_unrecorded", job=self._job.id, error=f"{type(error).__name__}: {error}")
-            self._again = self._clock() + AGAIN_S
+            if not self._not_before:
+                log.warning("training_record_delayed", job=self._job.id, error=f"{type(error).__name__}: {error}")
+            self._not_before = self._clock() + RETRY_S
             return False
-        self._again = 0.0
+        self._not_before = 0.0
         return True
 
 
@@ -170,9 +165,8 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def progress(point: Point) -> str:
-    """A word about how far a run is."""
-    known: Mapping[str, float | None] = point.values  # what is not finite has become None on the way
-    values = ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
+    """How far a run is, for people."""
+    values = ", ".join(f"{name} {value:.4g}" for name, value in point.values.items() if value is not None)
     pace = f", {point.rows_per_s:,.0f} rows/s" if point.rows_per_s else ""
     left = f", {_duration(point.eta_s)} left" if point.eta_s else ""
     return f"epoch {point.epoch}: {point.split} {values}{pace}{left}"

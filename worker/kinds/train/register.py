@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from forebay.contract.errors import ModelNotFound
 from forebay.contract.model import ModelVersion
@@ -14,28 +15,33 @@ from forebay.contract.references import ModelRef
 from forebay.contract.requests.training import ARTIFACT_FOLDER, DataSummary, Lineage, Trained, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.contract.wire import codec
-from forebay.storage.blobs.store import BlobStore, pack_folder
+from forebay.storage.blobs.store import pack_folder
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.models.registry import ModelRegistry
+from forebay.worker.execution.context import ChildContext
 
 MOST_FILES = 100  # that a lineage names
 PACKED = "artifact.tar"
 
 
 def new_version(
-    job: ClaimedJob, request: TrainRequest, trained: Trained, data: DataSummary | None, folder: Path, blobs: BlobStore,
-    registry: ModelRegistry,
-) -> ModelVersion:  # fmt: skip
-    """The version to register, its artifact stored already; its number is the registry's to give.
+    context: ChildContext,
+    job: ClaimedJob,
+    request: TrainRequest,
+    trained: Trained,
+    data: DataSummary | None,
+    folder: Path,
+) -> ModelVersion:
+    """The version to register, its artifact stored already; the registry gives its number.
 
-    InvalidInput when the signature that the trainer told is none.
+    InvalidInput when the trainer's signature is not valid.
     """
     signature = Signature.parse(trained.inputs, trained.outputs)
     packed = folder / PACKED
     pack_folder(folder / ARTIFACT_FOLDER, packed)
-    lineage = asdict(_lineage(job, request, data, _champion(registry, job.model, request.alias)))
+    lineage = msgspec.to_builtins(_lineage(job, request, data, _champion(context.registry, job.model, request.alias)))
     return ModelVersion(
-        job.model, 0, trained.runtime, blobs.put_file(packed), "folder", packed.stat().st_size, signature,
+        job.model, 0, trained.runtime, context.blobs.put_file(packed), "folder", packed.stat().st_size, signature,
         max_batch_size=request.max_batch_size, resources=request.resources, options=trained.options,
         metadata={**request.metadata, "metrics": dict(trained.metrics), "lineage": lineage},
     )  # fmt: skip

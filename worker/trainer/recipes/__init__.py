@@ -82,7 +82,6 @@ def outputs_of(recipe: type[Recipe], classes: Sequence[str], params: Mapping[str
 
 
 def loss_of(recipe: type[Recipe], params: Mapping[str, Any]) -> str:
-    """The loss that a run lowers."""
     chosen = str(params.get("loss", "auto"))
     return chosen if chosen != "auto" else "cross-entropy" if recipe.task == CLASSES else "mse"
 

@@ -24,8 +24,6 @@ _COLORS = (1, 3, 4)
 
 
 class ImageClassifier:
-    """The class of an image."""
-
     task: ClassVar[str] = CLASSES
 
     def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
@@ -33,7 +31,6 @@ class ImageClassifier:
         self.state = dict(state or {})
 
     def fit(self, rows: Table, missing: str) -> None:
-        """The images' shape, and the mean and deviation of each channel."""
         if missing != DROP:
             raise InvalidInput(f"missing: there is no {missing!r} for an image; use drop")
         values = only_column(rows, "image-classifier")
@@ -55,7 +52,6 @@ class ImageClassifier:
         return (((planes - mean) / deviation).astype(np.float32),)
 
     def build(self, outputs: int) -> nn.Module:
-        """Convolutions, each with normalization, a rectifier and half the size; then a perceptron."""
         return Convolutions(
             self._channels_first(), self._params["channels"], self._params["hidden"], outputs, self._params["dropout"]
         )
@@ -106,20 +102,17 @@ class Convolutions(nn.Module):
         self.head = perceptron(before * small[0] * small[1], hidden, outputs, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
 
 def only_column(rows: Table, recipe: str) -> Values:
-    """The one feature of a recipe that takes one."""
     if len(rows.columns) != 1:
         raise InvalidInput(f"{recipe} learns from one column; name it, there are {', '.join(map(shown, rows.columns))}")
     return next(iter(rows.columns.values()))
 
 
 def _shape(given: tuple[int, ...], wanted: Sequence[int]) -> tuple[int, ...]:
-    """The shape of one image."""
     size = math.prod(given)
     if wanted:
         if math.prod(wanted) != size or len(wanted) not in (2, 3):

@@ -64,7 +64,6 @@ class SequenceClassifier:
         return padded, lengths
 
     def build(self, outputs: int) -> nn.Module:
-        """The recurrent network."""
         params = self._params
         tokens = len(self.state["vocabulary"]) + _FIRST if self.state["input"] == TEXT else 0
         width = params["embedding"] if tokens else len(self.state["mean"])

@@ -24,20 +24,16 @@ class Regressor:
         self.state = dict(state or {})
 
     def fit(self, rows: Table, missing: str) -> None:
-        """How each column is encoded."""
         categorical, normalize = self._params["categorical"], self._params["normalize"]
         self.state = {"columns": fit_columns(rows, categorical, missing, normalize)}
 
     def encode(self, columns: Mapping[str, Values]) -> tuple[NDArray[Any], ...]:
-        """One array `(rows, width)`."""
         return (encode_columns(self.state["columns"], columns),)
 
     def build(self, outputs: int) -> nn.Module:
-        """Linear layers with rectifiers between them."""
         return perceptron(width(self.state["columns"]), self._params["hidden"], outputs, self._params["dropout"])
 
     def inputs(self) -> dict[str, Any]:
-        """One for each column."""
         return fields(self.state["columns"])
 
 

@@ -11,29 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import psutil
 import pytest
 
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
-from forebay.contract.requests.training import Checkpoints, TrainRequest
+from forebay.contract.requests.request import encode
+from forebay.contract.requests.training import TrainRequest
 from forebay.contract.settings import Settings
 from forebay.contract.wire import codec
-from forebay.contract.wire.celery_app import make_app
-from forebay.contract.wire.dispatch import Dispatcher
-from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.blobs.store import BlobStore, unpack_folder
 from forebay.storage.jobs.records import ClaimedJob, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.store import TrainingStore
-from forebay.worker.announcer import Announcer
-from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.kinds.train.handler import TrainHandler
 from forebay.worker.kinds.train.launch import Launcher
-from forebay.worker.kinds.train.outcomes import Outcomes
-from forebay.worker.kinds.train.slot import TrainingSlot
 from forebay.worker.shared_page import SharedPage
+from support.child import attempts_of, child_context, fate
 from support.waiting import wait_until
 
 WORKER = "w@test"
@@ -42,7 +37,7 @@ SUM = 55.0  # of the steps 1 to 10
 
 @dataclass
 class Place:
-    """A slot with all that it works on."""
+    """A handler with all that it works on."""
 
     folder: Path
     ledger: Ledger
@@ -54,12 +49,9 @@ class Place:
         self.jobs, self.store = JobStore(self.ledger), TrainingStore(self.ledger)
         self.registry = ModelRegistry(self.ledger)
         self.launcher = Launcher(self.settings, "support.fake_trainer")
-        announcer = Announcer(fakeredis.FakeRedis())
-        self.slot = TrainingSlot(
-            self.settings, jobs=self.jobs, payloads=Payloads(self.blobs, self.settings), blobs=self.blobs,
-            outcomes=Outcomes(self.jobs, announcer, WORKER, 5.0), launcher=self.launcher,
-            dispatcher=Dispatcher(make_app(self.settings)), page=self.page, metrics=ChildMetrics(),
-        )  # fmt: skip
+        self.context = child_context(self.settings, self.ledger, self.blobs, self.page)
+        self.handler = TrainHandler(self.context, self.launcher)
+        self.attempts = attempts_of(self.context)
 
     def job(
         self, max_attempts: int = 3, alias: str | None = None, every: int = 4, nproc: int = 1, **params: Any
@@ -68,10 +60,10 @@ class Place:
         [id] = new_ids(1)
         request = TrainRequest(
             "stand-in", (), "parquet", params={"steps": 10} | params, metric="accuracy", alias=alias, nproc=nproc,
-            checkpoints=Checkpoints(every, None, 2), metadata={"team": "a"},
+            checkpoint_steps=every, checkpoint_minutes=None, checkpoint_keep=2, metadata={"team": "a"},
         )  # fmt: skip
         self.jobs.add(
-            [NewJob(id, JobKind.TRAIN, "digits", 0, "train", max_attempts=max_attempts, input=request.dump())]
+            [NewJob(id, JobKind.TRAIN, "digits", 0, "train", max_attempts=max_attempts, input=encode(request))]
         )
         return id
 
@@ -81,15 +73,18 @@ class Place:
 
     def run(self, id: str) -> tuple[str, JobInfo]:
         """What became of the job's next attempt, and its row."""
-        what = self.slot.run(self.claim(id))
-        return what, self.jobs.get(id)
+        return self.run_claimed(self.claim(id)), self.jobs.get(id)
+
+    def run_claimed(self, job: ClaimedJob) -> str:
+        self.handler.run([job], self.attempts)
+        return fate(self.attempts.take_summary())
 
     @contextmanager
     def running(self, id: str) -> Iterator[list[str]]:
         """The same beside the block; the list holds what became of it, once the block has ended and it is over."""
         became: list[str] = []
         claimed = self.claim(id)
-        thread = threading.Thread(target=lambda: became.append(self.slot.run(claimed)))
+        thread = threading.Thread(target=lambda: became.append(self.run_claimed(claimed)))
         thread.start()
         try:
             wait_until(lambda: self.store.curve(id), "the trainer has begun", 60)
@@ -167,7 +162,7 @@ def test_a_crash_counts_an_attempt_and_the_next_goes_on_from_the_last_checkpoint
 ) -> None:
     id = place.job(**{how: 6, "once": True, "step_s": 0.1})
     what, info = place.run(id)
-    assert (what, info.state) == ("left", JobState.QUEUED)
+    assert (what, info.state) == ("released", JobState.QUEUED)
     assert f"attempt 1 of 3: the trainer ended: {words}" in info.progress.message
     [checkpoint] = place.store.checkpoints(id)
     assert checkpoint.step == 4
@@ -198,7 +193,7 @@ def test_a_trainer_that_says_nothing_for_too_long_is_killed(place: Place) -> Non
     place = replace(place, settings=replace(place.settings, train_timeout_s=12.0))
     id = place.job(hang=3, once=True, every=2)
     what, info = place.run(id)
-    assert (what, info.state) == ("left", JobState.QUEUED)
+    assert (what, info.state) == ("released", JobState.QUEUED)
     assert "nothing heard for train_timeout_s of 12 s" in info.progress.message
     assert place.run(id)[0] == "succeeded"
     assert place.result(id)["metrics"]["loss"] == SUM
@@ -209,7 +204,7 @@ def test_a_worker_that_stops_gives_the_job_back_uncounted_with_a_checkpoint_of_t
     with place.running(id) as became:
         place.page.stop()
     info = place.jobs.get(id)
-    assert (became, info.state, info.attempt) == (["left"], JobState.QUEUED, 0)
+    assert (became, info.state, info.attempt) == (["released"], JobState.QUEUED, 0)
     assert len(place.store.checkpoints(id)) == 1
 
 
@@ -221,7 +216,7 @@ def test_a_trainer_that_does_not_heed_a_stop_is_killed_and_the_job_goes_back_unc
     with place.running(id) as became:
         place.page.stop()
     info = place.jobs.get(id)
-    assert (became, info.state, info.attempt) == (["left"], JobState.QUEUED, 0)
+    assert (became, info.state, info.attempt) == (["released"], JobState.QUEUED, 0)
 
 
 def test_a_user_cancels_a_run(place: Place) -> None:
@@ -239,7 +234,7 @@ def test_who_has_lost_the_lease_ends_its_trainer_and_writes_nothing(place: Place
         place.jobs.release([id], WORKER)
         other = place.claim(id, "other@test")
         place.page.doubt()
-    assert became == ["dropped"]
+    assert became == ["lost"]
     assert place.jobs.attempts([id]) == {id: other.attempt}
     assert place.registry.versions() == []
     assert [past.ended for past in place.jobs.past(id)] == ["released", "refused"]
@@ -247,7 +242,7 @@ def test_who_has_lost_the_lease_ends_its_trainer_and_writes_nothing(place: Place
 
 def test_a_checkpoint_that_is_gone_from_the_store_costs_the_one_before_it(place: Place) -> None:
     id = place.job(exit=6, once=True, every=2, step_s=0.2)
-    assert place.run(id)[0] == "left"
+    assert place.run(id)[0] == "released"
     newest, older = place.store.checkpoints(id)
     place.blobs.delete(newest.blob)
     assert (newest.step, older.step) == (4, 2)
@@ -267,4 +262,4 @@ def test_a_payload_that_is_no_request_fails_the_job(place: Place) -> None:
     what, info = place.run(id)
     assert (what, info.state) == ("failed", JobState.FAILED)
     assert info.error is not None
-    assert "no training request" in info.error.message
+    assert "not a valid TrainRequest" in info.error.message

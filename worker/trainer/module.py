@@ -1,6 +1,6 @@
 """What Lightning's Trainer trains: network, loss, optimizer and schedule, and validation by served outputs.
 
-The loss of a batch is the weighted mean over its rows in all processes, so that any number of them go down the same gradient.
+The loss of a batch is the weighted mean over its rows in all processes, so that the gradient does not depend on their number.
 """
 
 from __future__ import annotations
@@ -11,59 +11,48 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.training import VALIDATION
 from forebay.worker.trainer.labels import PROBABILITIES, Target, in_unit, served
-from forebay.worker.trainer.loading import Batch, Position, Rows, step_seed
+from forebay.worker.trainer.loading import Batch, Position, step_seed
+from forebay.worker.trainer.preparation import Prepared
 from forebay.worker.trainer.scoring import Scorer
 
-OWN = "forebay"  # where a checkpoint keeps what Lightning does not know of
+OWN = "forebay"  # the key of a checkpoint under which is kept what Lightning does not know of
 
 
-class Fitting(pl.LightningModule):
+class TrainingModule(pl.LightningModule):
     """One run. `measured` are the metrics of the last validation; `position` is where the run stands."""
 
-    def __init__(
-        self,
-        net: nn.Module,
-        params: Mapping[str, Any],
-        loss: str,
-        target: Target,
-        validation: Rows,
-        seed: int,
-        data: str,
-        steps: int,
-        position: Position,
-    ) -> None:
+    def __init__(self, ready: Prepared, steps: int, position: Position) -> None:
+        """`steps` are those planned in all."""
         super().__init__()
-        self.net = net
-        self.position = position
-        self.steps = steps  # as planned
+        self.net = ready.artifact.network(ready.recipe)
+        self.position, self.steps = position, steps
         self.measured: dict[str, float] = {}
-        self.lost = torch.zeros(2, dtype=torch.float64)  # weighted losses and weights of this process in this epoch
-        self._params = params
-        self._loss_name = loss
-        self._losses = _LOSSES[loss]
-        self._target = target
-        self._validation = validation
-        self._seed = seed
-        self._data = data
+        self.loss_sums = torch.zeros(
+            2, dtype=torch.float64
+        )  # weighted losses and weights of this process in this epoch
+        self._params, self._loss, self._loss_of = ready.params, ready.loss, _LOSSES[ready.loss]
+        self._target, self._validation = ready.artifact.target, ready.rows[VALIDATION]
+        self._seed, self._data_hash = ready.request.seed, ready.summary.sha256
         self._outputs: list[Tensor] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The share of this process in the batch's loss, times the processes: their gradients are averaged."""
         torch.manual_seed(step_seed(self._seed, self.position.epoch, batch_idx, self.global_rank))
-        losses = self._losses(self.net(*batch.inputs), batch.targets)  # (rows,)
-        lost = (losses * batch.weights).sum()
-        self.lost = self.lost.to(lost.device) + torch.stack([lost.detach(), batch.weights.sum()])
-        return lost * (self.trainer.world_size / batch.total)
+        losses = self._loss_of(self.net(*batch.inputs), batch.targets)  # (rows,)
+        total = (losses * batch.weights).sum()
+        self.loss_sums = self.loss_sums.to(total.device) + torch.stack([total.detach(), batch.weights.sum()])
+        return total * (self.trainer.world_size / batch.total)
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Outputs of this process's share."""
         del batch_idx
-        self._outputs.append(served(self.net(*batch), self._loss_name).float())
+        self._outputs.append(served(self.net(*batch), self._loss).float())
 
     def on_validation_epoch_end(self) -> None:
         """The metrics of all rows, put together from all processes."""
@@ -75,36 +64,35 @@ class Fitting(pl.LightningModule):
         self.log_dict({name: torch.tensor(value) for name, value in self.measured.items()}, logger=False)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and its schedule by steps."""
         optimizer = _OPTIMIZERS[self._params["optimizer"]](self.net.parameters(), self._params)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(self._params["schedule"], self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where the run stands, and on which data. Called in every process; each goes on with an equal share of the losses."""
+        """Keep where the run stands, and on which data. Each process calls it, and resumes with an equal share of the losses."""
         checkpoint[OWN] = {
-            "data": self._data,
+            "data": self._data_hash,
             "epoch": self.position.epoch,
             "batch": self.position.batch,
-            "lost": self._from_all(self.lost).mean(0).cpu(),
+            "loss_sums": self._from_all(self.loss_sums).mean(0).cpu(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """InvalidInput when the data have changed since."""
+        """InvalidInput when the data has changed since."""
         kept = checkpoint[OWN]
-        if kept["data"] != self._data:
+        if kept["data"] != self._data_hash:
             raise InvalidInput("the data set has changed since the checkpoint was written; start a new run")
         self.position.epoch, self.position.batch = kept["epoch"], kept["batch"]
-        self.lost = kept["lost"]
+        self.loss_sums = kept["loss_sums"]
 
     def epoch_loss(self) -> float:
         """The mean training loss of this epoch, so far, over all processes, in the target's unit."""
-        total = self._from_all(self.lost).sum(0)
+        total = self._from_all(self.loss_sums).sum(0)
         return self.unit(float(total[0]) / float(total[1]))
 
     def unit(self, loss: float) -> float:
         """A training loss in the target's unit, which may have been scaled."""
-        return loss * self._target.deviation**2 if self._loss_name == "mse" else loss
+        return loss * self._target.deviation**2 if self._loss == "mse" else loss
 
     def _from_all(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, `(processes, ...)`."""

@@ -6,18 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.requests.training import DataSummary, Event, Point, Saved, dump_event
+from forebay.contract.requests.request import decode, encode
+from forebay.contract.requests.training import DataSummary, Event, Point, Saved, TrainRequest
 from forebay.contract.settings import Settings
-from forebay.worker.kinds.train.launch import Meeting, command, environment, how_it_ended, processes
-from forebay.worker.kinds.train.nodes import NodeTask
+from forebay.worker.kinds.train.follow import EventReader
+from forebay.worker.kinds.train.launch import Rendezvous, command, environment, exit_reason, processes
+from forebay.worker.kinds.train.nodes import NodeRequest
 from forebay.worker.kinds.train.record import progress
-from forebay.worker.kinds.train.tail import Tail
 
 EVENTS: list[Event] = [
     DataSummary({"train": 8}, "ab" * 32),
     Point(5, 1, "train", {"loss": 0.5}),
     Saved(5, 1, "checkpoints/5.ckpt"),
 ]
+REQUEST = TrainRequest("classifier", (), "parquet", nodes=2)
 REPORT = ["E1122 22:10:00.1 7 torch/distributed/elastic/multiprocessing/api.py:1] failed", "  exitcode  : -9 (pid: 8)"]
 
 
@@ -26,20 +28,20 @@ def test_events_are_read_once_each_however_the_file_grows(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
 ) -> None:
     path = tmp_path_factory.mktemp("events") / "events.jsonl"
-    data = "".join(dump_event(event) + "\n" for event in EVENTS).encode()
-    tail, found = Tail(path), []
-    assert tail.read() == []
+    data = b"".join(encode(event) + b"\n" for event in EVENTS)
+    reader, found = EventReader(path), []
+    assert reader.read() == []
     for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), len(data)], strict=True):
         with path.open("ab") as file:
             file.write(data[start:stop])
-        found += tail.read()
+        found += reader.read()
     assert found == EVENTS
 
 
 def test_a_line_that_is_no_event_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_text('{"event": "odd"}\n\n' + dump_event(EVENTS[2]) + "\n")
-    assert Tail(path).read() == [EVENTS[2]]
+    path.write_bytes(b'{"event": "odd"}\n\n' + encode(EVENTS[2]) + b"\n")
+    assert EventReader(path).read() == [EVENTS[2]]
 
 
 @pytest.mark.parametrize(
@@ -56,14 +58,14 @@ def test_a_line_that_is_no_event_is_passed_over(tmp_path: Path) -> None:
 def test_how_a_trainer_ended_is_told_by_torchruns_report_or_its_own_status(
     status: int, lines: list[str], words: str
 ) -> None:
-    assert how_it_ended(status, lines) == words
+    assert exit_reason(status, lines) == words
 
 
 def test_progress_tells_epoch_metrics_pace_and_what_is_left() -> None:
     assert progress(Point(5, 2, "train", {"loss": 0.1234567}, 12345.6, 75.0)) == (
         "epoch 2: train loss 0.1235, 12,346 rows/s, 75 s left"
     )
-    assert progress(Point(5, 2, "validation", {"accuracy": 0.5, "loss": None}, eta_s=600.0)) == (  # type: ignore[dict-item]
+    assert progress(Point(5, 2, "validation", {"accuracy": 0.5, "loss": None}, eta_s=600.0)) == (
         "epoch 2: validation accuracy 0.5, 10 min left"
     )
 
@@ -98,11 +100,11 @@ def test_processes_are_those_asked_for_on_the_cpu_and_one_per_device_of_the_queu
 
 
 def test_the_machine_that_holds_the_lease_is_the_first_of_its_run(tmp_path: Path) -> None:
-    task = NodeTask("ab", 2, "10.0.0.9:4000", 2, 60.0, None, "{}")
-    assert NodeTask.load(task.dump()) == task
+    task = NodeRequest("ab", 2, "10.0.0.9:4000", 60.0, None, REQUEST)
+    assert decode(encode(task), NodeRequest) == task
     host, other = (
-        command(tmp_path, 1, [], 10, task.meeting(host=is_host, own=own))
-        for is_host, own in ((True, "10.0.0.9"), (False, "10.0.0.1"))
+        command(tmp_path, 1, [], 10, task.rendezvous(host=is_host, address=address))
+        for is_host, address in ((True, "10.0.0.9"), (False, "10.0.0.1"))
     )
     assert "--rdzv-endpoint=10.0.0.9:4000" in host
     addresses = [next(word for word in words if word.startswith("--local-addr")) for words in (host, other)]
@@ -111,7 +113,9 @@ def test_the_machine_that_holds_the_lease_is_the_first_of_its_run(tmp_path: Path
     assert command(tmp_path, 1, ["a.b", "c.*"], 10)[-2:] == ["--allowed", "a.b,c.*"]
 
 
-def test_a_meeting_is_of_one_attempt() -> None:
-    first, second = (NodeTask("ab", attempt, "h:1", 2, 1.0, None, "").meeting(host=True, own="h") for attempt in (1, 2))
-    assert isinstance(first, Meeting)
+def test_a_rendezvous_is_of_one_attempt() -> None:
+    first, second = (
+        NodeRequest("ab", attempt, "h:1", 1.0, None, REQUEST).rendezvous(host=True, address="h") for attempt in (1, 2)
+    )
+    assert isinstance(first, Rendezvous)
     assert first.id != second.id

@@ -1,0 +1,45 @@
+"""Writes the tables of training.md from the Structs that a training job is checked by: `python docs/tables.py`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from msgspec import NODEFAULT, Struct, inspect
+
+from forebay.contract.requests.fields import Field, fields_of
+from forebay.contract.requests.recipes import ClassifierParams, ImageParams, LoopParams, SequenceParams
+from forebay.contract.requests.training import TrainRequest
+
+DOCS = Path(__file__).with_name("training.md")
+TABLES: dict[str, type[Struct]] = {
+    kind.__name__: kind for kind in (TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams)
+}
+TABLE = re.compile(r"(<!-- table (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+CALLED = {"files": "dataset"}  # what `Client.train` calls a field
+
+
+def table(kind: type[Struct]) -> str:
+    """A table of a Struct's fields, in Markdown."""
+    head = ["| parameter | default | may be | |", "| --- | --- | --- | --- |"]
+    return "\n".join(head + [line for field in fields_of(kind).values() for line in _lines(field, "")])
+
+
+def written(text: str) -> str:
+    """The document with its tables as they should be."""
+    return TABLE.sub(lambda found: f"{found[1]}{table(TABLES[found[2]])}{found[3]}", text)
+
+
+def _lines(field: Field, above: str) -> list[str]:
+    if isinstance(field.type, inspect.StructType):
+        inner = fields_of(field.type.cls).values()
+        return [line for one in inner for line in _lines(one, f"{field.name}.")]
+    default = "" if field.default is NODEFAULT else field.default_text
+    return [f"| `{above}{CALLED.get(field.name, field.name)}` | {default} | {field.expected} | {field.help} |"]
+
+
+if __name__ == "__main__":
+    DOCS.write_text(written(DOCS.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,81 @@
+"""From a request to what a run needs before its first epoch: data read and encoded, the recipe fitted, all checks done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.recipes import CLASSES, check_metric, check_params
+from forebay.contract.requests.training import TRAIN, VALIDATION, DataSummary, TrainRequest
+from forebay.worker.trainer.artifact import Artifact
+from forebay.worker.trainer.data import Data, SplitData, load_data
+from forebay.worker.trainer.loading import Rows
+from forebay.worker.trainer.rank import Rank
+from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What a run needs beside the loop. Of the data it holds only what is trained on, so that it is in memory once."""
+
+    request: TrainRequest
+    params: Mapping[str, Any]
+    metric: str
+    summary: DataSummary
+    recipe: Recipe
+    artifact: Artifact
+    rows: Mapping[str, Rows]
+
+    @property
+    def loss(self) -> str:
+        return loss_of(type(self.recipe), self.params)
+
+
+def prepare(request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> Prepared:
+    """InvalidInput, or another ForebayError, for a request or data that cannot be trained on."""
+    kind = get_recipe(request.recipe, allowed)
+    params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
+    data = load_data(request, kind.task, bool(params["normalize"]), rank.processes_here(request.nodes))
+    _check(kind, params, data)
+    recipe = kind(params)
+    recipe.fit(data.parts[TRAIN].features, request.missing)
+    artifact = Artifact(request.recipe, params, recipe.state, data.summary.features, data.target)
+    balanced = params["class_weights"] == "balanced"
+    weights = _class_weights(data) if balanced else None
+    rows = {name: _rows(recipe, part, data, weights if name == TRAIN else None) for name, part in data.parts.items()}
+    return Prepared(request, params, metric, data.summary, recipe, artifact, rows)
+
+
+def _check(kind: type[Recipe], params: Mapping[str, Any], data: Data) -> None:
+    loss, classes = loss_of(kind, params), data.target.classes
+    if loss == "bce" and len(classes) != 2:
+        raise InvalidInput(f"loss bce is for two classes; the target has {len(classes)}: use cross-entropy")
+    if params["class_weights"] != "none" and kind.task != CLASSES:
+        raise InvalidInput("class_weights is for classes; this recipe learns numbers")
+    if params["early_stopping_epochs"] and not len(data.parts[VALIDATION]):
+        raise InvalidInput(
+            "early_stopping_epochs needs a validation split; give it a share, or leave early_stopping_epochs 0"
+        )
+
+
+def _rows(recipe: Recipe, part: SplitData, data: Data, class_weights: torch.Tensor | None) -> Rows:
+    if not len(part):
+        empty = torch.zeros(0)
+        return Rows((), empty, empty)
+    inputs = tuple(torch.from_numpy(array) for array in recipe.encode(part.features.columns))
+    if data.target.classes:
+        targets = torch.from_numpy(part.targets)
+        weights = torch.ones(len(part)) if class_weights is None else class_weights[targets]
+        return Rows(inputs, targets, weights)
+    scaled = (part.targets - data.target.mean) / data.target.deviation
+    return Rows(inputs, torch.from_numpy(scaled).float(), torch.ones(len(part)))
+
+
+def _class_weights(data: Data) -> torch.Tensor:
+    """rows / (classes · rows of the class), as scikit-learn balances; a class without rows weighs nothing."""
+    counts = torch.bincount(torch.from_numpy(data.parts[TRAIN].targets), minlength=len(data.target.classes)).float()
+    return torch.where(counts > 0, counts.sum() / (len(counts) * counts.clamp(min=1)), 0.0)
