@@ -85,13 +85,11 @@ def read_pt2_signature(path: str | Path) -> tuple[Described | None, Described | 
     return _described(facts.inputs), _described(facts.outputs)
 
 
-def refuse_unsafe_pt2(path: str | Path) -> None:
-    """Raises ModelRefused, naming the entry and what to do, for an archive that could run code when it is loaded."""
-    read_pt2(path)
-
-
 def read_pt2(path: str | Path, device: str | None = None) -> Pt2:
-    """All of a safe archive except its tensors. With `device`, the program is rewritten to run there."""
+    """All of a safe archive except its tensors. With `device`, the program is rewritten to run there.
+
+    ModelRefused, naming the entry and what to do, for an archive that could run code when it is loaded.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, Path(path).stat().st_size, device)

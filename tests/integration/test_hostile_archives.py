@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from forebay.contract.errors import InvalidInput, ModelRefused
-from forebay.contract.pt2.archive import read_pt2_signature, refuse_unsafe_pt2
+from forebay.contract.pt2.archive import read_pt2, read_pt2_signature
 from support import hostile_archives as attacks
 from support.hostile_archives import CONSTANTS, PROGRAM, WEIGHTS, edited, load, load_with_torch_alone, rebuilt
 
@@ -66,7 +66,7 @@ def test_an_archive_that_would_run_code_is_refused_on_both_ends(small, tmp_path,
     monkeypatch.syspath_prepend(tmp_path)
     path = rebuilt(small, tmp_path, attack(trace))
     with pytest.raises(ModelRefused, match=re.escape(message)):
-        refuse_unsafe_pt2(path)
+        read_pt2(path)
     with pytest.raises(ModelRefused, match=re.escape(message)):
         load(path)
     assert not trace.exists()
@@ -205,7 +205,7 @@ def test_no_json_value_replaced_by_another_kind_escapes_the_error_tree(small, tm
             _put(changed, path, odd)
             hostile = rebuilt(small, tmp_path, lambda e, c=changed: e.update({entry: json.dumps(c).encode()}))
             with contextlib.suppress(InvalidInput, ModelRefused):
-                refuse_unsafe_pt2(hostile)
+                read_pt2(hostile)
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()):

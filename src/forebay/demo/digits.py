@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from forebay.contract.errors import InvalidInput
-from forebay.demo.jobs import run_jobs
+from forebay.demo.jobs import compare, run_jobs
 from forebay.producer.client import Client
 
 HELD_OUT = 360
@@ -35,10 +35,13 @@ def classify_digits(client: Client, console: Console, folder: Path) -> bool:
     run = run_jobs(client, console, "digits@champion", test_x, "digits")
     if run is None:
         return False
+    logits, table = run  # logits: (360, 10)
     with torch.inference_mode():
         direct = net(torch.from_numpy(test_x)).numpy()
-    accuracy = (run.results.argmax(1) == test_y).mean()  # results: (360, 10)
-    return run.matches(console, direct, {"accuracy": f"{accuracy:.1%}"}) and refused
+    table.add_row("accuracy", f"{(logits.argmax(1) == test_y).mean():.1%}")
+    equal = compare(logits, direct, table)
+    console.print(table)
+    return equal and refused
 
 
 def train(x: NDArray[np.float32], y: NDArray[np.int64]) -> torch.nn.Module:

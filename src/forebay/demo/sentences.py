@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from forebay.demo.jobs import run_jobs
+from forebay.demo.jobs import compare, run_jobs
 from forebay.producer.client import Client
 
 SENTENCES = 200
@@ -29,8 +29,9 @@ def embed_sentences(client: Client, console: Console) -> bool:
     run = run_jobs(client, console, model.ref, [*texts, *QUESTIONS], "sentences")
     if run is None:
         return False
-    vectors = run.results  # (202, 384)
-    equal = run.matches(console, direct(folder, [*texts, *QUESTIONS]))
+    vectors, table = run  # vectors: (202, 384)
+    equal = compare(vectors, direct(folder, [*texts, *QUESTIONS]), table)
+    console.print(table)
     for question, vector in zip(QUESTIONS, vectors[SENTENCES:], strict=True):
         console.print(f"\n[bold]{question}[/]", highlight=False)
         for i in np.argsort(vectors[:SENTENCES] @ vector)[::-1][:2]:
