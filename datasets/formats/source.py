@@ -77,7 +77,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a file that can be read by itself: units from `first` up to `last`, with its rows (in text a guess) and bytes.
+    """A part of a file that can be read on its own: units from `first` up to `last`, with its rows (in text a guess) and bytes.
 
     It may be cut into up to `cuts` shards. A block that ends TO_THE_END is the file's only one and is not cut.
     """
@@ -124,6 +124,14 @@ def guess_format(path: str) -> str:
             return format
     known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
     raise InvalidInput(f"{shown(path)}: its ending is not one of {known}; name the format")
+
+
+def check_columns(file: InputFile, sample: Sample, wanted: Sequence[str]) -> None:
+    """InvalidInput, naming the columns there are, when one of `wanted` is missing."""
+    missing = [name for name in wanted if name not in sample.types]
+    if missing:
+        there = ", ".join(map(shown, sample.types))
+        raise InvalidInput(f"{shown(file.path)}: there is no column {shown(missing[0])}; there are {there:.500}")
 
 
 def unreadable(path: str, what: str, error: Exception) -> InvalidInput:

@@ -21,7 +21,7 @@ from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, l
 from forebay.datasets.formats.arrays import COLUMN
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.formats.jsonl import INPUT
-from forebay.datasets.formats.source import Chunk, Sample, get_source
+from forebay.datasets.formats.source import Chunk, Sample, check_columns, get_source
 from forebay.datasets.reading.inputs import casts_safely, convert
 from forebay.datasets.reading.rows import columns_read
 
@@ -80,10 +80,8 @@ def check_file(request: BatchRequest, signature: Signature, file: InputFile) -> 
     sample = get_source(request.format).sample(file)
     if sample.empty:
         return sample
-    missing = [name for name in columns_read(request) if name not in sample.types]
-    if missing and request.format != OPENAI:
-        there = ", ".join(map(shown, sample.types))
-        raise InvalidInput(f"{shown(file.path)}: there is no column {shown(missing[0])}; there are {there}")
+    if request.format != OPENAI:
+        check_columns(file, sample, columns_read(request))
     for field in signature.inputs or ():
         columns = request.columns[field.name]
         found = misfit(field, [sample.types.get(column) for column in columns], request.format)

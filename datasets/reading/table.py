@@ -19,7 +19,7 @@ from forebay.contract.references import shown
 from forebay.contract.requests.batch import CSV, IMAGES, InputFile
 from forebay.datasets.columns import Column, Values, take, to_numpy
 from forebay.datasets.formats.images import IMAGE, PATH
-from forebay.datasets.formats.source import Chunk, get_source
+from forebay.datasets.formats.source import Chunk, check_columns, get_source
 
 FOLDER, ABOVE = "label", "split"  # columns of an image folder: the names of an image's folder and of the folder above
 _OBJECT_BYTES = 64  # about what a Python object takes up
@@ -86,11 +86,8 @@ def _chunks(file: InputFile, format: str, columns: Sequence[str]) -> Any:
             yield Chunk({**chunk.columns, **_folders(file)}, chunk.where, chunk.bad)
         return
     sample = source.sample(file)
-    missing = [name for name in columns if name not in sample.types]
-    if missing and not sample.empty:
-        there = ", ".join(map(shown, sample.types))
-        raise InvalidInput(f"{shown(file.path)}: there is no column {shown(missing[0])}; there are {there:.500}")
     if not sample.empty:
+        check_columns(file, sample, columns)
         for block in source.layout(file, columns, max(1, sample.row_bytes)):
             yield from source.read(file, block.first, block.last, columns)
 
