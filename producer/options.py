@@ -66,16 +66,15 @@ class PredictOptions(SubmitOptions, total=False):
 
 
 class Defaults(NamedTuple):
-    priority: int
-    max_attempts: int
+    priority: int = 5
+    max_attempts: int = 3
 
 
 DEFAULTS = {
-    JobKind.PREDICT: Defaults(5, 3),
-    JobKind.BATCH: Defaults(7, 5),
-    JobKind.TRAIN: Defaults(5, 10),
-    JobKind.EVALUATE: Defaults(7, 3),
-}
+    JobKind.BATCH: Defaults(priority=7, max_attempts=5),
+    JobKind.TRAIN: Defaults(max_attempts=10),
+    JobKind.EVALUATE: Defaults(priority=7),
+}  # all others: Defaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ def resolve_options(
     if not options.keys() <= names:
         unknown = next(name for name in options if name not in names)
         raise TypeError(f"{kind} has no option {unknown!r}; options of a submit are {', '.join(names)}")
-    defaults = DEFAULTS[kind]
+    defaults = DEFAULTS.get(kind, Defaults())
     queue = options.get("queue")
     if queue is not None and not isinstance(queue, str):
         raise InvalidInput(f"queue {shown(queue)} is not the name of a queue")

@@ -21,7 +21,7 @@ from forebay.contract.requests.batch import FORMATS
 from forebay.contract.settings import Settings, seconds
 from forebay.producer.cli.output import clear_errors, say
 from forebay.producer.client import Client
-from forebay.producer.options import DEFAULTS, SubmitOptions
+from forebay.producer.options import DEFAULTS, Defaults, SubmitOptions
 
 Command = Callable[..., None]
 
@@ -73,7 +73,7 @@ def examples(*commands: str) -> str:
 
 def with_submit_options(kind: JobKind) -> Callable[[Command], Command]:
     """Give a command the options of every submit, before `--home`; it takes their values as its argument `options`."""
-    defaults = {"priority": DEFAULTS[kind].priority, "max_attempts": DEFAULTS[kind].max_attempts}
+    defaults = DEFAULTS.get(kind, Defaults())._asdict()
     types = {
         "priority": Priority, "queue": Queue, "deadline": Deadline, "max_attempts": MaxAttempts, "idempotency_key": Key,
         "metadata": Metadata,
