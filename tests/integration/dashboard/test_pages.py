@@ -10,7 +10,7 @@ import pytest
 from forebay.contract.job import JobState
 from forebay.dashboard.pages.base import HEADERS
 from support.dashboard import Dashboards, Site, job_ids
-from support.dashboard_data import Scene, compare_path, page_paths
+from support.dashboard_data import Scene, page_paths
 from support.ledgers import upgrade_once
 from support.servers import PostgresServer, ValkeyServer
 from support.waiting import wait_until
@@ -51,7 +51,7 @@ def test_what_users_wrote_is_shown_as_text(site: Site, scene: Scene) -> None:
     pages["batches"] = site.text("/batches")
     pages |= {path: site.text(path) for path in page_paths(scene).values()}
     escaped = "&lt;script&gt;alert("
-    for path in (f"/training/{scene.runs['second']}", compare_path(scene, "first", "second"), "/models/iris/2"):
+    for path in (page_paths(scene)[page] for page in ("run", "compare", "version")):
         assert escaped in pages[path], path
     assert "from step 70 on &lt;b&gt;&amp;" in pages[f"/training/{scene.runs['failed']}"]
     assert "too long: &lt;img src=x onerror=alert(2)&gt;" in batch
