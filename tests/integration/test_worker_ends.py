@@ -68,7 +68,7 @@ def test_a_segfault_leaves_its_stack_and_no_password(stack: WorkerStack) -> None
     reason = error_of(job)
     assert "signal 11 (SIGSEGV)" in reason
     assert "Fatal Python error: Segmentation fault" in reason
-    assert "support.models.py" in reason
+    assert "support/models.py" in reason
     assert "redis://user:***@there/0" in reason
     assert "hunter2" not in reason
 
