@@ -1,8 +1,7 @@
-"""What a parent and one of its children say to each other without a message: a page of memory that both can see.
+"""A page of memory that a parent shares with one of its children.
 
-The parent writes "stop" and "your leases are in doubt"; the child writes until when its present step has to be done, and which
-shards it holds. A child that hangs in C or is dead cannot answer, so everything here is looked up, never asked. Knows neither
-Celery nor the ledger.
+The parent writes "stop" and "a lease was not renewed"; the child writes by when its present step has to be done, and which
+shards it holds. A child that hangs in C or is dead cannot answer messages, but its page can still be read.
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ from typing import Any
 
 import psutil
 
-MEET_S = 10  # for a parent that is slow to answer
+CONNECT_TIMEOUT_S = 10  # for a parent that is slow to answer
 SIZE = mmap.PAGESIZE
-TIMEOUT, LOAD, STORE = 1.0, 2.0, 3.0  # which limit a step is under
+TIMEOUT, LOAD, STORE = 1.0, 2.0, 3.0  # which time limit a step has
 LIMITS = {TIMEOUT: "timeout_s", LOAD: "load_timeout_s", STORE: "store_timeout_s"}
 
-# Doubles, each written by one side only. A line is a step in progress: its deadline (0: none), its limit, which limit.
+# Doubles, each written by one side only. From MAIN on, three for each step in progress: its deadline (0: none), its limit in
+# seconds, and which limit that is.
 STOPPING, DOUBTS, MAIN, PREPARE, READ, WRITE = 0, 1, 2, 5, 8, 11
 
-# Shards that the child holds, behind the doubles: id and attempt; attempt 0 is a free place.
-HELD_AT, PLACE, PLACES = 1024, struct.Struct("=32sq"), 32
+# Shards that the child holds, behind the doubles: id and attempt; attempt 0 is a free slot.
+HELD_AT, SLOT, SLOTS = 1024, struct.Struct("=32sq"), 32
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """A step that should be done by now: which limit it is under, and of how many seconds."""
+    """A step that should be done by now: which limit it has exceeded, and of how many seconds."""
 
     limit: str
     seconds: float
@@ -46,7 +46,7 @@ class Overdue:
 
 
 class SharedPage:
-    """One page, shared by two processes, or by nobody: a child without a parent writes to one of its own."""
+    """One page, shared by two processes; a child without a parent has one of its own."""
 
     def __init__(self, fd: int = -1, clock: Callable[[], float] = time.monotonic) -> None:
         self._page = mmap.mmap(fd, SIZE)
@@ -67,11 +67,11 @@ class SharedPage:
         return self._cells[STOPPING] != 0.0
 
     def doubt(self) -> None:
-        """Say that some lease was not renewed; which ones are still held, the child finds in the ledger."""
+        """Tell the child that some lease was not renewed; the ledger knows which ones it still holds."""
         self._cells[DOUBTS] += 1.0
 
     def doubted(self) -> bool:
-        """Whether a doubt has come up since this was asked last."""
+        """Whether some lease was not renewed since this was last called."""
         doubts = self._cells[DOUBTS]
         fresh, self._doubts_seen = doubts != self._doubts_seen, doubts
         return fresh
@@ -80,7 +80,7 @@ class SharedPage:
 
     @contextmanager
     def limit(self, seconds: float | None, which: float = TIMEOUT, line: int = MAIN) -> Iterator[None]:
-        """The block has to be done in so many seconds, else the parent ends this process. None: no limit."""
+        """The parent kills this process unless the block is done in so many seconds. None: no limit."""
         if seconds is None:
             yield
             return
@@ -93,29 +93,29 @@ class SharedPage:
             cells[line] = 0.0
 
     def hold(self, job: str, attempt: int) -> None:
-        """This process has claimed a job beside those that its parent gave it. One that finds no place is not told: should the
-        process die, that job is free again when its lease lapses.
+        """Tell the parent of a job that this process has claimed itself. When all slots are taken the parent is not told: should
+        the process die, the job is free again when its lease lapses.
         """  # fmt: skip
         with self._lock:
-            free = next((at for at in _places() if not PLACE.unpack_from(self._page, at)[1]), None)
+            free = next((at for at in _slots() if not SLOT.unpack_from(self._page, at)[1]), None)
             if free is not None:
                 struct.pack_into("=32s", self._page, free, job.encode())
                 struct.pack_into("=q", self._page, free + 32, attempt)  # last: from here on it counts
 
     def let_go(self, job: str | None = None) -> None:
-        """It holds this job no more; None: it holds none."""
+        """It no longer holds this job; None: it holds none."""
         with self._lock:
-            for at in _places():
-                if job is None or PLACE.unpack_from(self._page, at)[0] == job.encode():
+            for at in _slots():
+                if job is None or SLOT.unpack_from(self._page, at)[0] == job.encode():
                     struct.pack_into("=q", self._page, at + 32, 0)
 
     def held(self) -> dict[str, int]:
         """The jobs that it has claimed itself and holds, with their attempts; also once it is dead."""
-        told = (PLACE.unpack_from(self._page, at) for at in _places())
-        return {job.rstrip(b"\0").decode(): attempt for job, attempt in told if attempt}
+        slots = (SLOT.unpack_from(self._page, at) for at in _slots())
+        return {job.rstrip(b"\0").decode(): attempt for job, attempt in slots if attempt}
 
     def overdue(self) -> Overdue | None:
-        """The step that has taken too long, if there is one."""
+        """The step that takes too long, if there is one."""
         now = self._clock()
         for line in (MAIN, PREPARE, READ, WRITE):
             deadline = self._cells[line]
@@ -124,14 +124,14 @@ class SharedPage:
         return None
 
 
-def _places() -> range:
-    return range(HELD_AT, HELD_AT + PLACES * PLACE.size, PLACE.size)
+def _slots() -> range:
+    return range(HELD_AT, HELD_AT + SLOTS * SLOT.size, SLOT.size)
 
 
-class Watched:
-    """A model whose steps are under a limit: forward passes, and what its runtime does to rows before and after.
+class TimeLimitedModel:
+    """A model whose steps have a time limit: forward passes, and what its runtime does to rows before and after.
 
-    Attributes that the model lacks are lacking here too. `prepare` runs beside a forward pass and has a line of its own.
+    It has the attributes that the model has. `prepare` runs beside a forward pass, so it is timed by itself.
     """
 
     def __init__(self, model: Any, page: SharedPage, seconds: float) -> None:
@@ -140,10 +140,10 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._model, name)
         if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare"):
-            return self._under_limit(found, PREPARE if name == "prepare" else MAIN)
+            return self._limited(found, PREPARE if name == "prepare" else MAIN)
         return found
 
-    def _under_limit(self, step: Callable[..., Any], line: int) -> Callable[..., Any]:
+    def _limited(self, step: Callable[..., Any], line: int) -> Callable[..., Any]:
         def limited(*args: Any) -> Any:
             with self._page.limit(self._seconds, line=line):
                 return step(*args)
@@ -152,27 +152,27 @@ class Watched:
 
 
 def page_path(parent: int) -> Path:
-    """The socket on which a parent meets its children. A socket's path must be short, so it lies in no user's folder."""
+    """The socket on which a parent gives pages to its children. Its path must be short, so it is not in the user's home."""
     return Path(tempfile.gettempdir()) / f"forebay-{os.getuid()}-{parent}" / "children"
 
 
 def remove_stale_pages() -> None:
-    """Remove the meeting places of parents that were killed: they could not."""
+    """Remove the sockets that killed parents left behind."""
     ours = page_path(os.getpid()).parent
     stem = ours.name.removesuffix(str(os.getpid()))
     for folder in ours.parent.glob(f"{stem}*"):
         number = folder.name.removeprefix(stem)
-        if number.isdecimal() and not psutil.pid_exists(int(number)) and not _is_met_at(folder):
+        if number.isdecimal() and not psutil.pid_exists(int(number)) and not _is_served(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_met_at(folder: Path) -> bool:
-    """Whether somebody listens there all the same: another container's process has its number there, not here."""
+def _is_served(folder: Path) -> bool:
+    """Whether somebody listens there all the same: a process in another container, where it has that number."""
     try:
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            return True  # nobody's that we know
+            return True  # not ours to remove
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(MEET_S)
+            probe.settimeout(CONNECT_TIMEOUT_S)
             probe.connect(str(folder / "children"))
     except (ConnectionRefusedError, FileNotFoundError):
         return False
@@ -182,13 +182,13 @@ def _is_met_at(folder: Path) -> bool:
 
 
 def attach_to_parent() -> SharedPage:
-    """Have the parent read this process's stderr, and share a page with it; without one, a page nobody sees.
+    """Have the parent read this process's stderr, and share a page with it; without a parent, a page of one's own.
 
     What is written to stderr then lies in the kernel until the parent has read it, also when this process is killed.
     """
     meeting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        meeting.settimeout(MEET_S)
+        meeting.settimeout(CONNECT_TIMEOUT_S)
         meeting.connect(str(page_path(os.getppid())))
         _, fds, _, _ = socket.recv_fds(meeting, 1, 1)
         page = SharedPage(fds[0])

@@ -110,7 +110,7 @@ def test_the_output_that_is_meant_may_be_named() -> None:
     outputs = {"kind": np.array(["a", "b"], object), "size": np.array([1.0, 2.0])}
     assert compared(outputs, ["a", "a"], output="kind").metrics()["accuracy"] == 0.5
     assert compared(outputs, [1, 2], output="size").metrics()["mae"] == 0
-    with pytest.raises(InvalidInput, match="'kind', 'size', no 'weight'"):
+    with pytest.raises(InvalidInput, match="'kind', 'size', but not 'weight'"):
         compared(outputs, [1, 2], output="weight")
     with pytest.raises(InvalidInput, match="'kind', 'size'; name the output"):
         compared(outputs, [1, 2])
@@ -133,7 +133,7 @@ def test_rows_that_failed_or_miss_their_target_are_counted_and_left_out() -> Non
         ([[1, 2], [3]], ["a", "b"], (), "neither a label nor a number"),
         ({"": np.zeros((1, 3))}, ["a"], ("a", "b"), "gives 3 scores for 2 classes"),
         ({"": np.array([[1.0, 0.0]])}, ["c"], ("a", "b"), "the target 'c' is none of the classes a, b"),
-        ({"label": ["a"], "probabilities": [[1.0, 0.0]]}, ["a"], (), "nobody says which classes"),
+        ({"label": ["a"], "probabilities": [[1.0, 0.0]]}, ["a"], (), "the classes of the probabilities"),
     ],
 )
 def test_what_cannot_be_compared_is_said(outputs: Any, truth: list[Any], classes: tuple[str, ...], words: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from forebay.contract.job import new_ids
 from forebay.worker.last_lines import MAX_CHARACTERS, MAX_LINE, MAX_LINES, last_lines
 from forebay.worker.parent.children import exit_reason
-from forebay.worker.shared_page import LOAD, PLACES, PREPARE, SIZE, Overdue, SharedPage, Watched
+from forebay.worker.shared_page import LOAD, PREPARE, SIZE, SLOTS, Overdue, SharedPage, TimeLimitedModel
 from support.waiting import FakeClock
 
 
@@ -58,7 +58,7 @@ def test_a_dead_childs_board_still_tells_which_shards_it_held(sides: tuple[Share
 
 def test_a_board_that_is_full_tells_what_it_can(sides: tuple[SharedPage, SharedPage]) -> None:
     parent, child = sides
-    ids = new_ids(PLACES + 1)
+    ids = new_ids(SLOTS + 1)
     for id in ids:
         child.hold(id, 1)
     assert set(parent.held()) == set(ids[:-1])
@@ -93,7 +93,7 @@ def test_a_step_without_a_limit_is_never_overdue(sides: tuple[SharedPage, Shared
 
 def test_preparing_and_running_are_watched_side_by_side(sides: tuple[SharedPage, SharedPage], clock: FakeClock) -> None:
     parent, child = sides
-    model = Watched(
+    model = TimeLimitedModel(
         SimpleNamespace(prepare=lambda rows: clock.forward(2) or parent.overdue(), nbytes=lambda: 7), child, 1
     )
     with child.limit(100.0):
@@ -110,7 +110,7 @@ def test_threads_of_a_child_do_not_end_one_anothers_steps(
 ) -> None:
     parent, child = sides
     with child.limit(1.0, line=PREPARE):
-        thread = threading.Thread(target=lambda: Watched(SimpleNamespace(predict=len), child, 1).predict([1]))
+        thread = threading.Thread(target=lambda: TimeLimitedModel(SimpleNamespace(predict=len), child, 1).predict([1]))
         thread.start()
         thread.join(10)
         clock.forward(2)

@@ -75,7 +75,7 @@ def make_context(settings: Settings, page: SharedPage) -> ChildContext:
 
 
 def import_torch(threads: int) -> None:
-    """Have torch in memory, with so many threads; 0 leaves it what it takes by itself."""
+    """Import torch and give it so many threads; 0 leaves it its default."""
     import torch
 
     if threads:
@@ -102,7 +102,7 @@ def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, fl
 
 
 def run_and_report(model: str, version: int, ids: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The pool's target: what `run_ids` gives, and what this child has counted since it last told."""
+    """The pool's target: what `run_ids` gives, and what this child has counted since its last report."""
     result = run_ids(model, version, ids)
     try:
         return result, {} if _runner is None else {"pid": os.getpid()} | _runner.report()
@@ -122,7 +122,7 @@ def bound_memory(limit: int) -> None:
 
 
 def device_kind(device: str) -> str:
-    """What devices of this kind are called: batch sizes that fit on one fit on the others."""
+    """The name of this kind of device: batch sizes that fit on one fit on the others."""
     if device.startswith("cuda"):
         import torch
 

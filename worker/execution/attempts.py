@@ -67,7 +67,6 @@ class Attempts:
 
     @property
     def stopping(self) -> bool:
-        """Whether this process is to release what it has not done."""
         return self._page.stopping
 
     def check(self) -> None:
@@ -85,6 +84,14 @@ class Attempts:
         """Count something that no method here knows of."""
         with self._lock:
             self._summary += summary
+
+    def hold(self, job: ClaimedJob) -> None:
+        """The parent is to know that this process holds the job, which it has claimed itself."""
+        self._page.hold(job.id, job.attempt)
+
+    def let_go(self, job: ClaimedJob | None = None) -> None:
+        """It no longer holds this job; None: any of them."""
+        self._page.let_go(None if job is None else job.id)
 
     # One job.
 
@@ -119,7 +126,6 @@ class Attempts:
         return fate
 
     def succeed(self, job: ClaimedJob, result: bytes | None = None, ref: str | None = None) -> Fate:
-        """With this result, inline or in the blob store."""
         return self._end(Finished(job.id, job.attempt, result, ref))
 
     def succeeded(self, ended: Sequence[Ended]) -> Fate:
@@ -128,7 +134,6 @@ class Attempts:
         return Fate.SUCCEEDED
 
     def fail(self, job: ClaimedJob, type_: str, message: str) -> Fate:
-        """With this error, for good."""
         return self._end(Finished(job.id, job.attempt, error=JobError(type_, message)))
 
     def end_with_error(self, job: ClaimedJob, error: Exception, *, counted: bool = True) -> Fate:
@@ -199,7 +204,6 @@ class Attempts:
         return self._jobs.cancel_requested(self.worker)
 
     def now(self) -> float:
-        """The ledger's time, in which deadlines are told."""
         return self._jobs.ledger.now()
 
     # All of them.

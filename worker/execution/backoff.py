@@ -1,5 +1,5 @@
-"""Which errors may pass, and how long a job waits then: exponential backoff with full jitter, so that many do not come back
-at once.
+"""Which errors may pass, and how long a job waits then: exponential backoff with full jitter, so that many jobs do not come
+back at once.
 
 The formula is "full jitter" of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
@@ -25,7 +25,7 @@ PASSING = {
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether trying again later makes sense: Transient errors, and what a file system or network says that is away."""
+    """Whether to try again later: Transient errors, and those of a file system or network that is away."""
     if isinstance(error, Transient | ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in PASSING
@@ -37,5 +37,5 @@ def longest_s(attempt: int) -> float:
 
 
 def delay_s(attempt: int, draw: Callable[[], float] = random.random) -> float:
-    """A wait drawn evenly from 0 up to the longest; `draw` gives a number from 0 to 1."""
+    """A wait drawn evenly between 0 and the longest; `draw` gives a number from 0 to 1."""
     return draw() * longest_s(attempt)

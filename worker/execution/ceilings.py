@@ -1,7 +1,7 @@
 """How many rows of a model version a batch may have here: what was registered, or less where memory has run out before.
 
-A ceiling that one worker finds is written to the ledger and holds for every worker with the same kind of device. CurrentLoad and
-then one of them tries twice as many, so that a ceiling found on a crowded day does not last for ever.
+A ceiling that one worker finds is written to the ledger and holds for every worker with the same kind of device. Now and then
+one of them tries twice as many, so that a ceiling found on a crowded day does not last for ever.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ class MemoryCeilings:
     def __init__(self, ceilings: CeilingStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._ceilings = ceilings
         self._clock = clock
-        self._known: dict[tuple[str, int], tuple[int, float]] = {}  # rows, and until when to believe it
+        self._known: dict[tuple[str, int], tuple[int, float]] = {}  # rows, and until when that holds
         self._trying: set[tuple[str, int]] = set()
 
     def rows(self, spec: ModelVersion) -> int:
-        """The greatest batch to make now."""
         key = (spec.name, spec.version)
         rows, until = self._known.get(key, (0, 0.0))
         if self._clock() >= until:
@@ -47,11 +46,11 @@ class MemoryCeilings:
             log.warning("out_of_memory", model=spec.ref, rows=rows, ceiling=half)
             self._trying.discard(key)
             self._known[key] = (half, self._clock() + LOOK_AGAIN_S)
-            with suppress(LedgerUnavailable):  # whoever tries as many again finds out for himself
+            with suppress(LedgerUnavailable):  # whoever tries as many again finds out too
                 self._ceilings.lower(spec.name, spec.version, half)
 
     def fitted(self, spec: ModelVersion, rows: int) -> None:
-        """So many rows did fit: remembered when this was the try of more."""
+        """So many rows did fit: the ceiling is lifted when this was the try of more."""
         key = (spec.name, spec.version)
         if key in self._trying and rows == self._known[key][0]:
             self._trying.discard(key)

@@ -1,7 +1,7 @@
-"""What a child counts while it works, and hands to its parent with each portion of jobs it has done.
+"""What a child counts while it works, and sends to its parent with each hand-over that it has done.
 
-Only differences travel: a child that dies takes no more with it than what it has not yet told. Knows no torch but where it
-asks a CUDA device about itself, in the process that owns it.
+Only differences are sent: when a child dies, no more is lost than what it has counted since. torch is imported only for a CUDA
+device, in the process that owns it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ChildMetrics:
         self._counted = Statistics()
 
     def waited(self, model: Key, seconds: Sequence[float]) -> None:
-        """Jobs were claimed for the first time, so long after they were submitted."""
+        """Jobs were run for the first time, so long after they were submitted."""
         if seconds:
             with self._lock:
                 self._counted.observe_all("job_wait_seconds", seconds, *_labels(model))
@@ -33,7 +33,7 @@ class ChildMetrics:
     def ended(
         self, model: Key, jobs: Mapping[str, int], seconds: float, *, postponed: int = 0, refused: int = 0
     ) -> None:
-        """Jobs were written, by how they ended, so long after their claim; or postponed, or refused by the ledger."""
+        """Jobs ended, by final state, so long after their claim; or were postponed, or refused by the ledger."""
         with self._lock:
             for state, count in jobs.items():
                 if count:
@@ -57,18 +57,15 @@ class ChildMetrics:
                 self._counted.count("batch_padding_tokens_total", *labels, by=padded - tokens)
 
     def out_of_memory(self, model: Key) -> None:
-        """A batch did not fit."""
         with self._lock:
             self._counted.count("out_of_memory_total", *_labels(model))
 
     def loaded(self, model: Key, seconds: float, *, failed: bool = False) -> None:
-        """A model was loaded, or could not be."""
         with self._lock:
             self._counted.count("model_loads_total", *_labels(model), "failed" if failed else "loaded")
             self._counted.observe("model_load_seconds", seconds, *_labels(model))
 
     def evicted(self, model: Key) -> None:
-        """A model made room."""
         with self._lock:
             self._counted.count("model_evictions_total", *_labels(model))
 
@@ -89,13 +86,13 @@ def _labels(model: Key) -> tuple[str, str]:
 
 
 def _device(device: str) -> dict[str, float]:
-    """Memory of a GPU, and its utilisation where NVML is there to tell; nothing for the CPU, which the parent looks after."""
+    """Memory of a GPU, and its utilisation where NVML is installed; nothing for a CPU, which the parent measures."""
     if not device.startswith("cuda"):
         return {}
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    told = {"device_memory_used_bytes": float(total - free), "device_memory_total_bytes": float(total)}
+    values = {"device_memory_used_bytes": float(total - free), "device_memory_total_bytes": float(total)}
     with suppress(Exception):  # no NVML, or one that refuses: torch raises what it likes
-        told["device_utilization_ratio"] = torch.cuda.utilization(device) / 100
-    return told
+        values["device_utilization_ratio"] = torch.cuda.utilization(device) / 100
+    return values

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import redis
 
 from forebay.contract.settings import Settings
@@ -23,50 +20,19 @@ from forebay.worker.execution.model_cache import ModelCache, ModelLoader
 from forebay.worker.shared_page import SharedPage
 
 
-@dataclass(frozen=True)
 class ChildContext:
-    """Shared by all handlers of a child."""
+    """Shared by all handlers of a child. `models` loads versions on its device, `engine` runs their batches."""
 
-    settings: Settings
-    ledger: Ledger
-    blobs: BlobStore
-    broker: redis.Redis
-    page: SharedPage
-    metrics: ChildMetrics
-    ceilings: MemoryCeilings
-    cache: ModelCache
-
-    @cached_property
-    def models(self) -> ModelLoader:
-        """What loads model versions on this child's device."""
-        return ModelLoader(self.registry, self.cache, self.page, self.settings)
-
-    @cached_property
-    def engine(self) -> Engine:
-        """What runs their batches."""
-        return Engine(self.ceilings, self.metrics)
-
-    @cached_property
-    def jobs(self) -> JobStore:
-        """The ledger's jobs."""
-        return JobStore(self.ledger)
-
-    @cached_property
-    def registry(self) -> ModelRegistry:
-        """The model versions there are."""
-        return ModelRegistry(self.ledger)
-
-    @cached_property
-    def payloads(self) -> Payloads:
-        """Inputs and results, inline or in the blob store."""
-        return Payloads(self.blobs, self.settings)
-
-    @cached_property
-    def announcer(self) -> Announcer:
-        """What tells clients which of their jobs have ended."""
-        return Announcer(self.broker)
-
-    @cached_property
-    def dispatcher(self) -> Dispatcher:
-        """What sends further jobs."""
-        return Dispatcher(make_app(self.settings))
+    def __init__(
+        self, settings: Settings, ledger: Ledger, blobs: BlobStore, broker: redis.Redis, page: SharedPage,
+        metrics: ChildMetrics, ceilings: MemoryCeilings, cache: ModelCache,
+    ) -> None:  # fmt: skip
+        self.settings, self.ledger, self.blobs, self.broker = settings, ledger, blobs, broker
+        self.page, self.metrics, self.cache = page, metrics, cache
+        self.jobs = JobStore(ledger)
+        self.registry = ModelRegistry(ledger)
+        self.payloads = Payloads(blobs, settings)
+        self.announcer = Announcer(broker)
+        self.dispatcher = Dispatcher(make_app(settings))
+        self.models = ModelLoader(self.registry, cache, page, settings)
+        self.engine = Engine(ceilings, metrics)

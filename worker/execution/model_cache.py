@@ -1,7 +1,7 @@
 """The models a child process holds on its device, bounded by measured bytes; the least recently used goes first.
 
 A load is: fetch the artifact, build it with its runtime, warm it up, measure it. A failed warm-up is a failed load.
-Knows the runtimes by protocol only; where artifacts come from is `fetch`'s business. Importing this loads no torch.
+Knows the runtimes by protocol only, and where artifacts come from by `fetch`. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.retrying import retry_while_unavailable
 from forebay.worker.runtimes import Model, Runtime, get_runtime
-from forebay.worker.shared_page import LOAD, SharedPage, Watched
+from forebay.worker.shared_page import LOAD, SharedPage, TimeLimitedModel
 
 log = structlog.get_logger()
 
@@ -39,11 +39,7 @@ Fetch = Callable[[ModelVersion], Path | None]
 Key = tuple[str, int]
 
 _WARM_UPS = 2  # the first allocates and picks kernels, the second runs as later ones will
-_FREE_DIMENSIONS = (
-    1,
-    32,
-    224,
-)  # what a free dimension is tried with: one that is too small for a model is our guess's fault
+_FREE_DIMENSIONS = (1, 32, 224)  # sizes to try for a free dimension: too small for a model says nothing about it
 _UNKNOWABLE = ("bytes", "json")  # no made-up value of these means anything to a model
 
 
@@ -70,7 +66,7 @@ class LoadedModel:
 
 
 class ModelLoader:
-    """Loads versions by name for the handlers of one child, each of a model's steps under a time limit."""
+    """Loads versions by name for the handlers of one child; a version with `timeout_s` gets its steps limited."""
 
     def __init__(self, registry: ModelRegistry, cache: ModelCache, page: SharedPage, settings: Settings) -> None:
         self._registry, self._cache, self._page, self._settings = registry, cache, page, settings
@@ -86,7 +82,7 @@ class ModelLoader:
             loaded = self._cache.get(spec)
         if spec.timeout_s is None:
             return loaded
-        return replace(loaded, model=Watched(loaded.model, self._page, spec.timeout_s))
+        return replace(loaded, model=TimeLimitedModel(loaded.model, self._page, spec.timeout_s))
 
 
 class ModelCache:
@@ -114,7 +110,6 @@ class ModelCache:
 
     @property
     def bytes(self) -> int:
-        """What the models held now take up."""
         with self._lock:
             return sum(loaded.nbytes for loaded in self._models.values())
 
@@ -133,7 +128,7 @@ class ModelCache:
             return loaded
 
     def evict(self, name: str, version: int) -> bool:
-        """Drops one version, whether it is there or not; True when it was."""
+        """Drops a version; whether it was held."""
         with self._lock:
             found = (name, version) in self._models
             if found:
@@ -146,7 +141,6 @@ class ModelCache:
             return tuple(self._models)
 
     def sizes(self) -> dict[Key, int]:
-        """What each version held takes up, in bytes."""
         with self._lock:
             return {key: loaded.nbytes for key, loaded in self._models.items()}
 
@@ -188,7 +182,7 @@ class ModelCache:
 
 
 def warm_up(model: Model, spec: ModelVersion) -> bool:
-    """Runs made-up rows; ModelLoadFailed with the cause, or the model's own Transient. False when nothing describes a row."""
+    """Runs made-up rows; False when nothing says what a row looks like. Raises ModelLoadFailed, or the model's own Transient."""
     failure: Exception | None = None
     for row in _sample_rows(model, spec):
         try:

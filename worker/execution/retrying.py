@@ -1,4 +1,4 @@
-"""Waiting for the ledger to come back, with growing and scattered pauses: an outage is no reason to throw work away."""
+"""Waiting for the ledger to come back, with growing, random pauses: an outage is no reason to throw work away."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ FIRST_S, LONGEST_S = 0.1, 5.0
 def retry_while_unavailable(
     action: Callable[[], T], outage_timeout_s: float, away: tuple[type[Exception], ...] = (LedgerUnavailable,)
 ) -> T:
-    """What `action` gives once the ledger, or what else raises the errors `away`, answers.
+    """What `action` returns once it no longer raises one of the errors `away`.
 
-    Its error after `outage_timeout_s` seconds; at once when tables are missing or too old, for waiting does not mend them.
+    Raises its error after `outage_timeout_s` seconds; at once when tables are missing or too old: waiting does not mend that.
     """
     return Retrying(
         retry=retry_if_exception(lambda e: isinstance(e, away) and not isinstance(e, LedgerOutdated)),
         wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
         stop=stop_after_delay(outage_timeout_s),
-        before_sleep=_say_once,
+        before_sleep=_log_first,
         reraise=True,
     )(action)
 
 
-def _say_once(state: RetryCallState) -> None:
+def _log_first(state: RetryCallState) -> None:
     if state.attempt_number == 1 and state.outcome is not None:
         log.warning("ledger_awaited", error=str(state.outcome.exception()))

@@ -138,12 +138,10 @@ class PredictJob:
 
     @property
     def open(self) -> bool:
-        """Whether further rows of it are to be run."""
         return self.unfinished > 0 and not self.lost
 
     @property
     def begun(self) -> bool:
-        """Whether a row of it has been through the model."""
         return self.unfinished < len(self.rows)
 
     @classmethod
@@ -166,7 +164,6 @@ class PredictJob:
         return self.unfinished == 0
 
     def stop(self, ending: Transition) -> None:
-        """Run nothing more of it."""
         self.ending, self.unfinished = ending, 0
 
     def outcome(self, payloads: Payloads) -> Finished | Postponed:

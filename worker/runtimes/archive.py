@@ -1,7 +1,8 @@
-"""Makes a .pt2 file safe to hand to `torch.export.load`: judges it (contract.pt2), then writes a fresh archive of only
-what was judged. torch never opens the file that was uploaded, so what zipfile and torch's own reader might see
-differently does not matter. Sample inputs, which are a pickle and serve nothing here, do not come along.
-"""  # fmt: skip
+"""Makes a .pt2 file safe to hand to `torch.export.load`: writes a fresh archive of only what contract.pt2 has judged.
+
+torch never opens the file that was uploaded, so it does not matter what zipfile and torch's own reader might see differently.
+Sample inputs, which are a pickle and not needed here, are left out.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +11,12 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from forebay.contract.pt2.archive import (
-    CONSTANTS_CONFIG,
-    FORMAT,
-    PROGRAM,
-    SAMPLE_INPUTS,
-    VERSION,
-    WEIGHTS_CONFIG,
-    Pt2,
-    read_pt2,
-)
+from forebay.contract.pt2.archive import CONSTANTS_CONFIG, FORMAT, PROGRAM, SAMPLE_INPUTS, VERSION, WEIGHTS_CONFIG, Pt2
 
-ArchiveFacts = Pt2
 _BLOCK = 16 * 2**20
 
 
-def inspect_pt2(path: Path, device: str | None = None) -> ArchiveFacts:
-    """What the archive holds; ModelRefused naming the entry that makes it unsafe, InvalidInput when it is broken."""
-    return read_pt2(path, device)
-
-
-def write_safe_copy(path: Path, facts: ArchiveFacts, copy: Path) -> None:
+def write_safe_copy(path: Path, facts: Pt2, copy: Path) -> None:
     """Writes to `copy` an archive with the judged program and the raw tensors it names, and nothing else."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as target:
         texts = {

@@ -19,7 +19,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.signature import ARRAY_DTYPES, Row
 from forebay.datasets.columns import Values
 from forebay.worker.runtimes.speed import Forward, tuned
-from forebay.worker.runtimes.tensors import tensor_bytes
+from forebay.worker.runtimes.tensors import module_bytes
 from forebay.worker.trainer.artifact import read_artifact
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target, in_unit, served
 from forebay.worker.trainer.recipes import Recipe as Recipe_
@@ -93,7 +93,7 @@ class RecipeModel:
         return {name: _sample(field) for name, field in self._recipe.inputs().items()}
 
     def nbytes(self) -> int:
-        return tensor_bytes(dict(self._module.named_parameters()), dict(self._module.named_buffers()))
+        return module_bytes(self._module)
 
     def _encoded(self, columns: Mapping[str, Values], count: int) -> Prepared:
         arrays = self._recipe.encode(columns)

@@ -20,7 +20,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Field, Row
 from forebay.worker.allowed import import_allowed
 from forebay.worker.runtimes.speed import Forward, tuned
-from forebay.worker.runtimes.tensors import batched, split, stack, tensor_bytes
+from forebay.worker.runtimes.tensors import batched, module_bytes, split, stack
 from forebay.worker.runtimes.tensors import columns as as_columns
 
 
@@ -63,7 +63,6 @@ class ModuleModel:
         self._outputs = outputs
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
-        """One forward pass."""
         return self.run(self.prepare(rows))
 
     def prepare(self, rows: Sequence[Row]) -> tuple[dict[str, Tensor], int]:
@@ -72,7 +71,6 @@ class ModuleModel:
 
     @torch.inference_mode()
     def run(self, prepared: tuple[dict[str, Tensor], int]) -> list[Row]:
-        """The forward pass."""
         tensors, count = prepared
         output = self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
         return split(output, count, self._outputs)
@@ -85,8 +83,7 @@ class ModuleModel:
         return as_columns(output, len(next(iter(columns.values()))), self._outputs)
 
     def nbytes(self) -> int:
-        """Bytes of parameters and buffers."""
-        return tensor_bytes(dict(self._module.named_parameters()), dict(self._module.named_buffers()))
+        return module_bytes(self._module)
 
 
 def _build(factory: Any, spec: ModelVersion) -> nn.Module:

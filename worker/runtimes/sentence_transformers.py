@@ -19,7 +19,7 @@ from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed,
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
 from forebay.worker.runtimes.speed import Forward, tuned
-from forebay.worker.runtimes.tensors import tensor_bytes
+from forebay.worker.runtimes.tensors import module_bytes
 
 _PICKLED = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
 _CODE = {".py", ".pyc", ".so", ".dll", ".dylib"}
@@ -63,7 +63,6 @@ class TextEmbedder:
         self._longest = int(getattr(model, "max_seq_length", None) or 512)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
-        """One pass over all rows; the caller chose how many fit."""
         return self.run(self.prepare(rows))
 
     def prepare(self, rows: Sequence[Row]) -> Any:
@@ -71,7 +70,10 @@ class TextEmbedder:
         texts = [_text(row) for row in rows]
         name = self._model.default_prompt_name
         tokens = self._model.preprocess(texts, prompt=self._model.prompts[name] if name else None)
-        return {key: _on(value, self._model.device) for key, value in tokens.items()}
+        return {
+            key: value.to(self._model.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for key, value in tokens.items()
+        }
 
     @torch.inference_mode()
     def run(self, prepared: Any) -> list[Row]:
@@ -84,12 +86,7 @@ class TextEmbedder:
         return min(self._longest, 2 + len(_text(row)) // _CHARACTERS_PER_TOKEN)
 
     def nbytes(self) -> int:
-        """Bytes of parameters and buffers."""
-        return tensor_bytes(dict(self._model.named_parameters()), dict(self._model.named_buffers()))
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        return module_bytes(self._model)
 
 
 def refuse_unsafe_folder(folder: Path) -> None:
@@ -126,7 +123,7 @@ def _json(folder: Path, file: Path, default: Any) -> Any:
     try:
         return json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise ModelLoadFailed(f"{file.relative_to(folder)} is no JSON: {error}") from error
+        raise ModelLoadFailed(f"{file.relative_to(folder)} is not JSON: {error}") from error
 
 
 def _text(row: Row) -> str:

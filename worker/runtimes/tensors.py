@@ -1,7 +1,4 @@
-"""Rows to batched tensors, and a batch's outputs back to rows. The runtimes that feed torch share it.
-
-Knows fields and torch; which rows belong together (contract.signature.stack_key) was decided before.
-"""
+"""Rows to batched tensors, and a batch's outputs back to rows, for the runtimes that feed torch."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.signature import Field, Row
 
-LONE = "input"  # what the only input is called when nothing declares a name
+ONLY_INPUT = "input"  # what the only input is called when nothing declares a name
 _STACKABLE = "biufc"  # kinds of dtypes: bool, integers, floats, complex
 _CHEAP_COPY = 64 * 1024  # bytes; a row up to this size is copied out, so that it does not keep its whole batch alive
 _NOT_IN_NUMPY = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
@@ -40,8 +37,8 @@ def split(output: Any, count: int, names: Sequence[str] | None = None) -> list[R
     arrays = {name: _array(name, tensor, count) for name, tensor in _named(output, names).items()}
     if len(arrays) == 1:
         (array,) = arrays.values()
-        return [_own(row) for row in array]
-    return [{name: _own(array[i]) for name, array in arrays.items()} for i in range(count)]
+        return [_unshared(row) for row in array]
+    return [{name: _unshared(array[i]) for name, array in arrays.items()} for i in range(count)]
 
 
 def batched(
@@ -66,10 +63,15 @@ def tensor_bytes(*groups: Mapping[str, Any]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return tensor_bytes(dict(module.named_parameters()), dict(module.named_buffers()))
+
+
 def _dtypes(row: Row, fields: Sequence[Field] | None) -> dict[str, str | None]:
     if fields is not None:
         return {field.name: field.dtype for field in fields}
-    return dict.fromkeys(row) if isinstance(row, Mapping) else {LONE: None}
+    return dict.fromkeys(row) if isinstance(row, Mapping) else {ONLY_INPUT: None}
 
 
 def _value(row: Row, name: str, count: int) -> Any:
@@ -128,7 +130,7 @@ def _picked(output: Mapping[str, Any], names: Sequence[str] | None) -> dict[str,
 
 def _array(name: str, tensor: Any, count: int) -> NDArray[Any]:
     if not isinstance(tensor, Tensor):
-        raise ForebayError(f"output {name!r} is a {type(tensor).__name__}, no tensor")
+        raise ForebayError(f"output {name!r} is a {type(tensor).__name__}, not a tensor")
     if tensor.ndim == 0 or tensor.shape[0] != count:
         raise ForebayError(
             f"output {name!r} has shape {tuple(tensor.shape)} for {count} rows; its first dimension must be {count}"
@@ -138,8 +140,8 @@ def _array(name: str, tensor: Any, count: int) -> NDArray[Any]:
     return array
 
 
-def _hush() -> None:
-    """torch warns, once in a process, of the first array that must not be written, as Arrow's are; none of ours is."""
+def _silence_readonly_warning() -> None:
+    """torch warns, once in a process, about the first read-only array, as Arrow's are; we write to none of them."""
     readonly = np.zeros(1)
     readonly.flags.writeable = False
     with warnings.catch_warnings():
@@ -147,9 +149,9 @@ def _hush() -> None:
         torch.from_numpy(readonly)
 
 
-_hush()
+_silence_readonly_warning()
 
 
-def _own(row: Any) -> Any:
+def _unshared(row: Any) -> Any:
     """A row that does not hold on to its batch, where that is cheap."""
     return row.copy() if isinstance(row, np.ndarray) and row.nbytes <= _CHEAP_COPY else row

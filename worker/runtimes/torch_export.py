@@ -21,11 +21,11 @@ from torch.utils import _pytree as pytree
 
 from forebay.contract.errors import ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
-from forebay.contract.pt2.archive import Pt2Tensor
+from forebay.contract.pt2.archive import Pt2, Pt2Tensor, read_pt2
 from forebay.contract.signature import Field, Row
-from forebay.worker.runtimes.archive import ArchiveFacts, inspect_pt2, write_safe_copy
+from forebay.worker.runtimes.archive import write_safe_copy
 from forebay.worker.runtimes.speed import tuned
-from forebay.worker.runtimes.tensors import LONE, batched, split, stack, tensor_bytes
+from forebay.worker.runtimes.tensors import ONLY_INPUT, batched, split, stack, tensor_bytes
 from forebay.worker.runtimes.tensors import columns as as_columns
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -42,16 +42,16 @@ class TorchExport:
         """The program on `device`, whatever device it was exported on."""
         if path is None:
             raise ModelLoadFailed(f"{spec.ref} has no artifact; register it with a .pt2 file")
-        facts = inspect_pt2(path, device)
+        facts = read_pt2(path, device)
         program = _load(path, facts, spec)
-        _refuse_odd_targets(program, spec)
+        _refuse_foreign_targets(program, spec)
         return ExportedModel(program, facts, device, spec)
 
 
 class ExportedModel:
     """An exported program that takes any number of rows, within and beyond the batch sizes it was exported for."""
 
-    def __init__(self, program: ExportedProgram, facts: ArchiveFacts, device: str, spec: ModelVersion) -> None:
+    def __init__(self, program: ExportedProgram, facts: Pt2, device: str, spec: ModelVersion) -> None:
         self._facts = facts
         self._device = device
         self._fields = _declared(facts, spec)
@@ -70,7 +70,6 @@ class ExportedModel:
         return [self._stacked(rows[start : start + step]) for start in range(0, len(rows), step)]
 
     def run(self, prepared: list[tuple[list[torch.Tensor], int]]) -> list[Row]:
-        """A forward pass for each part."""
         return [row for flat, count in prepared for row in self._forward(flat, count)]
 
     @torch.inference_mode()
@@ -117,7 +116,7 @@ class ExportedModel:
         return [leaf for leaf in pytree.tree_leaves(self._module(*args, **kwargs)) if leaf is not None]
 
 
-def _load(path: Path, facts: ArchiveFacts, spec: ModelVersion) -> ExportedProgram:
+def _load(path: Path, facts: Pt2, spec: ModelVersion) -> ExportedProgram:
     beside = path.parent if os.access(path.parent, os.W_OK) else None  # /tmp may be memory, and too small for a model
     with tempfile.TemporaryDirectory(prefix=".pt2-", dir=beside) as folder, _weights_only():
         copy = Path(folder) / "model.pt2"
@@ -130,7 +129,7 @@ def _load(path: Path, facts: ArchiveFacts, spec: ModelVersion) -> ExportedProgra
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Belt and braces: should torch meet a pickle in spite of the check, it must not run it."""
+    """A second guard: should torch meet a pickle in spite of the check, it must not run it."""
     with _forcing:
         before = os.environ.get(_FORCE)
         os.environ[_FORCE] = "1"
@@ -142,12 +141,12 @@ def _weights_only() -> Iterator[None]:
                 os.environ[_FORCE] = before
 
 
-def _refuse_odd_targets(program: ExportedProgram, spec: ModelVersion) -> None:
+def _refuse_foreign_targets(program: ExportedProgram, spec: ModelVersion) -> None:
     """The graph's JSON was checked by name; this checks what torch made of the names, in every subgraph."""
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             if node.op == "call_function" and not _is_operator(node.target):
-                raise ModelRefused(f"{spec.ref}: the graph calls {node.target!r:.120}, which is no tensor operator")
+                raise ModelRefused(f"{spec.ref}: the graph calls {node.target!r:.120}, which is not a tensor operator")
 
 
 def _is_operator(target: Any) -> bool:
@@ -163,7 +162,7 @@ def _input_dtypes(program: ExportedProgram) -> list[torch.dtype]:
     return [metas[name].dtype for name in program.graph_signature.user_inputs]
 
 
-def _declared(facts: ArchiveFacts, spec: ModelVersion) -> list[Field]:
+def _declared(facts: Pt2, spec: ModelVersion) -> list[Field]:
     """The program's inputs in its own order, under the names that rows use."""
     names = [tensor.name for tensor in facts.inputs]
     declared = spec.signature.inputs
@@ -178,4 +177,4 @@ def _declared(facts: ArchiveFacts, spec: ModelVersion) -> list[Field]:
 
 
 def _field(name: str, tensor: Pt2Tensor) -> Field:
-    return Field(name or LONE, tensor.dtype, tensor.shape)
+    return Field(name or ONLY_INPUT, tensor.dtype, tensor.shape)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import partial
 
 import msgspec
 import redis
@@ -18,37 +16,26 @@ import structlog
 
 from forebay.contract.errors import BrokerUnavailable, InvalidInput
 from forebay.contract.job import JobError, JobState, utc
-from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.batch import TO_THE_END, BatchRequest, Position, Shard
+from forebay.contract.requests.batch import BatchRequest
 from forebay.contract.requests.manifest import InputRange, Manifest, OutputFile, RowCounts
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import WrittenFile
 from forebay.contract.wire import codec
-from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob, redis_keys
-from forebay.datasets.formats.source import Block, get_source
-from forebay.datasets.planning.checking import check_file
-from forebay.datasets.planning.shards import Layout, Size, shards
-from forebay.datasets.reading.rows import columns_read
 from forebay.datasets.writing.folder import MANIFEST, OutputFolder
 from forebay.storage.batches.records import Batch, Totals
 from forebay.storage.batches.store import BatchStore
-from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.jobs.records import ClaimedJob
-from forebay.storage.models.registry import ModelRegistry
-from forebay.worker.announcer import Announcer
 from forebay.worker.execution.backoff import may_pass
+from forebay.worker.execution.context import ChildContext
+from forebay.worker.kinds.batch.planner import ShardPlanner
+from forebay.worker.shared_page import STORE, WRITE
 
 log = structlog.get_logger()
 
-SHARD_S = 5.0  # how long a shard should take, once it is known how quick the model is
-SHARD_BYTES = 64 << 20
-FIRST_BATCHES = 16  # the device's batches in a shard while nothing is known
-LEAST_BATCHES = 8
 MEANT_ROWS = 1024  # from so many rows on a share of them means something
 WAITING_AHEAD = 2  # shards that wait beside one for each that runs
-PLAN_S = 1.0  # for a step of planning
 MOST_FAILED_SHARDS = 10
 LOOK_S = 1.0  # between two looks at the totals
 KNOWN = 16  # requests kept in memory
@@ -57,31 +44,18 @@ KNOWN = 16  # requests kept in memory
 class BatchCoordinator:
     """Looks after the batches whose shards this child runs. Thread-safe."""
 
-    def __init__(
-        self,
-        store: BatchStore,
-        registry: ModelRegistry,
-        payloads: Payloads,
-        dispatcher: Dispatcher,
-        announcer: Announcer,
-        broker: redis.Redis,
-        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        """`waiting` watches over each step that waits for the store of the input or the output."""
+    def __init__(self, context: ChildContext, store: BatchStore) -> None:
+        self._context = context
         self._store = store
-        self._registry = registry
-        self._payloads = payloads
-        self._dispatcher = dispatcher
-        self._announcer = announcer
-        self._redis = broker
-        self._waiting = waiting
+        self._dispatcher = context.dispatcher
+        # Whoever looks after a batch writes nothing else meanwhile.
+        self._waiting = partial(context.page.limit, context.settings.store_timeout_s, STORE, WRITE)
         self._requests: OrderedDict[str, BatchRequest] = OrderedDict()
         self._looked: dict[str, float] = {}
 
     def request(self, batch: str) -> BatchRequest:
-        """What a batch was asked to do."""
         if batch not in self._requests:
-            self._requests[batch] = decode(self._payloads.load(*self._store.request(batch)), BatchRequest)
+            self._requests[batch] = decode(self._context.payloads.load(*self._store.request(batch)), BatchRequest)
             while len(self._requests) > KNOWN:
                 self._requests.popitem(last=False)
         return self._requests[batch]
@@ -100,7 +74,7 @@ class BatchCoordinator:
         revived = self._store.start(job, request)
         self.send(revived)
         try:
-            self.tend(job.id)
+            self.advance(job.id)
         except OSError as error:
             return self._not_started(job, error)
         self._store.hand_off(job)
@@ -109,17 +83,17 @@ class BatchCoordinator:
     def _not_started(self, job: ClaimedJob, error: Exception) -> bool:
         if may_pass(error):
             raise error
-        self.give_up(job.id, JobError(type(error).__name__, str(error)))
+        self.fail(job.id, JobError(type(error).__name__, str(error)))
         return False
 
-    def tend(self, id: str) -> None:
-        """One step for a batch: whatever is due."""
+    def advance(self, id: str) -> None:
+        """Do whatever is due for a batch: plan, send, end it."""
         batch = self._store.batch(id)
         if batch.state is not JobState.RUNNING:
             self._store.cancel_shards(id)
             return
         waiting, running = self._store.under_way(id)
-        if self._stopped_by_errors(batch, waiting + running):
+        if self._failed_by_errors(batch, waiting + running):
             return
         if not batch.planned and waiting < running + WAITING_AHEAD:
             waiting += self._plan(batch, 2 * (running + WAITING_AHEAD) - waiting)
@@ -129,8 +103,8 @@ class BatchCoordinator:
         elif waiting:
             self._wake_others(batch)
 
-    def _stopped_by_errors(self, batch: Batch, under_way: int) -> bool:
-        """Give a batch up whose errors exceed its threshold, or whose shards mostly fail."""
+    def _failed_by_errors(self, batch: Batch, under_way: int) -> bool:
+        """Fail a batch whose errors exceed its threshold, or whose shards mostly fail; whether it has failed."""
         now = time.monotonic()
         if now < self._looked.get(batch.id, 0.0) and (under_way or not batch.planned):
             return False
@@ -141,70 +115,42 @@ class BatchCoordinator:
             ended = totals.shards.get(JobState.SUCCEEDED, 0)
             self._store.show(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
             return False
-        self.give_up(batch.id, error, totals)
+        self.fail(batch.id, error, totals)
         return True
 
     def _plan(self, batch: Batch, wanted: int) -> int:
         """Plan up to so many shards and send them; how many there are now."""
-        request, spec = self.request(batch.id), self._registry.get(ModelRef(batch.model, batch.version))
-        source, columns, until = get_source(request.format), columns_read(request), time.monotonic() + PLAN_S
-
-        @cache
-        def layout(number: int) -> list[Block]:
-            file = request.files[number]
-            with self._waiting():
-                check_file(request, spec.signature, file)
-                return list(source.layout(file, columns, request.row_bytes))
-
-        planned: list[Shard] = []
-        position, all_planned = batch.position, True
+        spec = self._context.registry.get(ModelRef(batch.model, batch.version))
+        planner = ShardPlanner(self.request(batch.id), spec, self._waiting)
         try:
-            size = self._size(batch, request, spec, _rows_left(request, position, layout))
-            for shard, behind in shards(layout, len(request.files), position, size):
-                planned.append(shard)
-                position = behind
-                if len(planned) >= wanted or time.monotonic() > until:
-                    all_planned = False
-                    break
+            planned, position, all_planned = planner.plan(batch.position, wanted, self._store.totals(batch.id))
         except InvalidInput as error:
-            self.give_up(batch.id, JobError("InvalidInput", str(error)))
+            self.fail(batch.id, JobError("InvalidInput", str(error)))
             return 0
-        routed_jobs = self._store.plan(batch, planned, position, all_planned)
-        self.send(routed_jobs or [])
-        return len(routed_jobs or [])
-
-    def _size(self, batch: Batch, request: BatchRequest, spec: ModelVersion, left: int) -> Size:
-        """What takes about SHARD_S by what was measured, and a guess before; less towards the end, of `left` rows, so that all
-        workers end at about the same time.
-        """  # fmt: skip
-        if request.shard_rows is not None:
-            return Size(request.shard_rows, 1 << 60)
-        totals = self._store.totals(batch.id)
-        done, seconds = totals.done + totals.failed, totals.seconds
-        rows = int(done / seconds * SHARD_S) if done and seconds > 0 else FIRST_BATCHES * spec.max_batch_size
-        running = max(1, totals.shards.get(JobState.RUNNING, 0))
-        return Size(max(LEAST_BATCHES * spec.max_batch_size, min(rows, left // (2 * running))), SHARD_BYTES)
+        routed_jobs = self._store.plan(batch, planned, position, all_planned) or []
+        self.send(routed_jobs)
+        return len(routed_jobs)
 
     def _end(self, batch: Batch) -> None:
         totals = self._store.totals(batch.id)
         failed = sum(count for state, count in totals.shards.items() if state is not JobState.SUCCEEDED)
         if failed:
-            self.give_up(batch.id, self._shards_failed(batch.id, failed, totals), totals)
+            self.fail(batch.id, self._shards_failed(batch.id, failed, totals), totals)
             return
         folder = OutputFolder(self.request(batch.id).output)
         gone = self._put_in_place(batch, folder)
         if gone:
             words = f"{gone[0]} is gone from {folder.url} ({len(gone)} files are); submit the batch anew"
-            self.give_up(batch.id, JobError("PartMissing", words), totals)
+            self.fail(batch.id, JobError("PartMissing", words), totals)
             return
         manifest = self._manifest(batch, folder, totals)
         with self._waiting():
             folder.write(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
             folder.clear_temporary()
-        result = self._payloads.store(codec.encode(msgspec.to_builtins(manifest)))
+        result = self._context.payloads.store(codec.encode(msgspec.to_builtins(manifest)))
         done = totals.done + totals.failed
         ended = self._store.complete(batch.id, *result, done, done)
-        self._announcer.announce(ended)
+        self._context.announcer.announce(ended)
         for _ in ended:
             log.info("batch_succeeded", batch=batch.id, model=f"{batch.model}/{batch.version}", rows=totals.done,
                      failed=totals.failed, shards=sum(totals.shards.values()))  # fmt: skip
@@ -241,11 +187,11 @@ class BatchCoordinator:
             parts=tuple(parts), errors=tuple(errors),
         )  # fmt: skip
 
-    def give_up(self, id: str, error: JobError, totals: Totals | None = None) -> None:
+    def fail(self, id: str, error: JobError, totals: Totals | None = None) -> None:
         """The batch has failed; its shards stop."""
         totals = totals or self._store.totals(id)
         ended = self._store.give_up(id, error, totals.done + totals.failed, max(1, totals.rows))
-        self._announcer.announce(ended)
+        self._context.announcer.announce(ended)
         for _ in ended:
             log.error("batch_failed", batch=id, error=error.type, reason=error.message)
 
@@ -269,27 +215,9 @@ class BatchCoordinator:
 
     def _queue_is_empty(self, queue: str) -> bool:
         try:
-            return not any(self._redis.llen(key) for key in redis_keys(queue))
+            return not any(self._context.broker.llen(key) for key in redis_keys(queue))
         except (redis.RedisError, OSError):
             return False
-
-
-def _rows_left(request: BatchRequest, position: Position, layout: Layout) -> int:
-    """About how many rows no shard covers yet: counted in the file that is being planned, by their bytes in those behind it."""
-    if position.file >= len(request.files):
-        return 0
-    blocks = layout(position.file)
-    rows = sum(block.rows for block in blocks)
-    rest = sum(int(block.rows * _share_behind(block, position.first)) for block in blocks)
-    behind = sum(file.size for file in request.files[position.file + 1 :])
-    return rest + behind * rows // max(1, request.files[position.file].size)
-
-
-def _share_behind(block: Block, first: int) -> float:
-    """Which share of a block lies at or behind `first`."""
-    if block.last == TO_THE_END or first <= block.first:
-        return 1.0
-    return max(0, block.last - first) / (block.last - block.first)
 
 
 def _too_many(request: BatchRequest, totals: Totals, ended: bool) -> JobError | None:

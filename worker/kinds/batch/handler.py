@@ -1,42 +1,55 @@
-"""Batch jobs and their shards."""
+"""Batch jobs and their shards. A batch's own job is only started here: its work is done by its shards."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
+from forebay.contract.job import JobKind
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.execution.attempts import Attempts
+from forebay.worker.execution.backoff import may_pass
 from forebay.worker.execution.context import ChildContext
-from forebay.worker.execution.summary import Summary
 from forebay.worker.kinds.batch.coordinator import BatchCoordinator
+from forebay.worker.kinds.batch.pipeline import Pipeline
 from forebay.worker.kinds.batch.shards import ShardRunner
-from forebay.worker.shared_page import STORE, WRITE
+
+GO_ON_S = 2.0  # for how long a child takes further shards before it lets other jobs have their turn
 
 
 class BatchHandler:
-    """Runs the batch jobs of one child."""
+    """Starts the batches and runs the shards of one child."""
 
     def __init__(self, context: ChildContext) -> None:
-        settings, store = context.settings, BatchStore(context.ledger)
-        waiting = partial(context.page.limit, settings.store_timeout_s, STORE, WRITE)
-        self._shards = ShardRunner(
-            jobs=context.jobs, store=store,
-            coordinator=BatchCoordinator(
-                store, context.registry, context.payloads, context.dispatcher, context.announcer, context.broker, waiting
-            ),
-            registry=context.registry, announcer=context.announcer, engine=context.engine, load=context.models.load,
-            worker=settings.worker_name, lease_s=settings.lease_s, page=context.page,
-            outage_timeout_s=settings.outage_timeout_s, store_timeout_s=settings.store_timeout_s, metrics=context.metrics,
-        )  # fmt: skip
+        self._context = context
+        self._store = BatchStore(context.ledger)
+        self._coordinator = BatchCoordinator(context, self._store)
 
     def run(self, claimed: Sequence[ClaimedJob], attempts: Attempts) -> None:
-        """Start these batches, run these shards."""
-        ran = self._shards.run(claimed)
-        attempts.add(
-            Summary(
-                succeeded=ran.succeeded, failed=ran.failed, stopped=ran.stopped, postponed=ran.postponed, lost=ran.dropped,
-                rows=ran.rows, released=ran.left,
-            )
-        )  # fmt: skip
+        """Start these batches, run these shards, and for a while others of the same batches."""
+        until = time.monotonic() + GO_ON_S
+        by_batch: dict[str, list[ClaimedJob]] = {}
+        for job in claimed:
+            if job.kind is JobKind.SHARD:
+                shard = attempts.retry_while_unavailable(partial(self._store.shard, job, attempts.lease_s))
+                by_batch.setdefault(shard.batch, []).append(job)
+            elif self._start(job, attempts):
+                by_batch.setdefault(job.id, [])
+        shards = ShardRunner(self._context, attempts, self._store, self._coordinator)
+        try:
+            for batch, jobs in by_batch.items():
+                Pipeline(shards, batch, jobs, until).run()
+        finally:
+            attempts.let_go()
+
+    def _start(self, job: ClaimedJob, attempts: Attempts) -> bool:
+        try:
+            return self._coordinator.start(job)
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            attempts.postpone(job, reason, counted=job.tries < job.max_attempts)  # a batch never fails by this
+            return False

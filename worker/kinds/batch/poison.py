@@ -1,7 +1,7 @@
-"""What becomes of a shard with which a process has died more than once: it is cut, until the row that kills stands alone.
+"""A shard with which a process has died more than once is cut, until the row that kills stands alone.
 
 Each part counts its attempts afresh and runs alone. A single row that has killed at every attempt is not run again: it is
-written down as an error, as other bad rows are. Knows how a batch is cut and where that is written; runs nothing.
+written down as an error, as other bad rows are.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class IsolatedShard:
 
     job: ClaimedJob
     work: ShardWork
-    verdict: WorkerLost | None = None
+    known_error: WorkerLost | None = None
 
 
 class PoisonIsolation:
-    """Judges shards that have been claimed. Thread-safe."""
+    """Looks at shards that have been claimed, and cuts those that kill. Thread-safe."""
 
     def __init__(self, store: BatchStore, coordinator: BatchCoordinator, reading: Reading) -> None:
-        """`reading` watches over the reading of a file."""
+        """`reading` limits how long a file may take to read."""
         self._store = store
         self._coordinator = coordinator
         self._reading = reading
 
-    def judge(self, job: ClaimedJob, work: ShardWork, request: BatchRequest, batch: Batch) -> IsolatedShard | None:
-        """What to do with a claimed shard; None when it is lost, or its batch has been given up.
+    def isolate(self, job: ClaimedJob, work: ShardWork, request: BatchRequest, batch: Batch) -> IsolatedShard | None:
+        """What to run of a claimed shard; None when it is lost, or its batch has failed.
 
         The first death may have been another shard's doing, which was on its way through the same process: afterwards the
         shard runs alone, and what it does then is its own.
@@ -54,7 +54,7 @@ class PoisonIsolation:
         last = job.tries >= job.max_attempts
         if not job.crashes or (job.crashes == 1 and not last):
             return IsolatedShard(job, work)
-        if self._too_many(batch):
+        if self._kills_too_often(batch):
             return None
         try:
             kept, *given = cut(request, Shard(work.pieces, work.rows, work.bytes), WAYS, self._reading)
@@ -63,8 +63,8 @@ class PoisonIsolation:
                 raise
             return IsolatedShard(job, work)  # reading it to run it will tell
         if not given:
-            told = f"the process that ran this row died {job.crashes} times; {self._store.evidence(work.id)}"
-            return IsolatedShard(job, work, WorkerLost(told) if last and job.crashes > 1 else None)
+            evidence = f"the process that ran this row died {job.crashes} times; {self._store.evidence(work.id)}"
+            return IsolatedShard(job, work, WorkerLost(evidence) if last and job.crashes > 1 else None)
         routed_jobs = self._store.cut(work, kept, given, batch)
         if routed_jobs is None:
             return None
@@ -75,11 +75,11 @@ class PoisonIsolation:
         afresh = replace(job, crashes=1, tries=1)
         return IsolatedShard(afresh, replace(work, pieces=kept.pieces, rows=kept.rows, bytes=kept.bytes))
 
-    def _too_many(self, batch: Batch) -> bool:
-        """Give the batch up when it kills process after process and gets nowhere."""
+    def _kills_too_often(self, batch: Batch) -> bool:
+        """Fail a batch that kills process after process and gets nowhere; whether it has failed."""
         deaths, succeeded = self._store.deaths(batch)
         if deaths <= MOST_DEATHS + succeeded:
             return False
         words = f"{deaths} processes died with rows of this batch, and {succeeded} shards have succeeded"
-        self._coordinator.give_up(batch.id, JobError("WorkerLost", f"{words}; {self._store.last_evidence(batch.id)}"))
+        self._coordinator.fail(batch.id, JobError("WorkerLost", f"{words}; {self._store.last_evidence(batch.id)}"))
         return True

@@ -1,7 +1,7 @@
-"""What a model version gives, held against what is true, whatever its runtime: its output is found, and how it is meant.
+"""A model version's outputs compared with what is true, whatever its runtime: which output is meant, and whether it holds
+labels, scores of classes or numbers.
 
-Labels, scores of classes and numbers are told apart; trainer/scoring.py then counts. Nothing but counts is kept of the
-rows, as long as there are not too few of them to keep their probabilities too.
+The trainer's Scorer then counts. Only counts are kept of the rows; where there are few rows, their probabilities too.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Outputs = Mapping[str, NDArray[Any]] | list[Any]
 
 
 class Comparison:
-    """Takes a model's outputs chunk by chunk; then tells metrics and confusion of all. Rows that failed are only counted."""
+    """Takes a model's outputs chunk by chunk; then gives metrics and confusion of all. Rows that failed are only counted."""
 
     def __init__(self, output: str | None, classes: Sequence[str], about_rows: int, ref: str = "the model") -> None:
-        """`classes` are the labels in the order of the scores, () when nobody knows them. `about_rows` are expected."""
+        """`classes` are the labels in the order of the scores, () when they are not known. `about_rows` are expected."""
         self.failed = 0
         self.first_error: Exception | None = None
         self._output = output
@@ -43,7 +43,6 @@ class Comparison:
 
     @property
     def rows(self) -> int:
-        """The rows that have been compared."""
         return self._scorer.rows if self._scorer is not None else sum(self._pairs.values())
 
     @property
@@ -65,11 +64,9 @@ class Comparison:
         self._score(columns, [value for value, stays in zip(truth, there, strict=True) if stays])
 
     def metrics(self) -> dict[str, float]:
-        """As `Scorer.metrics`."""
         return self._whole().metrics()
 
     def confusion(self) -> list[list[int]] | None:
-        """As `Scorer.confusion`."""
         counts, classes = self._whole().confusion(), len(self.classes)
         return None if counts is None else [row[:classes] for row in counts[:classes]]
 
@@ -78,16 +75,16 @@ class Comparison:
         self.first_error = self.first_error or error
 
     def _chosen(self, outputs: Outputs) -> dict[str, Any]:
-        """The outputs that are compared, by name."""
+        """The outputs to compare, by name."""
         columns = _columns(outputs)
         if self._output is not None and columns.keys() != {""}:
             if self._output not in columns:
-                raise InvalidInput(f"{self._ref} gives {_listed(columns)}, no {shown(self._output)}")
+                raise InvalidInput(f"{self._ref} gives {_listed(columns)}, but not {shown(self._output)}")
             return {self._output: columns[self._output]}
         classifier = {name: columns[name] for name in (LABEL, PROBABILITIES) if name in columns}
         if classifier or len(columns) == 1:
             return classifier or columns
-        raise InvalidInput(f"{self._ref} gives {_listed(columns)}; name the output that is held against the target")
+        raise InvalidInput(f"{self._ref} gives {_listed(columns)}; name the output to compare with the target")
 
     def _score(self, columns: dict[str, Any], truth: list[Any]) -> None:
         [first, *_] = columns.values()
@@ -97,10 +94,10 @@ class Comparison:
             self._known = self._known or tuple(map(str, range(scores.shape[1])))
             if scores.shape[1] != len(self._known):
                 raise InvalidInput(f"{self._ref} gives {scores.shape[1]} scores for {len(self._known)} classes")
-            self._labels(_told(scores, self._known), truth)
+            self._labels(_probabilities_or_labels(scores, self._known), truth)
         elif LABEL not in columns and not self._known and (numbers := _numbers(first)) is not None:
             self._scorer = self._scorer or Scorer()
-            self._scorer.add(numbers, _doubles(truth))
+            self._scorer.add(numbers, _floats(truth))
         elif self._known:
             self._labels({LABEL: first}, truth)
         else:
@@ -109,7 +106,7 @@ class Comparison:
     def _labels(self, columns: dict[str, Any], truth: list[Any]) -> None:
         if not self._known:
             raise InvalidInput(
-                f"nobody says which classes the probabilities of {self._ref} are of; name output 'label'"
+                f"the classes of the probabilities of {self._ref} are not known; compare the output 'label'"
             )
         if self._scorer is None:
             exact = self._about_rows * len(self._known) <= EXACT_VALUES
@@ -118,7 +115,7 @@ class Comparison:
         self._scorer.add(columns, [_label_among(known, value) for value in truth])
 
     def _count(self, labels: Sequence[Any], truth: list[Any]) -> None:
-        """Labels of which nobody has said what there are: pairs are counted until all have been seen."""
+        """Which labels there are is not known: pairs are counted until all have been seen."""
         self._pairs.update(zip(map(label_text, truth), map(_label, labels), strict=True))
         if len(self._pairs) > MAX_CLASSES:
             raise InvalidInput(
@@ -129,8 +126,8 @@ class Comparison:
         if self._scorer is None:
             # One class alone cannot be scored: torchmetrics wants two.
             self._scorer = Scorer(self.classes if len(self.classes) > 1 else (*self.classes, ""))
-            for true, told in _repeated(self._pairs):
-                self._scorer.add({LABEL: told}, true)
+            for true, given in _repeated(self._pairs):
+                self._scorer.add({LABEL: given}, true)
         return self._scorer
 
 
@@ -152,13 +149,13 @@ def _picked(values: Any, there: NDArray[np.bool_]) -> Any:
 
 
 def _matrix(values: Any) -> NDArray[Any] | None:
-    """Scores `(rows, classes)`, when that is what the values are."""
+    """The values as scores `(rows, classes)`, or None."""
     array = _array(values)
     return array if array is not None and array.ndim == 2 and array.shape[1] > 1 else None
 
 
 def _numbers(values: Any) -> NDArray[np.float64] | None:
-    """Numbers `(rows,)`: floats, for whole numbers are labels."""
+    """The values as numbers `(rows,)`, or None: whole numbers are labels."""
     array = _array(values)
     if array is None or array.dtype.kind != "f" or array.size != len(array):
         return None
@@ -173,23 +170,23 @@ def _array(values: Any) -> NDArray[Any] | None:
     return array if array.dtype.kind in "biuf" else None
 
 
-def _told(scores: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    """Probabilities when the scores are some, else the labels of the largest."""
+def _probabilities_or_labels(scores: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
+    """The scores when they are probabilities, else the labels of the largest."""
     sums = scores.sum(1, dtype=np.float64)
     if scores.dtype.kind == "f" and (scores >= 0).all() and np.allclose(sums, 1, atol=1e-3):
         return {PROBABILITIES: scores}
     return {LABEL: [classes[i] for i in scores.argmax(1)]}
 
 
-def _doubles(truth: list[Any]) -> NDArray[np.float64]:
+def _floats(truth: list[Any]) -> NDArray[np.float64]:
     try:
         return np.array([float(value) for value in truth])
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"the model gives numbers, and a target is none: {error}") from error
+        raise InvalidInput(f"the model gives numbers, and a target is not a number: {error}") from error
 
 
 def _label_among(known: set[str], value: Any) -> str:
-    """A target as a label; text out of CSV, such as '3.0', may be the number that a label stands for."""
+    """A target as a label; text from CSV such as '3.0' may be the number that a label stands for."""
     text = label_text(value)
     if text in known or not isinstance(value, str):
         return text
@@ -222,10 +219,10 @@ def _order(label: str) -> tuple[float, str]:
 
 
 def _repeated(pairs: Mapping[tuple[str, str], int]) -> Iterator[tuple[list[str], list[str]]]:
-    for (true, told), count in pairs.items():
+    for (true, given), count in pairs.items():
         for start in range(0, count, AT_ONCE):
             some = min(AT_ONCE, count - start)
-            yield [true] * some, [told] * some
+            yield [true] * some, [given] * some
 
 
 def _listed(columns: Mapping[str, Any]) -> str:

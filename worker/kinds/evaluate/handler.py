@@ -43,14 +43,11 @@ HASH_BYTES = 1 << 20
 
 
 class EvaluateHandler:
-    """Runs the evaluations of one child, one after the other."""
-
     def __init__(self, context: ChildContext) -> None:
         self._context = context
         self._store = TrainingStore(context.ledger)
 
     def run(self, claimed: Sequence[ClaimedJob], attempts: Attempts) -> None:
-        """Run these evaluations."""
         for job in claimed:
             attempts.run(job, partial(self._run, job, attempts))
 
@@ -108,7 +105,6 @@ class _Progress:
     shown_at: float = 0.0
 
     def ran(self, rows: int, seconds: float) -> None:
-        """So many more rows are done."""
         self.done, self.seconds = self.done + rows, self.seconds + seconds
         self.check()
 

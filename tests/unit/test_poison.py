@@ -1,4 +1,4 @@
-"""What becomes of a shard with which processes have died: run, run alone, cut, or written down; and when a batch is given up."""
+"""What becomes of a shard with which processes have died: run, run alone, cut, or written down; and when a batch fails."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +41,7 @@ class Store:
 
 @dataclass
 class BatchCoordinator:
-    """Remembers what was sent, and why a batch was given up."""
+    """Remembers what was sent, and why a batch failed."""
 
     sent: list[RoutedJob] = field(default_factory=list)
     error: JobError | None = None
@@ -49,50 +49,50 @@ class BatchCoordinator:
     def send(self, routed_jobs: list[RoutedJob]) -> None:
         self.sent += routed_jobs
 
-    def give_up(self, id: str, error: JobError) -> None:
+    def fail(self, id: str, error: JobError) -> None:
         self.error = error
 
 
-def judge(store: Store, coordinator: BatchCoordinator, *, tries: int, crashes: int, rows: int = 100) -> Any:
+def isolate(store: Store, coordinator: BatchCoordinator, *, tries: int, crashes: int, rows: int = 100) -> Any:
     job = ClaimedJob("s", JobKind.SHARD, "m", 1, "cpu", tries, 5, None, rows, None, None, tries, crashes)
     work = ShardWork("s", "b", tries, "part", (Piece(0, 0, rows),), rows, 8 * rows, 30.0)
-    return PoisonIsolation(store, coordinator, iter).judge(job, work, REQUEST, BATCH)  # type: ignore[arg-type]
+    return PoisonIsolation(store, coordinator, iter).isolate(job, work, REQUEST, BATCH)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("tries", "crashes"), [(1, 0), (5, 0), (2, 1), (4, 1)])
 def test_what_has_killed_at_most_once_runs_as_it_is(tries: int, crashes: int) -> None:
     store = Store()
-    judged = judge(store, BatchCoordinator(), tries=tries, crashes=crashes)
-    assert (judged.work.rows, judged.verdict, store.parts) == (100, None, [])
+    isolated = isolate(store, BatchCoordinator(), tries=tries, crashes=crashes)
+    assert (isolated.work.rows, isolated.known_error, store.parts) == (100, None, [])
 
 
 @pytest.mark.parametrize(("tries", "crashes"), [(3, 2), (5, 1), (5, 4)])
 def test_what_kills_again_or_has_no_further_attempt_is_cut_and_its_first_part_run(tries: int, crashes: int) -> None:
     store, coordinator = Store(), BatchCoordinator()
-    judged = judge(store, coordinator, tries=tries, crashes=crashes)
+    isolated = isolate(store, coordinator, tries=tries, crashes=crashes)
     assert len(store.parts) == WAYS == len(coordinator.sent) + 1
-    assert judged.work.pieces == store.parts[0].pieces == (Piece(0, 0, 12),)
-    assert (judged.job.tries, judged.job.crashes, judged.verdict) == (1, 1, None)
+    assert isolated.work.pieces == store.parts[0].pieces == (Piece(0, 0, 12),)
+    assert (isolated.job.tries, isolated.job.crashes, isolated.known_error) == (1, 1, None)
 
 
 def test_a_shard_whose_lease_was_lost_meanwhile_is_left_to_others() -> None:
     coordinator = BatchCoordinator()
-    assert judge(Store(lost=True), coordinator, tries=3, crashes=2) is None
+    assert isolate(Store(lost=True), coordinator, tries=3, crashes=2) is None
     assert coordinator.sent == []
 
 
 @pytest.mark.parametrize(("tries", "crashes", "run"), [(3, 3, True), (4, 4, True), (5, 1, True), (5, 2, False)])
 def test_a_single_row_is_run_until_its_last_attempt_and_then_written_down(tries: int, crashes: int, run: bool) -> None:
-    judged = judge(Store(), BatchCoordinator(), tries=tries, crashes=crashes, rows=1)
-    assert (judged.verdict is None) is run
+    isolated = isolate(Store(), BatchCoordinator(), tries=tries, crashes=crashes, rows=1)
+    assert (isolated.known_error is None) is run
     if not run:
-        assert str(judged.verdict) == "the process that ran this row died 2 times; attempt 4 of 5: signal 9"
+        assert str(isolated.known_error) == "the process that ran this row died 2 times; attempt 4 of 5: signal 9"
 
 
 def test_a_batch_that_kills_process_after_process_and_gets_nowhere_is_given_up() -> None:
     coordinator = BatchCoordinator()
-    assert judge(Store((MOST_DEATHS + 3, 3)), coordinator, tries=3, crashes=2) is not None
-    assert judge(Store((MOST_DEATHS + 4, 3)), coordinator, tries=3, crashes=2) is None
+    assert isolate(Store((MOST_DEATHS + 3, 3)), coordinator, tries=3, crashes=2) is not None
+    assert isolate(Store((MOST_DEATHS + 4, 3)), coordinator, tries=3, crashes=2) is None
     assert coordinator.error is not None
     assert coordinator.error.type == "WorkerLost"
     assert (
