@@ -87,7 +87,7 @@ class BatchQueries:
     def under_way(self, id: str) -> tuple[int, int]:
         """How many shards of a batch wait, and how many run."""
         with self.ledger.read() as connection:
-            counts: dict[str, int] = dict(connection.execute(text(OPEN_SHARDS), {"id": id}).tuples().all())
+            counts = {row.state: row[1] for row in connection.execute(text(OPEN_SHARDS), {"id": id})}
         return counts.get(JobState.QUEUED, 0), counts.get(JobState.RUNNING, 0)
 
     def waiting(self, id: str, limit: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import redis
 
 from forebay.contract.settings import Settings
@@ -33,6 +35,10 @@ class ChildContext:
         self.registry = ModelRegistry(ledger)
         self.payloads = Payloads(blobs, settings)
         self.announcer = Announcer(broker)
-        self.dispatcher = Dispatcher(make_app(settings))
         self.models = ModelLoader(self.registry, cache, page, settings)
         self.engine = Engine(ceilings, metrics)
+
+    @cached_property
+    def dispatcher(self) -> Dispatcher:
+        """What sends further jobs. Made for the first kind that needs it: predict does not."""
+        return Dispatcher(make_app(self.settings))

@@ -1,8 +1,7 @@
 """What a runtime is, and which one a name means.
 
-A runtime turns an artifact into a Model; a Model turns rows into as many rows. Knows no runtime's library: torch is
-imported by the runtimes themselves, so that Celery's parent process may import this. Batching, splitting a batch
-around a guilty row, and memory are the batcher's, the runner's and the model cache's business.
+A runtime turns an artifact into a Model; a Model turns rows into as many rows. This imports no runtime's library: torch is
+imported by the runtimes themselves. Batching, and splitting a batch around a guilty row, is done by the engine.
 
 Others add runtimes through the entry-point group `forebay.runtimes`: a class that takes `allowed=` (the operator's list
 of Python import paths) and has `load`.

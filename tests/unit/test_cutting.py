@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.worker.execution.batcher import cut
+from forebay.worker.execution.engine import cut
 
 Row = tuple[int, str, str | None]  # a serial number, a key, and whom it stays alone with
 
