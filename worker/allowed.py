@@ -24,8 +24,8 @@ def import_allowed(target: str, allowed: Sequence[str]) -> Any:
     ModelRefused for what is not listed, and for a name that a listed module merely imported from elsewhere (list the
     target itself to allow that); ModelLoadFailed when there is no such module or name.
     """
-    if not _TARGET.match(str(target)):  # from JSON, so it may be no str
-        raise ModelRefused(f"{target!r:.200} names no Python object; write it as 'package.module:name'")
+    if not _TARGET.match(str(target)):  # from JSON: it may be anything
+        raise ModelRefused(f"{target!r:.200} does not name a Python object; write it as 'package.module:name'")
     module, _, name = target.partition(":")
     if target not in allowed and not _covers(allowed, module):
         raise ModelRefused(f"{target!r} is not on the operator's list; {_HOW}")
@@ -54,6 +54,6 @@ def _import(module: str, name: str) -> Any:
 def _refuse_foreign(found: Any, target: str, allowed: Sequence[str]) -> None:
     home = getattr(found, "__module__", None)
     if not callable(found) or not isinstance(home, str):
-        raise ModelRefused(f"{target!r} is a {type(found).__name__}, no class or function of an allowed module")
+        raise ModelRefused(f"{target!r} is a {type(found).__name__}, not a class or function of an allowed module")
     if not _covers(allowed, home):
         raise ModelRefused(f"{target!r} comes from {home!r}, which is not on the operator's list; {_HOW}")

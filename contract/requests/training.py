@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
 from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.request import Request
 
@@ -110,6 +111,20 @@ class TrainRequest(Request, frozen=True):
         Mapping[str, float], Meta(description="what a machine needs to train the version and to serve it")
     ] = {}
     metadata: Annotated[Mapping[str, Any], Meta(description="kept with the version")] = {}
+
+    def check_columns(self, there: Sequence[str]) -> None:
+        """InvalidInput when the data set, which has the columns `there`, lacks one that is named, or has none to learn from."""
+        listed = ", ".join(map(shown, there[:30])) + (f" and {len(there) - 30} more" if len(there) > 30 else "")
+        target, features, split = self.target, self.features, self.split.by
+        for what, column in [("target", target), *(("features", name) for name in features), ("split", split)]:
+            if column is not None and column not in there:
+                raise InvalidInput(f"{what}: there is no column {shown(column)}; there are {listed}")
+        if target in features:
+            raise InvalidInput(f"features: {shown(target)} is the target; leave it out of the features")
+        if len(set(features)) < len(features):
+            raise InvalidInput(f"features: a column is named twice: {shown(list(features))}")
+        if not features and not set(there) - {target, split}:
+            raise InvalidInput(f"features: there is no column but {listed} to learn from")
 
     def summary(self) -> dict[str, Any]:
         """The request as plain data, with the number of its files and the first one in the place of them all."""

@@ -6,7 +6,7 @@ class, a target without numbers) the trainer refuses before its first epoch. Loa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -43,11 +43,11 @@ def make_request(*, recipe: str, dataset: DataSet, format: str | None = None, **
     `options` are the other fields of TrainRequest, as a user gives them.
     """
     _check_recipe(recipe)
-    features, split = options.get("features") or (), options.get("split") or {}
+    features, split = options.get("features") or (), options.get("split")
     params = check_metadata(options.get("params"), "params")
     asked = options | {
-        "recipe": recipe, "files": (), "format": "", "features": (features,) if isinstance(features, str) else tuple(features),
-        "split": msgspec.structs.asdict(split) if isinstance(split, Split) else split, "params": check_params(recipe, params),
+        "recipe": recipe, "files": (), "format": "", "features": (features,) if isinstance(features, str) else features,
+        "split": _as_mapping(split), "params": check_params(recipe, params),
         "metric": check_metric(recipe, options.get("metric")), "metadata": check_metadata(options.get("metadata")),
         "resources": Resources.parse(options.get("resources")).as_dict(),
     }  # fmt: skip
@@ -59,8 +59,15 @@ def make_request(*, recipe: str, dataset: DataSet, format: str | None = None, **
     files, format = find_dataset(dataset, format, "train on one at a time")
     target = FOLDER if request.target is None and format == IMAGES else request.target
     request = msgspec.structs.replace(request, files=tuple(files), format=format, target=target)
-    _check_columns(request, column_names(files, format))
+    there = column_names(files, format)
+    if target is None and recipe in RECIPES:
+        raise InvalidInput(f"target: which column is to be learned? There are {', '.join(map(shown, there)):.1000}")
+    request.check_columns(there)
     return request
+
+
+def _as_mapping(split: Split | Mapping[str, Any] | None) -> Any:
+    return msgspec.structs.asdict(split) if isinstance(split, Split) else {} if split is None else split
 
 
 def _check_recipe(name: Any) -> None:
@@ -74,24 +81,3 @@ def _check_recipe(name: Any) -> None:
         raise InvalidInput(
             f"there is no recipe {shown(name)}; there are {there}, and import paths such as 'package.module:Recipe'"
         )
-
-
-def _check_columns(request: TrainRequest, there: Sequence[str]) -> None:
-    """InvalidInput, naming the columns there are, when one that is named is missing."""
-    target, features, split = request.target, request.features, request.split.by
-    if target is None and request.recipe in RECIPES:
-        raise InvalidInput(f"target: which column is to be learned? There are {_listed(there)}")
-    for what, column in [("target", target), *(("features", name) for name in features), ("split", split)]:
-        if column is not None and column not in there:
-            raise InvalidInput(f"{what}: there is no column {shown(column)}; there are {_listed(there)}")
-    if target in features:
-        raise InvalidInput(f"features: {shown(target)} is the target; leave it out of the features")
-    if len(set(features)) < len(features):
-        raise InvalidInput(f"features: a column is named twice: {shown(list(features))}")
-    if not features and not set(there) - {target, split}:
-        raise InvalidInput(f"features: there is no column but {_listed(there)} to learn from")
-
-
-def _listed(columns: Sequence[str]) -> str:
-    more = f" and {len(columns) - 30} more" if len(columns) > 30 else ""
-    return ", ".join(map(shown, columns[:30])) + more

@@ -270,8 +270,8 @@ def bad(folder: Path, **more: object) -> TrainRequest:
     ("more", "said"),
     [
         ({"target": "z"}, "no column 'z'; there are 'x', 'gone', 'word', 'one', 'y'"),
-        ({"target": None}, "Name the target"),
-        ({"target": "x", "features": ("x",)}, "target 'x' is among the features"),
+        ({"target": None}, "which column is to be learned"),
+        ({"target": "x", "features": ("x",)}, "features: 'x' is the target"),
         ({"target": "gone"}, "target 'gone' is missing in every row"),
         ({"target": "one"}, "target 'one' is '1' in all 6 training rows"),
         ({"target": "word", "recipe": "regressor"}, "target 'word' holds 'a'; this recipe learns numbers"),
@@ -282,7 +282,7 @@ def bad(folder: Path, **more: object) -> TrainRequest:
         ({"recipe": "oracle"}, "no recipe is called 'oracle'; known are classifier"),
         ({"recipe": "os:system"}, "not on the operator's list"),
         ({"params": {"depth": 3}}, "no parameter 'depth'"),
-        ({"params": {"categorical": ["word"]}}, "categorical: 'word' is no feature"),
+        ({"params": {"categorical": ["word"]}}, "categorical: 'word' is not a feature"),
         ({"params": {"loss": "bce"}, "target": "word"}, "loss bce is for two classes; the target has 12"),
         ({"params": {"class_weights": "balanced"}, "recipe": "regressor"}, "class_weights is for classes"),
         (
@@ -304,7 +304,7 @@ def bad(folder: Path, **more: object) -> TrainRequest:
             "r2 cannot be measured on this validation split, only loss, mae, rmse",
         ),
         ({"recipe": "image-classifier", "features": ("x", "one")}, "image-classifier learns from one column"),
-        ({"recipe": "sequence-classifier", "missing": "mean"}, "no 'mean' for a sequence"),
+        ({"recipe": "sequence-classifier", "missing": "mean"}, "'mean' does not work for sequences"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_the_column_and_the_value(

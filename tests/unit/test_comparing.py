@@ -132,7 +132,7 @@ def test_rows_that_failed_or_miss_their_target_are_counted_and_left_out() -> Non
         ([{"x": 1, "y": 2}], ["a"], (), "name the output"),
         ([[1, 2], [3]], ["a", "b"], (), "neither a label nor a number"),
         ({"": np.zeros((1, 3))}, ["a"], ("a", "b"), "gives 3 scores for 2 classes"),
-        ({"": np.array([[1.0, 0.0]])}, ["c"], ("a", "b"), "the target 'c' is none of the classes a, b"),
+        ({"": np.array([[1.0, 0.0]])}, ["c"], ("a", "b"), "the target 'c' is not one of the classes a, b"),
         ({"label": ["a"], "probabilities": [[1.0, 0.0]]}, ["a"], (), "the classes of the probabilities"),
     ],
 )

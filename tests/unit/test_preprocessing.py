@@ -33,7 +33,7 @@ def test_numbers_are_scaled_categories_are_one_hot_and_vectors_by_component() ->
 def test_gaps_become_the_constant() -> None:
     specs = fit({"n": MIXED["n"]}, "constant:9", normalize=False)
     np.testing.assert_array_equal(encode_columns(specs, MIXED), [[1], [3], [9]])
-    with pytest.raises(InvalidInput, match="constant 'none' is no number, and column 'n' is one"):
+    with pytest.raises(InvalidInput, match="constant 'none' is not a number, but column 'n' holds numbers"):
         fit({"n": MIXED["n"]}, "constant:none")
 
 
@@ -59,7 +59,7 @@ def test_what_is_found_survives_json_and_encodes_each_row_by_itself(values: np.n
 
 def test_a_few_faulty_numbers_are_no_categories() -> None:
     texts = [str(i) for i in range(30)] + ["1O"]
-    with pytest.raises(InvalidInput, match="'x': '1O' is no number, as nearly all its other values are"):
+    with pytest.raises(InvalidInput, match="'x': '1O' is not a number, but nearly all its other values are"):
         fit_columns(Table({"x": texts}, 31), (), "drop", True)
     assert fit_columns(Table({"x": texts}, 31), ("x",), "drop", True)[0]["kind"] == "category"
 

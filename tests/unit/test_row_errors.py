@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.shards import ShardOutcome
 from forebay.contract.row_errors import (
-    MOST_KINDS,
-    MOST_NAME,
-    MOST_SAMPLES,
-    MOST_TEXT,
+    MAX_KINDS,
+    MAX_SAMPLES,
+    MAX_TEXT_LENGTH,
+    MAX_TYPE_LENGTH,
     OTHERS,
     ErrorCounts,
     ErrorKind,
@@ -32,11 +32,11 @@ def metrics(names: list[str]) -> ErrorCounts:
 def test_every_error_counts_once_and_little_is_kept(names: list[str]) -> None:
     kinds = metrics(names).kinds()
     assert sum(kind.count for kind in kinds) == len(names)
-    assert len(kinds) <= MOST_KINDS + 1
+    assert len(kinds) <= MAX_KINDS + 1
     for kind in kinds:
-        assert len(kind.samples) == min(kind.count, MOST_SAMPLES)
-        assert len(kind.type) <= MOST_NAME
-        assert all(len(sample.message) <= MOST_TEXT for sample in kind.samples)
+        assert len(kind.samples) == min(kind.count, MAX_SAMPLES)
+        assert len(kind.type) <= MAX_TYPE_LENGTH
+        assert all(len(sample.message) <= MAX_TEXT_LENGTH for sample in kind.samples)
 
 
 @given(types)
@@ -54,8 +54,8 @@ def test_tallies_added_up_count_what_each_of_them_has(shards: list[list[str]]) -
         total.include(metrics(names).kinds())
     kinds = total.kinds()
     assert sum(kind.count for kind in kinds) == sum(map(len, shards))
-    assert len(kinds) <= MOST_KINDS + 1
-    assert all(len(kind.samples) <= MOST_SAMPLES for kind in kinds)
+    assert len(kinds) <= MAX_KINDS + 1
+    assert all(len(kind.samples) <= MAX_SAMPLES for kind in kinds)
     assert OTHERS not in {kind.type for kind in kinds[:-1]}
 
 

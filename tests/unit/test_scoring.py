@@ -87,7 +87,7 @@ def test_one_row_has_no_r2_and_no_row_has_no_metrics() -> None:
 @pytest.mark.parametrize(
     ("predictions", "targets", "said"),
     [
-        (["cat"], ["cow"], "target 'cow' is none of the classes bird, cat, dog"),
+        (["cat"], ["cow"], "target 'cow' is not one of the classes bird, cat, dog"),
         (["cow"], ["cat"], "predicted label 'cow'"),
         (["cat", "dog"], ["cat"], "2 predictions for 1 targets"),
         (np.zeros((1, 2)), ["cat"], r"shape \[1, 2\], expected \[rows, 3\]"),
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused(predictions: object, targets: list[str], s
 
 
 def test_text_for_a_number_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="predictions are no numbers"):
+    with pytest.raises(InvalidInput, match="predictions must be numbers"):
         Scorer().add(["much"], [1.0])
 
 

@@ -49,7 +49,7 @@ class Data:
 
 
 def load_data(request: TrainRequest, task: str, normalize: bool, processes: int = 1) -> Data:
-    """The request's data for a recipe that learns CLASSES or NUMBERS; InvalidInput says which column and value will not do.
+    """The request's data for a recipe that learns CLASSES or NUMBERS; InvalidInput names a column or value that cannot be used.
 
     `processes` of this machine hold it at once.
     """
@@ -85,20 +85,10 @@ def _chosen(request: TrainRequest, there: Sequence[str]) -> tuple[str, tuple[str
     images = request.format == IMAGES
     target = request.target or (FOLDER if images else None)
     if target is None:
-        raise InvalidInput(
-            f"which column is to be learned? Name the target; there are {', '.join(map(shown, there)):.500}"
-        )
-    wanted = [target, *request.features, *([request.split.by] if request.split.by else [])]
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        raise InvalidInput(f"there is no column {shown(missing[0])}; there are {', '.join(map(shown, there)):.500}")
-    if target in request.features:
-        raise InvalidInput(f"the target {shown(target)} is among the features; leave it out of them")
+        raise InvalidInput(f"target: which column is to be learned? There are {', '.join(map(shown, there)):.500}")
+    request.check_columns(there)
     others = tuple(name for name in there if name not in (target, request.split.by))
-    features = request.features or ((IMAGE,) if images else others)
-    if not features:
-        raise InvalidInput(f"there is no column to learn from besides the target {shown(target)}")
-    return target, tuple(dict.fromkeys(features))
+    return target, request.features or ((IMAGE,) if images else others)
 
 
 def _kept(read: Read, features: Sequence[str], target: str, missing: str) -> NDArray[np.int64]:
@@ -141,7 +131,7 @@ def _class_numbers(values: Values, name: str) -> tuple[NDArray[np.int64], tuple[
     if len(classes) > MAX_CLASSES or (len(classes) > 100 and len(classes) > len(labels) // 2):
         raise InvalidInput(
             f"the target {shown(name)} has {len(classes)} different values in {len(labels)} rows, such as "
-            f"{shown(classes[0])}; those are no classes: use a regressor, or another column"
+            f"{shown(classes[0])}; those are not classes: use a regressor, or another column"
         )
     numbers = {label: i for i, label in enumerate(classes)}
     return np.array([numbers[label] for label in labels], np.int64), classes

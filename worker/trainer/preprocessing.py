@@ -41,7 +41,7 @@ def fit_columns(table: Table, categorical: Sequence[str], missing: str, normaliz
     unknown = [name for name in categorical if name not in table.columns]
     if unknown:
         there = ", ".join(map(shown, table.columns))
-        raise InvalidInput(f"categorical: {shown(unknown[0])} is no feature; there are {there:.300}")
+        raise InvalidInput(f"categorical: {shown(unknown[0])} is not a feature; there are {there:.300}")
     fitted = []
     for name, values in table.columns.items():
         if is_missing(values).all():
@@ -105,7 +105,9 @@ def _constant(name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError as error:
-        raise InvalidInput(f"missing: constant {shown(value)} is no number, and column {shown(name)} is one") from error
+        raise InvalidInput(
+            f"missing: constant {shown(value)} is not a number, but column {shown(name)} holds numbers"
+        ) from error
 
 
 def _fit_category(name: str, values: Values, missing: str) -> Spec:
@@ -130,7 +132,7 @@ def _refuse_faulty_numbers(name: str, texts: Sequence[Any]) -> None:
     faulty = [text for text in texts if isinstance(text, str) and not _is_number(text)]
     if faulty and len(faulty) <= (1 - _MOSTLY) * len(texts):
         raise InvalidInput(
-            f"column {shown(name)}: {shown(faulty[0])} is no number, as nearly all its other values are; correct or empty "
+            f"column {shown(name)}: {shown(faulty[0])} is not a number, but nearly all its other values are; correct or empty "
             f"it, or make the column a category: categorical={name}"
         )
 

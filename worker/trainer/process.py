@@ -1,4 +1,4 @@
-"""The trainer process: `python -m forebay.worker.trainer.process FOLDER`, by itself or several under torch's `torchrun`.
+"""The trainer process: `python -m forebay.worker.trainer.process FOLDER`, alone or several under torch's `torchrun`.
 
 Reads FOLDER/request.json and writes events to FOLDER/events.jsonl. Its exit status is 0 when it has trained, 3 when it has
 refused the request or its data, 4 when SIGTERM made it save and stop; every other end is a crash. torchrun itself ends with 1

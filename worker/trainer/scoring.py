@@ -130,7 +130,7 @@ class _Classes:
             return torch.tensor([self._index[label_text(label)] for label in labels], dtype=torch.int64)
         except KeyError as error:
             classes = ", ".join(self._index)
-            raise InvalidInput(f"the {what} {shown(error.args[0])} is none of the classes {classes:.300}") from error
+            raise InvalidInput(f"the {what} {shown(error.args[0])} is not one of the classes {classes:.300}") from error
 
     def _chances(self, given: Any) -> Tensor:
         array = np.asarray(given, np.float32)
@@ -188,4 +188,4 @@ def _doubles(values: Any, what: str) -> Tensor:
     try:
         return torch.from_numpy(np.asarray(values, np.float64).reshape(len(values)))
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{what} are no numbers, one for each row: {error}") from error
+        raise InvalidInput(f"{what} must be numbers, one for each row: {error}") from error

@@ -25,7 +25,7 @@ WRITE_EVERY_S, LONGEST_S = 1.0, 30.0  # between two writes of points: longer in 
 CURVE_POINTS = 2000
 RETRY_S = 5.0  # after ledger or blob store were away
 TAKEN = "storing.ckpt"
-MOST_POINTS = 10_000  # that wait for a ledger that is away
+MAX_POINTS = 10_000  # that wait for a ledger that is away
 
 
 class RunRecorder:
@@ -53,7 +53,7 @@ class RunRecorder:
 
     def measured(self, point: Point) -> None:
         self._points.append(point)
-        del self._points[:-MOST_POINTS]
+        del self._points[:-MAX_POINTS]
 
     def checkpoint_saved(self, saved: Saved) -> None:
         """A checkpoint lies in the trainer's folder; it takes the place of one that still waits."""

@@ -20,7 +20,7 @@ from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.context import ChildContext
 
-MOST_FILES = 100  # that a lineage names
+MAX_FILES = 100  # that a lineage names
 PACKED = "artifact.tar"
 
 
@@ -57,7 +57,7 @@ def result(model: ModelVersion, promoted: bool, verdict: str) -> bytes:
 
 
 def _lineage(job: ClaimedJob, request: TrainRequest, data: DataSummary | None, parent: str | None) -> Lineage:
-    paths = tuple(file.path for file in request.files[:MOST_FILES])
+    paths = tuple(file.path for file in request.files[:MAX_FILES])
     sha256, rows = (data.sha256, dict(data.rows)) if data is not None else ("", {})
     return Lineage(
         job.id, request.recipe, dict(request.params), paths, sha256, rows, request.seed, _code(), parent

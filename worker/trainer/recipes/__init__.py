@@ -47,7 +47,7 @@ class Recipe(Protocol):
         """Looks at the training split's features and fills `state`. InvalidInput for columns that it cannot use."""
 
     def encode(self, columns: Mapping[str, Values]) -> tuple[NDArray[Any], ...]:
-        """Columns of any rows to arrays `(rows, ...)`, each row by itself: what the network takes, in its order."""
+        """Columns of any rows to arrays `(rows, ...)`, each row independent of the others: what the network takes."""
 
     def build(self, outputs: int) -> nn.Module:
         """The network, from `params` and `state` alone: the arrays as tensors to `(rows, outputs)`.
@@ -69,7 +69,7 @@ def get_recipe(name: str, allowed: Sequence[str] = ()) -> type[Recipe]:
     else:
         found = _third_party(name)
     if not all(hasattr(found, part) for part in ("task", "fit", "encode", "build", "inputs")):
-        raise InvalidInput(f"{name!r} is no recipe: it needs task, fit, encode, build and inputs")
+        raise InvalidInput(f"{name!r} is not a recipe: it needs task, fit, encode, build and inputs")
     made: type[Recipe] = found
     return made
 

@@ -32,7 +32,7 @@ class ImageClassifier:
 
     def fit(self, rows: Table, missing: str) -> None:
         if missing != DROP:
-            raise InvalidInput(f"missing: there is no {missing!r} for an image; use drop")
+            raise InvalidInput(f"missing: {missing!r} does not work for images; use drop")
         values = only_column(rows, "image-classifier")
         self.state = {"files": isinstance(values, list), "mean": [0.0], "deviation": [1.0]}
         if isinstance(values, list):
@@ -124,7 +124,7 @@ def _shape(given: tuple[int, ...], wanted: Sequence[int]) -> tuple[int, ...]:
         side = math.isqrt(size)
         if side * side != size:
             raise InvalidInput(
-                f"an image is a flat list of {size} numbers, which make no square; say its shape, as 28,28,3"
+                f"an image is a flat list of {size} numbers, which is not a square; give its shape, such as 28,28,3"
             )
         given = (side, side)
     if len(given) not in (2, 3) or (len(given) == 3 and given[0] not in _COLORS and given[2] not in _COLORS):
@@ -152,7 +152,7 @@ def _decoded(data: Any, size: int) -> NDArray[np.float32]:
         with Image.open(io.BytesIO(data)) as image:
             small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidInput(f"it is no image that Pillow can read: {error}") from error
+        raise InvalidInput(f"Pillow cannot read it as an image: {error}") from error
     return (np.asarray(small, np.float32) / np.float32(255)).transpose(2, 0, 1)
 
 

@@ -38,7 +38,7 @@ class SequenceClassifier:
     def fit(self, rows: Table, missing: str) -> None:
         """The vocabulary, most frequent first; or the mean and deviation of each number of a step."""
         if missing != DROP:
-            raise InvalidInput(f"missing: there is no {missing!r} for a sequence; use drop")
+            raise InvalidInput(f"missing: {missing!r} does not work for sequences; use drop")
         values = only_column(rows, "sequence-classifier")
         if _is_text(values):
             counts = Counter(token for value in values for token in self._tokens(value))
