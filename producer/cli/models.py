@@ -36,6 +36,7 @@ from forebay.producer.cli.output import (
     say,
     write,
 )
+from forebay.producer.cli.request_options import ResourceOptions, request_options
 from forebay.producer.cli.training_views import print_evaluations, version_fields
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
@@ -57,8 +58,10 @@ OutputsOption = Annotated[
     "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion",
     "forebay models register double --runtime python --option class=shop.models:Double",
 )
+@request_options("resources", ResourceOptions)
 def register(
     name: Name,
+    resources: dict[str, Any],
     artifact: Annotated[
         Path | None,
         typer.Argument(
@@ -80,10 +83,6 @@ def register(
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Kill a forward pass that takes longer.")
     ] = None,
-    gpu: Annotated[float | None, typer.Option(metavar="N", help="GPUs it needs.")] = None,
-    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="GPU memory it needs: 2GiB.")] = None,
-    cpu: Annotated[float | None, typer.Option(metavar="N", help="CPU cores it needs.")] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory it needs: 500MB.")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="For the runtime: factory=package.module:make. May be repeated."),
@@ -94,7 +93,6 @@ def register(
     as_json: Json = False,
 ) -> None:
     """Register an artifact as the next version of a model."""
-    wanted = {"gpu": gpu, "gpu_memory": gpu_memory, "cpu": cpu, "memory": memory}
     if alias is not None:
         check_alias(alias)
     given: dict[str, Any] = {
@@ -107,7 +105,7 @@ def register(
         "dtype": dtype,
         "compile": compile,
         "timeout_s": timeout,
-        "resources": {key: value for key, value in wanted.items() if value is not None},
+        "resources": resources,
         "options": pairs(option, "--option"),
         "metadata": pairs(metadata, "--metadata"),
     }

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Annotated, Any, TypeVar
 
 import typer
-from msgspec import NODEFAULT, Struct
+from msgspec import NODEFAULT, Meta, Struct
 from msgspec import inspect as types
 
 from forebay.contract.requests.fields import Field, fields_of
@@ -16,6 +16,15 @@ from forebay.contract.requests.fields import Field, fields_of
 Command = TypeVar("Command", bound=Callable[..., None])
 
 _TYPES: dict[type[types.Type], type] = {types.IntType: int, types.FloatType: float, types.BoolType: bool}
+
+
+class ResourceOptions(Struct):
+    """What a machine needs to run a model version."""
+
+    gpu: Annotated[float | None, Meta(description="GPUs it needs")] = None
+    gpu_memory: Annotated[str | None, Meta(description="GPU memory it needs: 2GiB")] = None
+    cpu: Annotated[float | None, Meta(description="CPU cores it needs")] = None
+    memory: Annotated[str | None, Meta(description="memory it needs: 500MB")] = None
 
 
 def request_options(

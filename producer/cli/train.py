@@ -26,7 +26,7 @@ from forebay.producer.cli.options import (
     with_submit_options,
 )
 from forebay.producer.cli.output import clear_errors, print_fields, print_json, print_table, say, write
-from forebay.producer.cli.request_options import request_options
+from forebay.producer.cli.request_options import ResourceOptions, request_options
 from forebay.producer.cli.results import ARRIVES_S, wait_and_show
 from forebay.producer.cli.training_views import run_fields
 from forebay.producer.handles.kinds import TrainingJob
@@ -51,6 +51,7 @@ def _list_recipes(asked: bool) -> None:
 @clear_errors()
 @request_options("request", TrainRequest, without=("files", "format", "params", "resources", "metadata"))
 @request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
+@request_options("resources", ResourceOptions)
 @with_submit_options(JobKind.TRAIN)
 def train(
     model: Annotated[
@@ -64,19 +65,12 @@ def train(
     ],
     request: dict[str, Any],
     loop: dict[str, Any],
+    resources: dict[str, Any],
     param: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="See `forebay recipes`; may be repeated.", show_default=False),
     ] = None,
     format: Format = None,
-    gpu: Annotated[float | None, typer.Option(metavar="N", help="GPUs it needs.", show_default=False)] = None,
-    gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="GPU memory it needs: 2GiB.", show_default=False)
-    ] = None,
-    cpu: Annotated[float | None, typer.Option(metavar="N", help="CPU cores it needs.", show_default=False)] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory it needs: 500MB.", show_default=False)
-    ] = None,
     follow: Annotated[bool, typer.Option("--follow/--detach", help="Wait and show figures, or print the id.")] = True,
     timeout: Timeout = None,
     list_recipes: Annotated[
@@ -96,8 +90,6 @@ def train(
     """
     del list_recipes
     wait_s = timeout_s(timeout)
-    wanted = {"gpu": gpu, "gpu_memory": gpu_memory, "cpu": cpu, "memory": memory}
-    resources = {name: value for name, value in wanted.items() if value is not None}
     with open_client(home) as client:
         job = client.train(
             model,

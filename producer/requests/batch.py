@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -40,12 +41,12 @@ def make_request(
     columns: Named = None,
     keep: str | Sequence[str] | None = None,
     format: str | None = None,
-    shard_rows: int | None = None,
-    max_errors: int | None = None,
-    max_error_share: float | None = None,
+    **limits: Any,
 ) -> BatchRequest:
-    """The request, checked against the files and the model's signature; InvalidInput says what will not do."""
-    asked = {"shard_rows": shard_rows, "max_errors": max_errors, "max_error_share": max_error_share}
+    """The request, checked against the files and the model's signature; InvalidInput says what to change.
+
+    `limits` are BatchRequest's `shard_rows`, `max_errors` and `max_error_share`.
+    """
     kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
     files, format = _files(input, format)
     file, sample = first_with_rows(files, format)
@@ -55,7 +56,7 @@ def make_request(
         raise InvalidInput("keep: a file in OpenAI's form has its custom_id, and its results carry it; leave keep out")
     named = name_columns(columns, model.signature, sample.types, format)
     request = check(
-        asked
+        limits
         | {
             "files": tuple(files), "output": absolute(output), "format": format, "columns": named, "keep": kept,
             "row_bytes": sample.row_bytes,
