@@ -10,50 +10,13 @@ import torch
 from safetensors.torch import save_file, save_model
 
 from forebay.contract.errors import ForebayError, InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused
-from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
 from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.runtimes import BUILT_IN, get_runtime
 from forebay.worker.runtimes.tensors import split, stack
+from support.networks import Net, TwoHeads, bare, rows, version
 
-HERE = __name__
-
-
-def version(runtime: str, signature: Signature | None = None, **options) -> ModelVersion:
-    return ModelVersion("m", 1, runtime, "", "file", 0, signature or Signature(), options=options)
-
-
-def rows(n: int, *shape: int, name: str = "x") -> list[dict]:
-    generator = np.random.default_rng(0)
-    return [{name: generator.standard_normal(shape, dtype=np.float32)} for _ in range(n)]
-
-
-class Net(torch.nn.Module):
-    def __init__(self, width: int = 3, tied: bool = False) -> None:
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, width)
-        self.register_buffer("shift", torch.ones(width))
-        if tied:
-            self.again = self.second
-
-    def forward(self, x):  # (batch, 4)
-        return self.second(torch.relu(self.first(x))) + self.shift  # (batch, width)
-
-
-class TwoHeads(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def forward(self, x, *, ids):  # (batch, 4), (batch, length)
-        with torch.no_grad():
-            total = ids.sum(-1)
-        return {"logits": self.net(x), "total": total, "argmax": self.net(x).argmax(-1)}
-
-
-def bare(module: torch.nn.Module, given: list[dict]) -> np.ndarray:
-    with torch.inference_mode():
-        return module(torch.from_numpy(np.stack([row["x"] for row in given]))).numpy()
+HERE, NETWORKS = __name__, "support.networks"
 
 
 def test_safetensors_builds_the_listed_factory_and_gives_what_the_module_gives(tmp_path):
@@ -62,10 +25,10 @@ def test_safetensors_builds_the_listed_factory_and_gives_what_the_module_gives(t
     spec = version(
         "safetensors",
         Signature.parse({"x": {"dtype": "float32", "shape": [4]}}, {"y": {"dtype": "float32", "shape": [5]}}),
-        factory=f"{HERE}:Net",
+        factory=f"{NETWORKS}:Net",
         kwargs={"width": 5},
     )
-    model = get_runtime("safetensors", [HERE]).load(tmp_path / "net.safetensors", "cpu", spec)
+    model = get_runtime("safetensors", [NETWORKS]).load(tmp_path / "net.safetensors", "cpu", spec)
     given = rows(4, 4)
     np.testing.assert_allclose(np.stack(model.predict(given)), bare(net, given), rtol=1e-6)
     assert model.nbytes() == sum(tensor.nbytes for tensor in net.state_dict().values())
@@ -74,31 +37,31 @@ def test_safetensors_builds_the_listed_factory_and_gives_what_the_module_gives(t
 def test_safetensors_feeds_several_inputs_by_name(tmp_path):
     save_file(TwoHeads().state_dict(), tmp_path / "net.safetensors")
     inputs = {"ids": {"dtype": "int64", "shape": [2]}, "x": {"dtype": "float32", "shape": [4]}}
-    spec = version("safetensors", Signature.parse(inputs), factory=f"{HERE}:TwoHeads")
-    model = get_runtime("safetensors", [HERE]).load(tmp_path, "cpu", spec)
+    spec = version("safetensors", Signature.parse(inputs), factory=f"{NETWORKS}:TwoHeads")
+    model = get_runtime("safetensors", [NETWORKS]).load(tmp_path, "cpu", spec)
     made = model.predict([{"ids": np.array([1, 2]), "x": np.zeros(4, "f4")}])
     assert made[0]["total"] == 3
 
 
 def test_tied_weights_that_safetensors_wrote_once_are_complete(tmp_path):
     save_model(Net(tied=True), str(tmp_path / "net.safetensors"))
-    spec = version("safetensors", factory=f"{HERE}:Net", kwargs={"tied": True})
-    assert get_runtime("safetensors", [HERE]).load(tmp_path / "net.safetensors", "cpu", spec)
+    spec = version("safetensors", factory=f"{NETWORKS}:Net", kwargs={"tied": True})
+    assert get_runtime("safetensors", [NETWORKS]).load(tmp_path / "net.safetensors", "cpu", spec)
 
 
 def test_missing_and_unexpected_weights_are_named(tmp_path):
     weights = Net().state_dict()
     weights["extra"] = weights.pop("shift")
     save_file(weights, tmp_path / "net.safetensors")
-    spec = version("safetensors", factory=f"{HERE}:Net")
+    spec = version("safetensors", factory=f"{NETWORKS}:Net")
     with pytest.raises(ModelLoadFailed, match="missing shift; unexpected extra"):
-        get_runtime("safetensors", [HERE]).load(tmp_path / "net.safetensors", "cpu", spec)
+        get_runtime("safetensors", [NETWORKS]).load(tmp_path / "net.safetensors", "cpu", spec)
 
 
 def test_weights_of_another_shape_and_files_of_another_kind_fail_the_load(tmp_path):
     save_file(Net(7).state_dict(), tmp_path / "net.safetensors")
     torch.save(Net().state_dict(), tmp_path / "net.pt")
-    runtime, spec = get_runtime("safetensors", [HERE]), version("safetensors", factory=f"{HERE}:Net")
+    runtime, spec = get_runtime("safetensors", [NETWORKS]), version("safetensors", factory=f"{NETWORKS}:Net")
     with pytest.raises(ModelLoadFailed, match="size mismatch"):
         runtime.load(tmp_path / "net.safetensors", "cpu", spec)
     with pytest.raises(ModelLoadFailed, match="no safetensors file"):

@@ -9,15 +9,11 @@ import torch
 from torch.export import Dim
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
-from forebay.contract.model import ModelVersion
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.signature import Signature
 from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.runtimes import get_runtime
-
-
-def version(runtime: str, signature: Signature | None = None, **options) -> ModelVersion:
-    return ModelVersion("m", 1, runtime, "", "file", 0, signature or Signature(), options=options)
+from support.networks import Net, TwoHeads, bare, rows, version
 
 
 def export(module: torch.nn.Module, args: tuple, path: Path, kwargs=None, **more) -> Path:
@@ -28,37 +24,6 @@ def export(module: torch.nn.Module, args: tuple, path: Path, kwargs=None, **more
 def load(path: Path, signature: Signature | None = None, device: str = "cpu"):
     declared = signature or Signature.parse(*read_pt2_signature(path))
     return get_runtime("torch-export").load(path, device, version("torch-export", declared))
-
-
-def rows(n: int, *shape: int, name: str = "x") -> list[dict]:
-    generator = np.random.default_rng(0)
-    return [{name: generator.standard_normal(shape, dtype=np.float32)} for _ in range(n)]
-
-
-class Net(torch.nn.Module):
-    def __init__(self, width: int = 3) -> None:
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, width)
-        self.register_buffer("shift", torch.ones(width))
-
-    def forward(self, x):  # (batch, 4)
-        return self.second(torch.relu(self.first(x))) + self.shift  # (batch, width)
-
-
-class TwoHeads(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def forward(self, x, *, ids):  # (batch, 4), (batch, length)
-        with torch.no_grad():
-            total = ids.sum(-1)
-        return {"logits": self.net(x), "total": total, "argmax": self.net(x).argmax(-1)}
-
-
-def bare(module: torch.nn.Module, given: list[dict]) -> np.ndarray:
-    with torch.inference_mode():
-        return module(torch.from_numpy(np.stack([row["x"] for row in given]))).numpy()
 
 
 @pytest.mark.parametrize("batch", [Dim("batch"), Dim.DYNAMIC, Dim("batch", min=2, max=8), Dim("batch", max=5)])
