@@ -11,7 +11,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
@@ -19,9 +22,10 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import ModelRef, check_name, shown
+from forebay.contract.requests.fields import check
 from forebay.contract.signature import Signature
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
-from forebay.producer.options import check_metadata, whole_number
+from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
 from forebay.storage.blobs.store import pack_folder
 from forebay.storage.training.records import Evaluation
@@ -31,11 +35,30 @@ Versions = list[ModelVersion]
 Names = list[str]
 Evaluations = list[Evaluation]
 
-MAX_BATCH_SIZE = 65_536
-MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.001, 7 * 86_400
+MAX_TIMEOUT_S = 7 * 86_400
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
+
+
+class ServingOptions(Struct, frozen=True):
+    """How a version runs its batches."""
+
+    max_batch_size: Annotated[int, Meta(ge=1, le=65_536, description="rows in one forward pass, at most")] = 32
+    batch_wait_timeout_s: Annotated[
+        float, Meta(ge=0, le=MAX_BATCH_WAIT_S, description="seconds to wait for a batch to fill")
+    ] = 0.0
+    max_batch_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None, Meta(description="padded tokens in one forward pass, at most")
+    ] = None
+    dtype: Annotated[Literal["bfloat16", "float16"] | None, Meta(description="bfloat16 or float16: compute in it")] = (
+        None
+    )
+    compile: Annotated[bool, Meta(description="compiles the forward pass when the model is loaded")] = False
+    timeout_s: Annotated[
+        Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None,
+        Meta(description="seconds after which a forward pass is killed"),
+    ] = None
 
 
 class Models:
@@ -81,19 +104,16 @@ class Models:
         checked_options = check_metadata(options, "options")
         _check_options(runtime, checked_options)
         signature = _signature(runtime, path, inputs, outputs)
+        serving = check(
+            {
+                "max_batch_size": max_batch_size, "batch_wait_timeout_s": batch_wait_timeout_s,
+                "max_batch_tokens": max_batch_tokens, "dtype": dtype, "compile": compile, "timeout_s": timeout_s,
+            },
+            ServingOptions,
+        )  # fmt: skip
         draft = ModelVersion(
-            name, 0, runtime, "", "none", 0, signature,
-            max_batch_size=check_batch_size(max_batch_size),
-            batch_wait_timeout_s=_seconds("batch_wait_timeout_s", batch_wait_timeout_s, MAX_BATCH_WAIT_S),
-            max_batch_tokens=None
-            if max_batch_tokens is None
-            else whole_number("max_batch_tokens", max_batch_tokens, 1, 2**31 - 1),
-            dtype=_dtype(dtype),
-            compile=bool(compile),
-            timeout_s=None if timeout_s is None else _seconds("timeout_s", timeout_s, MAX_TIMEOUT_S, MIN_TIMEOUT_S),
-            resources=Resources.parse(resources).as_dict(),
-            options=checked_options,
-            metadata=check_metadata(metadata),
+            name, 0, runtime, "", "none", 0, signature, resources=Resources.parse(resources).as_dict(),
+            options=checked_options, metadata=check_metadata(metadata), **asdict(serving),
         )  # fmt: skip
         ref, form, size = self._store(path)
         return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size))
@@ -211,19 +231,3 @@ def _signature(runtime: str, path: Path | None, inputs: Described | None, output
     if runtime == "sentence-transformers" and inputs is None:
         inputs = {"text": {"dtype": "str"}}
     return Signature.parse(inputs, outputs)
-
-
-def check_batch_size(value: Any) -> int:
-    return whole_number("max_batch_size", value, 1, MAX_BATCH_SIZE)
-
-
-def _dtype(value: Any) -> str | None:
-    if value not in (None, "bfloat16", "float16"):
-        raise InvalidInput(f"dtype {shown(value)}: write 'bfloat16' or 'float16', or leave it out")
-    return None if value is None else str(value)
-
-
-def _seconds(name: str, value: Any, maximum: float, low: float = 0.0) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= maximum:
-        raise InvalidInput(f"{name} {shown(value)} is not a number of seconds from {low:g} to {maximum:g}")
-    return float(value)

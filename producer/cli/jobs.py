@@ -9,19 +9,9 @@ import typer
 
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
 from forebay.contract.job import JobKind, JobState
+from forebay.producer.cli.commands import command
 from forebay.producer.cli.job_views import job_as_json, print_events, print_job, print_jobs, print_states, reason
-from forebay.producer.cli.options import (
-    Home,
-    Id,
-    Json,
-    Metadata,
-    Timeout,
-    command,
-    confirm,
-    open_client,
-    pairs,
-    timeout_s,
-)
+from forebay.producer.cli.options import Home, Id, Json, Metadata, Timeout, confirm, open_client, pairs, timeout_s
 from forebay.producer.cli.output import exit_status, print_fields, print_json, print_table, say, say_error, write
 from forebay.producer.cli.results import Output, check_output, raise_unless_succeeded, show_one, wait_for
 from forebay.producer.cli.training_views import print_metrics

@@ -13,18 +13,8 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
 from forebay.contract.references import check_alias
 from forebay.contract.signature import ARRAY_DTYPES, Field
-from forebay.producer.cli.options import (
-    Home,
-    Json,
-    Metadata,
-    Model,
-    Yes,
-    command,
-    confirm,
-    json_option,
-    open_client,
-    pairs,
-)
+from forebay.producer.cli.commands import ResourceOptions, command, request_options
+from forebay.producer.cli.options import Home, Json, Metadata, Model, Yes, confirm, json_option, open_client, pairs
 from forebay.producer.cli.output import (
     age,
     moment,
@@ -36,8 +26,8 @@ from forebay.producer.cli.output import (
     say,
     write,
 )
-from forebay.producer.cli.request_options import ResourceOptions, request_options
 from forebay.producer.cli.training_views import print_evaluations, version_fields
+from forebay.producer.models import ServingOptions
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
 
@@ -58,9 +48,11 @@ OutputsOption = Annotated[
     "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion",
     "forebay models register double --runtime python --option class=shop.models:Double",
 )
+@request_options("serving", ServingOptions, without=("timeout_s",))
 @request_options("resources", ResourceOptions)
 def register(
     name: Name,
+    serving: dict[str, Any],
     resources: dict[str, Any],
     artifact: Annotated[
         Path | None,
@@ -75,11 +67,6 @@ def register(
     ] = None,
     inputs: InputsOption = None,
     outputs: OutputsOption = None,
-    max_batch_size: Annotated[int, typer.Option(metavar="N", help="Rows in one forward pass, at most.")] = 32,
-    batch_wait_timeout_s: Annotated[float, typer.Option(metavar="S", help="Wait so long for a batch to fill.")] = 0.0,
-    max_batch_tokens: Annotated[int | None, typer.Option(metavar="N", help="Padded tokens in one, at most.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Compute in bfloat16 or float16.")] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the forward pass at load.")] = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Kill a forward pass that takes longer.")
     ] = None,
@@ -95,22 +82,12 @@ def register(
     """Register an artifact as the next version of a model."""
     if alias is not None:
         check_alias(alias)
-    given: dict[str, Any] = {
-        "runtime": runtime,
-        "inputs": json_option(inputs, "--inputs"),
-        "outputs": json_option(outputs, "--outputs"),
-        "max_batch_size": max_batch_size,
-        "batch_wait_timeout_s": batch_wait_timeout_s,
-        "max_batch_tokens": max_batch_tokens,
-        "dtype": dtype,
-        "compile": compile,
-        "timeout_s": timeout,
-        "resources": resources,
-        "options": pairs(option, "--option"),
-        "metadata": pairs(metadata, "--metadata"),
-    }
     with open_client(home) as client:
-        model = client.models.register(name, artifact, **given)
+        model = client.models.register(
+            name, artifact, runtime=runtime, inputs=json_option(inputs, "--inputs"), outputs=json_option(outputs, "--outputs"),
+            timeout_s=timeout, resources=resources, options=pairs(option, "--option"), metadata=pairs(metadata, "--metadata"),
+            **serving,
+        )  # fmt: skip
         if alias is not None:
             model = client.models.set_alias(name, alias, model.version)
     print_json(_as_json(model)) if as_json else _show(model)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from datetime import datetime
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,15 +13,11 @@ import structlog
 import typer
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.job import JobKind
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import FORMATS
 from forebay.contract.settings import Settings, seconds
-from forebay.producer.cli.output import clear_errors, say
+from forebay.producer.cli.output import say
 from forebay.producer.client import Client
-from forebay.producer.options import DEFAULTS, Defaults, SubmitOptions
-
-Command = Callable[..., None]
 
 Home = Annotated[
     Path | None,
@@ -46,56 +40,6 @@ Timeout = Annotated[
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-Priority = Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")]
-MaxAttempts = Annotated[int, typer.Option(metavar="N", help="How often it, or a shard, may be started.")]
-Queue = Annotated[
-    str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
-]
-Deadline = Annotated[
-    str | None,
-    typer.Option("--deadline", metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False),
-]
-Key = Annotated[
-    str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
-]
-
-
-def command(app: typer.Typer, *example_lines: str, name: str | None = None) -> Callable[[Command], Command]:
-    """A command of `app` whose help ends with examples and whose errors are one line on stderr."""
-    return lambda function: app.command(name, epilog=examples(*example_lines))(clear_errors()(function))
-
-
-def examples(*commands: str) -> str:
-    """The epilog of a command's help: an example per line, as Markdown."""
-    return "\n".join(("Examples:\n", *(f"- `{command}`" for command in commands)))
-
-
-def with_submit_options(kind: JobKind) -> Callable[[Command], Command]:
-    """Give a command the options of every submit, before `--home`; it takes their values as its argument `options`."""
-    defaults = DEFAULTS.get(kind, Defaults())._asdict()
-    types = {
-        "priority": Priority, "queue": Queue, "deadline": Deadline, "max_attempts": MaxAttempts, "idempotency_key": Key,
-        "metadata": Metadata,
-    }  # fmt: skip
-    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    shared = [inspect.Parameter(n, keyword, default=defaults.get(n), annotation=type) for n, type in types.items()]
-
-    def add(function: Command) -> Command:
-        @wraps(function)
-        def run(**given: Any) -> None:
-            values = {name: given.pop(name) for name in types}
-            values["deadline"] = deadline(values["deadline"])
-            values["metadata"] = pairs(values["metadata"], "--metadata")
-            function(options=SubmitOptions(**values), **given)  # type: ignore[typeddict-item] # they are all there
-
-        signature = inspect.signature(function, eval_str=True)
-        parameters = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-        before = next(i for i, parameter in enumerate(parameters) if parameter.name == "home")
-        run.__signature__ = signature.replace(parameters=[*parameters[:before], *shared, *parameters[before:]])  # type: ignore[attr-defined]
-        return run
-
-    return add
 
 
 def confirm(question: str, consequence: str, yes: bool) -> bool:

@@ -9,18 +9,9 @@ import typer
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
+from forebay.producer.cli.commands import examples, with_submit_options
 from forebay.producer.cli.inputs import JobInputs, read_inputs
-from forebay.producer.cli.options import (
-    Home,
-    Json,
-    Model,
-    NoWait,
-    Timeout,
-    examples,
-    open_client,
-    timeout_s,
-    with_submit_options,
-)
+from forebay.producer.cli.options import Home, Json, Model, NoWait, Timeout, open_client, timeout_s
 from forebay.producer.cli.output import clear_errors
 from forebay.producer.cli.results import Output, check_output, print_ids, show_many, show_one, wait_for
 from forebay.producer.client import Client
@@ -61,10 +52,10 @@ def predict(
     output: Output = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
-    home: Home = None,
-    as_json: Json = False,
     *,
     options: SubmitOptions,
+    home: Home = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run a model on one input or many, and print the results.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from forebay.producer.cli.commands import examples
 from forebay.producer.cli.models import resources_text
-from forebay.producer.cli.options import Home, Json, examples, open_client
+from forebay.producer.cli.options import Home, Json, open_client
 from forebay.producer.cli.output import clear_errors, duration, print_json, print_table
 
 EXAMPLES = examples("forebay queues", "forebay queues --json | jq '.[] | {name, depth}'")

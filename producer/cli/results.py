@@ -28,6 +28,7 @@ Output = Annotated[
 OUTPUTS = (".npy", ".npz", ".json", ".jsonl", ".ndjson")
 ARRIVES_S = 10.0  # between a final state in the ledger and its delivery to the handle lies one poll
 J = TypeVar("J", bound=Job)
+Show = Callable[[J, JobInfo], None]  # prints how a job is
 
 
 def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None:
@@ -63,7 +64,7 @@ def print_ids(jobs: Sequence[Job], as_json: bool) -> None:
 
 
 def wait_and_show(
-    client: Client, job: J, timeout: float | None, show: Callable[[J, JobInfo], None], *, no_wait: bool, as_json: bool
+    client: Client, job: J, timeout: float | None, show: Show[J], *, no_wait: bool, as_json: bool
 ) -> None:
     """What a command for one long job does after its submit: print the id, or wait, `show` how the job is, and raise unless
     it has succeeded: ResultTimeout when it goes on, or what the job raises.
@@ -79,6 +80,10 @@ def wait_and_show(
         raise_unless_succeeded([info.state], [job])
     if info.state is not JobState.SUCCEEDED:
         raise job.exception(ARRIVES_S) or JobFailed(f"job {job.id} {info.state}")
+
+
+def print_outcome(job: Job, _info: JobInfo) -> None:
+    print_json_line(outcome(job))
 
 
 def outcome(job: Job) -> dict[str, Any]:

@@ -14,23 +14,16 @@ from forebay.contract.references import shown
 from forebay.contract.requests.fields import Field, fields_of
 from forebay.contract.requests.recipes import RECIPES, LoopParams, Recipe, metrics_of
 from forebay.contract.requests.training import TrainRequest
-from forebay.producer.cli.options import (
-    Format,
-    Home,
-    Json,
-    Timeout,
-    examples,
-    open_client,
-    pairs,
-    timeout_s,
-    with_submit_options,
-)
+from forebay.producer.cli.commands import ResourceOptions, examples, job_command, request_options
+from forebay.producer.cli.options import Format, Json, pairs
 from forebay.producer.cli.output import clear_errors, print_fields, print_json, print_table, say, write
-from forebay.producer.cli.request_options import ResourceOptions, request_options
-from forebay.producer.cli.results import ARRIVES_S, wait_and_show
+from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.cli.training_views import run_fields
+from forebay.producer.client import Client
 from forebay.producer.handles.kinds import TrainingJob
 from forebay.producer.options import SubmitOptions
+
+Detach = Annotated[bool, typer.Option("--detach/--follow", help="Print the id, or wait and show the metrics.")]
 
 EXAMPLES = examples(
     "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",
@@ -46,70 +39,6 @@ def _list_recipes(asked: bool) -> None:
     if asked:
         print_recipes()
         raise typer.Exit
-
-
-@clear_errors()
-@request_options("request", TrainRequest, without=("files", "format", "params", "resources", "metadata"))
-@request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
-@request_options("resources", ResourceOptions)
-@with_submit_options(JobKind.TRAIN)
-def train(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="The name whose next version is made.", show_default=False)
-    ],
-    dataset: Annotated[
-        list[str],
-        typer.Option(
-            metavar="DATA", help="A path, glob (in quotes), folder or URL; may be repeated.", show_default=False
-        ),
-    ],
-    request: dict[str, Any],
-    loop: dict[str, Any],
-    resources: dict[str, Any],
-    param: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="See `forebay recipes`; may be repeated.", show_default=False),
-    ] = None,
-    format: Format = None,
-    follow: Annotated[bool, typer.Option("--follow/--detach", help="Wait and show figures, or print the id.")] = True,
-    timeout: Timeout = None,
-    list_recipes: Annotated[
-        bool,
-        typer.Option("--list-recipes", is_eager=True, callback=_list_recipes, help="Print recipes and parameters."),
-    ] = False,
-    home: Home = None,
-    as_json: Json = False,
-    *,
-    options: SubmitOptions,
-) -> None:
-    """Train the next version of a model, judge it on rows that were held out, and move an alias if it is better.
-
-    On a terminal a bar and sparklines show how it goes. Ctrl-C leaves it running; `forebay jobs wait ID` shows it again. A killed
-    trainer goes on from its last checkpoint, and so does `forebay jobs retry ID` after a failure or a cancel. Exit status 1 when
-    it fails.
-    """
-    del list_recipes
-    wait_s = timeout_s(timeout)
-    with open_client(home) as client:
-        job = client.train(
-            model,
-            dataset=dataset,
-            format=format,
-            params=_params(param, loop),
-            resources=resources,
-            **request,
-            **options,
-        )
-        show = _print_json if as_json else _print
-        wait_and_show(client, job, wait_s, show, no_wait=not follow, as_json=as_json)
-
-
-def _params(param: list[str] | None, loop: dict[str, Any]) -> dict[str, Any]:
-    given = pairs(param, "--param") or {}
-    twice = next((name for name in loop if name in given), None)
-    if twice is not None:
-        raise InvalidInput(f"--{twice.replace('_', '-')} and --param {twice}=… are the same; give one of them")
-    return given | loop
 
 
 def _print(job: TrainingJob, info: JobInfo) -> None:
@@ -130,6 +59,54 @@ def _print_json(job: TrainingJob, info: JobInfo) -> None:
             "verdict": run.verdict,
         }
     print_json(told)
+
+
+@job_command(JobKind.TRAIN, _print, _print_json, no_wait=Detach)
+@request_options("request", TrainRequest, without=("files", "format", "params", "resources", "metadata"))
+@request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
+@request_options("resources", ResourceOptions)
+def train(
+    client: Client,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The name whose next version is made.", show_default=False)
+    ],
+    dataset: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DATA", help="A path, glob (in quotes), folder or URL; may be repeated.", show_default=False
+        ),
+    ],
+    request: dict[str, Any],
+    loop: dict[str, Any],
+    resources: dict[str, Any],
+    options: SubmitOptions,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="See `forebay recipes`; may be repeated.", show_default=False),
+    ] = None,
+    format: Format = None,
+    list_recipes: Annotated[
+        bool,
+        typer.Option("--list-recipes", is_eager=True, callback=_list_recipes, help="Print recipes and parameters."),
+    ] = False,
+) -> TrainingJob:
+    """Train the next version of a model, judge it on rows that were held out, and move an alias if it is better.
+
+    On a terminal a bar and sparklines show how it goes. Ctrl-C leaves it running; `forebay jobs wait ID` shows it again. A killed
+    trainer goes on from its last checkpoint, and so does `forebay jobs retry ID` after a failure or a cancel. Exit status 1 when
+    it fails.
+    """
+    del list_recipes
+    params = _params(param, loop)
+    return client.train(model, dataset=dataset, format=format, params=params, resources=resources, **request, **options)
+
+
+def _params(param: list[str] | None, loop: dict[str, Any]) -> dict[str, Any]:
+    given = pairs(param, "--param") or {}
+    twice = next((name for name in loop if name in given), None)
+    if twice is not None:
+        raise InvalidInput(f"--{twice.replace('_', '-')} and --param {twice}=… are the same; give one of them")
+    return given | loop
 
 
 @clear_errors()

@@ -140,7 +140,7 @@ def test_deleting_asks_on_a_terminal_and_refuses_without_one(shell: Shell, monke
         (["register", "m", "--alias", "7up"], "not a valid alias"),
         (["register", "m", "--runtime", "python", "--option", "class=a:B", "--memory", "lots"], "'lots' is not a valid size"),
         (["register", "m", "--runtime", "python", "--option", "class=a:B", "--dtype", "int8"], "dtype"),
-        (["register", "m", "--runtime", "python", "--option", "class=a:B", "--timeout", "0"], "timeout_s 0.0 is not"),
+        (["register", "m", "--runtime", "python", "--option", "class=a:B", "--timeout", "0"], "timeout_s: expected a number"),
         (["list", "nothing"], "no model is called 'nothing'"),
         (["show", "nothing@all"], "no model is called 'nothing'"),
         (["show", "a/b/c"], "not a valid model reference"),
