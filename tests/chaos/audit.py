@@ -1,4 +1,4 @@
-"""What became of every job: the ledger, its witness and the model's log held against what the client was promised.
+"""What became of every job: ledger, writes of final states and the model's log, compared with what the client was promised.
 
 Pure: it is given rows and counts, and gives findings. Where they come from is evidence.py's.
 """
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.model import Fate
+from chaos.model import Effect
 from forebay.contract.job import FINAL, JobState
 
-MOST_SHOWN = 20
+MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Accepted:
 
     id: str
     number: int
-    fate: Fate
+    effect: Effect
     rows: int
     size: int
     cancel: bool = False
@@ -74,12 +74,12 @@ class Findings:
 
     def note(self, job: Accepted, what: str) -> None:
         """Remember what is not as it must be."""
-        if len(self.problems) < MOST_SHOWN:
-            self.problems.append(f"job {job.id} ({job.fate.name.lower()}): {what}")
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(f"job {job.id} ({job.effect.name.lower()}): {what}")
 
 
 def audit(accepted: Sequence[Accepted], evidence: Evidence, is_right: Callable[[Accepted, Any], bool]) -> Findings:
-    """BatchWait every accepted job against the evidence; `is_right` says whether a result is that of the job's input."""
+    """Compare every accepted job with the evidence; `is_right` says whether a result is that of the job's input."""
     found = Findings(accepted=len(accepted), unacknowledged=len(set(evidence.ledger) - {job.id for job in accepted}))
     for job in accepted:
         runs = _runs(job, evidence)
@@ -121,7 +121,7 @@ def _fault(
     if writes == 0:
         return f"is {entry.state}, and nothing was seen to write that"
     if entry.state is JobState.SUCCEEDED:
-        if job.fate is not Fate.FINE:
+        if job.effect is not Effect.FINE:
             return "succeeded"
         if runs == 0:
             return "succeeded without having been run"
@@ -137,6 +137,6 @@ def _wrong_failure(job: Accepted, entry: Entry) -> str | None:
     if entry.error_type == "WorkerLost":
         used = entry.attempt - entry.uncounted
         return None if used >= entry.max_attempts else f"was given up after {used} of {entry.max_attempts} attempts"
-    if job.fate is Fate.FAIL and entry.error_type == "Refused":
+    if job.effect is Effect.FAIL and entry.error_type == "Refused":
         return None
     return f"failed as {entry.error_type}"

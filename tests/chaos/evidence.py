@@ -1,7 +1,7 @@
-"""Gathers what the audit needs: the ledger's rows and results, a witness of every final write, the log of executions.
+"""Gathers what the audit needs: the ledger's rows and results, every write of a final state, the log of executions.
 
-The witness is a table of chaos' own, filled by a trigger on `jobs`: the ledger holds one outcome of a job, so only a trigger
-sees a second one written over it. Both live in the chaos run's database and nowhere else.
+A trigger on `jobs` fills a table of chaos' own: the ledger holds one outcome of a job, so only a trigger sees a second one
+written over it. Both live in the chaos run's database and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,28 +22,34 @@ from forebay.storage.ledger.connection import Ledger
 
 READ_AT_ONCE = 500
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
-SEEN = f"OLD.state IN ({FINAL_STATES}) OR NEW.state IN ({FINAL_STATES})"
+FINAL_WRITE = f"OLD.state IN ({FINAL_STATES}) OR NEW.state IN ({FINAL_STATES})"
 
 # A final state is written once, and no final row is ever touched again: whatever else is done to one is seen here.
-TABLE = "CREATE TABLE chaos_witness (id VARCHAR(32) NOT NULL, was VARCHAR(16) NOT NULL, became VARCHAR(16) NOT NULL)"
+TABLE = (
+    "CREATE TABLE chaos_final_writes (id VARCHAR(32) NOT NULL, was VARCHAR(16) NOT NULL, became VARCHAR(16) NOT NULL)"
+)
 SQLITE = f"""
-CREATE TRIGGER chaos_witness AFTER UPDATE ON jobs WHEN {SEEN}
-BEGIN INSERT INTO chaos_witness VALUES (NEW.id, OLD.state, NEW.state); END"""
+CREATE TRIGGER chaos_final_writes AFTER UPDATE ON jobs WHEN {FINAL_WRITE}
+BEGIN INSERT INTO chaos_final_writes VALUES (NEW.id, OLD.state, NEW.state); END"""
 POSTGRES = (
     """
-CREATE FUNCTION chaos_witness() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN INSERT INTO chaos_witness VALUES (NEW.id, OLD.state, NEW.state); RETURN NULL; END $$""",
+CREATE FUNCTION chaos_final_writes() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO chaos_final_writes VALUES (NEW.id, OLD.state, NEW.state); RETURN NULL; END $$""",
     f"""
-CREATE TRIGGER chaos_witness AFTER UPDATE ON jobs FOR EACH ROW WHEN ({SEEN}) EXECUTE FUNCTION chaos_witness()""",
+CREATE TRIGGER chaos_final_writes AFTER UPDATE ON jobs FOR EACH ROW WHEN ({FINAL_WRITE}) EXECUTE FUNCTION chaos_final_writes()""",
 )
-REMOVE_SQLITE = ("DROP TRIGGER chaos_witness", "DROP TABLE chaos_witness")
-REMOVE_POSTGRES = ("DROP TRIGGER chaos_witness ON jobs", "DROP FUNCTION chaos_witness", "DROP TABLE chaos_witness")
+REMOVE_SQLITE = ("DROP TRIGGER chaos_final_writes", "DROP TABLE chaos_final_writes")
+REMOVE_POSTGRES = (
+    "DROP TRIGGER chaos_final_writes ON jobs",
+    "DROP FUNCTION chaos_final_writes",
+    "DROP TABLE chaos_final_writes",
+)
 
-WRITES = "SELECT id, count(*) FROM chaos_witness GROUP BY id"
+WRITES = "SELECT id, count(*) FROM chaos_final_writes GROUP BY id"
 ROWS = "SELECT id, state, attempt, uncounted, max_attempts, error_type FROM jobs WHERE model = 'chaos'"
 
 
-def install_witness(ledger: Ledger) -> None:
+def install_write_trigger(ledger: Ledger) -> None:
     """Have every write of a final state noted; InvalidInput when the ledger is in use, for this is no place to break things."""
     counts = JobStore(ledger).counts()
     if any(counts.values()):
@@ -53,7 +59,7 @@ def install_witness(ledger: Ledger) -> None:
     _run(ledger, (TABLE, SQLITE) if ledger.sqlite else (TABLE, *POSTGRES))
 
 
-def remove_witness(ledger: Ledger) -> None:
+def remove_write_trigger(ledger: Ledger) -> None:
     """Leave nothing of chaos' own in a database that was given."""
     _run(ledger, REMOVE_SQLITE if ledger.sqlite else REMOVE_POSTGRES)
 

@@ -21,7 +21,7 @@ from forebay.worker.parent.processes import ManagedProcess, has_ended
 
 log = structlog.get_logger()
 
-PATIENCE_S = 2.0  # a worker is struck while it holds jobs; one that gets none in this time, without
+LATE_AFTER_S = 2.0  # a worker is struck while it holds jobs; one that gets none in this time, without
 ZOMBIE_S = 1.0  # a worker that was frozen is left in peace for so long, for it is to try to write what it has
 
 
@@ -41,7 +41,7 @@ class Faults:
         while self._undo and self._undo[0][0] <= time.monotonic():
             heapq.heappop(self._undo)[2]()
         for fault in [fault for fault in self.waiting if fault.at <= elapsed_s]:
-            if self._inject(fault, late=elapsed_s > fault.at + PATIENCE_S):
+            if self._inject(fault, late=elapsed_s > fault.at + LATE_AFTER_S):
                 self.waiting.remove(fault)
                 self.injected[fault.kind] += 1
                 log.info("fault_injected", kind=str(fault.kind), worker=fault.worker, lasts_s=fault.lasts_s)

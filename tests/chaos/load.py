@@ -21,7 +21,7 @@ import structlog
 from numpy.typing import NDArray
 
 from chaos.audit import Accepted
-from chaos.model import Fate
+from chaos.model import Effect
 from forebay.contract.errors import ForebayError, LedgerUnavailable
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
@@ -29,7 +29,7 @@ from forebay.producer.handles.job import Job
 log = structlog.get_logger()
 
 THREADS = 3
-PATIENCE_S = 60.0  # for a ledger that does not answer
+RETRY_S = 60.0  # for a ledger that does not answer
 SMALL, LARGE = 8, 2048  # elements of a row; large ones go to the blob store
 CANCELED = 0.02  # of the calls: some of their jobs still wait when they are canceled, some run, some have ended
 MAX_ATTEMPTS, ATTEMPTS_OF_A_KILLER = 10, 2
@@ -44,10 +44,10 @@ SHAPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class JobSpec:
     """One job to submit: `rows` of `size` elements; `rows` is 0 for a job that is no batch."""
 
-    fate: Fate = Fate.FINE
+    effect: Effect = Effect.FINE
     rows: int = 0
     size: int = SMALL
 
@@ -57,7 +57,7 @@ class Submission:
     """One call of the client, `at` seconds after the start. A `key` is used twice; `cancel_after_s` cancels all its jobs."""
 
     at: float
-    orders: tuple[Order, ...]
+    specs: tuple[JobSpec, ...]
     many: bool = False
     key: str | None = None
     cancel_after_s: float | None = None
@@ -67,20 +67,20 @@ def draw(seed: int, jobs: int, seconds: float) -> list[Submission]:
     """Calls that submit `jobs` jobs in all within `seconds`, in order of time."""
     chance = random.Random(f"load {seed}")
     killers = min(jobs, max(1, jobs // 2500))
-    fates = [Fate.FAIL] * max(1, jobs // 100) + [Fate.FINE] * jobs
-    fates = fates[: jobs - killers]
-    chance.shuffle(fates)
-    made = [Submission(_time(chance, seconds), (Order(Fate.KILL),)) for _ in range(killers)]
-    while fates:
+    effects = [Effect.FAIL] * max(1, jobs // 100) + [Effect.FINE] * jobs
+    effects = effects[: jobs - killers]
+    chance.shuffle(effects)
+    made = [Submission(_time(chance, seconds), (JobSpec(Effect.KILL),)) for _ in range(killers)]
+    while effects:
         shape = chance.choices(list(SHAPES), [weight for weight, _, _ in SHAPES.values()])[0]
         _, least, most = SHAPES[shape]
         count = chance.randint(least, most)
-        taken, fates = fates[:count], fates[count:]
+        taken, effects = effects[:count], effects[count:]
         rows = chance.randint(2, 16) if shape == "batched" else 0
-        orders = tuple(Order(fate, rows, LARGE if chance.random() < 0.03 else SMALL) for fate in taken)
+        specs = tuple(JobSpec(effect, rows, LARGE if chance.random() < 0.03 else SMALL) for effect in taken)
         key = f"chaos-{seed}-{len(made)}" if shape.startswith("keyed") else None
         cancel = chance.uniform(0, 1) if chance.random() < CANCELED else None
-        made.append(Submission(_time(chance, seconds), orders, shape.endswith("many"), key, cancel))
+        made.append(Submission(_time(chance, seconds), specs, shape.endswith("many"), key, cancel))
     return sorted(made, key=lambda s: s.at)
 
 
@@ -152,53 +152,53 @@ class Load:
         try:
             accepted = self._until_accepted(submission)
             if accepted and submission.key is not None:
-                self._again(submission, accepted)
+                self._resubmit(submission, accepted)
         except Exception as error:
             log.exception("client_fault")
             with self._lock:
                 self.faults.append(f"{type(error).__name__}: {error}")
 
     def _until_accepted(self, submission: Submission) -> list[Accepted]:
-        deadline, numbers = time.monotonic() + PATIENCE_S, self._take(len(submission.orders))
+        deadline, numbers = time.monotonic() + RETRY_S, self._take_numbers(len(submission.specs))
         while not self._stop.is_set():
             try:
                 jobs = self._submit(submission, numbers)
             except LedgerUnavailable as error:
-                log.info("submit_refused", jobs=len(submission.orders), error=str(error))
+                log.info("submit_refused", jobs=len(submission.specs), error=str(error))
                 with self._lock:
                     self.refused += 1
                 if time.monotonic() > deadline:
                     break
                 if submission.key is None:  # it may be there all the same: its commit's answer was lost
-                    numbers = self._take(len(submission.orders))
+                    numbers = self._take_numbers(len(submission.specs))
                 self._stop.wait(0.2)
                 continue
             return self._note(submission, numbers, jobs)
         with self._lock:
-            self.given_up += len(submission.orders)
+            self.given_up += len(submission.specs)
         return []
 
     def _submit(self, submission: Submission, numbers: Sequence[int]) -> list[Job]:
-        orders = submission.orders
-        attempts = ATTEMPTS_OF_A_KILLER if any(order.fate is Fate.KILL for order in orders) else MAX_ATTEMPTS
-        values = [_input(number, order) for number, order in zip(numbers, orders, strict=True)]
+        specs = submission.specs
+        attempts = ATTEMPTS_OF_A_KILLER if any(spec.effect is Effect.KILL for spec in specs) else MAX_ATTEMPTS
+        values = [_input(number, spec) for number, spec in zip(numbers, specs, strict=True)]
         submit = partial(
             self.client.predict_many if submission.many else self._one,
             self.model,
             priority=numbers[0] % 10,
             max_attempts=attempts,
             idempotency_key=submission.key,
-            batched=orders[0].rows > 0,
+            batched=specs[0].rows > 0,
         )
         return submit(values)
 
-    def _one(self, model: str, values: Sequence[Any], **terms: Any) -> list[Job]:
-        return [self.client.predict(model, values[0], **terms)]
+    def _one(self, model: str, values: Sequence[Any], **options: Any) -> list[Job]:
+        return [self.client.predict(model, values[0], **options)]
 
     def _note(self, submission: Submission, numbers: Sequence[int], jobs: Sequence[Job]) -> list[Accepted]:
         noted = [
-            Accepted(job.id, number, order.fate, order.rows, order.size, submission.cancel_after_s is not None)
-            for job, number, order in zip(jobs, numbers, submission.orders, strict=True)
+            Accepted(job.id, number, spec.effect, spec.rows, spec.size, submission.cancel_after_s is not None)
+            for job, number, spec in zip(jobs, numbers, submission.specs, strict=True)
         ]
         with self._lock:
             self.accepted += noted
@@ -214,7 +214,7 @@ class Load:
         except LedgerUnavailable as error:
             log.info("cancel_refused", job=job.id, error=str(error))
 
-    def _again(self, submission: Submission, accepted: Sequence[Accepted]) -> None:
+    def _resubmit(self, submission: Submission, accepted: Sequence[Accepted]) -> None:
         """The same call under the same key, as a client makes it that did not hear the answer: the same jobs."""
         try:
             jobs = self._submit(submission, [a.number for a in accepted])
@@ -223,17 +223,17 @@ class Load:
         if [job.id for job in jobs] != [a.id for a in accepted]:
             raise ForebayError(f"idempotency key {submission.key!r} gave other jobs the second time")
 
-    def _take(self, count: int) -> list[int]:
+    def _take_numbers(self, count: int) -> list[int]:
         with self._lock:
             return list(itertools.islice(self._numbers, count))
 
 
-def _input(number: int, order: Order) -> dict[str, object]:
-    if not order.rows:
-        return {"job": number, "row": 0, "fate": int(order.fate), "x": x_of(number, 0, order.size)}
+def _input(number: int, spec: JobSpec) -> dict[str, object]:
+    if not spec.rows:
+        return {"job": number, "row": 0, "effect": int(spec.effect), "x": x_of(number, 0, spec.size)}
     return {
-        "job": np.full(order.rows, number, np.int64),
-        "row": np.arange(order.rows, dtype=np.int64),
-        "fate": np.full(order.rows, int(order.fate), np.int64),
-        "x": np.stack([x_of(number, row, order.size) for row in range(order.rows)]),  # (rows, size)
+        "job": np.full(spec.rows, number, np.int64),
+        "row": np.arange(spec.rows, dtype=np.int64),
+        "effect": np.full(spec.rows, int(spec.effect), np.int64),
+        "x": np.stack([x_of(number, row, spec.size) for row in range(spec.rows)]),  # (rows, size)
     }

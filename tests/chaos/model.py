@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-TARGET = "chaos.model:Journal"
+TARGET = "chaos.model:LoggingModel"
 # `job` is the client's number for the job and `row` the row within it: what the log's lines say. Loading a model warms it up
 # with a row of zeros, so no job has the number 0.
 INPUTS: dict[str, dict[str, Any]] = {
     "job": {"dtype": "int64", "shape": []},
     "row": {"dtype": "int64", "shape": []},
-    "fate": {"dtype": "int64", "shape": []},
+    "effect": {"dtype": "int64", "shape": []},
     "x": {"dtype": "float32", "shape": [-1]},
 }
 
 
-class Fate(IntEnum):
+class Effect(IntEnum):
     """What a row does to its execution."""
 
     FINE = 0
@@ -41,12 +41,12 @@ class Refused(ValueError):
 
 
 def write_artifact(path: Path, log: Path, pause_s: float) -> Path:
-    """The artifact of a Journal that logs to `log` and takes `pause_s` seconds for a row."""
+    """The artifact of a LoggingModel that logs to `log` and takes `pause_s` seconds for a row."""
     path.write_text(json.dumps({"log": str(log), "pause_s": pause_s}), encoding="utf-8")
     return path
 
 
-class Journal:
+class LoggingModel:
     """Writes down which rows it has run, in one append for each forward pass, just before it gives their results."""
 
     def load(self, path: Path, device: str) -> None:
@@ -58,10 +58,10 @@ class Journal:
     def predict(self, rows: Sequence[Any]) -> list[Any]:
         """`{"job": …, "y": 2x + 1}` per row."""
         for row in rows:
-            if row["fate"] == Fate.KILL:
+            if row["effect"] == Effect.KILL:
                 self._note([row])
                 os.kill(os.getpid(), signal.SIGKILL)
-            if row["fate"] == Fate.FAIL:
+            if row["effect"] == Effect.FAIL:
                 if len(rows) == 1:  # with others it has not been run: they will be tried without it
                     self._note(rows)
                 raise Refused(f"job {int(row['job'])} was made to fail")

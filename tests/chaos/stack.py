@@ -74,7 +74,7 @@ class Stack:
             self.postgres.start()
         self._ledger = Ledger(self.settings.database, create=True)
         upgrade(self._ledger)
-        evidence.install_witness(self._ledger)
+        evidence.install_write_trigger(self._ledger)
         for worker in self.workers:  # one after the other: each looks which names are taken
             worker.start()
             self._await_worker(worker)
@@ -123,9 +123,9 @@ class Stack:
     def _leave_ledger(self, ledger: Ledger) -> None:
         try:
             if self._given:
-                evidence.remove_witness(ledger)
+                evidence.remove_write_trigger(ledger)
         except ForebayError as error:
-            log.warning("witness_left", error=str(error))
+            log.warning("write_trigger_left", error=str(error))
         finally:
             ledger.close()
 

@@ -1,4 +1,4 @@
-"""What chaos knows after a run: its witness sees a final state that is written over, on both databases."""
+"""What chaos knows after a run: a final state that is written over is seen, on both databases."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import pytest
 
 from chaos import evidence
 from chaos.audit import Entry
-from chaos.model import Fate, Journal, Refused, write_artifact
+from chaos.model import Effect, LoggingModel, Refused, write_artifact
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobError, JobKind, JobState, new_ids
 from forebay.contract.settings import Settings
@@ -23,8 +23,8 @@ def payloads(tmp_path):
 
 
 @pytest.fixture
-def witnessed(store):
-    evidence.install_witness(store.ledger)
+def watched_store(store):
+    evidence.install_write_trigger(store.ledger)
     return store
 
 
@@ -34,13 +34,15 @@ def add(store, count=1):
     return ids
 
 
-def test_a_run_is_told_by_ledger_witness_and_log(witnessed, payloads, tmp_path):
-    good, bad, waiting = add(witnessed, 3)
-    witnessed.claim([good, bad], "w", 30)
-    witnessed.finish([Finished(good, 1, codec.encode({"job": 1})), Finished(bad, 1, error=JobError("Refused", "no"))])
+def test_a_run_is_told_by_the_ledger_its_final_writes_and_the_log(watched_store, payloads, tmp_path):
+    good, bad, waiting = add(watched_store, 3)
+    watched_store.claim([good, bad], "w", 30)
+    watched_store.finish(
+        [Finished(good, 1, codec.encode({"job": 1})), Finished(bad, 1, error=JobError("Refused", "no"))]
+    )
     log = tmp_path / "executions.log"
     log.write_text("1 0\n2 0\n1 0\n")
-    seen = evidence.gather(witnessed.ledger, payloads, log)
+    seen = evidence.gather(watched_store.ledger, payloads, log)
     assert seen.ledger == {
         good: Entry(JobState.SUCCEEDED, 1, 0, 2, None, {"job": 1}),
         bad: Entry(JobState.FAILED, 1, 0, 2, "Refused"),
@@ -53,42 +55,42 @@ def test_a_run_is_told_by_ledger_witness_and_log(witnessed, payloads, tmp_path):
 @pytest.mark.parametrize(
     "change", ["result = NULL", "state = 'failed'", "state = 'queued'", "finished_at = finished_at + 1"]
 )
-def test_whatever_is_done_to_a_finished_job_is_seen(witnessed, payloads, tmp_path, change):
-    [id] = add(witnessed)
-    witnessed.claim([id], "w", 30)
-    witnessed.finish([Finished(id, 1, codec.encode(1))])
-    with witnessed.ledger.write() as connection:
+def test_whatever_is_done_to_a_finished_job_is_seen(watched_store, payloads, tmp_path, change):
+    [id] = add(watched_store)
+    watched_store.claim([id], "w", 30)
+    watched_store.finish([Finished(id, 1, codec.encode(1))])
+    with watched_store.ledger.write() as connection:
         connection.exec_driver_sql(f"UPDATE jobs SET {change}")  # noqa: S608 - our own text
-    assert evidence.gather(witnessed.ledger, payloads, tmp_path / "none").final_writes == {id: 2}
+    assert evidence.gather(watched_store.ledger, payloads, tmp_path / "none").final_writes == {id: 2}
 
 
-def test_a_write_that_the_fence_refuses_is_none(witnessed, payloads, tmp_path):
-    [id] = add(witnessed)
-    witnessed.claim([id], "w", 30)
-    assert len(witnessed.finish([Finished(id, 1, codec.encode(1))])) == 1
-    assert witnessed.finish([Finished(id, 1, codec.encode(2))]) == []
-    assert witnessed.cancel([id]) == []
-    assert evidence.gather(witnessed.ledger, payloads, tmp_path / "none").final_writes == {id: 1}
+def test_a_write_that_the_fence_refuses_is_none(watched_store, payloads, tmp_path):
+    [id] = add(watched_store)
+    watched_store.claim([id], "w", 30)
+    assert len(watched_store.finish([Finished(id, 1, codec.encode(1))])) == 1
+    assert watched_store.finish([Finished(id, 1, codec.encode(2))]) == []
+    assert watched_store.cancel([id]) == []
+    assert evidence.gather(watched_store.ledger, payloads, tmp_path / "none").final_writes == {id: 1}
 
 
 def test_a_ledger_in_use_is_refused(store):
     add(store)
     with pytest.raises(InvalidInput, match="holds 1 jobs; give chaos an empty database"):
-        evidence.install_witness(store.ledger)
+        evidence.install_write_trigger(store.ledger)
 
 
-def test_the_witness_leaves_nothing_behind(witnessed):
-    [id] = add(witnessed)
-    evidence.remove_witness(witnessed.ledger)
-    witnessed.cancel([id])
-    assert witnessed.get(id).state is JobState.CANCELED
+def test_the_trigger_leaves_nothing_behind(watched_store):
+    [id] = add(watched_store)
+    evidence.remove_write_trigger(watched_store.ledger)
+    watched_store.cancel([id])
+    assert watched_store.get(id).state is JobState.CANCELED
 
 
 def test_the_model_notes_what_it_has_run_and_no_row_that_was_to_be_tried_again(tmp_path):
     log = tmp_path / "executions.log"
-    model = Journal()
+    model = LoggingModel()
     model.load(write_artifact(tmp_path / "model.json", log, 0.0), "cpu")
-    fine, bad = ({"job": n, "row": 0, "fate": fate, "x": 1.5} for n, fate in ((1, Fate.FINE), (2, Fate.FAIL)))
+    fine, bad = ({"job": n, "row": 0, "effect": effect, "x": 1.5} for n, effect in ((1, Effect.FINE), (2, Effect.FAIL)))
     assert model.predict([fine, fine]) == [{"job": 1, "y": 4.0}, {"job": 1, "y": 4.0}]
     with pytest.raises(Refused, match="job 2 was made to fail"):
         model.predict([fine, bad])

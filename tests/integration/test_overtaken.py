@@ -1,4 +1,4 @@
-"""A message that is lost from a queue that is never empty: who was lost_messages is sent again, and nobody else."""
+"""A message that is lost from a queue that is never empty: it is sent again, and no other is."""
 
 from typing import Any
 

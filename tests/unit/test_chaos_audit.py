@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos import load
-from chaos.audit import MOST_SHOWN, Accepted, Entry, Evidence, Findings, audit
-from chaos.model import Fate
+from chaos.audit import MAX_PROBLEMS, Accepted, Entry, Evidence, Findings, audit
+from chaos.model import Effect
 from chaos.run import is_right
 from forebay.contract.job import JobState
 
 ENDINGS = {
-    Fate.FINE: ["succeeded", "canceled", "WorkerLost"],
-    Fate.FAIL: ["Refused", "canceled", "WorkerLost"],
-    Fate.KILL: ["canceled", "WorkerLost"],
+    Effect.FINE: ["succeeded", "canceled", "WorkerLost"],
+    Effect.FAIL: ["Refused", "canceled", "WorkerLost"],
+    Effect.KILL: ["canceled", "WorkerLost"],
 }
 Case = tuple[Accepted, Entry, dict[int, int]]  # the job, its end, and how often each of its rows was run
 
@@ -22,9 +22,9 @@ Case = tuple[Accepted, Entry, dict[int, int]]  # the job, its end, and how often
 @st.composite
 def sound_jobs(draw: st.DrawFn, number: int) -> Case:
     """A job that ended as it may, with what the ledger and the log know of it."""
-    fate, rows = draw(st.sampled_from(Fate)), draw(st.integers(0, 4))
-    ending = draw(st.sampled_from(ENDINGS[fate]))
-    job = Accepted(f"{number:032x}", number, fate, rows, load.SMALL, cancel=ending == "canceled")
+    effect, rows = draw(st.sampled_from(Effect)), draw(st.integers(0, 4))
+    ending = draw(st.sampled_from(ENDINGS[effect]))
+    job = Accepted(f"{number:032x}", number, effect, rows, load.SMALL, cancel=ending == "canceled")
     most, uncounted = draw(st.integers(1, 10)), draw(st.integers(0, 3))
     attempt = uncounted + (most if ending == "WorkerLost" else draw(st.integers(1, most)))
     least = 1 if ending == "succeeded" else 0
@@ -107,8 +107,8 @@ def test_more_executions_than_attempts_allow_are_seen(cases, data):
     assert not found.sound
 
 
-def one(fate: Fate, entry: Entry, runs: int = 1, *, rows: int = 0, cancel: bool = False) -> Findings:
-    case = (Accepted("a" * 32, 7, fate, rows, load.SMALL, cancel), entry, dict.fromkeys(range(max(1, rows)), runs))
+def one(effect: Effect, entry: Entry, runs: int = 1, *, rows: int = 0, cancel: bool = False) -> Findings:
+    case = (Accepted("a" * 32, 7, effect, rows, load.SMALL, cancel), entry, dict.fromkeys(range(max(1, rows)), runs))
     return audited([case], evidence([case]))
 
 
@@ -117,38 +117,38 @@ def succeeded(result: object) -> Entry:
 
 
 def test_the_result_of_another_input_is_wrong():
-    assert one(Fate.FINE, succeeded({"job": 7, "y": load.truth(7, 0, load.SMALL)})).sound
-    assert one(Fate.FINE, succeeded({"job": 8, "y": load.truth(7, 0, load.SMALL)})).wrong == 1
-    assert one(Fate.FINE, succeeded({"job": 7, "y": load.truth(8, 0, load.SMALL)})).wrong == 1
-    assert one(Fate.FINE, succeeded({"job": 7, "y": load.truth(7, 0, load.SMALL)[:-1]})).wrong == 1
-    assert one(Fate.FINE, succeeded(None)).wrong == 1
+    assert one(Effect.FINE, succeeded({"job": 7, "y": load.truth(7, 0, load.SMALL)})).sound
+    assert one(Effect.FINE, succeeded({"job": 8, "y": load.truth(7, 0, load.SMALL)})).wrong == 1
+    assert one(Effect.FINE, succeeded({"job": 7, "y": load.truth(8, 0, load.SMALL)})).wrong == 1
+    assert one(Effect.FINE, succeeded({"job": 7, "y": load.truth(7, 0, load.SMALL)[:-1]})).wrong == 1
+    assert one(Effect.FINE, succeeded(None)).wrong == 1
 
 
 def test_the_rows_of_a_batch_must_come_in_order():
     y = load.truth(7, 3, load.SMALL)
-    assert one(Fate.FINE, succeeded({"job": [7, 7, 7], "y": y}), rows=3).sound
-    assert one(Fate.FINE, succeeded({"job": [7, 7, 7], "y": y[::-1]}), rows=3).wrong == 1
+    assert one(Effect.FINE, succeeded({"job": [7, 7, 7], "y": y}), rows=3).sound
+    assert one(Effect.FINE, succeeded({"job": [7, 7, 7], "y": y[::-1]}), rows=3).wrong == 1
 
 
 def test_a_result_that_was_never_computed_is_wrong():
-    assert one(Fate.FINE, succeeded({"job": 7, "y": load.truth(7, 0, load.SMALL)}), runs=0).wrong == 1
+    assert one(Effect.FINE, succeeded({"job": 7, "y": load.truth(7, 0, load.SMALL)}), runs=0).wrong == 1
 
 
 def test_a_job_that_ends_otherwise_than_it_may_is_wrong():
     right = {"job": 7, "y": load.truth(7, 0, load.SMALL)}
-    assert one(Fate.FAIL, succeeded(right)).wrong == 1
-    assert one(Fate.KILL, succeeded(right)).wrong == 1
-    assert one(Fate.FINE, Entry(JobState.FAILED, 1, 0, 10, "Refused")).wrong == 1, "its neighbour's error"
-    assert one(Fate.FINE, Entry(JobState.FAILED, 1, 0, 10, "LedgerUnavailable")).wrong == 1
-    assert one(Fate.KILL, Entry(JobState.FAILED, 1, 0, 2, "WorkerLost")).wrong == 1, "an attempt was left"
-    assert one(Fate.KILL, Entry(JobState.FAILED, 2, 1, 2, "WorkerLost")).wrong == 1, "one of the two does not count"
-    assert one(Fate.FINE, Entry(JobState.EXPIRED, 0, 0, 10), runs=0).wrong == 1
-    assert one(Fate.FINE, Entry(JobState.CANCELED, 0, 0, 10), runs=0).wrong == 1
-    assert one(Fate.FINE, Entry(JobState.CANCELED, 0, 0, 10), runs=0, cancel=True).sound
+    assert one(Effect.FAIL, succeeded(right)).wrong == 1
+    assert one(Effect.KILL, succeeded(right)).wrong == 1
+    assert one(Effect.FINE, Entry(JobState.FAILED, 1, 0, 10, "Refused")).wrong == 1, "its neighbour's error"
+    assert one(Effect.FINE, Entry(JobState.FAILED, 1, 0, 10, "LedgerUnavailable")).wrong == 1
+    assert one(Effect.KILL, Entry(JobState.FAILED, 1, 0, 2, "WorkerLost")).wrong == 1, "an attempt was left"
+    assert one(Effect.KILL, Entry(JobState.FAILED, 2, 1, 2, "WorkerLost")).wrong == 1, "one of the two does not count"
+    assert one(Effect.FINE, Entry(JobState.EXPIRED, 0, 0, 10), runs=0).wrong == 1
+    assert one(Effect.FINE, Entry(JobState.CANCELED, 0, 0, 10), runs=0).wrong == 1
+    assert one(Effect.FINE, Entry(JobState.CANCELED, 0, 0, 10), runs=0, cancel=True).sound
 
 
 def test_jobs_that_the_client_took_for_refused_are_counted_apart():
-    case = (Accepted("a" * 32, 7, Fate.FAIL, 0, load.SMALL), Entry(JobState.FAILED, 1, 0, 10, "Refused"), {0: 1})
+    case = (Accepted("a" * 32, 7, Effect.FAIL, 0, load.SMALL), Entry(JobState.FAILED, 1, 0, 10, "Refused"), {0: 1})
     seen = evidence([case])
     seen = replace(seen, ledger={**seen.ledger, "b" * 32: case[1]})
     found = audited([case], seen)
@@ -156,7 +156,7 @@ def test_jobs_that_the_client_took_for_refused_are_counted_apart():
 
 
 def test_problems_are_told_only_up_to_a_point():
-    cases = [(Accepted(f"{n:032x}", n, Fate.FINE, 0, 8), succeeded(None), {0: 1}) for n in range(MOST_SHOWN + 5)]
+    cases = [(Accepted(f"{n:032x}", n, Effect.FINE, 0, 8), succeeded(None), {0: 1}) for n in range(MAX_PROBLEMS + 5)]
     found = audited(cases, evidence(cases))
-    assert found.wrong == MOST_SHOWN + 5
-    assert len(found.problems) == MOST_SHOWN
+    assert found.wrong == MAX_PROBLEMS + 5
+    assert len(found.problems) == MAX_PROBLEMS

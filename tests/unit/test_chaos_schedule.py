@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos import load, schedule
-from chaos.model import Fate
+from chaos.model import Effect
 from chaos.schedule import ON_WORKERS, FaultKind, lease_for
 
 SEEDS = st.integers(-(2**31), 2**31)
@@ -45,13 +45,13 @@ def test_a_frozen_worker_outlives_its_leases(seed, seconds):
 @given(SEEDS, st.integers(20, 600), SECONDS)
 def test_the_load_has_as_many_jobs_as_asked_for_and_some_of_each_fate(seed, jobs, seconds):
     plan = load.draw(seed, jobs, seconds)
-    orders = [order for submission in plan for order in submission.orders]
-    assert len(orders) == jobs
-    assert {order.fate for order in orders} == set(Fate)
+    specs = [spec for submission in plan for spec in submission.specs]
+    assert len(specs) == jobs
+    assert {spec.effect for spec in specs} == set(Effect)
     assert plan == load.draw(seed, jobs, seconds)
     assert [s.at for s in plan] == sorted(s.at for s in plan)
     assert all(0 <= s.at < seconds for s in plan)
-    assert all(s.many or len(s.orders) == 1 for s in plan)
+    assert all(s.many or len(s.specs) == 1 for s in plan)
     keys = [s.key for s in plan if s.key is not None]
     assert len(keys) == len(set(keys))
 
