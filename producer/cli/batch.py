@@ -10,7 +10,7 @@ from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.requests.batch import BatchRequest
 from forebay.producer.cli.commands import examples, job_command, request_options
 from forebay.producer.cli.options import COLUMNS_HELP, Format, Model, columns_option, names
-from forebay.producer.cli.output import print_json, say
+from forebay.producer.cli.output import print_json, print_note
 from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import BatchJob
@@ -27,7 +27,7 @@ def _print(job: BatchJob, info: JobInfo) -> None:
     if info.state is JobState.SUCCEEDED:
         manifest = job.result(ARRIVES_S)
         counts = manifest.counts
-        say(f"{counts.completed:,} rows in {manifest.output}, {counts.failed:,} failed; batch {job.id}")
+        print_note(f"{counts.completed:,} rows in {manifest.output}, {counts.failed:,} failed; batch {job.id}")
 
 
 def _print_json(job: BatchJob, info: JobInfo) -> None:

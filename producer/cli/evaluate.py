@@ -9,7 +9,7 @@ import typer
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.producer.cli.commands import examples, job_command
 from forebay.producer.cli.options import COLUMNS_HELP, Format, Model, columns_option
-from forebay.producer.cli.output import plain, print_json
+from forebay.producer.cli.output import json_data, print_json
 from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.cli.training_views import print_evaluation
 from forebay.producer.client import Client
@@ -29,7 +29,7 @@ def _print(job: EvaluationJob, info: JobInfo) -> None:
 
 def _print_json(job: EvaluationJob, info: JobInfo) -> None:
     if info.state is JobState.SUCCEEDED:
-        print_json({"state": info.state, **plain(job.result(ARRIVES_S))})
+        print_json({"state": info.state, **json_data(job.result(ARRIVES_S))})
     else:
         print_json({"id": job.id, "state": info.state, "error": info.error})
 

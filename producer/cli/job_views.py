@@ -12,13 +12,13 @@ from forebay.contract.requests.batch import BatchProgress
 from forebay.producer.cli.output import (
     age,
     duration,
+    json_data,
     moment,
     one_line,
     pairs_text,
-    plain,
     print_fields,
+    print_line,
     print_table,
-    write,
 )
 from forebay.producer.cli.training_views import print_training, training_as_json
 from forebay.producer.handles.job import Job
@@ -60,9 +60,9 @@ def job_as_json(job: Job) -> dict[str, Any]:
     """A job's row, and what only its kind has: a batch's progress and errors, a training job's run, an evaluation."""
     info = job.info()
     batch: dict[str, Any] = (
-        {"batch": plain(job.progress) | {"errors": plain(job.errors)}} if isinstance(job, BatchJob) else {}
+        {"batch": json_data(job.progress) | {"errors": json_data(job.errors)}} if isinstance(job, BatchJob) else {}
     )
-    return {**plain(info), **batch, **training_as_json(job, info)}
+    return {**json_data(info), **batch, **training_as_json(job, info)}
 
 
 def print_job(job: Job) -> None:
@@ -96,9 +96,9 @@ def print_job(job: Job) -> None:
         }
     )
     for line in more_error or more_note:
-        write(f"  {one_line(line)}")
+        print_line(f"  {one_line(line)}")
     for line in _error_lines(job.errors) if isinstance(job, BatchJob) else ():
-        write(line)
+        print_line(line)
     print_training(job, info)
 
 

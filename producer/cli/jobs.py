@@ -12,7 +12,15 @@ from forebay.contract.job import JobKind, JobState
 from forebay.producer.cli.commands import command
 from forebay.producer.cli.job_views import job_as_json, print_events, print_job, print_jobs, print_states, reason
 from forebay.producer.cli.options import Home, Id, Json, Metadata, Timeout, confirm, open_client, pairs, timeout_s
-from forebay.producer.cli.output import exit_status, print_fields, print_json, print_table, say, say_error, write
+from forebay.producer.cli.output import (
+    exit_status,
+    print_error,
+    print_fields,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+)
 from forebay.producer.cli.results import Output, check_output, raise_unless_succeeded, show_one, wait_for
 from forebay.producer.cli.training_views import print_metrics
 from forebay.producer.client import Client
@@ -58,11 +66,11 @@ def list_(
         print_json(found)
     elif not found:
         filtered = state or kind or model or filters or before
-        say("no job matches these filters" if filtered else "no job was submitted yet")
+        print_note("no job matches these filters" if filtered else "no job was submitted yet")
     else:
         print_jobs(found)
         if len(found) == limit:
-            say(f"for older ones add --before {found[-1].id}")
+            print_note(f"for older ones add --before {found[-1].id}")
 
 
 @command(jobs_app, f"forebay jobs show {EXAMPLE_ID}", f"forebay jobs show {EXAMPLE_ID} --logs")
@@ -234,7 +242,7 @@ def audit(id: Id, home: Home = None, as_json: Json = False) -> None:
     else:
         print_fields({name: value for name, value in findings.items() if name != "faults"})
         for fault in findings["faults"]:
-            say(fault)
+            print_note(fault)
     if findings["faults"]:
         raise typer.Exit(1)
 
@@ -249,7 +257,7 @@ def _retry(job: Job) -> ForebayError | None:
         job.retry()
     except IllegalTransition as error:
         refusal = IllegalTransition(f"job {job.id}: {error}")
-        say_error(refusal)
+        print_error(refusal)
         return refusal
     return None
 
@@ -258,7 +266,7 @@ def _retry_failed(client: Client, model: str | None, *, dry_run: bool, yes: bool
     count = client.retry_failed(model, dry_run=True)
     question = f"Queue {count:,} failed or expired jobs again?"
     if not confirm(question, f"{count:,} jobs would run again", yes=dry_run or yes or count <= MANY):
-        say("nothing was queued")
+        print_note("nothing was queued")
         raise typer.Exit(1)
     if not dry_run:
         count = client.retry_failed(model)
@@ -266,4 +274,4 @@ def _retry_failed(client: Client, model: str | None, *, dry_run: bool, yes: bool
         print_json({"jobs": count, "model": model, "dry_run": dry_run})
     else:
         what = f"{count:,} failed or expired job{'' if count == 1 else 's'}" + (f" of {model}" if model else "")
-        write(f"would queue {what} again" if dry_run else f"queued {what} again")
+        print_line(f"would queue {what} again" if dry_run else f"queued {what} again")

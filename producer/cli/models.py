@@ -17,14 +17,14 @@ from forebay.producer.cli.commands import ResourceOptions, command, request_opti
 from forebay.producer.cli.options import Home, Json, Metadata, Model, Yes, confirm, json_option, open_client, pairs
 from forebay.producer.cli.output import (
     age,
+    json_data,
     moment,
     pairs_text,
-    plain,
     print_fields,
     print_json,
+    print_line,
+    print_note,
     print_table,
-    say,
-    write,
 )
 from forebay.producer.cli.training_views import print_evaluations, version_fields
 from forebay.producer.models import ServingOptions
@@ -141,7 +141,7 @@ def alias(
     if as_json:
         print_json({"name": name, "alias": alias, "version": version})
     else:
-        write(f"{name}@{alias} is removed" if version is None else f"{name}@{alias} is {name}/{version}")
+        print_line(f"{name}@{alias} is removed" if version is None else f"{name}@{alias} is {name}/{version}")
 
 
 @command(
@@ -178,7 +178,7 @@ def warm(ref: Model, home: Home = None, as_json: Json = False) -> None:
     if as_json:
         print_json({"workers": asked})
     else:
-        write(
+        print_line(
             f"asked {', '.join(asked)} to load {ref}"
             if asked
             else "no worker serves its queue now; it loads with its first job"
@@ -197,21 +197,21 @@ def delete(
         model = client.models.get(ref)
         question = f"Delete {model.ref} ({model.runtime}, {_size(model) or 'no artifact'}) for good?"
         if not confirm(question, f"deleting {model.ref} cannot be undone", yes):
-            say(f"{model.ref} is kept")
+            print_note(f"{model.ref} is kept")
             raise typer.Exit(1)
         client.models.delete(ref)
-    print_json(_as_json(model)) if as_json else write(f"{model.ref} is deleted")
+    print_json(_as_json(model)) if as_json else print_line(f"{model.ref} is deleted")
 
 
 def _as_json(model: ModelVersion) -> dict[str, Any]:
-    return {"ref": model.ref, **plain(model)}
+    return {"ref": model.ref, **json_data(model)}
 
 
 def _print_models(models: Sequence[ModelVersion], as_json: bool, none: str) -> None:
     if as_json:
         print_json([_as_json(model) for model in models])
     elif not models:
-        say(none)
+        print_note(none)
     else:
         rows = [
             (

@@ -16,7 +16,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import FORMATS
 from forebay.contract.settings import Settings, seconds
-from forebay.producer.cli.output import say
+from forebay.producer.cli.output import print_note
 from forebay.producer.client import Client
 
 Home = Annotated[
@@ -164,5 +164,5 @@ def _no_constant(name: str) -> NoReturn:
 
 def _to_stderr(_logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
     about = "; ".join(f"{key}: {value}" for key, value in event.items() if key not in ("event", "level"))
-    say(f"{method}: {str(event['event']).replace('_', ' ')}; {about}")
+    print_note(f"{method}: {str(event['event']).replace('_', ' ')}; {about}")
     raise structlog.DropEvent

@@ -66,10 +66,10 @@ def clear_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()  # here, not at the interpreter's end, where a closed pipe makes noise
     except errors.ForebayError as error:
-        say_error(error)
+        print_error(error)
         raise SystemExit(exit_status(error)) from None
     except KeyboardInterrupt:
-        say("interrupted")
+        print_note("interrupted")
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         _drop_stdout()
@@ -80,42 +80,42 @@ def exit_status(error: errors.ForebayError) -> int:
     return USAGE if isinstance(error, USAGE_ERRORS) else JOB_FAILED
 
 
-def say_error(error: errors.ForebayError) -> None:
-    say(f"error: {error}")
+def print_error(error: errors.ForebayError) -> None:
+    print_note(f"error: {error}")
 
 
-def say(text: str) -> None:
+def print_note(text: str) -> None:
     """Write one line about what goes on to stderr, where it is in no program's way."""
     typer.echo(_writable(one_line(text), sys.stderr), err=True)
 
 
-def write(text: str) -> None:
+def print_line(text: str) -> None:
     """Write a line of data to stdout; what its encoding lacks is escaped."""
     typer.echo(_writable(text, sys.stdout))
 
 
 def print_json(data: Any) -> None:
     """Records, times, arrays and all that is made of them as indented JSON."""
-    write(json.dumps(plain(data), ensure_ascii=False, indent=2))
+    print_line(json.dumps(json_data(data), ensure_ascii=False, indent=2))
 
 
 def print_json_line(data: Any) -> None:
     """The same on one line: for arrays, and where there is one line per job."""
-    write(json.dumps(plain(data), ensure_ascii=False))
+    print_line(json.dumps(json_data(data), ensure_ascii=False))
 
 
-def plain(value: Any) -> Any:
+def json_data(value: Any) -> Any:
     """`value` as JSON data: dataclasses as objects, times in ISO 8601, arrays as lists, bytes as {"base64": …}."""
     if isinstance(value, Signature):
         return {"inputs": value.inputs_json(), "outputs": value.outputs_json()}
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: json_data(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        return {name: json_data(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [json_data(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Enum):
@@ -197,7 +197,7 @@ def _print_aligned(cells: Sequence[Sequence[str]], justify: Sequence[Callable[[s
             pad(cell, width - cell_len(cell) + len(cell))
             for cell, pad, width in zip(row, justify, widths, strict=True)
         ]  # fmt: skip
-        write("  ".join(padded).rstrip())
+        print_line("  ".join(padded).rstrip())
 
 
 def _writable(text: str, stream: Any) -> str:

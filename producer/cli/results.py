@@ -16,7 +16,7 @@ from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.contract.wire.payload import join_rows
 from forebay.producer.cli.options import cannot
-from forebay.producer.cli.output import INTERRUPTED, plain, print_json, print_json_line, say, write
+from forebay.producer.cli.output import INTERRUPTED, json_data, print_json, print_json_line, print_line, print_note
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 from forebay.producer.waiting.progress import watch
@@ -46,13 +46,13 @@ def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None
             jobs[0].wait(timeout, progress=info.kind is not JobKind.PREDICT)
     except KeyboardInterrupt:
         which = f"the job goes on: forebay jobs wait {jobs[0].id}"
-        say(f"interrupted; {which if len(jobs) == 1 else f'the {len(jobs)} jobs go on: forebay jobs list'}")
+        print_note(f"interrupted; {which if len(jobs) == 1 else f'the {len(jobs)} jobs go on: forebay jobs list'}")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def note_unserved(client: Client, queue: str) -> None:
     if any(q.name == queue and not q.workers for q in client.queues()):
-        say(
+        print_note(
             f"note: no worker serves queue {queue!r} now; start one with `forebay worker --queues {queue}`. The job waits for it"
         )
 
@@ -60,7 +60,7 @@ def note_unserved(client: Client, queue: str) -> None:
 def print_ids(jobs: Sequence[Job], as_json: bool) -> None:
     """What `--no-wait` prints: an id, or an object with it, per line."""
     for job in jobs:
-        print_json_line({"id": job.id}) if as_json else write(job.id)
+        print_json_line({"id": job.id}) if as_json else print_line(job.id)
 
 
 def wait_and_show(
@@ -112,7 +112,7 @@ def show_one(job: Job, output: Path | None, as_json: bool) -> None:
         save(result, output)
         _report(output, 1, as_json)
     elif not as_json:
-        write(result) if isinstance(result, str) else print_json_line(result)
+        print_line(result) if isinstance(result, str) else print_json_line(result)
 
 
 def show_many(jobs: Sequence[Job], output: Path | None, as_json: bool) -> None:
@@ -141,7 +141,7 @@ def _save_many(outcomes: Sequence[dict[str, Any]], output: Path, as_json: bool) 
     elif all("result" in one for one in outcomes):
         save(join_rows([one["result"] for one in outcomes]), output)
     else:
-        say(f"{output} was not written, for it holds all rows or none; a .jsonl file takes what there is")
+        print_note(f"{output} was not written, for it holds all rows or none; a .jsonl file takes what there is")
         return
     _report(output, len(outcomes), as_json)
 
@@ -192,10 +192,10 @@ def _write_as(suffix: str, value: Any, file: BinaryIO) -> None:
         named = value if isinstance(value, dict) else {"result": value}
         np.savez(file, **{name: _array(item) for name, item in named.items()})  # type: ignore[arg-type]
     elif suffix == ".json":
-        file.write(json.dumps(plain(value), ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(json_data(value), ensure_ascii=False).encode() + b"\n")
     else:
         for item in value if isinstance(value, list) else [value]:
-            file.write(json.dumps(plain(item), ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(json_data(item), ensure_ascii=False).encode() + b"\n")
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:
@@ -216,4 +216,4 @@ def _report(output: Path, count: int, as_json: bool) -> None:
     if as_json:
         print_json({"output": str(output), "jobs": count})
     else:
-        say(f"wrote {count} result{'' if count == 1 else 's'} to {output}")
+        print_note(f"wrote {count} result{'' if count == 1 else 's'} to {output}")

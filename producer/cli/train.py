@@ -16,7 +16,7 @@ from forebay.contract.requests.recipes import RECIPES, LoopParams, Recipe, metri
 from forebay.contract.requests.training import TrainRequest
 from forebay.producer.cli.commands import ResourceOptions, examples, job_command, request_options
 from forebay.producer.cli.options import Format, Json, pairs
-from forebay.producer.cli.output import clear_errors, print_fields, print_json, print_table, say, write
+from forebay.producer.cli.output import clear_errors, print_fields, print_json, print_line, print_note, print_table
 from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.cli.training_views import run_fields
 from forebay.producer.client import Client
@@ -45,7 +45,7 @@ def _print(job: TrainingJob, info: JobInfo) -> None:
     if info.state is JobState.SUCCEEDED:
         print_fields({"model": job.result(ARRIVES_S).ref} | run_fields(job.run) | {"job": job.id})
     elif info.state in (JobState.FAILED, JobState.CANCELED):
-        say(f"forebay jobs retry {job.id} goes on from the last checkpoint")
+        print_note(f"forebay jobs retry {job.id} goes on from the last checkpoint")
 
 
 def _print_json(job: TrainingJob, info: JobInfo) -> None:
@@ -132,7 +132,7 @@ def print_recipes(only: str | None = None) -> None:
     chosen = [r for r in RECIPES.values() if only in (None, r.name)]
     rows = [(r.name, r.metric, ", ".join(metrics_of(r.task)), r.help) for r in chosen]
     print_table(("RECIPE", "JUDGED BY", "METRICS", "IT TELLS"), rows)
-    write("")
+    print_line("")
     several = [*((r.name, r.params) for r in chosen), ("every recipe", LoopParams)]
     params = [_row(owner, param) for owner, kind in several for param in fields_of(kind).values()]
     print_table(("OF", "PARAMETER", "DEFAULT", "VALUES", "WHAT IT IS"), params)

@@ -14,12 +14,12 @@ from forebay.contract.queues import format_bytes
 from forebay.contract.requests.recipes import parameters
 from forebay.producer.cli.output import (
     age,
+    json_data,
     pairs_text,
-    plain,
     print_fields,
+    print_line,
+    print_note,
     print_table,
-    say,
-    write,
 )
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import EvaluationJob, TrainingJob
@@ -34,10 +34,10 @@ def print_metrics(rows: Sequence[Mapping[str, Any]], *, as_csv: bool) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(plain(row) for row in rows)
-        write(text.getvalue().rstrip("\n"))
+        writer.writerows(json_data(row) for row in rows)
+        print_line(text.getvalue().rstrip("\n"))
     elif not rows:
-        say("nothing has been measured yet")
+        print_note("nothing has been measured yet")
     else:
         shown = [name for name in columns if name != "at"]
         table = [[_short(row.get(name)) for name in shown] for row in rows]
@@ -88,20 +88,20 @@ def training_as_json(job: Job, info: JobInfo) -> dict[str, Any]:
     """What a training job that has begun, or an evaluation that has succeeded, has beside its row."""
     if isinstance(job, TrainingJob):
         run = _run(job)
-        return {"run": plain(run), "checkpoints": plain(job.checkpoints)} if run else {}
+        return {"run": json_data(run), "checkpoints": json_data(job.checkpoints)} if run else {}
     if isinstance(job, EvaluationJob) and info.state is JobState.SUCCEEDED:
-        return {"evaluation": plain(job.result(0))}
+        return {"evaluation": json_data(job.result(0))}
     return {}
 
 
 def print_training(job: Job, info: JobInfo) -> None:
     """The same for people."""
     if isinstance(job, TrainingJob) and (run := _run(job)) is not None:
-        write("")
+        print_line("")
         print_fields(({"made": f"{run.model}/{run.version}"} if run.version else {}) | run_fields(run))
         _print_checkpoints(job.checkpoints)
     elif isinstance(job, EvaluationJob) and info.state is JobState.SUCCEEDED:
-        write("")
+        print_line("")
         print_evaluation(job.result(0))
 
 
@@ -125,7 +125,7 @@ def print_confusion(classes: Sequence[str] | None, confusion: Sequence[Sequence[
         return
     names = list(classes or map(str, range(len(confusion))))
     titles = [f"={name}" for name in names]
-    write("")
+    print_line("")
     print_table(["TRUE", *titles], [[n, *row] for n, row in zip(names, confusion, strict=True)], right=titles)
 
 
@@ -152,7 +152,7 @@ def version_fields(model: ModelVersion) -> dict[str, Any]:
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
     if not evaluations:
         return
-    write("")
+    print_line("")
     rows = [
         (e.id, e.dataset, f"{e.rows:,}", metrics_text(e.metrics), _short(e.ms_per_row), age(e.at)) for e in evaluations
     ]
@@ -169,7 +169,7 @@ def _run(job: TrainingJob) -> Run | None:
 def _print_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     if not checkpoints:
         return
-    write("")
+    print_line("")
     rows = [(c.step, c.epoch, c.attempt, format_bytes(c.bytes), age(c.at)) for c in checkpoints]
     titles = ("CHECKPOINT", "EPOCH", "ATTEMPT", "SIZE", "AGE")
     print_table(titles, rows, right=titles)

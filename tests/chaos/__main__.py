@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chaos.run import Options, Report, run
-from forebay.producer.cli.output import clear_errors, print_fields, print_json_line, say
+from forebay.producer.cli.output import clear_errors, print_fields, print_json_line, print_note
 
 
 def show(options: Options, *, verbose: bool, json: bool) -> bool:
@@ -23,7 +23,7 @@ def show(options: Options, *, verbose: bool, json: bool) -> bool:
         print_fields(_shown(report))
     if not report.sound:
         for problem in report.as_dict()["problems"]:
-            say(problem)
+            print_note(problem)
     return report.sound
 
 
@@ -43,7 +43,7 @@ def _run(options: Options, verbose: bool) -> Report:
 def _speaker(verbose: bool) -> Callable[[str, bool], None]:
     def speak(line: str, always: bool = False) -> None:
         if verbose or always:
-            say(line)
+            print_note(line)
 
     return speak
 

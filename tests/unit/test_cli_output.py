@@ -37,7 +37,7 @@ def info(**changes: object) -> JobInfo:
 
 
 def test_a_record_becomes_json_with_iso_times_and_plain_states() -> None:
-    data = json.loads(json.dumps(output.plain(info(metadata={"run": 7}))))
+    data = json.loads(json.dumps(output.json_data(info(metadata={"run": 7}))))
     assert data["state"] == "failed"
     assert data["created_at"] == "2030-01-31T12:00:00+00:00"
     assert data["error"] == {"type": "ValueError", "message": "no"}
@@ -45,18 +45,18 @@ def test_a_record_becomes_json_with_iso_times_and_plain_states() -> None:
 
 
 def test_arrays_bytes_paths_and_signatures_become_json() -> None:
-    assert output.plain({"a": np.arange(3, dtype="float32"), "b": b"\x00"}) == {
+    assert output.json_data({"a": np.arange(3, dtype="float32"), "b": b"\x00"}) == {
         "a": [0.0, 1.0, 2.0],
         "b": {"base64": "AA=="},
     }
-    assert output.plain((Path("a") / "b", np.float64("nan"))) == ["a/b", None]
+    assert output.json_data((Path("a") / "b", np.float64("nan"))) == ["a/b", None]
     described = {"x": {"dtype": "float32", "shape": [64]}}
-    assert output.plain(Signature.parse(described)) == {"inputs": described, "outputs": None}
+    assert output.json_data(Signature.parse(described)) == {"inputs": described, "outputs": None}
 
 
 @given(ANY_JSON)
 def test_json_data_stays_what_it_is(value: object) -> None:
-    assert output.plain(value) == value
+    assert output.json_data(value) == value
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli import attach
 from forebay.producer.cli.options import Home, Json
-from forebay.producer.cli.output import USAGE, clear_errors, print_json, say
+from forebay.producer.cli.output import USAGE, clear_errors, print_json, print_note
 
 if TYPE_CHECKING:
     from forebay.stack.stack import StackState
@@ -174,5 +174,5 @@ def _report_usage(error: Any) -> int:
         error.show()
         return USAGE
     command = error.ctx.command_path if error.ctx else "forebay"
-    say(f"error: {error.format_message().rstrip('.')}; see `{command} --help`")
+    print_note(f"error: {error.format_message().rstrip('.')}; see `{command} --help`")
     return USAGE
