@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -75,17 +75,16 @@ class _Classes:
     def __init__(self, classes: tuple[str, ...], bins: int | None) -> None:
         self._index = {label: i for i, label in enumerate(classes)}
         count = len(classes)
-        self._counted: dict[str, Metric] = {
-            "accuracy": MulticlassAccuracy(count, average="micro", **_ALONE),
-            "precision": MulticlassPrecision(count, average="macro", **_ALONE),
-            "recall": MulticlassRecall(count, average="macro", **_ALONE),
-            "f1": MulticlassF1Score(count, average="macro", **_ALONE),
-        }
-        self._confusion = MulticlassConfusionMatrix(count, **_ALONE)
-        self._areas = MulticlassAUROC(count, average=None, thresholds=bins, **_ALONE)
+        self._counted = _in_double_precision(
+            accuracy=MulticlassAccuracy(count, average="micro", **_ALONE),
+            precision=MulticlassPrecision(count, average="macro", **_ALONE),
+            recall=MulticlassRecall(count, average="macro", **_ALONE),
+            f1=MulticlassF1Score(count, average="macro", **_ALONE),
+        )
+        self._confusion = MulticlassConfusionMatrix(count, **_ALONE).set_dtype(torch.float64)
+        self._areas = MulticlassAUROC(count, average=None, thresholds=bins, **_ALONE).set_dtype(torch.float64)
         self._present = torch.zeros(count, dtype=torch.int64)
         self._surprise, self._scored, self._rows = 0.0, 0, 0
-        _in_double_precision([*self._counted.values(), self._confusion, self._areas])
 
     def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
         truth = self._indices(targets, "target")
@@ -97,8 +96,8 @@ class _Classes:
         chances = None if given is None else self._chances(given)
         predicted = self._indices(columns[LABEL], "predicted label") if LABEL in columns else _largest(chances)
         if len(predicted) == len(truth) and len(truth) and (chances is None or len(chances) == len(truth)):
-            for metric in (*self._counted.values(), self._confusion):
-                metric.update(predicted, truth)
+            self._counted.update(predicted, truth)
+            self._confusion.update(predicted, truth)
             self._present += torch.bincount(truth, minlength=len(self._present))
             self._rows += len(truth)
             if chances is not None:
@@ -109,7 +108,7 @@ class _Classes:
         return len(predicted)
 
     def metrics(self) -> dict[str, float]:
-        found = {name: float(metric.compute()) for name, metric in self._counted.items()}
+        found = {name: float(value) for name, value in self._counted.compute().items()}
         if self._scored < self._rows:  # some rows came without probabilities
             return found
         there = (self._present > 0) & (self._present < self._rows)  # an area needs rows of the class, and others
@@ -141,35 +140,33 @@ class _Classes:
 
 class _Numbers:
     def __init__(self) -> None:
-        self._counted: dict[str, Metric] = {
-            "loss": MeanSquaredError(**_ALONE),
-            "mae": MeanAbsoluteError(**_ALONE),
-            "rmse": MeanSquaredError(squared=False, **_ALONE),
-        }
-        self._fit = R2Score(**_ALONE)
+        self._counted = _in_double_precision(
+            loss=MeanSquaredError(**_ALONE),
+            mae=MeanAbsoluteError(**_ALONE),
+            rmse=MeanSquaredError(squared=False, **_ALONE),
+        )
+        self._fit = R2Score(**_ALONE).set_dtype(torch.float64)
         self._rows = 0
-        _in_double_precision([*self._counted.values(), self._fit])
 
     def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
         predicted, truth = _doubles(next(iter(columns.values())), "predictions"), _doubles(targets, "targets")
         if len(predicted) == len(truth) and len(truth):
-            for metric in (*self._counted.values(), self._fit):
-                metric.update(predicted, truth)
+            self._counted.update(predicted, truth)
+            self._fit.update(predicted, truth)
             self._rows += len(truth)
         return len(predicted)
 
     def metrics(self) -> dict[str, float]:
-        found = {name: float(metric.compute()) for name, metric in self._counted.items()}
+        found = {name: float(value) for name, value in self._counted.compute().items()}
         return found | ({"r2": float(self._fit.compute())} if self._rows > 1 else {})
 
     def confusion(self) -> None:
         return None
 
 
-def _in_double_precision(metrics: Sequence[Metric]) -> None:
+def _in_double_precision(**metrics: Metric) -> MetricCollection:
     """Sums of many numbers, or of large ones, would lose their last digits."""
-    for metric in metrics:
-        metric.set_dtype(torch.float64)
+    return MetricCollection(dict(metrics)).set_dtype(torch.float64)
 
 
 def _columns(predictions: Predictions) -> Mapping[str, Any]:
