@@ -115,7 +115,7 @@ class SequenceParams(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class RecipeInfo:
     """A recipe of Forebay's own: what it tells (CLASSES or NUMBERS), its metric, the losses it can lower, its parameters."""
 
     name: str
@@ -127,22 +127,22 @@ class Recipe:
 
 
 _CLASS_LOSSES = ("cross-entropy", "bce")
-RECIPES: Mapping[str, Recipe] = {
+RECIPES: Mapping[str, RecipeInfo] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
+        RecipeInfo(
             "regressor", "a number from the columns of a table: linear, or a multilayer perceptron", NUMBERS, "r2", ("mse",),
             TabularParams,
         ),
-        Recipe(
+        RecipeInfo(
             "classifier", "a class from the columns of a table, by a multilayer perceptron", CLASSES, "accuracy", _CLASS_LOSSES,
             ClassifierParams,
         ),
-        Recipe(
+        RecipeInfo(
             "image-classifier", "a class from an image, by a convolutional network", CLASSES, "accuracy", _CLASS_LOSSES,
             ImageParams,
         ),
-        Recipe(
+        RecipeInfo(
             "sequence-classifier", "a class from a text or a list of numbers, by a recurrent network", CLASSES, "accuracy",
             _CLASS_LOSSES, SequenceParams,
         ),

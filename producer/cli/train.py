@@ -12,7 +12,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.contract.requests.fields import Field, fields_of
-from forebay.contract.requests.recipes import RECIPES, LoopParams, Recipe, metrics_of
+from forebay.contract.requests.recipes import RECIPES, LoopParams, RecipeInfo, metrics_of
 from forebay.contract.requests.training import TrainRequest
 from forebay.producer.cli.commands import ResourceOptions, examples, job_command, request_options
 from forebay.producer.cli.options import Format, Json, pairs
@@ -142,7 +142,7 @@ def _row(owner: str, param: Field) -> tuple[str, str, str, str, str]:
     return owner, param.name, param.default_text, param.expected, param.help
 
 
-def _recipe_json(recipe: Recipe) -> dict[str, Any]:
+def _recipe_json(recipe: RecipeInfo) -> dict[str, Any]:
     about = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     return about | {"params": _described(recipe.params)}
 

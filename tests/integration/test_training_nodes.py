@@ -1,4 +1,4 @@
-"""The further machines of a run, in the ledger: made for one attempt, dismissed with it; what the run makes of their states."""
+"""The further machines of a run, in the ledger: made for one attempt, canceled with it; what the run makes of their states."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_the_node_jobs_end_with_the_attempt_and_no_others(company: Company) -> N
     assert sorted(states) == sorted([JobState.RUNNING, JobState.CANCELED, JobState.QUEUED, JobState.QUEUED])
 
 
-def test_a_new_attempt_dismisses_what_a_dead_one_has_left(company: Company) -> None:
+def test_a_new_attempt_cancels_what_a_dead_one_has_left(company: Company) -> None:
     left = company.nodes()
     company.jobs.crashed([company.run.id], HELD, "it died")
     [again] = company.jobs.claim([company.run.id], HELD, 60)

@@ -20,9 +20,9 @@ from forebay.contract.signature import ARRAY_DTYPES, Row
 from forebay.datasets.columns import Values
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
+from forebay.worker.trainer import recipes
 from forebay.worker.trainer.artifact import read_artifact
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target, in_unit, served
-from forebay.worker.trainer.recipes import Recipe as Recipe_
 from forebay.worker.trainer.recipes.images import a_pixel
 
 Prepared = tuple[tuple[Tensor, ...], int]
@@ -55,7 +55,7 @@ class RecipeModel:
     """A trained network between its preprocessing and its labels."""
 
     def __init__(
-        self, module: nn.Module, forward: Forward, device: str, recipe: Recipe_, loss: str, target: Target
+        self, module: nn.Module, forward: Forward, device: str, recipe: recipes.Recipe, loss: str, target: Target
     ) -> None:
         self._module = module
         self._forward = forward

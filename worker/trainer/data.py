@@ -62,11 +62,11 @@ def load_data(request: TrainRequest, task: str, normalize: bool, processes: int 
     kept = _kept(read, features, target, request.missing)
     table = read.table.take(kept)
     targets, classes = _targets(table.columns[target], target, task)
-    places = splitting.split_rows(len(table), table.columns, request.split, request.seed)
-    _check_training(targets[places[TRAIN]], classes, target)
+    rows_of = splitting.split_rows(len(table), table.columns, request.split, request.seed)
+    _check_training(targets[rows_of[TRAIN]], classes, target)
     parts = {
         name: SplitData(Table({n: table.columns[n] for n in features}, len(table)).take(rows), targets[rows])
-        for name, rows in places.items()
+        for name, rows in rows_of.items()
     }
     summary = DataSummary(
         rows={name: len(part) for name, part in parts.items()},
@@ -74,7 +74,7 @@ def load_data(request: TrainRequest, task: str, normalize: bool, processes: int 
         features=features,
         classes=classes,
         dropped=len(read.table) - len(kept),
-        leaked=splitting.count_leaked([hashes[i] for i in kept], places),
+        leaked=splitting.count_leaked([hashes[i] for i in kept], rows_of),
     )
     scaled = task != CLASSES and normalize
     return Data(parts, _target(target, classes, parts[TRAIN].targets if scaled else None), summary)
