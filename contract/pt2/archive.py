@@ -2,7 +2,7 @@
 
 Finds the exported program's inputs and outputs, so that `register` needs no signature, and refuses an archive that torch could
 not load safely: `torch.export.load` unpickles what the archive calls pickled, and runs text from its JSON. The producer checks
-before an upload, the worker before a load. contract.pt2.graph checks the graph; worker.runtimes.archive makes the copy that
+before an upload, the worker before a load. contract.pt2.graph checks the graph; worker.runtimes.torch_export makes the copy that
 torch opens.
 """
 

@@ -21,11 +21,10 @@ from forebay.storage.blobs.store import BlobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.worker.child.runner import Runner
-from forebay.worker.execution.artifacts import Artifacts
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
-from forebay.worker.execution.model_cache import ModelCache
+from forebay.worker.execution.model_cache import Artifacts, ModelCache
 from forebay.worker.shared_page import SharedPage, attach_to_parent
 
 log = structlog.get_logger()

@@ -27,6 +27,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.settings import Settings
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
+from forebay.storage.blobs.store import BlobStore, unpack_folder
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.retrying import retry_while_unavailable
@@ -83,6 +84,34 @@ class ModelLoader:
         if spec.timeout_s is None:
             return loaded
         return replace(loaded, model=TimeLimitedModel(loaded.model, self._page, spec.timeout_s))
+
+
+class Artifacts:
+    """A folder of artifacts by checksum. Safe for several processes: each file is put in place whole."""
+
+    def __init__(self, blobs: BlobStore, folder: Path) -> None:
+        self._blobs = blobs
+        self._folder = folder
+
+    def fetch(self, model: ModelVersion) -> Path | None:
+        """Where the version's artifact lies: a file, a folder, or None for a runtime that needs none."""
+        if model.artifact_form == "none":
+            return None
+        digest = model.artifact.removeprefix("sha256:")
+        if model.artifact_form == "folder":
+            return self._folder_of(model.artifact, digest)
+        path = self._folder / digest
+        return path if path.is_file() else self._blobs.fetch(model.artifact, path)
+
+    def _folder_of(self, ref: str, digest: str) -> Path:
+        target = self._folder / f"{digest}.d"
+        if target.is_dir():
+            return target
+        archive = self._blobs.fetch(ref, self._folder / f"{digest}.tar")
+        try:
+            return unpack_folder(archive, target)
+        finally:
+            archive.unlink(missing_ok=True)
 
 
 class ModelCache:

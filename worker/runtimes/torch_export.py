@@ -1,13 +1,17 @@
 """Runs programs that `torch.export.save` wrote (.pt2): the one form that brings its own graph and needs no Python code.
 
-Knows torch.export; worker/runtimes/archive.py decides what torch may open, tensors.py makes and takes apart batches.
+torch never opens the file that was uploaded: contract.pt2 judges it, and a fresh archive is written of only what was judged. So
+it does not matter what zipfile and torch's own reader might see differently.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +25,23 @@ from torch.utils import _pytree as pytree
 
 from forebay.contract.errors import ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
-from forebay.contract.pt2.archive import Pt2, Pt2Tensor, read_pt2
+from forebay.contract.pt2.archive import (
+    CONSTANTS_CONFIG,
+    FORMAT,
+    PROGRAM,
+    SAMPLE_INPUTS,
+    VERSION,
+    WEIGHTS_CONFIG,
+    Pt2,
+    Pt2Tensor,
+    read_pt2,
+)  # fmt: skip
 from forebay.contract.signature import Field, Row
-from forebay.worker.runtimes.archive import write_safe_copy
 from forebay.worker.runtimes.speed import tuned
 from forebay.worker.runtimes.tensors import ONLY_INPUT, batched, split, stack, tensor_bytes
 from forebay.worker.runtimes.tensors import columns as as_columns
 
+_BLOCK = 16 * 2**20
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _forcing = threading.Lock()
 
@@ -120,11 +134,31 @@ def _load(path: Path, facts: Pt2, spec: ModelVersion) -> ExportedProgram:
     beside = path.parent if os.access(path.parent, os.W_OK) else None  # /tmp may be memory, and too small for a model
     with tempfile.TemporaryDirectory(prefix=".pt2-", dir=beside) as folder, _weights_only():
         copy = Path(folder) / "model.pt2"
-        write_safe_copy(path, facts, copy)
+        _write_safe_copy(path, facts, copy)
         try:
             return torch.export.load(copy)
         except Exception as error:  # torch.export raises whatever its layers raise
             raise ModelLoadFailed(f"{spec.ref}: torch {torch.__version__} cannot load this .pt2: {error}") from error
+
+
+def _write_safe_copy(path: Path, facts: Pt2, copy: Path) -> None:
+    """Writes to `copy` an archive with the judged program and the raw tensors it names. Sample inputs, a pickle, are left out."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as target:
+        texts = {
+            FORMAT: "pt2",
+            VERSION: "0",
+            "byteorder": "little",
+            ".data/version": "6\n",
+            PROGRAM: json.dumps(facts.program),
+            WEIGHTS_CONFIG: json.dumps(facts.configs[WEIGHTS_CONFIG]),
+            CONSTANTS_CONFIG: json.dumps(facts.configs[CONSTANTS_CONFIG]),
+            SAMPLE_INPUTS: "",
+        }
+        for name, text in texts.items():
+            target.writestr(f"model/{name}", text)
+        for name in facts.payloads:
+            with source.open(facts.root + name) as raw, target.open(f"model/{name}", "w", force_zip64=True) as out:
+                shutil.copyfileobj(raw, out, _BLOCK)
 
 
 @contextmanager
