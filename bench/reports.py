@@ -23,7 +23,7 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.views import JobFilter, JobViews
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
-from forebay.storage.training.views import TrainingViews
+from forebay.storage.training.queries import TrainingQueries
 
 LIMIT_MS = 300.0
 BATCH = 2_000
@@ -31,48 +31,48 @@ BATCH = 2_000
 
 def reports(store: JobStore) -> dict[str, Callable[[], object]]:
     """Every report there is, with each of its filters, by a name for the table."""
-    page = store.find(limit=100)
+    page = store.queries.find(limit=100)
     some = [job.id for job in page]
     middle = f"{int((store.ledger.now() - 86400 * DAYS / 2) * 1000):012x}" + "0" * 20
     found: dict[str, Callable[[], object]] = {
-        "get": lambda: store.get(some[0]),
-        "find": store.find,
-        "find before (middle)": lambda: store.find(before=middle),
-        "counts": store.counts,
-        "counts of a model": lambda: store.counts(model=MODELS[3]),
-        "counts of a rare model": lambda: store.counts(model=RARE),
-        "depths": store.depths,
-        "queues_waiting": lambda: store.queues_waiting(10.0),
-        "outcomes of 100": lambda: store.outcomes(some),
-        "states of 100": lambda: store.states(some),
+        "get": lambda: store.queries.get(some[0]),
+        "find": store.queries.find,
+        "find before (middle)": lambda: store.queries.find(before=middle),
+        "counts": store.queries.counts,
+        "counts of a model": lambda: store.queries.counts(model=MODELS[3]),
+        "counts of a rare model": lambda: store.queries.counts(model=RARE),
+        "depths": store.queries.depths,
+        "queues_waiting": lambda: store.queries.queues_with_unsent(10.0),
+        "outcomes of 100": lambda: store.queries.outcomes(some),
+        "states of 100": lambda: store.queries.states(some),
     }
     for state in JobState:
-        found[f"find state={state}"] = lambda state=state: store.find(state=[state])  # type: ignore[misc]
+        found[f"find state={state}"] = lambda state=state: store.queries.find(state=[state])  # type: ignore[misc]
     for kind in JobKind:
-        found[f"find kind={kind}"] = lambda kind=kind: store.find(kind=kind)  # type: ignore[misc]
+        found[f"find kind={kind}"] = lambda kind=kind: store.queries.find(kind=kind)  # type: ignore[misc]
     for name, model in {"common": MODELS[0], "rare": RARE, "unknown": "none"}.items():
-        found[f"find model ({name})"] = lambda model=model: store.find(model=model)  # type: ignore[misc]
+        found[f"find model ({name})"] = lambda model=model: store.queries.find(model=model)  # type: ignore[misc]
     return found | _more(store) | _dashboard(store.ledger)
 
 
 def _more(store: JobStore) -> dict[str, Callable[[], object]]:
     """Filters that are rare, or meet nothing."""
     return {
-        "find model, version": lambda: store.find(model=MODELS[12], version=2),
-        "find model, version (unknown)": lambda: store.find(model=MODELS[0], version=9),
-        "find failed of a model": lambda: store.find(model=MODELS[9], state=[JobState.FAILED]),
-        "find failed or expired": lambda: store.find(state=[JobState.FAILED, JobState.EXPIRED]),
-        "find failed of a rare model": lambda: store.find(model=RARE, state=[JobState.FAILED]),
-        "find parent": lambda: store.find(parent_id=f"{900:032x}", limit=1000),
-        "find metadata": lambda: store.find(metadata={"user": "u7"}),
-        "find metadata (unknown)": lambda: store.find(metadata={"user": "nobody"}),
+        "find model, version": lambda: store.queries.find(model=MODELS[12], version=2),
+        "find model, version (unknown)": lambda: store.queries.find(model=MODELS[0], version=9),
+        "find failed of a model": lambda: store.queries.find(model=MODELS[9], state=[JobState.FAILED]),
+        "find failed or expired": lambda: store.queries.find(state=[JobState.FAILED, JobState.EXPIRED]),
+        "find failed of a rare model": lambda: store.queries.find(model=RARE, state=[JobState.FAILED]),
+        "find parent": lambda: store.queries.find(parent_id=f"{900:032x}", limit=1000),
+        "find metadata": lambda: store.queries.find(metadata={"user": "u7"}),
+        "find metadata (unknown)": lambda: store.queries.find(metadata={"user": "nobody"}),
     }
 
 
 def _dashboard(ledger: Ledger) -> dict[str, Callable[[], object]]:
     """What the dashboard's pages ask, of the largest batch and the longest run there are."""
     views, overview = JobViews(ledger), Overview(ledger)
-    batches, training = BatchViews(ledger), TrainingViews(ledger)
+    batches, training = BatchViews(ledger), TrainingQueries(ledger)
     listed = [job.id for job in views.page(JobFilter(kind=JobKind.BATCH)).jobs]
     runs = [job.id for job in views.page(JobFilter(kind=JobKind.TRAIN)).jobs]
     longest, now = runs[0] if runs else "", ledger.now()
@@ -81,22 +81,22 @@ def _dashboard(ledger: Ledger) -> dict[str, Callable[[], object]]:
         "page of batches": lambda: views.page(JobFilter(kind=JobKind.BATCH)),
         "page of failed batches": lambda: views.page(JobFilter(kind=JobKind.BATCH, state=JobState.FAILED)),
         "details of a large batch": lambda: views.details(LARGE),
-        "now": overview.now,
-        "a minute": lambda: overview.stretch(now - 60, now),
-        "half an hour": lambda: overview.stretch(now - 86400, now - 86400 + 1800),
+        "now": overview.load,
+        "a minute": lambda: overview.bucket(now - 60, now),
+        "half an hour": lambda: overview.bucket(now - 86400, now - 86400 + 1800),
         "running by model": overview.running_by_model,
-        "batches: about a page": lambda: batches.about([*listed, LARGE]),
-        "batches: progress": lambda: batches.progress(LARGE),
+        "batches: about a page": lambda: batches.summaries([*listed, LARGE]),
+        "batches: progress": lambda: batches.queries.progress(LARGE),
         "batches: squares": lambda: batches.cells(LARGE),
         "batches: running": lambda: batches.running(LARGE),
         "batches: a page of shards": lambda: batches.shards(LARGE, f"part-000000-{5_000_000:015d}"),
         "batches: errors by kind": lambda: batches.errors(LARGE),
-        "training: about a page": lambda: training.about(runs),
+        "training: about a page": lambda: training.runs_by_id(runs),
         "training: a page's runs": training.runs,
-        "training: the longest curve": lambda: training.thinned(longest),
-        "training: a short curve": lambda: training.thinned(runs[-1] if runs else ""),
+        "training: the longest curve": lambda: training.sampled_curve(longest),
+        "training: a short curve": lambda: training.sampled_curve(runs[-1] if runs else ""),
         "training: checkpoints": lambda: training.checkpoints(longest),
-        "training: evaluations": lambda: training.found_worth(MODELS[0], 1),
+        "training: evaluations": lambda: training.evaluations(MODELS[0], 1),
     }
 
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         upgrade(ledger)
         store = JobStore(ledger)
-        if not store.find(limit=1):
+        if not store.queries.find(limit=1):
             fill(ledger, given.jobs)
         slow = 0
         for name, report in reports(store).items():

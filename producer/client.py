@@ -187,7 +187,7 @@ class Client:
         name, version = self._model_filter(model)
         if type(limit) is not int or not 1 <= limit <= 10_000:
             raise InvalidInput(f"limit {shown(limit)} is not a whole number from 1 to 10000")
-        return self.session.jobs.find(
+        return self.session.jobs.queries.find(
             state=[_member(JobState, s, "state") for s in states if s is not None],
             kind=_member(JobKind, kind, "kind") if kind is not None else None,
             model=name,
@@ -207,7 +207,7 @@ class Client:
         session = self.session
         name, version = self._model_filter(model)
         if dry_run:
-            return session.jobs.count_failed(model=name, version=version)
+            return session.jobs.queries.count_failed(model=name, version=version)
         count, redis_answers = 0, True
         after_id: str | None = ""
         while after_id is not None:
@@ -223,7 +223,7 @@ class Client:
 
     def queues(self) -> list[QueueInfo]:
         """Every declared queue: how many jobs wait, may wait and run, the age of the oldest, its workers and capacity."""
-        depths = self.session.jobs.depths()
+        depths = self.session.jobs.queries.depths()
         workers = self.session.live_workers()
         return [
             QueueInfo(

@@ -50,7 +50,7 @@ class QueueQuota:
             if count <= left and self._clock() < until:
                 self._reserved[queue] = (left - count, until)
                 return None
-            room = maximum - self._store.waiting(queue, maximum)
+            room = maximum - self._store.queries.count_waiting(queue, maximum)
             if count <= min(room, share):
                 self._reserved[queue] = (min(room, share) - count, self._clock() + KEEP_S)
                 return None

@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
-
-from sqlalchemy import text
+from typing import Any
 
 from forebay.contract.job import at
 from forebay.contract.metrics.statistics import Statistics
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.statement import Statement
 
-BEAT = text("""
+HEARTBEAT = Statement("""
 INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at, stats)
 VALUES (:name, :host, :device, :queues, :started, :now, :stats)
 ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, host = :host, device = :device, queues = :queues, started_at = :started,
     stats = :stats""")
-LEAVE = text("DELETE FROM workers WHERE name = :name")
-ALIVE = text(
-    "SELECT name, host, device, queues, started_at, heartbeat_at FROM workers WHERE heartbeat_at >= :since ORDER BY name"
-)
-REPORTS = text(
-    "SELECT name, host, device, queues, started_at, heartbeat_at, stats FROM workers ORDER BY name LIMIT 1000"
-)
-FORGET = text("DELETE FROM workers WHERE heartbeat_at < :before")
+REMOVE = Statement("DELETE FROM workers WHERE name = :name")
+REMOVE_SILENT = Statement("DELETE FROM workers WHERE heartbeat_at < :before")
+_INFO = "name, host, device, queues, started_at, heartbeat_at"
+ALIVE = Statement(f"SELECT {_INFO} FROM workers WHERE heartbeat_at >= :since ORDER BY name")
+REPORTS = Statement(f"SELECT {_INFO}, stats FROM workers ORDER BY name LIMIT 1000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,47 +51,40 @@ class WorkerRegistry:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def beat(
+    def heartbeat(
         self, name: str, host: str, device: str, queues: tuple[str, ...], started: float, stats: str = "{}"
     ) -> None:
-        """Say that this worker lives, since `started` by the ledger's clock; a name that was taken over starts anew.
+        """Note that this worker lives, since `started` by the ledger's clock; a name that was taken over starts anew.
 
         `stats` are its statistics since then, as JSON.
         """
-        values = {"name": name, "host": host, "device": device, "queues": json.dumps(queues), "started": started}
-        values |= {"now": self._ledger.now(), "stats": stats}
+        values = {"host": host, "device": device, "queues": json.dumps(queues), "started": started, "stats": stats}
         with self._ledger.write(durable=False) as connection:
-            connection.execute(BEAT, values)
+            HEARTBEAT.execute(connection, name=name, now=self._ledger.now(), **values)
 
-    def leave(self, name: str) -> None:
-        """Say that this worker has stopped."""
+    def remove(self, name: str) -> None:
+        """Note that this worker has stopped."""
         with self._ledger.write() as connection:
-            connection.execute(LEAVE, {"name": name})
+            REMOVE.execute(connection, name=name)
+
+    def remove_silent(self, older_than_s: float) -> int:
+        """Remove workers that have been silent for longer; how many."""
+        with self._ledger.write() as connection:
+            return REMOVE_SILENT.execute(connection, before=self._ledger.now() - older_than_s).rowcount
 
     def alive(self, within_s: float) -> list[WorkerInfo]:
         """The workers whose last heartbeat is at most `within_s` seconds old."""
-        with self._ledger.read() as connection:
-            rows = connection.execute(ALIVE, {"since": self._ledger.now() - within_s}).fetchall()
-        return [
-            WorkerInfo(name, host, device, tuple(json.loads(queues)), at(started), at(beat))
-            for name, host, device, queues, started, beat in rows
-        ]
+        return [_info(row) for row in self._ledger.rows(ALIVE, since=self._ledger.now() - within_s)]
 
     def reports(self) -> list[WorkerReport]:
         """Every worker that is known, also those that have fallen silent, with its statistics."""
         now = self._ledger.now()
-        with self._ledger.read() as connection:
-            rows = connection.execute(REPORTS).fetchall()
         return [
-            WorkerReport(
-                WorkerInfo(name, host, device, tuple(json.loads(queues)), at(started), at(beat)),
-                max(0.0, now - beat),
-                Statistics.from_dict(json.loads(stats)),
-            )
-            for name, host, device, queues, started, beat, stats in rows
+            WorkerReport(_info(row), max(0.0, now - row.heartbeat_at), Statistics.from_dict(json.loads(row.stats)))
+            for row in self._ledger.rows(REPORTS)
         ]
 
-    def forget(self, older_than_s: float) -> int:
-        """Remove workers that have been silent for longer; how many."""
-        with self._ledger.write() as connection:
-            return connection.execute(FORGET, {"before": self._ledger.now() - older_than_s}).rowcount
+
+def _info(row: Any) -> WorkerInfo:
+    queues = tuple(json.loads(row.queues))
+    return WorkerInfo(row.name, row.host, row.device, queues, at(row.started_at), at(row.heartbeat_at))

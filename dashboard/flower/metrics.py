@@ -73,7 +73,7 @@ class LedgerMetrics:
         try:
             ledger = self._open()
             store, reports = JobStore(ledger), WorkerRegistry(ledger).reports()
-            values = self._values(store.counts(), store.depths(), reports)
+            values = self._values(store.queries.counts(), store.queries.depths(), reports)
         except ForebayError as error:
             log.warning("metrics_incomplete", error=str(error))
             return expose(ledger_families({"ledger_up": {(): 0.0}}))

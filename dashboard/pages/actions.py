@@ -47,10 +47,10 @@ class CancelJob(Action):
     """Cancels a waiting job, and asks the worker of a running one to stop."""
 
     def change(self, queries: LedgerQueries, id: str) -> str | None:
-        before = queries.store.get(id).state
+        before = queries.store.queries.get(id).state
         if queries.store.cancel([id]):
             return "job_canceled"
-        requested = before is JobState.RUNNING and queries.store.get(id).cancel_requested_at is not None
+        requested = before is JobState.RUNNING and queries.store.queries.get(id).cancel_requested_at is not None
         return "job_cancel_requested" if requested else None
 
 

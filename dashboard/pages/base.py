@@ -111,7 +111,7 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
         return datetime.now(UTC)
 
     def read_load(self) -> Awaitable[Snapshot[CurrentLoad]]:
-        return self.ledger.read("load", lambda queries: queries.overview.now())
+        return self.ledger.read("load", lambda queries: queries.overview.load())
 
     def read_trend(self, window: Window) -> Awaitable[Snapshot[Trend]]:
         trends: Trends = self.application.trends

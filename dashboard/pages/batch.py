@@ -77,7 +77,7 @@ def read_batch(queries: LedgerQueries, id: str, first: str) -> BatchPageData:
     return BatchPageData(
         details,
         _request(details.input),
-        batches.progress(id),
+        batches.queries.progress(id),
         batches.cells(id),
         batches.running(id),
         batches.shards(id, first),

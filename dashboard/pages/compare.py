@@ -73,13 +73,13 @@ def _ids(given: Sequence[str]) -> list[str]:
 
 def read_runs(queries: LedgerQueries, ids: Sequence[str]) -> Comparison:
     """These runs; JobNotFound when one of them has not started."""
-    runs = queries.training.about(ids)
+    runs = queries.training.runs_by_id(ids)
     if missing := [id for id in ids if id not in runs]:
         raise JobNotFound(f"job {missing[0]} is not a training job that has started")
     by_letter = dict(zip(LETTERS, ids, strict=False))
     return Comparison(
         {letter: runs[id] for letter, id in by_letter.items()},
-        {letter: queries.training.thinned(id) for letter, id in by_letter.items()},
+        {letter: queries.training.sampled_curve(id) for letter, id in by_letter.items()},
     )
 
 

@@ -86,7 +86,7 @@ def read_job(queries: LedgerQueries, id: str) -> JobPageData:
     details = queries.jobs.details(id, PREVIEW_BYTES)
     return JobPageData(
         details,
-        queries.jobs.past(id),
+        queries.store.queries.past_attempts(id),
         None if details.input is None else preview_input(details.input),
         None if details.result is None else preview_result(details.result),
     )

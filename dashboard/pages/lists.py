@@ -16,7 +16,7 @@ from forebay.dashboard.pages.base import Page
 from forebay.dashboard.reads.curves import BestValue, best
 from forebay.dashboard.reads.job_filter import FIELDS, JobFilterForm
 from forebay.dashboard.reads.ledger import LedgerQueries, Snapshot
-from forebay.storage.batches.views import BatchAbout
+from forebay.storage.batches.views import BatchSummary
 from forebay.storage.jobs.views import JobFilter
 from forebay.storage.training.records import Run
 
@@ -111,7 +111,9 @@ class JobsPage(ListPage):
 
     async def counts(self) -> Snapshot[Mapping[JobState, int]]:
         return await self.ledger.read(
-            "counts", lambda queries: {state: queries.jobs.some(state, COUNT_LIMIT) for state in COUNTED}, max_age_s=5
+            "counts",
+            lambda queries: {state: queries.jobs.count_up_to(state, COUNT_LIMIT) for state in COUNTED},
+            max_age_s=5,
         )
 
 
@@ -123,9 +125,9 @@ class BatchesPage(ListPage):
     about = "Data sets in, data sets out. Newest first."
     kind = JobKind.BATCH
 
-    def rows(self, queries: LedgerQueries, jobs: Sequence[JobInfo]) -> list[tuple[JobInfo, BatchAbout | None]]:
+    def rows(self, queries: LedgerQueries, jobs: Sequence[JobInfo]) -> list[tuple[JobInfo, BatchSummary | None]]:
         """Each batch job, with None for those that no worker has started."""
-        about = queries.batches.about([job.id for job in jobs])
+        about = queries.batches.summaries([job.id for job in jobs])
         return [(job, about.get(job.id)) for job in jobs]
 
 
@@ -139,12 +141,12 @@ class TrainingPage(ListPage):
     kind = JobKind.TRAIN
 
     def rows(self, queries: LedgerQueries, jobs: Sequence[JobInfo]) -> list[TrainingRow]:
-        runs = queries.training.about([job.id for job in jobs])
+        runs = queries.training.runs_by_id([job.id for job in jobs])
         return [_training_row(queries, job, runs.get(job.id)) for job in jobs]
 
 
 def _training_row(queries: LedgerQueries, job: JobInfo, run: Run | None) -> TrainingRow:
     if run is None:
         return TrainingRow(job, None, None)
-    curve = [] if run.metrics else queries.training.thinned(run.id, FEW_POINTS)
+    curve = [] if run.metrics else queries.training.sampled_curve(run.id, FEW_POINTS)
     return TrainingRow(job, run, best(run, curve))

@@ -53,10 +53,10 @@ def read_run(queries: LedgerQueries, id: str) -> RunPageData:
     """A training run; JobNotFound when there is no such training job."""
     details = read_details(queries, id, JobKind.TRAIN)
     training = queries.training
-    run = training.about([id]).get(id)
+    run = training.runs_by_id([id]).get(id)
     if run is None:
         return RunPageData(details, None, _request(details.input), [], [], None)
-    curve = training.thinned(id)
+    curve = training.sampled_curve(id)
     return RunPageData(details, run, run.request, curve, training.checkpoints(id), best(run, curve))
 
 

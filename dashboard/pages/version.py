@@ -17,6 +17,7 @@ from forebay.storage.training.records import Evaluation, Run
 
 MAX_GENERATIONS = 10
 MAX_CHILDREN = 50
+MAX_EVALUATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def read_version(queries: LedgerQueries, ref: str) -> VersionPageData:
         model,
         list(_ancestors(queries, model)),
         children[:MAX_CHILDREN],
-        queries.training.found_worth(model.name, model.version),
+        queries.training.evaluations(model.name, model.version, MAX_EVALUATIONS),
     )
 
 
@@ -93,7 +94,7 @@ def _ancestors(queries: LedgerQueries, model: ModelVersion) -> Iterator[Ancestor
         seen.add(ref)
         lineage = lineage_of(current) if current else {}
         job = lineage.get("job")
-        run = queries.training.about([job]).get(job) if isinstance(job, str) else None
+        run = queries.training.runs_by_id([job]).get(job) if isinstance(job, str) else None
         yield Ancestor(ref, current, lineage, run)
         parent = lineage.get("parent")
         if not isinstance(parent, str):

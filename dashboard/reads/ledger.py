@@ -24,7 +24,7 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.views import JobViews
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
-from forebay.storage.training.views import TrainingViews
+from forebay.storage.training.queries import TrainingQueries
 from forebay.storage.workers import WorkerRegistry
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ class LedgerQueries:
         self.ledger = ledger
         self.jobs = JobViews(ledger)
         self.batches = BatchViews(ledger)
-        self.training = TrainingViews(ledger)
+        self.training = TrainingQueries(ledger)
         self.store = JobStore(ledger)
         self.overview = Overview(ledger)
         self.models = ModelRegistry(ledger)

@@ -88,7 +88,7 @@ class Trends:
         for start in starts:
             bucket = self._kept.get((start, step))
             if bucket is None and (time.monotonic() < until or not found):
-                bucket = overview.stretch(start, min(start + step, now))
+                bucket = overview.bucket(start, min(start + step, now))
                 if start + step < now - SETTLED_S:
                     with self._lock:
                         self._kept[start, step] = bucket

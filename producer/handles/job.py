@@ -43,12 +43,12 @@ class Job:
 
     def info(self) -> JobInfo:
         """The job's row in the ledger now; JobNotFound when retention has deleted it."""
-        return self._session.jobs.get(self.id)
+        return self._session.jobs.queries.get(self.id)
 
     def history(self) -> list[JobEvent]:
         """What happened to the job, oldest first: queued, claimed, lost, retried, ended; JobNotFound like `info`."""
         jobs = self._session.jobs
-        return history(jobs.get(self.id), jobs.past(self.id))
+        return history(jobs.queries.get(self.id), jobs.queries.past_attempts(self.id))
 
     @property
     def state(self) -> JobState:

@@ -25,7 +25,7 @@ class BatchJob(Job):
     @property
     def progress(self) -> BatchProgress:
         """How far it is: rows, shards, rows/s, the time that is left."""
-        return self._session.batches.progress(self.id)
+        return self._session.batches.queries.progress(self.id)
 
     @property
     def errors(self) -> BatchErrors:
@@ -99,7 +99,7 @@ def open_handle(session: Session, id: str) -> Job:
     known = session.watcher.find(check_job_id(id))
     if known is not None:
         return cast(Job, known)
-    kind = session.jobs.get(id).kind
+    kind = session.jobs.queries.get(id).kind
     [job] = session.watcher.register([HANDLES.get(kind, Job)(session, id)])
     session.watcher.refresh([id])
     return job

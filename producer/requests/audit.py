@@ -29,12 +29,12 @@ def audit(session: Session, id: str) -> dict[str, Any]:
     require_pyarrow()
     from forebay.datasets.writing.folder import OutputFolder
 
-    info = session.jobs.get(check_job_id(id))
+    info = session.jobs.queries.get(check_job_id(id))
     if info.kind is not JobKind.BATCH:
         raise InvalidInput(f"job {id} is a {info.kind} job; only batches have files to audit")
-    request = decode(session.payloads.load(*session.batches.request(id)), BatchRequest)
-    folder, totals = OutputFolder(request.output), session.batches.totals(id)
-    files = [file for _, _, outcome in session.batches.outcomes(id) for file in outcome.files]
+    request = decode(session.payloads.load(*session.batches.queries.request(id)), BatchRequest)
+    folder, totals = OutputFolder(request.output), session.batches.queries.totals(id)
+    files = [file for _, _, outcome in session.batches.queries.outcomes(id) for file in outcome.files]
     good, bad = (sum(f.rows for f in files if f.name.startswith("_") is errors) for errors in (False, True))
     faults = list(_file_faults(folder, files, request.format))
     manifest = folder.manifest()

@@ -85,7 +85,7 @@ class Watcher:
         """Read these jobs from the ledger now and deliver those that have ended."""
         wanted = list(ids)
         for start in range(0, len(wanted), IDS_PER_READ):
-            for outcome in self._store.outcomes(wanted[start : start + IDS_PER_READ]):
+            for outcome in self._store.queries.outcomes(wanted[start : start + IDS_PER_READ]):
                 with self._lock:
                     handle = self._awaited.pop(outcome.id, None) or self._handles.get(outcome.id)
                 if handle is not None:

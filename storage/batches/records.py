@@ -1,4 +1,4 @@
-"""What goes into and comes out of BatchStore: plain, frozen records. They know no SQL."""
+"""What goes into and comes out of BatchStore."""
 
 from __future__ import annotations
 

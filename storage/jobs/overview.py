@@ -1,34 +1,33 @@
-"""What the dashboard asks about all jobs at once: what ended in a stretch of time, how long it took, and what waits and runs.
+"""What the dashboard asks about all jobs at once: what ended in a span of time, how long it took, and what waits and runs.
 
-Reads only. A stretch of time is read from an index and a bounded sample of its jobs; putting stretches together, and what
-the figures mean, is the dashboard's business.
+Reads only. A span of time is read from an index and a bounded sample of its jobs; the dashboard puts spans together.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import text
-
 from forebay.contract.job import JobState
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.statement import Statement
 
-ENDED = text("""
-SELECT state, model, version, queue, count(*) FROM jobs WHERE finished_at >= :start AND finished_at < :end
+ENDED = Statement("""
+SELECT state, model, version, queue, count(*) AS jobs FROM jobs WHERE finished_at >= :start AND finished_at < :end
 GROUP BY state, model, version, queue""")
-TIMES = text("""
+TIMES = Statement("""
 SELECT created_at, started_at, finished_at FROM jobs
 WHERE finished_at >= :start AND finished_at < :end AND state IN ('succeeded', 'failed') AND started_at IS NOT NULL
 ORDER BY finished_at LIMIT :limit""")
-WAITING = text("SELECT queue, count(*), min(id) FROM jobs WHERE state = 'queued' GROUP BY queue")
-MADE = "SELECT id, created_at FROM jobs WHERE id {ids}"
+WAITING = Statement("SELECT queue, count(*) AS jobs, min(id) AS oldest FROM jobs WHERE state = 'queued' GROUP BY queue")
+CREATED = Statement("SELECT id, created_at FROM jobs WHERE id = ANY(:ids)")
 # A running batch has no worker: its shards are what runs.
-RUNNING = text("""
-SELECT queue, worker, count(*) FROM jobs WHERE state = 'running' AND worker IS NOT NULL GROUP BY queue, worker""")
-RUNNING_BY_MODEL = text("""
-SELECT model, version, count(*) FROM jobs WHERE state = 'running' AND worker IS NOT NULL GROUP BY model, version""")
-CEILINGS = text('SELECT name, version, device, "rows" FROM batch_ceilings ORDER BY name, version, device')
+RUNNING = Statement("""
+SELECT queue, worker, count(*) AS jobs FROM jobs WHERE state = 'running' AND worker IS NOT NULL GROUP BY queue, worker""")
+RUNNING_BY_MODEL = Statement("""
+SELECT model, version, count(*) AS jobs FROM jobs WHERE state = 'running' AND worker IS NOT NULL GROUP BY model, version""")
+CEILINGS = Statement('SELECT name, version, device, "rows" FROM batch_ceilings ORDER BY name, version, device')
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,51 +89,46 @@ class Overview:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def stretch(self, start: float, end: float, sample: int = 500) -> TimeBucket:
+    def bucket(self, start: float, end: float, sample: int = 500) -> TimeBucket:
         """What ended from `start` until before `end`, with the times of at most `sample` of the jobs that ran."""
-        values = {"start": start, "end": end}
-        with self.ledger.read() as connection:
-            ended = connection.execute(ENDED, values).fetchall()
-            times = connection.execute(TIMES, values | {"limit": sample}).fetchall() if ended else []
+        ended = self.ledger.rows(ENDED, start=start, end=end)
+        times = self.ledger.rows(TIMES, start=start, end=end, limit=sample) if ended else []
         return TimeBucket(
             start,
             end,
-            tuple(EndedJobs(JobState(state), *rest) for state, *rest in ended),
-            tuple((max(0.0, started - made), max(0.0, done - started)) for made, started, done in times),
+            tuple(EndedJobs(JobState(row.state), row.model, row.version, row.queue, row.jobs) for row in ended),
+            tuple(
+                (max(0.0, row.started_at - row.created_at), max(0.0, row.finished_at - row.started_at)) for row in times
+            ),
         )
 
-    def now(self) -> CurrentLoad:
+    def load(self) -> CurrentLoad:
         """What waits and runs now."""
-        ledger, at = self.ledger, self.ledger.now()
-        with ledger.read() as connection:
-            waiting = connection.execute(WAITING).fetchall()
-            oldest = {"ids": ledger.bind([id for _, _, id in waiting])}
+        now = self.ledger.now()
+        with self.ledger.read() as connection:
+            waiting = WAITING.execute(connection).fetchall()
             # The smallest id is the oldest job's but for its client's clock; the ledger's own clock says how old that is.
-            rows = connection.execute(text(MADE.format(ids=ledger.ids())), oldest).fetchall() if waiting else []
-            running = connection.execute(RUNNING).fetchall()
-        made: dict[str, float] = dict(zip([row[0] for row in rows], [row[1] for row in rows], strict=True))
-        depth = {queue: count for queue, count, _ in waiting}
-        age = {queue: max(0.0, at - made.get(id, at)) for queue, _, id in waiting}
-        runs: dict[str, int] = {}
-        workers: dict[str, int] = {}
-        for queue, worker, count in running:
-            runs[queue] = runs.get(queue, 0) + count
-            workers[worker] = workers.get(worker, 0) + count
-        names = sorted({*depth, *runs})
-        queues = tuple(Backlog(name, depth.get(name, 0), age.get(name), runs.get(name, 0)) for name in names)
-        return CurrentLoad(at, queues, workers)
+            oldest = CREATED.execute(connection, ids=[row.oldest for row in waiting])
+            created = {row.id: row.created_at for row in oldest}
+            running = RUNNING.execute(connection).fetchall()
+        depth = {row.queue: row.jobs for row in waiting}
+        age = {row.queue: max(0.0, now - created.get(row.oldest, now)) for row in waiting}
+        by_queue: Counter[str] = Counter()
+        by_worker: Counter[str] = Counter()
+        for row in running:
+            by_queue[row.queue] += row.jobs
+            by_worker[row.worker] += row.jobs
+        names = sorted({*depth, *by_queue})
+        queues = tuple(Backlog(name, depth.get(name, 0), age.get(name), by_queue[name]) for name in names)
+        return CurrentLoad(now, queues, by_worker)
 
     def running_by_model(self) -> dict[tuple[str, int], int]:
         """How many jobs of each model version run now."""
-        with self.ledger.read() as connection:
-            rows = connection.execute(RUNNING_BY_MODEL).fetchall()
-        return {(model, version): count for model, version, count in rows}
+        return {(row.model, row.version): row.jobs for row in self.ledger.rows(RUNNING_BY_MODEL)}
 
     def ceilings(self) -> dict[tuple[str, int], dict[str, int]]:
         """By model version: the most rows that fitted into memory, by kind of device, where memory has run out."""
-        with self.ledger.read() as connection:
-            rows = connection.execute(CEILINGS).fetchall()
-        found: dict[tuple[str, int], dict[str, int]] = {}
-        for name, version, device, most in rows:
-            found.setdefault((name, version), {})[device] = most
-        return found
+        found: defaultdict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+        for row in self.ledger.rows(CEILINGS):
+            found[row.name, row.version][row.device] = row.rows
+        return dict(found)

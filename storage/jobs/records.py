@@ -1,16 +1,19 @@
-"""What goes into and comes out of JobStore: plain, frozen records. They know no SQL."""
+"""What goes into and comes out of the stores of jobs: frozen records, and how they are made from rows and made into them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobError, JobKind, JobState, Transition
 from forebay.contract.references import shown
+from forebay.contract.wire.messages import RoutedJob
 
 _NO_JSONB = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # PostgreSQL's jsonb has no NUL
 
@@ -25,6 +28,10 @@ def json_text(what: str, value: Any, *, sort_keys: bool = False) -> str:
     if _NO_JSONB.search(text):
         raise InvalidInput(f"{what} must not hold the character NUL, got {shown(value)}")
     return text
+
+
+class LeaseLost(Exception):
+    """Another worker has been given the job meanwhile, or it has ended: nothing of this attempt counts any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,7 @@ class NewJob:
     input_ref: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
+class ClaimedJob(msgspec.Struct, frozen=True):
     """A job that this worker now runs: what to run, and the attempt that fences every later write."""
 
     id: str
@@ -106,8 +112,7 @@ class Ended:
     client: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """A finished job as a client reads it."""
 
     id: str
@@ -118,3 +123,32 @@ class Outcome:
     worker: str | None
     attempt: int
     kind: JobKind
+
+
+def new_row(job: NewJob, now: float) -> dict[str, Any]:
+    """A new job as the values of its row."""
+    return {
+        "id": job.id, "kind": job.kind.value, "state": JobState.QUEUED.value, "model": job.model, "version": job.version,
+        "queue": job.queue, "priority": job.priority, "attempt": 0, "uncounted": 0, "max_attempts": job.max_attempts,
+        "created_at": now, "sent_at": now, "deadline_at": job.deadline_at, "progress_done": 0, "progress_total": job.rows,
+        "progress_message": "", "parent_id": job.parent_id, "client": job.client, "input": job.input, "input_ref": job.input_ref,
+        "metadata": json_text("metadata", dict(job.metadata), sort_keys=True) if job.metadata else "{}",
+        "idempotency_key": job.idempotency_key, "request_hash": job.request_hash,
+    }  # fmt: skip
+
+
+def claimed_job(row: dict[str, Any], now: float) -> ClaimedJob:
+    """A row that a claim returned, as the one who claimed it sees it."""
+    waited_s = max(0.0, now - row.pop("created_at"))
+    return ClaimedJob(**row | {"kind": JobKind(row["kind"]), "waited_s": waited_s})
+
+
+def routed_jobs(rows: Iterable[Any]) -> list[RoutedJob]:
+    """Rows of ROUTED_JOB, in the order of their ids."""
+    jobs = [RoutedJob(r.id, r.model, r.version, r.queue, r.priority, r.crashes, bool(r.exclusive)) for r in rows]
+    return sorted(jobs, key=lambda job: job.id)
+
+
+def ended(rows: Iterable[Any]) -> list[Ended]:
+    """Rows of id and client."""
+    return [Ended(row.id, row.client) for row in rows]

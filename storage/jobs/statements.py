@@ -1,43 +1,150 @@
-"""What the statements about jobs have in common: a transition's states as SQL, what ends a lease, what makes a routed_job.
+"""The statements that move jobs from state to state, and what they have in common.
 
-ModelOutputs from contract.job's table of transitions. The statements themselves stand in storage.jobs, storage.job_requests and
-storage.job_reports.
+Each is one transition of contract.job, whose table gives its guard. Who waits for rows takes them in the order of their ids,
+else two of them could wait for each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-from forebay.contract.job import TRANSITIONS, Transition
-from forebay.contract.wire.messages import RoutedJob
-from forebay.storage.jobs.records import Ended
+from forebay.contract.job import TRANSITIONS, JobState, Transition
+from forebay.storage.ledger.statement import Statement
 
 
-def may(transition: Transition) -> str:
+def guard(transition: Transition) -> str:
     """SQL for 'the job is in a state from which it may make this transition'."""
     sources = ", ".join(f"'{state}'" for state in sorted(TRANSITIONS[transition][0]))
     return f"state IN ({sources})"
 
 
-def becomes(transition: Transition) -> str:
+def new_state(transition: Transition) -> str:
     """SQL for 'it is then in this state'."""
     return f"state = '{TRANSITIONS[transition][1]}'"
 
 
-SEVERAL = "kind <> 'predict'"  # each is as long as many jobs, and travels alone
 # `attempt` only ever grows, so a zombie's number never comes up again; `uncounted` of them do not count against the limit.
 COUNTED = "attempt - uncounted"
-ROUTED_JOB = f"id, model, version, queue, priority, crashes, CASE WHEN {SEVERAL} THEN 1 ELSE 0 END"
+# All but predictions are each as long as many jobs, and travel alone.
+ROUTED_JOB = "id, model, version, queue, priority, crashes, CASE WHEN kind <> 'predict' THEN 1 ELSE 0 END AS exclusive"
 NO_LEASE = "worker = NULL, lease_until = NULL"
 END_LEASE = "lease_until = NULL, finished_at = :now"
+HELD = f"WHERE id = :id AND attempt = :attempt AND {guard(Transition.SUCCEED)}"  # by the attempt that writes
+
+# --- what users ask for
+
+# PostgreSQL only. One lock for each of 256 buckets of keys, in order: many keys must not fill its table of locks.
+LOCK_KEYS = Statement("""
+SELECT pg_advisory_xact_lock(1701013616, bucket) FROM (
+    SELECT DISTINCT hashtext(key) & 255 AS bucket FROM unnest(CAST(:keys AS text[])) AS key ORDER BY bucket) AS buckets""")
+# PostgreSQL only, where two who count at once would not see what the other adds.
+LOCK_QUEUE = Statement("SELECT pg_advisory_xact_lock(1701013617, hashtext(:queue))")
+BY_KEY = Statement("SELECT idempotency_key, id, request_hash FROM jobs WHERE idempotency_key = ANY(:keys)")
+
+# What waits ends here and now, and so does a batch, which no worker runs: its shards are what runs. Another running job is
+# only marked, for the worker that runs it to see.
+_ENDS_NOW = "state = 'queued' OR kind = 'batch'"
 
 
-def routed_jobs(rows: Iterable[Any]) -> list[RoutedJob]:
-    """Rows of ROUTED_JOB, in the order of their ids."""
-    return [RoutedJob(*row) for row in sorted(rows)]
+def _cancel(which: str) -> Statement:
+    return Statement(f"""
+UPDATE jobs SET
+    cancel_requested_at = CASE WHEN {_ENDS_NOW} THEN NULL ELSE coalesce(cancel_requested_at, :now) END,
+    finished_at = CASE WHEN {_ENDS_NOW} THEN :now ELSE finished_at END,
+    lease_until = CASE WHEN {_ENDS_NOW} THEN NULL ELSE lease_until END,
+    not_before = NULL,
+    state = CASE WHEN {_ENDS_NOW} THEN '{JobState.CANCELED}' ELSE state END
+WHERE id IN (SELECT id FROM jobs WHERE {which} AND {guard(Transition.CANCEL)} ORDER BY id FOR UPDATE)
+RETURNING id, client, state, kind""")
 
 
-def ended(rows: Iterable[Any]) -> list[Ended]:
-    """Rows of id and client."""
-    return [Ended(*row) for row in rows]
+CANCEL = _cancel("id = ANY(:ids)")
+CANCEL_CHILDREN = _cancel("parent_id = ANY(:ids)")
+
+RESET = f"""{new_state(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, crashes = 0, sent_at = :now, started_at = NULL,
+    finished_at = NULL, deadline_at = NULL, cancel_requested_at = NULL, not_before = NULL, error_type = NULL,
+    error_message = NULL, progress_done = 0, progress_message = ''"""
+# A shard is retried by its batch.
+FAILED = "state IN ('failed', 'expired') AND parent_id IS NULL"
+RETRY = Statement(f"UPDATE jobs SET {RESET} WHERE id = :id AND {guard(Transition.RETRY)} RETURNING {ROUTED_JOB}")
+RETRY_FAILED = Statement(f"""
+UPDATE jobs SET {RESET} WHERE id IN (SELECT id FROM jobs WHERE id = ANY(:ids) AND {FAILED} ORDER BY id FOR UPDATE)
+RETURNING {ROUTED_JOB}""")
+
+# --- what workers do
+
+
+def _claim(more: str) -> Statement:
+    return Statement(f"""
+UPDATE jobs SET {new_state(Transition.CLAIM)}, attempt = attempt + 1, worker = :worker,
+    lease_until = :lease_until, started_at = :now, not_before = NULL
+WHERE id IN (
+    SELECT id FROM jobs WHERE id = ANY(:ids) AND {guard(Transition.CLAIM)} {more}
+    AND (deadline_at IS NULL OR deadline_at > :now) AND (not_before IS NULL OR not_before <= :now) FOR UPDATE SKIP LOCKED)
+RETURNING id, kind, model, version, queue, attempt, max_attempts, client, progress_total AS rows, input, input_ref,
+    {COUNTED} AS tries, crashes, deadline_at, created_at""")
+
+
+CLAIM = _claim("")
+CLAIM_FROM_QUEUES = _claim("AND queue = ANY(:queues)")
+
+RENEW = Statement(f"""
+UPDATE jobs SET lease_until = :lease_until WHERE id IN (
+    SELECT id FROM jobs WHERE id = ANY(:ids) AND worker = :worker AND {guard(Transition.SUCCEED)} ORDER BY id FOR UPDATE)
+RETURNING id""")
+OWNED = Statement(f"""
+SELECT id, attempt, client, cancel_requested_at FROM jobs
+WHERE id = ANY(:ids) AND {guard(Transition.SUCCEED)} ORDER BY id FOR UPDATE""")
+SUCCEED = Statement(f"""
+UPDATE jobs SET {new_state(Transition.SUCCEED)}, {END_LEASE}, result = :result, result_ref = :result_ref,
+    progress_done = progress_total, error_type = NULL, error_message = NULL {HELD}""")
+FAIL = Statement(f"""
+UPDATE jobs SET {new_state(Transition.FAIL)}, {END_LEASE}, error_type = :error_type, error_message = :error_message
+WHERE id = :id AND attempt = :attempt AND {guard(Transition.FAIL)}""")
+# The work of a running job has ended without a result: canceled, or claimed and not begun before its deadline.
+STOP = Statement(f"UPDATE jobs SET {new_state(Transition.CANCEL)}, {END_LEASE} {HELD}")
+EXPIRE_UNBEGUN = Statement(f"UPDATE jobs SET {new_state(Transition.EXPIRE)}, {END_LEASE} {HELD}")
+POSTPONE = Statement(f"""
+UPDATE jobs SET {new_state(Transition.RELEASE)}, {NO_LEASE}, uncounted = uncounted + :uncounted, started_at = NULL,
+    sent_at = :now, not_before = :not_before, progress_message = :reason
+WHERE id = :id AND attempt = :attempt AND {guard(Transition.RELEASE)}""")
+
+# What nobody runs any more and a user has asked to stop is canceled; it must not be queued again.
+ASKED, NOT_ASKED = "cancel_requested_at IS NOT NULL", "cancel_requested_at IS NULL"
+_RELEASED = f"id = ANY(:ids) AND worker = :worker AND {guard(Transition.RELEASE)}"
+STOP_RELEASED = Statement(f"""
+UPDATE jobs SET {new_state(Transition.CANCEL)}, {END_LEASE} WHERE id IN (
+    SELECT id FROM jobs WHERE {_RELEASED} AND {ASKED} ORDER BY id FOR UPDATE)""")
+RELEASE = Statement(f"""
+UPDATE jobs SET {new_state(Transition.RELEASE)}, {NO_LEASE}, uncounted = uncounted + 1, started_at = NULL, sent_at = :now
+WHERE id IN (SELECT id FROM jobs WHERE {_RELEASED} AND {NOT_ASKED} ORDER BY id FOR UPDATE)
+RETURNING {ROUTED_JOB}""")
+MARK_UNSENT = Statement("""
+UPDATE jobs SET sent_at = 0 WHERE id IN (
+    SELECT id FROM jobs WHERE id = ANY(:ids) AND state = 'queued' ORDER BY id FOR UPDATE)""")
+
+# --- attempts that a job's row is about to forget, kept in job_attempts: none of a job that runs once and ends
+
+_ADD_ATTEMPT = "INSERT INTO job_attempts (job_id, attempt, worker, started_at, ended_at, ended, reason)"
+_ONCE = "ON CONFLICT (job_id, attempt, ended) DO NOTHING"
+
+
+def _keep(ended: str, reason: str, which: str) -> Statement:
+    return Statement(f"""
+{_ADD_ATTEMPT} SELECT id, attempt, worker, started_at, coalesce(finished_at, :now), {ended}, {reason}
+FROM jobs WHERE {which} {_ONCE}""")
+
+
+def keep_outcome(which: str) -> Statement:
+    """Keep how these jobs ended, before a retry takes it back."""
+    return _keep("state", "CASE WHEN error_type IS NULL THEN '' ELSE error_type || ': ' || error_message END", which)
+
+
+KEEP_RETRIED = keep_outcome(f"id = :id AND {guard(Transition.RETRY)}")
+KEEP_FAILED = keep_outcome(f"id = ANY(:ids) AND {FAILED}")
+KEEP_RELEASED = _keep("'released'", "''", _RELEASED)
+KEEP_POSTPONED = _keep(
+    "'postponed'", "CAST(:reason AS text)", f"id = :id AND attempt = :attempt AND {guard(Transition.RELEASE)}"
+)
+KEEP_REFUSED = Statement(
+    f"{_ADD_ATTEMPT} SELECT id, :attempt, :worker, NULL, :now, 'refused', :reason FROM jobs WHERE id = :id {_ONCE}"
+)
+KEEP_LOST = Statement(f"{_ADD_ATTEMPT} VALUES (:id, :attempt, :worker, :started_at, :now, 'lost', :reason) {_ONCE}")

@@ -1,7 +1,6 @@
 """What the dashboard asks about jobs: pages of the list under filters, and everything the ledger knows of one job.
 
 Reads only, and never much: a page looks at a bounded number of rows however many there are, and says where it stopped.
-Who may see it, and how it is shown, is not known here.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState, at, utc
-from forebay.storage.jobs.queries import FEW_KINDS, HAS_METADATA, INFO, RARE_KINDS, JobQueries, _info
+from forebay.storage.jobs.queries import HAS_METADATA, INFO, IS_RARE_KIND, RARE_KINDS, job_info, metadata_filter
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.statement import Statement
 
 FIRST_ID, LAST_ID = "0" * 32, "g" * 32  # an id is hexadecimal, and sorts by the time it was made
 CLOCKS_APART_S = 3600.0  # ids are made by clients: how far their clocks may be from the ledger's
@@ -27,17 +27,14 @@ ENDED_BADLY = frozenset({JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
 IS_ENDED_BADLY = "state IN ('failed', 'canceled', 'expired')"  # as the partial index has it, or SQLite would not use it
 UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING})
 
-FLOOR = "SELECT id FROM jobs WHERE {base} AND id < :before AND id >= :low ORDER BY id DESC LIMIT 1 OFFSET :window"
-PAGE = f"SELECT {INFO} FROM jobs WHERE {{where}} AND id < :before AND id >= :low ORDER BY id DESC LIMIT :limit"
-LIVE = "SELECT id FROM jobs WHERE state = '{state}' LIMIT :limit"
-CHILDREN = "SELECT state, count(*) FROM jobs WHERE parent_id = :id GROUP BY state"
-SOME = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {where} LIMIT :limit) AS found"
-
-DETAILS = f"""
+WITH_STATE = {state: Statement(f"SELECT id FROM jobs WHERE state = '{state}' LIMIT :limit") for state in UNFINISHED}
+CHILDREN = Statement("SELECT state, count(*) AS jobs FROM jobs WHERE parent_id = :id GROUP BY state")
+DETAILS = Statement(f"""
 SELECT {INFO}, attempt AS attempts, sent_at, lease_until, client, idempotency_key, input_ref, result_ref,
-    {{input_size}} AS input_size, {{result_size}} AS result_size,
-    CASE WHEN {{input_size}} <= :limit THEN input END AS input, CASE WHEN {{result_size}} <= :limit THEN result END AS result
-FROM jobs WHERE id = :id"""
+    length(input) AS input_size, length(result) AS result_size,
+    CASE WHEN length(input) <= :limit THEN input END AS input,
+    CASE WHEN length(result) <= :limit THEN result END AS result
+FROM jobs WHERE id = :id""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +88,11 @@ class JobDetails:
     children: Mapping[JobState, int]
 
 
-class JobViews(JobQueries):
+class JobViews:
     """Pages of jobs and single jobs, for people. Thread-safe."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
 
     def page(self, wanted: JobFilter, *, limit: int = 50, before: str | None = None, budget_s: float = 0.25) -> JobPage:
         """The newest jobs that meet the filter, of those older than the job `before`; about `budget_s` seconds of work.
@@ -102,36 +102,30 @@ class JobViews(JobQueries):
         """
         where, values = self._conditions(wanted)
         low, high = _bounds(wanted, before)
-        with self.ledger.read() as connection:
-            few = self._few_ids(connection, wanted.state) if wanted.state in UNFINISHED else None
+        with self._ledger.read() as connection:
+            few = _few_ids(connection, wanted.state)
             if few is not None:
-                where, values = f"{where} AND id {self.ledger.ids('few')}", values | {"few": self.ledger.bind(few)}
+                where, values = f"{where} AND id = ANY(:few)", values | {"few": few}
+            walk = _Walk(connection, _base(wanted), where, values)
             if few is not None or wanted.parent_id is not None:
-                rows = connection.execute(
-                    _sql(PAGE, where), values | {"before": high, "low": low, "limit": limit}
-                ).fetchall()
-                return _page([_info(row) for row in rows], limit)
-            return _walk(connection, _base(wanted), where, values, low, high, limit, time.monotonic() + budget_s)
+                return _page(walk.jobs(low, high, limit), limit)
+            return walk.page(low, high, limit, time.monotonic() + budget_s)
 
-    def some(self, state: JobState, limit: int) -> int:
+    def count_up_to(self, state: JobState, limit: int) -> int:
         """How many jobs are in a state, counted up to `limit`."""
-        with self.ledger.read() as connection:
-            return int(connection.execute(_sql(SOME, _in_state(state)), {"limit": limit}).scalar_one())
+        some = Statement(f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {_in_state(state)} LIMIT :limit) AS found")
+        return int(self._ledger.scalar(some, limit=limit))
 
     def details(self, id: str, payload_limit: int = 65536) -> JobDetails:
         """Everything about one job; JobNotFound when there is none of this id."""
-        size = "length({})" if self.ledger.sqlite else "octet_length({})"
-        statement = DETAILS.format(input_size=size.format("input"), result_size=size.format("result"))
-        with self.ledger.read() as connection:
-            row = connection.execute(text(statement), {"id": id, "limit": payload_limit}).fetchone()
-            children = connection.execute(text(CHILDREN), {"id": id}).fetchall()
+        row = self._ledger.row(DETAILS, id=id, limit=payload_limit)
         if row is None:
             raise JobNotFound(f"no job has the id {id!r}; it never existed, or retention has deleted it")
-        columns = INFO.count(",") + 1
-        attempts, sent, lease, client, key, input_ref, result_ref, input_size, result_size, into, out = row[columns:]
         return JobDetails(
-            _info(row[:columns]), attempts, at(sent), utc(lease), client, key, input_ref, result_ref, input_size,
-            result_size, into, out, {JobState(state): count for state, count in children},
+            info=job_info(row), attempts=row.attempts, sent_at=at(row.sent_at), lease_until=utc(row.lease_until),
+            client=row.client, idempotency_key=row.idempotency_key, input_ref=row.input_ref, result_ref=row.result_ref,
+            input_size=row.input_size, result_size=row.result_size, input=row.input, result=row.result,
+            children={JobState(row.state): row.jobs for row in self._ledger.rows(CHILDREN, id=id)},
         )  # fmt: skip
 
     def _conditions(self, wanted: JobFilter) -> tuple[str, dict[str, Any]]:
@@ -144,47 +138,50 @@ class JobViews(JobQueries):
         # Literals, so that the planner sees which partial index holds them.
         where += [_in_state(wanted.state)] if wanted.state else []
         where += [_of_kind(wanted.kind)] if wanted.kind else []
-        where += [HAS_METADATA] if wanted.metadata else []
         values: dict[str, Any] = dict(equal)
         for name, comparison in (("since", ">="), ("until", "<=")):
             if (value := getattr(wanted, name)) is not None:
                 where.append(f"created_at {comparison} :{name}")
                 values[name] = value
-        for i, (key, value) in enumerate(wanted.metadata.items()):
-            where.append(self._metadata_filter(i))
-            values |= self._metadata_values(i, key, value)
-        return " AND ".join(where) or "1 = 1", values
-
-    def _few_ids(self, connection: Connection, state: JobState | None) -> list[str] | None:
-        """The ids of all jobs in a state that has an index without their order, or None when there are many."""
-        ids = list(connection.execute(text(LIVE.format(state=state)), {"limit": FEW + 1}).scalars())
-        return ids if len(ids) <= FEW else None
+        clauses, of_metadata = metadata_filter(wanted.metadata, self._ledger.sqlite)
+        return " AND ".join([*where, *clauses]) or "1 = 1", values | of_metadata
 
 
-def _walk(
-    connection: Connection,
-    base: str,
-    where: str,
-    values: Mapping[str, Any],
-    low: str,
-    high: str,
-    limit: int,
-    until: float,
-) -> JobPage:
-    """Windows of jobs, each larger than the one before, until the page is full, the jobs are all seen or the time is up."""
-    jobs: list[JobInfo] = []
-    window, floor, bottom = WINDOW, _sql(FLOOR, base=base), low
-    while True:
-        found = connection.execute(floor, {**values, "before": high, "low": low, "window": window}).scalar()
-        bottom = low if found is None else found
-        wanted = {"before": high, "low": bottom, "limit": limit - len(jobs)}
-        rows = connection.execute(_sql(PAGE, where), {**values, **wanted}).fetchall()
-        jobs += [_info(row) for row in rows]
-        if len(jobs) == limit or found is None:
-            return _page(jobs, limit)
-        high, window = bottom, min(window * 4, LARGEST_WINDOW)
-        if time.monotonic() > until:
-            return JobPage(jobs, high, at(made_at(high)))
+def _few_ids(connection: Connection, state: JobState | None) -> list[str] | None:
+    """The ids of all jobs in a state that has an index without their order; None for other states, and for many jobs."""
+    if state is None or state not in UNFINISHED:
+        return None
+    ids = list(WITH_STATE[state].execute(connection, limit=FEW + 1).scalars())
+    return ids if len(ids) <= FEW else None
+
+
+class _Walk:
+    """A walk back over the jobs that meet a filter, from the newest."""
+
+    def __init__(self, connection: Connection, base: str, where: str, values: Mapping[str, Any]) -> None:
+        self._connection, self._values = connection, values
+        between = "id < :before AND id >= :low ORDER BY id DESC"
+        self._floor = Statement(f"SELECT id FROM jobs WHERE {base} AND {between} LIMIT 1 OFFSET :window")
+        self._jobs = Statement(f"SELECT {INFO} FROM jobs WHERE {where} AND {between} LIMIT :limit")
+
+    def jobs(self, low: str, before: str, limit: int) -> list[JobInfo]:
+        """The newest of them whose ids are between `low` and `before`."""
+        rows = self._jobs.execute(self._connection, **self._values, low=low, before=before, limit=limit)
+        return [job_info(row) for row in rows]
+
+    def page(self, low: str, high: str, limit: int, until: float) -> JobPage:
+        """Windows of jobs, each larger than the one before, until the page is full, all jobs are seen or the time is up."""
+        jobs: list[JobInfo] = []
+        window = WINDOW
+        while True:
+            bounds = {"low": low, "before": high, "window": window}
+            floor = self._floor.execute(self._connection, **self._values, **bounds).scalar()
+            jobs += self.jobs(low if floor is None else floor, high, limit - len(jobs))
+            if len(jobs) == limit or floor is None:
+                return _page(jobs, limit)
+            high, window = floor, min(window * 4, LARGEST_WINDOW)
+            if time.monotonic() > until:
+                return JobPage(jobs, high, at(made_at(high)))
 
 
 def _page(jobs: list[JobInfo], limit: int) -> JobPage:
@@ -203,7 +200,7 @@ def _base(wanted: JobFilter) -> str:
 
 
 def _of_kind(kind: JobKind) -> str:
-    return f"kind = '{kind.value}'" + (f" AND {FEW_KINDS}" if kind in RARE_KINDS else "")
+    return f"kind = '{kind.value}'" + (f" AND {IS_RARE_KIND}" if kind in RARE_KINDS else "")
 
 
 def _in_state(state: JobState) -> str:
@@ -225,8 +222,3 @@ def _id_at(seconds: float) -> str:
 def made_at(id: str) -> float:
     """When a job's id was made, in seconds since the epoch by its client's clock."""
     return int(id[:12], 16) / 1000
-
-
-@lru_cache(maxsize=256)
-def _sql(statement: str, where: str = "", base: str = "") -> Any:
-    return text(statement.format(where=where, base=base))

@@ -7,21 +7,21 @@ statements say is storage.jobs', storage.models' and storage.workers' business.
 from __future__ import annotations
 
 import fcntl
-import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import mask_password
+from forebay.storage.ledger.statement import Statement
 
 BUSY_TIMEOUT_S = 60
 # Pages. At the default of 1000 every few thousand jobs one commit waits a quarter of a second for the log to be moved; the
@@ -66,16 +66,26 @@ class Ledger:
         with self._clear_errors(), self._reader.connect() as connection, self._limited(connection):
             yield connection
 
-    def scalar(self, statement: TextClause, values: Mapping[str, Any]) -> Any:
+    def rows(self, statement: Statement, /, **values: Any) -> Sequence[Any]:
+        """What a query gives."""
+        with self.read() as connection:
+            return statement.execute(connection, **values).fetchall()
+
+    def row(self, statement: Statement, /, **values: Any) -> Any:
+        """The first row of a query, None when there is none."""
+        with self.read() as connection:
+            return statement.execute(connection, **values).fetchone()
+
+    def scalar(self, statement: Statement, /, **values: Any) -> Any:
         """The first value of a small query, None when there is none.
 
-        On SQLite the driver answers by itself: SQLAlchemy's share would be ten times the query's, at every submit.
+        On SQLite the driver answers directly: SQLAlchemy's share would be ten times the query's, at every submit.
         """
-        if not self.sqlite:
+        if not self.sqlite or self._limit is not None:
             with self.read() as connection:
-                return connection.execute(statement, values).scalar()
+                return statement.execute(connection, **values).scalar()
         with self._clear_errors(), closing(self.engine.raw_connection()) as pooled:
-            row = pooled.cursor().execute(statement.text, values).fetchone()
+            row = pooled.cursor().execute(statement.sqlite.text, statement.bind(values, sqlite=True)).fetchone()
         return row[0] if row else None
 
     @contextmanager
@@ -90,31 +100,6 @@ class Ledger:
             if not durable and not self.sqlite:
                 connection.execute(text("SET LOCAL synchronous_commit = off"))
             yield connection
-
-    def ids(self, name: str = "ids") -> str:
-        """SQL for 'one of the list bound as `name`'; the same text for a list of any length, so it is planned once."""
-        return f"IN (SELECT value FROM json_each(:{name}))" if self.sqlite else f"= ANY(:{name})"
-
-    def bind(self, values: Sequence[Any]) -> Any:
-        """The value to bind for `ids`."""
-        return json.dumps(list(values)) if self.sqlite else list(values)
-
-    def statement(self, sql: str) -> TextClause:
-        """A statement whose {ids}, {queues}, {skip_locked} and {for_update} are written as this database wants them."""
-        return text(
-            sql.replace("{ids}", self.ids())
-            .replace("{queues}", self.ids("queues"))
-            .replace("{skip_locked}", self.skip_locked())
-            .replace("{for_update}", self.for_update())
-        )
-
-    def skip_locked(self) -> str:
-        """SQL that lets two workers pick rows side by side; SQLite's single writer needs none."""
-        return "" if self.sqlite else "FOR UPDATE SKIP LOCKED"
-
-    def for_update(self) -> str:
-        """SQL that holds the rows read until the transaction ends; SQLite's single writer needs none."""
-        return "" if self.sqlite else "FOR UPDATE"
 
     def now(self) -> float:
         """Seconds since the epoch by the ledger's clock: leases must not depend on whose watch is fast."""

@@ -1,10 +1,9 @@
-"""The reading half of TrainingStore: runs, their curves and checkpoints, what versions were found to be worth."""
+"""TrainingQueries: runs, their curves and checkpoints, and how well versions did. Changes nothing."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,24 +13,40 @@ from forebay.contract.job import JobState, at, utc
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import DataSummary
+from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.statement import Statement
 from forebay.storage.training.records import Checkpoint, Evaluation, Measured, Run
 
-RUN_COLUMNS = """r.id, r.model, r.recipe, j.state, r.request, r.resumed, r.steps, r.data, r.version, r.metrics, r.confusion,
-r.promoted, r.verdict, j.created_at, j.started_at, j.finished_at"""
-RUN = f"SELECT {RUN_COLUMNS} FROM training_runs r JOIN jobs j ON j.id = r.id WHERE r.id = :id"
-RUNS = f"""
-SELECT {RUN_COLUMNS} FROM training_runs r JOIN jobs j ON j.id = r.id WHERE r.id < :before
-ORDER BY r.id DESC LIMIT :limit"""
-RUNS_OF = RUNS.replace("WHERE", "WHERE r.model = :model AND")
-MEASURED = """
+MAX_POINTS = 500  # of one split of one run
+
+_RUNS = """
+SELECT r.id, r.model, r.recipe, j.state, r.request, r.resumed, r.steps, r.data, r.version, r.metrics, r.confusion,
+    r.promoted, r.verdict, j.created_at, j.started_at, j.finished_at
+FROM training_runs r JOIN jobs j ON j.id = r.id"""
+RUN = Statement(f"{_RUNS} WHERE r.id = :id")
+RUNS_BY_ID = Statement(f"{_RUNS} WHERE r.id = ANY(:ids)")
+RUNS = Statement(f"{_RUNS} WHERE r.id < :before ORDER BY r.id DESC LIMIT :limit")
+RUNS_OF_MODEL = Statement(f"{_RUNS} WHERE r.model = :model AND r.id < :before ORDER BY r.id DESC LIMIT :limit")
+MEASURED = Statement("""
 SELECT split, step, epoch, at, measured, rows_per_s FROM job_metrics WHERE job_id = :id AND step > :after
-ORDER BY step, split LIMIT :limit"""
+ORDER BY step, split LIMIT :limit""")
+# The index alone says which steps are shown: every so-manieth of a split, and its last.
+MEASURED_EVENLY = Statement("""
+SELECT m.split, m.step, m.epoch, m.at, m.measured, m.rows_per_s FROM (
+    SELECT split, step, row_number() OVER (PARTITION BY split ORDER BY step) AS number,
+        count(*) OVER (PARTITION BY split) AS many
+    FROM job_metrics WHERE job_id = :id) AS n
+JOIN job_metrics m ON m.job_id = :id AND m.split = n.split AND m.step = n.step
+WHERE (n.number - 1) % ((n.many - 1) / :most + 1) = 0 OR n.number = n.many ORDER BY m.step, m.split""")
 CHECKPOINT_COLUMNS = "step, epoch, attempt, blob, bytes, at"
-CHECKPOINTS = f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE job_id = :id ORDER BY step DESC"
-EVALUATIONS = """
+CHECKPOINTS = Statement(f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE job_id = :id ORDER BY step DESC")
+EVALUATIONS = Statement("""
 SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at FROM evaluations
-WHERE model = :model AND version = :version ORDER BY id DESC LIMIT :limit"""
+WHERE model = :model AND version = :version ORDER BY id DESC LIMIT :limit""")
+OLDER_RUN = Statement("""
+SELECT count(*) FROM (
+    SELECT id FROM jobs WHERE state = 'queued' AND queue = :queue AND kind = 'node' AND parent_id < :id LIMIT 1) AS older""")
 END_OF_IDS = "g"  # ids are hex digits: all are below
 
 
@@ -39,96 +54,87 @@ class TrainingQueries:
     """Reads training runs from the ledger. Thread-safe."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self._sql = cache(ledger.statement)
+        self._ledger = ledger
 
     def run(self, id: str) -> Run:
         """A run that has begun; JobNotFound otherwise."""
-        rows = self._rows(RUN, id=id)
-        if not rows:
-            raise JobNotFound(f"job {id} is no training job that has begun")
-        return run_of(rows[0])
+        row = self._ledger.row(RUN, id=id)
+        if row is None:
+            raise JobNotFound(f"job {id} is not a training job that has begun")
+        return _run(row)
 
     def data_of(self, version: ModelVersion) -> DataSummary | None:
         """The data that a version was trained on, by its lineage; None when it was not trained here or its job is gone."""
         lineage = version.metadata.get("lineage")
         id = lineage.get("job") if isinstance(lineage, Mapping) else None
-        rows = self._rows(RUN, id=id) if isinstance(id, str) else []
-        return run_of(rows[0]).data if rows else None
+        row = self._ledger.row(RUN, id=id) if isinstance(id, str) else None
+        return None if row is None else _run(row).data
 
     def runs(self, model: str | None = None, *, before: str | None = None, limit: int = 100) -> list[Run]:
         """Runs, the newest first; of one model, and older than the run `before`, where these are given."""
-        values = {"before": before or END_OF_IDS, "limit": limit}
-        rows = self._rows(RUNS, **values) if model is None else self._rows(RUNS_OF, model=model, **values)
-        return [run_of(row) for row in rows]
+        statement = RUNS if model is None else RUNS_OF_MODEL
+        return [
+            _run(row) for row in self._ledger.rows(statement, model=model, before=before or END_OF_IDS, limit=limit)
+        ]
+
+    def runs_by_id(self, ids: Sequence[str]) -> dict[str, Run]:
+        """Those of these training jobs that have begun."""
+        return {row.id: _run(row) for row in self._ledger.rows(RUNS_BY_ID, ids=ids)}
 
     def curve(self, id: str, *, after: int = -1, limit: int = 10_000) -> list[Measured]:
         """What was measured after step `after`, in the order of the steps."""
-        return [
-            Measured(split, step, epoch, at(when), json.loads(measured), rows_per_s)
-            for split, step, epoch, when, measured, rows_per_s in self._rows(MEASURED, id=id, after=after, limit=limit)
-        ]
+        return [_measured(row) for row in self._ledger.rows(MEASURED, id=id, after=after, limit=limit)]
+
+    def sampled_curve(self, id: str, most: int = MAX_POINTS) -> list[Measured]:
+        """A run's curve, of each split about `most` points at most, evenly over its steps, the first and the last among them."""
+        return [_measured(row) for row in self._ledger.rows(MEASURED_EVENLY, id=id, most=most)]
 
     def checkpoints(self, id: str) -> list[Checkpoint]:
         """The checkpoints that are kept, the newest first."""
-        return [checkpoint(row) for row in self._rows(CHECKPOINTS, id=id)]
+        return [checkpoint(row) for row in self._ledger.rows(CHECKPOINTS, id=id)]
 
     def evaluations(self, model: str, version: int, limit: int = 100) -> list[Evaluation]:
-        """What a version was found to be worth, the newest first."""
-        return [
-            Evaluation(
-                row[0], row[1], row[2], row[3], row[4], row[5], json.loads(row[6]), _loaded(row[7]), _loaded(row[8]),
-                row[9], int(row[10]), at(row[11]),
-            )
-            for row in self._rows(EVALUATIONS, model=model, version=version, limit=limit)
-        ]  # fmt: skip
+        """How well a version did, the newest evaluation first."""
+        return [_evaluation(row) for row in self._ledger.rows(EVALUATIONS, model=model, version=version, limit=limit)]
 
-    def _last(self, connection: Connection, id: str) -> Checkpoint | None:
-        row = connection.execute(self._sql(CHECKPOINTS), {"id": id}).fetchone()
-        return None if row is None else checkpoint(row)
+    def older_run_waits(self, job: ClaimedJob) -> bool:
+        """Whether an older run waits in the same queue for machines: of two runs that wait for each other's, one must yield."""
+        return bool(self._ledger.scalar(OLDER_RUN, queue=job.queue, id=job.id))
 
-    def _rows(self, statement: str, **values: Any) -> Sequence[Any]:
-        with self.ledger.read() as connection:
-            return connection.execute(self._sql(statement), values).fetchall()
+
+def last_checkpoint(connection: Connection, id: str) -> Checkpoint | None:
+    """A run's newest checkpoint, within a transaction of the caller's."""
+    row = CHECKPOINTS.execute(connection, id=id).fetchone()
+    return None if row is None else checkpoint(row)
 
 
 def checkpoint(row: Any) -> Checkpoint:
     """A row of CHECKPOINT_COLUMNS."""
-    step, epoch, attempt, blob, size, when = row
-    return Checkpoint(step, epoch, attempt, blob, size, at(when))
+    return Checkpoint(row.step, row.epoch, row.attempt, row.blob, row.bytes, at(row.at))
 
 
-def jsons(value: Any) -> str | None:
-    """As JSON, nothing as nothing."""
-    return None if value is None else json.dumps(value)
+def _measured(row: Any) -> Measured:
+    return Measured(row.split, row.step, row.epoch, at(row.at), json.loads(row.measured), row.rows_per_s)
+
+
+def _evaluation(row: Any) -> Evaluation:
+    return Evaluation(
+        id=row.id, model=row.model, version=row.version, dataset=row.dataset, sha256=row.sha256, rows=row.rows,
+        metrics=json.loads(row.metrics), confusion=_loaded(row.confusion), classes=_loaded(row.classes),
+        ms_per_row=row.ms_per_row, failed=int(row.failed), at=at(row.at),
+    )  # fmt: skip
+
+
+def _run(row: Any) -> Run:
+    data = decode(row.data, DataSummary) if row.data else None
+    return Run(
+        id=row.id, model=row.model, recipe=row.recipe, state=JobState(row.state), request=json.loads(row.request),
+        resumed=row.resumed, steps=row.steps, data=data, version=row.version, metrics=_loaded(row.metrics),
+        confusion=_loaded(row.confusion), promoted=None if row.promoted is None else bool(row.promoted),
+        verdict=row.verdict, created_at=at(row.created_at), started_at=utc(row.started_at),
+        finished_at=utc(row.finished_at),
+    )  # fmt: skip
 
 
 def _loaded(text: str | None) -> Any:
     return None if text is None else json.loads(text)
-
-
-def run_of(row: Any) -> Run:
-    """A row of RUN_COLUMNS."""
-    (
-        id,
-        model,
-        recipe,
-        state,
-        request,
-        resumed,
-        steps,
-        data,
-        version,
-        metrics,
-        confusion,
-        promoted,
-        verdict,
-        *times,
-    ) = row
-    created, started, finished = times
-    found = decode(data, DataSummary) if data else None
-    return Run(
-        id, model, recipe, JobState(state), json.loads(request), resumed, steps, found, version, _loaded(metrics),
-        _loaded(confusion), None if promoted is None else bool(promoted), verdict, at(created), utc(started),
-        utc(finished),
-    )  # fmt: skip

@@ -1,11 +1,13 @@
-"""What goes into and comes out of TrainingStore: plain, frozen records. They know no SQL."""
+"""What goes into and comes out of TrainingStore."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from forebay.contract.job import JobState
 from forebay.contract.requests.training import DataSummary
@@ -61,9 +63,8 @@ class Run:
     finished_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a version was found to be worth on a data set. `confusion` counts rows by true and then by predicted class.
+class Evaluation(msgspec.Struct, frozen=True):
+    """How well a version did on a data set. `confusion` counts rows by true and then by predicted class.
 
     `rows` were compared; `failed` others could not be read, run, or had no target. `ms_per_row` is the device's time, in batches.
     """
@@ -84,11 +85,10 @@ class Evaluation:
 
 def evaluation_value(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as the value that its job's result holds."""
-    value = {field.name: getattr(evaluation, field.name) for field in fields(evaluation)}
-    return value | {"metrics": dict(evaluation.metrics), "at": evaluation.at and evaluation.at.timestamp()}
+    value: dict[str, Any] = msgspec.to_builtins(evaluation)
+    return value
 
 
 def evaluation_of(value: Mapping[str, Any]) -> Evaluation:
     """The evaluation again."""
-    at = value["at"]
-    return Evaluation(**{**value, "at": at and datetime.fromtimestamp(at, UTC)})
+    return msgspec.convert(value, Evaluation)

@@ -1,4 +1,5 @@
-"""TrainingStore: every SQL statement about training runs, what is measured on the way, checkpoints and evaluations.
+"""TrainingStore: what is written about training runs, what is measured on the way, checkpoints, evaluations, and the further
+machines of a run, which are jobs of kind `node` with the run as their parent.
 
 Whatever a worker writes about a run is fenced by the attempt of its claim: who has lost the lease can neither save a checkpoint
 nor register. A version, its job's end and the move of an alias are one transaction.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -15,121 +17,120 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import plain_text
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest, better
-from forebay.storage.jobs.records import ClaimedJob, Ended
-from forebay.storage.jobs.store import ENDED, SUCCEED
+from forebay.contract.wire.messages import RoutedJob
+from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, new_row
+from forebay.storage.jobs.statements import CANCEL, CANCEL_CHILDREN, HELD, SUCCEED
+from forebay.storage.ledger import tables
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import add_version, aliased, point
-from forebay.storage.training.queries import CHECKPOINT_COLUMNS, TrainingQueries, checkpoint, jsons
+from forebay.storage.training.queries import CHECKPOINT_COLUMNS, TrainingQueries, checkpoint, last_checkpoint
 from forebay.storage.training.records import Checkpoint, Evaluation
 
 # Locks the row on PostgreSQL and SQLite alike, until the transaction ends.
-HELD = f"UPDATE jobs SET progress_done = progress_done {ENDED} RETURNING id"
+HOLD = Statement(f"UPDATE jobs SET progress_done = progress_done {HELD} RETURNING id")
 
-OPEN = """
+OPEN = Statement("""
 INSERT INTO training_runs (id, model, recipe, request, resumed) VALUES (:id, :model, :recipe, :request, 0)
-ON CONFLICT (id) DO NOTHING"""
-RESUMED = "UPDATE training_runs SET resumed = resumed + 1 WHERE id = :id"
-DATA = "UPDATE training_runs SET data = :data WHERE id = :id"
-STEPS = "UPDATE training_runs SET steps = :steps WHERE id = :id"
-END = """
+ON CONFLICT (id) DO NOTHING""")
+RESUMED = Statement("UPDATE training_runs SET resumed = resumed + 1 WHERE id = :id")
+SET_DATA = Statement("UPDATE training_runs SET data = :data WHERE id = :id")
+SET_STEPS = Statement("UPDATE training_runs SET steps = :steps WHERE id = :id")
+END = Statement("""
 UPDATE training_runs SET version = :version, metrics = :metrics, confusion = :confusion, promoted = :promoted,
-    verdict = :verdict WHERE id = :id"""
+    verdict = :verdict WHERE id = :id""")
 
 # What a later attempt does again is measured again.
-FORGET = "DELETE FROM job_metrics WHERE job_id = :id AND step > :step"
-MEASURED = """
+DELETE_METRICS = Statement("DELETE FROM job_metrics WHERE job_id = :id AND step > :step")
+ADD_METRICS = Statement("""
 INSERT INTO job_metrics (job_id, split, step, epoch, at, measured, rows_per_s)
 VALUES (:id, :split, :step, :epoch, :now, :measured, :rows_per_s)
-ON CONFLICT (job_id, split, step) DO UPDATE SET epoch = :epoch, at = :now, measured = :measured, rows_per_s = :rows_per_s"""
-SHOW = """
-UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message
-WHERE id = :id AND state = 'running'"""
-SAID = "UPDATE jobs SET progress_message = :message WHERE id = :id AND state = 'running'"
+ON CONFLICT (job_id, split, step) DO UPDATE SET epoch = :epoch, at = :now, measured = :measured, rows_per_s = :rows_per_s""")
+SET_PROGRESS = Statement(f"""
+UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message {HELD}
+RETURNING cancel_requested_at""")
+SET_MESSAGE = Statement(f"UPDATE jobs SET progress_message = :message {HELD} RETURNING id")
 
-ADVANCE = f"""
-UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message {ENDED}
-RETURNING cancel_requested_at"""
-
-SAVE = """
+ADD_CHECKPOINT = Statement("""
 INSERT INTO checkpoints (job_id, step, epoch, attempt, blob, bytes, at)
 VALUES (:id, :step, :epoch, :attempt, :blob, :bytes, :now)
-ON CONFLICT (job_id, step) DO UPDATE SET epoch = :epoch, attempt = :attempt, blob = :blob, bytes = :bytes, at = :now"""
-PRUNE = f"""
+ON CONFLICT (job_id, step) DO UPDATE SET epoch = :epoch, attempt = :attempt, blob = :blob, bytes = :bytes, at = :now""")
+PRUNE_CHECKPOINTS = Statement(f"""
 DELETE FROM checkpoints WHERE job_id = :id AND step NOT IN (
-    SELECT step FROM checkpoints WHERE job_id = :id ORDER BY step DESC LIMIT :keep) RETURNING {CHECKPOINT_COLUMNS}"""
-STILL_USED = "SELECT blob FROM checkpoints WHERE blob {ids}"
+    SELECT step FROM checkpoints WHERE job_id = :id ORDER BY step DESC LIMIT :keep) RETURNING {CHECKPOINT_COLUMNS}""")
+STILL_USED = Statement("SELECT blob FROM checkpoints WHERE blob = ANY(:blobs)")
 
-ADD_EVALUATION = """
+ADD_EVALUATION = Statement("""
 INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at)
 VALUES (:id, :model, :version, :dataset, :sha256, :rows, :metrics, :confusion, :classes, :ms_per_row, :failed, :now)
 ON CONFLICT (id) DO UPDATE SET dataset = :dataset, sha256 = :sha256, rows = :rows, metrics = :metrics,
-    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, failed = :failed, at = :now"""
+    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, failed = :failed, at = :now""")
 
 
-class LeaseLost(Exception):
-    """Another worker has been given the job meanwhile, or it has ended: nothing of this attempt counts any more."""
+class TrainingStore:
+    """Follows training runs and registers what they make. Thread-safe.
 
+    Every method that takes a claimed job raises LeaseLost, and does nothing, when the job is no longer this attempt's.
+    """
 
-class TrainingStore(TrainingQueries):
-    """Follows training runs and registers what they make. Thread-safe."""
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.queries = TrainingQueries(ledger)
 
     def start(self, job: ClaimedJob, request: TrainRequest) -> Checkpoint | None:
-        """Begin, or go on: the checkpoint from which to resume. What was measured after it is forgotten."""
+        """Begin, or go on: the checkpoint from which to resume. What was measured after it is deleted."""
         about = json.dumps(request.summary())
-        values = {"id": job.id, "model": job.model, "recipe": request.recipe, "request": about}
-        with self.ledger.write() as connection:
-            self._hold(connection, job)
-            connection.execute(self._sql(OPEN), values)
-            last = self._last(connection, job.id)
-            connection.execute(self._sql(FORGET), {"id": job.id, "step": last.step if last else -1})
+        with self._ledger.write() as connection:
+            _hold(connection, job)
+            OPEN.execute(connection, id=job.id, model=job.model, recipe=request.recipe, request=about)
+            last = last_checkpoint(connection, job.id)
+            DELETE_METRICS.execute(connection, id=job.id, step=last.step if last else -1)
             if last is not None:
-                connection.execute(self._sql(RESUMED), {"id": job.id})
+                RESUMED.execute(connection, id=job.id)
         return last
 
-    def found(self, job: ClaimedJob, data: DataSummary) -> None:
+    def set_data(self, job: ClaimedJob, data: DataSummary) -> None:
         """Keep what the trainer found in its data."""
-        with self.ledger.write() as connection:
-            self._hold(connection, job)
-            connection.execute(self._sql(DATA), {"id": job.id, "data": encode(data).decode()})
+        with self._ledger.write() as connection:
+            _hold(connection, job)
+            SET_DATA.execute(connection, id=job.id, data=encode(data).decode())
 
-    def measured(self, job: ClaimedJob, points: Sequence[Point], message: str) -> None:
-        """Keep these points and show how far the run is: steps of those planned, and a word about it."""
-        now = self.ledger.now()
+    def add_metrics(self, job: ClaimedJob, points: Sequence[Point], message: str) -> None:
+        """Keep these points and show how far the run is: steps of those planned, and a message about it."""
+        if not points:
+            return
+        now = self._ledger.now()
         rows = [
             {"id": job.id, "split": p.split, "step": p.step, "epoch": p.epoch, "now": now, "rows_per_s": p.rows_per_s,
              "measured": json.dumps(dict(p.values))}
             for p in points
         ]  # fmt: skip
-        if not rows:
-            return
         done = max(p.step for p in points)
         steps = max((p.steps for p in points if p.steps), default=None)
-        shown = {"id": job.id, "done": done, "total": max(done, steps or 1), "message": plain_text(message)}
-        with self.ledger.write(durable=False) as connection:
-            self._hold(connection, job)
-            connection.execute(self._sql(MEASURED), rows)
-            connection.execute(self._sql(SHOW), shown)
+        with self._ledger.write(durable=False) as connection:
+            _set_progress(connection, job, done, steps or 1, message)
+            ADD_METRICS.execute_many(connection, rows)
             if steps is not None:
-                connection.execute(self._sql(STEPS), {"id": job.id, "steps": steps})
+                SET_STEPS.execute(connection, id=job.id, steps=steps)
 
-    def said(self, job: ClaimedJob, message: str) -> None:
-        """Show a word about a run that measures nothing yet."""
-        with self.ledger.write(durable=False) as connection:
-            self._hold(connection, job)
-            connection.execute(self._sql(SAID), {"id": job.id, "message": plain_text(message)})
+    def set_message(self, job: ClaimedJob, message: str) -> None:
+        """Show a message about a run that measures nothing yet."""
+        with self._ledger.write(durable=False) as connection:
+            _fenced(connection, SET_MESSAGE, job, message=plain_text(message))
 
-    def save(self, job: ClaimedJob, step: int, epoch: int, blob: str, size: int, keep: int) -> list[str]:
+    def set_progress(self, job: ClaimedJob, done: int, total: int, message: str) -> bool:
+        """Show how far a running job is: whether a user has asked it to stop."""
+        with self._ledger.write(durable=False) as connection:
+            return _set_progress(connection, job, done, total, message)
+
+    def add_checkpoint(self, job: ClaimedJob, step: int, epoch: int, blob: str, size: int, keep: int) -> list[str]:
         """Note a checkpoint that lies in the blob store; the blobs of older ones that nobody needs any more."""
-        values = {
-            "id": job.id, "step": step, "epoch": epoch, "attempt": job.attempt, "blob": blob, "bytes": size,
-            "now": self.ledger.now(),
-        }  # fmt: skip
-        with self.ledger.write() as connection:
-            self._hold(connection, job)
-            connection.execute(self._sql(SAVE), values)
-            gone = connection.execute(self._sql(PRUNE), {"id": job.id, "keep": keep}).fetchall()
-            blobs = {checkpoint(row).blob for row in gone}
-            used = connection.execute(self._sql(STILL_USED), {"ids": self.ledger.bind(sorted(blobs))}).scalars()
-            return sorted(blobs - set(used))
+        about = {"step": step, "epoch": epoch, "attempt": job.attempt, "blob": blob, "bytes": size}
+        with self._ledger.write() as connection:
+            _hold(connection, job)
+            ADD_CHECKPOINT.execute(connection, id=job.id, now=self._ledger.now(), **about)
+            blobs = {checkpoint(row).blob for row in PRUNE_CHECKPOINTS.execute(connection, id=job.id, keep=keep)}
+            return sorted(blobs - set(STILL_USED.execute(connection, blobs=sorted(blobs)).scalars()))
 
     def finish(
         self, job: ClaimedJob, request: TrainRequest, model: ModelVersion, trained: Trained, metric: str,
@@ -137,52 +138,74 @@ class TrainingStore(TrainingQueries):
     ) -> tuple[ModelVersion, Ended]:  # fmt: skip
         """Register `model` as its name's next version, move the alias if it is better by `metric`, and end the job.
 
-        `result` makes the job's result of the version, whether the alias moved, and why. LeaseLost when the job is no longer this
-        attempt's: then nothing has been done.
+        `result` makes the job's result of the version, whether the alias moved, and why.
         """
-        now = self.ledger.now()
-        with self.ledger.write() as connection:
-            self._hold(connection, job)
+        now = self._ledger.now()
+        with self._ledger.write() as connection:
+            _hold(connection, job)
             version = add_version(connection, model, now)
             promoted, verdict = _promote(connection, version, request.alias, metric, trained)
-            data = result(version, promoted, verdict)
-            end = {"id": job.id, "attempt": job.attempt, "now": now, "result": data, "result_ref": None}
-            if connection.execute(self._sql(SUCCEED), end).rowcount == 0:
-                raise LeaseLost(job.id)
-            told = {
-                "id": job.id, "version": version.version, "metrics": json.dumps(dict(trained.metrics)),
-                "confusion": jsons(trained.confusion), "promoted": promoted, "verdict": verdict,
-            }  # fmt: skip
-            connection.execute(self._sql(END), told)
+            _succeed(connection, job, result(version, promoted, verdict), now)
+            END.execute(
+                connection, id=job.id, version=version.version, metrics=json.dumps(dict(trained.metrics)),
+                confusion=_json(trained.confusion), promoted=promoted, verdict=verdict,
+            )  # fmt: skip
         return version, Ended(job.id, job.client)
 
-    def advance(self, job: ClaimedJob, done: int, total: int, message: str) -> bool:
-        """Show how far a running job is: whether a user has asked it to stop. LeaseLost when it is no longer this attempt's."""
-        shown = {"id": job.id, "attempt": job.attempt, "done": done, "total": max(1, done, total), "message": message}
-        with self.ledger.write(durable=False) as connection:
-            row = connection.execute(self._sql(ADVANCE), shown).fetchone()
-        if row is None:
-            raise LeaseLost(job.id)
-        return row[0] is not None
-
-    def evaluated(self, job: ClaimedJob, evaluation: Evaluation, result: bytes) -> Ended:
-        """Keep what a version was found to be worth, and end the job. LeaseLost when it is no longer this attempt's."""
-        values = {
-            name: getattr(evaluation, name) for name in ("id", "model", "version", "sha256", "rows", "ms_per_row", "failed")
-        } | {
+    def finish_evaluation(self, job: ClaimedJob, evaluation: Evaluation, result: bytes) -> Ended:
+        """Keep how well a version did, and end the job."""
+        now = self._ledger.now()
+        plain = ("id", "model", "version", "sha256", "rows", "ms_per_row", "failed")
+        values = {name: getattr(evaluation, name) for name in plain} | {
             "dataset": plain_text(evaluation.dataset), "metrics": json.dumps(dict(evaluation.metrics)),
-            "confusion": jsons(evaluation.confusion), "classes": jsons(evaluation.classes), "now": self.ledger.now(),
+            "confusion": _json(evaluation.confusion), "classes": _json(evaluation.classes),
         }  # fmt: skip
-        end = {"id": job.id, "attempt": job.attempt, "now": values["now"], "result": result, "result_ref": None}
-        with self.ledger.write() as connection:
-            self._hold(connection, job)
-            connection.execute(self._sql(ADD_EVALUATION), values)
-            connection.execute(self._sql(SUCCEED), end)
+        with self._ledger.write() as connection:
+            _hold(connection, job)
+            ADD_EVALUATION.execute(connection, **values, now=now)
+            _succeed(connection, job, result, now)
         return Ended(job.id, job.client)
 
-    def _hold(self, connection: Connection, job: ClaimedJob) -> None:
-        if connection.execute(self._sql(HELD), {"id": job.id, "attempt": job.attempt}).fetchone() is None:
-            raise LeaseLost(job.id)
+    def add_nodes(self, job: ClaimedJob, nodes: Sequence[NewJob]) -> list[RoutedJob]:
+        """Add the node jobs of this attempt, and cancel those of an earlier one; what to send them with."""
+        now = self._ledger.now()
+        with self._ledger.write() as connection:
+            _hold(connection, job)
+            CANCEL_CHILDREN.execute(connection, ids=[job.id], now=now)
+            connection.execute(tables.jobs.insert(), [new_row(node, now) for node in nodes])
+        return [
+            RoutedJob(node.id, node.model, node.version, node.queue, node.priority, exclusive=True) for node in nodes
+        ]
+
+    def cancel_nodes(self, ids: Sequence[str]) -> None:
+        """The attempt that these node jobs were for has ended: cancel those that wait, ask those that run to stop."""
+        with self._ledger.write() as connection:
+            CANCEL.execute(connection, ids=ids, now=self._ledger.now())
+
+
+def _fenced(connection: Connection, statement: Statement, job: ClaimedJob, **values: Any) -> Any:
+    """The row that a statement with HELD returns."""
+    row = statement.execute(connection, id=job.id, attempt=job.attempt, **values).fetchone()
+    if row is None:
+        raise LeaseLost(job.id)
+    return row
+
+
+def _hold(connection: Connection, job: ClaimedJob) -> None:
+    _fenced(connection, HOLD, job)
+
+
+def _set_progress(connection: Connection, job: ClaimedJob, done: int, total: int, message: str) -> bool:
+    shown = {"done": done, "total": max(1, done, total), "message": plain_text(message)}
+    return _fenced(connection, SET_PROGRESS, job, **shown).cancel_requested_at is not None
+
+
+def _succeed(connection: Connection, job: ClaimedJob, result: bytes, now: float) -> None:
+    SUCCEED.execute(connection, id=job.id, attempt=job.attempt, now=now, result=result, result_ref=None)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
 def _promote(

@@ -51,7 +51,7 @@ ROWS = "SELECT id, state, attempt, uncounted, max_attempts, error_type FROM jobs
 
 def install_write_trigger(ledger: Ledger) -> None:
     """Have every write of a final state noted; InvalidInput when the ledger is in use, for this is no place to break things."""
-    counts = JobStore(ledger).counts()
+    counts = JobStore(ledger).queries.counts()
     if any(counts.values()):
         raise InvalidInput(
             f"the ledger {mask_password(ledger.url)} holds {sum(counts.values())} jobs; give chaos an empty database"
@@ -89,7 +89,7 @@ def _results(store: JobStore, payloads: Payloads, ids: list[str]) -> dict[str, A
     return {
         outcome.id: _result(outcome, payloads)
         for start in range(0, len(ids), READ_AT_ONCE)
-        for outcome in store.outcomes(ids[start : start + READ_AT_ONCE])
+        for outcome in store.queries.outcomes(ids[start : start + READ_AT_ONCE])
         if outcome.state is JobState.SUCCEEDED
     }
 

@@ -210,7 +210,7 @@ class _Run:
 
     def _counts(self, stack: Stack) -> dict[Any, int]:
         try:
-            return JobStore(stack.ledger).counts()
+            return JobStore(stack.ledger).queries.counts()
         except LedgerUnavailable:
             return {}
 

@@ -102,7 +102,9 @@ class Stack:
         """Whether this worker process holds running jobs, by the ledger."""
         try:
             name = worker.environ().get("FOREBAY_WORKER_NAME")
-            return any(job.worker == name for job in JobStore(self.ledger).find(state=[JobState.RUNNING], limit=1000))
+            return any(
+                job.worker == name for job in JobStore(self.ledger).queries.find(state=[JobState.RUNNING], limit=1000)
+            )
         except (psutil.Error, LedgerUnavailable):
             return False
 

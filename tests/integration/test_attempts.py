@@ -10,11 +10,10 @@ import pytest
 from forebay.contract.errors import BlobUnavailable, LedgerUnavailable
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.settings import Settings
-from forebay.storage.jobs.records import ClaimedJob, NewJob
+from forebay.storage.jobs.records import ClaimedJob, LeaseLost, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
-from forebay.storage.training.store import LeaseLost
 from forebay.worker.execution.attempts import Attempts, Canceled, Fate, Stopping, Summary
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.shared_page import SharedPage
@@ -48,7 +47,7 @@ class Bench:
         self.store.claim([job.id], "other", 30)
 
     def state(self, job: ClaimedJob) -> JobState:
-        return self.store.get(job.id).state
+        return self.store.queries.get(job.id).state
 
 
 @pytest.fixture
@@ -121,15 +120,19 @@ def test_who_has_lost_the_lease_writes_nothing_and_the_history_tells(
     job = bench.claim()
     bench.lose(job)
     assert bench.attempts.run(job, lambda: end(bench.attempts, job)) is Fate.LOST
-    assert (bench.state(job), bench.store.get(job.id).worker, bench.announced.ids) == (JobState.RUNNING, "other", [])
-    assert "refused" in [attempt.ended for attempt in bench.store.past(job.id)]
+    assert (bench.state(job), bench.store.queries.get(job.id).worker, bench.announced.ids) == (
+        JobState.RUNNING,
+        "other",
+        [],
+    )
+    assert "refused" in [attempt.ended for attempt in bench.store.queries.past_attempts(job.id)]
     assert bench.attempts.take_summary() == Summary(lost=1)
 
 
 def test_a_job_whose_process_died_is_queued_again_and_fails_at_its_last_attempt(bench: Bench) -> None:
     job = bench.claim()
     assert bench.attempts.crashed(job, "signal 9") is Fate.RELEASED
-    assert (bench.state(job), bench.store.get(job.id).attempt) == (JobState.QUEUED, 1)
+    assert (bench.state(job), bench.store.queries.get(job.id).attempt) == (JobState.QUEUED, 1)
     last = bench.claim(max_attempts=1)
     assert bench.attempts.crashed(last, "signal 9") is Fate.FAILED
     assert bench.announced.ids == [last.id]

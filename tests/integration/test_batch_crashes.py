@@ -35,12 +35,12 @@ def patient(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
 
 
 def shards(stack: WorkerStack, job: BatchJob) -> list[JobInfo]:
-    return stack.store.find(parent_id=job.id, limit=1000)
+    return stack.store.queries.find(parent_id=job.id, limit=1000)
 
 
 def past(stack: WorkerStack, job: BatchJob) -> list[Attempt]:
     """Every attempt that was lost."""
-    return [a for shard in shards(stack, job) for a in stack.store.past(shard.id) if a.ended == "lost"]
+    return [a for shard in shards(stack, job) for a in stack.store.queries.past_attempts(shard.id) if a.ended == "lost"]
 
 
 def test_every_shard_of_a_killed_child_is_free_at_once_and_its_siblings_shards_go_on(
@@ -64,7 +64,9 @@ def test_every_shard_of_a_killed_child_is_free_at_once_and_its_siblings_shards_g
     assert job.wait(90), job.info()
     assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 1601)]
     assert faults_of(job) == []
-    refused = [a for s in shards(patient, job) for a in patient.store.past(s.id) if a.ended == "refused"]
+    refused = [
+        a for s in shards(patient, job) for a in patient.store.queries.past_attempts(s.id) if a.ended == "refused"
+    ]
     assert refused == [], "no shard was taken from the child that lives"
     ran = Counter(patient.runs())
     assert sum(ran.values()) - 1600 <= 100 * len(told), "only shards that the dead child held were run again"
@@ -123,27 +125,27 @@ def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_t
     [claimed] = store.claim([batch], "w", 30)
     batches.start(claimed, BatchRequest((InputFile("a.npy", 1),), "out", "npy", {"x": ("array",)}))
     batches.hand_off(claimed)
-    made = batches.plan(batches.batch(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
+    made = batches.plan(batches.queries.get(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
     assert made is not None
     [shard] = [routed_job.id for routed_job in made]
     store.claim([shard], "w", 30)
-    assert [t.crashes for t in store.crashed([shard], "w", "signal 9")[0]] == [1]
+    assert [t.crashes for t in store.free_crashed([shard], "w", "signal 9")[0]] == [1]
     [again] = store.claim([shard], "w", 30)
     assert (again.tries, again.crashes) == (2, 1)
-    work = batches.shard(again, 30)
+    work = batches.queries.shard(again, 30)
     kept, given = Shard((Piece(0, 0, 50),), 50, 400), Shard((Piece(0, 50, 100),), 50, 400)
-    routed_jobs = batches.cut(work, kept, [given], batches.batch(batch))
+    routed_jobs = batches.split_suspect(work, kept, [given], batches.queries.get(batch))
     assert routed_jobs is not None
     assert [(t.crashes, t.exclusive) for t in routed_jobs] == [(1, True)]
     assert batches.claim_next(batch, "w", 30) is None, "it travels by its own message"
-    assert "attempt 1 of 2: signal 9" in batches.evidence(shard)
-    freed, over = store.crashed([shard], "w", "signal 9")
+    assert "attempt 1 of 2: signal 9" in batches.queries.crash_evidence(shard)
+    freed, over = store.free_crashed([shard], "w", "signal 9")
     assert ([t.crashes for t in freed], over) == ([2], [])
-    assert batches.cut(work, kept, [given], batches.batch(batch)) is None, "the lease is lost"
-    assert batches.deaths(batches.batch(batch)) == (2, 0)
-    assert batches.last_evidence(batch) == "signal 9"
+    assert batches.split_suspect(work, kept, [given], batches.queries.get(batch)) is None, "the lease is lost"
+    assert batches.queries.crashes(batches.queries.get(batch)) == (2, 0)
+    assert batches.queries.last_crash_evidence(batch) == "signal 9"
     [part] = store.claim([routed_jobs[0].id], "w", 30)
-    assert (part.tries, part.crashes, batches.shard(part, 30).pieces) == (1, 1, given.pieces)
+    assert (part.tries, part.crashes, batches.queries.shard(part, 30).pieces) == (1, 1, given.pieces)
 
 
 def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retried_revives_them(ledger: Ledger) -> None:
@@ -152,16 +154,16 @@ def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retrie
     store.add([NewJob(batch, JobKind.BATCH, "m", 1, "cpu", max_attempts=1)])
     [claimed] = store.claim([batch], "w", 30)
     assert batches.start(claimed, request) == []
-    made = batches.plan(batches.batch(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
+    made = batches.plan(batches.queries.get(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
     assert made is not None
     batches.hand_off(claimed)
     store.claim([made[0].id], "w", 30)
-    _, over = store.crashed([made[0].id], "w", "signal 9")
+    _, over = store.free_crashed([made[0].id], "w", "signal 9")
     assert [ended.id for ended in over] == [made[0].id], "nobody is left to look after the batch"
-    assert [routed_job.id for routed_job in batches.wake(-1)] == [batch]
+    assert [routed_job.id for routed_job in batches.requeue_stalled(-1)] == [batch]
     [woken] = store.claim([batch], "w", 30)
     assert batches.start(woken, request) == []
-    batches.give_up(batch, JobError("ShardsFailed", "1 of 1"), 0, 100)
+    batches.fail_batch(batch, JobError("ShardsFailed", "1 of 1"), 0, 100)
     store.retry(batch)
     [retried] = store.claim([batch], "w", 30)
     assert [routed_job.id for routed_job in batches.start(retried, request)] == [made[0].id]

@@ -100,7 +100,7 @@ class Bench:
 
     @property
     def state(self) -> JobState:
-        return self.store.get(self.batch).state
+        return self.store.queries.get(self.batch).state
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_process_that_stops_releases_its_shards(bench: Bench) -> None:
     bench.before = lambda _: bench.page.stop()
     summary = bench.start()
     assert summary.released
-    assert {bench.store.get(id).state for id in summary.released} == {JobState.QUEUED}
+    assert {bench.store.queries.get(id).state for id in summary.released} == {JobState.QUEUED}
     assert bench.state is JobState.RUNNING
 
 
@@ -144,7 +144,7 @@ def test_a_shard_whose_model_is_away_is_postponed_at_no_cost(bench: Bench) -> No
     summary = bench.start()
     assert summary == Summary(postponed=summary.postponed)
     assert summary.postponed >= 1
-    assert {bench.store.get(id).attempt for id in bench.sent.ids} == {0}
+    assert {bench.store.queries.get(id).attempt for id in bench.sent.ids} == {0}
     assert bench.state is JobState.RUNNING
 
 
@@ -160,7 +160,7 @@ def test_a_shard_that_another_worker_has_by_now_leaves_no_file(bench: Bench) -> 
 
     def lose(_: list[Any]) -> None:
         if not taken:
-            taken.extend(id for id in bench.sent.ids if bench.store.get(id).state is JobState.RUNNING)
+            taken.extend(id for id in bench.sent.ids if bench.store.queries.get(id).state is JobState.RUNNING)
             with bench.ledger.write() as connection:
                 for id in taken:
                     connection.execute(text(TAKE_OVER), {"id": id})
@@ -168,5 +168,5 @@ def test_a_shard_that_another_worker_has_by_now_leaves_no_file(bench: Bench) -> 
     bench.before = lose
     summary = bench.start()
     assert summary.lost == len(taken) >= 1
-    assert {bench.store.get(id).worker for id in taken} == {"other"}
+    assert {bench.store.queries.get(id).worker for id in taken} == {"other"}
     assert len(list(bench.output.glob("part-*"))) == 4 - len(taken)

@@ -71,8 +71,8 @@ def test_texts_whose_workers_are_killed_ten_times_come_out_as_if_nothing_had_hap
                 worker = stack.worker(f"w{kill}")
         found = table_of(job, tmp_path / "out")
         took = time.monotonic() - started
-        shards = stack.store.find(parent_id=job.id, limit=1000)
-        lost = [a for shard in shards for a in stack.store.past(shard.id) if a.ended == "lost"]
+        shards = stack.store.queries.find(parent_id=job.id, limit=1000)
+        lost = [a for shard in shards for a in stack.store.queries.past_attempts(shard.id) if a.ended == "lost"]
         ours = {number_of(text) for text in texts}  # the warm-up's is not among them
         ran = [number for number in stack.runs()[before:] if number in ours]
 

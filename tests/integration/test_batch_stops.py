@@ -29,7 +29,7 @@ def whole(job: BatchJob, folder: Path, rows: int) -> None:
 
 
 def shards(stack: WorkerStack, job: BatchJob) -> list[JobInfo]:
-    return stack.store.find(parent_id=job.id)
+    return stack.store.queries.find(parent_id=job.id)
 
 
 def test_a_worker_that_is_told_to_stop_gives_its_shard_back_uncounted_and_another_does_it(
@@ -68,9 +68,11 @@ def test_a_shard_that_meets_a_transient_error_waits_and_runs_again(own: WorkerSt
     (own.folder / "away").touch()
     own.worker().ready()
     job = own.client.batch(model, data, tmp_path / "out", keep="id")
-    wait_until(lambda: any(own.store.past(s.id) for s in shards(own, job)), "a shard was postponed", 60)
+    wait_until(
+        lambda: any(own.store.queries.past_attempts(s.id) for s in shards(own, job)), "a shard was postponed", 60
+    )
     [shard] = shards(own, job)
-    told = own.store.past(shard.id)[0]
+    told = own.store.queries.past_attempts(shard.id)[0]
     assert (told.ended, told.reason) == ("postponed", "Transient: the feature store answers 503")
     (own.folder / "away").unlink()
     whole(job, tmp_path / "out", 50)
@@ -88,7 +90,7 @@ def test_a_shard_whose_model_hangs_is_ended_by_the_time_limit_and_runs_alone_aft
     wait_until(lambda: "child_killed" in worker.said(), "the child was killed", 60)
     (own.folder / "stuck").unlink()
     whole(job, tmp_path / "out", 50)
-    past = [attempt for s in shards(own, job) for attempt in own.store.past(s.id)]
+    past = [attempt for s in shards(own, job) for attempt in own.store.queries.past_attempts(s.id)]
     assert {attempt.ended for attempt in past} == {"lost"}
 
 
@@ -112,13 +114,13 @@ def test_a_batch_that_runs_without_a_worker_is_no_running_job_of_its_queue(ledge
         [NewJob(batch, JobKind.BATCH, "m", 1, "cpu"), NewJob(shard, JobKind.SHARD, "m", 1, "cpu", parent_id=batch)]
     )
     [claimed, _] = store.claim([batch, shard], "w", 30)
-    assert store.depths()["cpu"] == (0, None, 2)
+    assert store.queries.depths()["cpu"] == (0, None, 2)
     BatchStore(ledger).hand_off(claimed)
-    assert store.depths()["cpu"] == (0, None, 1)
-    now = Overview(ledger).now()
+    assert store.queries.depths()["cpu"] == (0, None, 1)
+    now = Overview(ledger).load()
     assert (now.running, now.running_by_worker) == (1, {"w": 1})
     assert Overview(ledger).running_by_model() == {("m", 1): 1}
-    assert store.free_lapsed() == ([], [])
+    assert store.sweeps.free_lapsed() == ([], [])
 
 
 @pytest.fixture
@@ -137,17 +139,17 @@ def test_retrying_all_that_failed_takes_batches_and_leaves_their_shards_to_them(
     failed: tuple[JobStore, str, str],
 ) -> None:
     store, batch, shard = failed
-    assert store.count_failed() == 1
+    assert store.queries.count_failed() == 1
     routed_jobs, after = store.retry_failed()
     assert [(t.id, bool(t.exclusive)) for t in routed_jobs] == [(batch, True)]
     assert after is None
-    assert store.states([batch, shard]) == {batch: JobState.QUEUED, shard: JobState.FAILED}
+    assert store.queries.states([batch, shard]) == {batch: JobState.QUEUED, shard: JobState.FAILED}
 
 
 def test_retention_keeps_what_a_batch_has_made_as_long_as_the_batch(failed: tuple[JobStore, str, str]) -> None:
     store, batch, shard = failed
     store.retry(batch)
-    assert store.purge(-1) == 0
+    assert store.sweeps.purge(-1) == 0
     store.cancel([batch])
-    assert [store.purge(-1), store.purge(-1), store.purge(-1)] == [1, 1, 0]
-    assert store.states([batch, shard]) == {}
+    assert [store.sweeps.purge(-1), store.sweeps.purge(-1), store.sweeps.purge(-1)] == [1, 1, 0]
+    assert store.queries.states([batch, shard]) == {}

@@ -41,7 +41,9 @@ def succeeded(job: BatchJob) -> None:
 
 
 def past(stack: WorkerStack, job: BatchJob) -> list[Any]:
-    return [a for shard in stack.store.find(parent_id=job.id) for a in stack.store.past(shard.id)]
+    return [
+        a for shard in stack.store.queries.find(parent_id=job.id) for a in stack.store.queries.past_attempts(shard.id)
+    ]
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
@@ -75,7 +77,7 @@ def test_a_store_that_answers_badly_for_a_while_postpones_its_shard(
     succeeded(job)
     assert server.busy == 0
     assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(60)]
-    told = stack.store.past(job.id) + past(stack, job)
+    told = stack.store.queries.past_attempts(job.id) + past(stack, job)
     assert {a.ended for a in told} == {"postponed"}
     assert all("the store does not answer: ClientResponseError: 503" in a.reason for a in told)
 
@@ -107,7 +109,7 @@ def test_a_reader_that_hangs_is_ended_by_the_time_limit_and_makes_no_suspect_of_
     wait_until(lambda: "child_killed" in worker.said(), "the child was killed", 60)
     wait_until(lambda: past(stack, job), "its shards are free", 30)
     assert all("store_timeout_s of 2 s exceeded: killed by its worker (SIGKILL)" in a.reason for a in past(stack, job))
-    claimed = stack.store.queued([shard.id for shard in stack.store.find(parent_id=job.id)])
+    claimed = stack.store.queries.queued([shard.id for shard in stack.store.queries.find(parent_id=job.id)])
     assert {routed_job.crashes for routed_job in claimed} <= {0}
     assert job.wait(120)
     error = job.info().error
@@ -127,7 +129,7 @@ def test_a_store_that_hangs_while_a_batch_is_planned_is_noticed_too(
     wait_until(lambda: "child_killed" in worker.said(), "the child was killed", 60)
     server.stuck.clear()
     succeeded(job)
-    assert {a.ended for a in stack.store.past(job.id)} == {"lost"}
+    assert {a.ended for a in stack.store.queries.past_attempts(job.id)} == {"lost"}
 
 
 @pytest.fixture

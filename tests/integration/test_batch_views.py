@@ -1,7 +1,6 @@
 """What the dashboard reads of batches, on SQLite and PostgreSQL: lists, shards in cells and pages, errors by kind."""
 
 import pytest
-from sqlalchemy import text
 
 from forebay.contract.job import JobError, JobState
 from forebay.contract.row_errors import ErrorKind, ErrorSample
@@ -9,7 +8,9 @@ from forebay.storage.batches import views as batch_views
 from forebay.storage.batches.queries import TOTALS
 from forebay.storage.batches.views import CELLS, FAILED_ROWS, FAILING, RUNNING, SHARDS, BatchViews
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.statement import Statement
 from support.batches import ROWS, MadeBatch
+from support.query_plan import query_plan
 
 BAD_INPUT = ErrorKind("InvalidInput", 3, (ErrorSample("row 7", "expected float32 of shape [4]"),))
 NAN = ErrorKind("ValueError", 1, (ErrorSample("row 9", "row 0: NaN <b>&"),))
@@ -19,12 +20,12 @@ def test_a_list_of_batches_tells_outputs_and_rows_that_failed(ledger: Ledger) ->
     bad, good = MadeBatch(ledger, 4, output="s3://bucket/a"), MadeBatch(ledger, 2, output="b")
     bad.finish([0, 1], [BAD_INPUT])
     good.finish([0])
-    found = BatchViews(ledger).about([bad.id, good.id, "0" * 32])
+    found = BatchViews(ledger).summaries([bad.id, good.id, "0" * 32])
     assert {id: (about.output, about.files, about.failed) for id, about in found.items()} == {
         bad.id: ("s3://bucket/a", 1, 6),
         good.id: ("b", 1, 0),
     }
-    assert BatchViews(ledger).about([]) == {}
+    assert BatchViews(ledger).summaries([]) == {}
 
 
 def test_each_shard_is_a_cell_while_there_is_room(ledger: Ledger) -> None:
@@ -115,20 +116,15 @@ def test_of_very_many_shards_with_errors_it_is_said_that_not_all_were_asked(
     assert BatchViews(ledger).errors(batch.id).complete
 
 
-def plan(ledger: Ledger, statement: str, **values: object) -> str:
-    with ledger.read() as connection:
-        return "\n".join(str(row[-1]) for row in connection.execute(text(f"EXPLAIN QUERY PLAN {statement}"), values))
-
-
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (str(CELLS), "COVERING INDEX ix_jobs_parent"), (TOTALS, "COVERING INDEX ix_jobs_parent"),
-        (str(SHARDS), "ix_shards_batch"), (str(RUNNING), "ix_jobs_open_shards"),
-        (FAILING, "ix_shards_failed"), (FAILED_ROWS.replace("{ids}", "IN ('a', 'b')"), "COVERING INDEX ix_shards_failed"),
+        (CELLS, "COVERING INDEX ix_jobs_parent"), (TOTALS, "COVERING INDEX ix_jobs_parent"),
+        (SHARDS, "ix_shards_batch"), (RUNNING, "ix_jobs_open_shards"),
+        (FAILING, "ix_shards_failed"), (FAILED_ROWS, "COVERING INDEX ix_shards_failed"),
     ],
 )  # fmt: skip
-def test_on_sqlite_each_goes_by_an_index(sqlite_ledger: Ledger, statement: str, index: str) -> None:
-    found = plan(sqlite_ledger, statement, id="a", cells=3, shards=9, first="", limit=5)
+def test_on_sqlite_each_goes_by_an_index(sqlite_ledger: Ledger, statement: Statement, index: str) -> None:
+    found = query_plan(sqlite_ledger, statement, id="a", cells=3, shards=9, first="", limit=5, ids=["a", "b"])
     assert index in found
     assert "SCAN s" not in found.replace("SCAN shards USING", "")

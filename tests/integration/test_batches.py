@@ -237,7 +237,7 @@ def test_a_part_whose_worker_died_before_it_could_be_put_in_place_is_put_there_i
     job = own.client.batch(model, data, out, keep="id", shard_rows=200)
     first = out / "part-000000-000000000000000.parquet"
     wait_until(first.exists, "the first part is there", 60)
-    [(_, _, outcome)] = list(own.client.session.batches.outcomes(job.id))
+    [(_, _, outcome)] = list(own.client.session.batches.queries.outcomes(job.id))
     first.rename(out / outcome.part.temporary)  # as a kill between the ledger's word and the renaming leaves it
     succeeded(job)
     assert rows_of(out) == [{"id": i, "y": 2.0 * i} for i in range(400)]
@@ -279,7 +279,7 @@ def _request(stack: WorkerStack, job: BatchJob) -> Any:
     from forebay.contract.requests.request import decode
 
     session = stack.client.session
-    return decode(session.payloads.load(*session.batches.request(job.id)), BatchRequest)
+    return decode(session.payloads.load(*session.batches.queries.request(job.id)), BatchRequest)
 
 
 def test_the_audit_finds_what_was_changed(stack: WorkerStack, tmp_path: Path) -> None:

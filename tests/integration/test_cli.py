@@ -419,7 +419,7 @@ def test_all_failed_jobs_are_retried_by_one_command(shell: Shell) -> None:
     result = shell.run("jobs", "retry", "--failed", "--model", "double/1")
     assert result.stdout == "queued 3 failed or expired jobs of double/1 again\n"
     assert "send failed" in result.stderr  # Redis is away; a sweep sends them
-    assert shell.store.queues_waiting(60) == ["cpu"]
+    assert shell.store.queries.queues_with_unsent(60) == ["cpu"]
     states = {job["id"]: (job["state"], job["attempt"]) for job in shell.json("jobs", "list", "--json")}
     assert states == dict.fromkeys(failed, ("queued", 0)) | {good: ("succeeded", 1), canceled: ("canceled", 0)}
     assert shell.json("jobs", "retry", "--failed", "--json") == {"jobs": 0, "model": None, "dry_run": False}
@@ -436,7 +436,7 @@ def test_retrying_very_many_asks_on_a_terminal_and_refuses_without_one(
     assert "nothing was queued" in shell.run("jobs", "retry", "--failed", stdin="n\n", status=1).stderr
     assert shell.out("jobs", "list", "--state", "failed").count("failed") == 2
     shell.run("jobs", "retry", "--failed", stdin="y\n")
-    assert shell.store.count_failed() == 0
+    assert shell.store.queries.count_failed() == 0
     failed_jobs(shell, 2)
     assert "queued 2" in shell.out("jobs", "retry", "--failed", "--yes")
 

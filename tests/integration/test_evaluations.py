@@ -133,7 +133,7 @@ def test_a_transient_error_of_the_model_queues_it_again(own: WorkerStack, tmp_pa
     (own.folder / "away").touch()
     own.worker().ready()
     job = own.client.evaluate(model, write_parquet(tmp_path / "in", [vectors(50)]), target="id", columns="x")
-    wait_until(lambda: own.store.past(job.id), "it was postponed", 60)
-    assert own.store.past(job.id)[0].reason == "Transient: the feature store answers 503"
+    wait_until(lambda: own.store.queries.past_attempts(job.id), "it was postponed", 60)
+    assert own.store.queries.past_attempts(job.id)[0].reason == "Transient: the feature store answers 503"
     (own.folder / "away").unlink()
     assert found(job).rows == 50

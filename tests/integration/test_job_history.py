@@ -23,7 +23,7 @@ def claim(store: JobStore, ids: Sequence[str], worker: str) -> list[Finished]:
 
 
 def told(store: JobStore, id: str) -> list[str]:
-    return [f"{e.event} {e.worker or '-'}" for e in history(store.get(id), store.past(id))]
+    return [f"{e.event} {e.worker or '-'}" for e in history(store.queries.get(id), store.queries.past_attempts(id))]
 
 
 def rows(store: JobStore) -> int:
@@ -45,11 +45,11 @@ def test_a_crash_is_kept_with_its_worker_its_times_and_its_reason(store: JobStor
     began = clock()
     claim(store, [id, other], "w1")
     clock.forward(7)
-    store.crashed([id], "w1", "signal 9 (SIGKILL)")
-    (attempt,) = store.past(id)
+    store.free_crashed([id], "w1", "signal 9 (SIGKILL)")
+    (attempt,) = store.queries.past_attempts(id)
     assert (attempt.attempt, attempt.worker, attempt.ended, attempt.reason) == (1, "w1", "lost", "signal 9 (SIGKILL)")
     assert (attempt.started_at, attempt.ended_at) == (at(began), at(began + 7))
-    assert store.past(other) == []
+    assert store.queries.past_attempts(other) == []
 
 
 def test_a_lapsed_lease_a_late_result_and_a_retry_are_all_told(store: JobStore, clock: FakeClock) -> None:
@@ -57,12 +57,12 @@ def test_a_lapsed_lease_a_late_result_and_a_retry_are_all_told(store: JobStore, 
     clock.forward(1)
     late = claim(store, [id], "w1")
     clock.forward(LEASE + 1)
-    store.free_lapsed()
+    store.sweeps.free_lapsed()
     clock.forward(1)
     (second,) = claim(store, [id], "w2")
     clock.forward(1)
     assert store.finish(late) == []
-    store.refused({o.id: o.attempt for o in late}, "w1")
+    store.keep_refused({o.id: o.attempt for o in late}, "w1")
     clock.forward(1)
     store.finish([Finished(id, second.attempt, error=JobError("ValueError", "bad"))])
     clock.forward(1)
@@ -73,7 +73,9 @@ def test_a_lapsed_lease_a_late_result_and_a_retry_are_all_told(store: JobStore, 
         "queued -", "claimed w1", "lost w1", "queued -", "claimed w2", "refused w1", "failed w2", "retried -",
         "claimed w3", "succeeded w3",
     ]  # fmt: skip
-    numbers = [e.attempt for e in history(store.get(id), store.past(id)) if e.event == "claimed"]
+    numbers = [
+        e.attempt for e in history(store.queries.get(id), store.queries.past_attempts(id)) if e.event == "claimed"
+    ]
     assert numbers == [1, 2, 3]
 
 
@@ -81,14 +83,14 @@ def test_an_attempt_that_was_given_back_is_told(store: JobStore) -> None:
     (id,) = add(store)
     claim(store, [id], "w1")
     store.release([id], "w1")
-    assert [(a.ended, a.worker) for a in store.past(id)] == [("released", "w1")]
+    assert [(a.ended, a.worker) for a in store.queries.past_attempts(id)] == [("released", "w1")]
 
 
 def test_an_attempt_that_met_a_transient_error_is_told_with_it(store: JobStore) -> None:
     (id,) = add(store)
     (attempt,) = claim(store, [id], "w1")
     store.postpone([Postponed(id, attempt.attempt, 5.0, "the blob store is away")])
-    (past,) = store.past(id)
+    (past,) = store.queries.past_attempts(id)
     assert (past.ended, past.worker, past.reason) == ("postponed", "w1", "the blob store is away")
 
 
@@ -96,15 +98,18 @@ def test_many_that_failed_and_are_retried_at_once_keep_how_they_failed(store: Jo
     ids = add(store, 3)
     store.finish([Finished(o.id, o.attempt, error=JobError("ValueError", "bad")) for o in claim(store, ids, "w1")])
     store.retry_failed()
-    assert [[a.reason for a in store.past(id)] for id in ids] == [["ValueError: bad"]] * 3
+    assert [[a.reason for a in store.queries.past_attempts(id)] for id in ids] == [["ValueError: bad"]] * 3
 
 
 def test_a_job_whose_last_attempt_was_lost_tells_it_from_its_row(store: JobStore, clock: FakeClock) -> None:
     (id,) = store.add([NewJob(new_ids(1)[0], JobKind.PREDICT, "digits", 1, "cpu", max_attempts=1, input=b"in")])
     claim(store, [id], "w1")
-    store.crashed([id], "w1", "signal 11")
+    store.free_crashed([id], "w1", "signal 11")
     assert told(store, id)[1:] == ["claimed w1", "failed w1"]
-    assert history(store.get(id), store.past(id))[-1].message == "WorkerLost: attempt 1 of 1: signal 11"
+    assert (
+        history(store.queries.get(id), store.queries.past_attempts(id))[-1].message
+        == "WorkerLost: attempt 1 of 1: signal 11"
+    )
 
 
 @pytest.mark.parametrize("times", [3])
@@ -115,20 +120,20 @@ def test_a_job_that_is_canceled_and_retried_again_and_again_keeps_no_more_than_o
     for _ in range(times):
         store.cancel([id])
         store.retry(id)
-    assert [a.ended for a in store.past(id)] == ["canceled"]
+    assert [a.ended for a in store.queries.past_attempts(id)] == ["canceled"]
 
 
 def test_the_past_goes_with_the_job(store: JobStore, clock: FakeClock) -> None:
     (id,) = add(store)
     claim(store, [id], "w1")
-    store.crashed([id], "w1", "signal 9")
+    store.free_crashed([id], "w1", "signal 9")
     store.cancel([id])
     clock.forward(100)
     assert rows(store) == 1
-    assert store.purge(50) == 1
+    assert store.sweeps.purge(50) == 1
     assert rows(store) == 0
 
 
 def test_a_late_result_of_a_job_that_is_gone_is_not_kept(store: JobStore) -> None:
-    store.refused({new_ids(1)[0]: 1}, "w1")
+    store.keep_refused({new_ids(1)[0]: 1}, "w1")
     assert rows(store) == 0

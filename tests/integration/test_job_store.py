@@ -15,6 +15,7 @@ from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition,
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import Ended, NewJob
 from forebay.storage.jobs.store import JobStore
+from forebay.storage.jobs.sweeps import PURGE
 from support.jobs import LEASE, add, claim, failure, in_state, new
 from support.waiting import FakeClock
 
@@ -42,7 +43,7 @@ def test_a_job_is_read_back_as_it_was_added(store: JobStore, clock: FakeClock) -
         client="c1", metadata={"team": "ä", "n": [1, {"x": None}]}, parent_id="f" * 32,
     )  # fmt: skip
     assert store.add([job]) == [job.id]
-    info = store.get(job.id)
+    info = store.queries.get(job.id)
     assert (info.id, info.kind, info.state, info.model, info.version, info.queue) == (
         job.id, JobKind.SHARD, JobState.QUEUED, "digits", 7, "gpu",
     )  # fmt: skip
@@ -56,19 +57,19 @@ def test_a_job_is_read_back_as_it_was_added(store: JobStore, clock: FakeClock) -
 def test_ids_come_back_in_the_order_of_the_jobs(store: JobStore) -> None:
     ids = new_ids(500)[::-1]
     assert store.add([new(id=id) for id in ids]) == ids
-    assert len(store.states(ids)) == 500
+    assert len(store.queries.states(ids)) == 500
 
 
 def test_adding_nothing_adds_nothing(store: JobStore) -> None:
     assert store.add([]) == []
-    assert sum(store.counts().values()) == 0
+    assert sum(store.queries.counts().values()) == 0
 
 
 def test_when_one_job_cannot_be_added_none_is(store: JobStore) -> None:
     jobs = [new(), new(metadata={"bad": float("nan")}), new()]
     with pytest.raises(InvalidInput, match="metadata"):
         store.add(jobs)
-    assert store.states([job.id for job in jobs]) == {}
+    assert store.queries.states([job.id for job in jobs]) == {}
 
 
 @pytest.mark.parametrize("bad", [float("inf"), "a\0b", "\ud800", {1, 2}, {"deep": [float("nan")]}, b"x"])
@@ -79,7 +80,7 @@ def test_metadata_that_would_make_the_ledger_unreadable_is_refused(store: JobSto
 
 def test_metadata_with_a_written_out_nul_is_no_nul(store: JobStore) -> None:
     (id,) = add(store, metadata={"k": "\\u0000"})
-    assert [job.id for job in store.find(metadata={"k": "\\u0000"})] == [id]
+    assert [job.id for job in store.queries.find(metadata={"k": "\\u0000"})] == [id]
 
 
 # idempotency keys
@@ -88,7 +89,7 @@ def test_metadata_with_a_written_out_nul_is_no_nul(store: JobStore) -> None:
 def test_a_known_key_with_the_same_request_gives_the_job_there_is(store: JobStore) -> None:
     first, again = new(idempotency_key="k", request_hash="h"), new(idempotency_key="k", request_hash="h")
     assert store.add([first]) == store.add([again]) == [first.id]
-    assert store.states([first.id, again.id]) == {first.id: JobState.QUEUED}
+    assert store.queries.states([first.id, again.id]) == {first.id: JobState.QUEUED}
 
 
 def test_a_known_key_with_another_request_is_refused_and_nothing_is_added(store: JobStore) -> None:
@@ -96,7 +97,7 @@ def test_a_known_key_with_another_request_is_refused_and_nothing_is_added(store:
     store.add([first])
     with pytest.raises(InvalidInput, match=f"'k' belongs to job {first.id}"):
         store.add([bystander, new(idempotency_key="k", request_hash="other")])
-    assert store.states([bystander.id]) == {}
+    assert store.queries.states([bystander.id]) == {}
 
 
 def test_keys_new_known_doubled_and_absent_mix_in_one_call(store: JobStore) -> None:
@@ -107,7 +108,7 @@ def test_keys_new_known_doubled_and_absent_mix_in_one_call(store: JobStore) -> N
         new(idempotency_key="new", request_hash="h"), new(),
     ]  # fmt: skip
     assert store.add(jobs) == [jobs[0].id, known.id, jobs[2].id, jobs[2].id, jobs[4].id]
-    assert sum(store.counts().values()) == 4
+    assert sum(store.queries.counts().values()) == 4
 
 
 def test_a_key_used_by_many_threads_at_once_makes_one_job(store: JobStore) -> None:
@@ -118,8 +119,8 @@ def test_a_key_used_by_many_threads_at_once_makes_one_job(store: JobStore) -> No
 
     answers = together(8, submit)
     assert len({id for ids in answers for id in ids}) == 8
-    assert sum(store.counts().values()) == 8
-    key_of = {id: store.get(id).metadata["key"] for id in answers[0]}
+    assert sum(store.queries.counts().values()) == 8
+    key_of = {id: store.queries.get(id).metadata["key"] for id in answers[0]}
     assert all([key_of[id] for id in ids] == [f"k{(i + j) % 8}" for j in range(8)] for i, ids in enumerate(answers))
 
 
@@ -146,7 +147,7 @@ def test_a_claim_takes_the_job_and_gives_what_it_takes_to_run_it(store: JobStore
         b"payload",
         None,
     )
-    info = store.get(id)
+    info = store.queries.get(id)
     assert (info.state, info.attempt, info.worker, info.started_at) == (JobState.RUNNING, 1, "w1", at(clock()))
 
 
@@ -161,7 +162,7 @@ def test_a_second_copy_of_a_message_claims_nothing(store: JobStore) -> None:
     assert len(store.claim(ids, "w1", LEASE)) == 3
     assert store.claim(ids, "w2", LEASE) == []
     assert store.claim(ids, "w1", LEASE) == []
-    assert [store.get(id).attempt for id in ids] == [1, 1, 1]
+    assert [store.queries.get(id).attempt for id in ids] == [1, 1, 1]
 
 
 def test_claimed_jobs_come_in_the_order_of_the_message(store: JobStore) -> None:
@@ -172,9 +173,9 @@ def test_claimed_jobs_come_in_the_order_of_the_message(store: JobStore) -> None:
 @pytest.mark.parametrize("state", sorted(set(JobState) - {JobState.QUEUED}))
 def test_only_a_queued_job_can_be_claimed(store: JobStore, state: JobState) -> None:
     id = in_state(store, state)
-    before = store.get(id)
+    before = store.queries.get(id)
     assert store.claim([id], "w9", LEASE) == []
-    assert store.get(id) == before
+    assert store.queries.get(id) == before
 
 
 def test_a_job_past_its_deadline_is_not_claimed(store: JobStore, clock: FakeClock) -> None:
@@ -187,7 +188,7 @@ def test_two_workers_with_the_same_ids_get_each_job_once(store: JobStore) -> Non
     ids = add(store, 200)
     got = together(4, lambda i: store.claim(ids if i % 2 else ids[::-1], f"w{i}", LEASE))
     assert Counter(job.id for jobs in got for job in jobs) == Counter(ids)
-    assert {store.get(job.id).worker for job in got[0]} <= {"w0"}
+    assert {store.queries.get(job.id).worker for job in got[0]} <= {"w0"}
 
 
 # leases
@@ -200,7 +201,7 @@ def test_only_the_holder_can_renew_a_lease(store: JobStore, clock: FakeClock) ->
     clock.forward(LEASE - 1)
     assert store.renew([ids[0], ids[2]], "w1", LEASE) == {ids[0]}
     clock.forward(2)
-    freed, failed = store.free_lapsed()
+    freed, failed = store.sweeps.free_lapsed()
     assert ([t.id for t in freed], failed) == ([ids[1]], [])
     assert store.renew(ids, "w1", LEASE) == {ids[0]}
 
@@ -208,15 +209,15 @@ def test_only_the_holder_can_renew_a_lease(store: JobStore, clock: FakeClock) ->
 def test_a_lease_that_holds_is_left_alone(store: JobStore, clock: FakeClock) -> None:
     claim(store, add(store, 2))
     clock.forward(LEASE)
-    assert store.free_lapsed() == ([], [])
+    assert store.sweeps.free_lapsed() == ([], [])
 
 
 def test_a_lapsed_lease_frees_a_job_with_attempts_left(store: JobStore, clock: FakeClock) -> None:
     (id,) = add(store, queue="gpu", priority=3)
     claim(store, [id])
     clock.forward(LEASE + 1)
-    assert store.free_lapsed() == ([RoutedJob(id, "digits", 1, "gpu", 3, crashes=1)], [])
-    info = store.get(id)
+    assert store.sweeps.free_lapsed() == ([RoutedJob(id, "digits", 1, "gpu", 3, crashes=1)], [])
+    info = store.queries.get(id)
     assert (info.state, info.attempt, info.worker) == (JobState.QUEUED, 1, None)
     assert "lease lapsed" in info.progress.message
     assert [o.attempt for o in claim(store, [id], "w2")] == [2]
@@ -227,9 +228,9 @@ def test_a_lapsed_lease_without_attempts_left_fails_as_worker_lost(store: JobSto
     for _ in range(2):
         claim(store, [id])
         clock.forward(LEASE + 1)
-        freed, failed = store.free_lapsed()
+        freed, failed = store.sweeps.free_lapsed()
     assert (freed, failed) == ([], [Ended(id, "c1")])
-    info = store.get(id)
+    info = store.queries.get(id)
     assert (info.state, info.attempt, info.worker, info.finished_at) == (JobState.FAILED, 2, "w1", at(clock()))
     assert info.error is not None
     assert (info.error.type, "lapsed" in info.error.message) == ("WorkerLost", True)
@@ -239,7 +240,7 @@ def test_many_sweepers_free_each_job_once(store: JobStore, clock: FakeClock) -> 
     ids = add(store, 60) + add(store, 60, max_attempts=1)
     claim(store, ids)
     clock.forward(LEASE + 1)
-    swept = together(4, lambda _: store.free_lapsed())
+    swept = together(4, lambda _: store.sweeps.free_lapsed())
     assert Counter(t.id for freed, _ in swept for t in freed) == Counter(ids[:60])
     assert Counter(e.id for _, failed in swept for e in failed) == Counter(ids[60:])
 
@@ -248,11 +249,11 @@ def test_a_crash_frees_and_fails_the_workers_own_jobs_only(store: JobStore) -> N
     free, spent, other, waiting = [*add(store), *add(store, max_attempts=1), *add(store, 2)]
     claim(store, [free, spent])
     claim(store, [other], "w2")
-    freed, failed = store.crashed([free, spent, other, waiting], "w1", "signal 9 (SIGKILL)")
+    freed, failed = store.free_crashed([free, spent, other, waiting], "w1", "signal 9 (SIGKILL)")
     assert ([t.id for t in freed], [t.crashes for t in freed]) == ([free], [1])
     assert [e.id for e in failed] == [spent]
-    assert store.get(spent).error == JobError("WorkerLost", "attempt 1 of 1: signal 9 (SIGKILL)")
-    assert store.states([free, spent, other, waiting]) == {
+    assert store.queries.get(spent).error == JobError("WorkerLost", "attempt 1 of 1: signal 9 (SIGKILL)")
+    assert store.queries.states([free, spent, other, waiting]) == {
         free: JobState.QUEUED, spent: JobState.FAILED, other: JobState.RUNNING, waiting: JobState.QUEUED,
     }  # fmt: skip
 
@@ -265,9 +266,9 @@ def test_a_success_is_written_with_its_result(store: JobStore, clock: FakeClock)
     (outcome,) = claim(store, [id])
     clock.forward(2)
     assert store.finish([replace(outcome, result=b"result")]) == [Ended(id, "c1")]
-    info = store.get(id)
+    info = store.queries.get(id)
     assert (info.state, info.progress.done, info.finished_at, info.error) == (JobState.SUCCEEDED, 4, at(clock()), None)
-    (read,) = store.outcomes([id])
+    (read,) = store.queries.outcomes([id])
     assert (read.state, read.result, read.result_ref, read.error) == (JobState.SUCCEEDED, b"result", None, None)
     assert (read.worker, read.attempt) == ("w1", 1)
 
@@ -275,8 +276,8 @@ def test_a_success_is_written_with_its_result(store: JobStore, clock: FakeClock)
 def test_a_failure_is_written_with_its_error(store: JobStore) -> None:
     (id,) = add(store)
     store.finish([failure(o) for o in claim(store, [id])])
-    assert store.get(id).error == JobError("ValueError", "bad row")
-    (read,) = store.outcomes([id])
+    assert store.queries.get(id).error == JobError("ValueError", "bad row")
+    (read,) = store.queries.outcomes([id])
     assert (read.state, read.result, read.error) == (JobState.FAILED, None, JobError("ValueError", "bad row"))
 
 
@@ -284,8 +285,10 @@ def test_successes_and_failures_of_one_batch_are_told_apart(store: JobStore) -> 
     ids = add(store, 6)
     outcomes = [failure(o, message=o.id) if i % 2 else o for i, o in enumerate(claim(store, ids))]
     assert {e.id for e in store.finish(outcomes)} == set(ids)
-    assert store.states(ids) == {id: JobState.FAILED if i % 2 else JobState.SUCCEEDED for i, id in enumerate(ids)}
-    assert all(store.get(id).error == JobError("ValueError", id) for id in ids[1::2])
+    assert store.queries.states(ids) == {
+        id: JobState.FAILED if i % 2 else JobState.SUCCEEDED for i, id in enumerate(ids)
+    }
+    assert all(store.queries.get(id).error == JobError("ValueError", id) for id in ids[1::2])
 
 
 @pytest.mark.parametrize(
@@ -295,18 +298,18 @@ def test_an_error_of_any_text_is_written_and_spares_its_neighbours(store: JobSto
     bad, good = add(store, 2)
     outcomes = claim(store, [bad, good])
     assert len(store.finish([failure(outcomes[0], type, message), outcomes[1]])) == 2
-    error = store.get(bad).error
+    error = store.queries.get(bad).error
     assert error is not None
     assert error.message == message.replace("\0", "\\x00").replace("\ud83d", "\\ud83d")
     assert error.type == type.replace("\0", "\\x00")[:200]
-    assert store.get(good).state is JobState.SUCCEEDED
+    assert store.queries.get(good).state is JobState.SUCCEEDED
 
 
 def test_a_result_may_be_empty_or_lie_elsewhere(store: JobStore) -> None:
     ids = add(store, 2)
     empty, elsewhere = claim(store, ids)
     store.finish([replace(empty, result=b""), replace(elsewhere, result=None, result_ref="sha256:" + "b" * 64)])
-    read = {o.id: (o.result, o.result_ref) for o in store.outcomes(ids)}
+    read = {o.id: (o.result, o.result_ref) for o in store.queries.outcomes(ids)}
     assert read == {ids[0]: (b"", None), ids[1]: (None, "sha256:" + "b" * 64)}
 
 
@@ -316,7 +319,7 @@ def test_a_job_is_finished_once(store: JobStore) -> None:
     assert len(store.finish([outcome])) == 1
     assert store.finish([replace(outcome, result=b"again")]) == []
     assert store.finish([failure(outcome)]) == []
-    assert [o.result for o in store.outcomes([id])] == [b"out"]
+    assert [o.result for o in store.queries.outcomes([id])] == [b"out"]
 
 
 def test_the_same_outcome_from_two_threads_is_written_once(store: JobStore) -> None:
@@ -331,29 +334,29 @@ def test_a_zombies_write_is_refused(store: JobStore, clock: FakeClock) -> None:
     (id,) = add(store)
     (zombie,) = claim(store, [id], "w1")
     clock.forward(LEASE + 1)
-    store.free_lapsed()
+    store.sweeps.free_lapsed()
     assert store.finish([zombie]) == []  # while the job waits again
     (holder,) = claim(store, [id], "w2")
     assert store.finish([replace(zombie, result=b"late")]) == []  # while another runs it
     assert store.finish([failure(zombie)]) == []
     assert store.renew([id], "w1", LEASE) == set()
     assert store.release([id], "w1") == []
-    assert store.crashed([id], "w1", "gone") == ([], [])
+    assert store.free_crashed([id], "w1", "gone") == ([], [])
     assert store.finish([holder]) == [Ended(id, None)]
     assert store.finish([zombie]) == []  # and afterwards
-    assert [o.result for o in store.outcomes([id])] == [b"out"]
+    assert [o.result for o in store.queries.outcomes([id])] == [b"out"]
 
 
 def test_a_zombies_write_is_refused_after_a_retry_too(store: JobStore, clock: FakeClock) -> None:
     (id,) = add(store, max_attempts=1)
     (zombie,) = claim(store, [id], "w1")
     clock.forward(LEASE + 1)
-    store.free_lapsed()
+    store.sweeps.free_lapsed()
     store.retry(id)
     (holder,) = claim(store, [id], "w2")
     assert store.finish([replace(zombie, result=b"late")]) == []
     assert store.finish([holder]) == [Ended(id, None)]
-    assert [o.result for o in store.outcomes([id])] == [b"out"]
+    assert [o.result for o in store.queries.outcomes([id])] == [b"out"]
 
 
 def test_a_zombies_write_is_refused_after_a_release_too(store: JobStore) -> None:
@@ -373,12 +376,12 @@ def test_a_released_job_waits_again_with_its_attempt_uncounted(store: JobStore) 
     claim(store, ids[:2])
     claim(store, ids[2:], "w2")
     assert store.release(ids, "w1") == [RoutedJob(id, "digits", 1, "cpu", 5, crashes=0) for id in ids[:2]]
-    info = store.get(ids[0])
+    info = store.queries.get(ids[0])
     assert (info.state, info.attempt, info.worker, info.started_at) == (JobState.QUEUED, 0, None, None)
-    assert store.get(ids[2]).state is JobState.RUNNING
+    assert store.queries.get(ids[2]).state is JobState.RUNNING
     claim(store, ids[:1])
-    assert store.get(ids[0]).attempt == 1
-    assert [e.id for e in store.crashed(ids[:1], "w1", "gone")[1]] == ids[:1], "its one attempt is used up now"
+    assert store.queries.get(ids[0]).attempt == 1
+    assert [e.id for e in store.free_crashed(ids[:1], "w1", "gone")[1]] == ids[:1], "its one attempt is used up now"
 
 
 # deadlines, cancel, retry
@@ -389,13 +392,13 @@ def test_a_queued_job_expires_when_its_deadline_comes(store: JobStore, clock: Fa
     (running,) = add(store, deadline_at=clock() + 1)
     claim(store, [running])
     clock.forward(1)
-    assert store.expire() == [Ended(late, "c")]
-    assert store.expire() == []
-    states = store.states([late, later, never, running])
+    assert store.sweeps.expire() == [Ended(late, "c")]
+    assert store.sweeps.expire() == []
+    states = store.queries.states([late, later, never, running])
     assert [states[id] for id in (late, later, never, running)] == [
         JobState.EXPIRED, JobState.QUEUED, JobState.QUEUED, JobState.RUNNING,
     ]  # fmt: skip
-    assert store.get(late).finished_at == at(clock())
+    assert store.queries.get(late).finished_at == at(clock())
 
 
 @pytest.mark.parametrize("state", JobState)
@@ -403,7 +406,7 @@ def test_a_user_cancels_what_is_queued_and_nothing_else(store: JobStore, state: 
     id = in_state(store, state)
     canceled = [e.id for e in store.cancel([id])]
     assert canceled == ([id] if state is JobState.QUEUED else [])
-    assert store.get(id).state is (JobState.CANCELED if canceled else state)
+    assert store.queries.get(id).state is (JobState.CANCELED if canceled else state)
 
 
 @pytest.mark.parametrize("state", JobState)
@@ -412,13 +415,13 @@ def test_a_user_retries_what_ended_badly_and_nothing_else(store: JobStore, state
     if state not in {JobState.FAILED, JobState.CANCELED, JobState.EXPIRED}:
         with pytest.raises(IllegalTransition, match=f"cannot {Transition.RETRY} a job that is {state}"):
             store.retry(id)
-        assert store.get(id).state is state
+        assert store.queries.get(id).state is state
         return
     assert store.retry(id) == RoutedJob(id, "digits", 1, "cpu", 5, crashes=0)
-    info = store.get(id)
+    info = store.queries.get(id)
     assert (info.state, info.attempt, info.error, info.worker) == (JobState.QUEUED, 0, None, None)
     assert (info.started_at, info.finished_at, info.deadline_at) == (None, None, None)
-    assert store.outcomes([id]) == []
+    assert store.queries.outcomes([id]) == []
 
 
 def test_a_retried_job_has_all_its_attempts_again_however_often(store: JobStore) -> None:
@@ -426,15 +429,15 @@ def test_a_retried_job_has_all_its_attempts_again_however_often(store: JobStore)
     for _ in range(4):
         for attempt in (1, 2):
             claim(store, [id])
-            assert store.get(id).attempt == attempt
-            freed, failed = store.crashed([id], "w1", "gone")
+            assert store.queries.get(id).attempt == attempt
+            freed, failed = store.free_crashed([id], "w1", "gone")
         assert (freed, [e.id for e in failed]) == ([], [id])
         store.retry(id)
-    assert (store.get(id).attempt, store.get(id).max_attempts) == (0, 2)
+    assert (store.queries.get(id).attempt, store.queries.get(id).max_attempts) == (0, 2)
 
 
 def test_a_job_that_is_not_there_cannot_be_read_or_retried(store: JobStore) -> None:
-    for use in (store.get, store.retry):
+    for use in (store.queries.get, store.retry):
         with pytest.raises(JobNotFound, match="0000"):
             use("0" * 32)
 
@@ -451,7 +454,7 @@ def test_two_users_retry_all_that_failed_and_each_job_is_queued_once(store: JobS
         return retried
 
     assert sorted(id for retried in together(2, retry_all) for id in retried) == ids
-    assert store.counts()[JobState.QUEUED] == 40
+    assert store.queries.counts()[JobState.QUEUED] == 40
 
 
 def test_a_second_request_to_cancel_a_running_job_changes_nothing(store: JobStore, clock: FakeClock) -> None:
@@ -461,9 +464,9 @@ def test_a_second_request_to_cancel_a_running_job_changes_nothing(store: JobStor
     assert store.cancel([id]) == []
     clock.forward(5)
     assert store.cancel([id]) == []
-    assert store.get(id).cancel_requested_at == at(first)
-    assert store.cancel_requested("w1") == {id}
-    assert store.cancel_requested("w2") == set()
+    assert store.queries.get(id).cancel_requested_at == at(first)
+    assert store.queries.cancel_requested("w1") == {id}
+    assert store.queries.cancel_requested("w2") == set()
 
 
 def test_two_users_retry_a_job_once(store: JobStore) -> None:
@@ -485,49 +488,55 @@ def test_jobs_sent_long_ago_are_taken_for_sending_once(store: JobStore, clock: F
     old, other = add(store, 3), add(store, 1, queue="gpu")
     clock.forward(20)
     add(store, 2)
-    assert store.take_unsent("cpu", 20) == []
+    assert store.sweeps.take_unsent("cpu", 20) == []
     clock.forward(1)
-    assert sorted(store.queues_waiting(20)) == ["cpu", "gpu"]
-    assert [t.id for t in store.take_unsent("cpu", 20)] == old
-    assert store.take_unsent("cpu", 20) == []
-    assert store.queues_waiting(20) == ["gpu"]
-    assert [t.id for t in store.take_unsent("gpu", 20)] == other
+    assert sorted(store.queries.queues_with_unsent(20)) == ["cpu", "gpu"]
+    assert [t.id for t in store.sweeps.take_unsent("cpu", 20)] == old
+    assert store.sweeps.take_unsent("cpu", 20) == []
+    assert store.queries.queues_with_unsent(20) == ["gpu"]
+    assert [t.id for t in store.sweeps.take_unsent("gpu", 20)] == other
 
 
 def test_the_most_urgent_and_oldest_are_sent_first(store: JobStore, clock: FakeClock) -> None:
     later, urgent = add(store, 3, priority=5), add(store, 2, priority=0)
     clock.forward(1)
-    assert [t.id for t in store.take_unsent("cpu", 0.5, limit=3)] == sorted([*urgent, later[0]])
-    assert [t.id for t in store.take_unsent("cpu", 0.5, limit=3)] == later[1:]
+    assert [t.id for t in store.sweeps.take_unsent("cpu", 0.5, limit=3)] == sorted([*urgent, later[0]])
+    assert [t.id for t in store.sweeps.take_unsent("cpu", 0.5, limit=3)] == later[1:]
 
 
 def test_many_sweepers_take_each_unsent_job_once(store: JobStore, clock: FakeClock) -> None:
     ids = add(store, 200)
     clock.forward(60)
-    taken = together(4, lambda _: [*store.take_unsent("cpu", 10, limit=70), *store.take_unsent("cpu", 10)])
+    taken = together(
+        4, lambda _: [*store.sweeps.take_unsent("cpu", 10, limit=70), *store.sweeps.take_unsent("cpu", 10)]
+    )
     assert Counter(t.id for routed_jobs in taken for t in routed_jobs) == Counter(ids)
 
 
 def test_a_message_that_did_not_go_out_is_sent_by_the_next_sweep(store: JobStore) -> None:
     ids = add(store, 2)
     claim(store, ids[1:])
-    assert store.take_unsent("cpu", 3600) == []
+    assert store.sweeps.take_unsent("cpu", 3600) == []
     store.mark_unsent(ids)
-    assert [t.id for t in store.take_unsent("cpu", 3600)] == ids[:1]
+    assert [t.id for t in store.sweeps.take_unsent("cpu", 3600)] == ids[:1]
 
 
 @pytest.mark.parametrize("state", sorted(set(JobState) - {JobState.QUEUED}))
 def test_only_queued_jobs_are_sent_again(store: JobStore, state: JobState) -> None:
     id = in_state(store, state)
     store.mark_unsent([id])
-    assert (store.take_unsent("cpu", -10), store.queues_waiting(-10), store.queued([id])) == ([], [], [])
+    assert (
+        store.sweeps.take_unsent("cpu", -10),
+        store.queries.queues_with_unsent(-10),
+        store.queries.queued([id]),
+    ) == ([], [], [])
 
 
 def test_tickets_of_queued_jobs_say_how_often_they_were_tried(store: JobStore) -> None:
     fresh, tried, running = add(store, 3)
     claim(store, [tried, running])
-    store.crashed([tried], "w1", "gone")
-    assert [(t.id, t.crashes) for t in store.queued([running, tried, fresh])] == [(fresh, 0), (tried, 1)]
+    store.free_crashed([tried], "w1", "gone")
+    assert [(t.id, t.crashes) for t in store.queries.queued([running, tried, fresh])] == [(fresh, 0), (tried, 1)]
 
 
 # retention
@@ -537,10 +546,10 @@ def test_retention_deletes_what_ended_long_ago_and_nothing_else(store: JobStore,
     old = {state: in_state(store, state) for state in JobState}
     clock.forward(3600)
     fresh = {state: in_state(store, state) for state in FINAL}
-    assert store.purge(3600) == 0
+    assert store.sweeps.purge(3600) == 0
     clock.forward(1)
-    assert store.purge(3600) == len(FINAL)
-    assert set(store.states([*old.values(), *fresh.values()])) == {
+    assert store.sweeps.purge(3600) == len(FINAL)
+    assert set(store.queries.states([*old.values(), *fresh.values()])) == {
         old[JobState.QUEUED], old[JobState.RUNNING], *fresh.values(),
     }  # fmt: skip
 
@@ -548,35 +557,35 @@ def test_retention_deletes_what_ended_long_ago_and_nothing_else(store: JobStore,
 def test_retention_deletes_in_portions(store: JobStore, clock: FakeClock) -> None:
     store.finish(claim(store, add(store, 25)))
     clock.forward(10)
-    assert [store.purge(1, limit=10) for _ in range(4)] == [10, 10, 5, 0]
+    assert [store.sweeps.purge(1, limit=10) for _ in range(4)] == [10, 10, 5, 0]
 
 
 def test_many_sweepers_purge_each_job_once(store: JobStore, clock: FakeClock) -> None:
     store.finish(claim(store, add(store, 200)))
     clock.forward(10)
-    assert sum(together(4, lambda _: store.purge(1) + store.purge(1))) == 200
+    assert sum(together(4, lambda _: store.sweeps.purge(1) + store.sweeps.purge(1))) == 200
 
 
 def test_a_key_is_free_again_once_its_job_is_purged(store: JobStore, clock: FakeClock) -> None:
     (first,) = add(store, idempotency_key="k", request_hash="h")
     store.finish(claim(store, [first]))
     clock.forward(10)
-    store.purge(1)
+    store.sweeps.purge(1)
     assert add(store, idempotency_key="k", request_hash="other") != [first]
 
 
 @pytest.mark.postgres
 def test_a_job_retried_while_retention_looks_at_it_is_kept(store: JobStore, clock: FakeClock) -> None:
     if store.ledger.sqlite:
-        assert store.ledger.skip_locked() == "", "one writer at a time: the two cannot overlap"
+        assert "FOR UPDATE" not in PURGE.sqlite.text, "one writer at a time: the two cannot overlap"
         return
     id = in_state(store, JobState.FAILED)
     clock.forward(100)
     with store.ledger.write() as connection:  # a retry that has not been committed yet
         connection.execute(text("UPDATE jobs SET state = 'queued', finished_at = NULL WHERE id = :id"), {"id": id})
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(store.purge, 1).result(30) == 0
-    assert store.get(id).state is JobState.QUEUED
+            assert pool.submit(store.sweeps.purge, 1).result(30) == 0
+    assert store.queries.get(id).state is JobState.QUEUED
 
 
 # reading
@@ -585,7 +594,7 @@ def test_a_job_retried_while_retention_looks_at_it_is_kept(store: JobStore, cloc
 def test_jobs_are_found_newest_first_and_page_by_page(store: JobStore) -> None:
     ids = add(store, 25)
     pages, before = [], None
-    while page := store.find(limit=10, before=before):
+    while page := store.queries.find(limit=10, before=before):
         pages.append([job.id for job in page])
         before = page[-1].id
     assert [len(page) for page in pages] == [10, 10, 5]
@@ -613,16 +622,16 @@ def test_every_filter_finds_what_meets_it_and_nothing_else(
     add(store, 2)
     add(store, 1, metadata={"team": "speech", "run": 8})
     ids = add(store, 2, **fields)
-    assert [job.id for job in store.find(**wanted)] == ids[::-1]
+    assert [job.id for job in store.queries.find(**wanted)] == ids[::-1]
 
 
 def test_jobs_are_found_by_one_or_several_states(store: JobStore) -> None:
     ids = {state: in_state(store, state) for state in JobState}
     for state in JobState:
-        assert [job.id for job in store.find(state=[state])] == [ids[state]]
+        assert [job.id for job in store.queries.find(state=[state])] == [ids[state]]
     several = (JobState.FAILED, JobState.CANCELED)
-    assert {job.id for job in store.find(state=several)} == {ids[state] for state in several}
-    assert len(store.find(state=())) == len(JobState)
+    assert {job.id for job in store.queries.find(state=several)} == {ids[state] for state in several}
+    assert len(store.queries.find(state=())) == len(JobState)
 
 
 VALUES: list[Any] = [None, True, False, 0, 1, 2.5, "", "1", "true", "ä\"'\\", [], [1, "x"], {}, {"b": 1, "a": [None]}]
@@ -635,35 +644,35 @@ def test_metadata_is_met_by_an_equal_value_of_the_same_type(store: JobStore, val
     )
     add(store, metadata={"other": value})
     wanted = next(i for i, v in enumerate(VALUES) if v is value)
-    assert [job.id for job in store.find(metadata={"k": value})] == [ids[wanted]]
+    assert [job.id for job in store.queries.find(metadata={"k": value})] == [ids[wanted]]
 
 
 def test_metadata_is_met_by_an_equal_number_and_an_object_in_any_order(store: JobStore) -> None:
     (id,) = add(store, metadata={"n": 2.0, "o": {"a": 1, "b": 2}})
-    assert [job.id for job in store.find(metadata={"n": 2, "o": {"b": 2, "a": 1}})] == [id]
-    assert store.find(metadata={"o": {"a": 1}}) == []
+    assert [job.id for job in store.queries.find(metadata={"n": 2, "o": {"b": 2, "a": 1}})] == [id]
+    assert store.queries.find(metadata={"o": {"a": 1}}) == []
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a b", "a[0]", '"', "'", "\\", "$", "ä", "k%s", ":k", "{ids}", "0"])
 def test_metadata_may_have_any_key(store: JobStore, key: str) -> None:
     (id,) = add(store, metadata={key: "v"})
     add(store, metadata={"k": "v", "a": {"b": "v"}})
-    assert [job.id for job in store.find(metadata={key: "v"})] == [id]
+    assert [job.id for job in store.queries.find(metadata={key: "v"})] == [id]
 
 
 def test_outcomes_are_those_of_finished_jobs(store: JobStore) -> None:
     ids = {state: in_state(store, state) for state in JobState}
-    found = {o.id: o.state for o in store.outcomes([*ids.values(), "0" * 32])}
+    found = {o.id: o.state for o in store.queries.outcomes([*ids.values(), "0" * 32])}
     assert found == {ids[state]: state for state in FINAL}
 
 
 def test_states_and_counts_tell_every_job(store: JobStore) -> None:
     ids = {in_state(store, state): state for state in JobState}
     add(store, 3, model="other")
-    assert store.states([*ids, "0" * 32]) == ids
-    assert store.counts() == dict.fromkeys(JobState, 1) | {JobState.QUEUED: 4}
-    assert store.counts(model="other") == dict.fromkeys(JobState, 0) | {JobState.QUEUED: 3}
-    assert store.counts(model="none") == dict.fromkeys(JobState, 0)
+    assert store.queries.states([*ids, "0" * 32]) == ids
+    assert store.queries.counts() == dict.fromkeys(JobState, 1) | {JobState.QUEUED: 4}
+    assert store.queries.counts(model="other") == dict.fromkeys(JobState, 0) | {JobState.QUEUED: 3}
+    assert store.queries.counts(model="none") == dict.fromkeys(JobState, 0)
 
 
 def test_depths_tell_what_waits_and_runs_by_queue(store: JobStore, clock: FakeClock) -> None:
@@ -673,15 +682,19 @@ def test_depths_tell_what_waits_and_runs_by_queue(store: JobStore, clock: FakeCl
     claim(store, [cpu[0], gpu[0]])
     in_state(store, JobState.SUCCEEDED)
     clock.forward(2)
-    assert store.depths() == {"cpu": (4, 7.0, 1), "gpu": (0, None, 1)}
+    assert store.queries.depths() == {"cpu": (4, 7.0, 1), "gpu": (0, None, 1)}
 
 
 def test_questions_about_no_jobs_have_no_answers(store: JobStore) -> None:
     add(store)
-    assert (store.states([]), store.outcomes([]), store.queued([])) == ({}, [], [])
+    assert (store.queries.states([]), store.queries.outcomes([]), store.queries.queued([])) == ({}, [], [])
     assert (store.claim([], "w", LEASE), store.finish([]), store.cancel([])) == ([], [], [])
-    assert (store.renew([], "w", LEASE), store.release([], "w"), store.crashed([], "w", "")) == (set(), [], ([], []))
-    assert store.depths().keys() == {"cpu"}
+    assert (store.renew([], "w", LEASE), store.release([], "w"), store.free_crashed([], "w", "")) == (
+        set(),
+        [],
+        ([], []),
+    )
+    assert store.queries.depths().keys() == {"cpu"}
 
 
 # everything at once
@@ -701,14 +714,14 @@ def test_whoever_works_on_the_same_jobs_at_once_neither_blocks_nor_loses_any(sto
                     outcomes = claim(store, order[: 40 * (i + 2)], f"w{i}")
                     store.renew([o.id for o in outcomes[::-1]], f"w{i}", LEASE)
                     ended += store.finish(outcomes[: len(outcomes) * 2 // 3][::-1])
-                    ended += store.crashed([o.id for o in outcomes], f"w{i}", "gone")[1]
+                    ended += store.free_crashed([o.id for o in outcomes], f"w{i}", "gone")[1]
                 case 2:
                     ended += store.cancel(order[round_::60])
                     store.renew(order, "w0", LEASE)
                 case 3:
-                    store.free_lapsed()
+                    store.sweeps.free_lapsed()
                     store.mark_unsent(order)
-                    store.take_unsent("cpu", 0)
+                    store.sweeps.take_unsent("cpu", 0)
         return ended
 
     for ended in together(8, work):

@@ -157,7 +157,9 @@ class Jobs(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 3))
     def retry_failed(self, limit: int) -> None:
         expected = sorted(id for id in self.jobs if self.state(id) in (JobState.FAILED, JobState.EXPIRED))
-        assert self.store.count_failed() == self.store.count_failed(model="m", version=1) == len(expected)
+        assert (
+            self.store.queries.count_failed() == self.store.queries.count_failed(model="m", version=1) == len(expected)
+        )
         assert self.store.retry_failed(model="other") == ([], None)
         retried: list[str] = []
         after_id: str | None = ""
@@ -245,7 +247,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def look_for_cancel_requests(self, worker: str) -> None:
         wanted = [id for id in self.running(list(self.jobs), worker) if self.jobs[id].stop]
-        assert self.store.cancel_requested(worker) == set(wanted)
+        assert self.store.queries.cancel_requested(worker) == set(wanted)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), worker=WORKERS)
@@ -273,7 +275,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def crash(self, worker: str) -> None:
         ids = list(self.jobs)
-        self.lose(self.running(ids, worker), self.store.crashed(ids, worker, "signal 9"))
+        self.lose(self.running(ids, worker), self.store.free_crashed(ids, worker, "signal 9"))
 
     # sweepers and time
 
@@ -281,13 +283,13 @@ class Jobs(RuleBasedStateMachine):
     def free_lapsed(self, seconds: float) -> None:
         self.clock.forward(seconds)
         lapsed = [id for id, job in self.jobs.items() if job.state is JobState.RUNNING and job.lease < self.clock()]
-        self.lose(lapsed, self.store.free_lapsed())
+        self.lose(lapsed, self.store.sweeps.free_lapsed())
 
     @rule(seconds=st.sampled_from([0.0, 4.0]))
     def expire(self, seconds: float) -> None:
         self.clock.forward(seconds)
         expected = {id for id in self.jobs if self.state(id) is JobState.QUEUED and self.late(id)}
-        assert {e.id for e in self.store.expire()} == expected
+        assert {e.id for e in self.store.sweeps.expire()} == expected
         for id in expected:
             self.end(id, Transition.EXPIRE)
 
@@ -296,7 +298,7 @@ class Jobs(RuleBasedStateMachine):
         self.clock.forward(seconds)
         queued = {id: job for id, job in self.jobs.items() if job.state is JobState.QUEUED}
         expected = sorted(id for id, job in queued.items() if job.wait is not None and job.wait <= self.clock())
-        routed_jobs = self.store.take_due()
+        routed_jobs = self.store.sweeps.take_due()
         assert [(t.id, t.crashes) for t in routed_jobs] == [(id, self.jobs[id].crashes) for id in expected]
         for id in expected:
             self.jobs[id].wait, self.jobs[id].sent = None, self.clock()
@@ -305,10 +307,10 @@ class Jobs(RuleBasedStateMachine):
     def take_unsent(self, older: float) -> None:
         before = self.clock() - older
         queued = [id for id in self.jobs if self.state(id) is JobState.QUEUED and self.jobs[id].wait is None]
-        assert [t.id for t in self.store.queued(list(self.jobs))] == sorted(queued)
+        assert [t.id for t in self.store.queries.queued(list(self.jobs))] == sorted(queued)
         waiting = [id for id in queued if self.jobs[id].sent < before]
-        assert self.store.queues_waiting(older) == (["cpu"] if waiting else [])
-        assert [t.id for t in self.store.take_unsent("cpu", older)] == sorted(waiting)
+        assert self.store.queries.queues_with_unsent(older) == (["cpu"] if waiting else [])
+        assert [t.id for t in self.store.sweeps.take_unsent("cpu", older)] == sorted(waiting)
         for id in waiting:
             self.jobs[id].sent = self.clock()
 
@@ -325,7 +327,7 @@ class Jobs(RuleBasedStateMachine):
     def purge(self, seconds: float) -> None:
         self.clock.forward(seconds)
         old = [id for id, job in self.jobs.items() if job.state in FINAL and job.ended < self.clock() - RETENTION]
-        assert self.store.purge(RETENTION) == len(old)
+        assert self.store.sweeps.purge(RETENTION) == len(old)
         self.jobs = {id: job for id, job in self.jobs.items() if id not in old}
 
     @rule(seconds=st.sampled_from([1.0, 4.0, LEASE]))
@@ -335,8 +337,8 @@ class Jobs(RuleBasedStateMachine):
     @invariant()
     def the_ledger_holds_what_the_model_holds(self) -> None:
         ids = list(self.jobs)
-        assert self.store.states(ids) == {id: job.state for id, job in self.jobs.items()}
-        held = {job.id: job for job in self.store.find(limit=1000)}
+        assert self.store.queries.states(ids) == {id: job.state for id, job in self.jobs.items()}
+        held = {job.id: job for job in self.store.queries.find(limit=1000)}
         assert held.keys() == self.jobs.keys()
         for id, job in self.jobs.items():
             info = held[id]
@@ -345,7 +347,7 @@ class Jobs(RuleBasedStateMachine):
             assert info.not_before == utc(job.wait)
             assert (info.error and info.error.type) == job.error
             assert job.state is not JobState.RUNNING or info.worker == job.worker
-        read = {o.id: (o.state, o.result) for o in self.store.outcomes(ids)}
+        read = {o.id: (o.state, o.result) for o in self.store.queries.outcomes(ids)}
         assert read == {id: (job.state, job.result) for id, job in self.jobs.items() if job.state in FINAL}
 
     # the model's own words

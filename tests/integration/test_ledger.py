@@ -18,6 +18,7 @@ from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import CLOCK_REFRESH_S, Ledger
 from forebay.storage.ledger.migrate import current
+from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import ModelRegistry
 from support.ledgers import add_and_claim, in_processes, upgrade_once
 from support.servers import PostgresServer, free_port
@@ -27,7 +28,7 @@ from support.waiting import FakeClock
 def test_eight_processes_write_to_one_ledger_at_once(ledger: Ledger, database: str) -> None:
     ids = [id for process in in_processes(8, add_and_claim, database, 15, 20) for id in process]
     assert len(set(ids)) == 8 * 15 * 20
-    assert len(JobStore(ledger).states(ids)) == len(ids), "every row is there"
+    assert len(JobStore(ledger).queries.states(ids)) == len(ids), "every row is there"
 
 
 def test_sixteen_threads_write_to_one_ledger_at_once(ledger: Ledger) -> None:
@@ -38,7 +39,7 @@ def test_sixteen_threads_write_to_one_ledger_at_once(ledger: Ledger) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         ids = [id for done in pool.map(work, range(16)) for id in done]
-    assert len(store.states(ids)) == 160
+    assert len(store.queries.states(ids)) == 160
 
 
 def test_readers_are_not_held_up_by_a_writer(ledger: Ledger) -> None:
@@ -46,8 +47,8 @@ def test_readers_are_not_held_up_by_a_writer(ledger: Ledger) -> None:
     (id,) = store.add([NewJob(new_ids(1)[0], JobKind.PREDICT, "m", 1, "cpu")])
     with ledger.write() as connection, ThreadPoolExecutor(1) as pool:
         connection.execute(text("UPDATE jobs SET queue = 'gpu'"))
-        assert pool.submit(store.get, id).result(10).queue == "cpu"
-    assert store.get(id).queue == "gpu"
+        assert pool.submit(store.queries.get, id).result(10).queue == "cpu"
+    assert store.queries.get(id).queue == "gpu"
 
 
 def test_a_transaction_that_fails_leaves_nothing_and_gives_the_ledger_free(ledger: Ledger) -> None:
@@ -73,7 +74,7 @@ def test_an_upgrade_may_run_in_four_processes_at_once(database: str) -> None:
     try:
         assert revisions == [current(ledger)] * 4
         assert None not in revisions
-        assert JobStore(ledger).find() == []
+        assert JobStore(ledger).queries.find() == []
     finally:
         ledger.close()
 
@@ -104,7 +105,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 USES: list[Callable[[Ledger], Any]] = [
-    lambda ledger: JobStore(ledger).get("0" * 32),
+    lambda ledger: JobStore(ledger).queries.get("0" * 32),
     lambda ledger: JobStore(ledger).add([NewJob("0" * 32, JobKind.PREDICT, "m", 1, "cpu")]),
     lambda ledger: ModelRegistry(ledger).get("digits"),
 ]
@@ -154,7 +155,7 @@ def test_a_ledger_that_another_program_holds_is_told(tmp_path: Path, monkeypatch
 def test_a_postgresql_that_is_down_is_told_without_the_password() -> None:
     ledger = Ledger(f"postgresql+psycopg://forebay:geheim@127.0.0.1:{free_port()}/forebay")
     try:
-        for use in (ledger.ping, ledger.now, lambda: JobStore(ledger).find()):
+        for use in (ledger.ping, ledger.now, lambda: JobStore(ledger).queries.find()):
             with pytest.raises(
                 LedgerUnavailable, match=r"the ledger postgresql\+psycopg://forebay:\*\*\*@127\.0\.0\.1"
             ) as caught:
@@ -220,8 +221,5 @@ def test_a_list_of_any_length_is_one_parameter(ledger: Ledger, count: int) -> No
         connection.execute(
             text("INSERT INTO models VALUES (:name, 0)"), [{"name": "no"}, *({"name": id} for id in ids[:300])]
         )
-        found = connection.execute(
-            text(f"SELECT name FROM models WHERE name {ledger.ids()}"),  # noqa: S608 - `ids` is our own text
-            {"ids": ledger.bind(ids)},
-        )
+        found = Statement("SELECT name FROM models WHERE name = ANY(:ids)").execute(connection, ids=ids)
         assert Counter(found.scalars()) == Counter(ids[:300])

@@ -212,7 +212,7 @@ def test_a_version_with_jobs_that_wait_or_run_is_not_deleted(registry: ModelRegi
         registry.delete("digits/1")
     store.finish([Finished(claimed.id, claimed.attempt, b"")])
     assert registry.delete("digits/1").version == 1
-    assert [j.id for j in store.find(model="digits")] == [other, runs, waits], "finished jobs stay to be read"
+    assert [j.id for j in store.queries.find(model="digits")] == [other, runs, waits], "finished jobs stay to be read"
 
 
 @pytest.mark.parametrize("ref", ["digits/9", "digits@nobody", "nothing/1"])

@@ -7,9 +7,9 @@ from fakeredis import FakeRedis
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.settings import Settings
 from forebay.contract.wire.messages import RoutedJob
-from forebay.storage.jobs.lost_messages import LostMessages
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore
+from forebay.storage.jobs.sweeps import JobSweeps
 from forebay.storage.ledger.connection import Ledger
 from forebay.worker.announcer import Announcer
 from forebay.worker.parent.sweeper import Sweeper
@@ -22,7 +22,7 @@ def add(store: JobStore, count: int, **fields: Any) -> list[str]:
 
 
 def taken(ledger: Ledger, queue: str = "cpu") -> list[str]:
-    return [routed_job.id for routed_job in LostMessages(ledger).take(queue, after_s=100, margin_s=10)]
+    return [routed_job.id for routed_job in JobSweeps(ledger).take_lost(queue, after_s=100, margin_s=10)]
 
 
 def test_who_was_overtaken_long_ago_is_sent_again_and_once(ledger: Ledger, store: JobStore, clock: FakeClock) -> None:
@@ -49,7 +49,7 @@ def test_what_merely_waits_its_turn_is_left_alone(ledger: Ledger, store: JobStor
     store.claim(late, "w1", 1000)
     assert taken(ledger) == []
     assert taken(ledger, "gpu") == []
-    assert len(store.queued(waiting)) == 5
+    assert len(store.queries.queued(waiting)) == 5
 
 
 def test_only_so_many_are_looked_at_and_sent_at_once(ledger: Ledger, store: JobStore, clock: FakeClock) -> None:
@@ -57,9 +57,9 @@ def test_only_so_many_are_looked_at_and_sent_at_once(ledger: Ledger, store: JobS
     clock.forward(200)
     store.claim(add(store, 1), "w1", 1000)
     clock.forward(200)
-    finder = LostMessages(ledger)
-    assert [t.id for t in finder.take("cpu", 100, 10, limit=20)] == lost[:20]
-    assert [t.id for t in finder.take("cpu", 100, 10, limit=20)] == lost[20:]
+    sweeps = JobSweeps(ledger)
+    assert [t.id for t in sweeps.take_lost("cpu", 100, 10, limit=20)] == lost[:20]
+    assert [t.id for t in sweeps.take_lost("cpu", 100, 10, limit=20)] == lost[20:]
 
 
 class NotingDispatcher:

@@ -106,18 +106,18 @@ def test_pages_neither_lose_nor_repeat_a_job(
     store: JobStore, views: JobViews, monkeypatch: pytest.MonkeyPatch, limit: int, window: int, state: JobState | None
 ) -> None:
     monkeypatch.setattr(job_views, "WINDOW", window)
-    if not store.find(limit=1):
+    if not store.queries.find(limit=1):
         for each in (*JobState, *JobState):
             in_state(store, each)
-    expected = [job.id for job in store.find(state=[state] if state else (), limit=1000)]
+    expected = [job.id for job in store.queries.find(state=[state] if state else (), limit=1000)]
     assert [id for ids in pages(views, JobFilter(state=state), limit) for id in ids] == expected
 
 
 def test_counting_stops_at_the_limit(store: JobStore, views: JobViews) -> None:
     add(store, 5)
-    assert views.some(JobState.QUEUED, 10) == 5
-    assert views.some(JobState.QUEUED, 3) == 3
-    assert views.some(JobState.FAILED, 3) == 0
+    assert views.count_up_to(JobState.QUEUED, 10) == 5
+    assert views.count_up_to(JobState.QUEUED, 3) == 3
+    assert views.count_up_to(JobState.FAILED, 3) == 0
 
 
 def test_details_hold_small_payloads_and_the_sizes_of_all(store: JobStore, views: JobViews) -> None:
@@ -127,7 +127,7 @@ def test_details_hold_small_payloads_and_the_sizes_of_all(store: JobStore, views
     assert (details.input, details.input_size) == (None, 100)
     assert (details.result, details.result_size) == (b"out", 3)
     assert (details.attempts, details.client, details.idempotency_key) == (1, "c1", "k")
-    assert details.info == store.get(id)
+    assert details.info == store.queries.get(id)
     assert views.details(id).input == b"x" * 100
     with pytest.raises(JobNotFound, match="no job has the id"):
         views.details(new_ids(1)[0])
@@ -151,15 +151,15 @@ def test_a_stretch_counts_what_ended_in_it_and_how_long_it_took(
     store.finish([*outcomes[:2], failure(outcomes[2])])
     clock.forward(5)
     store.finish(outcomes[3:])
-    stretch = Overview(ledger).stretch(start, start + 6)
+    stretch = Overview(ledger).bucket(start, start + 6)
     assert {(e.state, e.model, e.version, e.queue): e.count for e in stretch.ended} == {
         (JobState.SUCCEEDED, "digits", 1, "cpu"): 2,
         (JobState.FAILED, "digits", 1, "cpu"): 1,
     }
     assert stretch.times == ((2.0, 3.0),) * 3
-    assert len(Overview(ledger).stretch(start, start + 6, sample=2).times) == 2
-    assert Overview(ledger).stretch(start + 6, start + 60).times == ((2.0, 8.0),)
-    assert Overview(ledger).stretch(start - 60, start).ended == ()
+    assert len(Overview(ledger).bucket(start, start + 6, sample=2).times) == 2
+    assert Overview(ledger).bucket(start + 6, start + 60).times == ((2.0, 8.0),)
+    assert Overview(ledger).bucket(start - 60, start).ended == ()
 
 
 def test_now_tells_what_waits_how_long_and_who_runs_what(store: JobStore, ledger: Ledger, clock: FakeClock) -> None:
@@ -169,7 +169,7 @@ def test_now_tells_what_waits_how_long_and_who_runs_what(store: JobStore, ledger
     running = add(store, 3, queue="gpu", model="words")
     claim(store, running[:2], "w1")
     claim(store, running[2:], "w2")
-    now = Overview(ledger).now()
+    now = Overview(ledger).load()
     assert [(q.queue, q.waiting, q.oldest_age_s, q.running) for q in now.queues] == [
         ("cpu", 2, 30.0, 0),
         ("gpu", 1, 0.0, 3),
@@ -178,14 +178,14 @@ def test_now_tells_what_waits_how_long_and_who_runs_what(store: JobStore, ledger
     assert (now.waiting, now.running) == (3, 3)
     assert Overview(ledger).running_by_model() == {("words", 1): 3}
     store.cancel(waiting)
-    assert Overview(ledger).now().queues[0].queue == "gpu"
+    assert Overview(ledger).load().queues[0].queue == "gpu"
 
 
 def test_an_empty_ledger_has_nothing_to_tell(ledger: Ledger) -> None:
     overview = Overview(ledger)
-    assert overview.now().queues == ()
+    assert overview.load().queues == ()
     assert overview.ceilings() == {}
-    assert overview.stretch(0, 1e10).ended == ()
+    assert overview.bucket(0, 1e10).ended == ()
 
 
 SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000000) SELECT count(*) FROM n"

@@ -43,7 +43,7 @@ def test_a_submit_fits_up_to_the_maximum_and_is_refused_whole_beyond_it(store: J
     ) as full:
         store.add(jobs(3), max_queue_size=5)
     assert (full.value.queue, full.value.depth, full.value.maximum, full.value.retry_after_s) == ("cpu", 3, 5, None)
-    assert store.depths()["cpu"][0] == 3
+    assert store.queries.depths()["cpu"][0] == 3
     store.add(jobs(2), max_queue_size=5)
     store.add(jobs(5, "gpu"), max_queue_size=5)  # every queue has its own
     with pytest.raises(QueueFull, match="no room for 1 more"):
@@ -85,9 +85,9 @@ def test_the_estimate_is_by_the_pace_at_which_the_queues_jobs_end(store: JobStor
         for claimed in (store.claim(ids[start : start + 2], "w", 30), store.claim(other[start // 2 :][:1], "w", 30)):
             store.finish([Finished(job.id, job.attempt, b"") for job in claimed])
     clock.forward(1)
-    assert store.pace("cpu") == 2.0  # 20 jobs in the 10 s since the first ended
-    assert store.pace("gpu") == 1.0
-    assert store.pace("other") == 0.0
+    assert store.queries.completion_rate("cpu") == 2.0  # 20 jobs in the 10 s since the first ended
+    assert store.queries.completion_rate("gpu") == 1.0
+    assert store.queries.completion_rate("other") == 0.0
     store.add(jobs(10))
     with pytest.raises(QueueFull, match=r"try again in about 2\.5 s") as full:
         store.add(jobs(5), max_queue_size=10)
@@ -100,7 +100,7 @@ def test_the_estimate_is_by_the_pace_at_which_the_queues_jobs_end(store: JobStor
 
 def test_canceling_makes_room_but_tells_nothing_about_the_pace(store: JobStore) -> None:
     store.cancel(store.add(jobs(5), max_queue_size=5))
-    assert store.pace("cpu") == 0.0
+    assert store.queries.completion_rate("cpu") == 0.0
     store.add(jobs(5), max_queue_size=5)
 
 
@@ -118,7 +118,7 @@ def test_however_many_submit_at_once_the_maximum_holds(store: JobStore) -> None:
         return added
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(submit, range(8))) == store.depths()["cpu"][0] == 48
+        assert sum(pool.map(submit, range(8))) == store.queries.depths()["cpu"][0] == 48
 
 
 def test_a_queue_without_a_maximum_is_never_asked_about(store: JobStore) -> None:

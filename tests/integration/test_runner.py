@@ -82,7 +82,7 @@ class Bench:
         return self.store.add(jobs)
 
     def info(self, id: str) -> JobInfo:
-        return self.store.get(id)
+        return self.store.queries.get(id)
 
     def states(self, ids: Sequence[str]) -> str:
         """The first letters of their states."""
@@ -160,7 +160,7 @@ def test_a_ledger_that_is_away_does_not_stop_the_work(bench: Bench, monkeypatch:
     def away(_: str) -> set[str]:
         raise LedgerUnavailable("away")
 
-    monkeypatch.setattr(bench.store, "cancel_requested", away)
+    monkeypatch.setattr(bench.store.queries, "cancel_requested", away)
     assert bench.runner.run(bench.add(*range(12))).succeeded == 12
 
 
@@ -221,7 +221,9 @@ def test_a_transient_error_costs_an_attempt_and_a_wait_and_neighbours_nothing(be
     assert 0 <= info.not_before.timestamp() - clock() <= 1
     bench.before = lambda _: None
     clock.forward(1)
-    assert [(t.id, t.crashes) for t in bench.store.take_due()] == [(ids[2], 0)]  # 0: no suspect, it may share a batch
+    assert [(t.id, t.crashes) for t in bench.store.sweeps.take_due()] == [
+        (ids[2], 0)
+    ]  # 0: no suspect, it may share a batch
     assert bench.runner.run(ids).succeeded == 1
     assert bench.info(ids[2]).attempt == 2
 
@@ -234,10 +236,10 @@ def test_a_job_that_waits_is_passed_over_by_claims_and_sweeps_until_its_time(ben
     assert due is not None
     clock.forward(due.timestamp() - clock() - 0.001)
     assert bench.runner.run([id]).unclaimed == 1
-    assert bench.store.take_due() == []
-    assert bench.store.queues_waiting(-1) == []
+    assert bench.store.sweeps.take_due() == []
+    assert bench.store.queries.queues_with_unsent(-1) == []
     clock.forward(0.002)
-    assert [t.id for t in bench.store.take_due()] == [id]
+    assert [t.id for t in bench.store.sweeps.take_due()] == [id]
     assert bench.info(id).not_before is None
 
 

@@ -73,7 +73,7 @@ class Place:
 
     def run(self, id: str) -> tuple[str, JobInfo]:
         """What became of the job's next attempt, and its row."""
-        return self.run_claimed(self.claim(id)), self.jobs.get(id)
+        return self.run_claimed(self.claim(id)), self.jobs.queries.get(id)
 
     def run_claimed(self, job: ClaimedJob) -> str:
         self.handler.run([job], self.attempts)
@@ -87,13 +87,13 @@ class Place:
         thread = threading.Thread(target=lambda: became.append(self.run_claimed(claimed)))
         thread.start()
         try:
-            wait_until(lambda: self.store.curve(id), "the trainer has begun", 60)
+            wait_until(lambda: self.store.queries.curve(id), "the trainer has begun", 60)
             yield became
         finally:
             thread.join(60)
 
     def result(self, id: str) -> dict[str, Any]:
-        [outcome] = self.jobs.outcomes([id])
+        [outcome] = self.jobs.queries.outcomes([id])
         made: dict[str, Any] = codec.decode(outcome.result or b"")
         return made
 
@@ -138,11 +138,11 @@ def test_a_run_is_recorded_registered_and_told(place: Place) -> None:
     assert (lineage["job"], lineage["sha256"], lineage["parent"]) == (id, "ab" * 32, None)
     archive = place.blobs.fetch(version.artifact, place.folder / "artifact.tar")
     assert (unpack_folder(archive, place.folder / "artifact") / "sum.json").read_text() == "55"
-    run = place.store.run(id)
+    run = place.store.queries.run(id)
     assert (run.resumed, run.version, run.promoted, run.steps) == (0, 1, True, 10)
     assert run.data is not None
     assert run.data.classes == ("no", "yes")
-    curve = place.store.curve(id)
+    curve = place.store.queries.curve(id)
     assert [point.values for point in curve if point.split == "test"] == [{"loss": SUM, "accuracy": 0.5}]
     assert curve[-1].split == "train"
 
@@ -164,12 +164,12 @@ def test_a_crash_counts_an_attempt_and_the_next_goes_on_from_the_last_checkpoint
     what, info = place.run(id)
     assert (what, info.state) == ("released", JobState.QUEUED)
     assert f"attempt 1 of 3: the trainer ended: {words}" in info.progress.message
-    [checkpoint] = place.store.checkpoints(id)
+    [checkpoint] = place.store.queries.checkpoints(id)
     assert checkpoint.step == 4
     what, info = place.run(id)
     assert (what, info.state, info.attempt) == ("succeeded", JobState.SUCCEEDED, 2)
     assert place.result(id)["metrics"]["loss"] == SUM
-    assert place.store.run(id).resumed == 1
+    assert place.store.queries.run(id).resumed == 1
 
 
 def test_at_max_attempts_a_crash_fails_the_job_with_its_last_words(place: Place) -> None:
@@ -203,9 +203,9 @@ def test_a_worker_that_stops_gives_the_job_back_uncounted_with_a_checkpoint_of_t
     id = place.job(every=1000, step_s=0.5)
     with place.running(id) as became:
         place.page.stop()
-    info = place.jobs.get(id)
+    info = place.jobs.queries.get(id)
     assert (became, info.state, info.attempt) == (["released"], JobState.QUEUED, 0)
-    assert len(place.store.checkpoints(id)) == 1
+    assert len(place.store.queries.checkpoints(id)) == 1
 
 
 def test_a_trainer_that_does_not_heed_a_stop_is_killed_and_the_job_goes_back_uncounted(
@@ -215,7 +215,7 @@ def test_a_trainer_that_does_not_heed_a_stop_is_killed_and_the_job_goes_back_unc
     id = place.job(every=1000, step_s=0.5, deaf=True)
     with place.running(id) as became:
         place.page.stop()
-    info = place.jobs.get(id)
+    info = place.jobs.queries.get(id)
     assert (became, info.state, info.attempt) == (["released"], JobState.QUEUED, 0)
 
 
@@ -224,7 +224,7 @@ def test_a_user_cancels_a_run(place: Place) -> None:
     with place.running(id) as became:
         place.jobs.cancel([id])
     assert became == ["stopped"]
-    assert place.jobs.get(id).state is JobState.CANCELED
+    assert place.jobs.queries.get(id).state is JobState.CANCELED
     assert place.registry.versions() == []
 
 
@@ -235,15 +235,15 @@ def test_who_has_lost_the_lease_ends_its_trainer_and_writes_nothing(place: Place
         other = place.claim(id, "other@test")
         place.page.doubt()
     assert became == ["lost"]
-    assert place.jobs.attempts([id]) == {id: other.attempt}
+    assert place.jobs.queries.attempts([id]) == {id: other.attempt}
     assert place.registry.versions() == []
-    assert [past.ended for past in place.jobs.past(id)] == ["released", "refused"]
+    assert [past.ended for past in place.jobs.queries.past_attempts(id)] == ["released", "refused"]
 
 
 def test_a_checkpoint_that_is_gone_from_the_store_costs_the_one_before_it(place: Place) -> None:
     id = place.job(exit=6, once=True, every=2, step_s=0.2)
     assert place.run(id)[0] == "released"
-    newest, older = place.store.checkpoints(id)
+    newest, older = place.store.queries.checkpoints(id)
     place.blobs.delete(newest.blob)
     assert (newest.step, older.step) == (4, 2)
     assert place.run(id)[0] == "succeeded"

@@ -35,8 +35,8 @@ def stack(tmp_path: Path, broker: str) -> Iterator[TrainingStack]:
 
 def ended(stack: TrainingStack, id: str, state: JobState = JobState.SUCCEEDED) -> None:
     """Wait for the job's end, which must be this one."""
-    wait_until(lambda: stack.store.get(id).state.final, f"job {id} has ended", LONG_S)
-    info = stack.store.get(id)
+    wait_until(lambda: stack.store.queries.get(id).state.final, f"job {id} has ended", LONG_S)
+    info = stack.store.queries.get(id)
     assert info.state is state, info.error
 
 
@@ -68,7 +68,7 @@ def kill(stack: TrainingStack, id: str, what: str, worker: Worker, resumed_from:
 
 def figures(stack: TrainingStack, id: str) -> dict[str, float]:
     """What a run that has succeeded is told by: its held-out metrics, of its best state, and where its last state stood."""
-    last = {point.split: point.values for point in stack.runs_of.curve(id)}
+    last = {point.split: point.values for point in stack.runs_of.queries.curve(id)}
     shown = {"held-out": stack.result(id)["metrics"]} | last
     return {f"{split} {name}": value for split, values in shown.items() for name, value in values.items()}
 
@@ -86,12 +86,16 @@ def survives(stack: TrainingStack, kills: list[str], *, epochs: int, every: int,
         resumed_from = stack.stored(id)
         begun(stack, id, resumed_from + 1)
         until = time.monotonic() + moments.uniform(0.0, longest_s)
-        wait_until(lambda until=until: time.monotonic() > until or stack.store.get(id).state.final, "its moment", 30)
+        wait_until(
+            lambda until=until: time.monotonic() > until or stack.store.queries.get(id).state.final, "its moment", 30
+        )
         marks.append(kill(stack, id, what, worker, resumed_from))
         if what == "worker":
             worker = stack.trainer(f"t{number}").ready()
         attempt = number + 1
-        wait_until(lambda attempt=attempt: stack.store.attempts([id]).get(id) == attempt, f"attempt {attempt}", LONG_S)
+        wait_until(
+            lambda attempt=attempt: stack.store.queries.attempts([id]).get(id) == attempt, f"attempt {attempt}", LONG_S
+        )
         wait_until(lambda: stack.trainers(), "another trainer", 30)
     ended(stack, id)
     got = figures(stack, id)
@@ -99,7 +103,7 @@ def survives(stack: TrainingStack, kills: list[str], *, epochs: int, every: int,
     assert got == pytest.approx(wanted, abs=1e-3)
     assert stack.resumed() == [stored for _, stored in marks if stored]
     assert all(at - stored <= every for at, stored in marks)
-    steps = [point.step for point in stack.runs_of.curve(id) if point.split == "train"]
+    steps = [point.step for point in stack.runs_of.queries.curve(id) if point.split == "train"]
     assert steps == sorted(set(steps))
 
 
@@ -115,8 +119,10 @@ def test_a_job_trains_while_predictions_of_the_same_model_go_on(stack: TrainingS
     begun(stack, id)
     row = {f"x{i}": 0.5 for i in range(8)}
     assert stack.client.predict("sides@champion", row).result(30)["label"] in ("yes", "no")
-    assert stack.store.get(id).state is JobState.RUNNING
-    info = wait_until(lambda: "rows/s" in (found := stack.store.get(id)).progress.message and found, "its progress")
+    assert stack.store.queries.get(id).state is JobState.RUNNING
+    info = wait_until(
+        lambda: "rows/s" in (found := stack.store.queries.get(id)).progress.message and found, "its progress"
+    )
     assert info.progress.total == 30 * STEPS
     assert "epoch" in info.progress.message
     ended(stack, id)
@@ -150,7 +156,7 @@ def test_torchrun_killed_takes_its_trainer_with_it_and_the_run_goes_on(stack: Tr
     _, left = psutil.wait_procs(trainers, timeout=10)
     assert left == []
     ended(stack, id)
-    assert "signal 9 (SIGKILL)" in stack.store.past(id)[0].reason
+    assert "signal 9 (SIGKILL)" in stack.store.queries.past_attempts(id)[0].reason
 
 
 def test_a_worker_told_to_stop_hands_its_run_on_from_where_it_stands(stack: TrainingStack) -> None:
@@ -158,14 +164,14 @@ def test_a_worker_told_to_stop_hands_its_run_on_from_where_it_stands(stack: Trai
     id = stack.train(60, every=100_000)
     begun(stack, id, 200)
     assert first.terminate() == 0
-    info = stack.store.get(id)
+    info = stack.store.queries.get(id)
     assert (info.state, info.attempt) == (JobState.QUEUED, 0)
     stored = stack.stored(id)
     assert stored > 0
     stack.trainer("t2").ready()
     ended(stack, id)
     assert stack.resumed() == [stored]
-    assert stack.store.get(id).attempt == 1
+    assert stack.store.queries.get(id).attempt == 1
 
 
 def test_a_canceled_run_stops_its_trainer(stack: TrainingStack) -> None:
@@ -195,8 +201,8 @@ def test_two_runs_are_trained_by_two_workers_at_once(stack: TrainingStack) -> No
     ids = [stack.train(200), stack.train(200)]
     begun(stack, ids[0])
     stack.trainer("t2").ready()
-    wait_until(lambda: len(stack.store.attempts(ids)) == 2, "both run", 30)
-    assert {stack.store.get(id).worker for id in ids} == {"t1@test", "t2@test"}
+    wait_until(lambda: len(stack.store.queries.attempts(ids)) == 2, "both run", 30)
+    assert {stack.store.queries.get(id).worker for id in ids} == {"t1@test", "t2@test"}
     for id in ids:
         stack.client.job(id).cancel()
         ended(stack, id, JobState.CANCELED)
@@ -205,13 +211,15 @@ def test_two_runs_are_trained_by_two_workers_at_once(stack: TrainingStack) -> No
 def test_a_run_on_two_machines_is_one_run(stack: TrainingStack) -> None:
     stack.trainer("t1").ready()
     id = stack.train(5, nodes=2)
-    waits = wait_until(lambda: "waiting for 1 of 2 machines" in stack.store.get(id).progress.message, "it waits", 30)
+    waits = wait_until(
+        lambda: "waiting for 1 of 2 machines" in stack.store.queries.get(id).progress.message, "it waits", 30
+    )
     assert waits
     stack.trainer("t2").ready()
     ended(stack, id)
     [node] = stack.nodes(id)
-    assert {node.worker, stack.store.get(id).worker} == {"t1@test", "t2@test"}
-    wait_until(lambda: stack.store.get(node.id).state.final, "the node job has ended")
+    assert {node.worker, stack.store.queries.get(id).worker} == {"t1@test", "t2@test"}
+    wait_until(lambda: stack.store.queries.get(node.id).state.final, "the node job has ended")
     alone = stack.train(5, nproc=2)
     ended(stack, alone)
     assert stack.result(id)["metrics"] == pytest.approx(stack.result(alone)["metrics"], abs=1e-3)
@@ -225,7 +233,7 @@ def test_a_machine_that_dies_costs_the_run_an_attempt_and_no_more(stack: Trainin
     id = stack.train(40, every=200, nodes=2)
     begun(stack, id, 400)
     [node] = stack.nodes(id)
-    name = node.worker if whose == "the node's" else stack.store.get(id).worker
+    name = node.worker if whose == "the node's" else stack.store.queries.get(id).worker
     victim = next(worker for worker in stack.workers if f"{worker.name}@test" == name)
     os.killpg(victim.process.pid, signal.SIGKILL)
     stack.trainer("t3").ready()
@@ -240,7 +248,7 @@ def test_a_run_whose_machines_do_not_come_says_so_and_fails_in_the_end(tmp_path:
         stack.trainer().ready()
         id = stack.train(5, nodes=2, max_attempts=1)
         ended(stack, id, JobState.FAILED)
-        error = stack.store.get(id).error
+        error = stack.store.queries.get(id).error
         assert error is not None
         assert error.type == "TooFewWorkers"
         assert "start more workers for queue train" in error.message

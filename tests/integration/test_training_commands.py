@@ -58,14 +58,14 @@ def end(shell: Shell, runs: TrainingStore, job: ClaimedJob, accuracy: float = 0.
     """Everything that a run of two epochs tells, from its start to its end."""
     request = decode(job.input or b"", TrainRequest)
     runs.start(job, request)
-    runs.found(job, DataSummary({"train": 7, "validation": 1, "test": 2}, "ab" * 32, ("x", "y"), ("a", "b"), 3, 1))
+    runs.set_data(job, DataSummary({"train": 7, "validation": 1, "test": 2}, "ab" * 32, ("x", "y"), ("a", "b"), 3, 1))
     for epoch in range(2):
         points = [
             Point(5 * epoch + 5, epoch, "train", {"loss": 1 / (epoch + 1)}, rows_per_s=100.0, steps=10),
             Point(5 * epoch + 5, epoch, "validation", {"loss": 0.5, "accuracy": 0.4 + 0.1 * epoch}),
         ]
-        runs.measured(job, points, f"epoch {epoch + 1}")
-    runs.save(job, 5, 0, "sha256:" + "1" * 64, 2048, keep=3)
+        runs.add_metrics(job, points, f"epoch {epoch + 1}")
+    runs.add_checkpoint(job, 5, 0, "sha256:" + "1" * 64, 2048, keep=3)
     metrics = {"accuracy": accuracy, "f1": accuracy}
     lineage = {
         "job": job.id, "recipe": request.recipe, "params": dict(request.params), "files": ["data.parquet"],
@@ -242,7 +242,7 @@ def test_a_failed_run_goes_on_where_it_was_when_it_is_retried(
 ) -> None:
     claimed = begun(shell, client, data)
     runs.start(claimed, decode(claimed.input or b"", TrainRequest))
-    runs.save(claimed, 5, 0, "sha256:" + "1" * 64, 2048, keep=3)
+    runs.add_checkpoint(claimed, 5, 0, "sha256:" + "1" * 64, 2048, keep=3)
     shell.store.finish([Finished(claimed.id, claimed.attempt, error=JobError("OutOfMemory", "too large"))])
     assert "goes on from its last checkpoint" in " ".join(shell.out("jobs", "retry", "--help").split())
     assert [job["state"] for job in shell.json("jobs", "retry", claimed.id, "--json")] == ["queued"]
@@ -411,7 +411,7 @@ def evaluated(shell: Shell, runs: TrainingStore, job: Any) -> None:
         job.id, claimed.model, claimed.version, "data.parquet", "cd" * 32, 4, {"accuracy": 0.5}, [[1, 1], [1, 1]],
         ["a", "b"], 0.25,
     )  # fmt: skip
-    runs.evaluated(claimed, found, codec.encode(evaluation_value(found)))
+    runs.finish_evaluation(claimed, found, codec.encode(evaluation_value(found)))
 
 
 def test_an_evaluation_is_asked_of_one_version_and_gives_a_record(

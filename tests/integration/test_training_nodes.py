@@ -9,10 +9,9 @@ from forebay.contract.job import JobError, JobKind, JobState, new_ids
 from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.settings import Settings
-from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
+from forebay.storage.jobs.records import ClaimedJob, Finished, LeaseLost, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.training.store import LeaseLost
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.kinds.train.nodes import (
@@ -56,10 +55,10 @@ class Company:
         return peers
 
     def nodes(self) -> list[str]:
-        return [info.id for info in self.jobs.find(kind=JobKind.NODE, parent_id=self.run.id)]
+        return [info.id for info in self.jobs.queries.find(kind=JobKind.NODE, parent_id=self.run.id)]
 
     def states(self) -> set[JobState]:
-        return set(self.jobs.states(self.nodes()).values())
+        return set(self.jobs.queries.states(self.nodes()).values())
 
     def come(self) -> list[ClaimedJob]:
         return self.jobs.claim(self.nodes(), OTHER, 60)
@@ -73,7 +72,7 @@ def company(store: JobStore, tmp_path: Path) -> Company:
 
 def test_a_run_waits_for_its_machines_and_says_for_how_many(company: Company) -> None:
     assert company.peers.reason() is None
-    message = company.jobs.get(company.run.id).progress.message
+    message = company.jobs.queries.get(company.run.id).progress.message
     assert message == "waiting for 2 of 3 machines, 60 s at most: start a worker for queue train"
     assert len(company.come()) == 2
     company.clock.forward(WAIT_S + 1)
@@ -110,25 +109,25 @@ def test_a_machine_that_stops_or_gives_its_node_back_has_left(company: Company) 
 def test_the_node_jobs_end_with_the_attempt_and_no_others(company: Company) -> None:
     first = company.jobs.claim(company.nodes()[:1], OTHER, 60)[0]
     company.peers.cancel()
-    assert company.jobs.cancel_requested(OTHER) == {first.id}
+    assert company.jobs.queries.cancel_requested(OTHER) == {first.id}
     company.jobs.release([company.run.id], HELD)
     [again] = company.jobs.claim([company.run.id], HELD, 60)
     company.asked(again)
     company.peers.cancel()  # of the attempt before
-    states = list(company.jobs.states(company.nodes()).values())
+    states = list(company.jobs.queries.states(company.nodes()).values())
     assert sorted(states) == sorted([JobState.RUNNING, JobState.CANCELED, JobState.QUEUED, JobState.QUEUED])
 
 
 def test_a_new_attempt_cancels_what_a_dead_one_has_left(company: Company) -> None:
     left = company.nodes()
-    company.jobs.crashed([company.run.id], HELD, "it died")
+    company.jobs.free_crashed([company.run.id], HELD, "it died")
     [again] = company.jobs.claim([company.run.id], HELD, 60)
     company.asked(again)
-    assert set(company.jobs.states(left).values()) == {JobState.CANCELED}
+    assert set(company.jobs.queries.states(left).values()) == {JobState.CANCELED}
 
 
 def test_an_attempt_that_lost_its_run_asks_for_nobody(company: Company) -> None:
-    company.jobs.crashed([company.run.id], HELD, "it died")
+    company.jobs.free_crashed([company.run.id], HELD, "it died")
     with pytest.raises(LeaseLost):
         company.asked(company.run)
     assert len(company.nodes()) == 2
@@ -145,10 +144,10 @@ def test_machines_meet_on_loopback_only_while_all_workers_of_the_queue_are_here(
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "one")
     settings, workers = Settings.load({}), WorkerRegistry(ledger)
-    workers.beat("w1@one", "one", "cpu", ("train",), 0.0)
-    workers.beat("w2@two", "two", "cpu", ("cpu",), 0.0)
+    workers.heartbeat("w1@one", "one", "cpu", ("train",), 0.0)
+    workers.heartbeat("w2@two", "two", "cpu", ("cpu",), 0.0)
     assert rendezvous_host(settings, workers, "train") == LOOPBACK
-    workers.beat("w3@two", "two", "cpu", ("train",), 0.0)
+    workers.heartbeat("w3@two", "two", "cpu", ("train",), 0.0)
     assert rendezvous_host(settings, workers, "train") == "one"
     given = Settings.load({"FOREBAY_RENDEZVOUS_HOST": "10.0.0.1"})
     assert rendezvous_host(given, workers, "train") == "10.0.0.1"
@@ -158,6 +157,6 @@ def test_a_crash_of_one_attempt_is_not_told_of_another(store: JobStore) -> None:
     [id] = new_ids(1)
     store.add([NewJob(id, JobKind.TRAIN, "digits", 0, "train", input=b"")])
     [job] = store.claim([id], HELD, 60)
-    assert store.crashed([id], HELD, "it died", attempt=job.attempt + 1) == ([], [])
-    [freed], _ = store.crashed([id], HELD, "it died", attempt=job.attempt)
+    assert store.free_crashed([id], HELD, "it died", attempt=job.attempt + 1) == ([], [])
+    [freed], _ = store.free_crashed([id], HELD, "it died", attempt=job.attempt)
     assert (freed.id, freed.crashes, bool(freed.exclusive)) == (id, 1, True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobKind, JobState, Progress, new_ids
@@ -12,12 +13,12 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest
 from forebay.contract.signature import Signature
-from forebay.storage.jobs.records import ClaimedJob, NewJob
+from forebay.storage.jobs.records import ClaimedJob, LeaseLost, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.records import Evaluation
-from forebay.storage.training.store import LeaseLost, TrainingStore
+from forebay.storage.training.store import TrainingStore
 
 REQUEST = TrainRequest("classifier", (), "parquet", target="label", metric="accuracy", alias="champion")
 DATA = DataSummary({"train": 8, "test": 2}, "ab" * 32, ("x", "y"), ("no", "yes"), dropped=1)
@@ -49,7 +50,7 @@ def finish(runs: TrainingStore, job: ClaimedJob, accuracy: float) -> tuple[int, 
         lambda model, moved, why: json.dumps([model.ref, moved, why]).encode(),
     )  # fmt: skip
     assert ended.id == job.id
-    run = runs.run(job.id)
+    run = runs.queries.run(job.id)
     assert run.state is JobState.SUCCEEDED
     assert run.version == made.version
     return made.version, run.promoted, run.verdict
@@ -58,32 +59,34 @@ def finish(runs: TrainingStore, job: ClaimedJob, accuracy: float) -> tuple[int, 
 def test_a_run_tells_what_was_found_measured_and_saved(store: JobStore, runs: TrainingStore) -> None:
     job = claimed(store)
     with pytest.raises(JobNotFound):
-        runs.run(job.id)
+        runs.queries.run(job.id)
     assert runs.start(job, REQUEST) is None
-    runs.found(job, DATA)
+    runs.set_data(job, DATA)
     points = [Point(step, 0, "train", {"loss": 1 / step}, rows_per_s=5.0, steps=20) for step in (5, 10)]
-    runs.measured(job, [*points, Point(10, 1, "validation", {"accuracy": 0.5})], "epoch 1")
-    run = runs.run(job.id)
+    runs.add_metrics(job, [*points, Point(10, 1, "validation", {"accuracy": 0.5})], "epoch 1")
+    run = runs.queries.run(job.id)
     assert (run.recipe, run.data, run.steps, run.resumed) == ("classifier", DATA, 20, 0)
     assert run.request["target"] == "label"
-    assert [(m.split, m.step, m.values) for m in runs.curve(job.id)] == [
+    assert [(m.split, m.step, m.values) for m in runs.queries.curve(job.id)] == [
         ("train", 5, {"loss": 0.2}), ("train", 10, {"loss": 0.1}), ("validation", 10, {"accuracy": 0.5}),
     ]  # fmt: skip
-    assert [m.step for m in runs.curve(job.id, after=5)] == [10, 10]
-    info = store.get(job.id)
+    assert [m.step for m in runs.queries.curve(job.id, after=5)] == [10, 10]
+    info = store.queries.get(job.id)
     assert (info.progress.done, info.progress.total, info.progress.message) == (10, 20, "epoch 1")
-    assert [r.id for r in runs.runs()] == [r.id for r in runs.runs("digits")] == [job.id]
-    assert runs.runs("others") == runs.runs(before=job.id) == []
+    assert [r.id for r in runs.queries.runs()] == [r.id for r in runs.queries.runs("digits")] == [job.id]
+    assert runs.queries.runs("others") == runs.queries.runs(before=job.id) == []
 
 
 def test_only_the_last_checkpoints_are_kept_and_the_other_blobs_are_told(store: JobStore, runs: TrainingStore) -> None:
     job = claimed(store)
     runs.start(job, REQUEST)
-    assert runs.save(job, 10, 0, "sha256:a", 5, keep=2) == []
-    assert runs.save(job, 20, 0, "sha256:b", 5, keep=2) == []
-    assert runs.save(job, 30, 1, "sha256:b", 5, keep=2) == ["sha256:a"]
-    assert runs.save(job, 40, 1, "sha256:c", 5, keep=2) == []  # step 20 went, but step 30 has the same content
-    assert [(c.step, c.blob) for c in runs.checkpoints(job.id)] == [(40, "sha256:c"), (30, "sha256:b")]
+    assert runs.add_checkpoint(job, 10, 0, "sha256:a", 5, keep=2) == []
+    assert runs.add_checkpoint(job, 20, 0, "sha256:b", 5, keep=2) == []
+    assert runs.add_checkpoint(job, 30, 1, "sha256:b", 5, keep=2) == ["sha256:a"]
+    assert (
+        runs.add_checkpoint(job, 40, 1, "sha256:c", 5, keep=2) == []
+    )  # step 20 went, but step 30 has the same content
+    assert [(c.step, c.blob) for c in runs.queries.checkpoints(job.id)] == [(40, "sha256:c"), (30, "sha256:b")]
 
 
 def test_a_later_attempt_goes_on_from_the_last_checkpoint_and_measures_the_rest_again(
@@ -91,15 +94,15 @@ def test_a_later_attempt_goes_on_from_the_last_checkpoint_and_measures_the_rest_
 ) -> None:
     job = claimed(store)
     runs.start(job, REQUEST)
-    runs.save(job, 10, 0, "sha256:a", 5, keep=2)
-    runs.measured(job, [Point(step, 0, "train", {"loss": 1.0}) for step in (5, 10, 15)], "")
-    store.crashed([job.id], "w@host", "gone")
+    runs.add_checkpoint(job, 10, 0, "sha256:a", 5, keep=2)
+    runs.add_metrics(job, [Point(step, 0, "train", {"loss": 1.0}) for step in (5, 10, 15)], "")
+    store.free_crashed([job.id], "w@host", "gone")
     [again] = store.claim([job.id], "w2@host", 30)
     last = runs.start(again, REQUEST)
     assert last is not None
     assert (last.step, last.blob, last.attempt) == (10, "sha256:a", 1)
-    assert [m.step for m in runs.curve(job.id)] == [5, 10]
-    assert runs.run(job.id).resumed == 1
+    assert [m.step for m in runs.queries.curve(job.id)] == [5, 10]
+    assert runs.queries.run(job.id).resumed == 1
 
 
 def test_who_has_lost_the_lease_writes_nothing_and_registers_nothing(
@@ -107,20 +110,20 @@ def test_who_has_lost_the_lease_writes_nothing_and_registers_nothing(
 ) -> None:
     job = claimed(store)
     runs.start(job, REQUEST)
-    store.crashed([job.id], "w@host", "gone")
+    store.free_crashed([job.id], "w@host", "gone")
     [again] = store.claim([job.id], "w2@host", 30)
     for write in (
         lambda: runs.start(job, REQUEST),
-        lambda: runs.found(job, DATA),
-        lambda: runs.measured(job, [Point(1, 0, "train", {"loss": 1.0})], ""),
-        lambda: runs.save(job, 1, 0, "sha256:a", 5, keep=2),
+        lambda: runs.set_data(job, DATA),
+        lambda: runs.add_metrics(job, [Point(1, 0, "train", {"loss": 1.0})], ""),
+        lambda: runs.add_checkpoint(job, 1, 0, "sha256:a", 5, keep=2),
         lambda: finish(runs, job, 0.9),
     ):
         with pytest.raises(LeaseLost):
             write()
     assert registry.versions() == []
-    assert runs.curve(job.id) == []
-    assert runs.checkpoints(job.id) == []
+    assert runs.queries.curve(job.id) == []
+    assert runs.queries.checkpoints(job.id) == []
     runs.start(again, REQUEST)
     assert finish(runs, again, 0.9)[0] == 1
 
@@ -158,18 +161,18 @@ def test_evaluations_stay_with_their_version(store: JobStore, runs: TrainingStor
     store.add([NewJob(id, JobKind.EVALUATE, "digits", 1, "cpu") for id in (first, second)])
     told = Evaluation(first, "digits", 1, "test.parquet", "ab" * 32, 10, {"f1": 0.5}, [[1, 2], [3, 4]], ["a", "b"], 1.5)
     one, other = store.claim([first, second], "w@host", 30)
-    assert runs.advance(one, 5, 10, "half") is False
-    assert store.get(first).progress == Progress(5, 10, "half")
-    assert runs.evaluated(one, told, b"1").id == first
+    assert runs.set_progress(one, 5, 10, "half") is False
+    assert store.queries.get(first).progress == Progress(5, 10, "half")
+    assert runs.finish_evaluation(one, told, b"1").id == first
     store.cancel([second])
-    assert runs.advance(other, 5, 10, "half") is True
-    runs.evaluated(other, replace(told, id=second, confusion=None, classes=None), b"2")
-    newest, oldest = runs.evaluations("digits", 1)
+    assert runs.set_progress(other, 5, 10, "half") is True
+    runs.finish_evaluation(other, structs.replace(told, id=second, confusion=None, classes=None), b"2")
+    newest, oldest = runs.queries.evaluations("digits", 1)
     assert (newest.id, newest.confusion, newest.classes) == (second, None, None)
-    assert replace(oldest, at=None) == told
-    assert {outcome.kind for outcome in store.outcomes([first, second])} == {JobKind.EVALUATE}
+    assert structs.replace(oldest, at=None) == told
+    assert {outcome.kind for outcome in store.queries.outcomes([first, second])} == {JobKind.EVALUATE}
     registry.delete("digits/1")
-    assert runs.evaluations("digits", 1) == []
+    assert runs.queries.evaluations("digits", 1) == []
 
 
 def test_an_evaluation_whose_lease_is_lost_leaves_nothing(
@@ -179,11 +182,11 @@ def test_an_evaluation_whose_lease_is_lost_leaves_nothing(
     [id] = new_ids(1)
     store.add([NewJob(id, JobKind.EVALUATE, "digits", 1, "cpu")])
     [job] = store.claim([id], "w@host", 30)
-    store.crashed([id], "w@host", "gone")
+    store.free_crashed([id], "w@host", "gone")
     store.claim([id], "w2@host", 30)
     told = Evaluation(id, "digits", 1, "test.parquet", "ab" * 32, 10, {"f1": 0.5}, None, None, 1.5)
-    for write in (lambda: runs.advance(job, 1, 2, ""), lambda: runs.evaluated(job, told, b"")):
+    for write in (lambda: runs.set_progress(job, 1, 2, ""), lambda: runs.finish_evaluation(job, told, b"")):
         with pytest.raises(LeaseLost):
             write()
-    assert runs.evaluations("digits", 1) == []
-    assert store.get(id).state is JobState.RUNNING
+    assert runs.queries.evaluations("digits", 1) == []
+    assert store.queries.get(id).state is JobState.RUNNING

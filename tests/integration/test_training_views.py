@@ -3,17 +3,17 @@
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import text
 
 from forebay.contract.requests.training import Point
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.training.views import THINNED, TrainingViews
+from forebay.storage.training.queries import MEASURED_EVENLY, TrainingQueries
+from support.query_plan import query_plan
 from support.training_data import MadeRun
 
 
 def test_runs_are_found_by_their_ids_and_those_that_have_not_begun_are_left_out(ledger: Ledger) -> None:
     one, two = MadeRun(ledger, {"lr": 0.1}), MadeRun(ledger, {"lr": 0.2})
-    found = TrainingViews(ledger).about([one.id, two.id, "0" * 32])
+    found = TrainingQueries(ledger).runs_by_id([one.id, two.id, "0" * 32])
     assert {id: run.request["params"]["lr"] for id, run in found.items()} == {one.id: 0.1, two.id: 0.2}
 
 
@@ -21,9 +21,9 @@ def test_runs_are_found_by_their_ids_and_those_that_have_not_begun_are_left_out(
 def test_a_thinned_curve_keeps_first_and_last_and_goes_evenly_over_the_steps(ledger: Ledger, most: int) -> None:
     run, other = MadeRun(ledger, {}), MadeRun(ledger, {})
     train = [Point(step, 0, "train", {"loss": 1 / step}, 5.0) for step in range(1, 101)]
-    run.store.measured(run.job, [*train, *(Point(s, 0, "validation", {"loss": 1.0}) for s in (50, 100))], "")
-    other.store.measured(other.job, [Point(7, 0, "train", {"loss": 9.0})], "")
-    curve = TrainingViews(ledger).thinned(run.id, most)
+    run.store.add_metrics(run.job, [*train, *(Point(s, 0, "validation", {"loss": 1.0}) for s in (50, 100))], "")
+    other.store.add_metrics(other.job, [Point(7, 0, "train", {"loss": 9.0})], "")
+    curve = TrainingQueries(ledger).sampled_curve(run.id, most)
     steps = [point.step for point in curve if point.split == "train"]
     assert steps[0] == 1
     assert steps[-1] == 100
@@ -37,20 +37,18 @@ def test_a_thinned_curve_keeps_first_and_last_and_goes_evenly_over_the_steps(led
 
 
 def test_a_run_without_points_has_an_empty_curve(ledger: Ledger) -> None:
-    assert TrainingViews(ledger).thinned(MadeRun(ledger, {}).id) == []
+    assert TrainingQueries(ledger).sampled_curve(MadeRun(ledger, {}).id) == []
 
 
 def test_what_a_version_was_worth_is_told(ledger: Ledger) -> None:
     run = MadeRun(ledger, {})
     run.train(20)
     made = run.finish(0.9)
-    assert TrainingViews(ledger).found_worth("iris", made.version) == []
-    assert TrainingViews(ledger).about([run.id])[run.id].version == made.version
+    assert TrainingQueries(ledger).evaluations("iris", made.version) == []
+    assert TrainingQueries(ledger).runs_by_id([run.id])[run.id].version == made.version
 
 
 def test_on_sqlite_a_curve_is_thinned_by_its_index(sqlite_ledger: Ledger) -> None:
-    with sqlite_ledger.read() as connection:
-        steps = connection.execute(text(f"EXPLAIN QUERY PLAN {THINNED}"), {"id": "a", "most": 5}).fetchall()
-    told = "\n".join(str(step[-1]) for step in steps)
+    told = query_plan(sqlite_ledger, MEASURED_EVENLY, id="a", most=5)
     assert "COVERING INDEX sqlite_autoindex_job_metrics_1" in told
     assert "SCAN job_metrics" not in told

@@ -94,7 +94,7 @@ def test_payloads_above_the_inline_limit_go_through_blobs(stack: WorkerStack) ->
     x = np.ones(10_000, np.float32)
     job = stack.client.predict(stack.model("Echo"), x)
     np.testing.assert_array_equal(job.result(30), x)
-    outcome = next(iter(stack.store.outcomes([job.id])))
+    outcome = next(iter(stack.store.queries.outcomes([job.id])))
     assert outcome.result is None
     assert outcome.result_ref
 

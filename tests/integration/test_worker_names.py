@@ -21,7 +21,7 @@ PLANS = [
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("socket.gethostname", lambda: "host")
     with new_ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
-        WorkerRegistry(ledger).beat("train@host", "host", "cpu", ("train",), 0.0)
+        WorkerRegistry(ledger).heartbeat("train@host", "host", "cpu", ("train",), 0.0)
     return tmp_path
 
 

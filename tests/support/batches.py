@@ -46,14 +46,14 @@ class MadeBatch:
         self.store.start(claimed, request)
         pieces = [(Piece(0, i * ROWS, (i + 1) * ROWS),) for i in range(shards)]
         planned = [Shard(piece, ROWS, ROWS * 100) for piece in pieces]
-        routed_jobs = self.store.plan(self.store.batch(self.id), planned, Position(1, 0), True)
+        routed_jobs = self.store.plan(self.store.queries.get(self.id), planned, Position(1, 0), True)
         self.shards = [routed_job.id for routed_job in routed_jobs or []]
         self.store.hand_off(claimed)
 
     def claim(self, numbers: Sequence[int], worker: str = "") -> list[tuple[ClaimedJob, ShardWork]]:
         """Let a worker take these shards, counted from 0."""
         claimed = self.jobs.claim([self.shards[i] for i in numbers], worker or self.worker, 30)
-        return [(job, self.store.shard(job, 30)) for job in sorted(claimed, key=lambda job: job.id)]
+        return [(job, self.store.queries.shard(job, 30)) for job in sorted(claimed, key=lambda job: job.id)]
 
     def finish(self, numbers: Sequence[int], kinds: Sequence[ErrorKind] = (), seconds: float = 2.0) -> None:
         """Claim these shards and end them well, each with rows that failed in these ways."""
@@ -67,7 +67,7 @@ class MadeBatch:
         """Claim these shards and come this far with each."""
         works = [work for _, work in self.claim(numbers, worker)]
         for work in works:
-            self.store.beat(work, done, failed, 1.5, 30)
+            self.store.renew(work, done, failed, 1.5, 30)
         self._show()
         return works
 
@@ -101,14 +101,14 @@ class MadeBatch:
                 }
                 for id, o in outcomes
             ]
-            connection.execute(text(FINISH), rows)
+            FINISH.execute_many(connection, rows)
         self._show()
 
     def complete(self) -> None:
         """End the batch well."""
-        totals = self.store.totals(self.id)
+        totals = self.store.queries.totals(self.id)
         assert self.store.complete(self.id, b"", None, totals.done + totals.failed, totals.done + totals.failed)
 
     def _show(self) -> None:
-        totals = self.store.totals(self.id)
-        self.store.show(self.id, totals.done + totals.failed, totals.rows, "shards done")
+        totals = self.store.queries.totals(self.id)
+        self.store.set_progress(self.id, totals.done + totals.failed, totals.rows, "shards done")

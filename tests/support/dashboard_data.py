@@ -77,7 +77,7 @@ class Scene:
         for name, device, queue in (("gpu0", "cuda:0", "gpu"), ("gpu1", "cuda:1", "gpu"), ("cpu", "cpu", "cpu")):
             host = "birch" if name == "cpu" else "atlas"
             stats = json.dumps(_statistics(name).as_dict())
-            self.workers.beat(f"{name}@{host}", host, device, (queue,), self.end - 3600, stats)
+            self.workers.heartbeat(f"{name}@{host}", host, device, (queue,), self.end - 3600, stats)
 
     def _register(self) -> None:
         models, at = ModelRegistry(self.ledger), self.clock.now
@@ -111,7 +111,7 @@ class Scene:
             self.clock.forward(1)
         models.set_alias("digits", "champion", 2)
         models.set_alias("minilm", "production", 1)
-        self.workers.beat("cpu@cedar", "cedar", "cpu", ("cpu",), at - 86_400)  # and never again
+        self.workers.heartbeat("cpu@cedar", "cedar", "cpu", ("cpu",), at - 86_400)  # and never again
         self.clock.now = at
 
     def _work(self, minutes: int) -> None:
@@ -146,7 +146,9 @@ class Scene:
         self.store.claim(self.add(32, "minilm"), WORKERS["minilm"], 30)
         (queued,), (canceled,), (failed,), (running,) = (self.add(1, "digits") for _ in range(4))
         self.store.cancel([canceled])
-        self.store.crashed([job.id for job in self.store.claim([failed], "cpu@cedar", 30)], "cpu@cedar", "signal 9")
+        self.store.free_crashed(
+            [job.id for job in self.store.claim([failed], "cpu@cedar", 30)], "cpu@cedar", "signal 9"
+        )
         (again,) = self.store.claim([failed], "cpu@birch", 30)
         self.clock.forward(1.25)
         self.store.finish([Finished(failed, again.attempt, error=ERRORS[1])])

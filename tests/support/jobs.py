@@ -53,6 +53,6 @@ def in_state(store: JobStore, state: JobState) -> str:
         case JobState.EXPIRED:
             with store.ledger.write() as connection:
                 connection.execute(text("UPDATE jobs SET deadline_at = 1 WHERE id = :id"), {"id": id})
-            store.expire()
-    assert store.get(id).state is state
+            store.sweeps.expire()
+    assert store.queries.get(id).state is state
     return id

@@ -44,7 +44,7 @@ class MadeRun:
         self.jobs.add([NewJob(self.id, JobKind.TRAIN, model, 0, "train", input=encode(self.request), **more)])
         [self.job] = self.jobs.claim([self.id], "train@birch", 30)
         self.store.start(self.job, self.request)
-        self.store.found(self.job, data)
+        self.store.set_data(self.job, data)
 
     def train(self, until: int, *, every: int = 10, rate: float = 0.03, tick: Callable[[], object] = bool) -> None:
         """Measure and save on the way to a step; the loss falls at this rate. `tick` lets time pass before each point."""
@@ -56,9 +56,9 @@ class MadeRun:
             if step % 20 == 0:
                 accuracy = 1 - 0.6 * math.exp(-rate * step)
                 points.append(Point(step, epoch, "validation", {"loss": loss * 1.1 + 0.02, "accuracy": accuracy}))
-            self.store.measured(self.job, points, f"epoch {epoch}")
+            self.store.add_metrics(self.job, points, f"epoch {epoch}")
             if step % 50 == 0:
-                self.store.save(self.job, step, epoch, f"sha256:{step:064x}", 12_345 + step, keep=3)
+                self.store.add_checkpoint(self.job, step, epoch, f"sha256:{step:064x}", 12_345 + step, keep=3)
 
     def finish(
         self, accuracy: float, *, parent: str | None = None, confusion: Sequence[Sequence[int]] | None = CONFUSION
@@ -90,4 +90,4 @@ def make_evaluation(ledger: Ledger, evaluation: Evaluation, queue: str = "cpu") 
     jobs = JobStore(ledger)
     jobs.add([NewJob(evaluation.id, JobKind.EVALUATE, evaluation.model, evaluation.version, queue)])
     [job] = jobs.claim([evaluation.id], "cpu@birch", 30)
-    TrainingStore(ledger).evaluated(job, evaluation, codec.encode(evaluation_value(evaluation)))
+    TrainingStore(ledger).finish_evaluation(job, evaluation, codec.encode(evaluation_value(evaluation)))

@@ -57,7 +57,7 @@ class TrainingStack(WorkerStack):
 
     def result(self, id: str) -> dict[str, Any]:
         """What a job that has succeeded gave."""
-        [outcome] = self.store.outcomes([id])
+        [outcome] = self.store.queries.outcomes([id])
         assert outcome.result is not None, outcome.error
         made: dict[str, Any] = codec.decode(outcome.result)
         return made
@@ -75,7 +75,7 @@ class TrainingStack(WorkerStack):
 
     def nodes(self, id: str) -> list[JobInfo]:
         """The node jobs of a run, the newest first."""
-        return self.store.find(kind=JobKind.NODE, parent_id=id)
+        return self.store.queries.find(kind=JobKind.NODE, parent_id=id)
 
     def events(self, id: str) -> list[Any]:
         """What the trainer of a running job has told so far."""
@@ -93,7 +93,7 @@ class TrainingStack(WorkerStack):
 
     def stored(self, id: str) -> int:
         """The step of the last checkpoint that is in the ledger."""
-        return max((c.step for c in self.runs_of.checkpoints(id)), default=0)
+        return max((c.step for c in self.runs_of.queries.checkpoints(id)), default=0)
 
     def resumed(self) -> list[int]:
         """From which steps attempts have gone on, in order of time."""

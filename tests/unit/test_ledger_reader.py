@@ -135,10 +135,10 @@ def test_a_ledger_that_is_created_later_is_found(tmp_path: Path) -> None:
     async def check() -> None:
         reader = LedgerReader(Settings.load({"FOREBAY_DATABASE": url, "FOREBAY_HOME": str(tmp_path)}))
         try:
-            answer = await reader.read("k", lambda queries: queries.overview.now(), max_age_s=0)
+            answer = await reader.read("k", lambda queries: queries.overview.load(), max_age_s=0)
             assert "there is no ledger" in str(answer.problem)
             upgrade_once(url)
-            answer = await reader.read("k", lambda queries: queries.overview.now(), max_age_s=0)
+            answer = await reader.read("k", lambda queries: queries.overview.load(), max_age_s=0)
             assert answer.problem is None
             assert answer.value is not None
         finally:

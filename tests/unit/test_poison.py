@@ -25,17 +25,21 @@ class Store:
     lost: bool = False
     parts: list[Shard] = field(default_factory=list)
 
-    def cut(self, work: ShardWork, kept: Shard, given: list[Shard], batch: Batch) -> list[RoutedJob] | None:
+    @property
+    def queries(self) -> "Store":
+        return self
+
+    def split_suspect(self, work: ShardWork, kept: Shard, given: list[Shard], batch: Batch) -> list[RoutedJob] | None:
         self.parts = [kept, *given]
         return None if self.lost else [RoutedJob("t", "m", 1, "cpu", 7, 1, True) for _ in given]
 
-    def deaths(self, batch: Batch) -> tuple[int, int]:
+    def crashes(self, batch: Batch) -> tuple[int, int]:
         return self.died
 
-    def evidence(self, shard: str) -> str:
+    def crash_evidence(self, shard: str) -> str:
         return "attempt 4 of 5: signal 9"
 
-    def last_evidence(self, batch: str) -> str:
+    def last_crash_evidence(self, batch: str) -> str:
         return "signal 11"
 
 

@@ -16,14 +16,14 @@ HOUR = WINDOWS["hour"]
 
 
 class Ledger:
-    """Answers like storage.overview.Overview; a minute has 60 good jobs, 6 bad ones and one that was canceled."""
+    """Answers like storage.jobs.overview.Overview; a minute has 60 good jobs, 6 bad ones and one that was canceled."""
 
     def __init__(self, now: float) -> None:
         self.now = now
         self.asked: list[float] = []
         self.ledger: Any = SimpleNamespace(now=lambda: self.now)
 
-    def stretch(self, start: float, end: float) -> TimeBucket:
+    def bucket(self, start: float, end: float) -> TimeBucket:
         self.asked.append(start)
         ended = tuple(
             EndedJobs(state, "digits", 1, "cpu", count)

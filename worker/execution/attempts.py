@@ -17,9 +17,8 @@ import structlog
 from forebay.contract.errors import BlobUnavailable, ForebayError, LedgerUnavailable
 from forebay.contract.job import JobError, Transition
 from forebay.contract.settings import Settings
-from forebay.storage.jobs.records import ClaimedJob, Ended, Finished, Postponed
+from forebay.storage.jobs.records import ClaimedJob, Ended, Finished, LeaseLost, Postponed
 from forebay.storage.jobs.store import JobStore
-from forebay.storage.training.store import LeaseLost
 from forebay.worker.announcer import Announcer
 from forebay.worker.execution.backoff import delay_s, may_pass
 from forebay.worker.execution.child_metrics import ChildMetrics
@@ -156,7 +155,7 @@ class Attempts:
     def crashed(self, job: ClaimedJob, evidence: str) -> Fate:
         """The job's own process has died: queued again while attempts are left, else failed as WorkerLost."""
         freed, ended = self.retry_while_unavailable(
-            partial(self._jobs.crashed, [job.id], self.worker, evidence, attempt=job.attempt)
+            partial(self._jobs.free_crashed, [job.id], self.worker, evidence, attempt=job.attempt)
         )
         self._announcer.announce(ended)
         log.error("trainer_lost", job=job.id, attempt=job.attempt, freed=len(freed), failed=len(ended), reason=evidence)
@@ -193,7 +192,7 @@ class Attempts:
         if not self._page.doubted():
             return set()
         attempts = {job.id: job.attempt for job in jobs}
-        held = self.retry_while_unavailable(partial(self._jobs.attempts, list(attempts)))
+        held = self.retry_while_unavailable(partial(self._jobs.queries.attempts, list(attempts)))
         lost = {id for id, attempt in attempts.items() if held.get(id) != attempt}
         if lost:
             log.warning("lease_lost", worker=self.worker, jobs=len(lost), first=min(lost), dropped="unrun")
@@ -201,7 +200,7 @@ class Attempts:
 
     def cancel_requested(self) -> set[str]:
         """The ids of this worker's running jobs that a user has asked to cancel. LedgerUnavailable when nobody can tell."""
-        return self._jobs.cancel_requested(self.worker)
+        return self._jobs.queries.cancel_requested(self.worker)
 
     def now(self) -> float:
         return self._jobs.ledger.now()
@@ -242,7 +241,7 @@ class Attempts:
     def _refused(self, lost: Mapping[str, int]) -> None:
         if lost:
             log.warning("lease_lost", worker=self.worker, jobs=len(lost), first=next(iter(lost)))
-            self.retry_while_unavailable(partial(self._jobs.refused, lost, self.worker))
+            self.retry_while_unavailable(partial(self._jobs.keep_refused, lost, self.worker))
 
     def _count(self, of: ClaimedJob, summary: Summary, seconds: float) -> None:
         self.add(summary)

@@ -55,7 +55,7 @@ class MemoryCeilings:
         if key in self._trying and rows == self._known[key][0]:
             self._trying.discard(key)
             with suppress(LedgerUnavailable):
-                self._ceilings.lift(spec.name, spec.version, rows)
+                self._ceilings.raise_to(spec.name, spec.version, rows)
             log.info("ceiling_lifted", model=spec.ref, ceiling=rows)
 
     def _look_or_keep(self, spec: ModelVersion, known: int) -> int:

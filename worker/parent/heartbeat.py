@@ -39,7 +39,7 @@ class Heartbeat:
         """End the thread, and say that the worker has stopped."""
         self._stopped.set()
         self._thread.join(timeout=JOIN_S)
-        self._context.tolerate("leave", lambda: self._context.workers.leave(self._context.settings.worker_name))
+        self._context.tolerate("leave", lambda: self._context.workers.remove(self._context.settings.worker_name))
 
     @property
     def alive(self) -> bool:
@@ -75,7 +75,9 @@ class Heartbeat:
         except Exception:  # figures that cannot be had must not keep a worker from saying that it lives
             log.exception("housekeeping_failed", what="statistics", worker=settings.worker_name)
             stats = "{}"
-        self._context.workers.beat(settings.worker_name, host, settings.device, self._queues, self._started_at, stats)
+        self._context.workers.heartbeat(
+            settings.worker_name, host, settings.device, self._queues, self._started_at, stats
+        )
 
 
 class HeartbeatHistory:

@@ -62,7 +62,7 @@ class SweepLoop:
                     tolerate("send_due", self._send_due)
                     continue
                 tolerate("sweep", self._sweep)
-                tolerate("forget", lambda: self._context.workers.forget(FORGET_AFTER_S))
+                tolerate("forget", lambda: self._context.workers.remove_silent(FORGET_AFTER_S))
                 tolerate("watchdog", self.after_sweep)
                 next_sweep = time.monotonic() + self._context.settings.sweep_s
             else:
@@ -95,7 +95,7 @@ class SweepLoop:
 
         Another child of this worker may hold what this one has given back meanwhile: that is not touched.
         """
-        attempts = self._context.store.attempts(list(death.held)) if death.held else {}
+        attempts = self._context.store.queries.attempts(list(death.held)) if death.held else {}
         own = [job for job, attempt in death.held.items() if attempts.get(job) == attempt]
         others = self._context.children.held()
         return list(dict.fromkeys([*own, *(id for id in ids if id not in others)]))

@@ -16,7 +16,6 @@ from forebay.contract.settings import Settings
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob, redis_keys
 from forebay.storage.batches.store import BatchStore
-from forebay.storage.jobs.lost_messages import LostMessages
 from forebay.storage.jobs.store import JobStore
 from forebay.worker.announcer import Announcer
 
@@ -45,7 +44,6 @@ class Sweeper:
     ) -> None:
         self._store = store
         self._batches = BatchStore(store.ledger)
-        self._lost_messages = LostMessages(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
         self._redis = broker
@@ -56,13 +54,13 @@ class Sweeper:
 
         `free_lapsed` is False after an outage of the ledger: the holders of leases have to renew them first.
         """
-        freed, failed = self._store.free_lapsed() if free_lapsed else ([], [])
-        expired = self._store.expire()
+        freed, failed = self._store.sweeps.free_lapsed() if free_lapsed else ([], [])
+        expired = self._store.sweeps.expire()
         self.send(freed)
-        self.send(self._batches.wake(self._settings.resend_s))
+        self.send(self._batches.requeue_stalled(self._settings.resend_s))
         due = self.send_due()
         resent = self._resend()
-        deleted = self._store.purge(self._settings.retention_s)
+        deleted = self._store.sweeps.purge(self._settings.retention_s)
         self._announcer.announce([*failed, *expired])
         self._store.ledger.checkpoint()
         result = SweepResult(len(freed), len(failed), len(expired), due, resent, deleted)
@@ -72,18 +70,18 @@ class Sweeper:
 
     def send_due(self) -> int:
         """Send the jobs that have waited long enough after a transient error; how many. Costs a read when there are none."""
-        return self.send(self._store.take_due())
+        return self.send(self._store.sweeps.take_due())
 
     def count_crash(self, ids: list[str], worker: str, reason: str, *, suspect: bool = True) -> None:
         """A child died with these: those it had claimed count an attempt, and all that are still queued are sent again.
 
         They run alone from then on if they are `suspect`: what one of them did may have been the cause.
         """
-        freed, failed = self._store.crashed(ids, worker, reason, suspect=suspect)
+        freed, failed = self._store.free_crashed(ids, worker, reason, suspect=suspect)
         log.error("child_lost", worker=worker, jobs=len(ids), freed=len(freed), failed=len(failed), reason=reason)
         self._announcer.announce(failed)
         known = {job.id for job in freed}
-        self.send([*freed, *(job for job in self._store.queued(ids) if job.id not in known)])
+        self.send([*freed, *(job for job in self._store.queries.queued(ids) if job.id not in known)])
 
     def release(self, ids: list[str], worker: str, reason: str) -> None:
         """A child was killed because the worker had to stop: no attempt is counted, and all go to other workers."""
@@ -92,7 +90,7 @@ class Sweeper:
         self.send_queued(ids)
 
     def send_queued(self, ids: list[str]) -> None:
-        self.send(self._store.queued(ids))
+        self.send(self._store.queries.queued(ids))
 
     def send(self, jobs: list[RoutedJob]) -> int:
         """Send the jobs; when Redis does not take them they are marked so that a later pass sends them."""
@@ -108,12 +106,12 @@ class Sweeper:
 
     def _resend(self) -> int:
         sent, resend_s = 0, self._settings.resend_s
-        for queue in self._store.queues_waiting(resend_s):
+        for queue in self._store.queries.queues_with_unsent(resend_s):
             empty = self._is_empty(queue)
             if empty:
-                sent += self.send(self._store.take_unsent(queue, resend_s))
+                sent += self.send(self._store.sweeps.take_unsent(queue, resend_s))
             elif empty is not None:  # other messages are there; a lost one may have left its job behind
-                sent += self.send(self._lost_messages.take(queue, LOST_AFTER * resend_s, resend_s))
+                sent += self.send(self._store.sweeps.take_lost(queue, LOST_AFTER * resend_s, resend_s))
         return sent
 
     def _is_empty(self, queue: str) -> bool | None:

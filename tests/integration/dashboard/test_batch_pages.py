@@ -27,7 +27,7 @@ def test_the_list_of_batches_tells_how_far_each_is_and_filters(site: Site, scene
     def listed(page: str) -> list[str]:
         return re.findall(r'id="batch-([0-9a-f]{32})"', page)
 
-    everything = [job.id for job in scene.store.find(kind=JobKind.BATCH)]
+    everything = [job.id for job in scene.store.queries.find(kind=JobKind.BATCH)]
     assert listed(site.text("/batches")) == everything
     assert listed(site.text("/batches?state=succeeded")) == everything[2:]
     assert listed(site.text("/batches?model=minilm/1&state=running")) == everything[:2]
@@ -98,8 +98,8 @@ def test_an_operator_cancels_and_retries_a_batch_on_its_page(guarded: Site, scen
     assert guarded.act(batch.id, "cancel", folder="batches", **VIEWER).status == 403
     reply = guarded.act(batch.id, "cancel", folder="batches", **OPERATOR)
     assert (reply.status, reply.headers["Location"]) == (303, f"/batches/{batch.id}?notice=job_canceled")
-    assert scene.store.get(batch.id).state is JobState.CANCELED
-    assert {scene.store.get(id).state for id in batch.shards} == {JobState.CANCELED}
+    assert scene.store.queries.get(batch.id).state is JobState.CANCELED
+    assert {scene.store.queries.get(id).state for id in batch.shards} == {JobState.CANCELED}
     reply = guarded.act(batch.id, "retry", folder="batches", **OPERATOR)
     assert reply.headers["Location"].endswith("?notice=job_retried")
-    assert scene.store.get(batch.id).state is JobState.QUEUED
+    assert scene.store.queries.get(batch.id).state is JobState.QUEUED

@@ -56,7 +56,7 @@ class World:
 
     def finished(self, id: str) -> str:
         """The same id, once its job has ended."""
-        wait_until(lambda: self.house.store.get(id).state.final, f"job {id} has ended")
+        wait_until(lambda: self.house.store.queries.get(id).state.final, f"job {id} has ended")
         return id
 
     def batches(self) -> None:
@@ -113,10 +113,12 @@ def desk(world: World) -> None:
 
 
 def pages(world: World) -> list[str]:
-    newest = {state: world.house.store.find(state=[state], limit=1) for state in (JobState.SUCCEEDED, JobState.FAILED)}
-    batches = world.house.store.find(kind=JobKind.BATCH)
+    newest = {
+        state: world.house.store.queries.find(state=[state], limit=1) for state in (JobState.SUCCEEDED, JobState.FAILED)
+    }
+    batches = world.house.store.queries.find(kind=JobKind.BATCH)
     jobs = [found[0].id for found in newest.values() if found]
-    runs = world.house.store.find(kind=JobKind.TRAIN)
+    runs = world.house.store.queries.find(kind=JobKind.TRAIN)
     of_runs = [f"/training/{job.id}" for job in runs] + [compared(runs[-2:]), "/models/iris/1", "/models/iris/2"]
     return [*PAGES, *(f"/jobs/{id}" for id in jobs), *(f"/batches/{job.id}" for job in batches), *of_runs]
 
@@ -196,7 +198,7 @@ def test_progress_moves_without_a_reload_until_the_end(world: World) -> None:
         browser = world.open(f"/jobs/{id}")
         browser.run("window.stayed = true")
         for done in (3, 8):
-            wait_until(lambda: house.store.get(id).state is JobState.RUNNING, "the job runs")
+            wait_until(lambda: house.store.queries.get(id).state is JobState.RUNNING, "the job runs")
             with house.ledger.write() as connection:
                 connection.execute(text("UPDATE jobs SET progress_done = :n WHERE id = :id"), {"n": done, "id": id})
             browser.wait_for(".fb-progress", f"{done} of 10")
@@ -278,7 +280,7 @@ def test_ticked_runs_stay_ticked_while_the_list_moves_and_are_compared(world: Wo
 
 
 def test_arrow_keys_move_among_the_squares_and_the_tab_key_leaves_them(world: World) -> None:
-    [big, *_] = [job for job in world.house.store.find(kind=JobKind.BATCH) if job.progress.total == 320_000]
+    [big, *_] = [job for job in world.house.store.queries.find(kind=JobKind.BATCH) if job.progress.total == 320_000]
     browser = world.open(f"/batches/{big.id}")
     assert len(browser.all(".fb-grid [tabindex='0']")) == 1
     browser.run("document.getElementById('cell-1').focus()")
@@ -305,9 +307,9 @@ def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
     house.hold()
     try:
         ids = [world.submit({"n": n}, model="recorder") for n in (101, 102)]
-        wait_until(lambda: house.store.get(ids[0]).state is JobState.RUNNING, "the first keeps the worker busy")
+        wait_until(lambda: house.store.queries.get(ids[0]).state is JobState.RUNNING, "the first keeps the worker busy")
         id = ids[1]
-        if house.store.get(id).state is not JobState.QUEUED:  # both went out together
+        if house.store.queries.get(id).state is not JobState.QUEUED:  # both went out together
             id = world.submit({"n": 103}, model="recorder")
         browser = world.open(f"/jobs/{id}")
         browser.find("#cancel").send_keys(Keys.ENTER)
@@ -316,11 +318,11 @@ def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
         )
         browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
         wait_until(lambda: not browser.run("return document.getElementById('confirm-job-cancel').open"), "it is gone")
-        assert house.store.get(id).state is JobState.QUEUED
+        assert house.store.queries.get(id).state is JobState.QUEUED
         browser.click("#cancel")
         browser.click("#confirm-job-cancel button[type=submit]")
         browser.wait_for("#notice", "The job was canceled.")
-        assert house.store.get(id).state is JobState.CANCELED
+        assert house.store.queries.get(id).state is JobState.CANCELED
     finally:
         house.go_on()
     browser.click("#retry")
@@ -358,7 +360,7 @@ def test_a_page_nobody_looks_at_asks_for_nothing(world: World) -> None:
 
 
 def test_a_restart_of_redis_and_dashboard_loses_no_finished_job(world: World, valkey: ValkeyServer) -> None:
-    before = [job.id for job in world.house.store.find(state=[JobState.SUCCEEDED], limit=50)]
+    before = [job.id for job in world.house.store.queries.find(state=[JobState.SUCCEEDED], limit=50)]
     browser = world.open("/jobs?state=succeeded")
     assert [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")] == [f"job-{id}" for id in before]
     port = world.dashboard.url.rpartition(":")[2]

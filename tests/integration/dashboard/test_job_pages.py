@@ -34,7 +34,7 @@ def test_the_older_links_lead_through_every_job_once(site: Site, scene: Scene, q
         link = re.search(r'id="older" rel="next" href="([^"]+)"', page)
         path = unescape(link[1]) if link else ""
     fields = dict(pair.split("=") for pair in query.split("&"))
-    jobs = scene.store.find(limit=10_000)
+    jobs = scene.store.queries.find(limit=10_000)
     expected = [
         job.id
         for job in jobs
@@ -49,7 +49,7 @@ def test_a_filter_by_metadata_finds_what_a_script_wrote(site: Site, scene: Scene
     page = site.text(f"/jobs?{urlencode({'metadata': f'user={USERS[2]}', 'state': 'failed'})}")
     found = job_ids(page)
     assert found
-    assert {scene.store.get(id).metadata["user"] for id in found} == {USERS[2]}
+    assert {scene.store.queries.get(id).metadata["user"] for id in found} == {USERS[2]}
 
 
 def test_the_timeline_of_a_job_shows_the_attempt_that_was_lost(site: Site, scene: Scene) -> None:

@@ -63,8 +63,10 @@ def test_the_overview_shows_device_utilisation(site: Site) -> None:
 
 def test_the_overview_counts_what_the_ledger_holds(site: Site, scene: Scene) -> None:
     page = site.text("/overview")
-    counts = scene.store.counts()
-    counts[JobState.RUNNING] -= len(scene.store.find(kind=JobKind.BATCH, state=[JobState.RUNNING]))  # their shards run
+    counts = scene.store.queries.counts()
+    counts[JobState.RUNNING] -= len(
+        scene.store.queries.find(kind=JobKind.BATCH, state=[JobState.RUNNING])
+    )  # their shards run
     for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED):
         assert f">{counts[state]:,}<span" in page, state
     assert "gpu0@atlas, gpu1@atlas" in page

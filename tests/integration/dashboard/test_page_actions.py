@@ -23,13 +23,13 @@ def test_an_operator_cancels_and_retries(guarded: Site, scene: Scene, valkey: Va
     (id,) = scene.add(1, "digits")
     reply = guarded.act(id, "cancel", **OPERATOR)
     assert (reply.status, reply.headers["Location"]) == (303, f"/jobs/{id}?notice=job_canceled")
-    assert scene.store.get(id).state is JobState.CANCELED
+    assert scene.store.queries.get(id).state is JobState.CANCELED
     assert "The job was canceled." in guarded.text(reply.headers["Location"], **OPERATOR)
     late = guarded.act(id, "cancel", **OPERATOR)
     assert late.headers["Location"].endswith("?notice=job_unchanged")
     reply = guarded.act(id, "retry", **OPERATOR)
     assert reply.headers["Location"].endswith("?notice=job_retried")
-    assert scene.store.get(id).state is JobState.QUEUED
+    assert scene.store.queries.get(id).state is JobState.QUEUED
     with redis.Redis.from_url(valkey.url) as client:
         assert sum(client.llen(f"cpu{step}") for step in ("", ":3", ":6", ":9")) == 1
     logged = [line for line in guarded.dashboard.output.splitlines() if id in line and "level=info" in line]
@@ -42,7 +42,7 @@ def test_a_running_job_is_asked_to_stop_once(guarded: Site, scene: Scene) -> Non
     scene.store.claim([id], "cpu@birch", 30)
     reply = guarded.act(id, "cancel", **OPERATOR)
     assert reply.headers["Location"].endswith("?notice=job_cancel_requested")
-    assert scene.store.get(id).cancel_requested_at is not None
+    assert scene.store.queries.get(id).cancel_requested_at is not None
     page = guarded.text(reply.headers["Location"], **OPERATOR)
     assert "was asked to stop" in page
     assert "Cancel requested" in page
@@ -52,7 +52,7 @@ def test_a_running_job_is_asked_to_stop_once(guarded: Site, scene: Scene) -> Non
 def test_a_viewer_may_not_change_jobs(guarded: Site, scene: Scene) -> None:
     assert guarded.act(scene.interesting[JobState.QUEUED], "cancel", **VIEWER).status == 403
     assert guarded.act(scene.interesting[JobState.FAILED], "retry", **VIEWER).status == 403
-    assert scene.store.get(scene.interesting[JobState.QUEUED]).state is JobState.QUEUED
+    assert scene.store.queries.get(scene.interesting[JobState.QUEUED]).state is JobState.QUEUED
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_does_not_come_from_the_button_changes_nothing(
     id, login = scene.interesting[JobState.QUEUED], OPERATOR if behind_a_login else {}
     reply = (guarded if behind_a_login else site).act(id, "cancel", **how, **login)  # type: ignore[arg-type]
     assert reply.status == status
-    assert scene.store.get(id).state is JobState.QUEUED
+    assert scene.store.queries.get(id).state is JobState.QUEUED
 
 
 def test_a_get_changes_nothing(site: Site, scene: Scene) -> None:
@@ -87,8 +87,8 @@ def test_a_retry_without_redis_is_kept_for_the_sweeper(site: Site, scene: Scene,
     valkey.kill()
     try:
         assert site.act(id, "retry").status == 303
-        assert scene.store.get(id).state is JobState.QUEUED
-        assert id in [routed_job.id for routed_job in scene.store.take_unsent("cpu", 1e6)]
+        assert scene.store.queries.get(id).state is JobState.QUEUED
+        assert id in [routed_job.id for routed_job in scene.store.sweeps.take_unsent("cpu", 1e6)]
         wait_until(lambda: "Redis does not answer" in site.text("/jobs"), "the page says that Redis is away")
     finally:
         valkey.start()

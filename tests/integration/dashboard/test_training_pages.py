@@ -53,7 +53,7 @@ def test_a_run_shows_its_curves_data_checkpoints_and_what_became_of_the_alias(si
     assert f'href="/training/{scene.runs["second"]}"' in site.text(f"/jobs/{scene.runs['second']}")
     running = page_text(site.text(f"/training/{scene.runs['running']}"))
     assert "Time left about 8.8 s" in running
-    waiting = next(job.id for job in scene.store.find(kind=JobKind.TRAIN, state=[JobState.QUEUED]))
+    waiting = next(job.id for job in scene.store.queries.find(kind=JobKind.TRAIN, state=[JobState.QUEUED]))
     assert "Waiting in queue train for a worker." in page_text(site.text(f"/training/{waiting}"))
     assert site.ask(f"/training/{scene.interesting[JobState.SUCCEEDED]}").status == 404
 
@@ -90,4 +90,4 @@ def test_an_operator_cancels_a_run_on_its_page(guarded: Site, scene: Scene) -> N
     assert 'id="cancel"' not in guarded.text(f"/training/{id}", **VIEWER)
     reply = guarded.act(id, "cancel", folder="training", **OPERATOR)
     assert (reply.status, reply.headers["Location"]) == (303, f"/training/{id}?notice=job_canceled")
-    assert scene.store.get(id).state is JobState.CANCELED
+    assert scene.store.queries.get(id).state is JobState.CANCELED

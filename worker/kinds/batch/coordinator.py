@@ -55,7 +55,9 @@ class BatchCoordinator:
 
     def request(self, batch: str) -> BatchRequest:
         if batch not in self._requests:
-            self._requests[batch] = decode(self._context.payloads.load(*self._store.request(batch)), BatchRequest)
+            self._requests[batch] = decode(
+                self._context.payloads.load(*self._store.queries.request(batch)), BatchRequest
+            )
             while len(self._requests) > KNOWN:
                 self._requests.popitem(last=False)
         return self._requests[batch]
@@ -88,16 +90,16 @@ class BatchCoordinator:
 
     def advance(self, id: str) -> None:
         """Do whatever is due for a batch: plan, send, end it."""
-        batch = self._store.batch(id)
+        batch = self._store.queries.get(id)
         if batch.state is not JobState.RUNNING:
             self._store.cancel_shards(id)
             return
-        waiting, running = self._store.under_way(id)
+        waiting, running = self._store.queries.open_shards(id)
         if self._failed_by_errors(batch, waiting + running):
             return
         if not batch.planned and waiting < running + WAITING_AHEAD:
             waiting += self._plan(batch, 2 * (running + WAITING_AHEAD) - waiting)
-            batch = self._store.batch(id)
+            batch = self._store.queries.get(id)
         if batch.planned and waiting + running == 0:
             self._end(batch)
         elif waiting:
@@ -109,11 +111,11 @@ class BatchCoordinator:
         if now < self._looked.get(batch.id, 0.0) and (under_way or not batch.planned):
             return False
         self._looked[batch.id] = now + LOOK_S
-        totals = self._store.totals(batch.id)
+        totals = self._store.queries.totals(batch.id)
         error = _too_many(self.request(batch.id), totals, ended=batch.planned and not under_way)
         if error is None:
             ended = totals.shards.get(JobState.SUCCEEDED, 0)
-            self._store.show(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
+            self._store.set_progress(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
             return False
         self.fail(batch.id, error, totals)
         return True
@@ -123,7 +125,7 @@ class BatchCoordinator:
         spec = self._context.registry.get(ModelRef(batch.model, batch.version))
         planner = ShardPlanner(self.request(batch.id), spec, self._waiting)
         try:
-            planned, position, all_planned = planner.plan(batch.position, wanted, self._store.totals(batch.id))
+            planned, position, all_planned = planner.plan(batch.position, wanted, self._store.queries.totals(batch.id))
         except InvalidInput as error:
             self.fail(batch.id, JobError("InvalidInput", str(error)))
             return 0
@@ -132,7 +134,7 @@ class BatchCoordinator:
         return len(routed_jobs)
 
     def _end(self, batch: Batch) -> None:
-        totals = self._store.totals(batch.id)
+        totals = self._store.queries.totals(batch.id)
         failed = sum(count for state, count in totals.shards.items() if state is not JobState.SUCCEEDED)
         if failed:
             self.fail(batch.id, self._shards_failed(batch.id, failed, totals), totals)
@@ -156,7 +158,7 @@ class BatchCoordinator:
                      failed=totals.failed, shards=sum(totals.shards.values()))  # fmt: skip
 
     def _shards_failed(self, id: str, failed: int, totals: Totals) -> JobError:
-        type_, message = self._store.first_error(id)
+        type_, message = self._store.queries.first_error(id)
         words = f"{failed} of {sum(totals.shards.values())} shards did not succeed; {totals.done} rows have results"
         return JobError("ShardsFailed", f"{words}; `forebay jobs retry {id}` does what is missing. {type_}: {message}")
 
@@ -164,7 +166,7 @@ class BatchCoordinator:
         """Give parts their names whose worker died before it could; the names of those that are nowhere."""
         with self._waiting():
             there = folder.names()
-        missing = [f for _, _, o in self._store.outcomes(batch.id) for f in o.files if f.name not in there]
+        missing = [f for _, _, o in self._store.queries.outcomes(batch.id) for f in o.files if f.name not in there]
         return [file.name for file in missing if not self._place(folder, file)]
 
     def _place(self, folder: OutputFolder, file: WrittenFile) -> bool:
@@ -175,7 +177,7 @@ class BatchCoordinator:
         request = self.request(batch.id)
         parts: list[OutputFile] = []
         errors: list[OutputFile] = []
-        for _, pieces, outcome in self._store.outcomes(batch.id):
+        for _, pieces, outcome in self._store.queries.outcomes(batch.id):
             ranges = tuple(InputRange(request.files[p.file].path, p.first, p.last) for p in pieces)
             for file, files in ((outcome.part, parts), (outcome.errors, errors)):
                 if file is not None:
@@ -189,8 +191,8 @@ class BatchCoordinator:
 
     def fail(self, id: str, error: JobError, totals: Totals | None = None) -> None:
         """The batch has failed; its shards stop."""
-        totals = totals or self._store.totals(id)
-        ended = self._store.give_up(id, error, totals.done + totals.failed, max(1, totals.rows))
+        totals = totals or self._store.queries.totals(id)
+        ended = self._store.fail_batch(id, error, totals.done + totals.failed, max(1, totals.rows))
         self._context.announcer.announce(ended)
         for _ in ended:
             log.error("batch_failed", batch=id, error=error.type, reason=error.message)
@@ -208,7 +210,7 @@ class BatchCoordinator:
         Whoever is idle then takes one; the copy claims nothing.
         """
         if self._queue_is_empty(batch.queue):
-            ids = self._store.waiting(batch.id, WAITING_AHEAD)
+            ids = self._store.queries.waiting_shards(batch.id, WAITING_AHEAD)
             self.send(
                 [RoutedJob(id, batch.model, batch.version, batch.queue, batch.priority, exclusive=True) for id in ids]
             )

@@ -33,7 +33,7 @@ class BatchHandler:
         by_batch: dict[str, list[ClaimedJob]] = {}
         for job in claimed:
             if job.kind is JobKind.SHARD:
-                shard = attempts.retry_while_unavailable(partial(self._store.shard, job, attempts.lease_s))
+                shard = attempts.retry_while_unavailable(partial(self._store.queries.shard, job, attempts.lease_s))
                 by_batch.setdefault(shard.batch, []).append(job)
             elif self._start(job, attempts):
                 by_batch.setdefault(job.id, [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import msgspec
 import structlog
 
 from forebay.contract.errors import InvalidInput, WorkerLost
@@ -63,23 +64,27 @@ class PoisonIsolation:
                 raise
             return IsolatedShard(job, work)  # reading it to run it will tell
         if not given:
-            evidence = f"the process that ran this row died {job.crashes} times; {self._store.evidence(work.id)}"
+            evidence = (
+                f"the process that ran this row died {job.crashes} times; {self._store.queries.crash_evidence(work.id)}"
+            )
             return IsolatedShard(job, work, WorkerLost(evidence) if last and job.crashes > 1 else None)
-        routed_jobs = self._store.cut(work, kept, given, batch)
+        routed_jobs = self._store.split_suspect(work, kept, given, batch)
         if routed_jobs is None:
             return None
         self._coordinator.send(routed_jobs)
         log.warning(
             "shard_cut", batch=batch.id, shard=work.id, crashes=job.crashes, rows=work.rows, parts=len(given) + 1
         )
-        afresh = replace(job, crashes=1, tries=1)
+        afresh = msgspec.structs.replace(job, crashes=1, tries=1)
         return IsolatedShard(afresh, replace(work, pieces=kept.pieces, rows=kept.rows, bytes=kept.bytes))
 
     def _kills_too_often(self, batch: Batch) -> bool:
         """Fail a batch that kills process after process and gets nowhere; whether it has failed."""
-        deaths, succeeded = self._store.deaths(batch)
+        deaths, succeeded = self._store.queries.crashes(batch)
         if deaths <= MOST_DEATHS + succeeded:
             return False
         words = f"{deaths} processes died with rows of this batch, and {succeeded} shards have succeeded"
-        self._coordinator.fail(batch.id, JobError("WorkerLost", f"{words}; {self._store.last_evidence(batch.id)}"))
+        self._coordinator.fail(
+            batch.id, JobError("WorkerLost", f"{words}; {self._store.queries.last_crash_evidence(batch.id)}")
+        )
         return True

@@ -92,8 +92,8 @@ class ShardRunner:
 
     def _prepare(self, job: ClaimedJob) -> RunningShard | None:
         retry = self.attempts.retry_while_unavailable
-        work = retry(partial(self._store.shard, job, self.attempts.lease_s))
-        batch = retry(partial(self._store.batch, work.batch))
+        work = retry(partial(self._store.queries.shard, job, self.attempts.lease_s))
+        batch = retry(partial(self._store.queries.get, work.batch))
         if batch.state is not JobState.RUNNING:
             return None
         request = self._coordinator.request(work.batch)
@@ -128,7 +128,7 @@ class ShardRunner:
     def heartbeat(self, shard: RunningShard) -> None:
         """Keep the lease and show the progress; note when the work is in vain."""
         done = max(shard.done, shard.seen - shard.failed)
-        canceled = self._store.beat(shard.work, done, shard.failed, shard.seconds, self.attempts.lease_s)
+        canceled = self._store.renew(shard.work, done, shard.failed, shard.seconds, self.attempts.lease_s)
         if canceled is None and not shard.ended.is_set():
             shard.stop = StopReason.LOST
         elif canceled:
@@ -138,8 +138,8 @@ class ShardRunner:
         """Give half of what was not read yet to whoever is idle, when nothing else waits and it would take a while."""
         if shard.over or not shard.began or not shard.seen or shard.job.crashes:
             return
-        batch = self._store.batch(shard.work.batch)
-        if batch.planned and self._store.under_way(batch.id)[0] == 0:
+        batch = self._store.queries.get(shard.work.batch)
+        if batch.planned and self._store.queries.open_shards(batch.id)[0] == 0:
             shard.range.halve(partial(self._split, shard, batch))
 
     def _split(self, shard: RunningShard, batch: Batch, halves: Halves) -> bool:

@@ -54,7 +54,7 @@ class EvaluateHandler:
     def _run(self, job: ClaimedJob, attempts: Attempts) -> Fate:
         evaluation = self._evaluate(job, attempts)
         result = codec.encode(evaluation_value(evaluation))
-        ended = attempts.retry_while_unavailable(partial(self._store.evaluated, job, evaluation, result))
+        ended = attempts.retry_while_unavailable(partial(self._store.finish_evaluation, job, evaluation, result))
         log.info(
             "model_evaluated", job=job.id, model=f"{job.model}/{job.version}", rows=evaluation.rows, failed=evaluation.failed
         )  # fmt: skip
@@ -88,7 +88,7 @@ class EvaluateHandler:
         classes = getattr(loaded.model, "classes", None) or loaded.spec.metadata.get("classes")
         if isinstance(classes, list | tuple):
             return [str(label) for label in classes]
-        data = attempts.retry_while_unavailable(partial(self._store.data_of, loaded.spec))
+        data = attempts.retry_while_unavailable(partial(self._store.queries.data_of, loaded.spec))
         return data.classes if data is not None else ()
 
 
@@ -118,7 +118,7 @@ class _Progress:
         """Write it into the ledger; Canceled when a user has asked for that."""
         self.shown_at = time.monotonic()
         pace = f", {self.done / self.seconds:,.0f} rows/s" if self.seconds else ""
-        advance = partial(self.store.advance, self.job, self.done, self.total, f"{self.done:,} rows{pace}")
+        advance = partial(self.store.set_progress, self.job, self.done, self.total, f"{self.done:,} rows{pace}")
         if self.attempts.retry_while_unavailable(advance):
             raise Canceled
 

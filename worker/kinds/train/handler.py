@@ -94,7 +94,7 @@ class TrainHandler:
         (folder / REQUEST_FILE).write_bytes(encode(request))
         if attempts.retry_while_unavailable(partial(self._runs.start, job, request)) is None:
             return None
-        for checkpoint in self._runs.checkpoints(job.id):
+        for checkpoint in self._runs.queries.checkpoints(job.id):
             try:
                 self.context.blobs.fetch(checkpoint.blob, folder / RESUME_FILE)
             except (BlobMissing, BlobCorrupt) as error:
@@ -214,7 +214,7 @@ class TrainHandler:
         return attempts.fail(job, "TrainerLost", evidence)
 
     def _runs_still(self, node: NodeRequest) -> bool:
-        return self.context.jobs.attempts([node.run]).get(node.run) == node.attempt
+        return self.context.jobs.queries.attempts([node.run]).get(node.run) == node.attempt
 
 
 def _wait_until(true: Callable[[], bool], seconds: float) -> bool:

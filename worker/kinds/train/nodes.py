@@ -18,7 +18,6 @@ from forebay.contract.requests.request import Request, encode
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.settings import Settings
 from forebay.storage.jobs.records import ClaimedJob, NewJob
-from forebay.storage.training.nodes import NodeStore
 from forebay.storage.training.store import TrainingStore
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker.execution.context import ChildContext
@@ -54,7 +53,7 @@ class PeerNodes:
         self, context: ChildContext, job: ClaimedJob, wait_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._context, self._jobs, self._job = context, context.jobs, job
-        self._nodes, self._runs = NodeStore(context.ledger), TrainingStore(context.ledger)
+        self._runs = TrainingStore(context.ledger)
         self._wait_s, self._clock = wait_s, clock
         self._began = clock()
         self._ids: list[str] = []
@@ -71,7 +70,7 @@ class PeerNodes:
             )
             for id in self._ids
         ]  # fmt: skip
-        routed_jobs = self._nodes.add(job, nodes)
+        routed_jobs = self._runs.add_nodes(job, nodes)
         try:
             self._context.dispatcher.send_jobs(routed_jobs)
         except BrokerUnavailable as error:  # the sweeper sends them
@@ -80,7 +79,7 @@ class PeerNodes:
 
     def reason(self) -> StopReason | None:
         """Why the run cannot go on, if it cannot; what it waits for is shown as its progress."""
-        states = self._jobs.states(self._ids)
+        states = self._jobs.queries.states(self._ids)
         running = {id for id, state in states.items() if state is JobState.RUNNING}
         self._ran |= running
         if any(state in (JobState.FAILED, JobState.EXPIRED) for state in states.values()):
@@ -93,7 +92,7 @@ class PeerNodes:
         if not waiting:
             return None
         self._show_wait(waiting)
-        if self._nodes.has_older_waiting(self._job):
+        if self._runs.queries.older_run_waits(self._job):
             return StopReason.YIELDS
         return StopReason.TOO_FEW_NODES if self._clock() - self._began > self._wait_s else None
 
@@ -109,12 +108,12 @@ class PeerNodes:
 
     def evidence(self) -> str:
         """What ended those that failed."""
-        errors = [info.error for info in map(self._jobs.get, self._ids) if info.error is not None]
+        errors = [info.error for info in map(self._jobs.queries.get, self._ids) if info.error is not None]
         return "; ".join(f"another machine of the run: {error.message}" for error in errors)
 
     def cancel(self) -> None:
         """This attempt has ended."""
-        self._nodes.cancel(self._ids)
+        self._runs.cancel_nodes(self._ids)
 
     def _show_wait(self, missing: int) -> None:
         message = (
@@ -122,7 +121,7 @@ class PeerNodes:
             f"start a worker for queue {self._job.queue}"
         )
         if message != self._told:
-            self._runs.said(self._job, message)
+            self._runs.set_message(self._job, message)
             self._told = message
 
 

@@ -99,10 +99,10 @@ class RunRecorder:
 
     def _write(self) -> None:
         if self._data is not None:
-            self._store.found(self._job, self._data)
+            self._store.set_data(self._job, self._data)
             self._data = None
         points = _thinned(self._points)
-        self._store.measured(self._job, points, progress(self._points[-1]) if points else "")
+        self._store.add_metrics(self._job, points, progress(self._points[-1]) if points else "")
         self._points.clear()
         self._written = self._clock()
 
@@ -130,7 +130,9 @@ class RunRecorder:
     def _save(self, saved: Saved) -> None:
         path, started = self._folder / TAKEN, time.monotonic()
         size, blob = path.stat().st_size, self._blobs.put_file(path)
-        stale = self._store.save(self._job, saved.step, saved.epoch, blob, size, self._request.checkpoint_keep)
+        stale = self._store.add_checkpoint(
+            self._job, saved.step, saved.epoch, blob, size, self._request.checkpoint_keep
+        )
         self._remove(saved)
         self.saved += 1
         for old in stale:

@@ -59,9 +59,9 @@ class StopCheck:
     def _ask(self) -> StopReason | None:
         job = self._job
         try:
-            if self._jobs.attempts([job.id]).get(job.id) != job.attempt:
+            if self._jobs.queries.attempts([job.id]).get(job.id) != job.attempt:
                 return StopReason.LEASE_LOST
-            if job.id in self._jobs.cancel_requested(self._worker):
+            if job.id in self._jobs.queries.cancel_requested(self._worker):
                 return StopReason.CANCELED
             reason = self._further()
         except LedgerUnavailable as error:  # the training itself needs no ledger
