@@ -25,6 +25,12 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+
+def _partial_index(name: str, where: str, *columns: str, unique: bool = False) -> Index:
+    """An index of only the rows that meet `where`: the others cost it nothing."""
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
+
+
 jobs = Table(
     "jobs",
     metadata,
@@ -62,108 +68,33 @@ jobs = Table(
     Column("crashes", SmallInteger, nullable=False, server_default=text("0")),  # such a job runs alone
     Column("cancel_requested_at", Double),  # a user wants this running job to stop
     Column("not_before", Double),  # a queued job waits for this time, and has no message until then
-    # What waits, by queue: the sweeper's and `forebay queues`' view. Finished jobs cost this index nothing.
-    Index(
-        "ix_jobs_queued",
-        "queue",
-        "priority",
-        "id",
-        "created_at",  # the age of a backlog is then told without a look at its rows; SQLite looks all the same
-        sqlite_where=text("state = 'queued'"),
-        postgresql_where=text("state = 'queued'"),
-    ),
-    Index(
-        "ix_jobs_running",
-        "lease_until",
-        sqlite_where=text("state = 'running'"),
-        postgresql_where=text("state = 'running'"),
-    ),
-    Index(
-        "ix_jobs_deadline",
-        "deadline_at",
-        sqlite_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
-        postgresql_where=text("state = 'queued' AND deadline_at IS NOT NULL"),
-    ),
+    # What waits, by queue: the sweeper's and `forebay queues`' view. With `created_at` PostgreSQL tells the age of a backlog
+    # without a look at its rows.
+    _partial_index("ix_jobs_queued", "state = 'queued'", "queue", "priority", "id", "created_at"),
+    _partial_index("ix_jobs_running", "state = 'running'", "lease_until"),
+    _partial_index("ix_jobs_deadline", "state = 'queued' AND deadline_at IS NOT NULL", "deadline_at"),
     # What retention looks for: without it every sweep would read the whole table, and hold up all writers meanwhile. With
     # the further columns the dashboard counts what ended in an hour from the index alone.
-    Index(
-        "ix_jobs_finished",
-        "finished_at",
-        "state",
-        "model",
-        "version",
-        "queue",
-        sqlite_where=text("finished_at IS NOT NULL"),
-        postgresql_where=text("finished_at IS NOT NULL"),
-    ),
+    _partial_index("ix_jobs_finished", "finished_at IS NOT NULL", "finished_at", "state", "model", "version", "queue"),
     # The jobs of a model, newest first, however many others there are.
     Index("ix_jobs_model", "model", "id", "version"),
     # Batches, training runs and evaluations are few among millions of predictions, which cost this index nothing.
-    Index(
-        "ix_jobs_kind",
-        "kind",
-        "id",
-        sqlite_where=text("kind IN ('batch', 'evaluate', 'node', 'train')"),
-        postgresql_where=text("kind IN ('batch', 'evaluate', 'node', 'train')"),
-    ),
+    _partial_index("ix_jobs_kind", "kind IN ('batch', 'evaluate', 'node', 'train')", "kind", "id"),
     # What a search by metadata has to look at.
-    Index(
-        "ix_jobs_metadata",
-        "id",
-        sqlite_where=text("metadata <> '{}'"),
-        postgresql_where=text("metadata <> '{}'"),
-    ),
+    _partial_index("ix_jobs_metadata", "metadata <> '{}'", "id"),
     # The dashboard's lists of them: jobs that end well, nearly all, cost this index nothing.
-    Index(
-        "ix_jobs_ended_badly",
-        "state",
-        "id",
-        sqlite_where=text("state IN ('failed', 'canceled', 'expired')"),
-        postgresql_where=text("state IN ('failed', 'canceled', 'expired')"),
-    ),
+    _partial_index("ix_jobs_ended_badly", "state IN ('failed', 'canceled', 'expired')", "state", "id"),
     # Both are nearly empty: only jobs that wait after a transient error, and running ones that are to stop.
-    Index(
-        "ix_jobs_not_before",
-        "not_before",
-        sqlite_where=text("state = 'queued' AND not_before IS NOT NULL"),
-        postgresql_where=text("state = 'queued' AND not_before IS NOT NULL"),
-    ),
-    Index(
-        "ix_jobs_cancel",
-        "worker",
-        sqlite_where=text("state = 'running' AND cancel_requested_at IS NOT NULL"),
-        postgresql_where=text("state = 'running' AND cancel_requested_at IS NOT NULL"),
-    ),
+    _partial_index("ix_jobs_not_before", "state = 'queued' AND not_before IS NOT NULL", "not_before"),
+    _partial_index("ix_jobs_cancel", "state = 'running' AND cancel_requested_at IS NOT NULL", "worker"),
     # With the further columns a batch's shards are counted by state without a look at their rows.
-    Index(
-        "ix_jobs_parent",
-        "parent_id",
-        "id",
-        "state",
-        sqlite_where=text("parent_id IS NOT NULL"),
-        postgresql_where=text("parent_id IS NOT NULL"),
-    ),
+    _partial_index("ix_jobs_parent", "parent_id IS NOT NULL", "parent_id", "id", "state"),
     # What a batch has under way, and which batches live: looked at after each shard and with each sweep.
-    Index(
-        "ix_jobs_open_shards",
-        "parent_id",
-        "state",
-        sqlite_where=text("parent_id IS NOT NULL AND state IN ('queued', 'running')"),
-        postgresql_where=text("parent_id IS NOT NULL AND state IN ('queued', 'running')"),
+    _partial_index(
+        "ix_jobs_open_shards", "parent_id IS NOT NULL AND state IN ('queued', 'running')", "parent_id", "state"
     ),
-    Index(
-        "ix_jobs_live_batches",
-        "state",
-        sqlite_where=text("kind = 'batch' AND state IN ('queued', 'running')"),
-        postgresql_where=text("kind = 'batch' AND state IN ('queued', 'running')"),
-    ),
-    Index(
-        "ux_jobs_idempotency",
-        "idempotency_key",
-        unique=True,
-        sqlite_where=text("idempotency_key IS NOT NULL"),
-        postgresql_where=text("idempotency_key IS NOT NULL"),
-    ),
+    _partial_index("ix_jobs_live_batches", "kind = 'batch' AND state IN ('queued', 'running')", "state"),
+    _partial_index("ux_jobs_idempotency", "idempotency_key IS NOT NULL", "idempotency_key", unique=True),
 )
 
 # Attempts that ended otherwise than by finishing their job, and outcomes that a retry took back: the past of a job whose row
@@ -268,13 +199,7 @@ shards = Table(
     ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
     Index("ix_shards_batch", "batch_id", "part"),
     # How many rows of a batch have failed, and which shards know why: most have none, and cost it nothing.
-    Index(
-        "ix_shards_failed",
-        "batch_id",
-        "rows_failed",
-        sqlite_where=text("rows_failed > 0"),
-        postgresql_where=text("rows_failed > 0"),
-    ),
+    _partial_index("ix_shards_failed", "rows_failed > 0", "batch_id", "rows_failed"),
 )
 
 training_runs = Table(

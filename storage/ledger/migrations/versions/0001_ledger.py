@@ -1,4 +1,4 @@
-"""The ledger: jobs, models, versions, aliases, workers."""
+"""The ledger: jobs and their past attempts, models, batches, training runs, evaluations, workers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -41,12 +41,41 @@ def upgrade() -> None:
         sa.Column("result_ref", sa.String(80)),
         sa.Column("input", sa.LargeBinary),
         sa.Column("result", sa.LargeBinary),
+        sa.Column("crashes", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
+        sa.Column("cancel_requested_at", sa.Double),
+        sa.Column("not_before", sa.Double),
     )
-    _partial_index("ix_jobs_queued", ["queue", "priority", "id"], "state = 'queued'")
-    _partial_index("ix_jobs_running", ["lease_until"], "state = 'running'")
-    _partial_index("ix_jobs_deadline", ["deadline_at"], "state = 'queued' AND deadline_at IS NOT NULL")
-    _partial_index("ix_jobs_parent", ["parent_id"], "parent_id IS NOT NULL")
-    _partial_index("ux_jobs_idempotency", ["idempotency_key"], "idempotency_key IS NOT NULL", unique=True)
+    _index("ix_jobs_cancel", "jobs", ["worker"], "state = 'running' AND cancel_requested_at IS NOT NULL")
+    _index("ix_jobs_deadline", "jobs", ["deadline_at"], "state = 'queued' AND deadline_at IS NOT NULL")
+    _index("ix_jobs_ended_badly", "jobs", ["state", "id"], "state IN ('failed', 'canceled', 'expired')")
+    _index("ix_jobs_finished", "jobs", ["finished_at", "state", "model", "version", "queue"], "finished_at IS NOT NULL")
+    _index("ix_jobs_kind", "jobs", ["kind", "id"], "kind IN ('batch', 'evaluate', 'node', 'train')")
+    _index("ix_jobs_live_batches", "jobs", ["state"], "kind = 'batch' AND state IN ('queued', 'running')")
+    _index("ix_jobs_metadata", "jobs", ["id"], "metadata <> '{}'")
+    _index("ix_jobs_model", "jobs", ["model", "id", "version"])
+    _index("ix_jobs_not_before", "jobs", ["not_before"], "state = 'queued' AND not_before IS NOT NULL")
+    _index(
+        "ix_jobs_open_shards",
+        "jobs",
+        ["parent_id", "state"],
+        "parent_id IS NOT NULL AND state IN ('queued', 'running')",
+    )
+    _index("ix_jobs_parent", "jobs", ["parent_id", "id", "state"], "parent_id IS NOT NULL")
+    _index("ix_jobs_queued", "jobs", ["queue", "priority", "id", "created_at"], "state = 'queued'")
+    _index("ix_jobs_running", "jobs", ["lease_until"], "state = 'running'")
+    _index("ux_jobs_idempotency", "jobs", ["idempotency_key"], "idempotency_key IS NOT NULL", unique=True)
+    op.create_table(
+        "job_attempts",
+        sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("attempt", sa.SmallInteger, nullable=False),
+        sa.Column("ended", sa.String(16), nullable=False),
+        sa.Column("worker", sa.String(200)),
+        sa.Column("started_at", sa.Double),
+        sa.Column("ended_at", sa.Double, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "attempt", "ended"),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+    )
     op.create_table(
         "models",
         sa.Column("name", sa.String(100), primary_key=True),
@@ -68,8 +97,24 @@ def upgrade() -> None:
         sa.Column("options", sa.Text, nullable=False),
         sa.Column("metadata", sa.Text, nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("max_batch_tokens", sa.Integer),
+        sa.Column("dtype", sa.String(16)),
+        sa.Column("compile", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("timeout_s", sa.Double),
         sa.PrimaryKeyConstraint("name", "version"),
         sa.ForeignKeyConstraint(["name"], ["models.name"], ondelete="CASCADE"),
+    )
+    op.create_table(
+        "batch_ceilings",
+        sa.Column("name", sa.String(100), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("device", sa.String(100), nullable=False),
+        sa.Column("rows", sa.Integer, nullable=False),
+        sa.Column("tried_at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("name", "version", "device"),
+        sa.ForeignKeyConstraint(
+            ["name", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"
+        ),
     )
     op.create_table(
         "model_aliases",
@@ -80,6 +125,94 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"]),
     )
     op.create_table(
+        "batches",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("output", sa.Text, nullable=False),
+        sa.Column("files", sa.Integer, nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.Column("next_file", sa.Integer, nullable=False),
+        sa.Column("next_first", sa.BigInteger, nullable=False),
+        sa.Column("steps", sa.Integer, nullable=False),
+        sa.Column("planned", sa.Boolean, nullable=False),
+        sa.ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+    )
+    op.create_table(
+        "shards",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("batch_id", sa.String(32), nullable=False),
+        sa.Column("pieces", sa.Text, nullable=False),
+        sa.Column("part", sa.String(100), nullable=False),
+        sa.Column("rows", sa.BigInteger, nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.Column("rows_done", sa.BigInteger, nullable=False),
+        sa.Column("rows_failed", sa.BigInteger, nullable=False),
+        sa.Column("seconds", sa.Double, nullable=False),
+        sa.Column("outcome", sa.Text),
+        sa.ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+    )
+    _index("ix_shards_batch", "shards", ["batch_id", "part"])
+    _index("ix_shards_failed", "shards", ["batch_id", "rows_failed"], "rows_failed > 0")
+    op.create_table(
+        "training_runs",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("model", sa.String(100), nullable=False),
+        sa.Column("recipe", sa.String(200), nullable=False),
+        sa.Column("request", sa.Text, nullable=False),
+        sa.Column("resumed", sa.Integer, nullable=False),
+        sa.Column("steps", sa.Integer),
+        sa.Column("data", sa.Text),
+        sa.Column("version", sa.Integer),
+        sa.Column("metrics", sa.Text),
+        sa.Column("confusion", sa.Text),
+        sa.Column("promoted", sa.Boolean),
+        sa.Column("verdict", sa.Text),
+        sa.ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+    )
+    _index("ix_training_runs_model", "training_runs", ["model", "id"])
+    op.create_table(
+        "job_metrics",
+        sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("split", sa.String(16), nullable=False),
+        sa.Column("step", sa.Integer, nullable=False),
+        sa.Column("epoch", sa.Integer, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.Column("measured", sa.Text, nullable=False),
+        sa.Column("rows_per_s", sa.Double),
+        sa.PrimaryKeyConstraint("job_id", "split", "step"),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+    )
+    op.create_table(
+        "checkpoints",
+        sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("step", sa.Integer, nullable=False),
+        sa.Column("epoch", sa.Integer, nullable=False),
+        sa.Column("attempt", sa.SmallInteger, nullable=False),
+        sa.Column("blob", sa.String(80), nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "step"),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
+    )
+    op.create_table(
+        "evaluations",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("model", sa.String(100), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("dataset", sa.Text, nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("rows", sa.BigInteger, nullable=False),
+        sa.Column("metrics", sa.Text, nullable=False),
+        sa.Column("confusion", sa.Text),
+        sa.Column("classes", sa.Text),
+        sa.Column("ms_per_row", sa.Double, nullable=False),
+        sa.Column("failed", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"
+        ),
+    )
+    _index("ix_evaluations_version", "evaluations", ["model", "version", "id"])
+    op.create_table(
         "workers",
         sa.Column("name", sa.String(200), primary_key=True),
         sa.Column("host", sa.String(200), nullable=False),
@@ -87,9 +220,10 @@ def upgrade() -> None:
         sa.Column("queues", sa.Text, nullable=False),
         sa.Column("started_at", sa.Double, nullable=False),
         sa.Column("heartbeat_at", sa.Double, nullable=False),
+        sa.Column("stats", sa.Text, nullable=False, server_default="{}"),
     )
 
 
-def _partial_index(name: str, columns: list[str], where: str, unique: bool = False) -> None:
-    only = sa.text(where)
-    op.create_index(name, "jobs", columns, unique=unique, sqlite_where=only, postgresql_where=only)
+def _index(name: str, table: str, columns: list[str], where: str | None = None, unique: bool = False) -> None:
+    only = None if where is None else sa.text(where)
+    op.create_index(name, table, columns, unique=unique, sqlite_where=only, postgresql_where=only)
