@@ -1,7 +1,7 @@
 """Content-addressed blobs: `sha256:<hex>` names bytes, through fsspec, in a local folder or any object store.
 
 A blob is written to a temporary name and put in place whole; what is read is checked against its name. Who refers to a
-blob, and when it may go, is not known here.
+blob, and when it may go, is for others to know.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from forebay.contract.errors import BlobCorrupt, BlobMissing, BlobUnavailable, I
 
 log = structlog.get_logger()
 
-CHUNK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LOOK_AGAIN_S = 5.0  # whether a full store has room, at the latest
+MAX_RETRY_WAIT_S = 5.0  # before a full store is tried again
 _REF = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -65,23 +64,21 @@ class BlobStore:
 
     def get(self, ref: str) -> bytes:
         """The bytes of a blob; BlobCorrupt when they are not what the name says."""
-        digest = _digest(ref)
+        path = self._path(_digest(ref))
         with self._clear_errors("read"):
-            data: bytes = self._fs.cat_file(self._path(digest))
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
+            data: bytes = self._fs.cat_file(path)
+        self._verify(ref, hashlib.sha256(data).hexdigest())
         return data
 
     def fetch(self, ref: str, target: Path) -> Path:
         """Copy a blob to the local file `target`, whole and checked, and give that path."""
-        digest = _digest(ref)
+        path = self._path(_digest(ref))
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._clear_errors("read"):
-                self._fs.get_file(self._path(digest), str(temporary))
-            if file_digest(temporary) != digest:
-                raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
+                self._fs.get_file(path, str(temporary))
+            self._verify(ref, file_digest(temporary))
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -97,6 +94,10 @@ class BlobStore:
     def check(self) -> None:
         """BlobUnavailable unless a small blob can be written and read back."""
         self.get(self.put(b"forebay"))
+
+    def _verify(self, ref: str, digest: str) -> None:
+        if digest != _digest(ref):
+            raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
 
     def _answers(self) -> bool:
         """Whether the store is there at all, and not a folder that is not mounted now."""
@@ -117,9 +118,9 @@ class BlobStore:
         self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
         Retrying(
             retry=retry_if_exception(lambda error: getattr(error, "errno", None) in FULL),
-            wait=wait_random_exponential(multiplier=0.2, max=LOOK_AGAIN_S),
+            wait=wait_random_exponential(multiplier=0.2, max=MAX_RETRY_WAIT_S),
             stop=stop_after_delay(self._outage_timeout_s),
-            before_sleep=self._say_full,
+            before_sleep=self._warn_full,
             reraise=True,
         )(self._write, write, temporary, path)
 
@@ -144,14 +145,10 @@ class BlobStore:
             finally:
                 os.close(fd)
 
-    def _say_full(self, state: RetryCallState) -> None:
+    def _warn_full(self, state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
-            log.warning(
-                "blobs_full",
-                blobs=self.url,
-                error=str(state.outcome.exception()),
-                outage_timeout_s=self._outage_timeout_s,
-            )
+            error = str(state.outcome.exception())
+            log.warning("blobs_full", blobs=self.url, error=error, outage_timeout_s=self._outage_timeout_s)
 
     @contextmanager
     def _clear_errors(self, verb: str) -> Iterator[None]:
@@ -205,5 +202,5 @@ def unpack_folder(archive: Path, target: Path) -> Path:
 def _digest(ref: str) -> str:
     match = _REF.fullmatch(ref)
     if match is None:
-        raise InvalidInput(f"{ref!r} is no blob; a blob is named sha256:<64 hex digits>")
+        raise InvalidInput(f"{ref!r} is not a blob; a blob is named sha256:<64 hex digits>")
     return match[1]

@@ -1,7 +1,6 @@
 """The connection to the ledger: SQLite in WAL mode or PostgreSQL, reads, write transactions, and the ledger's clock.
 
-Every database error that a user can meet leaves here as LedgerUnavailable with the address and the next step. What the
-statements say is storage.jobs', storage.models' and storage.workers' business.
+Every database error that a user can meet leaves here as LedgerUnavailable with the address and the next step.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Ledger:
     ) -> None:
         """Connect lazily to `url`; with `create`, a missing SQLite file is made.
 
-        A read that takes longer than `statement_limit_s` is given up with LedgerUnavailable: for those who only look on.
+        A read that takes longer than `statement_limit_s` is given up with LedgerUnavailable: for the dashboard.
         LedgerUnavailable when the SQLite file is missing, MissingExtra when psycopg is.
         """
         self.url = url
@@ -52,7 +51,7 @@ class Ledger:
         self._offset = 0.0
         self._offset_until = 0.0
         if self.sqlite:
-            _find_file(url, create)
+            _check_file(url, create)
         self._limit = statement_limit_s
         self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url, statement_limit_s)
         self._one_writer: AbstractContextManager[Any] = WriterLock(url) if self.sqlite else nullcontext()
@@ -102,7 +101,7 @@ class Ledger:
             yield connection
 
     def now(self) -> float:
-        """Seconds since the epoch by the ledger's clock: leases must not depend on whose watch is fast."""
+        """Seconds since the epoch by the ledger's clock: leases must not depend on which machine's clock is fast."""
         now = self._clock()
         if not self.sqlite and now >= self._offset_until:
             self._measure_offset()
@@ -125,7 +124,7 @@ class Ledger:
 
     @contextmanager
     def _limited(self, connection: Connection) -> Iterator[None]:
-        """PostgreSQL watches the limit itself; SQLite asks, every so many of its steps, whether to go on."""
+        """PostgreSQL enforces the limit itself; SQLite asks, every so many of its steps, whether to go on."""
         if self._limit is None or not self.sqlite:
             yield
             return
@@ -216,13 +215,13 @@ def _advice(error: object, reason: str) -> str:
     if _is_outdated(error, reason):
         return "; its tables are missing or older than this Forebay: run `forebay db upgrade`"
     if getattr(error, "sqlstate", None) == "57014" or reason == "interrupted":
-        return "; the question took too long and was given up: ask for less"
+        return "; the query took too long and was given up: ask for less"
     if "locked" in reason:
         return f"; another process has held it for {BUSY_TIMEOUT_S} s"
     return ""
 
 
-def _find_file(url: str, create: bool) -> None:
+def _check_file(url: str, create: bool) -> None:
     path = Path(make_url(url).database or "")
     if create:
         try:
@@ -256,14 +255,14 @@ def _sqlite_engine(url: str) -> Engine:
     return engine
 
 
-def _impatient(limit_ms: int) -> dict[str, Any]:
-    """A statement that takes too long is ended by the server; a server that is gone without a word is noticed here."""
-    silence = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
-    return {"options": f"-c statement_timeout={limit_ms}", "connect_timeout": 5} | silence
+def _limited_connection(limit_ms: int) -> dict[str, Any]:
+    """The server ends a statement that takes too long; keepalives notice a server that is gone without closing."""
+    keepalive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+    return {"options": f"-c statement_timeout={limit_ms}", "connect_timeout": 5} | keepalive
 
 
 def _postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
-    limit: dict[str, Any] = {} if statement_limit_s is None else _impatient(round(statement_limit_s * 1000))
+    limit: dict[str, Any] = {} if statement_limit_s is None else _limited_connection(round(statement_limit_s * 1000))
     try:
         return create_engine(
             url,

@@ -1,7 +1,7 @@
 """The ledger's tables. Times are seconds since the epoch (double), JSON is text. What stands behind
 the payloads is NULL or 0 in nearly every job: SQLite knows that from a row's head, without reading through the payloads.
 
-storage.migrations brings a database to this form; a test holds the two against each other.
+The migrations bring a database to this form; a test holds the two against each other.
 """
 
 from sqlalchemy import (

@@ -132,7 +132,7 @@ def test_many_threads_may_store_the_same_and_different_bytes_at_once(blobs: Blob
 )  # fmt: skip
 def test_what_is_no_blobs_name_reaches_no_file(blobs: BlobStore, tmp_path: Path, ref: str) -> None:
     for use in (blobs.get, blobs.delete, lambda name: blobs.fetch(name, tmp_path / "target")):
-        with pytest.raises(InvalidInput, match="is no blob"):
+        with pytest.raises(InvalidInput, match="is not a blob"):
             use(ref)
     assert files(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Run by Alembic: brings the connection it is handed by storage.migrate to the newest tables."""
+"""Run by Alembic: brings the connection it is handed by storage.ledger.migrate to the newest tables."""
 
 from alembic import context
 
