@@ -76,13 +76,17 @@ class Ledger:
             return statement.execute(connection, **values).fetchone()
 
     def scalar(self, statement: Statement, /, **values: Any) -> Any:
-        """The first value of a small query, None when there is none.
+        """The first value of a query, None when there is none."""
+        with self.read() as connection:
+            return statement.execute(connection, **values).scalar()
+
+    def quick_scalar(self, statement: Statement, /, **values: Any) -> Any:
+        """The same for a small query that is asked very often.
 
         On SQLite the driver answers directly: SQLAlchemy's share would be ten times the query's, at every submit.
         """
-        if not self.sqlite or self._limit is not None:
-            with self.read() as connection:
-                return statement.execute(connection, **values).scalar()
+        if not self.sqlite:
+            return self.scalar(statement, **values)
         with self._clear_errors(), closing(self.engine.raw_connection()) as pooled:
             row = pooled.cursor().execute(statement.sqlite.text, statement.bind(values, sqlite=True)).fetchone()
         return row[0] if row else None

@@ -77,7 +77,7 @@ class ModelRegistry:
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Like `get`, without the aliases and with one small query: what each submit asks."""
-        version = self._ledger.scalar(GET_NUMBER[_form(ref)], **_values(ref))
+        version = self._ledger.quick_scalar(GET_NUMBER[_form(ref)], **_values(ref))
         known = self._known.get((ref.name, version)) if version is not None else None
         if known is None:
             known = self.get(ref)
