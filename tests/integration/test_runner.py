@@ -97,7 +97,7 @@ def ledger(sqlite_ledger: Ledger) -> Ledger:
 
 @pytest.fixture
 def bench(ledger: Ledger, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(predict, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(predict, "CANCEL_CHECK_S", 0.0)
     return Bench(ledger, tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_a_job_asked_to_stop_while_its_model_loads_is_not_begun(bench: Bench) ->
 def test_a_quick_pool_task_never_asks_who_is_to_stop(
     bench: Bench, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr(predict, "CANCEL_CHECK_S", 3600.0)
     asked: list[str] = []
     event.listen(ledger.engine, "before_cursor_execute", lambda _c, _u, statement, *_: asked.append(statement))
     assert bench.runner.run(bench.add(*range(20))).succeeded == 20

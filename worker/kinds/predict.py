@@ -30,7 +30,7 @@ from forebay.worker.execution.summary import Summary
 log = structlog.get_logger()
 
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
-LOOK_EVERY_S = 0.5  # between two looks at who has asked for a cancel
+CANCEL_CHECK_S = 0.5  # between two reads of which jobs are to be canceled
 
 
 class PredictHandler:
@@ -207,13 +207,13 @@ class StopRequests:
 
     def __init__(self, attempts: Attempts, claimed: Sequence[ClaimedJob]) -> None:
         self._attempts = attempts
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         self._canceled: set[str] = set()
         self._first_deadline = min((job.deadline_at for job in claimed if job.deadline_at is not None), default=inf)
 
     def stop(self, jobs: Sequence[PredictJob]) -> list[PredictJob]:
         """Stop those of the jobs that must not go on; which ones these are."""
-        self._look()
+        self._check()
         now = self._attempts.now() if self._first_deadline < inf else -inf
         if not self._canceled and now < self._first_deadline:
             return []
@@ -231,10 +231,10 @@ class StopRequests:
         deadline = job.claimed.deadline_at
         return Transition.EXPIRE if deadline is not None and not job.begun and now >= deadline else None
 
-    def _look(self) -> None:
-        if time.monotonic() - self._looked < LOOK_EVERY_S:
+    def _check(self) -> None:
+        if time.monotonic() - self._checked < CANCEL_CHECK_S:
             return
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         try:
             self._canceled = self._attempts.cancel_requested()
         except LedgerUnavailable as error:  # the work itself needs no ledger

@@ -1,4 +1,4 @@
-"""Looking after a batch: planning its next shards, sending them, and ending it when the last one has ended.
+"""Coordinating a batch: planning its next shards, sending them, and ending it when the last one has ended.
 
 Any child may do it at any time, and several at once: each step is a compare-and-swap in the ledger. It is done after each
 shard, and when a batch's own job is claimed: at its start, after a retry, and when a sweep finds nobody looking.
@@ -34,11 +34,11 @@ from forebay.worker.shared_page import STORE, WRITE
 
 log = structlog.get_logger()
 
-MEANT_ROWS = 1024  # from so many rows on a share of them means something
+MIN_ROWS_FOR_SHARE = 1024  # a share of fewer rows says nothing yet
 WAITING_AHEAD = 2  # shards that wait beside one for each that runs
-MOST_FAILED_SHARDS = 10
-LOOK_S = 1.0  # between two looks at the totals
-KNOWN = 16  # requests kept in memory
+MAX_FAILED_SHARDS = 10
+TOTALS_EVERY_S = 1.0  # a batch's totals are read at most so often
+CACHED_REQUESTS = 16
 
 
 class BatchCoordinator:
@@ -58,14 +58,14 @@ class BatchCoordinator:
             self._requests[batch] = decode(
                 self._context.payloads.load(*self._store.queries.request(batch)), BatchRequest
             )
-            while len(self._requests) > KNOWN:
+            while len(self._requests) > CACHED_REQUESTS:
                 self._requests.popitem(last=False)
         return self._requests[batch]
 
     def start(self, job: ClaimedJob) -> bool:
-        """Start or take up a batch whose job was claimed: plan its first shards, and let go of it. Whether it goes on.
+        """Start or resume a batch whose job was claimed: plan its first shards, and give up its lease. Whether it goes on.
 
-        Raises errors that may pass; then it still has the lease.
+        Raises errors that may pass; the lease is then still held.
         """
         try:
             request = self.request(job.id)
@@ -110,7 +110,7 @@ class BatchCoordinator:
         now = time.monotonic()
         if now < self._looked.get(batch.id, 0.0) and (under_way or not batch.planned):
             return False
-        self._looked[batch.id] = now + LOOK_S
+        self._looked[batch.id] = now + TOTALS_EVERY_S
         totals = self._store.queries.totals(batch.id)
         error = _too_many(self.request(batch.id), totals, ended=batch.planned and not under_way)
         if error is None:
@@ -121,7 +121,7 @@ class BatchCoordinator:
         return True
 
     def _plan(self, batch: Batch, wanted: int) -> int:
-        """Plan up to so many shards and send them; how many there are now."""
+        """Plan up to `wanted` more shards and send them; how many were added."""
         spec = self._context.registry.get(ModelRef(batch.model, batch.version))
         planner = ShardPlanner(self.request(batch.id), spec, self._waiting)
         try:
@@ -140,9 +140,9 @@ class BatchCoordinator:
             self.fail(batch.id, self._shards_failed(batch.id, failed, totals), totals)
             return
         folder = OutputFolder(self.request(batch.id).output)
-        gone = self._put_in_place(batch, folder)
-        if gone:
-            words = f"{gone[0]} is gone from {folder.url} ({len(gone)} files are); submit the batch anew"
+        missing = self._place_parts(batch, folder)
+        if missing:
+            words = f"{missing[0]} is missing from {folder.url} ({len(missing)} files are); submit the batch anew"
             self.fail(batch.id, JobError("PartMissing", words), totals)
             return
         manifest = self._manifest(batch, folder, totals)
@@ -162,8 +162,8 @@ class BatchCoordinator:
         words = f"{failed} of {sum(totals.shards.values())} shards did not succeed; {totals.done} rows have results"
         return JobError("ShardsFailed", f"{words}; `forebay jobs retry {id}` does what is missing. {type_}: {message}")
 
-    def _put_in_place(self, batch: Batch, folder: OutputFolder) -> list[str]:
-        """Give parts their names whose worker died before it could; the names of those that are nowhere."""
+    def _place_parts(self, batch: Batch, folder: OutputFolder) -> list[str]:
+        """Rename the parts whose worker died before it could; the names of those that are nowhere."""
         with self._waiting():
             there = folder.names()
         missing = [f for _, _, o in self._store.queries.outcomes(batch.id) for f in o.files if f.name not in there]
@@ -190,7 +190,7 @@ class BatchCoordinator:
         )  # fmt: skip
 
     def fail(self, id: str, error: JobError, totals: Totals | None = None) -> None:
-        """The batch has failed; its shards stop."""
+        """End a batch with this error; its shards stop."""
         totals = totals or self._store.queries.totals(id)
         ended = self._store.fail_batch(id, error, totals.done + totals.failed, max(1, totals.rows))
         self._context.announcer.announce(ended)
@@ -229,13 +229,13 @@ def _too_many(request: BatchRequest, totals: Totals, ended: bool) -> JobError | 
     over = None
     if most is not None and failed > most:
         over = f"max_errors is {most}"
-    elif share is not None and (ended or rows >= MEANT_ROWS) and failed > share * rows:
+    elif share is not None and (ended or rows >= MIN_ROWS_FOR_SHARE) and failed > share * rows:
         over = f"max_error_share is {share:g}"
     elif most is None and share is None and ended and failed == rows:
         over = "no row succeeded"
     if rows and over is not None:
         return JobError("TooManyErrors", f"{failed} of {rows} rows failed; {over}")
     lost = totals.shards.get(JobState.FAILED, 0)
-    if lost >= MOST_FAILED_SHARDS and lost > totals.shards.get(JobState.SUCCEEDED, 0):
+    if lost >= MAX_FAILED_SHARDS and lost > totals.shards.get(JobState.SUCCEEDED, 0):
         return JobError("ShardsFailed", f"{lost} shards failed, more than have succeeded: no more are begun")
     return None
