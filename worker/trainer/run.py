@@ -95,8 +95,8 @@ def _trainer(
     callbacks: list[pl.Callback] = [EventWriter(tell, params["epochs"], module.steps, params["lr"]), best]
     if params["early_stopping_epochs"]:
         mode = "max" if METRICS[metric] else "min"
-        patience, least = math.ceil(params["early_stopping_epochs"] / every), params["min_delta"]
-        callbacks.append(EarlyStopping(metric, least, patience, mode=mode, check_on_train_epoch_end=False))
+        checks, least = math.ceil(params["early_stopping_epochs"] / every), params["min_delta"]
+        callbacks.append(EarlyStopping(metric, least, checks, mode=mode, check_on_train_epoch_end=False))
     local = rank.processes_here(ready.request.nodes)
     cuda = rank.device == "cuda" or (rank.device == "auto" and torch.cuda.device_count() >= local)
     several = DDPStrategy(process_group_backend="nccl" if cuda else "gloo")
