@@ -1,6 +1,6 @@
 """Every command about models, jobs and queues, as a user types it, with its exit status, its output and its errors.
 
-What each command does with what it is given is tests/integration/test_cli.py's; here the whole of Forebay stands behind.
+What each command does with what it is given is tests/integration/producer/test_cli.py's; here the whole of Forebay stands behind.
 """
 
 import json

@@ -14,7 +14,7 @@ from forebay.contract.metrics.declared import LEDGER, METRICS, PREFIX, WORKER, a
 from forebay.contract.metrics.exposition import expose, ledger_families, worker_families
 from forebay.contract.metrics.statistics import Statistics
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_rows", "_cores")
 COUNTS = {"jobs", "queue_jobs", "queue_workers", "worker_children", "messages_held", "jobs_in_flight", "worker_up", "worker_info",
           "ledger_up"}  # fmt: skip

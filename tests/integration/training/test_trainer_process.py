@@ -109,7 +109,9 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_metrics_of_the_undisturb
     assert (end.epochs, end.steps, end.confusion) == (undisturbed.epochs, undisturbed.steps, undisturbed.confusion)
     left = {path.name for path in folder.iterdir()}
     assert left == {"request.json", "resume.ckpt", "events.jsonl", "checkpoints", "artifact"}, "it wrote into its cwd"
-    again = [event.step for event in saved(folder) if killed.step < event.step <= killed.step + OFTEN["checkpoint_steps"]]
+    again = [
+        event.step for event in saved(folder) if killed.step < event.step <= killed.step + OFTEN["checkpoint_steps"]
+    ]
     assert len(again) == 1, "more was done again than lies between two checkpoints"
 
 

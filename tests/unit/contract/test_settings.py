@@ -14,7 +14,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.queues import DEFAULT_QUEUES
 from forebay.contract.settings import SETTINGS, STACK_FILE, Settings, mask_password, seconds
 
-PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 
 # Per setting: text as a flag or variable, the same as TOML, and the value both become.
 SAMPLES: dict[str, list[tuple[str, str, Any]]] = {

@@ -21,7 +21,7 @@ from forebay.contract.requests.recipes import (
 )
 from forebay.contract.requests.training import METRICS, Split, TrainRequest
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 KINDS = [LoopParams, *(recipe.params for recipe in RECIPES.values())]
