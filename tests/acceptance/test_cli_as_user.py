@@ -199,9 +199,9 @@ def test_a_gpu_worker_on_a_machine_without_a_gpu_stops_at_once_and_says_what_it_
 
 def test_interrupting_a_command_that_waits_leaves_the_job(user, waiting):
     with running(user, "jobs", "wait", waiting) as process:
-        wait_until(lambda: "no worker serves" in user.said("jobs"), "it waits", 60)
+        wait_until(lambda: "no worker serves" in user.said("jobs"), "it waits")
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(120) == 130
     assert f"the job goes on: forebay jobs wait {waiting}" in user.said("jobs")
     assert "Traceback" not in user.said("jobs")
     assert user.json("jobs", "show", waiting)["state"] == "queued"

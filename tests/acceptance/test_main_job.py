@@ -280,7 +280,7 @@ def test_another_process_reads_a_result_by_its_id(client, user: User, rows):
     program = (
         "import sys, json, forebay\n"
         "with forebay.Client() as client:\n"
-        "    print(json.dumps(client.job(sys.argv[1]).result(60).tolist()))"
+        "    print(json.dumps(client.job(sys.argv[1]).result(120).tolist()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, job.id],

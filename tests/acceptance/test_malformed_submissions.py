@@ -20,7 +20,7 @@ def client(user: User, client: Client, digits_pt2: Path) -> Client:
     """With `strict`, which takes finite numbers only, `loose`, which takes anything, and the key `taken`."""
     client.models.register("strict", digits_pt2, inputs=STRICT)
     client.models.register("loose", runtime="python", options={"class": "support.models:Echo"})
-    client.predict("strict", malformed.GOOD, idempotency_key="taken").result(60)
+    client.predict("strict", malformed.GOOD, idempotency_key="taken").result(120)
     return client
 
 
@@ -44,9 +44,9 @@ def test_a_thousand_malformed_submissions_are_refused_and_leave_nothing_behind(
     assert not problems, "\n".join(problems)
     assert left_behind(user) == before
     assert sorted(process.pid for process in family(user.stack()["processes"]["worker"])) == workers
-    result = client.predict("strict", malformed.GOOD).result(60)
+    result = client.predict("strict", malformed.GOOD).result(120)
     np.testing.assert_allclose(result, direct(malformed.GOOD[None])[0], atol=1e-5)
-    assert client.predict("loose", "still here").result(60) == "still here"
+    assert client.predict("loose", "still here").result(120) == "still here"
 
 
 def problem_with(client: Client, name: str, attempt: malformed.Attempt) -> str:

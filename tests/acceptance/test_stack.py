@@ -152,7 +152,7 @@ def test_a_stack_that_was_killed_is_cleared_away_by_the_next_one_which_may_be_st
         wait_until((somebody.home / "stack.json").exists, "the stack has begun", TIMEOUT_S)
         wait_until(lambda: set(somebody.stack()["processes"]) == {"queue", "worker"}, "its parts run", TIMEOUT_S)
         first.kill()
-        first.wait(30)
+        first.wait(120)
         orphans = somebody.marked()
         try:
             assert len(alive(orphans)) >= 2, "nothing tells them that their parent was killed"

@@ -101,7 +101,7 @@ def test_a_better_version_takes_the_alias_while_predictions_go_on_and_serves_the
     assert set(predicting.during(JobState.RUNNING)) == {1}
     assert versions[-1] == 2, "the alias' new version serves as soon as it is asked for"
     job = client.job(id)
-    version = job.result(10)
+    version = job.result(120)
     assert (version.ref, version.aliases) == ("digits/2", ("champion",))
     assert version.metadata["metrics"]["accuracy"] > max(0.9, first["metrics"]["accuracy"])
     assert version.metadata["lineage"]["job"] == id

@@ -88,7 +88,7 @@ class Dashboard:
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to stop; its exit status."""
         self.process.send_signal(how)
-        return self.process.wait(20)
+        return self.process.wait(120)
 
 
 class Dashboards:
@@ -108,7 +108,7 @@ class Dashboards:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
-    process.wait(20)
+    process.wait(120)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class FileServer:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(120)
 
 
 def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:

@@ -231,7 +231,7 @@ def _end(process: subprocess.Popen[bytes] | None, how: signal.Signals) -> None:
         return
     process.send_signal(how)
     try:
-        process.wait(15)
+        process.wait(120)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(15)
+        process.wait(120)

@@ -165,7 +165,7 @@ def running(user: User, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         end(family(process.pid))
-        process.wait(30)
+        process.wait(120)
 
 
 def _variable(process: psutil.Process, name: str) -> str | None:

@@ -66,14 +66,14 @@ class Worker:
     def terminate(self) -> int:
         """Ask it to stop, as `forebay worker` and Docker do; its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def kill(self) -> None:
         """End it as the kernel would; its children follow by themselves."""
         gone = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
-        self.process.wait(30)
-        _, left = psutil.wait_procs(gone, timeout=10)
+        self.process.wait(120)
+        _, left = psutil.wait_procs(gone, timeout=60)
         for process in left:
             process.kill()
 
@@ -90,7 +90,7 @@ class Worker:
         """Leave nothing behind, whatever state it is in."""
         if self.alive:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
+            self.process.wait(120)
 
 
 class WorkerStack:
@@ -178,6 +178,6 @@ class WorkerStack:
             for left in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
                 left.kill()
             process.kill()
-            process.wait(10)
+            process.wait(120)
         self.client.close()
         self.ledger.close()

@@ -49,19 +49,19 @@ def test_every_shard_of_a_killed_child_is_free_at_once_and_its_siblings_shards_g
     model = patient.model("Slowly", max_batch_size=8, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(1600, first=1)])
     worker = patient.worker(children=2)
-    wait_until(lambda: worker.said().count("child_ready") == 2, "both children are ready", 60)
+    wait_until(lambda: worker.said().count("child_ready") == 2, "both children are ready")
     job = patient.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
 
     def busy() -> list[str]:
         return [s.id for s in shards(patient, job) if s.state is JobState.RUNNING]
 
-    wait_until(lambda: len(patient.runs()) > 400 and len(busy()) >= 3, "further shards run than were handed out", 60)
+    wait_until(lambda: len(patient.runs()) > 400 and len(busy()) >= 3, "further shards run than were handed out")
     os.kill(worker.children()[0], signal.SIGKILL)
-    wait_until(lambda: past(patient, job), "the parent has told of it", 10)
+    wait_until(lambda: past(patient, job), "the parent has told of it")
     told = past(patient, job)
     assert all("signal 9 (SIGKILL), child" in a.reason for a in told)
     assert {a.worker for a in told} == {"w1@test"}
-    assert job.wait(90), job.info()
+    assert job.wait(120), job.info()
     assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 1601)]
     assert faults_of(job) == []
     refused = [
@@ -88,7 +88,7 @@ def test_rows_that_kill_their_process_are_written_down_and_all_others_have_resul
     patient.worker().ready()
     job = patient.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=30, max_attempts=3)
     assert job.wait(240), job.info()
-    manifest = job.result(10)
+    manifest = job.result(120)
     assert (
         asdict(manifest.counts)
         == {"total": rows, "completed": rows - len(poison), "failed": len(poison)}

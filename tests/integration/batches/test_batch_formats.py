@@ -36,8 +36,8 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
 def run(stack: WorkerStack, model: str, data: Path | str, out: Path, **more: Any) -> Any:
     """The manifest of a batch that has succeeded and stood the audit."""
     job = stack.client.batch(model, data, out, **more)
-    assert job.wait(90), job.info()
-    manifest = job.result(5)
+    assert job.wait(120), job.info()
+    manifest = job.result(120)
     assert faults_of(job) == []
     return manifest
 

@@ -33,7 +33,7 @@ MOMENT_S = 1.5  # a kill comes up to so long after the first rows behind the las
 def table_of(job: BatchJob, out: Path) -> pa.Table:
     """The output of a batch that has succeeded and passes the audit."""
     assert job.wait(400), job.info()
-    job.result(10)
+    job.result(120)
     assert faults_of(job) == []
     return pa.concat_tables(pq.read_table(file) for file in sorted(out.glob("part-*.parquet")))
 
@@ -61,7 +61,7 @@ def test_texts_whose_workers_are_killed_ten_times_come_out_as_if_nothing_had_hap
         job = batch("out")
         for kill in range(1, KILLS + 1):
             seen = len(stack.runs())
-            wait_until(lambda seen=seen: len(stack.runs()) > seen, "rows run", 120)
+            wait_until(lambda seen=seen: len(stack.runs()) > seen, "rows run")
             threading.Event().wait(chance.uniform(0, MOMENT_S))
             assert not job.done(), f"the batch ended before kill {kill}"
             if chance.random() < 0.5:

@@ -53,8 +53,8 @@ def direct(x: Any) -> Any:
 
 def succeeded(job: BatchJob) -> Any:
     """The manifest, after the audit has found nothing."""
-    assert job.wait(90), job.info()
-    manifest = job.result(10)
+    assert job.wait(120), job.info()
+    manifest = job.result(120)
     assert faults_of(job) == []
     return manifest
 
@@ -134,7 +134,7 @@ def test_more_errors_than_the_threshold_fail_the_batch_with_its_counts(stack: Wo
     data = write_parquet(tmp_path / "in", [table])
     job = stack.client.batch("net", data, tmp_path / "out", columns="x", max_error_share=0.5)
     with pytest.raises(JobFailed, match=r"20 of 21 rows failed; max_error_share is 0\.5") as caught:
-        job.result(60)
+        job.result(120)
     assert caught.value.type == "TooManyErrors"
     assert job.progress.request_counts == {"total": 21, "completed": 1, "failed": 20}
     assert not (tmp_path / "out" / "_manifest.json").exists()
@@ -156,7 +156,7 @@ def test_a_file_that_does_not_fit_and_was_not_looked_at_fails_the_batch_and_name
     monkeypatch.setattr("forebay.producer.requests.batch.CHECK_S", -1.0)
     job = stack.client.batch("net", data, tmp_path / "out", columns="x")
     with pytest.raises(JobFailed, match=r"001\.parquet'?: column 'x': expected float32 of shape \[4\], found string"):
-        job.result(60)
+        job.result(120)
 
 
 def test_an_output_that_holds_anything_is_refused_and_a_finished_batch_is_not_done_again(
@@ -193,11 +193,11 @@ def test_a_batch_whose_worker_is_killed_goes_on_and_its_content_is_that_of_an_un
     worker = own.worker().ready()
     job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
     for kill in range(2):
-        wait_until(lambda done=200 * (kill + 1): len(own.runs()) > done, "some rows have run", 60)
+        wait_until(lambda done=200 * (kill + 1): len(own.runs()) > done, "some rows have run")
         if victim == "child":
             os.kill(worker.children()[0], signal.SIGKILL)
             ready = partial(_said, worker, "child_ready", kill + 2)
-            wait_until(ready, "there is a new child", 60)
+            wait_until(ready, "there is a new child")
         else:
             worker.kill()
             worker = own.worker(f"w{kill + 2}").ready()
@@ -214,11 +214,11 @@ def test_a_canceled_batch_stops_and_a_retry_does_only_what_is_missing(own: Worke
     data = write_parquet(tmp_path / "in", [vectors(600)])
     own.worker().ready()
     job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=100)
-    wait_until(lambda: job.progress.shards.get(JobState.SUCCEEDED, 0) >= 2, "two shards have ended", 60)
+    wait_until(lambda: job.progress.shards.get(JobState.SUCCEEDED, 0) >= 2, "two shards have ended")
     assert job.cancel() is JobState.CANCELED
     with pytest.raises(JobCanceled):
-        job.result(10)
-    wait_until(lambda: not {s for s, n in job.progress.shards.items() if n and not s.final}, "no shard is open", 60)
+        job.result(120)
+    wait_until(lambda: not {s for s, n in job.progress.shards.items() if n and not s.final}, "no shard is open")
     finished = job.progress.completed
     assert 200 <= finished < 600
     seen = len(own.runs())
@@ -236,7 +236,7 @@ def test_a_part_whose_worker_died_before_it_could_be_put_in_place_is_put_there_i
     out = tmp_path / "out"
     job = own.client.batch(model, data, out, keep="id", shard_rows=200)
     first = out / "part-000000-000000000000000.parquet"
-    wait_until(first.exists, "the first part is there", 60)
+    wait_until(first.exists, "the first part is there")
     [(_, _, outcome)] = list(own.client.session.batches.queries.outcomes(job.id))
     first.rename(out / outcome.part.temporary)  # as a kill between the ledger's word and the renaming leaves it
     succeeded(job)

@@ -30,15 +30,15 @@ pytestmark = pytest.mark.browser
 
 
 class World:
-    """A browser, the dashboard it looks at, and the house with ledger, queue and worker behind it."""
+    """A browser, the dashboard it looks at, and the stack with ledger, queue and worker behind it."""
 
-    def __init__(self, browser: Browser, dashboards: Dashboards, house: WorkerStack) -> None:
-        self.browser, self.house, self._dashboards = browser, house, dashboards
+    def __init__(self, browser: Browser, dashboards: Dashboards, backend: WorkerStack) -> None:
+        self.browser, self.backend, self._dashboards = browser, backend, dashboards
         self.dashboard = self.start_dashboard("0")
 
     def start_dashboard(self, port: str) -> Dashboard:
-        """A dashboard of this house on a port."""
-        settings = self.house.settings
+        """A dashboard of this stack on a port."""
+        settings = self.backend.settings
         dashboard = self._dashboards.start(
             settings.broker, FOREBAY_DATABASE=settings.database, FOREBAY_DASHBOARD_PORT=port, FOREBAY_HEARTBEAT_S="5"
         )
@@ -52,32 +52,32 @@ class World:
 
     def submit(self, value: Any, model: str = "doubler", **more: Any) -> str:
         """A job; its id."""
-        return self.house.client.predict(model, value, **more).id
+        return self.backend.client.predict(model, value, **more).id
 
     def finished(self, id: str) -> str:
         """The same id, once its job has ended."""
-        wait_until(lambda: self.house.store.queries.get(id).state.final, f"job {id} has ended")
+        wait_until(lambda: self.backend.store.queries.get(id).state.final, f"job {id} has ended")
         return id
 
     def batches(self) -> None:
-        """One batch with an error that a script wrote, one with more shards than squares; no worker of this house runs them."""
+        """One batch with an error that a script wrote, one with more shards than squares; no worker of this stack runs them."""
         kinds = [ErrorKind(EVIL, 2, (ErrorSample(f"row 1 of {EVIL}", EVIL),))]
-        small = MadeBatch(self.house.ledger, 5, queue="none", output=EVIL, metadata={"note": EVIL})
+        small = MadeBatch(self.backend.ledger, 5, queue="none", output=EVIL, metadata={"note": EVIL})
         small.finish([0, 1], kinds)
         small.run([2], 400)
-        MadeBatch(self.house.ledger, 320, queue="none").finish_quickly(range(100), kinds, bad=[3])
+        MadeBatch(self.backend.ledger, 320, queue="none").finish_quickly(range(100), kinds, bad=[3])
 
     def training(self) -> None:
         """Two runs that became versions, with parameters and an evaluation that a script wrote."""
         evil = replace(DATA, classes=(EVIL, "b", "c"), features=(EVIL,))
         for accuracy, rate in ((0.8, 0.02), (0.9, 0.04)):
-            run = MadeRun(self.house.ledger, {"note": EVIL, "rate": rate}, data=evil, metadata={"note": EVIL})
+            run = MadeRun(self.backend.ledger, {"note": EVIL, "rate": rate}, data=evil, metadata={"note": EVIL})
             run.train(60, rate=rate)
             made = run.finish(accuracy, parent="iris/1" if accuracy > 0.8 else None)
         found = Evaluation(
             *new_ids(1), "iris", made.version, EVIL, "9b" * 32, 9, {EVIL: 0.5}, CONFUSION, evil.classes, 0.1
         )
-        make_evaluation(self.house.ledger, found)
+        make_evaluation(self.backend.ledger, found)
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +89,15 @@ def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Ite
     with ExitStack() as stack:
         valkey.start()
         valkey.flush()
-        house = WorkerStack(folder, valkey.url)
-        stack.callback(house.close)
-        house.worker()
+        backend = WorkerStack(folder, valkey.url)
+        stack.callback(backend.close)
+        backend.worker()
         browser = stack.enter_context(open_browser(programs, folder))
-        world = World(browser, Dashboards(folder, stack), house)
+        world = World(browser, Dashboards(folder, stack), backend)
         for kind in ("Doubler", "Recorder"):
-            house.model(kind, metadata={"note": EVIL})
-        house.workers[0].ready()
-        jobs = house.client.predict_many("doubler", range(60), metadata={"user": EVIL, "run": 7})
+            backend.model(kind, metadata={"note": EVIL})
+        backend.workers[0].ready()
+        jobs = backend.client.predict_many("doubler", range(60), metadata={"user": EVIL, "run": 7})
         for id in [job.id for job in jobs] + [world.submit(-5, metadata={"user": "ada"})]:
             world.finished(id)
         world.batches()
@@ -114,11 +114,12 @@ def desk(world: World) -> None:
 
 def pages(world: World) -> list[str]:
     newest = {
-        state: world.house.store.queries.find(state=[state], limit=1) for state in (JobState.SUCCEEDED, JobState.FAILED)
+        state: world.backend.store.queries.find(state=[state], limit=1)
+        for state in (JobState.SUCCEEDED, JobState.FAILED)
     }
-    batches = world.house.store.queries.find(kind=JobKind.BATCH)
+    batches = world.backend.store.queries.find(kind=JobKind.BATCH)
     jobs = [found[0].id for found in newest.values() if found]
-    runs = world.house.store.queries.find(kind=JobKind.TRAIN)
+    runs = world.backend.store.queries.find(kind=JobKind.TRAIN)
     of_runs = [f"/training/{job.id}" for job in runs] + [compared(runs[-2:]), "/models/iris/1", "/models/iris/2"]
     return [*PAGES, *(f"/jobs/{id}" for id in jobs), *(f"/batches/{job.id}" for job in batches), *of_runs]
 
@@ -191,27 +192,27 @@ def test_a_new_job_appears_in_the_list_without_a_reload(world: World) -> None:
 
 
 def test_progress_moves_without_a_reload_until_the_end(world: World) -> None:
-    house = world.house
-    house.hold()
+    backend = world.backend
+    backend.hold()
     try:
-        (id,) = [job.id for job in house.client.predict_many("recorder", [[{"n": 1}] * 10], batched=True)]
+        (id,) = [job.id for job in backend.client.predict_many("recorder", [[{"n": 1}] * 10], batched=True)]
         browser = world.open(f"/jobs/{id}")
         browser.run("window.stayed = true")
         for done in (3, 8):
-            wait_until(lambda: house.store.queries.get(id).state is JobState.RUNNING, "the job runs")
-            with house.ledger.write() as connection:
+            wait_until(lambda: backend.store.queries.get(id).state is JobState.RUNNING, "the job runs")
+            with backend.ledger.write() as connection:
                 connection.execute(text("UPDATE jobs SET progress_done = :n WHERE id = :id"), {"n": done, "id": id})
             browser.wait_for(".fb-progress", f"{done} of 10")
             assert browser.run("return document.querySelector('progress').value") == done
     finally:
-        house.go_on()
+        backend.go_on()
     browser.wait_for(".fb-headline .fb-state", "succeeded")
     browser.wait_for("[data-part=timeline]", "Succeeded")
     assert browser.run("return window.stayed") is True
 
 
 def test_a_batchs_progress_and_squares_move_without_a_reload_until_it_is_canceled(world: World) -> None:
-    batch = MadeBatch(world.house.ledger, 4, queue="none")
+    batch = MadeBatch(world.backend.ledger, 4, queue="none")
     browser = world.open(f"/batches/{batch.id}")
     browser.run("window.stayed = true")
     share = "return document.getElementById('progress').value"
@@ -234,7 +235,7 @@ def test_a_batchs_progress_and_squares_move_without_a_reload_until_it_is_cancele
 
 
 def test_a_runs_curves_grow_without_a_reload_until_it_has_become_a_version(world: World) -> None:
-    run = MadeRun(world.house.ledger, {"lr": 0.1}, model="growing")
+    run = MadeRun(world.backend.ledger, {"lr": 0.1}, model="growing")
     browser = world.open(f"/training/{run.id}")
     browser.run("window.stayed = true")
     browser.wait_for("[data-part=none]", "No metrics yet.")
@@ -259,14 +260,14 @@ def test_a_runs_curves_grow_without_a_reload_until_it_has_become_a_version(world
 
 
 def test_ticked_runs_stay_ticked_while_the_list_moves_and_are_compared(world: World) -> None:
-    house = world.house
-    one, two = (MadeRun(house.ledger, {"lr": lr}, model="picked") for lr in (0.1, 0.2))
+    backend = world.backend
+    one, two = (MadeRun(backend.ledger, {"lr": lr}, model="picked") for lr in (0.1, 0.2))
     one.train(20)
     two.train(20, rate=0.05)
     browser = world.open("/training?model=picked")
     for run in (one, two):
         browser.click(f"#select-{run.id}")
-    three = MadeRun(house.ledger, {"lr": 0.3}, model="picked")
+    three = MadeRun(backend.ledger, {"lr": 0.3}, model="picked")
     wait_until(lambda: browser.all(f"#select-{three.id}"), "a new run is in the list")
     assert browser.run("return document.querySelectorAll('[name=run]:checked').length") == 2
     browser.click("#compare")
@@ -280,7 +281,7 @@ def test_ticked_runs_stay_ticked_while_the_list_moves_and_are_compared(world: Wo
 
 
 def test_arrow_keys_move_among_the_squares_and_the_tab_key_leaves_them(world: World) -> None:
-    [big, *_] = [job for job in world.house.store.queries.find(kind=JobKind.BATCH) if job.progress.total == 320_000]
+    [big, *_] = [job for job in world.backend.store.queries.find(kind=JobKind.BATCH) if job.progress.total == 320_000]
     browser = world.open(f"/batches/{big.id}")
     assert len(browser.all(".fb-grid [tabindex='0']")) == 1
     browser.run("document.getElementById('cell-1').focus()")
@@ -303,13 +304,15 @@ def test_arrow_keys_move_among_the_squares_and_the_tab_key_leaves_them(world: Wo
 
 
 def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
-    house = world.house
-    house.hold()
+    backend = world.backend
+    backend.hold()
     try:
         ids = [world.submit({"n": n}, model="recorder") for n in (101, 102)]
-        wait_until(lambda: house.store.queries.get(ids[0]).state is JobState.RUNNING, "the first keeps the worker busy")
+        wait_until(
+            lambda: backend.store.queries.get(ids[0]).state is JobState.RUNNING, "the first keeps the worker busy"
+        )
         id = ids[1]
-        if house.store.queries.get(id).state is not JobState.QUEUED:  # both went out together
+        if backend.store.queries.get(id).state is not JobState.QUEUED:  # both went out together
             id = world.submit({"n": 103}, model="recorder")
         browser = world.open(f"/jobs/{id}")
         browser.find("#cancel").send_keys(Keys.ENTER)
@@ -318,18 +321,18 @@ def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
         )
         browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
         wait_until(lambda: not browser.run("return document.getElementById('confirm-job-cancel').open"), "it is gone")
-        assert house.store.queries.get(id).state is JobState.QUEUED
+        assert backend.store.queries.get(id).state is JobState.QUEUED
         browser.click("#cancel")
         browser.click("#confirm-job-cancel button[type=submit]")
         browser.wait_for("#notice", "The job was canceled.")
-        assert house.store.queries.get(id).state is JobState.CANCELED
+        assert backend.store.queries.get(id).state is JobState.CANCELED
     finally:
-        house.go_on()
+        backend.go_on()
     browser.click("#retry")
     browser.click("#confirm-job-retry button[type=submit]")
     browser.wait_for("#notice", "The job was queued again.")
     browser.wait_for(".fb-headline .fb-state", "succeeded")
-    assert 102 in house.runs() or 103 in house.runs()
+    assert 102 in backend.runs() or 103 in backend.runs()
 
 
 def test_the_keyboard_reaches_the_table_from_the_skip_link(world: World) -> None:
@@ -360,7 +363,7 @@ def test_a_page_nobody_looks_at_asks_for_nothing(world: World) -> None:
 
 
 def test_a_restart_of_redis_and_dashboard_loses_no_finished_job(world: World, valkey: ValkeyServer) -> None:
-    before = [job.id for job in world.house.store.queries.find(state=[JobState.SUCCEEDED], limit=50)]
+    before = [job.id for job in world.backend.store.queries.find(state=[JobState.SUCCEEDED], limit=50)]
     browser = world.open("/jobs?state=succeeded")
     assert [row.get_attribute("id") for row in browser.all("tbody a[id^=job-]")] == [f"job-{id}" for id in before]
     port = world.dashboard.url.rpartition(":")[2]

@@ -115,7 +115,7 @@ def test_tasks_show_with_readable_names_and_arguments(
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104 - refused
 def test_other_machines_are_not_let_in_without_a_login(dashboards: Dashboards, broker: str, host: str) -> None:
     refused = dashboards.start(broker, FOREBAY_DASHBOARD_HOST=host, FLOWER_BASIC_AUTH="")
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(120) == 1
     (line,) = refused.output.splitlines()
     assert "FLOWER_BASIC_AUTH=user:password" in line
 
@@ -135,7 +135,7 @@ def test_with_a_login_nobody_comes_in_without_it(dashboards: Dashboards, broker:
 @pytest.mark.parametrize("given", ["hunter2", "hunter2:", ":hunter2", "u:hunter2,q", "u:hunter2ä"])
 def test_a_login_that_could_not_hold_is_refused_and_not_shown(dashboards: Dashboards, broker: str, given: str) -> None:
     refused = dashboards.start(broker, FLOWER_BASIC_AUTH=given)
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(120) == 1
     (line,) = refused.output.splitlines()
     assert "FLOWER_BASIC_AUTH must be user:password" in line
     assert "hunter2" not in line
@@ -155,7 +155,7 @@ def test_an_option_of_flowers_that_will_not_do_is_refused_in_one_line(
     dashboards: Dashboards, broker: str, variable: str, value: str, words: str
 ) -> None:
     refused = dashboards.start(broker, **{variable: value})
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(120) == 1
     (line,) = refused.output.splitlines()
     assert words in line
 
@@ -177,14 +177,14 @@ def test_a_configuration_file_in_the_working_folder_is_not_run(
 
 def test_a_port_that_is_taken_is_named(dashboards: Dashboards, broker: str, valkey: ValkeyServer) -> None:
     refused = dashboards.start(broker, FOREBAY_DASHBOARD_PORT=str(valkey.port))
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(120) == 1
     assert f"cannot listen on 127.0.0.1:{valkey.port}" in refused.output
     assert "Traceback" not in refused.output
 
 
 def test_it_says_how_to_get_a_queue_when_there_is_none(dashboards: Dashboards) -> None:
     refused = dashboards.start("")
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(120) == 1
     assert "forebay up" in refused.output
 
 

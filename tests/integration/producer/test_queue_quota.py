@@ -108,7 +108,7 @@ def test_however_many_submit_at_once_the_maximum_holds(store: JobStore) -> None:
     barrier = threading.Barrier(8)
 
     def submit(_: int) -> int:
-        barrier.wait(30)
+        barrier.wait(120)
         added = 0
         for _ in range(10):
             try:

@@ -223,7 +223,7 @@ def test_the_result_is_the_new_version_and_the_curve_is_a_table(
     assert job.metrics() == []
     [claimed] = shell.store.claim([job.id], "w@host", 30)
     end(shell, runs, claimed)
-    version = job.result(5)
+    version = job.result(120)
     assert (version.ref, version.aliases, version.metadata["owner"]) == ("digits/1", ("champion",), "me")
     rows = job.metrics()
     assert [(row["step"], row["split"], row["loss"]) for row in rows] == [
@@ -422,7 +422,7 @@ def test_an_evaluation_is_asked_of_one_version_and_gives_a_record(
     info = job.info()
     assert (info.kind, info.ref, info.queue, info.priority) == (JobKind.EVALUATE, "pair/1", "cpu", 7)
     evaluated(shell, runs, job)
-    found = job.result(5)
+    found = job.result(120)
     assert isinstance(found, Evaluation)
     assert (found.metrics, found.rows, found.ms_per_row, found.classes) == ({"accuracy": 0.5}, 4, 0.25, ["a", "b"])
     assert shell.json("jobs", "result", job.id)["metrics"] == {"accuracy": 0.5}

@@ -27,7 +27,7 @@ def together(count: int, work: Callable[[int], T]) -> list[T]:
     barrier = threading.Barrier(count)
 
     def run(i: int) -> T:
-        barrier.wait(30)
+        barrier.wait(120)
         return work(i)
 
     with ThreadPoolExecutor(count) as pool:
@@ -584,7 +584,7 @@ def test_a_job_retried_while_retention_looks_at_it_is_kept(store: JobStore, cloc
     with store.ledger.write() as connection:  # a retry that has not been committed yet
         connection.execute(text("UPDATE jobs SET state = 'queued', finished_at = NULL WHERE id = :id"), {"id": id})
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(store.sweeps.purge, 1).result(30) == 0
+            assert pool.submit(store.sweeps.purge, 1).result(120) == 0
     assert store.queries.get(id).state is JobState.QUEUED
 
 

@@ -47,7 +47,7 @@ def test_readers_are_not_held_up_by_a_writer(ledger: Ledger) -> None:
     (id,) = store.add([NewJob(new_ids(1)[0], JobKind.PREDICT, "m", 1, "cpu")])
     with ledger.write() as connection, ThreadPoolExecutor(1) as pool:
         connection.execute(text("UPDATE jobs SET queue = 'gpu'"))
-        assert pool.submit(store.queries.get, id).result(10).queue == "cpu"
+        assert pool.submit(store.queries.get, id).result(120).queue == "cpu"
     assert store.queries.get(id).queue == "gpu"
 
 

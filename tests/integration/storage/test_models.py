@@ -60,7 +60,7 @@ def test_versions_count_up_in_threads_without_gap_or_double(registry: ModelRegis
     barrier = threading.Barrier(8)
 
     def work(_: int) -> list[int]:
-        barrier.wait(30)
+        barrier.wait(120)
         return [registry.register(model()).version for _ in range(5)]
 
     with ThreadPoolExecutor(8) as pool:

@@ -29,7 +29,7 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
 
 
 def found(job: Job) -> Evaluation:
-    result = job.result(90)
+    result = job.result(120)
     assert isinstance(result, Evaluation)
     return result
 
@@ -84,21 +84,21 @@ def test_nothing_that_can_be_compared_fails_the_job_with_the_first_reason(stack:
     model = stack.model("Slowly", **SLOW)
     (tmp_path / "rows.jsonl").write_text('{"x": [-1, 0, 0, 0], "y": 1}\n')
     with pytest.raises(JobFailed, match="ValueError: a negative number"):
-        stack.client.evaluate(model, tmp_path / "rows.jsonl", target="y", columns="x").result(90)
+        stack.client.evaluate(model, tmp_path / "rows.jsonl", target="y", columns="x").result(120)
     (tmp_path / "words.jsonl").write_text('{"x": [1, 0, 0, 0], "y": "red"}\n')
     with pytest.raises(JobFailed, match="the model gives numbers, and a target is none"):
-        stack.client.evaluate(model, tmp_path / "words.jsonl", target="y", columns="x").result(90)
+        stack.client.evaluate(model, tmp_path / "words.jsonl", target="y", columns="x").result(120)
     assert stack.client.models.evaluations(model) == []
 
 
 def test_a_running_evaluation_is_canceled_and_leaves_no_record(stack: WorkerStack, tmp_path: Path) -> None:
     job = slow_job(stack, tmp_path, 20_000)
-    wait_until(lambda: job.info().progress.done > 0, "some rows have run", 60)
+    wait_until(lambda: job.info().progress.done > 0, "some rows have run")
     info = job.info()
     assert 0 < info.progress.done < info.progress.total == 20_000
     assert "rows/s" in info.progress.message
     assert job.cancel() is JobState.RUNNING
-    wait_until(job.done, "it has stopped", 60)
+    wait_until(job.done, "it has stopped")
     assert job.state is JobState.CANCELED
     assert stack.client.models.evaluations(f"{info.model}/{info.version}") == []
 
@@ -108,7 +108,7 @@ def test_a_worker_that_is_told_to_stop_gives_it_back_uncounted_and_another_does_
 ) -> None:
     worker = own.worker("w1").ready()
     job = slow_job(own, tmp_path, 2000)
-    wait_until(lambda: len(own.runs()) > 50, "some rows have run", 60)
+    wait_until(lambda: len(own.runs()) > 50, "some rows have run")
     assert worker.terminate() == 0
     info = job.info()
     assert (info.state, info.attempt, info.worker) == (JobState.QUEUED, 0, None)
@@ -120,7 +120,7 @@ def test_a_worker_that_is_told_to_stop_gives_it_back_uncounted_and_another_does_
 def test_a_killed_worker_costs_an_attempt_and_there_is_one_record_in_the_end(own: WorkerStack, tmp_path: Path) -> None:
     worker = own.worker("w1").ready()
     job = slow_job(own, tmp_path, 2000)
-    wait_until(lambda: len(own.runs()) > 50, "some rows have run", 60)
+    wait_until(lambda: len(own.runs()) > 50, "some rows have run")
     worker.kill()
     own.worker("w2")
     assert found(job).rows == 2000
@@ -133,7 +133,7 @@ def test_a_transient_error_of_the_model_queues_it_again(own: WorkerStack, tmp_pa
     (own.folder / "away").touch()
     own.worker().ready()
     job = own.client.evaluate(model, write_parquet(tmp_path / "in", [vectors(50)]), target="id", columns="x")
-    wait_until(lambda: own.store.queries.past_attempts(job.id), "it was postponed", 60)
+    wait_until(lambda: own.store.queries.past_attempts(job.id), "it was postponed")
     assert own.store.queries.past_attempts(job.id)[0].reason == "Transient: the feature store answers 503"
     (own.folder / "away").unlink()
     assert found(job).rows == 50

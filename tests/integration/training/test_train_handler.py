@@ -87,10 +87,10 @@ class Place:
         thread = threading.Thread(target=lambda: became.append(self.run_claimed(claimed)))
         thread.start()
         try:
-            wait_until(lambda: self.store.queries.curve(id), "the trainer has begun", 60)
+            wait_until(lambda: self.store.queries.curve(id), "the trainer has begun")
             yield became
         finally:
-            thread.join(60)
+            thread.join(120)
 
     def result(self, id: str) -> dict[str, Any]:
         [outcome] = self.jobs.queries.outcomes([id])

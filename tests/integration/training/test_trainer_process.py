@@ -77,7 +77,7 @@ def interrupt(
         )
         assert process.poll() is None, "it ended before it could be interrupted"
         process.send_signal(how)
-        status = process.wait(60)
+        status = process.wait(120)
     finally:
         process.kill()
         process.wait()

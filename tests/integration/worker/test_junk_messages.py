@@ -35,7 +35,7 @@ def connection(stack: WorkerStack) -> Iterator[redis.Redis]:
     (worker,) = stack.workers
     with redis.Redis.from_url(stack.settings.broker) as connection:
         yield connection
-        assert stack.client.predict("doubler/1", 21).result(30) == 42
+        assert stack.client.predict("doubler/1", 21).result(120) == 42
         wait_until(lambda: not connection.exists("cpu", "unacked", "unacked_index"), "every message is acked")
     assert worker.alive
     assert len(worker.children()) == 1
@@ -217,7 +217,7 @@ def test_junk_among_good_jobs_costs_none_of_them(stack: WorkerStack, connection:
     for n in range(50):
         connection.lpush("cpu", list(RAW.values())[n % len(RAW)])
         jobs.append(stack.client.predict("doubler/1", n))
-    assert [job.result(30) for job in jobs] == [2 * n for n in range(50)]
+    assert [job.result(120) for job in jobs] == [2 * n for n in range(50)]
 
 
 def test_a_forged_envelope_cannot_run_a_job_with_another_model(
@@ -229,7 +229,7 @@ def test_a_forged_envelope_cannot_run_a_job_with_another_model(
     job = stack.client.predict("recorder/1", {"n": 2})
     connection.lpush("cpu", json.dumps(message | {"body": body(job_message("doubler", 1, [job.id], False))}))
     stack.go_on()
-    assert job.result(30) == 2
+    assert job.result(120) == 2
     assert stack.runs().count(2) == 1
 
 
@@ -241,7 +241,7 @@ def test_a_message_sent_a_hundred_times_runs_its_job_once(
     for _ in range(100):
         connection.lpush("cpu", json.dumps(message | {"body": body(job_message("recorder", 1, [job.id], False))}))
     stack.go_on()
-    assert job.result(30) == 3
+    assert job.result(120) == 3
     wait_until(lambda: not connection.exists("cpu", "unacked"), "every copy is read")
     assert stack.runs().count(3) == 1
     assert job.info().attempt == 1
@@ -287,7 +287,7 @@ def test_a_worker_can_be_looked_at(stack: WorkerStack, connection: redis.Redis) 
     assert active["name"] == "forebay.predict"
     assert app.control.inspect(timeout=5, limit=1).registered() == {"w1@test": ["forebay.predict"]}
     stack.go_on()
-    assert job.result(30) == 4
+    assert job.result(120) == 4
     app.close()
 
 

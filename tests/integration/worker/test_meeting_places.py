@@ -25,7 +25,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def gone() -> int:
     """The number of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait(60)
+    process.wait(120)
     return process.pid
 
 

@@ -69,7 +69,7 @@ def dashboard(folder: Path, broker: str, database: str, **environment: str) -> I
         yield said[0].partition("url=")[2]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,14 @@ def test_a_worker_and_the_dashboard_count_what_happened(stack: WorkerStack, work
     good = client.predict_many(stack.model("Doubler"), [*range(9), -1])
     texts = client.predict_many(stack.model("Lengths", max_batch_size=4), ["a b c", "a", "a b", "a b c d"])
     for name in ("heavy-1", "heavy-2", "heavy-1"):
-        client.predict(stack.model("Heavy", name), 1).result(60)
+        client.predict(stack.model("Heavy", name), 1).result(120)
     wide = client.predict_many(stack.model("Narrow", max_batch_size=64), [*range(64)])
     broken = client.predict(stack.model("Broken"), 1)
-    for job in as_completed([*good, *texts, *wide, broken], 60):
+    for job in as_completed([*good, *texts, *wide, broken], 120):
         assert job.done()
     killer = client.predict(stack.model("Recorder"), {"n": 1, "kill": True}, max_attempts=2)
     with pytest.raises(JobFailed, match="WorkerLost"):
-        killer.result(60)
+        killer.result(120)
 
     def counted() -> Samples | None:
         found = samples(get(f"{worker}/metrics")[1])
@@ -169,7 +169,7 @@ def test_a_backlog_shows_with_its_age_and_an_estimate_of_the_work(stack: WorkerS
             assert total(found, "queue_work_seconds", queue="cpu") > 0
     finally:
         stack.go_on()
-    assert [job.result(60) for job in [*jobs, *late]] == [*range(6)]
+    assert [job.result(120) for job in [*jobs, *late]] == [*range(6)]
 
 
 def test_without_redis_a_worker_is_well_but_not_ready_and_counts_the_outage(
@@ -182,7 +182,7 @@ def test_without_redis_a_worker_is_well_but_not_ready_and_counts_the_outage(
     assert (status, "Redis does not answer" in said) == (503, True)
     assert get(f"{worker}/healthz") == (200, "ok\n")
     server.start()
-    wait_until(lambda: get(f"{worker}/readyz")[0] == 200, "it is ready again", 60)
+    wait_until(lambda: get(f"{worker}/readyz")[0] == 200, "it is ready again")
     wait_until(
         lambda: total(samples(get(f"{worker}/metrics")[1]), "broker_outages_total") > before, "the outage is counted"
     )
@@ -191,7 +191,7 @@ def test_without_redis_a_worker_is_well_but_not_ready_and_counts_the_outage(
 
 def test_a_port_that_is_taken_is_named(stack: WorkerStack, tmp_path: Path) -> None:
     second = stack.worker("w2")
-    assert second.process.wait(60) == 1
+    assert second.process.wait(120) == 1
     assert f"cannot listen on 127.0.0.1:{stack.settings.metrics_port}" in second.said()
     assert "Traceback" not in second.said()
 

@@ -15,7 +15,7 @@ def test_out_of_memory_halves_the_batch_and_a_second_worker_starts_at_the_rememb
     model = own.model("Narrow", max_batch_size=128)
     jobs = own.client.predict_many(model, range(300))
     first = own.worker("w1").ready()
-    assert Counter(str(job.state) for job in as_completed(jobs, 60)) == {"succeeded": 300}
+    assert Counter(str(job.state) for job in as_completed(jobs, 120)) == {"succeeded": 300}
     assert [job.result() for job in jobs] == [2 * i for i in range(300)]
     assert max(own.runs()) > 40
     ledger = Ledger(own.client.settings.database)
@@ -29,7 +29,7 @@ def test_out_of_memory_halves_the_batch_and_a_second_worker_starts_at_the_rememb
     seen = len(own.runs())
     own.worker("w2").ready()
     more = own.client.predict_many(model, range(300))
-    assert Counter(str(job.state) for job in as_completed(more, 60)) == {"succeeded": 300}
+    assert Counter(str(job.state) for job in as_completed(more, 120)) == {"succeeded": 300}
     assert max(own.runs()[seen:]) <= ceiling.rows
 
 
@@ -38,7 +38,7 @@ def test_texts_of_like_length_share_a_batch_within_the_bound_of_tokens(own: Work
     texts = ["word " * n for n in (1, 30, 2, 31, 3, 32, 1, 2)]
     jobs = own.client.predict_many(model, texts)
     own.worker().ready()
-    results = [job.result(60) for job in jobs]
+    results = [job.result(120) for job in jobs]
     assert [tuple(result) for result in results] == [(4, 2), (2, 30), (4, 2), (2, 32), (2, 30), (2, 32), (4, 2), (4, 2)]
     assert all(size * longest <= 64 for size, longest in results)
 
@@ -47,13 +47,13 @@ def test_a_hold_gathers_separate_jobs_into_one_batch(own: WorkerStack) -> None:
     model = own.model("Lengths", max_batch_size=4, batch_wait_timeout_s=20.0)
     own.worker().ready()
     jobs = [own.client.predict(model, "one word more") for _ in range(4)]
-    assert [job.result(60) for job in jobs] == [[4, 3]] * 4
+    assert [job.result(120) for job in jobs] == [[4, 3]] * 4
 
 
 def test_a_hold_ends_by_itself_when_nothing_more_comes(own: WorkerStack) -> None:
     model = own.model("Lengths", max_batch_size=4, batch_wait_timeout_s=0.2)
     own.worker().ready()
-    assert own.client.predict(model, "alone").result(60) == [1, 1]
+    assert own.client.predict(model, "alone").result(120) == [1, 1]
 
 
 def test_a_version_can_be_loaded_before_its_first_job(own: WorkerStack) -> None:
@@ -62,7 +62,7 @@ def test_a_version_can_be_loaded_before_its_first_job(own: WorkerStack) -> None:
     worker = own.worker().ready()
     assert len(own.client.models.warm(model)) == 1
     wait_until(lambda: "event=model_loaded" in worker.said(), "the worker has loaded the version")
-    assert own.client.predict(model, 3).result(60) == 6
+    assert own.client.predict(model, 3).result(120) == 6
 
 
 def test_two_models_that_do_not_fit_together_alternate(tmp_path: Path, broker: str) -> None:
@@ -70,6 +70,6 @@ def test_two_models_that_do_not_fit_together_alternate(tmp_path: Path, broker: s
         models = [stack.model("Heavy", "one"), stack.model("Heavy", "two")]
         worker = stack.worker().ready()
         for i in range(3):
-            assert [stack.client.predict(model, i).result(60) for model in models] == [2 * i, 2 * i]
+            assert [stack.client.predict(model, i).result(120) for model in models] == [2 * i, 2 * i]
         assert worker.said().count("event=model_loaded") == 6
         assert worker.said().count("event=model_evicted") == 5

@@ -31,7 +31,7 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     return stack
 
 
-def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:
+def ended(jobs: list[Job], timeout: float = 120) -> Counter[str]:
     """How the jobs ended."""
     return Counter(str(job.state) for job in as_completed(jobs, timeout))
 
@@ -46,7 +46,7 @@ def test_results_equal_a_direct_forward(stack: WorkerStack, tmp_path: Path) -> N
     jobs = stack.client.predict_many(model, rows)
     with torch.inference_mode():
         wanted = net(torch.from_numpy(rows)).numpy()
-    np.testing.assert_allclose([job.result(60) for job in jobs], wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose([job.result(120) for job in jobs], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_bad_row_fails_alone_among_64(stack: WorkerStack) -> None:
@@ -63,19 +63,19 @@ def test_a_model_that_forgets_a_row_fails_its_jobs(stack: WorkerStack) -> None:
     jobs = stack.client.predict_many(stack.model("OneShort"), [1, 2, 3])
     for job in jobs:
         with pytest.raises(JobFailed, match="gave 0 rows for 1"):
-            job.result(30)
+            job.result(120)
 
 
 def test_rows_of_unequal_shapes_are_batched_by_shape(stack: WorkerStack) -> None:
     rows = [{"x": np.ones(3 if i % 2 else 5, np.float32)} for i in range(16)]
-    made = [job.result(30) for job in stack.client.predict_many(stack.model("Stacker"), rows)]
+    made = [job.result(120) for job in stack.client.predict_many(stack.model("Stacker"), rows)]
     assert [(row["sum"], row["batch"]) for row in made] == [(3 if i % 2 else 5, 8) for i in range(16)]
 
 
 def test_a_batched_job_gives_one_stacked_result(stack: WorkerStack) -> None:
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
     inputs = {"x": {"dtype": "float32", "shape": [3]}}
-    made = stack.client.predict(stack.model("Stacker", inputs=inputs), x, batched=True).result(30)
+    made = stack.client.predict(stack.model("Stacker", inputs=inputs), x, batched=True).result(120)
     np.testing.assert_array_equal(made["sum"], x.sum(1))
     assert made["batch"].tolist() == [4] * 4
 
@@ -85,7 +85,7 @@ def test_several_named_inputs_and_outputs_keep_their_names(stack: WorkerStack) -
     model = stack.model(
         "TwoWays", inputs={"left": vector, "right": vector, "word": word}, outputs={"total": vector, "text": word}
     )
-    made = stack.client.predict(model, {"left": [1, 2], "right": [3, 4], "word": "abc"}).result(30)
+    made = stack.client.predict(model, {"left": [1, 2], "right": [3, 4], "word": "abc"}).result(120)
     assert made["total"].tolist() == [4, 6]
     assert made["text"] == "ABC"
 
@@ -93,7 +93,7 @@ def test_several_named_inputs_and_outputs_keep_their_names(stack: WorkerStack) -
 def test_payloads_above_the_inline_limit_go_through_blobs(stack: WorkerStack) -> None:
     x = np.ones(10_000, np.float32)
     job = stack.client.predict(stack.model("Echo"), x)
-    np.testing.assert_array_equal(job.result(30), x)
+    np.testing.assert_array_equal(job.result(120), x)
     outcome = next(iter(stack.store.queries.outcomes([job.id])))
     assert outcome.result is None
     assert outcome.result_ref
@@ -103,14 +103,14 @@ def test_a_version_that_does_not_load_fails_its_jobs_with_the_reason(stack: Work
     jobs = stack.client.predict_many(stack.model("Broken"), [1, 2])
     for job in jobs:
         with pytest.raises(JobFailed, match="no such weights") as caught:
-            job.result(30)
+            job.result(120)
         assert caught.value.type == "ModelLoadFailed"
 
 
 def test_a_class_that_is_not_on_the_list_is_refused(stack: WorkerStack) -> None:
     model = stack.client.models.register("shell", runtime="python", options={"class": "os:system"}).ref
     with pytest.raises(JobFailed, match="not on the operator's list") as caught:
-        stack.client.predict(model, "true").result(30)
+        stack.client.predict(model, "true").result(120)
     assert caught.value.type == "ModelRefused"
 
 
@@ -120,13 +120,13 @@ def test_a_version_whose_artifact_is_gone_fails_its_jobs_with_the_reason(stack: 
     version = stack.client.models.register("gone", tmp_path / "weights.bin", runtime="python", options=options)
     BlobStore(stack.settings.blobs).delete(version.artifact)
     with pytest.raises(JobFailed, match=version.artifact.removeprefix("sha256:")) as caught:
-        stack.client.predict(version.ref, 1).result(30)
+        stack.client.predict(version.ref, 1).result(120)
     assert caught.value.type == "BlobMissing"
 
 
 def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(stack: WorkerStack) -> None:
     model = stack.model("Echo", "deleted")
-    assert stack.client.predict(stack.model("Recorder", "before"), {"n": 4000}).result(30) == 4000
+    assert stack.client.predict(stack.model("Recorder", "before"), {"n": 4000}).result(120) == 4000
     stack.hold()
     first = stack.client.predict("before/1", {"n": 4001})
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
@@ -135,7 +135,7 @@ def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(s
         connection.execute(text("DELETE FROM model_versions WHERE name = 'deleted'"))
     stack.go_on()
     with pytest.raises(JobFailed, match="deleted") as caught:
-        job.result(30)
+        job.result(120)
     assert caught.value.type == "ModelNotFound"
 
 
@@ -155,7 +155,7 @@ def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(stack: 
             connection.execute(text("ALTER TABLE elsewhere RENAME TO jobs"))
     assert ended(jobs) == {"succeeded": 5}
     assert {job.info().attempt for job in jobs} == {2}
-    assert stack.client.predict(model, {"n": 5010}).result(30) == 5010
+    assert stack.client.predict(model, {"n": 5010}).result(120) == 5010
     assert stack.workers[0].alive
     assert "message_callback_failed" not in stack.workers[0].said()
 
@@ -167,7 +167,7 @@ def test_a_job_that_takes_longer_than_its_lease_keeps_it(stack: WorkerStack) -> 
     first = lease(stack, job)
     wait_until(lambda: lease(stack, job) > first + 1.1 * stack.settings.lease_s, "its first lease has passed")
     stack.go_on()
-    assert job.result(30) == 6000
+    assert job.result(120) == 6000
     assert job.info().attempt == 1
     assert stack.runs().count(6000) == 1
 
@@ -202,10 +202,10 @@ def test_a_job_past_its_deadline_expires_and_never_runs(stack: WorkerStack) -> N
     wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
     late = stack.client.predict(model, {"n": 2001}, deadline=0.1)
     with pytest.raises(JobExpired):
-        late.result(30)
+        late.result(120)
     stack.go_on()
-    assert first.result(30) == 2000
-    assert stack.client.predict(model, {"n": 2002}).result(30) == 2002
+    assert first.result(120) == 2000
+    assert stack.client.predict(model, {"n": 2002}).result(120) == 2002
     assert 2001 not in stack.runs()
     assert late.info().attempt == 0
 
@@ -230,13 +230,13 @@ def test_an_announcement_wakes_whoever_waits(stack: WorkerStack) -> None:
         job = stack.client.predict(stack.model("Doubler"), 21)
         message = wait_until(lambda: listener.get_message(timeout=1), "the job is announced")
     assert message["data"].decode() == job.id
-    assert job.result(30) == 42
+    assert job.result(120) == 42
 
 
 def test_polling_alone_finds_the_result(stack: WorkerStack, monkeypatch: pytest.MonkeyPatch) -> None:
     with Client(stack.settings) as deaf:
         monkeypatch.setattr(deaf.session.watcher, "_channel", "forebay.done.nobody")
-        assert deaf.predict(stack.model("Doubler"), 21).result(30) == 42
+        assert deaf.predict(stack.model("Doubler"), 21).result(120) == 42
 
 
 def test_a_worker_on_postgresql_answers_and_survives_its_child(
@@ -249,7 +249,7 @@ def test_a_worker_on_postgresql_answers_and_survives_its_child(
         assert ended(jobs) == {"succeeded": 63, "failed": 1}
         killer = stack.client.predict(stack.model("Recorder"), {"n": 1, "kill": True}, max_attempts=1)
         with pytest.raises(JobFailed) as caught:
-            killer.result(60)
+            killer.result(120)
         assert caught.value.type == "WorkerLost"
 
 
@@ -336,8 +336,8 @@ def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: WorkerStack) -> 
     first.process.send_signal(signal.SIGTERM)
     wait_until(lambda: "Warm shutdown" in first.said(), "the worker stops")
     own.go_on()
-    assert first.process.wait(60) == 0
-    assert running.result(5) == 0
+    assert first.process.wait(120) == 0
+    assert running.result(120) == 0
     assert {(job.state, job.info().attempt) for job in waiting} == {(JobState.QUEUED, 0)}
     assert not own.known("first")
     own.worker("second")
@@ -370,7 +370,7 @@ def test_a_worker_outlives_a_restart_of_redis(stack: WorkerStack, server: Valkey
     during = stack.client.predict(model, {"n": 8011})  # durable all the same
     assert during.state == JobState.QUEUED
     stack.go_on()
-    assert running.result(30) == 8000  # the ledger needs no Redis
+    assert running.result(120) == 8000  # the ledger needs no Redis
     server.start()
     after = stack.client.predict(model, {"n": 8012})
     jobs = [running, *waiting, during, after]

@@ -27,13 +27,13 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     return stack
 
 
-def ended(jobs: list[Job], timeout: float = 60) -> Counter[str]:
+def ended(jobs: list[Job], timeout: float = 120) -> Counter[str]:
     return Counter(str(job.state) for job in as_completed(jobs, timeout))
 
 
 def error_of(job: Job) -> str:
     with pytest.raises(JobFailed) as caught:
-        job.result(60)
+        job.result(120)
     assert caught.value.type == "WorkerLost"
     return caught.value.reason
 
@@ -60,7 +60,7 @@ def test_a_job_whose_worker_died_says_so_while_it_waits_for_its_next_attempt(own
     told = wait_until(lambda: job.info().progress.message, "the crash is told")
     assert told.startswith(f"attempt 1 of 3: signal 9 (SIGKILL), child {child} of w1@test")
     own.go_on()
-    assert job.result(30) == 1
+    assert job.result(120) == 1
 
 
 def test_a_segfault_leaves_its_stack_and_no_password(stack: WorkerStack) -> None:
@@ -93,7 +93,7 @@ def test_a_forward_pass_that_hangs_is_killed_and_its_neighbours_run_alone(stack:
     assert reason.startswith("attempt 2 of 2: timeout_s of 1 s exceeded: killed by its worker (SIGKILL), child ")
     assert {job.info().attempt for job in jobs} == {2}
     assert Counter(n for n in stack.runs() if 2000 <= n < 2008)[2003] == 2
-    assert stack.client.predict(model, {"n": 2010}).result(30) == 2010
+    assert stack.client.predict(model, {"n": 2010}).result(120) == 2010
 
 
 def test_steps_within_the_limit_may_take_longer_together(stack: WorkerStack) -> None:
@@ -106,7 +106,7 @@ def test_steps_within_the_limit_may_take_longer_together(stack: WorkerStack) -> 
 def test_a_version_that_never_loads_is_given_up(stack: WorkerStack) -> None:
     job = stack.client.predict(stack.model("Stuck"), 1, max_attempts=1)
     assert "load_timeout_s of 2 s exceeded" in error_of(job)
-    assert stack.client.predict(stack.model("Doubler"), 21).result(30) == 42
+    assert stack.client.predict(stack.model("Doubler"), 21).result(120) == 42
 
 
 def stop_under_load(stack: WorkerStack, name: str, first: int) -> None:
@@ -120,7 +120,7 @@ def stop_under_load(stack: WorkerStack, name: str, first: int) -> None:
     wait_until(lambda: first in stack.runs(), "a batch runs")
     worker.process.send_signal(signal.SIGTERM)
     second = stack.worker(f"{name}-second")
-    assert worker.process.wait(30) == 0
+    assert worker.process.wait(120) == 0
     done = sum(job.state == JobState.SUCCEEDED for job in jobs)
     assert done < 150, "it did not stop"
     assert stack.states().get("running", 0) == 0 or stack.runs_by_worker(range(first, first + 360))[second.process.pid]
@@ -161,7 +161,7 @@ def test_what_waits_goes_to_another_worker_while_the_first_is_still_at_its_last_
     assert jobs[0].state == JobState.RUNNING
     own.go_on()
     assert ended(jobs) == {"succeeded": 610}
-    assert first.process.wait(30) == 0
+    assert first.process.wait(120) == 0
     assert Counter(own.runs()) == dict.fromkeys(range(610), 1)
     assert {job.info().attempt for job in jobs} == {1}
 
@@ -171,22 +171,22 @@ def test_a_batch_that_outlasts_the_grace_is_given_to_others_uncounted(own: Worke
     job = own.client.predict(own.model("Moody"), {"n": 1, "sleep": 3}, max_attempts=1)
     wait_until(lambda: own.runs(), "it runs")
     first.process.send_signal(signal.SIGTERM)
-    assert first.process.wait(30) == 0
+    assert first.process.wait(120) == 0
     assert "shutdown_grace_s" in first.said()
     own.worker("second")
-    assert job.result(60) == 1
+    assert job.result(120) == 1
     assert job.info().attempt == 1
 
 
 def test_a_worker_ends_in_good_order_when_its_supervisor_was_killed(own: WorkerStack) -> None:
     supervisor = psutil.Process(own.supervisor().pid)
-    worker = wait_until(lambda: own.worker_of(supervisor), "a worker has started", 60)
+    worker = wait_until(lambda: own.worker_of(supervisor), "a worker has started")
     job = own.client.predict(own.model("Moody"), {"n": 1, "sleep": 1})
-    wait_until(lambda: own.runs(), "it runs", 60)
+    wait_until(lambda: own.runs(), "it runs")
     supervisor.kill()
-    supervisor.wait(10)
+    supervisor.wait(120)
     wait_until(lambda: not psutil.pid_exists(worker.pid) or worker.status() == psutil.STATUS_ZOMBIE, "it has ended")
-    assert job.result(5) == 1
+    assert job.result(120) == 1
     assert job.info().attempt == 1
 
 
@@ -203,11 +203,11 @@ def test_a_worker_frozen_for_three_leases_drops_what_it_has_lost(own: WorkerStac
     before = [(info.id, info.finished_at, info.attempt, info.worker) for info in own.client.jobs(limit=100)]
     first.thaw()
     wait_until(lambda: "dropped=unrun" in first.said(), "it has noticed")
-    assert own.client.predict(model, {"n": 100}).result(30) == 100
+    assert own.client.predict(model, {"n": 100}).result(120) == 100
     assert [(i.id, i.finished_at, i.attempt, i.worker) for i in own.client.jobs(limit=100)][1:] == before
     assert second.terminate() == 0
     again = own.client.predict(model, {"n": 101})  # and it works on
-    assert again.result(30) == 101
+    assert again.result(120) == 101
     assert again.info().worker == "first@test"
     runs = own.runs_by_worker(range(16))
     assert runs[first.process.pid] < 12, "it computed on what others had"

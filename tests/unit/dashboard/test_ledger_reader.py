@@ -80,7 +80,7 @@ def test_a_page_does_not_wait_for_a_slow_ledger(run: Callable[[Check], None], mo
 
     async def check(reader: LedgerReader) -> None:
         try:
-            late = await reader.read("k", lambda _: go_on.wait(20))
+            late = await reader.read("k", lambda _: go_on.wait(120))
             assert late.value is None
             assert "has not answered within" in str(late.problem)
         finally:
@@ -100,7 +100,7 @@ def test_a_ledger_that_is_slow_already_gets_no_more_queries(
 
     async def check(reader: LedgerReader) -> None:
         try:
-            await asyncio.gather(*(reader.read(i, lambda _: go_on.wait(20)) for i in range(2)))
+            await asyncio.gather(*(reader.read(i, lambda _: go_on.wait(120)) for i in range(2)))
             assert "busy" in str((await reader.read("more", Counting())).problem)
         finally:
             go_on.set()

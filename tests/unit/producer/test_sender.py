@@ -25,7 +25,7 @@ class FakeDispatcher:
 
     def send(self, batch: Sequence[JobMessage]) -> None:
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(120)
         self.threads.append(threading.current_thread().name)
         self.sent.append(tuple(batch))
         if self._error is not None:
@@ -69,11 +69,11 @@ def test_what_comes_while_a_message_is_on_its_way_goes_out_together_in_one_messa
     tested = sender(dispatcher)
     first = threading.Thread(target=tested.send, args=(pending("a"),))
     first.start()
-    assert dispatcher.entered.wait(10)
+    assert dispatcher.entered.wait(120)
     for id in "bcd":
         tested.send(pending(id))  # returns at once: the jobs are durable, and the thread has them
     dispatcher.gate.set()
-    first.join(10)
+    first.join(120)
     tested.close()
     assert [[m.args.ids for m in batch] for batch in dispatcher.sent] == [[["a"]], [["b", "c", "d"]]]
 
@@ -101,7 +101,7 @@ def test_many_threads_send_every_job_exactly_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     tested.close()
     assert sorted(dispatcher.ids) == sorted(f"{n}-{i}" for n in range(8) for i in range(200))
     assert len(dispatcher.sent) < 1600

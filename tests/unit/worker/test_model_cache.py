@@ -162,7 +162,7 @@ def test_many_threads_asking_for_one_model_load_it_once():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert runtime.made == ["a/1"]
 
 

@@ -112,7 +112,7 @@ def test_threads_of_a_child_do_not_end_one_anothers_steps(
     with child.limit(1.0, line=PREPARE):
         thread = threading.Thread(target=lambda: TimeLimitedModel(SimpleNamespace(predict=len), child, 1).predict([1]))
         thread.start()
-        thread.join(10)
+        thread.join(120)
         clock.forward(2)
         assert parent.overdue() is not None
 
