@@ -10,10 +10,6 @@ from support import digits
 from support.user import User
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", 'slow: takes more than ten seconds; -m "not slow" leaves it out')
-
-
 @pytest.fixture(scope="session")
 def net():
     return digits.network()
