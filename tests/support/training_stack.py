@@ -8,7 +8,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forebay.contract.job import JobInfo, JobKind, new_ids
+from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import EVENTS_FILE, Point, Saved, TrainRequest, decode_event
@@ -18,10 +18,12 @@ from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.training.store import TrainingStore
+from support.waiting import wait_until
 from support.worker_stack import Worker, WorkerStack
 
 ROWS = 4000
 STEPS = 88  # of an epoch: 2,800 rows of training in batches of 32
+LONG_S = 300  # a busy machine is no reason to fail
 TORCHRUN = "torch.distributed.run"
 
 
@@ -99,6 +101,24 @@ class TrainingStack(WorkerStack):
         """From which steps attempts have gone on, in order of time."""
         lines = [line for worker in self.workers for line in worker.said().splitlines() if "training_resumed" in line]
         return [int(line.split("step=")[1].split()[0]) for line in sorted(lines)]
+
+    def await_end(self, id: str, state: JobState = JobState.SUCCEEDED) -> None:
+        """Wait for the job's end, which must be this one."""
+        wait_until(lambda: self.store.queries.get(id).state.final, f"job {id} has ended", LONG_S)
+        info = self.store.queries.get(id)
+        assert info.state is state, info.error
+
+    def await_step(self, id: str, steps: int = 1) -> None:
+        """Wait until its trainer has gone so far."""
+        wait_until(lambda: self.step(id) >= steps, f"job {id} has gone {steps} steps", LONG_S)
+
+    def kill_worker(self, worker: Worker) -> None:
+        """End a worker process as the kernel would; no trainer of it may go on."""
+        family = self.family()
+        worker.process.kill()
+        worker.process.wait(120)
+        _, left = psutil.wait_procs(family, timeout=60)
+        assert left == []
 
     def close(self) -> None:
         """Stop everything; the trainers must end by themselves."""
