@@ -61,5 +61,7 @@ def test_what_cannot_work_is_one_line_and_exit_status_2(user: User, tmp_path: Pa
     said = user.refused("batch", "digits", narrow, out)
     assert "narrow.npy" in said
     assert "expected float32 of shape [64], found fixed_size_list" in said
-    assert "'few'" in user.refused("batch", "digits", narrow, out, "--max-errors", "few")
+    assert "'--max-errors': Input should be a valid integer" in user.refused(
+        "batch", "digits", narrow, out, "--max-errors", "few"
+    )
     assert not Path(out).exists()
