@@ -17,7 +17,7 @@ CLAIM_AT_ONCE = 1024  # all that a child gets at once: rows of like length are f
 
 
 class Runner:
-    """Runs the jobs of one child, one hand-over at a time."""
+    """Runs the jobs of one child, one pool task at a time."""
 
     def __init__(self, context: ChildContext, specs: Mapping[JobKind, HandlerSpec] = HANDLERS) -> None:
         self._context = context
@@ -38,7 +38,7 @@ class Runner:
 
         The ledger decides which model a job wants: what a message says of it may be forged.
         """
-        self._attempts.take_summary()  # of a hand-over that failed
+        self._attempts.take_summary()  # of a pool task that failed
         for start in range(0, len(ids), CLAIM_AT_ONCE):
             if self._attempts.stopping:
                 self._attempts.add(Summary(released=tuple(ids[start:])))

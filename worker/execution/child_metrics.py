@@ -1,4 +1,4 @@
-"""What a child counts while it works, and sends to its parent with each hand-over that it has done.
+"""What a child counts while it works, and sends to its parent with the result of each pool task.
 
 Only differences are sent: when a child dies, no more is lost than what it has counted since. torch is imported only for a CUDA
 device, in the process that owns it.

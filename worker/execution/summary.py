@@ -1,4 +1,4 @@
-"""What became of the jobs of one hand-over: counts that a child adds up, and reports to its parent and to Flower."""
+"""What became of the jobs of one pool task: counts that a child adds up, and reports to its parent and to Flower."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINAL_FATES = (Fate.SUCCEEDED, Fate.FAILED, Fate.STOPPED)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of the jobs of one hand-over, and of what size the batches were that ran.
+    """What became of the jobs of one pool task, and of what size the batches were that ran.
 
     `unclaimed` ids were finished, canceled, not due, of other queues, or taken by others. `released` ids go back to their queues.
     """
