@@ -103,7 +103,9 @@ def read_details(queries: LedgerQueries, id: str, kind: JobKind) -> JobDetails:
 def timeline(details: JobDetails, attempts: Sequence[Attempt], now: datetime) -> Iterator[TimelineEntry]:
     """What happened to a job, in order, and its state now."""
     job = details.info
-    entries = [_entry(event, details) for event in history(job, attempts)]
+    events = history(job, attempts)
+    submitted = next(event for event in events if event.event == "queued")
+    entries = [_submitted(event, details) if event is submitted else _entry(event, details) for event in events]
     if job.cancel_requested_at is not None:
         entries.append(
             TimelineEntry(job.cancel_requested_at, "Cancel requested", "its worker stops between two batches", "bad")
@@ -113,12 +115,14 @@ def timeline(details: JobDetails, attempts: Sequence[Attempt], now: datetime) ->
         yield _current(details, now)
 
 
+def _submitted(event: JobEvent, details: JobDetails) -> TimelineEntry:
+    return TimelineEntry(event.at, "Submitted", f"by client {details.client}" if details.client else "")
+
+
 def _entry(event: JobEvent, details: JobDetails) -> TimelineEntry:
     job = details.info
     attempt = f"Attempt {event.attempt}"
     match event.event:
-        case "queued" if event.at == job.created_at and event.attempt is None and not event.message.startswith("waits"):
-            return TimelineEntry(event.at, "Submitted", f"by client {details.client}" if details.client else "")
         case "queued":
             return TimelineEntry(event.at, "Queued again")
         case "retried":

@@ -83,7 +83,7 @@ def test_the_trigger_leaves_nothing_behind(watched_store):
     [id] = add(watched_store)
     evidence.remove_write_trigger(watched_store.ledger)
     watched_store.cancel([id])
-    assert watched_store.get(id).state is JobState.CANCELED
+    assert watched_store.queries.get(id).state is JobState.CANCELED
 
 
 def test_the_model_notes_what_it_has_run_and_no_row_that_was_to_be_tried_again(tmp_path):

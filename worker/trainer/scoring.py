@@ -25,6 +25,7 @@ from torchmetrics.classification import (
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
+from forebay.contract.requests.training import METRICS
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES
 from forebay.worker.trainer.labels import label_text as label_text  # those who score need it too
 
@@ -108,7 +109,7 @@ class _Classes:
         return len(predicted)
 
     def metrics(self) -> dict[str, float]:
-        found = {name: float(value) for name, value in self._counted.compute().items()}
+        found = _computed(self._counted)
         if self._scored < self._rows:  # some rows came without probabilities
             return found
         there = (self._present > 0) & (self._present < self._rows)  # an area needs rows of the class, and others
@@ -157,7 +158,7 @@ class _Numbers:
         return len(predicted)
 
     def metrics(self) -> dict[str, float]:
-        found = {name: float(value) for name, value in self._counted.compute().items()}
+        found = _computed(self._counted)
         return found | ({"r2": float(self._fit.compute())} if self._rows > 1 else {})
 
     def confusion(self) -> None:
@@ -167,6 +168,12 @@ class _Numbers:
 def _in_double_precision(**metrics: Metric) -> MetricCollection:
     """Sums of many numbers, or of large ones, would lose their last digits."""
     return MetricCollection(dict(metrics)).set_dtype(torch.float64)
+
+
+def _computed(metrics: MetricCollection) -> dict[str, float]:
+    """The values by name, in the order of METRICS; a collection gives them in alphabetical order."""
+    values = metrics.compute()
+    return {name: float(values[name]) for name in METRICS if name in values}
 
 
 def _columns(predictions: Predictions) -> Mapping[str, Any]:

@@ -86,7 +86,7 @@ def test_nothing_that_can_be_compared_fails_the_job_with_the_first_reason(stack:
     with pytest.raises(JobFailed, match="ValueError: a negative number"):
         stack.client.evaluate(model, tmp_path / "rows.jsonl", target="y", columns="x").result(120)
     (tmp_path / "words.jsonl").write_text('{"x": [1, 0, 0, 0], "y": "red"}\n')
-    with pytest.raises(JobFailed, match="the model gives numbers, and a target is none"):
+    with pytest.raises(JobFailed, match="the model gives numbers, and a target is not a number"):
         stack.client.evaluate(model, tmp_path / "words.jsonl", target="y", columns="x").result(120)
     assert stack.client.models.evaluations(model) == []
 
