@@ -139,8 +139,9 @@ def new_row(job: NewJob, now: float) -> dict[str, Any]:
 
 def claimed_job(row: dict[str, Any], now: float) -> ClaimedJob:
     """A row that a claim returned, as the one who claimed it sees it."""
-    waited_s = max(0.0, now - row.pop("created_at"))
-    return ClaimedJob(**row | {"kind": JobKind(row["kind"]), "waited_s": waited_s})
+    row["waited_s"] = max(0.0, now - row.pop("created_at"))
+    row["kind"] = JobKind(row["kind"])
+    return ClaimedJob(**row)
 
 
 def routed_jobs(rows: Iterable[Any]) -> list[RoutedJob]:

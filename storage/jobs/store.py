@@ -184,7 +184,7 @@ class JobStore:
         return [Ended(o.id, owned[o.id].client) for o in ours]
 
     def _owned(self, connection: Connection, ids: Sequence[str]) -> dict[str, Any]:
-        return {row.id: row for row in sql.OWNED.execute(connection, ids=ids)}
+        return {row.id: row for row in sql.OWNED.execute(connection, ids=ids).all()}
 
     def keep_refused(self, attempts: Mapping[str, int], worker: str) -> None:
         """Keep, for the jobs' history, that these attempts came back too late and were not written."""

@@ -43,7 +43,7 @@ class Statement:
         """Execute it and give the rows as dicts: where there are many, much faster than to ask each row for each column."""
         result = self.execute(connection, **values)
         names = tuple(result.keys())
-        return [dict(zip(names, row, strict=True)) for row in result]
+        return [dict(zip(names, row, strict=True)) for row in result.all()]  # one fetch for all rows
 
     @cached_property
     def sqlite(self) -> TextClause:
