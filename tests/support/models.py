@@ -17,7 +17,7 @@ import numpy as np
 
 from forebay import Transient
 
-RUNS, HOLD = "runs.txt", "hold"
+RUNS, HOLD, HELD = "runs.txt", "hold", "held"
 
 
 class Doubler:
@@ -66,8 +66,7 @@ class Recorder:
         if any(row.get("kill") for row in rows):
             _write([row["n"] for row in rows])
             os.kill(os.getpid(), signal.SIGKILL)
-        while Path(HOLD).exists():
-            threading.Event().wait(0.01)
+        _wait_while_held()
         _write([row["n"] for row in rows])
         return [row["n"] for row in rows]
 
@@ -79,8 +78,8 @@ class Moody:
         _write([row["n"] for row in rows])
         for row in rows:
             threading.Event().wait(row.get("sleep", 0))
-            while row.get("hold") and Path(HOLD).exists():
-                threading.Event().wait(0.01)
+            if row.get("hold"):
+                _wait_while_held()
             if row.get("hang"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
                 ctypes.PyDLL(None).sleep(3600)  # in C, holding the GIL: no thread of this process can help
@@ -141,6 +140,14 @@ class Flaky:
             raise Transient(f"{name}: the feature store answers 503")
 
 
+def _wait_while_held() -> None:
+    """Say that a model is being held, and wait until it may go on."""
+    if Path(HOLD).exists():
+        Path(HELD).touch()
+    while Path(HOLD).exists():
+        threading.Event().wait(0.01)
+
+
 def _write(numbers: list[int]) -> None:
     """One append for all: several processes may write at once."""
     with Path(RUNS).open("ab", buffering=0) as file:
@@ -180,8 +187,7 @@ class Slowly:
     """Twice the first number of each vector, a little after it was asked."""
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
-        while Path(HOLD).exists():
-            threading.Event().wait(0.01)
+        _wait_while_held()
         _write([int(row["x"][0]) for row in rows if row["x"].any()])  # a warm-up's row is all zeros
         threading.Event().wait(0.02)
         if any(row["x"][0] < 0 for row in rows):

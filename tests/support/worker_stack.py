@@ -20,7 +20,7 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.workers import WorkerRegistry
-from support.models import HOLD, RUNS
+from support.models import HELD, HOLD, RUNS
 from support.waiting import wait_until
 
 TESTS = Path(__file__).parents[1]
@@ -137,11 +137,16 @@ class WorkerStack:
         return self.client.models.register(name or kind.lower(), runtime="python", options=options, **more).ref
 
     def hold(self) -> None:
-        """Make Recorders wait."""
+        """Make models wait in the middle of a forward pass."""
+        (self.folder / HELD).unlink(missing_ok=True)
         (self.folder / HOLD).touch()
 
+    def wait_until_held(self) -> None:
+        """Come back when a model waits: its job is not only claimed, it runs."""
+        wait_until((self.folder / HELD).exists, "a model is held")
+
     def go_on(self) -> None:
-        """Let them go."""
+        """Let models go on."""
         (self.folder / HOLD).unlink(missing_ok=True)
 
     def runs(self) -> list[int]:

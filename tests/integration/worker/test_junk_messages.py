@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import redis
 
-from forebay.contract.job import JobState
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage, TaskArgs
@@ -224,8 +223,8 @@ def test_a_forged_envelope_cannot_run_a_job_with_another_model(
     stack: WorkerStack, connection: redis.Redis, message: dict[str, Any]
 ) -> None:
     stack.hold()
-    first = stack.client.predict("recorder/1", {"n": 1})
-    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    stack.client.predict("recorder/1", {"n": 1})
+    stack.wait_until_held()
     job = stack.client.predict("recorder/1", {"n": 2})
     connection.lpush("cpu", json.dumps(message | {"body": body(job_message("doubler", 1, [job.id], False))}))
     stack.go_on()
@@ -281,7 +280,7 @@ def test_a_worker_can_be_looked_at(stack: WorkerStack, connection: redis.Redis) 
     app = make_app(stack.settings)
     stack.hold()
     job = stack.client.predict("recorder/1", {"n": 4})
-    wait_until(lambda: job.state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     assert app.control.ping(timeout=5, limit=1) == [{"w1@test": {"ok": "pong"}}]
     (active,) = app.control.inspect(timeout=5, limit=1).active()["w1@test"]
     assert active["name"] == "forebay.predict"

@@ -128,8 +128,8 @@ def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(s
     model = stack.model("Echo", "deleted")
     assert stack.client.predict(stack.model("Recorder", "before"), {"n": 4000}).result(120) == 4000
     stack.hold()
-    first = stack.client.predict("before/1", {"n": 4001})
-    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    stack.client.predict("before/1", {"n": 4001})
+    stack.wait_until_held()
     job = stack.client.predict(model, 1)
     with stack.ledger.write() as connection:  # client.models.delete refuses while a job waits
         connection.execute(text("DELETE FROM model_versions WHERE name = 'deleted'"))
@@ -144,7 +144,7 @@ def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(stack: 
     model = stack.model("Recorder", "moment")
     stack.hold()
     jobs = stack.client.predict_many(model, [{"n": 5000 + i} for i in range(5)])
-    wait_until(lambda: jobs[0].state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     with stack.ledger.write() as connection:
         connection.execute(text("ALTER TABLE jobs RENAME TO elsewhere"))
     stack.go_on()
@@ -163,7 +163,7 @@ def test_a_ledger_that_fails_for_a_moment_costs_an_attempt_and_no_worker(stack: 
 def test_a_job_that_takes_longer_than_its_lease_keeps_it(stack: WorkerStack) -> None:
     stack.hold()
     job = stack.client.predict(stack.model("Recorder", "long"), {"n": 6000})
-    wait_until(lambda: job.state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     first = lease(stack, job)
     wait_until(lambda: lease(stack, job) > first + 1.1 * stack.settings.lease_s, "its first lease has passed")
     stack.go_on()
@@ -182,7 +182,7 @@ def test_urgent_jobs_overtake_those_that_wait(stack: WorkerStack) -> None:
     model = stack.model("Recorder", "urgent")
     stack.hold()
     first = stack.client.predict(model, {"n": 1000})
-    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     # One message each. The worker has taken at most 4 messages in advance; the rest waits in Redis by priority.
     late = [stack.client.predict(model, {"n": 1100 + i}, priority=9) for i in range(20)]
     soon = [stack.client.predict(model, {"n": 1200 + i}, priority=0) for i in range(5)]
@@ -199,7 +199,7 @@ def test_a_job_past_its_deadline_expires_and_never_runs(stack: WorkerStack) -> N
     model = stack.model("Recorder", "late")
     stack.hold()
     first = stack.client.predict(model, {"n": 2000})
-    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     late = stack.client.predict(model, {"n": 2001}, deadline=0.1)
     with pytest.raises(JobExpired):
         late.result(120)
@@ -214,7 +214,7 @@ def test_canceled_jobs_never_run(stack: WorkerStack) -> None:
     model = stack.model("Recorder", "canceled")
     stack.hold()
     first = stack.client.predict(model, {"n": 3000})
-    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     waiting = stack.client.predict_many(model, [{"n": 3001 + i} for i in range(10)])
     assert {job.cancel() for job in waiting[:5]} == {JobState.CANCELED}
     stack.go_on()
@@ -331,7 +331,7 @@ def test_a_worker_told_to_stop_leaves_what_waits_untouched(own: WorkerStack) -> 
     model = own.model("Recorder")
     own.hold()
     running = own.client.predict(model, {"n": 0})
-    wait_until(lambda: running.state == JobState.RUNNING, "the child is busy")
+    own.wait_until_held()
     waiting = [own.client.predict(model, {"n": n}) for n in range(1, 11)]
     first.process.send_signal(signal.SIGTERM)
     wait_until(lambda: "Warm shutdown" in first.said(), "the worker stops")
@@ -350,7 +350,7 @@ def test_jobs_come_back_after_redis_was_flushed(stack: WorkerStack, server: Valk
     model = stack.model("Recorder", "flushed")
     stack.hold()
     first = stack.client.predict(model, {"n": 7000})
-    wait_until(lambda: first.state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     # A few of these are in the worker already, most are in Redis.
     jobs = [first, *(stack.client.predict(model, {"n": n}) for n in range(7001, 7050))]
     server.flush()
@@ -364,7 +364,7 @@ def test_a_worker_outlives_a_restart_of_redis(stack: WorkerStack, server: Valkey
     model = stack.model("Recorder", "restarted")
     stack.hold()
     running = stack.client.predict(model, {"n": 8000})
-    wait_until(lambda: running.state == JobState.RUNNING, "the child is busy")
+    stack.wait_until_held()
     waiting = [stack.client.predict(model, {"n": n}) for n in range(8001, 8011)]
     server.kill()
     during = stack.client.predict(model, {"n": 8011})  # durable all the same
