@@ -32,12 +32,22 @@ class Client:
     object to find jobs by. With `batched`, an input of `predict` has a leading batch dimension, and so has its result.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        """Open the ledger and the queue that `settings` name (Settings.load() when None).
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        home: str | Path | None = None,
+        broker: str | None = None,
+        database: str | None = None,
+    ) -> None:
+        """Open the ledger and the queue that `settings` name; without any, those that are configured.
 
+        `home`, `broker` and `database` take the place of what the environment and forebay.toml say of them.
         LedgerUnavailable or BrokerUnavailable when none is configured or there is no ledger. A Redis that is down is no error.
         """
-        self.session = Session(settings)
+        if settings is not None and any((home, broker, database)):
+            raise InvalidInput("give settings, or home, broker and database; not both")
+        self.session = Session(settings or Settings.load(home=home, broker=broker, database=database))
         self.models = Models(self.session)
         self._submitter = Submitter(self.session)
 
@@ -56,7 +66,6 @@ class Client:
 
     def close(self) -> None:
         """Close every connection once everything submitted has been sent; jobs go on."""
-        self._submitter.close()
         self.session.close()
 
     def predict(self, model: str, inputs: Any, **options: Unpack[PredictOptions]) -> Job:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import structlog
 
@@ -12,7 +14,9 @@ from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis, make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob
+from forebay.producer.group_commit import GroupCommit
 from forebay.producer.quota import QueueQuota
+from forebay.producer.sender import Sender
 from forebay.producer.waiting.watcher import Watcher
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.blobs.payloads import Payloads
@@ -25,12 +29,19 @@ from forebay.storage.workers import WorkerInfo, WorkerRegistry
 
 log = structlog.get_logger()
 
+_open_sessions: WeakSet[Session] = WeakSet()
+
 
 class Session:
-    """The connections of one client. Thread-safe."""
+    """The connections of one client. Thread-safe. In a process that was forked they are opened anew."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings.load()
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._inherited: list[object] = []
+        self._open()
+        _open_sessions.add(self)
+
+    def _open(self) -> None:
         self.id = secrets.token_hex(8)  # names the channel on which workers announce this client's jobs
         self._app = make_app(self.settings)
         self.ledger = Ledger(self.settings.database)
@@ -41,12 +52,24 @@ class Session:
         self.blobs = BlobStore(self.settings.blobs)
         self.payloads = Payloads(self.blobs, self.settings)
         self.dispatcher = Dispatcher(self._app)
+        self.commit = GroupCommit(self.jobs)
+        self.sender = Sender(self.jobs, self.dispatcher)
         self.quota = QueueQuota(self.jobs, self.settings.queues)
         self.watcher = Watcher(self.jobs, connect_redis(self.settings), self.id)
         self._workers = WorkerRegistry(self.ledger)
 
+    def reopen_after_fork(self) -> None:
+        """Open connections and locks of this process's own. The parent's are kept as they are: to close them would end its."""
+        handles = self.watcher.handles()
+        self._inherited.append(dict(vars(self)))
+        self._open()
+        for handle in self.watcher.register(handles):
+            handle.forget_future()
+
     def close(self) -> None:
-        """Close every connection; jobs go on."""
+        """Close every connection once everything submitted has been sent; jobs go on."""
+        _open_sessions.discard(self)
+        self.sender.close()
         self.watcher.close()
         self.dispatcher.close()
         self._app.close()
@@ -65,3 +88,16 @@ class Session:
             self.jobs.mark_unsent([job.id for job in routed_jobs])
             return False
         return True
+
+
+def _prepare_all() -> None:
+    for session in list(_open_sessions):
+        session.ledger.prepare_fork()
+
+
+def _reopen_all() -> None:
+    for session in list(_open_sessions):
+        session.reopen_after_fork()
+
+
+os.register_at_fork(before=_prepare_all, after_in_child=_reopen_all)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future
@@ -25,6 +26,8 @@ from forebay.producer.waiting.futures import countable
 from forebay.storage.jobs.records import Outcome
 
 _lock = threading.Lock()  # one for all handles: it is held for an instant, and one each would cost every submit
+# A forked process finds it free, whatever other threads were doing.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Job:
@@ -140,6 +143,10 @@ class Job:
         """Called when the job was queued again."""
         with _lock:
             self._outcome, self._future = None, None
+
+    def forget_future(self) -> None:
+        """Called in a forked process: the threads that wait for this future are the parent's."""
+        self._future = None
 
     async def _async_result(self) -> Any:
         await asyncio.wrap_future(self.future())

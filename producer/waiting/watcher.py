@@ -31,6 +31,7 @@ class Handle(Protocol):
 
     def set_outcome(self, outcome: Outcome) -> None: ...
     def clear_outcome(self) -> None: ...
+    def forget_future(self) -> None: ...
 
 
 H = TypeVar("H", bound=Handle)
@@ -68,6 +69,10 @@ class Watcher:
         """
         with self._lock:
             return cast("list[H]", [self._handles.setdefault(handle.id, handle) for handle in handles])
+
+    def handles(self) -> list[Handle]:
+        """Those that are known and alive; takes no lock, which a thread that a fork left behind may hold."""
+        return list(self._handles.values())
 
     def find(self, id: str) -> Handle | None:
         with self._lock:

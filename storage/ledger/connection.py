@@ -28,6 +28,8 @@ BUSY_TIMEOUT_S = 60
 WAL_LIMIT = "wal_autocheckpoint=20000"
 CLOCK_REFRESH_S = 60
 
+FORK_WAIT_S = 2.0
+
 
 class Ledger:
     """One database. Thread-safe; open one per process and close it."""
@@ -125,6 +127,15 @@ class Ledger:
     def close(self) -> None:
         """Give back every connection."""
         self.engine.dispose()
+
+    def prepare_fork(self) -> None:
+        """Close SQLite's connections, which a forked process must not even close; those in use are waited for, a moment."""
+        until = time.monotonic() + FORK_WAIT_S
+        while self.sqlite:
+            self.engine.pool.dispose()
+            if not self.engine.pool.checkedout() or time.monotonic() > until:  # type: ignore[attr-defined] # QueuePool
+                return
+            time.sleep(0.001)
 
     @contextmanager
     def _limited(self, connection: Connection) -> Iterator[None]:

@@ -1,0 +1,78 @@
+"""Submits of several threads at once share a transaction: a commit waits for the disk, and one can carry the jobs of all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
+
+
+@dataclass(slots=True)
+class PendingSubmit:
+    """One caller's jobs on their way into the ledger, and what became of them."""
+
+    jobs: Sequence[NewJob]
+    max_queue_size: int | None
+    done: bool = False  # read and written by whoever holds the commit lock
+    ids: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def may_be_refused(self) -> bool:
+        """Whether its jobs, by a key or a full queue, may fail without a fault of the ledger."""
+        return self.max_queue_size is not None or any(job.idempotency_key is not None for job in self.jobs)
+
+
+class GroupCommit:
+    """Adds jobs to the ledger: whoever gets in commits for all who wait behind, who then find theirs done."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._waiting: list[PendingSubmit] = []
+        self._lock = threading.Lock()
+        self._committing = threading.Lock()
+
+    def add(self, jobs: Sequence[NewJob], max_queue_size: int | None) -> list[str]:
+        """Make the jobs durable; their ids, those of existing jobs for idempotency keys met before.
+
+        With `max_queue_size` no more than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when
+        nothing was stored.
+        """
+        submit = PendingSubmit(jobs, max_queue_size)
+        with self._lock:
+            self._waiting.append(submit)
+        with self._committing:
+            if not submit.done:
+                self._commit_waiting()
+        if submit.error is not None:
+            raise submit.error
+        return submit.ids
+
+    def _commit_waiting(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        try:
+            sure = [submit for submit in waiting if not submit.may_be_refused]
+            # One that may be refused has a transaction of its own, so that the others are not refused with it.
+            for group in [sure, *([submit] for submit in waiting if submit.may_be_refused)]:
+                self._commit(group)
+        finally:
+            for submit in waiting:
+                submit.done = True
+
+    def _commit(self, group: Sequence[PendingSubmit]) -> None:
+        if not group:
+            return
+        try:
+            ids = self._store.add(
+                [job for submit in group for job in submit.jobs], max_queue_size=group[0].max_queue_size
+            )
+        except Exception as error:  # noqa: BLE001 - handed to each caller
+            for submit in group:
+                submit.error = error
+            return
+        for submit in group:
+            submit.ids, ids = ids[: len(submit.jobs)], ids[len(submit.jobs) :]
