@@ -92,7 +92,6 @@ def _dashboard(ledger: Ledger) -> dict[str, Callable[[], object]]:
         "batches: a page of shards": lambda: batches.shards(LARGE, f"part-000000-{5_000_000:015d}"),
         "batches: errors by kind": lambda: batches.errors(LARGE),
         "training: about a page": lambda: training.runs_by_id(runs),
-        "training: a page's runs": training.runs,
         "training: the longest curve": lambda: training.sampled_curve(longest),
         "training: a short curve": lambda: training.sampled_curve(runs[-1] if runs else ""),
         "training: checkpoints": lambda: training.checkpoints(longest),

@@ -12,8 +12,9 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_type_hints
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from forebay.contract.references import shown
 
 STACK_FILE = "stack.json"
 CONFIG_FILE = "forebay.toml"
+PREFIX = "FOREBAY_"  # of every setting's environment variable
 
 _UNITS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -201,10 +203,13 @@ class Settings:
         """Read all settings; `flags` are by setting name and None means not given.
 
         `config` is the forebay.toml to read; by default the one in the working folder, else the one in `home`.
-        Raises InvalidInput naming the setting, where it came from and its value.
+        Raises InvalidInput naming the setting, where it came from and its value. A name that no setting has is refused too, and
+        so is a variable that only begins like one of ours.
         """
         env = os.environ if environment is None else environment
-        _refuse_unknown(flags)
+        _refuse_unknown("setting", flags, SETTINGS)
+        given = [name for name, value in env.items() if name.startswith(PREFIX) and value]
+        _refuse_unknown("setting's variable", given, [setting.variable for setting in SETTINGS.values()])
         default_home: Path = SETTINGS["home"].default
         home = _given("home", flags, env, {}) or default_home
         file = _read_config(config, Path.cwd() / CONFIG_FILE, home.expanduser() / CONFIG_FILE)
@@ -223,10 +228,10 @@ class Settings:
         # more than one process of ours: a step of a small network then takes twenty times as long.
         return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | self.as_environment() | more
 
-    def public(self) -> dict[str, Any]:
-        """The settings as text for people to read: passwords in URLs are masked."""
-        texts = {name: setting.kind.dump(getattr(self, name)) for name, setting in SETTINGS.items()}
-        return texts | {name: mask_password(texts[name]) for name in ("broker", "database", "blobs")}
+    @property
+    def alive_s(self) -> float:
+        """How old the last heartbeat of a worker that lives may be."""
+        return 3 * self.heartbeat_s
 
     @property
     def trains_only(self) -> bool:
@@ -257,15 +262,17 @@ class Setting:
 
 _KINDS = {name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()}
 SETTINGS: Mapping[str, Setting] = {
-    field.name: Setting(f"FOREBAY_{field.name.upper()}", _KINDS[field.name], **field.metadata)
+    field.name: Setting(f"{PREFIX}{field.name.upper()}", _KINDS[field.name], **field.metadata)
     for field in fields(Settings)
 }
 
 
-def _refuse_unknown(names: Mapping[str, Any], where: str = "") -> None:
-    unknown = sorted(set(names) - set(SETTINGS))
-    if unknown:
-        raise InvalidInput(f"{where}no setting is called {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+def _refuse_unknown(what: str, names: Iterable[str], known: Collection[str], where: str = "") -> None:
+    unknown = min(set(names) - set(known), default=None)
+    if unknown is not None:
+        nearest = get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+        raise InvalidInput(f"{where}no {what} is called {unknown!r}; {hint}")
 
 
 def _given(name: str, flags: Mapping[str, Any], env: Mapping[str, str], file: Mapping[str, Any]) -> Any:
@@ -292,5 +299,5 @@ def _read_config(given: Path | None, *places: Path) -> Mapping[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read {path}: {error}") from error
-    _refuse_unknown(content, f"{path}: ")
+    _refuse_unknown("setting", content, SETTINGS, f"{path}: ")
     return content

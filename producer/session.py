@@ -77,7 +77,7 @@ class Session:
 
     def live_workers(self) -> list[WorkerInfo]:
         """The workers that have sent a heartbeat lately."""
-        return self._workers.alive(3 * self.settings.heartbeat_s)
+        return self._workers.alive(self.settings.alive_s)
 
     def send(self, routed_jobs: Sequence[RoutedJob]) -> bool:
         """Send jobs that are queued in the ledger; False when Redis is down, and then the sweeper sends them."""

@@ -1,6 +1,6 @@
 """What the tests share: a ledger on SQLite and on PostgreSQL, fresh for every test, and a real Valkey.
 
-FOREBAY_TEST_POSTGRES may name a server (postgresql://user@host:port) whose user may create databases; else one is
+TEST_POSTGRES may name a server (postgresql://user@host:port) whose user may create databases; else one is
 started from Debian's programs. Without either, tests that need one are skipped at home and fail where CI is set.
 """
 
@@ -27,12 +27,12 @@ hypothesis_settings.load_profile("forebay")
 @pytest.fixture(scope="session")
 def pg_url() -> Iterator[str]:
     """A PostgreSQL server, as postgresql://user@host:port without a database."""
-    if given := os.environ.get("FOREBAY_TEST_POSTGRES"):
+    if given := os.environ.get("TEST_POSTGRES"):
         yield urlsplit(given)._replace(path="", query="", fragment="").geturl()
         return
     programs = find_postgres()
     if programs is None:
-        do_without("no PostgreSQL: install Debian's package postgresql, or set FOREBAY_TEST_POSTGRES")
+        do_without("no PostgreSQL: install Debian's package postgresql, or set TEST_POSTGRES")
     with running(PostgresServer(programs)) as server:
         yield server.url
 

@@ -42,7 +42,6 @@ class Overdue:
 
     limit: str
     seconds: float
-    late_s: float
 
 
 class SharedPage:
@@ -120,7 +119,7 @@ class SharedPage:
         for line in (MAIN, PREPARE, READ, WRITE):
             deadline = self._cells[line]
             if deadline and now > deadline:
-                return Overdue(LIMITS.get(self._cells[line + 2], "?"), self._cells[line + 1], now - deadline)
+                return Overdue(LIMITS.get(self._cells[line + 2], "?"), self._cells[line + 1])
         return None
 
 

@@ -1,19 +1,20 @@
 """`/metrics`, `/healthz` and `/readyz`, for machines.
 
-`/healthz` is public and says that this process answers. `/readyz` and `/metrics` need the same login as the pages, and
-wait for the ledger in a thread, so that a slow one delays nobody else.
+`/healthz` is public and says that this process answers. `/readyz` and `/metrics` need the same login as the pages. A ledger
+that is unavailable shows as `forebay_ledger_up 0`, not as an error.
 """
 
 from __future__ import annotations
-
-import asyncio
 
 import prometheus_client
 from flower.views import BaseHandler
 from tornado.web import authenticated
 
-from forebay.contract.errors import ForebayError
 from forebay.contract.metrics.exposition import CONTENT_TYPE
+from forebay.dashboard.flower.metrics import WITHOUT_LEDGER, read_metrics
+
+METRICS_AGE_S = 5.0  # so that several scrapers cost the ledger no more than one
+METRICS_WAIT_S = 10.0  # Prometheus' own limit for a scrape
 
 
 class Health(BaseHandler):  # type: ignore[misc] # Flower ships no types
@@ -30,10 +31,8 @@ class Ready(BaseHandler):  # type: ignore[misc]
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self) -> None:
         missing = [] if self.application.events.connected else ["queue: no connection to Redis"]
-        try:
-            await asyncio.to_thread(self.application.metrics.ping)
-        except ForebayError as error:
-            missing.append(f"ledger: {error}")
+        answer = await self.application.ledger.read("ping", lambda queries: queries.ledger.ping(), max_age_s=0)
+        missing += [f"ledger: {answer.problem}"] if answer.problem else []
         self.set_status(503 if missing else 200)
         self.set_header("Content-Type", "text/plain")
         self.finish("".join(f"{line}\n" for line in missing or ["ready"]))
@@ -45,7 +44,9 @@ class Metrics(BaseHandler):  # type: ignore[misc]
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self) -> None:
         self.application.purge_offline_worker_metrics()
-        flowers = prometheus_client.generate_latest()
-        ours = await asyncio.to_thread(self.application.metrics.text)
+        flowers, settings = prometheus_client.generate_latest(), self.application.forebay
+        ours = await self.application.ledger.read(
+            "metrics", lambda queries: read_metrics(queries, settings), METRICS_AGE_S, METRICS_WAIT_S
+        )
         self.set_header("Content-Type", CONTENT_TYPE)
-        self.finish(flowers + ours)
+        self.finish(flowers + (WITHOUT_LEDGER if ours.problem else ours.value))

@@ -32,7 +32,6 @@ from tornado.options import options
 
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.dashboard.flower.feed import EventFeed
-from forebay.dashboard.flower.metrics import LedgerMetrics
 from forebay.dashboard.flower.navigation import TemplateLoader
 from forebay.dashboard.flower.options import read_options
 from forebay.dashboard.flower.routes import ROUTES
@@ -70,7 +69,6 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
         self.forebay = settings
         self.access = AccessControl(options, tornado_settings, operators=settings.operators, host=host)
         self.ledger = LedgerReader(settings)
-        self.metrics = LedgerMetrics(settings)
         self.trends = Trends()
         self.dispatcher = Dispatcher(capp)
         self.add_handlers(".*", [rewrite_handler(r, options.url_prefix) if options.url_prefix else r for r in ROUTES])
@@ -124,7 +122,6 @@ def serve(settings: Settings, host: str, port: int) -> int:
         dashboard.start()
     finally:
         io_loop.close(all_fds=True)
-        dashboard.metrics.close()
     log.info("dashboard_stopped")
     return 0
 

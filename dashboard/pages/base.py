@@ -96,11 +96,6 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
         settings: Settings = self.application.forebay
         return settings
 
-    @property
-    def alive_s(self) -> float:
-        """How old the last heartbeat of a live worker may be."""
-        return 3 * self.forebay.heartbeat_s
-
     def get_template_namespace(self) -> dict[str, Any]:
         """What every template may use, Flower's included."""
         namespace: dict[str, Any] = super().get_template_namespace()

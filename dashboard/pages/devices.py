@@ -53,7 +53,9 @@ class DevicesPage(Page):
             self.ledger.read("devices", lambda queries: read_devices(queries, RECENT_S)),
             self.read_load(),
         )
-        self.show(devices, load, devices=devices.value, load=load.value, alive_s=self.alive_s, max_models=MAX_MODELS)
+        self.show(
+            devices, load, devices=devices.value, load=load.value, alive_s=self.forebay.alive_s, max_models=MAX_MODELS
+        )
 
 
 def read_devices(queries: LedgerQueries, max_age_s: float) -> list[Device]:

@@ -52,7 +52,7 @@ class ModelsPage(Page):
     async def get(self) -> None:
         wanted = self.get_query_argument("name", "").strip()
         data, trend = await asyncio.gather(
-            self.ledger.read("models", lambda queries: read_models(queries, self.alive_s), max_age_s=5),
+            self.ledger.read("models", lambda queries: read_models(queries, self.forebay.alive_s), max_age_s=5),
             self.read_trend(WINDOWS["day"]),
         )
         groups = rows_by_name(data.value, trend.value, wanted) if data.value is not None else None

@@ -56,7 +56,7 @@ class OverviewPage(Page):
             self.read_load(),
             self.read_trend(window),
             self.read_trend(hour),
-            self.ledger.read("alive", lambda queries: read_devices(queries, self.alive_s), max_age_s=2),
+            self.ledger.read("alive", lambda queries: read_devices(queries, self.forebay.alive_s), max_age_s=2),
         )
         workers = [device.report.info for device in devices.value or ()]
         self.show(

@@ -81,7 +81,9 @@ class LedgerReader:
         self._pending: dict[Hashable, asyncio.Task[None]] = {}
         self._available = True
 
-    async def read(self, key: Hashable, query: Callable[[LedgerQueries], T], max_age_s: float = 1.0) -> Snapshot[T]:
+    async def read(
+        self, key: Hashable, query: Callable[[LedgerQueries], T], max_age_s: float = 1.0, wait_s: float = WAIT_S
+    ) -> Snapshot[T]:
         """The cached result for `key` if it is younger than `max_age_s` seconds, else what the ledger returns now.
 
         Raises what the query raises, except for LedgerUnavailable.
@@ -94,9 +96,9 @@ class LedgerReader:
                     return self._snapshot(key, "the ledger is busy with other queries")
                 task = self._pending[key] = asyncio.create_task(self._refresh(key, query))
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.wait({task}, timeout=WAIT_S)
+            await asyncio.wait({task}, timeout=wait_s)
             if not task.done():
-                return self._snapshot(key, f"the ledger has not answered within {WAIT_S:g} s")
+                return self._snapshot(key, f"the ledger has not answered within {wait_s:g} s")
             task.result()
         return self._snapshot(key)
 

@@ -21,7 +21,6 @@ from forebay.storage.batches.records import Batch
 from forebay.storage.jobs import statements as sql
 from forebay.storage.jobs.records import ClaimedJob, Ended, NewJob, claimed_job, ended, new_row, routed_jobs
 from forebay.storage.jobs.statements import END_LEASE, HELD, NO_LEASE, RESET, ROUTED_JOB, guard, new_state
-from forebay.storage.jobs.store import ERROR_TYPE_LENGTH
 from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
@@ -145,13 +144,6 @@ class BatchStore:
                 return False
             FINISH.execute(connection, id=work.id, seconds=outcome.seconds, outcome=encode(outcome).decode(), **counts)
         return True
-
-    def fail(self, work: ShardWork, error: JobError) -> bool:
-        """End an attempt with an error, if it still holds the shard."""
-        about = {"error_type": plain_text(error.type, ERROR_TYPE_LENGTH), "error_message": plain_text(error.message)}
-        end = {"id": work.id, "attempt": work.attempt, "now": self.ledger.now()}
-        with self.ledger.write() as connection:
-            return sql.FAIL.execute(connection, **end, **about).rowcount > 0
 
     def stop(self, work: ShardWork) -> None:
         """End an attempt that was to be canceled: its work has stopped."""

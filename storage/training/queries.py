@@ -26,8 +26,6 @@ SELECT r.id, r.model, r.recipe, j.state, r.request, r.resumed, r.steps, r.data, 
 FROM training_runs r JOIN jobs j ON j.id = r.id"""
 RUN = Statement(f"{_RUNS} WHERE r.id = :id")
 RUNS_BY_ID = Statement(f"{_RUNS} WHERE r.id = ANY(:ids)")
-RUNS = Statement(f"{_RUNS} WHERE r.id < :before ORDER BY r.id DESC LIMIT :limit")
-RUNS_OF_MODEL = Statement(f"{_RUNS} WHERE r.model = :model AND r.id < :before ORDER BY r.id DESC LIMIT :limit")
 MEASURED = Statement("""
 SELECT split, step, epoch, at, measured, rows_per_s FROM job_metrics WHERE job_id = :id AND step > :after
 ORDER BY step, split LIMIT :limit""")
@@ -47,7 +45,6 @@ WHERE model = :model AND version = :version ORDER BY id DESC LIMIT :limit""")
 OLDER_RUN = Statement("""
 SELECT count(*) FROM (
     SELECT id FROM jobs WHERE state = 'queued' AND queue = :queue AND kind = 'node' AND parent_id < :id LIMIT 1) AS older""")
-END_OF_IDS = "g"  # ids are hex digits: all are below
 
 
 class TrainingQueries:
@@ -69,13 +66,6 @@ class TrainingQueries:
         id = lineage.get("job") if isinstance(lineage, Mapping) else None
         row = self._ledger.row(RUN, id=id) if isinstance(id, str) else None
         return None if row is None else _run(row).data
-
-    def runs(self, model: str | None = None, *, before: str | None = None, limit: int = 100) -> list[Run]:
-        """Runs, the newest first; of one model, and older than the run `before`, where these are given."""
-        statement = RUNS if model is None else RUNS_OF_MODEL
-        return [
-            _run(row) for row in self._ledger.rows(statement, model=model, before=before or END_OF_IDS, limit=limit)
-        ]
 
     def runs_by_id(self, ids: Sequence[str]) -> dict[str, Run]:
         """Those of these training jobs that have begun."""

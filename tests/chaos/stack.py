@@ -29,7 +29,7 @@ from support.servers import PostgresServer, find_postgres
 TESTS = Path(__file__).parents[1]  # where workers find the model
 log = structlog.get_logger()
 
-MARK = "FOREBAY_CHAOS"
+MARK = "STARTED_BY_CHAOS"
 READY_S = 120
 STOP_S = 90  # a worker's own grace is 60
 RESTART_S = 1.0  # before `forebay worker` is started again, as a service manager would

@@ -11,7 +11,7 @@ from forebay.contract.requests.request import encode
 from forebay.contract.requests.shards import ShardOutcome, ShardWork, WrittenFile
 from forebay.contract.row_errors import ErrorKind
 from forebay.storage.batches.store import FINISH, BatchStore
-from forebay.storage.jobs.records import ClaimedJob, NewJob
+from forebay.storage.jobs.records import ClaimedJob, Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 
@@ -73,8 +73,8 @@ class MadeBatch:
 
     def fail(self, numbers: Sequence[int], error: JobError) -> None:
         """Claim these shards and end them with an error."""
-        for _, work in self.claim(numbers):
-            assert self.store.fail(work, error)
+        for job, _ in self.claim(numbers):
+            assert self.jobs.finish([Finished(job.id, job.attempt, error=error)])
 
     def finish_quickly(self, numbers: Sequence[int], kinds: Sequence[ErrorKind], bad: Sequence[int]) -> None:
         """As `finish`, in one transaction and without claims: for very many shards. Those in `bad` have rows that failed."""

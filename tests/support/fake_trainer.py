@@ -35,7 +35,7 @@ PAUSE = threading.Event()  # never set
 
 class StandIn:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.leads = folder, os.environ["RANK"] == "0"
+        self.folder, self.leads = folder, os.environ.get("RANK", "0") == "0"
         self.request = decode((folder / REQUEST_FILE).read_bytes(), TrainRequest)
         self.step, self.sum, self.stop, self.fresh = 0, 0, False, True
         if (folder / RESUME_FILE).exists():

@@ -108,7 +108,7 @@ class User:
 
     def marked(self) -> list[psutil.Process]:
         """Every process of this machine that was started for the stack in this home, whoever its parent is now."""
-        return [p for p in psutil.process_iter() if _variable(p, "FOREBAY_STACK") == str(self.home)]
+        return [p for p in psutil.process_iter() if _variable(p, "STARTED_BY_FOREBAY") == str(self.home)]
 
     @contextmanager
     def up(self, *arguments: str) -> Iterator[dict[str, Any]]:

@@ -156,14 +156,6 @@ class ModelCache:
             self._models[key] = loaded
             return loaded
 
-    def evict(self, name: str, version: int) -> bool:
-        """Drops a version; whether it was held."""
-        with self._lock:
-            found = (name, version) in self._models
-            if found:
-                self._drop((name, version))
-            return found
-
     def held(self) -> tuple[Key, ...]:
         """The versions held, least recently used first."""
         with self._lock:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from forebay.contract.errors import DeviceNotFound, MissingExtra
 from forebay.contract.queues import QueueSpec
 
 _PROBE = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+_NVIDIA, _AMD = "libcuda.so.1", Path("/dev/kfd")  # what torch reaches a GPU by: NVIDIA's driver, or AMD's
 
 
 def count_gpus() -> int:
     """How many CUDA devices torch can use here; MissingExtra without torch.
 
-    Asked in a process of its own: a parent must never touch CUDA.
+    Asked in a process of its own, since a parent must never touch CUDA, and only where there is a driver: torch takes seconds
+    to load.
     """
-    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120, check=False)
-    if "ModuleNotFoundError" in done.stderr:
+    if find_spec("torch") is None:
         raise MissingExtra("a worker needs torch: pip install 'forebay[worker]'")
+    if not has_driver():
+        return 0
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120, check=False)
     return int(done.stdout.strip() or 0) if done.returncode == 0 else 0
+
+
+def has_driver() -> bool:
+    """Whether a GPU's driver is installed here; without one torch finds no device."""
+    try:
+        ctypes.CDLL(_NVIDIA)
+    except OSError:
+        return _AMD.exists()
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,12 +31,12 @@ class Probes:
         sweeps: SweepLoop,
         ledger: Ledger,
         broker: redis.Redis,
-        heartbeat_s: float,
+        alive_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._heartbeat, self._sweeps = heartbeat, sweeps
         self._ledger, self._redis = ledger, broker
-        self._beats_within = 3 * heartbeat_s + STALLED_S
+        self._beats_within = alive_s + STALLED_S
         self._clock = clock
         self._last_turn = clock() + START_S - STALLED_S
         self.children = 0

@@ -59,7 +59,7 @@ def serve(settings: Settings, queues: list[str], children: int, supervisor: int 
     heartbeat = Heartbeat(context, tuple(queues), in_flight.ids)
     sweeps = SweepLoop(context, Sweeper(store, Dispatcher(app), Announcer(broker), broker, settings), heartbeat)
     app.forebay_feeder = feeder = Feeder(sweeps, in_flight, metrics, children)
-    app.forebay_probes = probes = Probes(heartbeat, sweeps, ledger, connect_redis(settings), settings.heartbeat_s)
+    app.forebay_probes = probes = Probes(heartbeat, sweeps, ledger, connect_redis(settings), settings.alive_s)
     sweeps.after_sweep = Watchdog(feeder, broker, queues, settings.resend_s).check
     metrics.gauges["worker_children"] = lambda: probes.children
 

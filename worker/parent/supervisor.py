@@ -57,7 +57,7 @@ def name_workers(settings: Settings, plans: Sequence[WorkerPlan]) -> Iterator[tu
     host, given = socket.gethostname(), settings.worker_name
     ledger = Ledger(settings.database)
     try:
-        taken = {w.name for w in WorkerRegistry(ledger).alive(3 * settings.heartbeat_s)}
+        taken = {w.name for w in WorkerRegistry(ledger).alive(settings.alive_s)}
     finally:
         ledger.close()
     for i, plan in enumerate(plans):

@@ -2,8 +2,8 @@
 
 Reads FOLDER/request.json and writes events to FOLDER/events.jsonl. Its exit status is 0 when it has trained, 3 when it has
 refused the request or its data, 4 when SIGTERM made it save and stop; every other end is a crash. torchrun itself ends with 1
-whatever its processes end with, so whoever starts it goes by the events: the last one is `trained` or `refused`, or a checkpoint
-was saved after the SIGTERM. Knows neither ledger nor queue.
+whatever its processes end with, so whoever starts them goes by the events: the last one is `trained` or `refused`, or a
+checkpoint was saved after the SIGTERM. Knows neither ledger nor queue.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -11,15 +10,17 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.metadata import version
 from importlib.util import find_spec
 
-from forebay.contract.errors import ForebayError, LedgerUnavailable
+from forebay.contract.errors import ForebayError, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import Settings, mask_password
 from forebay.contract.wire.celery_app import connect_redis
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import current
 from forebay.storage.workers import WorkerInfo, WorkerRegistry
+from forebay.worker.parent.devices import count_gpus
 
 EXTRAS = (
     ("torch", "worker", "running models"),
@@ -62,7 +63,7 @@ def check_worker(settings: Settings) -> list[Finding]:
         host = socket.gethostname()
         names = [w.name for w in _alive(settings) if w.host == host]
         if not names:
-            raise ForebayError(f"no worker on {host} has sent a heartbeat in the last {3 * settings.heartbeat_s:g} s")
+            raise ForebayError(f"no worker on {host} has sent a heartbeat in the last {settings.alive_s:g} s")
         return ", ".join(names)
 
     return [
@@ -107,12 +108,11 @@ def _extra(module: str, extra: str, purpose: str) -> Finding:
 
 def _gpu() -> Finding:
     remedy = "nothing if this machine is to run models on the CPU; else install the driver and a CUDA build of torch"
-    if find_spec("torch") is None:
+    try:
+        count = count_gpus()
+    except MissingExtra:
         return Finding("gpu", False, "unknown without torch", remedy, optional=True)
-    probe = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.__version__)"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, check=False)
-    count, _, version = done.stdout.strip().partition(" ")
-    return Finding("gpu", count not in ("", "0"), f"{count or 0} CUDA devices, torch {version}", remedy, optional=True)
+    return Finding("gpu", count > 0, f"{count} CUDA devices, torch {version('torch')}", remedy, optional=True)
 
 
 def _ping_queue(settings: Settings) -> str:
@@ -139,7 +139,7 @@ def _check_blobs(settings: Settings) -> str:
 
 def _alive(settings: Settings) -> list[WorkerInfo]:
     with closing(Ledger(settings.database)) as ledger:
-        return WorkerRegistry(ledger).alive(3 * settings.heartbeat_s)
+        return WorkerRegistry(ledger).alive(settings.alive_s)
 
 
 def _list_workers(settings: Settings) -> str:

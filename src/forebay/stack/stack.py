@@ -40,7 +40,7 @@ log = structlog.get_logger()
 READY_S = 120  # a first start imports torch from a cold disk
 PARTS_STOP_S = 25  # beyond shutdown_grace_s, for a worker and its supervisor to end what is left
 STOP_S = 20  # beyond that, for the rest of the stack
-MARK = "FOREBAY_STACK"  # the home, in the environment of everything the stack starts
+MARK = "STARTED_BY_FOREBAY"  # the home, in the environment of everything the stack starts
 
 
 class StackError(ForebayError):

@@ -73,8 +73,7 @@ def test_a_run_tells_what_was_found_measured_and_saved(store: JobStore, runs: Tr
     assert [m.step for m in runs.queries.curve(job.id, after=5)] == [10, 10]
     info = store.queries.get(job.id)
     assert (info.progress.done, info.progress.total, info.progress.message) == (10, 20, "epoch 1")
-    assert [r.id for r in runs.queries.runs()] == [r.id for r in runs.queries.runs("digits")] == [job.id]
-    assert runs.queries.runs("others") == runs.queries.runs(before=job.id) == []
+    assert runs.queries.runs_by_id([job.id, "0" * 32]) == {job.id: runs.queries.run(job.id)}
 
 
 def test_only_the_last_checkpoints_are_kept_and_the_other_blobs_are_told(store: JobStore, runs: TrainingStore) -> None:

@@ -1,6 +1,6 @@
 """What a child makes of a training job: a run that goes well, and trainers that crash, hang, refuse, or must stop.
 
-The trainer is real torchrun with a stand-in for what it runs; the ledger, once of each kind, and the blobs are real.
+The trainer is a stand-in, once under real torchrun; the ledger, once of each kind, and the blobs are real.
 """
 
 import os

@@ -94,7 +94,7 @@ def test_five_kills_at_random_moments_cost_one_interval_each_and_change_nothing(
 
 def test_torchrun_killed_takes_its_trainer_with_it_and_the_run_goes_on(training: TrainingStack) -> None:
     training.trainer().ready()
-    id = training.train(20, every=200)
+    id = training.train(20, every=200, nproc=2)
     training.await_step(id, 200)
     [torchrun] = [process for process in training.family() if process not in training.trainers()]
     trainers = training.trainers()

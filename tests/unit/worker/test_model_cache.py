@@ -179,14 +179,6 @@ def test_a_failed_fetch_leaves_the_cache_as_it_was():
     assert names(models.held()) == ["a"]
 
 
-def test_a_version_can_be_dropped_by_hand():
-    models = cache(100)
-    models.get(version("a"))
-    assert models.evict("a", 1)
-    assert not models.evict("a", 1)
-    assert models.bytes == 0
-
-
 def test_an_unknown_runtime_is_refused_with_the_known_ones():
     with pytest.raises(InvalidInput, match=r"no runtime is called 'nope'.*python.*safetensors.*torch-export"):
         get_runtime("nope")

@@ -76,7 +76,7 @@ def test_a_step_is_overdue_once_its_time_is_over_and_until_it_ends(
         clock.forward(1.5)
         assert parent.overdue() is None
         clock.forward(1.0)
-        assert parent.overdue() == Overdue("timeout_s", 2.0, 0.5)
+        assert parent.overdue() == Overdue("timeout_s", 2.0)
     assert parent.overdue() is None
     with pytest.raises(ValueError, match="bad"), child.limit(5.0, LOAD):
         raise ValueError("bad")
@@ -97,7 +97,7 @@ def test_preparing_and_running_are_watched_side_by_side(sides: tuple[SharedPage,
         SimpleNamespace(prepare=lambda rows: clock.forward(2) or parent.overdue(), nbytes=lambda: 7), child, 1
     )
     with child.limit(100.0):
-        assert model.prepare([1]) == Overdue("timeout_s", 1, 1.0)
+        assert model.prepare([1]) == Overdue("timeout_s", 1)
     assert model.nbytes() == 7
     assert not hasattr(model, "postprocess")
     with child.limit(1.0, line=PREPARE), child.limit(1.0):

@@ -10,7 +10,15 @@ from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import DataSummary, Event, Point, Saved, TrainRequest
 from forebay.contract.settings import Settings
 from forebay.worker.kinds.train.follow import EventReader
-from forebay.worker.kinds.train.launch import Rendezvous, command, environment, exit_reason, processes
+from forebay.worker.kinds.train.launch import (
+    TORCHRUN,
+    TRAINER,
+    Rendezvous,
+    command,
+    environment,
+    exit_reason,
+    processes,
+)
 from forebay.worker.kinds.train.nodes import NodeRequest
 from forebay.worker.kinds.train.record import progress
 
@@ -109,8 +117,14 @@ def test_the_machine_that_holds_the_lease_is_the_first_of_its_run(tmp_path: Path
     assert "--rdzv-endpoint=10.0.0.9:4000" in host
     addresses = [next(word for word in words if word.startswith("--local-addr")) for words in (host, other)]
     assert addresses == sorted(addresses)  # torchrun numbers machines by this order
-    assert "--standalone" in command(tmp_path, 1, [], 10)
-    assert command(tmp_path, 1, ["a.b", "c.*"], 10)[-2:] == ["--allowed", "a.b,c.*"]
+    assert "--standalone" in command(tmp_path, 2, [], 10)
+
+
+@pytest.mark.parametrize(("nproc", "under_torchrun"), [(1, False), (2, True)])
+def test_a_trainer_of_one_process_needs_no_torchrun(tmp_path: Path, nproc: int, under_torchrun: bool) -> None:
+    words = command(tmp_path, nproc, ["a.b", "c.*"], 10)
+    assert (TORCHRUN in words) is under_torchrun
+    assert words[-4:] == [TRAINER, str(tmp_path), "--allowed", "a.b,c.*"]
 
 
 def test_a_rendezvous_is_of_one_attempt() -> None:

@@ -145,7 +145,7 @@ def parts() -> Parts:
 
 @pytest.fixture
 def probes(parts: Parts) -> Probes:
-    made = Probes(parts, parts, FakeLedger(parts), parts, 10.0, parts.clock)  # type: ignore[arg-type]
+    made = Probes(parts, parts, FakeLedger(parts), parts, 30.0, parts.clock)  # type: ignore[arg-type]
     made.loop_turned(FakePool(up=1, starting=0))
     return made
 
@@ -155,7 +155,7 @@ def test_a_worker_with_a_child_and_its_servers_is_ready(probes: Probes) -> None:
 
 
 def test_a_worker_that_starts_is_well_but_not_ready(parts: Parts) -> None:
-    probes = Probes(parts, parts, FakeLedger(parts), parts, 10.0, parts.clock)  # type: ignore[arg-type]
+    probes = Probes(parts, parts, FakeLedger(parts), parts, 30.0, parts.clock)  # type: ignore[arg-type]
     parts.clock.forward(100)
     parts.last_beat = parts.clock()
     assert probes.health() == []

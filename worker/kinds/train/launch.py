@@ -1,7 +1,7 @@
 """A trainer as its worker sees it: the command, its environment, the process, and what it said last.
 
-The command is torchrun's, with one process of `forebay.worker.trainer.process` per device; all of them die with this process
-(die_with_parent.py). Knows processes and folders, neither ledger nor queue.
+It is one process of `forebay.worker.trainer.process`, or several under torchrun, one per device; all of them die with this
+process (die_with_parent.py). Knows processes and folders, neither ledger nor queue.
 """
 
 from __future__ import annotations
@@ -63,11 +63,14 @@ def command(
     module: str = TRAINER,
 ) -> list[str]:  # fmt: skip
     """What starts the trainer of `folder` with `nproc` processes, which dies with this process."""
-    more = ["--allowed", ",".join(allowed)] if allowed else []
+    dies_with_us = [sys.executable, "-m", DIE_WITH_PARENT, str(os.getpid())]
+    trainer = [module, str(folder), *(["--allowed", ",".join(allowed)] if allowed else [])]
+    if nproc == 1 and rendezvous is None:  # nobody to meet: torchrun would only take seconds to load torch once more
+        return [*dies_with_us, *trainer]
     return [
-        sys.executable, "-m", DIE_WITH_PARENT, str(os.getpid()), TORCHRUN, f"--nproc-per-node={nproc}", "--max-restarts=0",
+        *dies_with_us, TORCHRUN, f"--nproc-per-node={nproc}", "--max-restarts=0",
         f"--shutdown-timeout={max(1, round(grace_s))}", *_rendezvous_arguments(rendezvous),
-        "-m", DIE_WITH_PARENT, OWN_PID, module, str(folder), *more,
+        "-m", DIE_WITH_PARENT, OWN_PID, *trainer,
     ]  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def rendezvous_host(settings: Settings, workers: WorkerRegistry, queue: str) -> 
     if settings.rendezvous_host:
         return settings.rendezvous_host
     own = socket.gethostname()
-    hosts = {worker.host for worker in workers.alive(3 * settings.heartbeat_s) if queue in worker.queues}
+    hosts = {worker.host for worker in workers.alive(settings.alive_s) if queue in worker.queues}
     return LOOPBACK if hosts <= {own} else own
 
 
