@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
+from forebay.contract.references import ModelRef
 from forebay.contract.signature import Signature
 
 
@@ -45,3 +46,11 @@ class ModelVersion:
     def ref(self) -> str:
         """`name/version`, the reference that always means this version."""
         return f"{self.name}/{self.version}"
+
+
+Model: TypeAlias = str | ModelVersion  # `name`, `name/3` or `name@alias`, or a version itself
+
+
+def parse_model(model: Model) -> ModelRef:
+    """The reference that a user means; InvalidInput, with the valid forms, for anything else."""
+    return ModelRef.parse(model.ref if isinstance(model, ModelVersion) else model)

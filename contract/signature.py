@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.numbers import check_range, exactly, flattened
 from forebay.contract.references import described, shown
 from forebay.contract.values import MAX_DIMS, as_array, canonical, is_array, plain_json
 
@@ -24,6 +24,8 @@ Row: TypeAlias = Any  # dict[field name, value] if fields are declared, else any
 _INTEGERS = (f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 _NUMERIC = ("bool", *_INTEGERS, "float16", "float32", "float64")
 ARRAY_DTYPES: Mapping[str, np.dtype[Any]] = {name: np.dtype(name) for name in _NUMERIC}
+_ARRANGE = "arrange the values in the shape {}"
+BATCH_HINT = "if this is a batch, pass batched=True, or send each row separately"
 VALUE_DTYPES = ("str", "bytes", "json")
 _VALUE_TYPES: Mapping[str, Any] = {"str": str, "bytes": (bytes, bytearray, memoryview), "json": object}
 
@@ -109,12 +111,14 @@ class Signature:
     def output(self, row: Any) -> Any:
         """One row of a model's outputs, checked: the value itself for one declared output, a dict for several.
 
-        Arrays must have exactly the declared dtype and shape; NaN and inf pass. InvalidInput says what differs.
+        Arrays must have exactly the declared dtype and shape, those without dimensions become scalars; NaN and inf pass.
+        InvalidInput says what differs.
         """
         if self.outputs is None:
-            return canonical(row)
+            return _scalars(canonical(row))
         named = _named(self.outputs, row, "output")
         made = {out.name: _checked(out, named[out.name], f"output {out.name!a}", exact=True) for out in self.outputs}
+        made = {name: _scalars(value) for name, value in made.items()}
         return made[self.outputs[0].name] if len(made) == 1 else made
 
 
@@ -204,49 +208,38 @@ def _cast(field: Field, value: Any, where: str, exact: bool) -> NDArray[Any]:
         raise InvalidInput(f"{where}: {error}") from error
     if array.dtype.newbyteorder("=") == dtype or (not exact and np.can_cast(array.dtype, dtype, "safe")):
         return array.astype(dtype, copy=False)
-    raise _mismatch(field, where, described(array), f"convert it with .astype({field.dtype!r})")
+    if not exact and array.dtype.kind in "iuf" and dtype.kind in "iuf":  # as lists of the same numbers are
+        check_range(array, dtype, where)
+        return array.astype(dtype)
+    convert = f".astype({field.dtype!r})" if isinstance(value, np.ndarray | np.generic) else f".to(torch.{field.dtype})"
+    raise _mismatch(field, where, described(array), f"convert it with {convert}")
 
 
 def _from_numbers(field: Field, value: Any, where: str, exact: bool) -> NDArray[Any]:
     """A Python number, or nested lists of them, as an array of the field's dtype."""
     if not isinstance(value, (list, tuple, int, float)):
         raise InvalidInput(f"{where}: expected {field}, got {described(value)}")
-    dtype, (shape, flat) = ARRAY_DTYPES[field.dtype], _flattened(value, len(field.shape) + 1, where)
+    dtype, (shape, flat) = ARRAY_DTYPES[field.dtype], flattened(value, len(field.shape) + 1, where)
     if not _fits(field.shape, shape):
-        raise _mismatch(field, where, f"{type(value).__name__} of shape {list(shape)}", _hint(field, shape, exact))
+        raise _mismatch(
+            field,
+            where,
+            f"{type(value).__name__} of shape {list(shape)}",
+            _hint(field, shape, exact, _ARRANGE),
+        )
     legal = (bool, np.bool_) if dtype.kind == "b" else (int, float, np.integer, np.floating)
     bad = {kind for kind in set(map(type, flat)) if not issubclass(kind, legal) or (kind is bool and dtype.kind != "b")}
     if bad:
         wrong = next(item for item in flat if type(item) in bad)
         hint = "join arrays with np.stack first" if is_array(wrong) else "every value must be of the declared kind"
         raise _mismatch(field, where, f"{described(wrong)} among the values", hint)
-    return _exactly(flat, dtype, where).reshape(shape)
+    return exactly(flat, dtype, where).reshape(shape)
 
 
-def _flattened(value: Any, levels: int, where: str) -> tuple[tuple[int, ...], list[Any]]:
-    """Shape and elements of a nested list, at most `levels` deep, because a list may contain itself."""
-    shape: list[int] = []
-    flat = [value]
-    while flat and isinstance(flat[0], (list, tuple)) and len(shape) < levels:
-        shape.append(len(flat[0]))
-        if not all(isinstance(item, (list, tuple)) and len(item) == shape[-1] for item in flat):
-            raise InvalidInput(f"{where}: the list is ragged: its parts differ in length; pad them")
-        flat = list(chain.from_iterable(flat))
-    return tuple(shape), flat
-
-
-def _exactly(flat: list[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
-    """Numbers as `dtype`; InvalidInput for a number out of its range, or a fraction among integers."""
-    flat, bad = [item.item() if isinstance(item, np.generic) else item for item in flat], []
-    if dtype.kind == "f":
-        high = float(np.finfo(dtype).max)
-        bad = [item for item in flat if abs(item) > high and abs(item) != math.inf]
-    elif dtype.kind in "iu":
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-        bad = [item for item in flat if not (low <= item <= high and item == int(item))]
-    if bad:
-        raise InvalidInput(f"{where}: {shown(bad[0])} does not fit {dtype}")
-    return np.array(flat, dtype)
+def _scalars(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _scalars(item) for name, item in value.items()}
+    return value[()] if isinstance(value, np.ndarray) and not value.ndim else value
 
 
 def _column(field: Field, value: Any) -> list[Any]:
@@ -282,13 +275,13 @@ def _fits(declared: tuple[int, ...], given: tuple[int, ...]) -> bool:
     return len(declared) == len(given) and all(d in (-1, g) for d, g in zip(declared, given, strict=True))
 
 
-def _hint(field: Field, given: tuple[int, ...], exact: bool) -> str:
+def _hint(field: Field, given: tuple[int, ...], exact: bool, reshape: str = "use .reshape({})") -> str:
     if exact:
         return "correct the model or its signature"
     if given and _fits(field.shape, given[1:]):
-        return "if this is a batch, pass batched=True, or send each row separately"
+        return BATCH_HINT
     if -1 not in field.shape and math.prod(field.shape) == math.prod(given):
-        return f"use .reshape({list(field.shape)})"
+        return reshape.format(list(field.shape))
     return "send it in the declared shape"
 
 

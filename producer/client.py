@@ -12,11 +12,13 @@ from typing import Any, Self, Unpack
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState, QueueInfo
-from forebay.contract.references import ModelRef, check_job_id, shown
+from forebay.contract.model import Model, parse_model
+from forebay.contract.references import check_job_id, shown
 from forebay.contract.settings import Settings
 from forebay.datasets import require_pyarrow
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, open_handle
+from forebay.producer.inputs import several
 from forebay.producer.models import Models
 from forebay.producer.options import PredictOptions, SubmitOptions, TrainOptions, check_metadata
 from forebay.producer.session import Session
@@ -68,24 +70,26 @@ class Client:
         """Close every connection once everything submitted has been sent; jobs go on."""
         self.session.close()
 
-    def predict(self, model: str, inputs: Any, **options: Unpack[PredictOptions]) -> Job:
+    def predict(self, model: Model, inputs: Any, **options: Unpack[PredictOptions]) -> Job:
         """Submit one job and return once it is durable.
 
-        `model` is `name`, `name/3` or `name@alias`, resolved now. `inputs` is one sample: a NumPy array or torch tensor, str,
-        bytes, a number, or a dict or list of those. Raises InvalidInput, PayloadTooLarge, ModelNotFound, NoQueueFits,
-        QueueFull or LedgerUnavailable, and then nothing was stored.
+        `model` is `name`, `name/3`, `name@alias` or a ModelVersion, resolved now. `inputs` is one sample: a NumPy array or
+        torch tensor, a PIL image, str, bytes, a number, a dict or list of those, or a row of a table as a pandas Series.
+        Raises InvalidInput, PayloadTooLarge, ModelNotFound, NoQueueFits, QueueFull or LedgerUnavailable, and then nothing was
+        stored.
         """
         resolved = self._submitter.resolve(JobKind.PREDICT, model, options)
         return self._submitter.submit_inputs(resolved, [self._submitter.pack(resolved, inputs)])[0]
 
-    def predict_many(self, model: str, inputs: Iterable[Any], **options: Unpack[PredictOptions]) -> list[Job]:
+    def predict_many(self, model: Model, inputs: Iterable[Any], **options: Unpack[PredictOptions]) -> list[Job]:
         """Submit one job per input, all or none, in one transaction; the handles come in the order of the inputs.
 
-        Takes what `predict` takes; job i of an `idempotency_key` has the key `key:i`. Errors name the input's index.
+        Takes what `predict` takes; an array (n, …) is n inputs, and so is a table of n rows (pandas, polars, Arrow). Job i
+        of an `idempotency_key` has the key `key:i`. Errors name the input's index.
         """
         resolved = self._submitter.resolve(JobKind.PREDICT, model, options)
         packed = []
-        for i, value in enumerate(_several(inputs)):
+        for i, value in enumerate(several(resolved.model.signature, inputs)):
             try:
                 packed.append(self._submitter.pack(resolved, value))
             except InvalidInput as error:
@@ -94,7 +98,7 @@ class Client:
 
     def batch(
         self,
-        model: str,
+        model: Model,
         input: str | Path | Sequence[str | Path],
         output: str | Path,
         *,
@@ -144,12 +148,12 @@ class Client:
         submit = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
         asked: dict[str, Any] = {name: value for name, value in options.items() if name not in submit}
         request = training.make_request(**asked, metadata=options.get("metadata"))
-        resolved = self._submitter.resolve(JobKind.TRAIN, training.draft(model, request), submit)
+        resolved = self._submitter.check(JobKind.TRAIN, training.draft(model, request), submit)
         return self._submitter.submit_request(TrainingJob, resolved, request)
 
     def evaluate(
         self,
-        model: str,
+        model: Model,
         dataset: str | Path | Sequence[str | Path],
         *,
         target: str,
@@ -183,7 +187,7 @@ class Client:
         *,
         state: str | Sequence[str] | None = None,
         kind: str | None = None,
-        model: str | None = None,
+        model: Model | None = None,
         metadata: Mapping[str, Any] | None = None,
         limit: int = 100,
         before: str | None = None,
@@ -206,7 +210,7 @@ class Client:
             before=check_job_id(before) if before is not None else None,
         )
 
-    def retry_failed(self, model: str | None = None, *, dry_run: bool = False) -> int:
+    def retry_failed(self, model: Model | None = None, *, dry_run: bool = False) -> int:
         """Queue every failed and expired job again, those of `model` only when it is given; how many.
 
         Like `Job.retry` for each: same ids, attempts start anew, deadlines are gone. Jobs that succeeded or were canceled are
@@ -245,11 +249,11 @@ class Client:
             for name, spec in self.settings.queues.items()
         ]
 
-    def _model_filter(self, model: str | None) -> tuple[str | None, int | None]:
+    def _model_filter(self, model: Model | None) -> tuple[str | None, int | None]:
         """`name`, `name/3` or `name@alias` as the name and version to look for."""
         if model is None:
             return None, None
-        ref = ModelRef.parse(model)
+        ref = parse_model(model)
         return ref.name, self.session.registry.get(ref).version if ref.alias else ref.version
 
 
@@ -258,13 +262,3 @@ def _member(enum: Any, value: Any, what: str) -> Any:
         return enum(value)
     except ValueError:
         raise InvalidInput(f"no {what} is called {shown(value)}; there are {', '.join(enum)}") from None
-
-
-def _several(inputs: Any) -> Iterable[Any]:
-    try:
-        if not isinstance(inputs, str | bytes | Mapping):
-            several: Iterable[Any] = iter(inputs)
-            return several
-    except TypeError:  # nothing to iterate over, or an array without a dimension
-        pass
-    raise InvalidInput(f"predict_many takes a sequence of inputs, got one {type(inputs).__name__}; use predict")

@@ -18,10 +18,10 @@ from msgspec.structs import asdict
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
-from forebay.contract.model import ModelVersion
+from forebay.contract.model import Model, ModelVersion, parse_model
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.queues import Resources, route
-from forebay.contract.references import ModelRef, check_name, shown
+from forebay.contract.references import check_name, shown
 from forebay.contract.requests.fields import check
 from forebay.contract.signature import Signature
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
@@ -118,9 +118,9 @@ class Models:
         ref, form, size = self._store(path)
         return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size))
 
-    def get(self, ref: str) -> ModelVersion:
+    def get(self, ref: Model) -> ModelVersion:
         """The version that `name`, `name/3` or `name@alias` means now; ModelNotFound says what there is instead."""
-        return self._registry.get(ModelRef.parse(ref))
+        return self._registry.get(parse_model(ref))
 
     def list(self, name: str | None = None) -> Versions:
         """All versions, or those of one name, oldest first."""
@@ -139,9 +139,9 @@ class Models:
             inputs=inputs, outputs=outputs, resources=resources, metadata=check_metadata(metadata)
         )
 
-    def evaluations(self, ref: str, limit: int = 100) -> Evaluations:
+    def evaluations(self, ref: Model, limit: int = 100) -> Evaluations:
         """What evaluations of a version found, the newest first."""
-        model = self._registry.get(ModelRef.parse(ref))
+        model = self._registry.get(parse_model(ref))
         return self._session.training.evaluations(model.name, model.version, limit)
 
     def set_alias(self, name: str, alias: str, version: int) -> ModelVersion:
@@ -152,16 +152,16 @@ class Models:
         """Remove `name@alias`."""
         self._registry.drop_alias(name, alias)
 
-    def delete(self, ref: str) -> ModelVersion:
+    def delete(self, ref: Model) -> ModelVersion:
         """Delete one version, named by number or alias; InvalidInput while an alias points at it or its jobs wait or run."""
-        return self._registry.delete(ModelRef.parse(ref))
+        return self._registry.delete(parse_model(ref))
 
-    def warm(self, ref: str) -> Names:
+    def warm(self, ref: Model) -> Names:
         """Ask the workers that serve the version's queue to load it now; their names, [] when there is none.
 
         Each takes one of as many messages as there are workers, between its batches: a busy one may leave its to another.
         """
-        model = self._registry.get(ModelRef.parse(ref))
+        model = self._registry.get(parse_model(ref))
         queue = route(self._session.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, None)
         workers = [worker.name for worker in self._session.live_workers() if queue in worker.queues]
         # Without ids there is nothing to run: the model is only loaded.

@@ -17,6 +17,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.queues import QueueSpec, Resources, route
 from forebay.contract.references import shown
 from forebay.contract.requests.training import Split
+from forebay.contract.values import plain_json
 from forebay.storage.jobs.records import json_text
 
 Deadline = float | dt.timedelta | dt.datetime
@@ -123,18 +124,17 @@ def resolve_options(
 
 
 def check_metadata(value: Mapping[str, Any] | None, what: str = "metadata") -> dict[str, Any]:
-    """A copy of a mapping that JSON can carry unchanged; InvalidInput otherwise."""
+    """A copy of a mapping as JSON carries it: NumPy's scalars become Python's; InvalidInput for what is not JSON data."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise InvalidInput(f"{what} must be a mapping from str to JSON values, got {shown(value)}")
     try:
-        given = dict(value)
+        given = plain_json(dict(value))
+    except InvalidInput as error:
+        raise InvalidInput(f"{what}: {error}") from error
     except Exception as error:
         raise InvalidInput(f"{what} cannot be read: {type(error).__name__} {shown(str(error))}") from error
-    wrong = [key for key in given if type(key) is not str]
-    if wrong:
-        raise InvalidInput(f"{what} must be a mapping from str to JSON values, got the key {shown(wrong[0])}")
     text = json_text(what, given)
     if len(text) > MAX_METADATA:
         raise InvalidInput(f"{what} has {len(text)} characters as JSON, the limit is {MAX_METADATA}")

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, new_ids
-from forebay.contract.model import ModelVersion
-from forebay.contract.references import ModelRef, shown
+from forebay.contract.model import Model, ModelVersion, parse_model
+from forebay.contract.references import shown
 from forebay.contract.requests.request import Request, encode
 from forebay.contract.wire.messages import RoutedJob
 from forebay.contract.wire.payload import pack_input
+from forebay.producer import inputs
 from forebay.producer.handles.job import Job
 from forebay.producer.options import ResolvedOptions, resolve_options
 from forebay.producer.sender import PendingSend
@@ -32,16 +33,22 @@ class Submitter:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def resolve(self, kind: JobKind, model: str | ModelVersion, options: Mapping[str, Any]) -> ResolvedOptions:
-        """What a submit for `model` - a reference, or a version that is yet to be made - asks for, checked."""
-        version = model if isinstance(model, ModelVersion) else self._session.registry.resolve(ModelRef.parse(model))
+    def resolve(self, kind: JobKind, model: Model, options: Mapping[str, Any]) -> ResolvedOptions:
+        """What a submit for `model` asks for, checked; the version is the one that is meant now."""
+        return self.check(kind, self._session.registry.resolve(parse_model(model)), options)
+
+    def check(self, kind: JobKind, version: ModelVersion, options: Mapping[str, Any]) -> ResolvedOptions:
+        """The same for a version at hand, which may be yet to be made."""
         return resolve_options(kind, version, options, self._session.settings.queues, self._session.ledger.now())
 
     def pack(self, options: ResolvedOptions, value: Any) -> PackedInput:
         """The payload of one input; InvalidInput when the model does not take it, PayloadTooLarge when it is too large."""
         signature = options.model.signature
         try:
-            rows = signature.rows(value) if options.batched else [signature.row(value)]
+            if options.batched:
+                rows = signature.rows(inputs.batch(signature, value))
+            else:
+                rows = [signature.row(inputs.sample(signature, value))]
             data = pack_input(rows, options.batched)
             self._session.payloads.check(data)
         except InvalidInput as error:

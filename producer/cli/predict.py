@@ -9,6 +9,7 @@ import typer
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
+from forebay.contract.signature import BATCH_HINT
 from forebay.producer.cli.commands import examples, with_submit_options
 from forebay.producer.cli.inputs import JobInputs, read_inputs
 from forebay.producer.cli.options import Home, Json, Model, NoWait, Timeout, open_client, timeout_s
@@ -82,6 +83,11 @@ def predict(
 def _submit(client: Client, ref: str, inputs: JobInputs, options: PredictOptions) -> list[Job]:
     if not inputs.values:
         raise InvalidInput("the input holds no rows; nothing was submitted")
-    if inputs.many:
-        return client.predict_many(ref, inputs.values, **options)
-    return [client.predict(ref, inputs.values[0], **options)]
+    try:
+        if inputs.many:
+            return client.predict_many(ref, inputs.values, **options)
+        return [client.predict(ref, inputs.values[0], **options)]
+    except InvalidInput as error:
+        raise type(error)(
+            str(error).replace(BATCH_HINT, "if these are several rows, give --each or --batched")
+        ) from error

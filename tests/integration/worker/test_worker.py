@@ -402,3 +402,25 @@ def test_nothing_is_left_in_redis_when_all_jobs_have_ended(stack: WorkerStack) -
         wait_until(
             lambda: not connection.exists(*redis_keys("cpu"), "unacked", "unacked_index"), "every message is acked"
         )
+
+
+def test_a_number_comes_back_as_a_number_and_a_version_is_as_good_as_its_reference(
+    stack: WorkerStack, tmp_path: Path
+) -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(1)
+
+    exported = torch.export.export(
+        Mean(), (torch.zeros(2, 4),), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1, max=64)}}
+    )
+    torch.export.save(exported, tmp_path / "mean.pt2")
+    version = stack.client.models.register("mean", tmp_path / "mean.pt2")
+    result = stack.client.predict(version, np.arange(4.0)).result(120)  # float64, as NumPy makes them
+    assert (type(result), result) == (np.float32, 1.5)
+    many = stack.client.predict(version, np.ones((3, 4)), batched=True).result(120)
+    assert (many.shape, many.dtype) == ((3,), np.float32)
+    noted = stack.client.predict(version, [1, 2, 3, 4], metadata={"fold": np.int64(3), "share": np.float32(0.5)})
+    assert noted.info().metadata == {"fold": 3, "share": 0.5}
+    assert {job.model for job in stack.client.jobs(model=version)} == {"mean"}
+    assert stack.client.models.get(version) == version

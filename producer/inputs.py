@@ -1,0 +1,92 @@
+"""Inputs in the forms that people have them in: rows and frames of pandas or polars, Arrow tables, PIL images.
+
+They become the plain values and arrays that a signature checks. None of those packages is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.signature import Signature
+
+# PIL's modes whose pixels are what an image shows; those of the others are indices, or not red, green and blue.
+PIXEL_MODES = ("1", "L", "I", "F", "I;16", "RGB", "RGBA")
+
+
+def sample(signature: Signature, value: Any) -> Any:
+    """One sample as plain values and arrays; InvalidInput for what has many rows, or no plain form."""
+    if _table_rows(value) is not None:
+        raise InvalidInput("a table holds many samples: use predict_many for a job each, or batched=True for one job")
+    return _row(signature, _labelled(value)) if _is(value, "pandas", "Series") else _plain(value)
+
+
+def batch(signature: Signature, value: Any) -> Any:
+    """A batch as plain values and arrays: a table as its columns, or as one array for a model with one input."""
+    rows = _table_rows(value)
+    if rows is None:
+        return _plain(value)
+    samples = [_row(signature, row) for row in rows]
+    if samples and isinstance(samples[0], Mapping):
+        return {name: [row[name] for row in samples] for name in samples[0]}
+    return samples
+
+
+def several(signature: Signature, inputs: Any) -> Iterable[Any]:
+    """The samples in `inputs`; those of a table are its rows."""
+    rows = _table_rows(inputs)
+    if rows is not None:
+        return [_row(signature, row) for row in rows]
+    try:
+        if not isinstance(inputs, str | bytes | Mapping):
+            return (sample(signature, value) for value in inputs)
+    except TypeError:  # nothing to iterate over, or an array without a dimension
+        pass
+    raise InvalidInput(f"predict_many takes a sequence of inputs, got one {type(inputs).__name__}; use predict")
+
+
+def _table_rows(value: Any) -> list[dict[Any, Any]] | None:
+    """A table's rows by column; None when `value` is no table."""
+    if _is(value, "pandas", "DataFrame"):
+        rows: list[dict[Any, Any]] = value.to_dict("records")
+    elif _is(value, "polars", "DataFrame"):
+        rows = value.to_dicts()
+    elif _is(value, "pyarrow", "Table", "RecordBatch"):
+        rows = value.to_pylist()
+    else:
+        return None
+    return rows
+
+
+def _row(signature: Signature, row: Mapping[Any, Any]) -> Any:
+    """A row by column as a sample: a dict of the inputs, or what a model's only input takes when no column has its name."""
+    names = [field.name for field in signature.inputs or ()]
+    if len(names) == 1 and names[0] not in row:
+        values = list(row.values())
+        return values[0] if len(values) == 1 else values
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _labelled(series: Any) -> dict[Any, Any]:
+    values: dict[Any, Any] = series.to_dict()
+    if len(values) != len(series):
+        raise InvalidInput("a Series whose labels repeat is no row; send its values with .to_numpy()")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if not _is(value, "PIL", "Image"):
+        return value
+    if value.mode not in PIXEL_MODES:
+        raise InvalidInput(f"the image is of mode {value.mode}; convert it first with .convert('RGB') or .convert('L')")
+    return np.asarray(value)
+
+
+def _is(value: Any, package: str, *names: str) -> bool:
+    """Whether `value` is an instance of one of these classes of a package, which is not imported for it."""
+    return any(kind.__module__.partition(".")[0] == package and kind.__name__ in names for kind in type(value).__mro__)

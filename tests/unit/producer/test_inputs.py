@@ -1,0 +1,86 @@
+"""Inputs as people have them: rows and tables of pandas, polars and Arrow, and PIL images."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from forebay.contract.errors import InvalidInput
+from forebay.contract.signature import Field, Signature
+from forebay.producer.inputs import batch, sample, several
+
+NAMED = Signature((Field("age", "int64"), Field("city", "str")))
+VECTOR = Signature((Field("x", "float32", (2,)),))
+WORD = Signature((Field("text", "str"),))
+FREE = Signature()
+PEOPLE: dict[str, list[Any]] = {"age": [2**53 + 1, 30], "city": ["Bern", "Oslo"]}
+TABLES = (pd.DataFrame, pl.DataFrame, pa.table)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_each_row_of_a_table_is_a_sample(table: Any) -> None:
+    rows = [NAMED.row(row) for row in several(NAMED, table(PEOPLE))]
+    assert [(int(row["age"]), row["city"]) for row in rows] == [(2**53 + 1, "Bern"), (30, "Oslo")]
+    assert [FREE.row(row)["age"] for row in several(FREE, table(PEOPLE))] == PEOPLE["age"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_numeric_columns_make_the_vector_of_a_model_with_one_input(table: Any) -> None:
+    rows = [VECTOR.row(row)["x"].tolist() for row in several(VECTOR, table({"a": [1, 2], "b": [0.5, 1.5]}))]
+    assert rows == [[1, 0.5], [2, 1.5]]
+    assert [row["x"].tolist() for row in VECTOR.rows(batch(VECTOR, table({"a": [1, 2], "b": [0.5, 1.5]})))] == rows
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_only_column_is_the_only_input(table: Any) -> None:
+    texts = table({"question": ["how", "why"]})
+    assert [WORD.row(row)["text"] for row in several(WORD, texts)] == ["how", "why"]
+    assert [row["text"] for row in WORD.rows(batch(WORD, texts))] == ["how", "why"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_no_single_sample(table: Any) -> None:
+    with pytest.raises(InvalidInput, match="a table holds many samples: use predict_many"):
+        sample(NAMED, table(PEOPLE))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_column_that_the_model_does_not_take_is_named(table: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"unknown \['id'\]"):
+        [NAMED.row(row) for row in several(NAMED, table(PEOPLE | {"id": [1, 2]}))]
+
+
+def test_a_series_is_a_row_by_its_labels_or_the_vector_of_the_only_input() -> None:
+    row = NAMED.row(sample(NAMED, pd.DataFrame(PEOPLE).iloc[0]))
+    assert (int(row["age"]), row["city"]) == (2**53 + 1, "Bern")
+    assert VECTOR.row(sample(VECTOR, pd.Series([1, 2.5], index=["a", "b"])))["x"].tolist() == [1, 2.5]
+    assert VECTOR.row(sample(VECTOR, pd.Series({"x": [1, 2]})))["x"].tolist() == [1, 2]
+    assert [WORD.row(text)["text"] for text in several(WORD, pd.Series(["how", "why"]))] == ["how", "why"]
+    with pytest.raises(InvalidInput, match="labels repeat"):
+        sample(VECTOR, pd.Series([1, 2], index=["a", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape", "dtype"), [("RGB", (4, 6, 3), "u1"), ("L", (4, 6), "u1"), ("F", (4, 6), "f4")]
+)
+def test_an_image_is_its_pixels(mode: str, shape: tuple[int, ...], dtype: str) -> None:
+    image = Image.new(mode, (6, 4), 7 if mode != "RGB" else (1, 2, 3))
+    for given in (sample(FREE, image), next(iter(several(FREE, [image]))), sample(FREE, {"a": image})["a"]):
+        assert (given.shape, given.dtype) == (shape, np.dtype(dtype))
+    assert given.flat[0] == np.asarray(image).flat[0]
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr", "LA", "HSV"])
+def test_an_image_whose_numbers_are_not_its_pixels_is_refused(mode: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"of mode {mode}; convert it first with \.convert\('RGB'\)"):
+        sample(FREE, Image.new("RGB", (6, 4)).convert("L" if mode == "LA" else "RGB").convert(mode))
+
+
+@pytest.mark.parametrize("value", ["text", b"x", {"a": 1}, 7, np.float32(1)])
+def test_one_input_is_not_several(value: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"predict_many takes a sequence of inputs, got one .*; use predict"):
+        list(several(FREE, value))
