@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from bench import workloads
 from forebay.datasets.columns import from_numpy
-from forebay.datasets.writing.parts import parquet_writer
+from forebay.datasets.writing.part_files import parquet_writer
 
 FILES = 4
 GROUP_ROWS = {"W3r": 65_536, "W3t": 625}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from forebay.contract.signature import ARRAY_DTYPES, Field
 from forebay.contract.values import jsonable
+from forebay.datasets.widening import convert, widened
 
 DEFAULT_INPUT, DEFAULT_OUTPUT = "input", "output"  # of a model that declares none
 
@@ -117,22 +118,49 @@ def field_type(field: Field) -> pa.DataType:
 
 def value_type(value: Any) -> pa.DataType:
     """The column type for outputs like this one, where none is declared; JSON text for what has no Arrow type."""
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
-        return nested_type(value.dtype, value.shape)
-    for kind, arrow in ((bool, pa.bool_()), (int, pa.int64()), (float, pa.float64()), (str, pa.string())):
+    if value is None:
+        return pa.null()
+    if isinstance(value, np.generic | np.ndarray):
+        return nested_type(value.dtype, value.shape) if value.dtype.kind in "biuf" else pa.string()
+    for kind, arrow in ((bool, pa.bool_()), (int, pa.int64()), (float, pa.float64()), (bytes, pa.binary())):
         if type(value) is kind:
             return arrow
-    return pa.binary() if isinstance(value, bytes) else pa.string()
+    return pa.string()
+
+
+def values_type(values: Values) -> pa.DataType:
+    """The type that holds all of these exactly; JSON text where there is none."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        return nested_type(values.dtype, values.shape[1:])
+    together: pa.DataType = pa.null()
+    for kind in {_form(value): value_type(value) for value in values}.values():
+        both = widened(together, kind)
+        if both is None:
+            return pa.string()
+        together = both
+    return together
 
 
 def from_values(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Outputs one by one as a column of this type; ArrowInvalid or ArrowTypeError when one does not fit."""
-    arrays = bool(values) and all(isinstance(value, np.ndarray) for value in values)
-    if arrays and pa.types.is_fixed_size_list(kind) and len({value.shape for value in values}) == 1:
-        return from_numpy(np.stack(list(values))).cast(kind)
+    """Outputs one by one as a column of this type; ArrowInvalid or ArrowTypeError when it does not hold one exactly."""
     if pa.types.is_string(kind):
-        return pa.array([value if isinstance(value, str) else _as_json(value) for value in values], kind)
+        return pa.array(
+            [value if value is None or isinstance(value, str) else _as_json(value) for value in values], kind
+        )
+    forms = {_form(value): value for value in values}
+    for value in forms.values():
+        given = value_type(value)
+        whole = pa.types.is_floating(given) and pa.types.is_integer(kind)  # such as 2.0: Arrow looks whether it is one
+        if not whole and widened(given, kind) != kind:
+            raise pa.ArrowTypeError(f"{kind} does not hold every value of {given}")
+    if len(forms) == 1 and isinstance(values[0], np.ndarray):
+        return convert(from_numpy(np.stack(list(values))), kind)
     return pa.array([value.tolist() if isinstance(value, np.ndarray | np.generic) else value for value in values], kind)
+
+
+def _form(value: Any) -> Any:
+    """Equal for values that have the same column type."""
+    return (value.dtype, value.shape) if isinstance(value, np.ndarray | np.generic) else type(value)
 
 
 def _as_json(value: Any) -> str:

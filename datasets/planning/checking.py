@@ -22,6 +22,7 @@ from forebay.datasets.formats.arrays import COLUMN
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.formats.jsonl import INPUT
 from forebay.datasets.formats.source import Chunk, Sample, check_columns, get_source
+from forebay.datasets.planning.schema import kept_columns
 from forebay.datasets.reading.inputs import casts_safely, convert
 from forebay.datasets.reading.rows import columns_read
 
@@ -120,6 +121,11 @@ def check_outputs(request: BatchRequest, signature: Signature) -> None:
     clash = sorted(names & set(request.keep))
     if clash:
         raise InvalidInput(f"keep: {shown(clash[0])} is also an output of the model; rename the column")
+    if not request.keep and request.format != OPENAI and names & set(kept_columns(request)):
+        raise InvalidInput(
+            f"the model's output {shown(min(names & set(kept_columns(request))))} has the name of the column that tells each "
+            "row's place; name columns to keep instead"
+        )
 
 
 def kept_types(chunk: Chunk | None, keep: Sequence[str]) -> dict[str, str]:

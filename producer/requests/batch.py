@@ -23,6 +23,7 @@ from forebay.datasets.formats.files import absolute
 from forebay.datasets.formats.images import PATH
 from forebay.datasets.formats.source import get_source
 from forebay.datasets.planning.checking import Named, check_file, check_outputs, check_rows, kept_types, name_columns
+from forebay.datasets.planning.schema import KeptTypes
 from forebay.datasets.writing.folder import OutputFolder
 from forebay.producer.handles.kinds import BatchJob, open_handle
 from forebay.producer.options import ResolvedOptions
@@ -84,12 +85,12 @@ def _is_openai(file: InputFile) -> bool:
 
 def _check_files(request: BatchRequest, model: ModelVersion, first: InputFile) -> None:
     """The first, the last, and as many others as there is time for; the rest is checked when its shards are planned."""
-    until = time.monotonic() + CHECK_S
-    check_file(request, model.signature, first)
-    if request.format in (IMAGES, ARROW):
+    until, kept = time.monotonic() + CHECK_S, KeptTypes(request.keep)
+    kept.add(first, check_file(request, model.signature, first))
+    if request.format in (IMAGES, ARROW) and not request.keep:
         return
     for file in [request.files[-1], *request.files]:
-        check_file(request, model.signature, file)
+        kept.add(file, check_file(request, model.signature, file))
         if time.monotonic() > until:
             return
 

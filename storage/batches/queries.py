@@ -16,7 +16,7 @@ from forebay.storage.ledger.statement import Statement
 
 BATCH = Statement("""
 SELECT j.id, j.model, j.version, j.queue, j.priority, j.max_attempts, j.state, b.bytes, b.next_file, b.next_first, b.steps,
-    b.planned, j.started_at
+    b.planned, b.part_schema, j.started_at
 FROM jobs j JOIN batches b ON b.id = j.id WHERE j.id = :id""")
 REQUEST = Statement("SELECT input, input_ref FROM jobs WHERE id = :id")
 SHARD = Statement("SELECT batch_id, part, pieces, rows, bytes FROM shards WHERE id = :id")
@@ -65,7 +65,7 @@ class BatchQueries:
             id=row.id, model=row.model, version=row.version, queue=row.queue, priority=row.priority,
             max_attempts=row.max_attempts, state=JobState(row.state), bytes=row.bytes,
             position=Position(row.next_file, row.next_first), steps=row.steps, planned=bool(row.planned),
-            started_at=row.started_at,
+            started_at=row.started_at, part_schema=bytes(row.part_schema),
         )  # fmt: skip
 
     def request(self, id: str) -> tuple[bytes | None, str | None]:

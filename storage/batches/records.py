@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from forebay.contract.job import JobState
 from forebay.contract.requests.batch import Position
+
+Schema: TypeAlias = bytes  # as Arrow writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Batch:
     steps: int
     planned: bool
     started_at: float | None
+    part_schema: Schema
 
 
 @dataclass(frozen=True, slots=True)

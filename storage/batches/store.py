@@ -26,8 +26,8 @@ from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
 OPEN = Statement("""
-INSERT INTO batches (id, output, files, bytes, next_file, next_first, steps, planned)
-VALUES (:id, :output, :files, :bytes, 0, 0, 0, :planned) ON CONFLICT (id) DO NOTHING""")
+INSERT INTO batches (id, output, files, bytes, next_file, next_first, steps, planned, part_schema)
+VALUES (:id, :output, :files, :bytes, 0, 0, 0, :planned, :part_schema) ON CONFLICT (id) DO NOTHING""")
 
 # A batch that is retried does what is missing: shards that failed before it ended, or were canceled, wait again. Not those
 # that have failed since: a batch that was only queued again would never end.
@@ -42,6 +42,7 @@ HAND_OFF = Statement(f"UPDATE jobs SET {NO_LEASE} {HELD}")
 STEP = Statement(f"""
 UPDATE batches SET next_file = :file, next_first = :first, planned = :planned, steps = steps + 1
 WHERE id = :id AND steps = :steps AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = :id AND {guard(Transition.SUCCEED)})""")
+SETTLE_SCHEMA = Statement("UPDATE batches SET part_schema = :settled WHERE id = :id AND part_schema = :known")
 TOUCH = Statement("UPDATE jobs SET sent_at = :now WHERE id = :id")
 
 # Not one with which a process has died: such a shard is run alone, by its own message.
@@ -87,14 +88,26 @@ class BatchStore:
         self.ledger = ledger
         self.queries = BatchQueries(ledger)
 
-    def start(self, job: ClaimedJob, request: BatchRequest) -> list[RoutedJob]:
-        """Make the batch's row where there is none; the shards that wait again because the batch starts again, to be sent."""
+    def start(self, job: ClaimedJob, request: BatchRequest, part_schema: bytes = b"") -> list[RoutedJob]:
+        """Make the batch's row where there is none; the shards that wait again because the batch starts again, to be sent.
+
+        A batch that starts again keeps the schema that its parts have.
+        """
         now = self.ledger.now()
-        about = {"output": request.output, "files": len(request.files), "bytes": request.bytes, "planned": False}
+        about = {
+            "output": request.output, "files": len(request.files), "bytes": request.bytes, "planned": False,
+            "part_schema": part_schema,
+        }  # fmt: skip
         with self.ledger.write() as connection:
             OPEN.execute(connection, id=job.id, **about)
             KEEP_UNDONE.execute(connection, id=job.id, now=now)
             return routed_jobs(RETRY_UNDONE.execute(connection, id=job.id, now=now))
+
+    def settle_schema(self, id: str, known: bytes, settled: bytes) -> bytes:
+        """Make `settled` the schema of a batch's parts if it is still `known`; the schema that it has then."""
+        with self.ledger.write() as connection:
+            SETTLE_SCHEMA.execute(connection, id=id, known=known, settled=settled)
+        return self.queries.get(id).part_schema
 
     def hand_off(self, job: ClaimedJob) -> None:
         """From now on the batch runs without a lease: its shards have theirs."""

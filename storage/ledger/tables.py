@@ -180,6 +180,7 @@ batches = Table(
         "steps", Integer, nullable=False
     ),  # grows with each step of planning: of two that plan at once, one is heard
     Column("planned", Boolean, nullable=False),
+    Column("part_schema", LargeBinary, nullable=False),  # of all its parts, as Arrow writes a schema
     ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
 )
 

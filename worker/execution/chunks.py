@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forebay.contract.errors import Transient
+from forebay.datasets.columns import Values, take
 from forebay.datasets.reading.inputs import Inputs
-from forebay.datasets.writing.parts import ModelOutputs
+from forebay.datasets.writing.outputs import ModelOutputs, Outputs
 from forebay.worker.execution.engine import Columns, Engine
 from forebay.worker.execution.model_cache import LoadedModel
 
@@ -27,7 +27,7 @@ def run_chunk(engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran) -> 
     """
     if not len(inputs.good):
         return ModelOutputs(inputs.good, [], dict(inputs.bad))
-    made: dict[str, NDArray[Any]] | list[Any]
+    made: Outputs
     if inputs.stacked is not None and hasattr(loaded.model, "predict_columns"):
         made, errors = _by_columns(engine, loaded, inputs.stacked, ran)
     else:
@@ -39,15 +39,16 @@ def run_chunk(engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran) -> 
         return ModelOutputs(inputs.good, made, dict(inputs.bad))
     stay = np.delete(np.arange(len(inputs.good)), list(errors))
     bad = inputs.bad | {int(inputs.good[i]): error for i, error in errors.items()}
-    kept = [made[i] for i in stay] if isinstance(made, list) else {name: values[stay] for name, values in made.items()}
-    return ModelOutputs(inputs.good[stay], kept, bad)
+    if isinstance(made, list):
+        return ModelOutputs(inputs.good[stay], [made[i] for i in stay], bad)
+    return ModelOutputs(inputs.good[stay], {name: take(values, stay) for name, values in made.items()}, bad)
 
 
 def _by_columns(
     engine: Engine, loaded: LoadedModel, columns: Columns, ran: Ran
-) -> tuple[dict[str, NDArray[Any]] | list[Any], dict[int, Exception]]:
-    """Outputs as arrays `(rows, *shape)`, with anything where a row has an error."""
-    made: dict[str, NDArray[Any]] = {}
+) -> tuple[Outputs, dict[int, Exception]]:
+    """Outputs by name, with anything where a row has an error."""
+    pieces: list[tuple[int, int, Columns]] = []
     errors: dict[int, Exception] = {}
     count = len(next(iter(columns.values())))
     with closing(engine.run_columns(loaded, columns)) as batches:
@@ -55,13 +56,25 @@ def _by_columns(
             for start, stop, result in batch.pieces:
                 if isinstance(result, Exception):
                     errors[start] = result
-                    continue
-                for name, values in result.items():
-                    if name not in made:
-                        made[name] = np.empty((count, *values.shape[1:]), values.dtype)
-                    made[name][start:stop] = values
+                else:
+                    pieces.append((start, stop, result))
             ran(batch.stop - batch.start, batch.seconds)
-    return (made or [None] * count), errors
+    names = dict.fromkeys(name for _, _, result in pieces for name in result)
+    return {name: _joined(name, pieces, count) for name in names} or [None] * count, errors
+
+
+def _joined(name: str, pieces: Sequence[tuple[int, int, Columns]], count: int) -> Values:
+    """One array if every batch gave the same dtype and shape; else each row's own value, None where there is none."""
+    found = [(start, stop, result[name]) for start, stop, result in pieces if name in result]
+    forms = {(array.dtype, array.shape[1:]) for _, _, array in found}
+    if len(found) == 1 and len(found[0][2]) == count:
+        return found[0][2]
+    alike = len(forms) == 1 and len(found) == len(pieces)
+    first = found[0][2]
+    rows: Values = np.empty((count, *first.shape[1:]), first.dtype) if alike else [None] * count
+    for start, stop, array in found:
+        rows[start:stop] = array
+    return rows
 
 
 def _by_rows(engine: Engine, loaded: LoadedModel, rows: list[Any], ran: Ran) -> tuple[list[Any], dict[int, Exception]]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.feather as feather
+import pyarrow.parquet as pq
 import pytest
 from msgspec.structs import asdict
 from PIL import Image
@@ -143,6 +145,22 @@ def test_files_of_different_number_types_all_go_in(stack: WorkerStack, tmp_path:
     assert [row["total"] for row in rows_of(tmp_path / "out")] == [3.0, 3.0, 3.0]
 
 
+def test_kept_columns_of_other_types_and_undeclared_outputs_make_one_data_set(
+    stack: WorkerStack, tmp_path: Path
+) -> None:
+    stack.model("Moods", "moods")
+    ids = [pa.array([1, 2, 3], pa.int32()), pa.array([3_000_000_000, 5, 6]), pa.nulls(3)]
+    data = write_parquet(
+        tmp_path / "in", [pa.table({"n": range(3 * i, 3 * i + 3), "id": column}) for i, column in enumerate(ids)]
+    )
+    run(stack, "moods", data, tmp_path / "out", columns="n", keep="id", shard_rows=1)
+    found = ds.dataset(sorted((tmp_path / "out").glob("*.parquet"))).to_table()
+    assert found.to_pylist() == rows_of(tmp_path / "out")
+    assert found.column("id").to_pylist() == [1, 2, 3, 3_000_000_000, 5, 6, None, None, None]
+    assert sorted(found.column_names) == ["id", "mood", "n"]
+    assert len({pq.read_schema(part).to_string() for part in (tmp_path / "out").glob("*.parquet")}) == 1
+
+
 REFUSED = {
     "no such file": ("total", "nothing/*.parquet", {}, r"no file matches '.*nothing/\*\.parquet'"),
     "no such column": (
@@ -165,6 +183,12 @@ REFUSED = {
         "in/000.parquet",
         {"columns": "x", "keep": "total"},
         r"no column 'total'|keep: 'total'",
+    ),
+    "kept of two types": (
+        "total",
+        ["in/000.parquet", "words/000.parquet"],
+        {"columns": "x", "keep": "id"},
+        r"column 'id' is string in '.*words/000\.parquet' but int64 in '.*in/000\.parquet'",
     ),
     "which column": ("shout", "in/000.parquet", {}, r"name the column that goes into the model"),
     "mixed formats": ("total", ["in/000.parquet", "a.csv"], {"columns": "x"}, r"mixes formats"),
@@ -204,6 +228,7 @@ def test_what_cannot_work_is_refused_at_submit_and_nothing_is_left(
     model, given, more, message = REFUSED[case]
     write_parquet(tmp_path / "in", [vectors(5, width=2)])
     write_parquet(tmp_path / "wide", [vectors(5, width=3)])
+    write_parquet(tmp_path / "words", [vectors(5, width=2).set_column(1, "id", pa.array(list("abcde")))])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 or not")
     write_parquet(tmp_path / "none", [vectors(0, width=2)])
     (tmp_path / "none" / "000.parquet").rename(tmp_path / "empty.parquet")

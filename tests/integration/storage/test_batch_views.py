@@ -128,3 +128,10 @@ def test_on_sqlite_each_goes_by_an_index(sqlite_ledger: Ledger, statement: State
     found = query_plan(sqlite_ledger, statement, id="a", cells=3, shards=9, first="", limit=5, ids=["a", "b"])
     assert index in found
     assert "SCAN s" not in found.replace("SCAN shards USING", "")
+
+
+def test_of_two_shards_that_settle_a_schema_both_get_the_first(ledger: Ledger) -> None:
+    batch = MadeBatch(ledger, 1)
+    assert batch.store.queries.get(batch.id).part_schema == b""
+    assert batch.store.settle_schema(batch.id, b"", b"first") == b"first"
+    assert batch.store.settle_schema(batch.id, b"", b"second") == b"first"

@@ -14,7 +14,7 @@ from forebay.contract.errors import ForebayError
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
 from forebay.datasets.reading.inputs import Inputs
-from forebay.datasets.writing.parts import ModelOutputs
+from forebay.datasets.writing.outputs import ModelOutputs
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.chunks import run_chunk

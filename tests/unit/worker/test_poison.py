@@ -14,7 +14,7 @@ from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.kinds.batch.poison import MOST_DEATHS, WAYS, PoisonIsolation
 
 REQUEST = BatchRequest((InputFile("/nowhere.npy", 800),), "out", "npy", {"x": ("array",)})
-BATCH = Batch("b", "m", 1, "cpu", 7, 5, JobState.RUNNING, 800, Position(1), 1, True, 1.0)
+BATCH = Batch("b", "m", 1, "cpu", 7, 5, JobState.RUNNING, 800, Position(1), 1, True, 1.0, b"")
 
 
 @dataclass

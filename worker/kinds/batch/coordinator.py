@@ -23,6 +23,7 @@ from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import WrittenFile
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import RoutedJob, redis_keys
+from forebay.datasets.planning.schema import dump_schema, part_schema
 from forebay.datasets.writing.folder import MANIFEST, OutputFolder
 from forebay.storage.batches.records import Batch, Totals
 from forebay.storage.batches.store import BatchStore
@@ -71,9 +72,11 @@ class BatchCoordinator:
             request = self.request(job.id)
             with self._waiting():
                 OutputFolder(request.output).remove([MANIFEST])
+            signature = self._context.registry.get(ModelRef(job.model, job.version)).signature
+            schema = dump_schema(part_schema(request, signature, self._waiting))
         except (InvalidInput, OSError) as error:
             return self._not_started(job, error)
-        revived = self._store.start(job, request)
+        revived = self._store.start(job, request, schema)
         self.send(revived)
         try:
             self.advance(job.id)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+import pyarrow as pa
 import structlog
 
 from forebay.contract.errors import ForebayError
@@ -20,10 +21,12 @@ from forebay.contract.job import JobState
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.batch import Shard
 from forebay.contract.requests.shards import ShardOutcome
+from forebay.datasets.planning.schema import dump_schema, kept_columns, load_schema
 from forebay.datasets.reading.inputs import Inputs
 from forebay.datasets.reading.shard_range import Halves, ShardRange
 from forebay.datasets.writing.folder import OutputFolder
-from forebay.datasets.writing.parts import ModelOutputs, Part
+from forebay.datasets.writing.outputs import ModelOutputs, PartSchema
+from forebay.datasets.writing.parts import Part
 from forebay.storage.batches.records import Batch
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import ClaimedJob
@@ -102,10 +105,20 @@ class ShardRunner:
             return None
         work, spec = isolated.work, self._context.registry.get(ModelRef(job.model, job.version))
         folder = OutputFolder(request.output)
-        part = Part(folder, request, work, spec.signature, spec.ref)
+        schema = PartSchema(
+            load_schema(batch.part_schema),
+            len(kept_columns(request)),
+            spec.signature.outputs,
+            partial(self._agree, batch.id, batch.part_schema),
+        )
+        part = Part(folder, request, work, schema, spec.ref)
         return RunningShard(
             isolated.job, work, request, spec, part, folder, ShardRange(work.pieces), isolated.known_error
         )  # fmt: skip
+
+    def _agree(self, batch: str, known: bytes, schema: pa.Schema) -> pa.Schema:
+        settle = partial(self._store.settle_schema, batch, known, dump_schema(schema))
+        return load_schema(self.attempts.retry_while_unavailable(settle))
 
     def run_inputs(self, shard: RunningShard, inputs: Inputs) -> ModelOutputs:
         """A chunk through the model; past it, when its row is not to be run again."""

@@ -24,7 +24,7 @@ EXACT_VALUES = 8_000_000  # probabilities that are kept for an exact area under 
 BINS = 512  # thresholds for the area where there are more
 AT_ONCE = 65_536  # counted pairs that are scored at once
 
-Outputs = Mapping[str, NDArray[Any]] | list[Any]
+Outputs = Mapping[str, NDArray[Any] | list[Any]] | list[Any]
 
 
 class Comparison:

@@ -134,6 +134,7 @@ def upgrade() -> None:
         sa.Column("next_first", sa.BigInteger, nullable=False),
         sa.Column("steps", sa.Integer, nullable=False),
         sa.Column("planned", sa.Boolean, nullable=False),
+        sa.Column("part_schema", sa.LargeBinary, nullable=False),
         sa.ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
     )
     op.create_table(
