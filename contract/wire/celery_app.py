@@ -12,10 +12,14 @@ from typing import Any
 import redis
 from celery import Celery
 from kombu import Queue
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.settings import Settings
 from forebay.contract.wire.messages import PRIORITY_SEPARATOR, PRIORITY_STEPS
+
+PING_S = 2.0  # an idle Redis answers within a millisecond
 
 # Everybody must notice a dead connection within seconds: Celery's defaults wait for ever (celery #8030).
 # No retry_on_timeout: it silently turns off kombu's pipelined publish.
@@ -90,3 +94,23 @@ def broker_url(settings: Settings) -> str:
 def connect_redis(settings: Settings) -> redis.Redis:
     """A Redis client for announcements and queue lengths, which are not Celery's. Connects on first use."""
     return redis.Redis.from_url(broker_url(settings), **SOCKET_OPTIONS)
+
+
+def ping_redis(settings: Settings, timeout_s: float = PING_S) -> str | None:
+    """None when Redis answers, else what it does instead: it hangs (it accepts connections and says nothing), or is away.
+
+    Takes `timeout_s` seconds at most, once to connect and once to wait for the answer.
+    """
+    limits = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": Retry(NoBackoff(), 0)}
+    connection = redis.Redis.from_url(broker_url(settings), **limits)
+    try:
+        connection.ping()
+    except redis.TimeoutError:
+        return f"hangs: it has not answered within {timeout_s:g} s"
+    except redis.AuthenticationError as error:
+        return f"refuses the login: {error}"
+    except (redis.RedisError, OSError) as error:
+        return f"does not answer: {error}"
+    finally:
+        connection.close()
+    return None

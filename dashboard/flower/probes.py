@@ -6,6 +6,8 @@ that is unavailable shows as `forebay_ledger_up 0`, not as an error.
 
 from __future__ import annotations
 
+import asyncio
+
 import prometheus_client
 from flower.views import BaseHandler
 from tornado.web import authenticated
@@ -26,12 +28,15 @@ class Health(BaseHandler):  # type: ignore[misc] # Flower ships no types
 
 
 class Ready(BaseHandler):  # type: ignore[misc]
-    """`GET /readyz`: 200 when Redis and the ledger answer, else 503 with what does not."""
+    """`GET /readyz`: 200 when Redis and the ledger answer, else 503 with what does not, at the latest after 3 s."""
 
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self) -> None:
-        missing = [] if self.application.events.connected else ["queue: no connection to Redis"]
-        answer = await self.application.ledger.read("ping", lambda queries: queries.ledger.ping(), max_age_s=0)
+        redis, answer = await asyncio.gather(
+            self.application.redis.problem(max_age_s=0),
+            self.application.ledger.read("ping", lambda queries: queries.ledger.ping(), max_age_s=0),
+        )
+        missing = [f"queue: Redis {redis}"] if redis else []
         missing += [f"ledger: {answer.problem}"] if answer.problem else []
         self.set_status(503 if missing else 200)
         self.set_header("Content-Type", "text/plain")

@@ -38,6 +38,7 @@ from forebay.dashboard.flower.routes import ROUTES
 from forebay.dashboard.pages.access import AccessControl, DeniedHandler
 from forebay.dashboard.pages.base import asset
 from forebay.dashboard.reads.ledger import LedgerReader
+from forebay.dashboard.reads.redis import RedisProbe
 from forebay.dashboard.reads.trends import Trends
 
 log = structlog.get_logger()
@@ -69,6 +70,7 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
         self.forebay = settings
         self.access = AccessControl(options, tornado_settings, operators=settings.operators, host=host)
         self.ledger = LedgerReader(settings)
+        self.redis = RedisProbe(settings)
         self.trends = Trends()
         self.dispatcher = Dispatcher(capp)
         self.add_handlers(".*", [rewrite_handler(r, options.url_prefix) if options.url_prefix else r for r in ROUTES])
@@ -99,6 +101,7 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
         """Stop cleanly; queries that still wait for Redis are dropped, so that the process can exit."""
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.ledger.close()
+        self.redis.close()
         self.dispatcher.close()
         super().stop()
 

@@ -23,6 +23,7 @@ from forebay.dashboard.pages import formatting
 from forebay.dashboard.pages.access import User
 from forebay.dashboard.reads.ledger import LedgerReader, Snapshot
 from forebay.dashboard.reads.trends import Trend, Trends, Window
+from forebay.storage.health import Problem, redis_problems
 from forebay.storage.jobs.overview import CurrentLoad
 
 T = TypeVar("T")
@@ -59,10 +60,11 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
         for name, value in HEADERS.items():
             self.set_header(name, value)
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         """The server has checked access already; this holds should that check ever be left out."""
         if self.application.access.user(self.request) is None:
             raise HTTPError(401)
+        self.redis_problem = await self.application.redis.problem()
 
     def options(self, *_: Any, **__: Any) -> None:
         """No other origin may use these pages."""
@@ -121,8 +123,9 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
             raise HTTPError(404, "%s", str(error)) from error
 
     def show(self, *snapshots: Snapshot[Any], **values: Any) -> None:
-        """Render the page, or only its live part."""
-        values |= {"operator": self.user.operator, "problems": self._problems(snapshots)}
+        """Render the page, or only its live part. `problems` among the values come after those that each page has."""
+        problems = [*self._problems(snapshots), *values.pop("problems", ())]
+        values |= {"operator": self.user.operator, "problems": problems}
         live = f"{self.template}_live.html"
         if self.get_query_argument("fragment", ""):
             self.render(live, **values)
@@ -130,15 +133,11 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
         head = {"title": self.heading, "heading": self.heading, "about": self.about, "notice": ""}
         self.render(f"{self.template}.html", live=self.render_string(live, **values), **(head | values))
 
-    def _problems(self, snapshots: tuple[Snapshot[Any], ...]) -> list[str]:
+    def _problems(self, snapshots: tuple[Snapshot[Any], ...]) -> list[Problem]:
         """Why the page is not up to date."""
         found = {snapshot.problem: snapshot for snapshot in snapshots if snapshot.problem}
-        problems = [f"{_sentence(reason)} {_staleness(snapshot)}" for reason, snapshot in found.items()]
-        if not self.application.events.connected:
-            problems.append(
-                "Redis does not answer. Jobs wait in the ledger and are sent once it is back; Flower's own pages are not updated."
-            )
-        return problems
+        problems = [Problem(f"{_sentence(reason)} {_staleness(snapshot)}") for reason, snapshot in found.items()]
+        return [*problems, *redis_problems(self.redis_problem, self.forebay)]
 
 
 class HomePage(Page):

@@ -11,6 +11,7 @@ from forebay.contract.settings import Settings
 from forebay.dashboard.pages.base import Page
 from forebay.dashboard.pages.devices import read_devices
 from forebay.dashboard.reads.trends import WINDOWS, Trend
+from forebay.storage.health import ledger_health
 from forebay.storage.jobs.overview import Backlog, CurrentLoad
 from forebay.storage.workers import WorkerInfo
 
@@ -52,17 +53,20 @@ class OverviewPage(Page):
     async def get(self) -> None:
         hour = WINDOWS["hour"]
         window = WINDOWS.get(self.get_query_argument("window", ""), hour)
-        load, trend, recent, devices = await asyncio.gather(  # together: a page waits no longer than for one
+        settings = self.forebay
+        load, trend, recent, devices, health = await asyncio.gather(  # together: a page waits no longer than for one
             self.read_load(),
             self.read_trend(window),
             self.read_trend(hour),
-            self.ledger.read("alive", lambda queries: read_devices(queries, self.forebay.alive_s), max_age_s=2),
+            self.ledger.read("alive", lambda queries: read_devices(queries, settings.alive_s), max_age_s=2),
+            self.ledger.read("health", lambda queries: ledger_health(queries.ledger, settings), max_age_s=2),
         )
         workers = [device.report.info for device in devices.value or ()]
         self.show(
-            load, trend, recent, devices, window=window, windows=WINDOWS, load=load.value, trend=trend.value,
+            load, trend, recent, devices, health, window=window, windows=WINDOWS, load=load.value, trend=trend.value,
             queues=queue_rows(load.value, recent.value, workers, self.forebay), models=model_rows(trend.value),
-            devices=devices.value or [], states=JobState,
+            devices=devices.value or [], states=JobState, problems=health.value.problems if health.value else (),
+            failures=health.value.failures if health.value else (),
         )  # fmt: skip
 
 

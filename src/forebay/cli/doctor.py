@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import Settings, mask_password
-from forebay.contract.wire.celery_app import connect_redis
+from forebay.contract.wire.celery_app import ping_redis
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import current
@@ -116,11 +116,8 @@ def _gpu() -> Finding:
 
 
 def _ping_queue(settings: Settings) -> str:
-    with closing(connect_redis(settings)) as connection:
-        try:
-            connection.ping()
-        except Exception as error:
-            raise ForebayError(f"{mask_password(settings.broker)} does not answer: {error}") from error
+    if problem := ping_redis(settings):
+        raise ForebayError(f"{mask_password(settings.broker)} {problem}")
     return mask_password(settings.broker)
 
 

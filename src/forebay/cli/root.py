@@ -16,7 +16,7 @@ from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli import attach
 from forebay.producer.cli.options import Home, Json
-from forebay.producer.cli.output import USAGE, clear_errors, print_json, print_note
+from forebay.producer.cli.output import USAGE, clear_errors, one_line, print_json, print_line, print_note
 
 if TYPE_CHECKING:
     from forebay.stack.stack import StackState
@@ -74,21 +74,25 @@ def down(home: Home = None) -> None:
 
 @app.command(rich_help_panel=PANEL)
 def status(home: Home = None, json: Json = False) -> None:
-    """Show what runs where: the stack's processes and the workers.
+    """Show what runs where, the stack's processes and the workers, and what is wrong: each with the next step.
 
     Example: `forebay status --json`
     """
     from forebay.cli.doctor import live_workers
     from forebay.stack.stack import read_stack
+    from forebay.storage.health import check_health
 
     settings = Settings.load(home=home)
     stack = read_stack(settings.home)
     workers, ledger = live_workers(settings)
+    health = check_health(settings)
     if json:
         public = to_builtins(stack)
         if public:
             public |= {name: mask_password(public[name]) for name in ("broker", "database")}
-        print_json({"home": str(settings.home), "stack": public, "ledger": ledger, "workers": workers})
+        print_json(
+            {"home": str(settings.home), "stack": public, "ledger": ledger, "workers": workers, "health": health}
+        )
         return
     typer.echo(f"stack    {_processes(stack) if stack else f'none runs in {settings.home}'}")
     typer.echo(f"queue    {mask_password(settings.broker) or 'none'}")
@@ -97,6 +101,13 @@ def status(home: Home = None, json: Json = False) -> None:
         typer.echo(f"worker   {worker.name} on {worker.device}, queues {', '.join(worker.queues)}")
     if not workers:
         typer.echo("worker   none")
+    for problem in health.problems:
+        print_line(f"problem  {problem.what} {problem.next_step}".rstrip())
+    for failure in health.failures:
+        about = f"{failure.type}: {one_line(failure.message)}"
+        print_line(f"failed   {failure.count:,} in the last hour with {about}; `forebay jobs show {failure.latest}`")
+    if not health.problems:
+        typer.echo("health   no problem found")
 
 
 @app.command(rich_help_panel=PANEL)

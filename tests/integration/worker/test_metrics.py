@@ -209,6 +209,6 @@ def test_a_dashboard_without_ledger_or_redis_lives_and_says_what_is_missing(tmp_
         assert get(f"{address}/healthz") == (200, "ok\n")
         status, said = get(f"{address}/readyz")
         assert status == 503
-        assert "no connection to Redis" in said
+        assert "queue: Redis does not answer" in said
         assert "ledger: there is no ledger" in said
         assert total(samples(get(f"{address}/metrics")[1]), "ledger_up") == 0
