@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,7 @@ from forebay.contract.queues import DEFAULT_QUEUES, QueueSpec, parse_bytes
 from forebay.contract.references import shown
 
 STACK_FILE = "stack.json"
+ALMOST = 0.9  # of difflib's similarity: a name with a letter wrong or missing
 CONFIG_FILE = "forebay.toml"
 PREFIX = "FOREBAY_"  # of every setting's environment variable
 
@@ -155,7 +157,9 @@ def _setting(default: Any, help: str) -> Any:
 class Settings:
     """Every setting with its value. Build one with `Settings.load`; durations are seconds, sizes bytes."""
 
-    home: Annotated[Path, Kind(Path)] = _setting(Path(".forebay"), "folder with the embedded stack's data")
+    home: Annotated[Path, Kind(Path)] = _setting(
+        Path(".forebay"), "folder with the embedded stack's data; found in the folders above too"
+    )
     broker: Annotated[str, Kind(_broker)] = _setting(_embedded_broker, "Redis or Valkey address")
     database: Annotated[str, Kind(_database)] = _setting(
         lambda home: f"sqlite:///{home / 'ledger.db'}",
@@ -204,15 +208,18 @@ class Settings:
 
         `config` is the forebay.toml to read; by default the one in the working folder, else the one in `home`.
         Raises InvalidInput naming the setting, where it came from and its value. A name that no setting has is refused too, and
-        so is a variable that only begins like one of ours.
+        so is a variable that is almost one of ours; any other that begins so may be somebody else's, as Kubernetes sets them.
         """
         env = os.environ if environment is None else environment
         _refuse_unknown("setting", flags, SETTINGS)
+        known = [setting.variable for setting in SETTINGS.values()]
         given = [name for name, value in env.items() if name.startswith(PREFIX) and value]
-        _refuse_unknown("setting's variable", given, [setting.variable for setting in SETTINGS.values()])
-        default_home: Path = SETTINGS["home"].default
-        home = _given("home", flags, env, {}) or default_home
-        file = _read_config(config, Path.cwd() / CONFIG_FILE, home.expanduser() / CONFIG_FILE)
+        _refuse_unknown(
+            "setting's variable", [n for n in given if get_close_matches(n.upper(), known, 1, ALMOST)], known
+        )
+        default_home = _nearest_home()
+        home = (_given("home", flags, env, {}) or default_home).expanduser()
+        file = _read_config(config, *(folder / CONFIG_FILE for folder in (Path.cwd(), home.parent, home)))
         values = {name: _given(name, flags, env, file) for name in SETTINGS}
         home = (values["home"] or default_home).expanduser().absolute()
         defaults = {name: setting.default_in(home) for name, setting in SETTINGS.items() if values[name] is None}
@@ -267,10 +274,24 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
+def _nearest_home() -> Path:
+    """The home in the working folder or in one above it; where there is none, the one that would be made here.
+
+    Another user's does not count: whoever may write to a folder above could have put it there.
+    """
+    name: Path = SETTINGS["home"].default
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        with suppress(OSError):
+            if (folder / name).stat().st_uid == os.getuid():
+                return folder / name
+    return name
+
+
 def _refuse_unknown(what: str, names: Iterable[str], known: Collection[str], where: str = "") -> None:
     unknown = min(set(names) - set(known), default=None)
     if unknown is not None:
-        nearest = get_close_matches(unknown, known, n=1)
+        alike = unknown.upper() if what.endswith("variable") else unknown
+        nearest = get_close_matches(alike, known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
         raise InvalidInput(f"{where}no {what} is called {unknown!r}; {hint}")
 

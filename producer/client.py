@@ -20,9 +20,10 @@ from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, open_handle
 from forebay.producer.inputs import several
 from forebay.producer.models import Models
-from forebay.producer.options import PredictOptions, SubmitOptions, TrainOptions, check_metadata
+from forebay.producer.options import PredictOptions, Since, SubmitOptions, TrainOptions, check_metadata, since_at
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
+from forebay.storage.jobs.queries import JobFilters
 
 
 class Client:
@@ -188,27 +189,35 @@ class Client:
         state: str | Sequence[str] | None = None,
         kind: str | None = None,
         model: Model | None = None,
+        queue: str | None = None,
+        worker: str | None = None,
+        since: Since | None = None,
         metadata: Mapping[str, Any] | None = None,
         limit: int = 100,
         before: str | None = None,
     ) -> list[JobInfo]:
         """The newest jobs that meet every filter, newest first; the last one's id as `before` gives the next page.
 
-        `model` is a name, `name/3` or `name@alias`; `metadata` matches the jobs that carry these values.
+        `model` is a name, `name/3`, `name@alias` or a ModelVersion; `worker` is the one that ran them last. `since` is when they
+        were submitted at the earliest: seconds ago, a timedelta or an aware datetime. `metadata` matches the jobs that carry
+        these values.
         """
         states = [state] if isinstance(state, str) or not isinstance(state, Iterable) else list(state)
         name, version = self._model_filter(model)
         if type(limit) is not int or not 1 <= limit <= 10_000:
             raise InvalidInput(f"limit {shown(limit)} is not a whole number from 1 to 10000")
-        return self.session.jobs.queries.find(
-            state=[_member(JobState, s, "state") for s in states if s is not None],
-            kind=_member(JobKind, kind, "kind") if kind is not None else None,
-            model=name,
-            version=version,
-            metadata=check_metadata(metadata),
-            limit=limit,
-            before=check_job_id(before) if before is not None else None,
-        )
+        filters: JobFilters = {
+            "state": [_member(JobState, s, "state") for s in states if s is not None],
+            "kind": _member(JobKind, kind, "kind") if kind is not None else None,
+            "model": name,
+            "version": version,
+            "queue": self.settings.queue(queue).name if queue is not None else None,
+            "worker": worker,
+            "since": since_at(since, self.session.ledger.now()) if since is not None else None,
+            "metadata": check_metadata(metadata),
+        }
+        page_end = check_job_id(before) if before is not None else None
+        return self.session.jobs.queries.find(limit=limit, before=page_end, **filters)
 
     def retry_failed(self, model: Model | None = None, *, dry_run: bool = False) -> int:
         """Queue every failed and expired job again, those of `model` only when it is given; how many.

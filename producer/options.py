@@ -21,6 +21,7 @@ from forebay.contract.values import plain_json
 from forebay.storage.jobs.records import json_text
 
 Deadline = float | dt.timedelta | dt.datetime
+Since = float | dt.timedelta | dt.datetime
 
 MAX_METADATA = 65_536  # characters of JSON
 MAX_DEADLINE_S = 10 * 365 * 86400.0
@@ -153,20 +154,33 @@ def _check_key(value: Any) -> str | None:
     return value
 
 
+def since_at(value: Any, now: float) -> float:
+    """The time `value` ago in seconds since the epoch, by the ledger's clock, which says `now`."""
+    seconds = _seconds("since", value, "ago")
+    return now + seconds if isinstance(value, dt.datetime) else now - seconds
+
+
 def _deadline_at(value: Any, now: float) -> float | None:
     """A deadline in seconds since the epoch, by the ledger's clock, which says `now`."""
     if value is None:
         return None
+    seconds = _seconds("deadline", value, "from now")
+    if seconds <= 0:
+        past = f"{-seconds:.3g} s" if seconds > -60 else str(dt.timedelta(seconds=round(min(-seconds, MAX_DEADLINE_S))))
+        raise InvalidInput(f"the deadline is {past} in the past; nothing could start in time")
+    if seconds > MAX_DEADLINE_S:
+        raise InvalidInput(f"deadline {shown(value)} s: give at most {MAX_DEADLINE_S:g} s (ten years), or none at all")
+    return now + seconds
+
+
+def _seconds(name: str, value: Any, direction: str) -> float:
+    """A time as a user gives it, in seconds from now; a point in time is counted by this machine's clock."""
     if isinstance(value, dt.timedelta):
-        value = value.total_seconds()
+        return value.total_seconds()
     if isinstance(value, dt.datetime):
         if value.utcoffset() is None:
-            raise InvalidInput(f"deadline {value} has no time zone; use datetime.now(UTC) + …, or seconds from now")
-        value = value.timestamp() - time.time()
+            raise InvalidInput(f"{name} {value} has no time zone; use datetime.now(UTC) ± …, or seconds {direction}")
+        return value.timestamp() - time.time()
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-        raise InvalidInput(f"deadline {shown(value)}: give seconds from now, a timedelta or an aware datetime")
-    if value <= 0:
-        raise InvalidInput(f"the deadline is {shown(-value)} s in the past; nothing could start in time")
-    if value > MAX_DEADLINE_S:
-        raise InvalidInput(f"deadline {shown(value)} s: give at most {MAX_DEADLINE_S:g} s (ten years), or none at all")
-    return now + float(value)
+        raise InvalidInput(f"{name} {shown(value)}: give seconds {direction}, a timedelta or an aware datetime")
+    return float(value)

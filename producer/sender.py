@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from forebay.contract.errors import ForebayError
+from forebay.contract.wire.celery_app import SEND_TIMEOUT_S
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import IDS_PER_MESSAGE, BatchWait, JobMessage, RoutedJob, job_messages
 from forebay.storage.jobs.store import JobStore
@@ -22,6 +23,7 @@ from forebay.storage.jobs.store import JobStore
 log = structlog.get_logger()
 
 GATHER_S = 0.003
+HUNG_S = 5.0  # a Redis that hung is not tried again for so long: each try would hold up a submit
 LINGER_S = 0.05  # the gathering thread ends after so long without work, and so never keeps a program from ending
 MIN_IDS = 32  # below this, a message costs more than the balance between workers it buys
 # Of a submit that takes several messages the first would go to an idle child alone, as a batch unsorted and with nothing
@@ -62,9 +64,13 @@ class Sender:
         self._sending = False
         self._thread: threading.Thread | None = None
         self._quiet_at = 0.0
+        self._hung_until = 0.0
 
     def send(self, pending: PendingSend) -> None:
         """Send the jobs, now or within a few milliseconds. Never raises."""
+        if time.monotonic() < self._hung_until:
+            self._mark_unsent([job.id for job in pending.routed_jobs], "it has just timed out")
+            return
         with self._changed:
             self._pending.append(pending)
             if self._sending or self._thread is not None or time.monotonic() < self._quiet_at:
@@ -107,18 +113,21 @@ class Sender:
 
     def _send_all(self, batch: list[PendingSend]) -> None:
         messages = list(_messages(batch))
+        started = time.monotonic()
         try:
             self._dispatcher.send(messages)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the jobs are durable and the sweeper sends them
-            self._mark_unsent([id for message in messages for id in message.args.ids], error)
+            if time.monotonic() - started > SEND_TIMEOUT_S / 2:
+                self._hung_until = time.monotonic() + HUNG_S
+            self._mark_unsent([id for message in messages for id in message.args.ids], str(error))
         finally:
             with self._changed:
                 self._sending = False
                 self._quiet_at = time.monotonic() + GATHER_S
                 self._changed.notify()
 
-    def _mark_unsent(self, ids: list[str], error: Exception) -> None:
-        log.warning("send_failed", jobs=len(ids), error=str(error), next="the sweeper sends them when Redis is back")
+    def _mark_unsent(self, ids: list[str], reason: str) -> None:
+        log.warning("send_failed", jobs=len(ids), error=reason, next="the sweeper sends them when Redis is back")
         try:
             self._store.mark_unsent(ids)
         except ForebayError as failure:  # the sweeper finds them a little later, by their age

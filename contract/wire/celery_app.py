@@ -23,6 +23,7 @@ PING_S = 2.0  # an idle Redis answers within a millisecond
 
 # Everybody must notice a dead connection within seconds: Celery's defaults wait for ever (celery #8030).
 # No retry_on_timeout: it silently turns off kombu's pipelined publish.
+SEND_TIMEOUT_S = 3  # a submit waits for it when Redis hangs
 SOCKET_OPTIONS: dict[str, Any] = {
     "socket_timeout": 10,
     "socket_connect_timeout": 5,
@@ -41,7 +42,9 @@ TRANSPORT_OPTIONS: dict[str, Any] = SOCKET_OPTIONS | {
 
 # A sender does not wait for Redis to come up, as kombu would for 6 s: the job is in the ledger, and the sweeper sends it. The
 # second try is for a connection that was good until Redis restarted.
-SENDING_OPTIONS: dict[str, Any] = TRANSPORT_OPTIONS | {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+SENDING_OPTIONS: dict[str, Any] = TRANSPORT_OPTIONS | {
+    "max_retries": 1, "interval_start": 0, "interval_step": 0, "socket_timeout": SEND_TIMEOUT_S, "socket_connect_timeout": 3,
+}  # fmt: skip
 
 
 def make_app(settings: Settings) -> Celery:

@@ -13,7 +13,7 @@ from msgspec import inspect as types
 
 from forebay.contract.job import JobKind
 from forebay.contract.requests.fields import Field, fields_of
-from forebay.producer.cli.options import Home, Json, Metadata, NoWait, Timeout, deadline, open_client, pairs, timeout_s
+from forebay.producer.cli.options import Home, Json, Metadata, NoWait, Timeout, countdown, deadline, open_client, pairs
 from forebay.producer.cli.output import clear_errors
 from forebay.producer.cli.results import J, Show, print_outcome, wait_and_show
 from forebay.producer.options import DEFAULTS, Defaults
@@ -69,10 +69,10 @@ def job_command(
 
         @wraps(submit)
         def run(**given: Any) -> None:
-            wait_s, as_json, detached = timeout_s(given.pop("timeout")), given.pop("as_json"), given.pop("no_wait")
+            left, as_json, detached = countdown(given.pop("timeout")), given.pop("as_json"), given.pop("no_wait")
             with open_client(given.pop("home")) as client:
                 job = submit(client=client, **given)
-                wait_and_show(client, job, wait_s, show_json if as_json else show, no_wait=detached, as_json=as_json)
+                wait_and_show(client, job, left(), show_json if as_json else show, no_wait=detached, as_json=as_json)
 
         own = [one for one in inspect.signature(submit).parameters.values() if one.name != "client"]
         shared = (

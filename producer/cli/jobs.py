@@ -11,7 +11,19 @@ from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInpu
 from forebay.contract.job import JobKind, JobState
 from forebay.producer.cli.commands import command
 from forebay.producer.cli.job_views import job_as_json, print_events, print_job, print_jobs, print_states, reason
-from forebay.producer.cli.options import Home, Id, Json, Metadata, Timeout, confirm, open_client, pairs, timeout_s
+from forebay.producer.cli.options import (
+    Home,
+    Id,
+    Json,
+    Metadata,
+    Timeout,
+    confirm,
+    find_job,
+    open_client,
+    pairs,
+    since,
+    timeout_s,
+)  # fmt: skip
 from forebay.producer.cli.output import (
     exit_status,
     print_error,
@@ -32,12 +44,13 @@ EXAMPLE_ID = "0190f3c2a1b47c3e9d5f60718293a4b5"
 
 jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.", no_args_is_help=True)
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID", help="One id or more, all 32 digits.", show_default=False)]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="One id or more, or how they begin.", show_default=False)]
 
 
 @command(
     jobs_app,
     "forebay jobs list --state failed --model digits",
+    "forebay jobs list --queue gpu --since 2h",
     "forebay jobs list --metadata run=7 --limit 1000 --json",
     name="list",
 )
@@ -50,6 +63,14 @@ def list_(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)
     ] = None,
+    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="Those of this queue.", show_default=False)] = None,
+    worker: Annotated[
+        str | None, typer.Option(metavar="WORKER", help="Those that this worker ran last.", show_default=False)
+    ] = None,
+    since_: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Submitted since then: 15m ago, or a date.", show_default=False),
+    ] = None,
     metadata: Metadata = None,
     limit: Annotated[int, typer.Option(metavar="N", help="How many at most.")] = 100,
     before: Annotated[
@@ -61,11 +82,14 @@ def list_(
     """List jobs, newest first."""
     filters = pairs(metadata, "--metadata")
     with open_client(home) as client:
-        found = client.jobs(state=state, kind=kind, model=model, metadata=filters, limit=limit, before=before)
+        found = client.jobs(
+            state=state, kind=kind, model=model, queue=queue, worker=worker, since=since(since_), metadata=filters,
+            limit=limit, before=before,
+        )  # fmt: skip
     if as_json:
         print_json(found)
     elif not found:
-        filtered = state or kind or model or filters or before
+        filtered = state or kind or model or queue or worker or since_ or filters or before
         print_note("no job matches these filters" if filtered else "no job was submitted yet")
     else:
         print_jobs(found)
@@ -84,7 +108,7 @@ def show(
 ) -> None:
     """Show one job: its state, times, attempts and error, or with --logs the history of all its attempts."""
     with open_client(home) as client:
-        job = client.job(id)
+        job = find_job(client, id)
         if logs:
             events = job.history()
             print_json(events) if as_json else print_events(events)
@@ -154,7 +178,7 @@ def cancel(
 )
 def retry(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids, all 32 digits.", show_default=False)
+        list[str] | None, typer.Argument(metavar="ID", help="Ids, or how they begin.", show_default=False)
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Every failed and expired job, instead of ids.")] = False,
     model: Annotated[
@@ -204,7 +228,7 @@ def result(
     check_output(output)
     wait_s = timeout_s(timeout)
     with open_client(home) as client:
-        job = client.job(id)
+        job = find_job(client, id)
         if wait_s is not None:
             wait_for(client, [job], wait_s)
         elif not job.done():
@@ -223,7 +247,7 @@ def metrics(
     if as_csv and as_json:
         raise InvalidInput("--csv and --json are two forms of the same; give one of them")
     with open_client(home) as client:
-        job = client.job(id)
+        job = find_job(client, id)
         if not isinstance(job, TrainingJob):
             raise InvalidInput(f"job {id} is a {job.info().kind} job; only training jobs have metrics")
         rows = job.metrics()
@@ -236,7 +260,7 @@ def audit(id: Id, home: Home = None, as_json: Json = False) -> None:
     from forebay.producer.requests.audit import audit as audit_batch
 
     with open_client(home) as client:
-        findings = audit_batch(client.session, id)
+        findings = audit_batch(client.session, find_job(client, id).id)
     if as_json:
         print_json(findings)
     else:
@@ -249,7 +273,7 @@ def audit(id: Id, home: Home = None, as_json: Json = False) -> None:
 
 def _find(client: Client, ids: Sequence[str]) -> list[Job]:
     """The handles, each job once; JobNotFound before anything is done when one does not exist."""
-    return [client.job(id) for id in dict.fromkeys(ids)]
+    return list({job.id: job for job in (find_job(client, id) for id in ids)}.values())
 
 
 def _retry(job: Job) -> ForebayError | None:

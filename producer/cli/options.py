@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import MutableMapping, Sequence
+import time
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,12 +14,13 @@ from typing import Annotated, Any, NoReturn
 import structlog
 import typer
 
-from forebay.contract.errors import InvalidInput
+from forebay.contract.errors import InvalidInput, JobNotFound
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import FORMATS
 from forebay.contract.settings import Settings, seconds
 from forebay.producer.cli.output import print_note
 from forebay.producer.client import Client
+from forebay.producer.handles.job import Job
 
 Home = Annotated[
     Path | None,
@@ -25,7 +28,9 @@ Home = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)]
-Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, all 32 digits.", show_default=False)]
+Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, or how it begins.", show_default=False)]
+MATCHES_SHOWN = 4
+_ID_START = re.compile("[0-9a-fA-F]{4,31}")
 COLUMNS_HELP = "What goes into the model, by comma; INPUT=COLUMN for several inputs."
 Format = Annotated[
     str | None, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.", show_default="by the file's ending")
@@ -56,6 +61,19 @@ def open_client(home: Path | None) -> Client:
     settings = Settings.load(home=home)
     structlog.configure(processors=[structlog.processors.add_log_level, _to_stderr])
     return Client(settings)
+
+
+def find_job(client: Client, id: str) -> Job:
+    """The job with this id, or the only one whose id begins so."""
+    if not _ID_START.fullmatch(id):
+        return client.job(id)  # or why it is none
+    found = client.session.jobs.queries.ids_with(id.lower(), MATCHES_SHOWN + 1)
+    if len(found) > 1:
+        more = ", …" if len(found) > MATCHES_SHOWN else ""
+        raise InvalidInput(f"the ids of several jobs begin with {id}: {', '.join(found[:MATCHES_SHOWN])}{more}")
+    if not found:
+        raise JobNotFound(f"no job's id begins with {id}; `forebay jobs list` has those that there are")
+    return client.job(found[0])
 
 
 def parse_json(text: str, what: str) -> Any:
@@ -118,15 +136,20 @@ def timeout_s(text: str | None) -> float | None:
     return _duration(text, "--timeout")
 
 
+def countdown(text: str | None) -> Callable[[], float | None]:
+    """`--timeout` from now on: what is left of it in seconds, whatever took the time; None for ever."""
+    wait_s, started = timeout_s(text), time.monotonic()
+    return lambda: None if wait_s is None else max(0.0, wait_s - (time.monotonic() - started))
+
+
 def deadline(text: str | None) -> float | datetime | None:
     """`--deadline`, as seconds from now or as a point in time; a date without a time zone is local."""
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone() if "-" in text else _duration(text, "--deadline")
-    except (ValueError, OverflowError) as error:
-        what = "a time from now (90, 15m, 12h) or a date (2030-01-31, 2030-01-31T18:00, 2030-01-31T18:00Z)"
-        raise InvalidInput(f"--deadline {shown(text)} is not {what}") from error
+    return _time(text, "--deadline", "a time from now (90, 15m, 12h) or a date (2030-01-31, 2030-01-31T18:00Z)")
+
+
+def since(text: str | None) -> float | datetime | None:
+    """`--since`, as seconds ago or as a point in time; a date without a time zone is local."""
+    return _time(text, "--since", "how long ago (90, 15m, 12h) or a date (2026-01-31, 2026-01-31T18:00Z)")
 
 
 def names(text: str | None) -> list[str] | None:
@@ -142,6 +165,15 @@ def columns_option(text: str | None) -> list[str] | dict[str, str] | None:
     if not all(equals and column for _, equals, column in given):
         raise InvalidInput(f"--columns {text!a}: write names, or INPUT=COLUMN for all of them")
     return {name: column for name, _, column in given}
+
+
+def _time(text: str | None, option: str, what: str) -> float | datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone() if "-" in text else _duration(text, option)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"{option} {shown(text)} is not {what}") from error
 
 
 def _duration(text: str, option: str) -> float:

@@ -12,7 +12,7 @@ from forebay.contract.job import JobKind
 from forebay.contract.signature import BATCH_HINT
 from forebay.producer.cli.commands import examples, with_submit_options
 from forebay.producer.cli.inputs import JobInputs, read_inputs
-from forebay.producer.cli.options import Home, Json, Model, NoWait, Timeout, open_client, timeout_s
+from forebay.producer.cli.options import Home, Json, Model, NoWait, Timeout, countdown, open_client
 from forebay.producer.cli.output import clear_errors
 from forebay.producer.cli.results import Output, check_output, print_ids, show_many, show_one, wait_for
 from forebay.producer.client import Client
@@ -65,7 +65,7 @@ def predict(
     check_output(output)
     if no_wait and output is not None:
         raise InvalidInput("--output needs the results and --no-wait does not wait for them; give one of them")
-    wait_s = timeout_s(timeout)
+    left = countdown(timeout)
     with open_client(home) as client:
         version = client.models.get(model)
         inputs = read_inputs(version.signature, input, file, each=each, batched=batched)
@@ -73,7 +73,7 @@ def predict(
         if no_wait:
             print_ids(jobs, as_json)
             return
-        wait_for(client, jobs, wait_s)
+        wait_for(client, jobs, left())
         if inputs.many:
             show_many(jobs, output, as_json)
         else:

@@ -23,11 +23,9 @@ from forebay.producer.client import Client
 from forebay.producer.handles.kinds import TrainingJob
 from forebay.producer.options import SubmitOptions
 
-Detach = Annotated[bool, typer.Option("--detach/--follow", help="Print the id, or wait and show the metrics.")]
-
 EXAMPLES = examples(
     "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",
-    "forebay train houses --recipe regressor --dataset 'houses/*.csv' --target price --param hidden=64,32 --detach",
+    "forebay train houses --recipe regressor --dataset 'houses/*.csv' --target price --param hidden=64,32 --no-wait",
     "forebay train flowers --recipe image-classifier --dataset flowers/ --param size=64 --early-stopping-epochs 3",
     "forebay train --list-recipes",
 )
@@ -61,7 +59,7 @@ def _print_json(job: TrainingJob, info: JobInfo) -> None:
     print_json(told)
 
 
-@job_command(JobKind.TRAIN, _print, _print_json, no_wait=Detach)
+@job_command(JobKind.TRAIN, _print, _print_json)
 @request_options("request", TrainRequest, without=("files", "format", "params", "resources", "metadata"))
 @request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
 @request_options("resources", ResourceOptions)

@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 FIRST_POLL_S, LAST_POLL_S = 0.25, 2.0
 IDS_PER_READ = 512
+SUBSCRIBE_WAIT_S, CLOSE_WAIT_S = 1.0, 1.0  # Redis may hang
 
 
 class Handle(Protocol):
@@ -48,19 +49,21 @@ class Watcher:
         self._awaited: dict[str, Handle] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._subscribed = threading.Event()  # or Redis has refused, once
         self._thread: threading.Thread | None = None
         self._pubsub: redis.client.PubSub | None = None
         self._next_poll, self._interval = 0.0, FIRST_POLL_S
 
     def start(self) -> None:
-        """Subscribe before the first job is sent, so that its announcement is not missed."""
+        """Subscribe before the first job is sent, so that its announcement is not missed. Does not wait for a hung Redis."""
         if self._closed.is_set():
             raise ForebayError("this client is closed; open another one, and ask it for the job by its id")
         with self._lock:
-            if self._thread is None:
-                self._subscribe()  # first, for Ctrl-C may come while Redis is asked, and `close` then finds no thread
-                self._thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
-                self._thread.start()
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(target=self._run, name="forebay-watcher", daemon=True)
+            self._thread.start()
+        self._subscribed.wait(SUBSCRIBE_WAIT_S)
 
     def register(self, handles: Iterable[H]) -> list[H]:
         """Remember handles, without keeping them alive, so that their outcomes are delivered as they are announced.
@@ -104,11 +107,13 @@ class Watcher:
         """End the thread and the subscription."""
         self._closed.set()
         if self._thread is not None and self._thread.is_alive():  # Ctrl-C may also come before it has begun
-            self._thread.join(timeout=5)
+            self._thread.join(CLOSE_WAIT_S)
         if self._pubsub is not None:
             self._pubsub.close()
 
     def _run(self) -> None:
+        self._subscribe()
+        self._subscribed.set()
         while not self._closed.is_set():
             announced = self._listen()
             try:

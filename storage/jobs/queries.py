@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import FINAL, Attempt, AttemptEnd, JobError, JobInfo, JobKind, JobState, Progress, at, utc
@@ -25,6 +25,7 @@ IS_RARE_KIND, HAS_METADATA = "kind IN ('batch', 'evaluate', 'node', 'train')", "
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
 GET = Statement(f"SELECT {INFO} FROM jobs WHERE id = :id")
+IDS_WITH = Statement("SELECT id FROM jobs WHERE id >= :low AND id < :high ORDER BY id LIMIT :limit")
 OUTCOMES = Statement(f"""
 SELECT id, state, result, result_ref, error_type, error_message, worker, {COUNTED} AS attempt, kind FROM jobs
 WHERE id = ANY(:ids) AND state IN ({FINAL_STATES})""")
@@ -56,6 +57,28 @@ FROM (SELECT queue, state, finished_at FROM jobs WHERE finished_at > :since ORDE
 RATE_WINDOW_S, RATE_SAMPLE = 60.0, 2000
 
 
+CLOCKS_APART_S = 3600.0  # ids are made by clients: how far their clocks may be from the ledger's
+FILTERS = {
+    "states": "state = ANY(:states)",
+    "before": "id < :before",
+    "since": "created_at >= :since AND id >= :since_id",
+}  # all others: equality
+
+
+class JobFilters(TypedDict, total=False):
+    """Which jobs are looked for; what is left out, or None, does not matter. `since` is in seconds since the epoch."""
+
+    state: Sequence[JobState]
+    kind: JobKind | None
+    model: str | None
+    version: int | None
+    queue: str | None
+    worker: str | None
+    parent_id: str | None
+    since: float | None
+    metadata: Mapping[str, Any] | None
+
+
 class JobQueries:
     """Reads jobs from the ledger. Thread-safe."""
 
@@ -69,35 +92,25 @@ class JobQueries:
             raise JobNotFound(f"no job has the id {id!r}; it never existed, or retention has deleted it")
         return job_info(row)
 
-    def find(
-        self,
-        *,
-        state: Sequence[JobState] = (),
-        kind: JobKind | None = None,
-        model: str | None = None,
-        version: int | None = None,
-        parent_id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        limit: int = 100,
-        before: str | None = None,
-    ) -> list[JobInfo]:
+    def find(self, *, limit: int = 100, before: str | None = None, **filters: Unpack[JobFilters]) -> list[JobInfo]:
         """The newest jobs that meet every filter given, newest first; `before` an id gives the next page."""
-        filters: dict[str, tuple[str, Any]] = {
-            "states": ("state = ANY(:states)", list(state) or None),
-            "kind": ("kind = :kind", kind and kind.value),
-            "model": ("model = :model", model),
-            "version": ("version = :version", version),
-            "parent_id": ("parent_id = :parent_id", parent_id),
-            "before": ("id < :before", before),
-        }
-        given = {name: filter for name, filter in filters.items() if filter[1] is not None}
-        where = [clause for clause, _ in given.values()]
-        where += [IS_RARE_KIND] if kind in RARE_KINDS else []
-        values = {name: value for name, (_, value) in given.items()}
-        clauses, wanted = metadata_filter(metadata or {}, self._ledger.sqlite)
+        values: dict[str, Any] = {
+            "states": list(filters.get("state", ())) or None, "before": before,
+            **{name: filters.get(name) for name in ("kind", "model", "version", "queue", "worker", "parent_id", "since")},
+        }  # fmt: skip
+        values = {name: value for name, value in values.items() if value is not None}
+        where = [FILTERS.get(name, f"{name} = :{name}") for name in values]
+        if "since" in values:
+            values["since_id"] = id_at(values["since"] - CLOCKS_APART_S)
+        where += [IS_RARE_KIND] if filters.get("kind") in RARE_KINDS else []
+        clauses, wanted = metadata_filter(filters.get("metadata") or {}, self._ledger.sqlite)
         all_of = " AND ".join([*where, *clauses]) or "1 = 1"
         listed = Statement(f"SELECT {INFO} FROM jobs WHERE {all_of} ORDER BY id DESC LIMIT :limit")
         return [job_info(row) for row in self._ledger.rows(listed, **values, **wanted, limit=limit)]
+
+    def ids_with(self, prefix: str, limit: int) -> list[str]:
+        """The ids that begin with these hexadecimal digits, the oldest first, at most `limit`."""
+        return [row.id for row in self._ledger.rows(IDS_WITH, low=prefix, high=f"{prefix}g", limit=limit)]
 
     def outcomes(self, ids: Sequence[str]) -> list[Outcome]:
         """Those of the jobs that are finished, with their results or errors, in no order."""
@@ -239,3 +252,8 @@ def job_info(row: Any) -> JobInfo:
         error=_job_error(row.error_type, row.error_message), metadata=json.loads(row.metadata), parent_id=row.parent_id,
         cancel_requested_at=utc(row.cancel_requested_at), not_before=utc(row.not_before),
     )  # fmt: skip
+
+
+def id_at(seconds: float) -> str:
+    """How the ids begin that clients make at a time, in seconds since the epoch."""
+    return f"{max(0, round(seconds * 1000)):012x}"

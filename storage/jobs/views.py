@@ -15,12 +15,20 @@ from sqlalchemy import Connection
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState, at, utc
-from forebay.storage.jobs.queries import HAS_METADATA, INFO, IS_RARE_KIND, RARE_KINDS, job_info, metadata_filter
+from forebay.storage.jobs.queries import (
+    CLOCKS_APART_S,
+    HAS_METADATA,
+    INFO,
+    IS_RARE_KIND,
+    RARE_KINDS,
+    id_at,
+    job_info,
+    metadata_filter,
+)
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
 FIRST_ID, LAST_ID = "0" * 32, "g" * 32  # an id is hexadecimal, and sorts by the time it was made
-CLOCKS_APART_S = 3600.0  # ids are made by clients: how far their clocks may be from the ledger's
 WINDOW, LARGEST_WINDOW = 2_000, 16_000  # rows looked at in one statement
 FEW = 5_000
 ENDED_BADLY = frozenset({JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
@@ -210,13 +218,9 @@ def _in_state(state: JobState) -> str:
 def _bounds(wanted: JobFilter, before: str | None) -> tuple[str, str]:
     """The lowest id that can be meant, and one above the highest."""
     prefix = wanted.id_prefix
-    low = max(prefix, FIRST_ID if wanted.since is None else _id_at(wanted.since - CLOCKS_APART_S))
-    highest = LAST_ID if wanted.until is None else _id_at(wanted.until + CLOCKS_APART_S)
+    low = max(prefix, FIRST_ID if wanted.since is None else id_at(wanted.since - CLOCKS_APART_S))
+    highest = LAST_ID if wanted.until is None else id_at(wanted.until + CLOCKS_APART_S)
     return low, min(before or LAST_ID, f"{prefix}g" if prefix else LAST_ID, highest)
-
-
-def _id_at(seconds: float) -> str:
-    return f"{max(0, round(seconds * 1000)):012x}"
 
 
 def made_at(id: str) -> float:

@@ -84,11 +84,19 @@ def test_a_dashboard_whose_port_is_taken_chooses_another_one(user, taken):
     wait_until(lambda: user.run("doctor", "--url", address).returncode == 0, f"{address} answers", TIMEOUT_S)
 
 
-def test_a_second_stack_in_the_same_home_is_refused(user):
+def test_up_where_a_stack_runs_says_so_and_gives_its_addresses(user):
     before = user.stack()
     for done in user.together(["up"], ["up", "--detach"]):
-        assert f"a stack runs in {user.home} already" in refusal(done)
+        assert done.returncode == 0
+        assert "it runs already" in done.stderr
+        assert before["dashboard"] in done.stdout
     assert user.stack() == before
+
+
+def test_logs_are_printed_one_or_all(user):
+    assert "child_ready" in user.ok("logs", "worker", "-n", "1000")
+    assert {line.split()[0] for line in user.ok("logs", "-n", "3").splitlines()} >= {"worker", "valkey"}
+    assert "there are dashboard, up, worker, valkey" in refusal(user.run("logs", "workers"))
 
 
 def test_the_password_is_for_this_users_eyes_only(user):

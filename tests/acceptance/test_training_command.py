@@ -88,7 +88,7 @@ def test_a_better_version_takes_the_alias_while_predictions_go_on_and_serves_the
 ) -> None:
     first = trainer.json(*ask("--epochs", "1", "--alias", "champion"))
     assert (first["model"], first["promoted"], first["verdict"][:16]) == ("digits/1", True, "@champion is new")
-    id = trainer.ok(*ask("--epochs", "8", "--alias", "champion", "--detach")).strip()
+    id = trainer.ok(*ask("--epochs", "8", "--alias", "champion", "--no-wait")).strip()
     with Predicting(client) as predicting:
         predicting.follow = client.job(id)
         assert trainer.json("jobs", "wait", id, "--timeout", f"{TIMEOUT_S}s")[0]["state"] == "succeeded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import urllib.error
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable, MissingExtra
 from forebay.contract.settings import Settings, mask_password
@@ -130,6 +133,12 @@ def _check_ledger(settings: Settings) -> str:
 
 
 def _check_blobs(settings: Settings) -> str:
+    folder = Path(unquote(urlsplit(settings.blobs).path))
+    if settings.blobs.startswith("file:") and not folder.exists():
+        parent = next(above for above in folder.parents if above.exists())
+        if not os.access(parent, os.W_OK):
+            raise ForebayError(f"{folder} cannot be made: {parent} is not yours to write to")
+        return f"{settings.blobs}, made when it is needed"
     BlobStore(settings.blobs).check()
     return mask_password(settings.blobs)
 

@@ -7,13 +7,10 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from forebay.contract.settings import Settings, mask_password
 from forebay.producer.cli.options import Home, Json
-from forebay.producer.cli.output import print_json
+from forebay.producer.cli.output import print_json, print_line
 
 PANEL = "Running it"
 
@@ -59,11 +56,11 @@ def doctor(
     if json:
         print_json([asdict(f) for f in findings])
     else:
-        table = Table(box=None, show_header=False, pad_edge=False)
         for f in findings:
-            mark = "[green]ok[/]" if f.ok else "[yellow]-[/]" if f.optional else "[red]missing[/]"
-            table.add_row(mark, f.what, escape(f.seen), "" if f.ok else escape(f.remedy))
-        Console().print(table)
+            mark = "ok" if f.ok else "-" if f.optional else "missing"
+            print_line(f"{mark:<9}{f.what:<23}{f.seen}")
+            if not f.ok:
+                print_line(f"{'':<32}{f.remedy}")
     if any(not f.ok and not f.optional for f in findings):
         raise typer.Exit(1)
 

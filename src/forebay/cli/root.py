@@ -5,6 +5,7 @@ torch, Flower and Alembic are imported by the commands that need them, so that `
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,11 +28,25 @@ app = typer.Typer(
     name="forebay",
     help="Queue-based batch inference: submit jobs, run workers, watch them.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 attach(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"forebay {version('forebay')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _forebay(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 @app.command(rich_help_panel=PANEL)
@@ -46,9 +61,14 @@ def up(
 
     Example: `forebay up --detach`, and later `forebay down`.
     """
-    from forebay.stack.stack import Stack, start_detached
+    from forebay.stack.stack import Stack, read_stack, start_detached
 
     settings = Settings.load(home=home)
+    running = read_stack(settings.home)
+    if running is not None and running.ready:
+        print_note("it runs already")
+        _print_addresses(running)
+        return
     if detach:
         arguments = ["--concurrency", str(concurrency)]
         arguments += ["--no-dashboard"] if no_dashboard else []
@@ -58,6 +78,24 @@ def up(
     configure_logs(settings)
     stack = Stack(settings.home, dashboard=not no_dashboard, queues=queues, concurrency=concurrency)
     raise typer.Exit(stack.run(_print_addresses))
+
+
+@app.command(rich_help_panel=PANEL)
+def logs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[worker|dashboard|valkey|up]", help="One log only.", show_default="all")
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come, until Ctrl-C.")] = False,
+    home: Home = None,
+) -> None:
+    """Print what the processes of `forebay up` have logged.
+
+    Example: `forebay logs worker -f`
+    """
+    from forebay.cli.logs import print_logs
+
+    print_logs(Settings.load(home=home).home, name, lines, follow=follow)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -318,6 +318,36 @@ def test_jobs_are_listed_newest_first_and_filtered(shell: Shell) -> None:
     assert shell.run("jobs", "list", "--kind", "batch").stderr == "no job matches these filters\n"
 
 
+def test_jobs_are_found_by_queue_worker_and_time(shell: Shell) -> None:
+    shell.register()
+    first, second = shell.submit(), shell.submit()
+    shell.end(first, 1)
+
+    def found(*words: str) -> list[str]:
+        return [job["id"] for job in shell.json("jobs", "list", "--json", *words)]
+
+    assert found("--queue", "cpu", "--since", "1m") == [second, first]
+    assert found("--worker", "w@host") == [first]
+    assert found("--queue", "gpu") == found("--since", "2100-01-01") == found("--worker", "other") == []
+    assert "there are cpu" in shell.error("jobs", "list", "--queue", "nope")
+    assert "--since 'soon'" in shell.error("jobs", "list", "--since", "soon")
+
+
+def test_a_job_is_named_by_how_its_id_begins(shell: Shell) -> None:
+    shell.register()
+    first, second = shell.submit(), shell.submit()
+    differ = next(i for i in range(32) if first[i] != second[i])
+    shared, unique = first[:differ], first[: differ + 1]
+    assert shell.json("jobs", "show", unique, "--json")["id"] == first
+    assert shell.json("jobs", "show", unique.upper(), "--json")["id"] == first
+    said = shell.error("jobs", "show", shared)
+    assert first in said
+    assert second in said
+    assert "no job's id begins with ffff" in shell.error("jobs", "cancel", first, "ffff")
+    assert "not a valid job id" in shell.error("jobs", "show", "abc")
+    assert {job["id"] for job in shell.json("jobs", "cancel", unique, first, "--json")} == {first}
+
+
 def test_a_failed_job_is_shown_with_its_error(shell: Shell) -> None:
     shell.register()
     id = shell.submit()

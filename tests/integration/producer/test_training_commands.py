@@ -260,7 +260,7 @@ def test_a_failed_run_goes_on_where_it_was_when_it_is_retried(
 def test_train_submits_and_prints_the_id_when_it_is_detached(shell: Shell, data: str) -> None:
     done = shell.run(
         "train", "digits", "--recipe", "classifier", "--dataset", data, "--target", "label", "--epochs", "4",
-        "--param", "hidden=16,8", "--param", "lr=0.1", "--alias", "champion", "--split-test", "0.3", "--gpu", "1", "--detach",
+        "--param", "hidden=16,8", "--param", "lr=0.1", "--alias", "champion", "--split-test", "0.3", "--gpu", "1", "--no-wait",
     )  # fmt: skip
     assert "no worker serves queue 'train-gpu' now; start one with `forebay worker --queues train-gpu`" in done.stderr
     request = request_of(shell, done.stdout.strip())
@@ -279,7 +279,7 @@ def test_train_submits_and_prints_the_id_when_it_is_detached(shell: Shell, data:
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(shell: Shell, data: str, words: list[str], error: str) -> None:
-    given = ["train", "digits", "--recipe", "classifier", "--dataset", data, "--target", "label", "--detach", *words]
+    given = ["train", "digits", "--recipe", "classifier", "--dataset", data, "--target", "label", "--no-wait", *words]
     assert error in shell.error(*given)
 
 

@@ -187,12 +187,33 @@ def test_a_setting_that_is_not_there_is_refused_as_a_flag_and_in_the_file(tmp_pa
         Settings.load({}, home=tmp_path, config=config(tmp_path, "leese_s = 3"))
 
 
-def test_a_variable_that_only_begins_like_one_of_ours_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+def test_a_variable_that_is_almost_one_of_ours_is_refused_with_the_one_that_is_meant(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"is called 'FOREBAY_BROKR'; did you mean FOREBAY_BROKER\?"):
         Settings.load({"FOREBAY_BROKR": "redis://h/0"}, home=tmp_path)
-    with pytest.raises(InvalidInput, match=r"is called 'FOREBAY_lease_s'"):
+    with pytest.raises(InvalidInput, match=r"is called 'FOREBAY_lease_s'; did you mean FOREBAY_LEASE_S\?"):
         Settings.load({"FOREBAY_lease_s": "3"}, home=tmp_path)
     assert Settings.load({"FOREBAY_BROKR": "", "FOREBAYS": "x"}, home=tmp_path).broker == ""
+
+
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone(tmp_path: Path) -> None:
+    address = "tcp://10.0.0.1:8000"
+    names = ("SERVICE_HOST", "PORT", "PORT_8000_TCP", "PORT_8000_TCP_ADDR", "REDIS_SERVICE_PORT", "REDIS_PORT_6379_TCP")
+    Settings.load({f"FOREBAY_{name}": address for name in names}, home=tmp_path)
+
+
+def test_the_home_in_a_folder_above_is_found_and_its_config_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert Settings.load({}).home == below / ".forebay"
+    (tmp_path / ".forebay").mkdir()
+    (tmp_path / "forebay.toml").write_text("torch_threads = 3")
+    found = Settings.load({})
+    assert (found.home, found.torch_threads) == (tmp_path / ".forebay", 3)
+    monkeypatch.setattr(os, "getuid", lambda: (tmp_path / ".forebay").stat().st_uid + 1)
+    assert Settings.load({}).home == below / ".forebay"
 
 
 @pytest.mark.parametrize("text", ["lease_s = ", "\x00", "[queues", "lease_s = 1\nlease_s = 2"])
