@@ -8,124 +8,37 @@ Nothing else in Forebay reads the environment. A part that starts another proces
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_type_hints
-from urllib.parse import urlsplit
+from typing import Annotated, Any, get_type_hints
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.queues import DEFAULT_QUEUES, QueueSpec, parse_bytes
-from forebay.contract.references import shown
+from forebay.contract.queues import DEFAULT_QUEUES, QueueSpec
+from forebay.contract.setting_kinds import (
+    Bytes,
+    Kind,
+    Names,
+    Port,
+    Queues,
+    Seconds,
+    Text,
+    between,
+    one_of,
+    parse_blobs,
+    parse_broker,
+    parse_database,
+    parse_device,
+)
 
 STACK_FILE = "stack.json"
 ALMOST = 0.9  # of difflib's similarity: a name with a letter wrong or missing
 CONFIG_FILE = "forebay.toml"
 PREFIX = "FOREBAY_"  # of every setting's environment variable
-
-_UNITS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of setting: how text, or a value from TOML, becomes its value, and how that becomes text again."""
-
-    parse: Callable[[Any], Any]
-    dump: Callable[[Any], str] = str
-
-
-def mask_password(url: str) -> str:
-    """The URL with its password replaced by ***, even if the URL is malformed or the password needed escaping."""
-    url = re.sub(r"://([^:@/]*):.*@", r"://\1:***@", url, flags=re.DOTALL)
-    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
-
-
-def seconds(value: Any) -> float:
-    """`30`, `"45s"`, `"15m"`, `"12h"` or `"30d"` in seconds; InvalidInput otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(ms|s|m|h|d|)\s*", str(value), flags=re.ASCII)
-    duration = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if not 0 < duration < math.inf:
-        raise InvalidInput(f"{value!r} is not a valid duration; write seconds, or 45s, 15m, 12h, 30d")
-    return duration
-
-
-def _is_url(text: str) -> bool:
-    try:
-        port = urlsplit(text).port
-    except ValueError:  # its message would show the password
-        return False
-    return port is None or port > 0
-
-
-def _broker(value: Any) -> str:
-    text = str(value)
-    if not text.startswith(("redis://", "rediss://")) or not _is_url(text):
-        raise InvalidInput(f"{mask_password(text)!r} is not a Redis address; write redis://host:6379/0 or rediss://…")
-    return text
-
-
-def _database(value: Any) -> str:
-    text = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", str(value))
-    if not text.startswith(("sqlite:///", "postgresql+psycopg://")) or not _is_url(text):
-        raise InvalidInput(
-            f"{mask_password(str(value))!r} is not a supported database; "
-            "write sqlite:///path/ledger.db or postgresql://user@host/name"
-        )
-    return text
-
-
-def _blobs(value: Any) -> str:
-    text = str(value)
-    return text if "://" in text else Path(text).expanduser().absolute().as_uri()
-
-
-def _device(value: Any) -> str:
-    if not re.fullmatch(r"cpu|cuda:\d+", str(value)):
-        raise InvalidInput(f"{value!r} is not a device; write cpu or cuda:0")
-    return str(value)
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else list(value)
-    if not all(isinstance(part, str) for part in parts):
-        raise InvalidInput(f"{value!r} is not a list of names")
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def _queues(value: Any) -> Mapping[str, QueueSpec]:
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, Mapping) or not value:
-        raise InvalidInput(
-            f"{shown(value)} does not declare queues; "
-            "write tables such as [queues.gpu-large] with gpu = 1, gpu_memory = '80GiB'"
-        )
-    return {name: QueueSpec.parse(name, spec) for name, spec in value.items()}
-
-
-def _between(low: int, high: int) -> Kind:
-    def parse(value: Any) -> int:
-        number = int(str(value))
-        if not low <= number <= high:
-            raise InvalidInput(f"{number} is not between {low} and {high}")
-        return number
-
-    return Kind(parse)
-
-
-def _one_of(*words: str) -> Kind:
-    def parse(value: Any) -> str:
-        if str(value).lower() not in words:
-            raise InvalidInput(f"{value!r} is not one of {', '.join(words)}")
-        return str(value).lower()
-
-    return Kind(parse)
 
 
 def _embedded_broker(home: Path) -> str:
@@ -134,18 +47,6 @@ def _embedded_broker(home: Path) -> str:
         return str(json.loads((home / STACK_FILE).read_text(encoding="utf-8"))["broker"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-Text: TypeAlias = Annotated[str, Kind(str)]
-Seconds: TypeAlias = Annotated[float, Kind(seconds)]
-Bytes: TypeAlias = Annotated[int, Kind(parse_bytes)]
-Port: TypeAlias = Annotated[int, _between(0, 65535)]
-# An empty variable counts as not given, so no names at all are written as ",".
-Names: TypeAlias = Annotated[tuple[str, ...], Kind(_names, lambda names: ",".join(names) or ",")]
-Queues: TypeAlias = Annotated[
-    Mapping[str, QueueSpec],
-    Kind(_queues, lambda queues: json.dumps({name: queue.as_dict() for name, queue in queues.items()})),
-]
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -160,12 +61,12 @@ class Settings:
     home: Annotated[Path, Kind(Path)] = _setting(
         Path(".forebay"), "folder with the embedded stack's data; found in the folders above too"
     )
-    broker: Annotated[str, Kind(_broker)] = _setting(_embedded_broker, "Redis or Valkey address")
-    database: Annotated[str, Kind(_database)] = _setting(
+    broker: Annotated[str, Kind(parse_broker)] = _setting(_embedded_broker, "Redis or Valkey address")
+    database: Annotated[str, Kind(parse_database)] = _setting(
         lambda home: f"sqlite:///{home / 'ledger.db'}",
         "the ledger: SQLite or `postgresql://user@host/name`",
     )
-    blobs: Annotated[str, Kind(_blobs)] = _setting(
+    blobs: Annotated[str, Kind(parse_blobs)] = _setting(
         lambda home: (home / "blobs").as_uri(),
         "folder or fsspec URL for models and large payloads",
     )
@@ -186,8 +87,8 @@ class Settings:
     max_payload_bytes: Bytes = _setting(8 * 2**20, "inputs above this are refused")
     model_cache_bytes: Bytes = _setting(0, "budget for the models that one child holds")
     child_memory_bytes: Bytes = _setting(0, "memory that one child may take for itself")
-    torch_threads: Annotated[int, _between(0, 1024)] = _setting(0, "torch threads per child")
-    device: Annotated[str, Kind(_device)] = _setting("cpu", "the device of one worker process: cpu, cuda:0, …")
+    torch_threads: Annotated[int, between(0, 1024)] = _setting(0, "torch threads per child")
+    device: Annotated[str, Kind(parse_device)] = _setting("cpu", "the device of one worker process: cpu, cuda:0, …")
     worker_name: Text = _setting("", "the name of one worker process")
     worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")
     allowed_python_models: Names = _setting((), "import paths that `python` and `safetensors` models may use")
@@ -196,7 +97,7 @@ class Settings:
     metrics_host: Text = _setting("127.0.0.1", "address workers serve `/metrics`, `/healthz` and `/readyz` on")
     metrics_port: Port = _setting(0, "port of a machine's first worker; the next worker takes the next port")
     operators: Names = _setting((), "which of the dashboard's users may cancel and retry jobs")
-    log_level: Annotated[str, _one_of("debug", "info", "warning", "error")] = _setting(
+    log_level: Annotated[str, one_of("debug", "info", "warning", "error")] = _setting(
         "info", "debug, info, warning or error"
     )
 

@@ -10,7 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from forebay.contract.errors import LedgerUnavailable
-from forebay.contract.settings import Settings, mask_password
+from forebay.contract.setting_kinds import mask_password
+from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import ping_redis
 from forebay.storage.jobs.overview import CurrentLoad, Overview
 from forebay.storage.ledger.connection import Ledger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forebay.contract.settings import mask_password
+from forebay.contract.setting_kinds import mask_password
 
 MAX_LINES, MAX_LINE, MAX_CHARACTERS = 20, 300, 4000
 

@@ -18,7 +18,7 @@ from kombu.utils.uuid import uuid
 
 from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.references import versioned
-from forebay.contract.settings import mask_password
+from forebay.contract.setting_kinds import mask_password
 from forebay.contract.wire.celery_app import SENDING_OPTIONS
 from forebay.contract.wire.messages import PREDICT_TASK, JobMessage, RoutedJob, dump_args, job_messages
 

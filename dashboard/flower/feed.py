@@ -11,7 +11,7 @@ import structlog
 from celery.events import EventReceiver
 from flower.events import Events
 
-from forebay.contract.settings import mask_password
+from forebay.contract.setting_kinds import mask_password
 from forebay.contract.wire.dispatch import UNREACHABLE
 
 log = structlog.get_logger()

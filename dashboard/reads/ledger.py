@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from forebay.contract.errors import LedgerUnavailable
-from forebay.contract.settings import Settings, mask_password
+from forebay.contract.setting_kinds import mask_password
+from forebay.contract.settings import Settings
 from forebay.storage.batches.views import BatchViews
 from forebay.storage.jobs.overview import Overview
 from forebay.storage.jobs.store import JobStore

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,6 +47,10 @@ jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help="One id or more, or how they begin.", show_default=False)]
 
 
+def _filter(metavar: str, help: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+
+
 @command(
     jobs_app,
     "forebay jobs list --state failed --model digits",
@@ -55,27 +59,15 @@ Ids = Annotated[list[str], typer.Argument(metavar="ID", help="One id or more, or
     name="list",
 )
 def list_(
-    state: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STATE", help=f"{', '.join(JobState)}; may be repeated.", show_default=False),
-    ] = None,
-    kind: Annotated[str | None, typer.Option(metavar="KIND", help=f"{', '.join(JobKind)}.", show_default=False)] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)
-    ] = None,
-    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="Those of this queue.", show_default=False)] = None,
-    worker: Annotated[
-        str | None, typer.Option(metavar="WORKER", help="Those that this worker ran last.", show_default=False)
-    ] = None,
-    since_: Annotated[
-        str | None,
-        typer.Option("--since", metavar="TIME", help="Submitted since then: 15m ago, or a date.", show_default=False),
-    ] = None,
+    state: Annotated[list[str] | None, _filter("STATE", f"{', '.join(JobState)}; may be repeated.")] = None,
+    kind: Annotated[str | None, _filter("KIND", f"{', '.join(JobKind)}.")] = None,
+    model: Annotated[str | None, _filter("MODEL", "name, name/3 or name@alias.")] = None,
+    queue: Annotated[str | None, _filter("QUEUE", "Those of this queue.")] = None,
+    worker: Annotated[str | None, _filter("WORKER", "Those that this worker ran last.")] = None,
+    since_: Annotated[str | None, _filter("TIME", "Submitted since then: 15m ago, or a date.", "--since")] = None,
     metadata: Metadata = None,
     limit: Annotated[int, typer.Option(metavar="N", help="How many at most.")] = 100,
-    before: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only older jobs than this one: the next page.", show_default=False)
-    ] = None,
+    before: Annotated[str | None, _filter("ID", "Only older jobs than this one: the next page.")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:

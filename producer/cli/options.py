@@ -17,7 +17,8 @@ import typer
 from forebay.contract.errors import InvalidInput, JobNotFound
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import FORMATS
-from forebay.contract.settings import Settings, seconds
+from forebay.contract.setting_kinds import seconds
+from forebay.contract.settings import Settings
 from forebay.producer.cli.output import print_note
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job

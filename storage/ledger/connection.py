@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, MissingExtra
-from forebay.contract.settings import mask_password
+from forebay.contract.setting_kinds import mask_password
 from forebay.storage.ledger.statement import Statement
 
 BUSY_TIMEOUT_S = 60

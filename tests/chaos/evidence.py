@@ -13,7 +13,7 @@ from typing import Any
 from chaos.audit import Entry, Evidence
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.job import FINAL, JobState
-from forebay.contract.settings import mask_password
+from forebay.contract.setting_kinds import mask_password
 from forebay.contract.wire import codec
 from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.jobs.records import Outcome

@@ -17,7 +17,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable, MissingExtra
-from forebay.contract.settings import Settings, mask_password
+from forebay.contract.setting_kinds import mask_password
+from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import ping_redis
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.ledger.connection import Ledger

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from forebay.contract.settings import Settings, mask_password
+from forebay.contract.setting_kinds import mask_password
+from forebay.contract.settings import Settings
 from forebay.producer.cli.options import Home, Json
 from forebay.producer.cli.output import print_json, print_line
 

@@ -14,7 +14,8 @@ from msgspec import to_builtins
 from forebay.cli import maintenance
 from forebay.cli.maintenance import PANEL
 from forebay.contract.logs import configure_logs
-from forebay.contract.settings import Settings, mask_password
+from forebay.contract.setting_kinds import mask_password
+from forebay.contract.settings import Settings
 from forebay.producer.cli import attach
 from forebay.producer.cli.options import Home, Json
 from forebay.producer.cli.output import USAGE, clear_errors, one_line, print_json, print_line, print_note

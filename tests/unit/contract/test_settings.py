@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.queues import DEFAULT_QUEUES
-from forebay.contract.settings import SETTINGS, STACK_FILE, Settings, mask_password, seconds
+from forebay.contract.setting_kinds import mask_password, seconds
+from forebay.contract.settings import SETTINGS, STACK_FILE, Settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 

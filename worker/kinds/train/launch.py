@@ -23,7 +23,8 @@ import psutil
 import structlog
 
 from forebay.contract.requests.training import TrainRequest
-from forebay.contract.settings import Settings, mask_password
+from forebay.contract.setting_kinds import mask_password
+from forebay.contract.settings import Settings
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.kinds.train.die_with_parent import OWN_PID
 from forebay.worker.last_lines import MAX_LINE, last_lines

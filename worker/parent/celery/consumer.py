@@ -8,7 +8,7 @@ import structlog
 from celery.worker.consumer.consumer import Consumer as StockConsumer
 from celery.worker.state import maybe_shutdown
 
-from forebay.contract.settings import mask_password
+from forebay.contract.setting_kinds import mask_password
 
 log = structlog.get_logger()
 
