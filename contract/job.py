@@ -96,6 +96,16 @@ class JobError:
     type: str
     message: str
 
+    @property
+    def line(self) -> str:
+        """The type and the first line of the text, for a list; a text may have many lines."""
+        return f"{self.type}: {first_line(self.message)}".removesuffix(": ")
+
+
+def first_line(text: str) -> str:
+    """The first line that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:

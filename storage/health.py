@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forebay.contract.errors import LedgerUnavailable
+from forebay.contract.job import first_line
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import ping_redis
@@ -19,15 +20,15 @@ from forebay.storage.ledger.statement import Statement
 from forebay.storage.workers import WorkerRegistry, WorkerReport
 
 STATEMENT_LIMIT_S = 5.0
-WINDOW_S = 3600.0  # how far back failures are counted
+HOUR_S, DAY_S = 3600.0, 86_400.0
 MOST_FAILURES = 10_000
 MOST_NAMED = 5  # of a list within a sentence
 # Of those submitted last, by an index: a bounded number of rows, however many have failed.
 FAILURES = Statement("""
-SELECT error_type, count(*) AS jobs, max(id) AS latest FROM (
-    SELECT id, error_type, finished_at FROM jobs
+SELECT model, version, error_type, count(*) AS jobs, max(id) AS latest FROM (
+    SELECT id, model, version, error_type, finished_at FROM jobs
     WHERE state IN ('failed', 'canceled', 'expired') AND state = 'failed' ORDER BY id DESC LIMIT :limit) AS recent
-WHERE finished_at >= :since GROUP BY error_type ORDER BY 2 DESC, 1""")
+WHERE finished_at >= :since GROUP BY model, version, error_type""")
 MESSAGES = Statement("SELECT id, error_message FROM jobs WHERE id = ANY(:ids)")
 
 
@@ -86,7 +87,15 @@ def ledger_health(ledger: Ledger, settings: Settings) -> Health:
     silent = [report for report in reports if report.age_s > settings.alive_s]
     serving = [report for report in reports if report.age_s <= settings.alive_s]
     problems = (*_silent_workers(silent, load), *_unserved_queues(load, serving, silent, settings))
-    return Health(problems, _failures(ledger, load.at))
+    return Health(problems, _by_type(_failures(ledger, HOUR_S)))
+
+
+def failures_by_model(ledger: Ledger, window_s: float = DAY_S) -> dict[tuple[str, int], tuple[Failures, ...]]:
+    """Of each model version with failures in the last day: by type, the most frequent first."""
+    found: dict[tuple[str, int], list[Failures]] = {}
+    for model, version, failures in _failures(ledger, window_s):
+        found.setdefault((model, version), []).append(failures)
+    return {key: tuple(sorted(some, key=_order)) for key, some in found.items()}
 
 
 def _silent_workers(silent: Sequence[WorkerReport], load: CurrentLoad) -> Iterator[Problem]:
@@ -121,19 +130,31 @@ def _unserved_queues(
         )
 
 
-def _failures(ledger: Ledger, now: float) -> tuple[Failures, ...]:
-    rows = ledger.rows(FAILURES, since=now - WINDOW_S, limit=MOST_FAILURES)
-    latest = ledger.rows(MESSAGES, ids=[row.latest for row in rows[:MOST_NAMED]]) if rows else []
-    messages = {row.id: row.error_message or "" for row in latest}
-    return tuple(
-        Failures(row.error_type or "unknown", row.jobs, first_line(messages.get(row.latest, "")), row.latest)
+def _failures(ledger: Ledger, window_s: float) -> list[tuple[str, int, Failures]]:
+    """Of each model version and type of error."""
+    rows = ledger.rows(FAILURES, since=ledger.now() - window_s, limit=MOST_FAILURES)
+    latest = ledger.rows(MESSAGES, ids=[row.latest for row in rows]) if rows else []
+    messages = {row.id: first_line(row.error_message or "") for row in latest}
+    return [
+        (
+            row.model,
+            row.version,
+            Failures(row.error_type or "unknown", row.jobs, messages.get(row.latest, ""), row.latest),
+        )
         for row in rows
-    )
+    ]
 
 
-def first_line(message: str) -> str:
-    """The first line of a message that says something, of an error that may have many."""
-    return next((line.strip() for line in message.splitlines() if line.strip()), "")
+def _by_type(found: Sequence[tuple[str, int, Failures]]) -> tuple[Failures, ...]:
+    types: dict[str, list[Failures]] = {}
+    for _, _, failures in found:
+        types.setdefault(failures.type, []).append(failures)
+    latest = [(max(some, key=lambda each: each.latest), sum(each.count for each in some)) for some in types.values()]
+    return tuple(sorted((replace(each, count=count) for each, count in latest), key=_order))
+
+
+def _order(failures: Failures) -> tuple[int, str]:
+    return -failures.count, failures.type
 
 
 def _listed(names: Sequence[str]) -> str:

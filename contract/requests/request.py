@@ -25,6 +25,14 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         asked = msgspec.json.encode([model, replace(self, **self.ESTIMATES)], order="sorted")
         return hashlib.sha256(asked).hexdigest()
 
+    def summary(self) -> dict[str, Any]:
+        """The request as plain data, with the number of its files and the first one in the place of them all."""
+        asked: dict[str, Any] = msgspec.to_builtins(self)
+        files = getattr(self, "files", None)
+        if files is None:
+            return asked
+        return asked | {"files": {"count": len(files), "first": files[0].path if files else None}}
+
 
 def encode(record: Any) -> bytes:
     """A record, or several, as JSON. Numbers that are not finite become null: JSON has none."""

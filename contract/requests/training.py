@@ -126,11 +126,6 @@ class TrainRequest(Request, frozen=True):
         if not features and not set(there) - {target, split}:
             raise InvalidInput(f"features: there is no column but {listed} to learn from")
 
-    def summary(self) -> dict[str, Any]:
-        """The request as plain data, with the number of its files and the first one in the place of them all."""
-        files = {"count": len(self.files), "first": self.files[0].path if self.files else None}
-        return {**msgspec.to_builtins(self), "files": files}
-
 
 class DataSummary(Struct, frozen=True, tag="data", tag_field="event"):
     """What the trainer found in its data: rows per split, a hash of the content, and what a user should know of it.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.job import JobInfo, JobKind, JobState, first_line
 from forebay.contract.requests.batch import BatchProgress, BatchRequest
 from forebay.contract.requests.request import decode
 from forebay.dashboard.pages.job import JobPageBase, read_details
@@ -64,7 +64,7 @@ class BatchPage(JobPageBase):
         )
         data = snapshot.value
         self.show_job(
-            snapshot, id, legend=LEGEND, signs=SIGNS, first=first, shards_asked=SHARDS_ASKED,
+            snapshot, id, first_line=first_line, legend=LEGEND, signs=SIGNS, first=first, shards_asked=SHARDS_ASKED,
             squares=squares(data.cells) if data else [],
             rate=rows_per_s(data.progress, data.details.info) if data else None,
         )  # fmt: skip

@@ -87,7 +87,7 @@ def read_job(queries: LedgerQueries, id: str) -> JobPageData:
     return JobPageData(
         details,
         queries.store.queries.past_attempts(id),
-        None if details.input is None else preview_input(details.input),
+        None if details.input is None else preview_input(details.input, details.info.kind),
         None if details.result is None else preview_result(details.result),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -15,6 +15,7 @@ from forebay.contract.signature import Field
 from forebay.dashboard.pages.base import Page
 from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.dashboard.reads.trends import WINDOWS, Trend
+from forebay.storage.health import Failures, failures_by_model
 
 MAX_NAMES = 200
 MAX_FIELDS = 6
@@ -28,6 +29,7 @@ class ModelsPageData:
     running: Mapping[tuple[str, int], int]
     ceilings: Mapping[tuple[str, int], Mapping[str, int]]
     loaded: Mapping[tuple[str, str], Mapping[str, float]]
+    failures: Mapping[tuple[str, int], Sequence[Failures]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class VersionRow:
     ended: Mapping[JobState, int]
     ceilings: Mapping[str, int]
     loaded: Mapping[str, float]
+    failures: Sequence[Failures]
 
 
 class ModelsPage(Page):
@@ -65,8 +68,9 @@ class ModelsPage(Page):
 def read_models(queries: LedgerQueries, alive_s: float) -> ModelsPageData:
     overview = queries.overview
     return ModelsPageData(
-        queries.models.versions(), overview.running_by_model(), overview.ceilings(), _loaded(queries, alive_s)
-    )
+        queries.models.versions(), overview.running_by_model(), overview.ceilings(), _loaded(queries, alive_s),
+        failures_by_model(queries.ledger),
+    )  # fmt: skip
 
 
 def _loaded(queries: LedgerQueries, alive_s: float) -> Mapping[tuple[str, str], Mapping[str, float]]:
@@ -89,6 +93,7 @@ def rows_by_name(data: ModelsPageData, trend: Trend | None, wanted: str = "") ->
             trend.by_model.get(key, {}) if trend else {},
             data.ceilings.get(key, {}),
             data.loaded.get((model.name, str(model.version)), {}),
+            data.failures.get(key, ()),
         )
 
     matching = (model for model in data.versions if wanted.lower() in model.name.lower())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from forebay.dashboard.pages.base import Page
 from forebay.dashboard.pages.models import field_text
 from forebay.dashboard.pages.run import flatten
 from forebay.dashboard.reads.ledger import LedgerQueries
+from forebay.storage.health import Failures, failures_by_model
 from forebay.storage.training.records import Evaluation, Run
 
 MAX_GENERATIONS = 10
@@ -41,6 +42,7 @@ class VersionPageData:
     ancestors: list[Ancestor]
     children: list[ModelVersion]
     evaluations: list[Evaluation]
+    failures: Sequence[Failures]
 
     @property
     def held_out(self) -> Mapping[str, Any]:
@@ -76,6 +78,7 @@ def read_version(queries: LedgerQueries, ref: str) -> VersionPageData:
         list(_ancestors(queries, model)),
         children[:MAX_CHILDREN],
         queries.training.evaluations(model.name, model.version, MAX_EVALUATIONS),
+        failures_by_model(queries.ledger).get((model.name, model.version), ()),
     )
 
 

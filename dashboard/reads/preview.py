@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind
 from forebay.contract.references import shown
+from forebay.contract.requests.request import decode
 from forebay.contract.wire import codec
 from forebay.contract.wire.payload import unpack_input
 
 MAX_VALUES = 8  # of an array or a list
 MAX_TEXT = 200  # characters of a text
 MAX_LINES = 24
+MAX_FIELDS = 20  # of a request
 MAX_DEPTH = 3
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # what was not given
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,12 @@ class PreviewLine:
     depth: int = 0
 
 
-def preview_input(data: bytes) -> list[PreviewLine]:
+def preview_input(data: bytes, kind: JobKind = JobKind.PREDICT) -> list[PreviewLine]:
+    """Rows of a prediction; of a job of any other kind its request, which is JSON."""
     try:
+        if kind is not JobKind.PREDICT:
+            given = {name: value for name, value in decode(data, dict[str, Any]).items() if value not in EMPTY}
+            return _limited(_items("request", "", given.items(), len(given), 0, most=MAX_FIELDS))
         rows, _ = unpack_input(data)
     except InvalidInput as error:
         return [PreviewLine("input", "unreadable", str(error))]
@@ -78,15 +86,15 @@ def _value(name: str, value: Any, depth: int) -> Iterator[PreviewLine]:
         yield PreviewLine(name, type(value).__name__, _truncate(str(value)), depth)
 
 
-def _items(name: str, type: str, items: Any, length: int, depth: int) -> Iterator[PreviewLine]:
+def _items(name: str, type: str, items: Any, length: int, depth: int, most: int = MAX_VALUES) -> Iterator[PreviewLine]:
     if depth >= MAX_DEPTH:
         yield PreviewLine(name, type, "…", depth)
         return
     yield PreviewLine(name, type, "", depth)
-    for key, item in islice(items, MAX_VALUES):
+    for key, item in islice(items, most):
         yield from _value(_truncate(key, 60), item, depth + 1)
-    if length > MAX_VALUES:
-        yield PreviewLine("…", "", f"{length - MAX_VALUES:,} more", depth + 1)
+    if length > most:
+        yield PreviewLine("…", "", f"{length - most:,} more", depth + 1)
 
 
 def _numbers(array: Any) -> str:

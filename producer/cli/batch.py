@@ -9,8 +9,9 @@ import typer
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.requests.batch import BatchRequest
 from forebay.producer.cli.commands import examples, job_command, request_options
+from forebay.producer.cli.job_views import error_lines
 from forebay.producer.cli.options import COLUMNS_HELP, Format, Model, columns_option, names
-from forebay.producer.cli.output import print_json, print_note
+from forebay.producer.cli.output import print_indented, print_json, print_note
 from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import BatchJob
@@ -28,11 +29,15 @@ def _print(job: BatchJob, info: JobInfo) -> None:
         manifest = job.result(ARRIVES_S)
         counts = manifest.counts
         print_note(f"{counts.completed:,} rows in {manifest.output}, {counts.failed:,} failed; batch {job.id}")
+        if counts.failed:
+            print_note(f"all rows that failed are in {manifest.output}/_errors; why, with the first of each kind:")
+    for line in error_lines(job.errors) if info.state.final else ():
+        print_indented(line)
 
 
 def _print_json(job: BatchJob, info: JobInfo) -> None:
-    counts = job.progress.request_counts
-    print_json({"id": job.id, "state": info.state, "request_counts": counts, "error": info.error})
+    told = {"id": job.id, "state": info.state, "request_counts": job.progress.request_counts}
+    print_json(told | {"error": info.error, "errors": job.errors})
 
 
 @job_command(JobKind.BATCH, _print, _print_json)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from forebay.contract.errors import ForebayError
 from forebay.contract.history import JobEvent
 from forebay.contract.job import JobInfo, JobState
+from forebay.contract.queues import format_bytes
 from forebay.contract.requests.batch import BatchProgress
 from forebay.producer.cli.output import (
     age,
@@ -29,16 +31,18 @@ LINES_IN_FIELD = 2  # a longer error, such as a dead child's last lines, is prin
 
 
 def print_jobs(jobs: Sequence[JobInfo]) -> None:
+    """A row each; with the error of those that failed, where some did."""
     now = datetime.now(UTC)
     rows = [
         (
             job.id, _state(job), job.kind, job.ref, job.queue, f"{job.attempt}/{job.max_attempts}",
-            age(job.created_at, now), age(job.started_at, job.finished_at or now),
+            age(job.created_at, now), age(job.started_at, job.finished_at or now), error_line(job),
         )
         for job in jobs
     ]  # fmt: skip
-    titles = ("ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK")
-    print_table(titles, rows, right=("TRY", "AGE", "TOOK"))
+    titles = ("ID", "STATE", "KIND", "MODEL", "QUEUE", "TRY", "AGE", "TOOK", "ERROR")
+    shown = len(titles) if any(map(error_line, jobs)) else len(titles) - 1
+    print_table(titles[:shown], [row[:shown] for row in rows], right=("TRY", "AGE", "TOOK"))
 
 
 def print_states(rows: Sequence[tuple[str, JobState, str]]) -> None:
@@ -59,10 +63,17 @@ def print_events(events: Sequence[JobEvent]) -> None:
 def job_as_json(job: Job) -> dict[str, Any]:
     """A job's row, and what only its kind has: a batch's progress and errors, a training job's run, an evaluation."""
     info = job.info()
-    batch: dict[str, Any] = (
-        {"batch": json_data(job.progress) | {"errors": json_data(job.errors)}} if isinstance(job, BatchJob) else {}
-    )
-    return {**json_data(info), **batch, **training_as_json(job, info)}
+    return {**json_data(info), **_batch_as_json(job), **training_as_json(job, info)}
+
+
+def _batch_as_json(job: Job) -> dict[str, Any]:
+    if not isinstance(job, BatchJob):
+        return {}
+    try:
+        request = job.request.summary()
+    except ForebayError:  # its blob is gone
+        request = None
+    return {"batch": json_data(job.progress) | {"request": request, "errors": json_data(job.errors)}}
 
 
 def print_job(job: Job) -> None:
@@ -92,14 +103,19 @@ def print_job(job: Job) -> None:
             "deadline": moment(info.deadline_at),
             "parent": info.parent_id,
             "metadata": pairs_text(info.metadata),
-            **(_progress_fields(job.progress) if isinstance(job, BatchJob) else {}),
+            **(_batch_fields(job) if isinstance(job, BatchJob) else {}),
         }
     )
     for line in more_error or more_note:
         print_line(f"  {one_line(line)}")
-    for line in _error_lines(job.errors) if isinstance(job, BatchJob) else ():
+    for line in error_lines(job.errors) if isinstance(job, BatchJob) else ():
         print_line(line)
     print_training(job, info)
+
+
+def error_line(info: JobInfo) -> str:
+    """Why a job failed, in one line; "" of all others."""
+    return info.error.line if info.error and info.state is JobState.FAILED else ""
 
 
 def reason(info: JobInfo) -> str:
@@ -117,6 +133,28 @@ def _split_long(text: str) -> tuple[str, list[str]]:
     return (first, rest) if len(rest) > LINES_IN_FIELD else (text, [])
 
 
+def _batch_fields(job: BatchJob) -> dict[str, Any]:
+    return _request_fields(job) | _progress_fields(job.progress)
+
+
+def _request_fields(job: BatchJob) -> dict[str, Any]:
+    try:
+        request = job.request
+    except ForebayError as error:  # its blob is gone
+        return {"input": f"cannot be read: {error}"}
+    first, others = request.files[0].path if request.files else None, len(request.files) - 1
+    limits = [] if request.max_errors is None else [f"{request.max_errors:,} rows"]
+    limits += [] if request.max_error_share is None else [f"{request.max_error_share:.3g} of the rows"]
+    return {
+        "input": f"{first} and {others:,} more files" if others > 0 else first,
+        "input size": f"{format_bytes(request.bytes)}, {request.format}",
+        "columns": "; ".join(f"{name}={','.join(columns)}" for name, columns in request.columns.items()) or None,
+        "kept": ", ".join(request.keep) or None,
+        "output": request.output,
+        "fails above": " or ".join(limits) or None,
+    }
+
+
 def _progress_fields(progress: BatchProgress) -> dict[str, Any]:
     shards = ", ".join(f"{count} {state}" for state, count in progress.shards.items() if count)
     total = f"{progress.total:,}" + ("" if progress.planned else " so far")
@@ -129,7 +167,8 @@ def _progress_fields(progress: BatchProgress) -> dict[str, Any]:
     }
 
 
-def _error_lines(errors: BatchErrors) -> list[str]:
+def error_lines(errors: BatchErrors) -> list[str]:
+    """Why rows failed and where: by kind, with samples."""
     lines = []
     for what, kinds in (("row", errors.rows), ("shard", errors.shards)):
         for kind in kinds:

@@ -10,7 +10,7 @@ import typer
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
 from forebay.contract.job import JobKind, JobState
 from forebay.producer.cli.commands import command
-from forebay.producer.cli.job_views import job_as_json, print_events, print_job, print_jobs, print_states, reason
+from forebay.producer.cli.job_views import error_line, job_as_json, print_events, print_job, print_jobs, print_states
 from forebay.producer.cli.options import (
     Home,
     Id,
@@ -125,7 +125,7 @@ def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = F
     if as_json:
         print_json(infos)
     else:
-        print_states([(info.id, info.state, reason(info)) for info in infos])
+        print_states([(info.id, info.state, error_line(info)) for info in infos])
     raise_unless_succeeded([info.state for info in infos], jobs)
 
 
@@ -184,8 +184,8 @@ def retry(
 ) -> None:
     """Queue failed, canceled or expired jobs again, under the same ids.
 
-    A training job goes on from its last checkpoint. --failed takes all that failed or expired, however many, and leaves
-    succeeded and canceled ones alone.
+    A training job goes on from its last checkpoint, if it has one. --failed takes all that failed or expired, however many, and
+    leaves succeeded and canceled ones alone.
     """
     if failed == bool(ids):
         raise InvalidInput("give the ids of the jobs to retry, or --failed for all that have failed or expired")

@@ -28,8 +28,11 @@ from forebay.producer.cli.output import (
 )
 from forebay.producer.cli.training_views import print_evaluations, version_fields
 from forebay.producer.models import ServingOptions
+from forebay.storage.health import Failures, failures_by_model
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
+
+FailuresByModel = Mapping[tuple[str, int], Sequence[Failures]]
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
 InputsOption = Annotated[
@@ -103,7 +106,9 @@ def list_(
 ) -> None:
     """List the registered versions, oldest first."""
     with open_client(home) as client:
-        _print_models(client.models.list(name), as_json, "no model is registered yet: forebay models register")
+        failures = failures_by_model(client.session.ledger)
+        none = "no model is registered yet: forebay models register"
+        _print_models(client.models.list(name), as_json, none, failures)
 
 
 @command(models_app, "forebay models show digits@champion")
@@ -112,11 +117,13 @@ def show(ref: Model, home: Home = None, as_json: Json = False) -> None:
     with open_client(home) as client:
         model = client.models.get(ref)
         evaluations = client.models.evaluations(model.ref)
+        failures = failures_by_model(client.session.ledger).get((model.name, model.version), ())
     if as_json:
-        print_json(_as_json(model) | {"evaluations": evaluations})
+        print_json(_as_json(model) | {"evaluations": evaluations, "failures": failures})
     else:
         _show(model)
         print_evaluations(evaluations)
+        _print_failures(failures)
 
 
 @command(models_app, "forebay models alias digits champion 2", "forebay models alias digits champion --delete")
@@ -207,21 +214,33 @@ def _as_json(model: ModelVersion) -> dict[str, Any]:
     return {"ref": model.ref, **json_data(model)}
 
 
-def _print_models(models: Sequence[ModelVersion], as_json: bool, none: str) -> None:
+def _print_models(
+    models: Sequence[ModelVersion], as_json: bool, none: str, failures: FailuresByModel | None = None
+) -> None:
+    """With why jobs of the last day failed, where some did."""
+    failed = {m.ref: (failures or {}).get((m.name, m.version), ()) for m in models}
     if as_json:
-        print_json([_as_json(model) for model in models])
+        print_json([_as_json(m) | ({"failures": failed[m.ref]} if failed[m.ref] else {}) for m in models])
     elif not models:
         print_note(none)
     else:
         rows = [
             (
                 m.ref, _aliases(m), m.runtime, _size(m), m.max_batch_size, _fields(m.signature.inputs),
-                age(m.created_at),
+                age(m.created_at), ", ".join(f"{each.count:,} {each.type}" for each in failed[m.ref]),
             )
             for m in models
         ]  # fmt: skip
-        titles = ("MODEL", "ALIASES", "RUNTIME", "SIZE", "BATCH", "INPUTS", "AGE")
-        print_table(titles, rows, right=("SIZE", "BATCH", "AGE"))
+        titles = ("MODEL", "ALIASES", "RUNTIME", "SIZE", "BATCH", "INPUTS", "AGE", "FAILED, 24 H")
+        shown = len(titles) if any(failed.values()) else len(titles) - 1
+        print_table(titles[:shown], [row[:shown] for row in rows], right=("SIZE", "BATCH", "AGE"))
+
+
+def _print_failures(failures: Sequence[Failures]) -> None:
+    if failures:
+        print_line("")
+        rows = [(each.type, f"{each.count:,}", each.message, each.latest) for each in failures]
+        print_table(("FAILED, 24 H", "JOBS", "THE LATEST SAYS", "ID"), rows, right=("JOBS",))
 
 
 def _show(model: ModelVersion) -> None:

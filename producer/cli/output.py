@@ -89,6 +89,11 @@ def print_note(text: str) -> None:
     typer.echo(_writable(one_line(text), sys.stderr), err=True)
 
 
+def print_indented(line: str) -> None:
+    """Write a line below a note, with its indentation, to stderr."""
+    typer.echo(_writable(line, sys.stderr), err=True)
+
+
 def print_line(text: str) -> None:
     """Write a line of data to stdout; what its encoding lacks is escaped."""
     typer.echo(_writable(text, sys.stdout))

@@ -43,7 +43,11 @@ def _print(job: TrainingJob, info: JobInfo) -> None:
     if info.state is JobState.SUCCEEDED:
         print_fields({"model": job.result(ARRIVES_S).ref} | run_fields(job.run) | {"job": job.id})
     elif info.state in (JobState.FAILED, JobState.CANCELED):
-        print_note(f"forebay jobs retry {job.id} goes on from the last checkpoint")
+        kept = job.checkpoints
+        goes_on = (
+            f"goes on from the checkpoint of step {kept[0].step:,}" if kept else "begins anew: it has no checkpoint"
+        )
+        print_note(f"forebay jobs retry {job.id} {goes_on}")
 
 
 def _print_json(job: TrainingJob, info: JobInfo) -> None:
@@ -91,8 +95,8 @@ def train(
     """Train the next version of a model, judge it on rows that were held out, and move an alias if it is better.
 
     On a terminal a bar and sparklines show how it goes. Ctrl-C leaves it running; `forebay jobs wait ID` shows it again. A killed
-    trainer goes on from its last checkpoint, and so does `forebay jobs retry ID` after a failure or a cancel. Exit status 1 when
-    it fails.
+    trainer goes on from its last checkpoint, and so does `forebay jobs retry ID` after a failure or a cancel, if there is one.
+    Exit status 1 when it fails.
     """
     del list_recipes
     params = _params(param, loop)

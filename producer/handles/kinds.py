@@ -9,18 +9,29 @@ import msgspec
 from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef, check_job_id
-from forebay.contract.requests.batch import BatchProgress
+from forebay.contract.requests.batch import BatchProgress, BatchRequest
 from forebay.contract.requests.manifest import Manifest
+from forebay.contract.requests.request import decode
 from forebay.producer.handles.job import Job
 from forebay.producer.session import Session
 from forebay.storage.batches.views import BatchErrors, BatchViews
+from forebay.storage.jobs.views import JobViews
 from forebay.storage.training.records import Checkpoint, Evaluation, Run, evaluation_of
+
+PAYLOAD_LIMIT = 1 << 30  # bytes; the request of a batch with a great many files is in the blob store
 
 
 class BatchJob(Job):
     """A submitted batch."""
 
     __slots__ = ()
+
+    @property
+    def request(self) -> BatchRequest:
+        """What was asked for: input files, columns, output folder, limits."""
+        session = self._session
+        details = JobViews(session.ledger).details(self.id, PAYLOAD_LIMIT)
+        return decode(session.payloads.load(details.input, details.input_ref), BatchRequest)
 
     @property
     def progress(self) -> BatchProgress:

@@ -48,6 +48,11 @@ def test_a_batch_tells_why_rows_failed(user: User, tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": pa.array(rows, pa.list_(pa.float32()))}), tmp_path / "in.parquet")
     told = user.json("batch", "digits", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--columns", "x")
     assert told["request_counts"]["failed"] == 2
+    assert [kind["type"] for kind in told["errors"]["rows"]] == ["InvalidInput"]
+    again = user.run("batch", "digits", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--columns", "x")
+    assert "_errors; why, with the first of each kind:" in again.stderr
+    assert "  2 rows: InvalidInput" in again.stderr
+    assert "    row 7: " in again.stderr
     shown = user.ok("jobs", "show", told["id"])
     assert "2 rows: InvalidInput" in shown
     assert "row 7: " in shown

@@ -1,10 +1,11 @@
 """A trainer that learns nothing: it speaks the protocol of a trainer's folder, and misbehaves as its request asks.
 
 Each step adds its number to a sum, which a checkpoint carries; the end's `loss` tells whether every step was counted once.
-`params`: `steps`, `step_s`, and the step at which it should `exit`, `kill` itself, `hang`, or be `refused`; `once` does so in a
-folder without a checkpoint only. `deaf` ignores SIGTERM.
+`params`: `steps`, `step_s`, and the step at which it should `exit`, end with a `usage` error, `kill` itself, `hang`, or be
+`refused`; `once` does so in a folder without a checkpoint only. `deaf` ignores SIGTERM.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -62,6 +63,8 @@ class StandIn:
         if self.at("exit"):
             sys.stderr.write("redis://user:secret@host/0 is full\nand so it ends\n")
             sys.exit(7)
+        if self.at("usage"):
+            argparse.ArgumentParser(prog="trainer").parse_args(["--no-such-option"])
         if self.at("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         while self.at("hang"):

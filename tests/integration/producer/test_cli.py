@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forebay.contract.job import JobError, Transition
+from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.contract.wire import codec
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage
@@ -18,6 +19,7 @@ from forebay.producer.cli import models as models_module
 from forebay.producer.cli import options as options_module
 from forebay.producer.cli import results as results_module
 from forebay.storage.jobs.records import ClaimedJob, Finished
+from support.batches import MadeBatch
 from support.commands import PAIR, Shell, app
 
 NO_JOB = "0190f3c2a1b47c3e9d5f60718293a4b5"
@@ -369,6 +371,36 @@ def test_a_jobs_lines_tell_its_attempts(shell: Shell) -> None:
     events = shell.json("jobs", "show", id, "--logs", "--json")
     assert [event["event"] for event in events] == ["queued", "claimed", "failed", "retried"]
     assert events[2]["message"] == "ValueError: two\nlines"
+
+
+def test_lists_tell_why_jobs_failed_in_one_line(shell: Shell) -> None:
+    shell.register()
+    bad, good = shell.submit(), shell.submit()
+    shell.end(good, 1)
+    assert "ERROR" not in shell.out("jobs", "list")
+    shell.end(bad, error=JobError("WorkerLost", "attempt 3 of 3: signal 9; its last lines:\none\ntwo"))
+    header, *rows = shell.out("jobs", "list").splitlines()
+    assert header.endswith("ERROR")
+    told = "WorkerLost: attempt 3 of 3: signal 9; its last lines:"
+    assert [row.endswith(told) for row in rows] == [False, True]
+    assert shell.out("jobs", "wait", bad, status=1).splitlines()[1].endswith(told)
+
+
+def test_a_batch_is_shown_with_its_input_its_output_and_why_rows_failed_where(shell: Shell) -> None:
+    batch = MadeBatch(shell.store.ledger, 2, output="out/here", queue="cpu")
+    batch.finish([0], [ErrorKind("InvalidInput", 2, (ErrorSample("row 17 of in/b.csv", "no number"),))])
+    shown = shell.out("jobs", "show", batch.id)
+    for words in (
+        "in/a.parquet",
+        "out/here",
+        "text=text",
+        "  2 rows: InvalidInput",
+        "    row 17 of in/b.csv: no number",
+    ):
+        assert words in shown
+    told = shell.json("jobs", "show", batch.id, "--json")["batch"]
+    assert told["request"]["output"] == "out/here"
+    assert told["request"]["files"] == {"count": 1, "first": "in/a.parquet"}
 
 
 def test_a_dead_childs_last_lines_are_shown_as_lines(shell: Shell) -> None:

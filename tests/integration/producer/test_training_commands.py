@@ -399,7 +399,15 @@ def test_train_ends_with_status_1_when_the_job_fails_or_is_late_and_says_how_to_
     shell.store.finish([Finished(info.id, claimed.attempt, error=JobError("InvalidInput", "one class only"))])
     failed = shell.run(*given, status=1)
     assert "InvalidInput: one class only" in failed.stderr
-    assert f"forebay jobs retry {info.id} goes on from the last checkpoint" in failed.stderr
+    assert f"forebay jobs retry {info.id} begins anew: it has no checkpoint" in failed.stderr
+    shell.store.retry(info.id)
+    [again] = shell.store.claim([info.id], "w@host", 30)
+    runs = TrainingStore(shell.store.ledger)
+    runs.start(again, decode(again.input or b"", TrainRequest))
+    runs.add_checkpoint(again, 1200, 3, "sha256:aa", 9, keep=2)
+    shell.store.finish([Finished(info.id, again.attempt, error=JobError("WorkerLost", "signal 9"))])
+    failed = shell.run(*given, status=1)
+    assert f"forebay jobs retry {info.id} goes on from the checkpoint of step 1,200" in failed.stderr
 
 
 # Evaluations

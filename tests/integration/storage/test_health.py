@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import ping_redis
-from forebay.storage.health import Failures, ledger_health
+from forebay.storage.health import Failures, failures_by_model, ledger_health
 from forebay.storage.jobs.records import Finished
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
@@ -62,6 +62,8 @@ def test_failures_of_the_last_hour_are_counted_by_type_with_the_first_line_of_th
     with ledger.write() as connection:
         connection.execute(text("UPDATE jobs SET finished_at = finished_at - 3601"))
     assert ledger_health(ledger, Settings.load()).failures == ()
+    by_model = failures_by_model(ledger)
+    assert [(each.type, each.count) for each in by_model["digits", 1]] == [("ValueError", 2), ("WorkerLost", 1)]
 
 
 def test_a_redis_that_accepts_connections_and_says_nothing_is_found_in_time(broker: str) -> None:

@@ -121,6 +121,16 @@ def place(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     assert not list((tmp_path / "home").glob("training/*"))
 
 
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_trainer_that_does_not_know_its_arguments_is_no_crash_to_be_tried_again(place: Place, nproc: int) -> None:
+    what, info = place.run(place.job(max_attempts=10, nproc=nproc, usage=3))
+    assert (what, info.state, info.attempt) == ("failed", JobState.FAILED, 1)
+    assert info.error is not None
+    assert info.error.type == "TrainerUsage"
+    assert "exit status 2" in info.error.message
+    assert "unrecognized arguments: --no-such-option" in info.error.message
+
+
 def test_a_run_is_recorded_registered_and_told(place: Place) -> None:
     id = place.job(alias="champion")
     what, info = place.run(id)

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.contract.job import JobKind
+from forebay.contract.requests.request import encode as json_bytes
+from forebay.contract.requests.training import TrainRequest
 from forebay.contract.wire.codec import encode
 from forebay.contract.wire.payload import pack_input
 from forebay.dashboard.reads.preview import MAX_LINES, MAX_TEXT, preview_input, preview_result
@@ -29,6 +32,14 @@ def test_an_inputs_rows_and_fields_are_named() -> None:
 @pytest.mark.parametrize("data", [b"", b"\xff" * 9, encode("no input"), encode([True]), encode([1, [2]])])
 def test_bytes_that_are_no_input_are_called_unreadable(data: bytes) -> None:
     assert [line.type for line in preview_input(data)] == ["unreadable"]
+
+
+def test_the_input_of_a_batch_or_a_training_job_is_its_request() -> None:
+    request = TrainRequest("classifier", (), "parquet", target="label", params={"epochs": 3})
+    for kind in (JobKind.TRAIN, JobKind.BATCH, JobKind.EVALUATE):
+        lines = {line.name: line.value for line in preview_input(json_bytes(request), kind)}
+        assert (lines["recipe"], lines["target"], lines["epochs"]) == ("classifier", "label", "3")
+    assert [line.type for line in preview_input(b"\x81\xa1x", JobKind.TRAIN)] == ["unreadable"]
 
 
 VALUES = st.recursive(

@@ -131,6 +131,28 @@ def test_a_fatal_error_is_told_from_where_it_begins() -> None:
     assert len(told) == MAX_LINES
 
 
+CHATTER = [
+    "timestamp=2026-11-30 level=info event=model_loaded model=m/1",
+    "INFO:root:batch 7",
+    "Epoch 3:  45%|████▌     | 9/20 [00:01<00:01,  9.1it/s]",
+]
+
+
+def test_what_is_told_begins_with_the_first_complaint_and_leaves_out_chatter() -> None:
+    complaint = [
+        "Traceback (most recent call last):",
+        '  File "m.py", line 3',
+        "RuntimeError: CUDA error: device-side assert",
+    ]
+    told = last_lines(["reading config", *CHATTER, *complaint[:2], CHATTER[0], complaint[2], CHATTER[1]])
+    assert told.splitlines() == complaint
+
+
+def test_of_a_process_that_complained_of_nothing_the_last_few_lines_are_told_and_no_chatter() -> None:
+    assert last_lines([*(f"step {i}" for i in range(9)), *CHATTER]).splitlines() == [f"step {i}" for i in range(4, 9)]
+    assert last_lines(CHATTER) == ""
+
+
 def test_passwords_are_masked_line_by_line() -> None:
     assert last_lines(["redis://u:secret@h/0", "cpu@host"]) == "redis://u:***@h/0\ncpu@host"
 

@@ -144,6 +144,8 @@ class TrainHandler:
             run.recorder.flush(settings.shutdown_grace_s * STORE_SHARE)
             raise Stopping
         run.recorder.flush(settings.outage_timeout_s)
+        if run.trainer.misused:
+            return attempts.fail(job, "TrainerUsage", run.trainer.evidence())
         if run.peers is not None:
             return self._without_peers(job, end, run.trainer, run.peers, attempts)
         return attempts.crashed(job, run.trainer.evidence())

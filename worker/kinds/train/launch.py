@@ -41,6 +41,8 @@ KILL_WAIT_S = 30.0
 JOIN_MARGIN_S = 60  # beyond the run's own wait for its machines: it gives up first, and says why
 KEPT_LINES = 200  # torchrun's own report of a failure takes some forty
 _EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
+USAGE = 2  # argparse's, with a line that begins with "usage:"
+_USAGE = re.compile(r"usage: |\S+: error: ")
 _TORCHRUN_LINE = re.compile(r"[EW]\d{4} .*torch/distributed/elastic")
 
 
@@ -181,6 +183,13 @@ class Trainer:
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
 
+    @property
+    def misused(self) -> bool:
+        """Whether it ended because it does not know its own arguments: started again, it would end so again."""
+        self._reader.join(LAST_OUTPUT_S)
+        lines = list(self._lines)
+        return self._killed_for is None and exit_code(self.status, lines) == USAGE and any(map(_USAGE.match, lines))
+
     def evidence(self) -> str:
         self._reader.join(LAST_OUTPUT_S)
         lines = list(self._lines)
@@ -207,14 +216,19 @@ class Trainer:
 
 def exit_reason(status: int | None, lines: Sequence[str]) -> str:
     """`signal 9 (SIGKILL)` or `exit status 1`: of the process that trained, which torchrun tells in its report."""
-    told = [int(found[1]) for line in lines if (found := _EXIT_CODE.search(line))]
-    code = told[0] if told else status
+    code = exit_code(status, lines)
     if code is None or code >= 0:
         return f"exit status {code}"
     try:
         return f"signal {-code} ({signal.Signals(-code).name})"
     except ValueError:
         return f"signal {-code}"
+
+
+def exit_code(status: int | None, lines: Sequence[str]) -> int | None:
+    """Of the process that trained, which torchrun tells in its report; negative for a signal."""
+    told = [int(found[1]) for line in lines if (found := _EXIT_CODE.search(line))]
+    return told[0] if told else status
 
 
 def _without_torchrun(lines: Sequence[str]) -> list[str]:
