@@ -6,6 +6,7 @@ started from Debian's programs. Without either, tests that need one are skipped 
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,9 +16,11 @@ from hypothesis import settings as hypothesis_settings
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
-from support.ledgers import new_ledger
+from support.ledgers import SharedTables, new_ledger
 from support.servers import PostgresServer, ValkeyServer, do_without, find_postgres, new_database, running
 from support.waiting import FakeClock
+
+KINDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 # A loaded machine is no reason to fail; a test that hangs meets pytest-timeout.
 hypothesis_settings.register_profile("forebay", deadline=None)
@@ -60,16 +63,33 @@ def sqlite_database(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'ledger.db'}"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest) -> str:
-    """The address of an empty database, once of each kind."""
+@pytest.fixture(params=KINDS)
+def empty_database(request: pytest.FixtureRequest) -> str:
+    """The address of a database without tables, once of each kind."""
     return str(request.getfixturevalue(f"{request.param}_database"))
+
+
+@pytest.fixture(scope="session")
+def shared_tables(pg_url: str) -> Iterator[SharedTables]:
+    """A ledger on PostgreSQL that tests use one after the other: to make one for each costs most of their time."""
+    with new_database(pg_url) as name:
+        yield SharedTables(f"{pg_url}/{name}")
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, sqlite_database: str) -> str:
+    """The address of a ledger whose tables are there and empty, once on each kind of database."""
+    if request.param == "postgres":
+        shared: SharedTables = request.getfixturevalue("shared_tables")
+        return shared.emptied()
+    with new_ledger(sqlite_database):
+        return sqlite_database
 
 
 @pytest.fixture
 def ledger(database: str) -> Iterator[Ledger]:
-    """A ledger with its tables, once on each kind of database."""
-    with new_ledger(database) as ledger:
+    """A ledger with empty tables, once on each kind of database."""
+    with closing(Ledger(database)) as ledger:
         yield ledger
 
 

@@ -6,6 +6,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
+import psycopg
+
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
@@ -13,7 +15,16 @@ from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
+from forebay.storage.ledger.tables import metadata
 from forebay.storage.models.registry import ModelRegistry
+
+
+# Tables and indexes with their columns.
+SHAPE = """
+SELECT c.relname, array_agg(a.attname ORDER BY a.attnum) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped GROUP BY c.relname ORDER BY c.relname"""
+CUT_OFF = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 @contextmanager
@@ -22,6 +33,32 @@ def new_ledger(database: str, **options: Any) -> Iterator[Ledger]:
     with closing(Ledger(database, create=True, **options)) as ledger:
         upgrade(ledger)
         yield ledger
+
+
+class SharedTables:
+    """A ledger in a PostgreSQL database, emptied for each test; made anew when a test has changed the tables themselves."""
+
+    def __init__(self, server: str) -> None:
+        self._server, self.url = server, server.replace("postgresql://", "postgresql+psycopg://", 1)
+        with new_ledger(self.url):
+            self._shape = self._run(SHAPE)
+
+    def emptied(self) -> str:
+        """Its address, after it has been emptied and whoever is still connected was cut off."""
+        self._run(CUT_OFF)
+        if self._run(SHAPE) == self._shape:
+            self._run(f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)}")
+        else:
+            self._run("DROP SCHEMA public CASCADE")
+            self._run("CREATE SCHEMA public")
+            with new_ledger(self.url):
+                pass
+        return self.url
+
+    def _run(self, statement: str) -> list[Any]:
+        with psycopg.connect(self._server, autocommit=True) as connection:
+            done = connection.execute(statement.encode())
+            return done.fetchall() if done.description else []
 
 
 def in_processes(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:

@@ -68,9 +68,9 @@ def test_a_broken_constraint_is_the_callers_to_explain(ledger: Ledger) -> None:
         connection.execute(text("INSERT INTO model_aliases VALUES ('nobody', 'champion', 1)"))
 
 
-def test_an_upgrade_may_run_in_four_processes_at_once(database: str) -> None:
-    revisions = in_processes(4, upgrade_once, database)
-    ledger = Ledger(database)
+def test_an_upgrade_may_run_in_four_processes_at_once(empty_database: str) -> None:
+    revisions = in_processes(4, upgrade_once, empty_database)
+    ledger = Ledger(empty_database)
     try:
         assert revisions == [current(ledger)] * 4
         assert None not in revisions
@@ -112,8 +112,8 @@ USES: list[Callable[[Ledger], Any]] = [
 
 
 @pytest.mark.parametrize("use", USES)
-def test_missing_tables_are_told_with_the_next_step(database: str, use: Callable[[Ledger], Any]) -> None:
-    ledger = Ledger(database, create=True)
+def test_missing_tables_are_told_with_the_next_step(empty_database: str, use: Callable[[Ledger], Any]) -> None:
+    ledger = Ledger(empty_database, create=True)
     try:
         with pytest.raises(LedgerUnavailable, match="run `forebay db upgrade`"):
             use(ledger)

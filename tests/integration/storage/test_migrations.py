@@ -90,8 +90,8 @@ def test_an_upgrade_gives_the_revision_and_a_second_one_changes_nothing(ledger: 
     assert differences(ledger) == []
 
 
-def test_a_ledger_that_was_never_upgraded_has_no_revision(database: str) -> None:
-    ledger = Ledger(database, create=True)
+def test_a_ledger_that_was_never_upgraded_has_no_revision(empty_database: str) -> None:
+    ledger = Ledger(empty_database, create=True)
     try:
         assert current(ledger) is None
         assert upgrade(ledger) == current(ledger)
@@ -99,8 +99,8 @@ def test_a_ledger_that_was_never_upgraded_has_no_revision(database: str) -> None
         ledger.close()
 
 
-def test_an_upgrade_that_fails_leaves_nothing_behind(database: str) -> None:
-    ledger = Ledger(database, create=True)
+def test_an_upgrade_that_fails_leaves_nothing_behind(empty_database: str) -> None:
+    ledger = Ledger(empty_database, create=True)
     try:
         with ledger.write() as connection:
             connection.execute(text("CREATE TABLE workers (name INTEGER)"))  # in the way of the last table
