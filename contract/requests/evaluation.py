@@ -6,7 +6,9 @@ Knows nothing of torch, Arrow or SQL. What came of it is storage.training_record
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from forebay.contract.requests.batch import IMAGES, BatchRequest, InputFile
 from forebay.contract.requests.request import Request
@@ -24,9 +26,11 @@ class EvaluateRequest(Request, frozen=True):
 
     files: tuple[InputFile, ...]
     format: str
-    target: str
+    target: Annotated[str, Meta(description="the column with what is true")]
     columns: Mapping[str, tuple[str, ...]]
-    output: str | None = None
+    output: Annotated[
+        str | None, Meta(description="the output that is compared with the target; none: the only one")
+    ] = None
     row_bytes: int = 0
     dataset: str = ""
 

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.requests.batch import BatchRequest
-from forebay.producer.cli.commands import examples, job_command, request_options
+from forebay.producer.cli.commands import job_command, request_options
 from forebay.producer.cli.job_views import error_lines
-from forebay.producer.cli.options import COLUMNS_HELP, Format, Model, columns_option, names
+from forebay.producer.cli.options import Columns, Format, Model, argument, columns_option, names, option
 from forebay.producer.cli.output import print_indented, print_json, print_note
 from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import BatchJob
 from forebay.producer.options import SubmitOptions
-
-EXAMPLES = examples(
-    "forebay batch minilm 'in/*.parquet' out/ --columns text --keep id",
-    "forebay batch iris flowers.csv out/ --columns sepal_length,sepal_width,petal_length,petal_width --keep id",
-    "forebay batch minilm requests.jsonl out/ --no-wait",
-)
 
 
 def _print(job: BatchJob, info: JobInfo) -> None:
@@ -40,21 +32,24 @@ def _print_json(job: BatchJob, info: JobInfo) -> None:
     print_json(told | {"error": info.error, "errors": job.errors})
 
 
-@job_command(JobKind.BATCH, _print, _print_json)
+@job_command(
+    JobKind.BATCH,
+    "forebay batch minilm 'in/*.parquet' out/ --columns text --keep id",
+    "forebay batch iris flowers.csv out/ --columns sepal_length,sepal_width,petal_length,petal_width --keep id",
+    "forebay batch minilm requests.jsonl out/ --no-wait",
+    show=_print,
+    show_json=_print_json,
+)
 @request_options("limits", BatchRequest, only=("shard_rows", "max_errors", "max_error_share"))
 def batch(
     client: Client,
     model: Model,
-    input: Annotated[
-        str, typer.Argument(metavar="IN", help="A path, glob (in quotes), folder or URL.", show_default=False)
-    ],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="An empty folder, or a URL.", show_default=False)],
+    input: Annotated[str, argument("IN", "A path, glob (in quotes), folder or URL.")],
+    output: Annotated[str, argument("OUT", "An empty folder, or a URL.")],
     limits: dict[str, Any],
     options: SubmitOptions,
-    columns: Annotated[str | None, typer.Option(metavar="NAMES", help=COLUMNS_HELP, show_default=False)] = None,
-    keep: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Columns to copy, by comma.", show_default="each row's place")
-    ] = None,
+    columns: Columns = None,
+    keep: Annotated[str | None, option("NAMES", "Columns to copy, by comma.", default="each row's place")] = None,
     format: Format = None,
 ) -> BatchJob:
     """Run a model over a data set and write another one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from typing import Annotated, Any
 
@@ -13,27 +14,35 @@ from msgspec import inspect as types
 
 from forebay.contract.job import JobKind
 from forebay.contract.requests.fields import Field, fields_of
-from forebay.producer.cli.options import Home, Json, Metadata, NoWait, Timeout, countdown, deadline, open_client, pairs
+from forebay.producer.cli.options import (
+    Connect,
+    Home,
+    Json,
+    Metadata,
+    NoWait,
+    Timeout,
+    countdown,
+    deadline,
+    open_client,
+    option,
+    pairs,
+)
 from forebay.producer.cli.output import clear_errors
 from forebay.producer.cli.results import J, Show, print_outcome, wait_and_show
 from forebay.producer.options import DEFAULTS, Defaults
 
 Command = Callable[..., Any]
 
+root = typer.Typer()  # the commands that are in no group
+
 _TYPES: dict[type[types.Type], type] = {types.IntType: int, types.FloatType: float, types.BoolType: bool}
 
 SUBMIT_OPTIONS: Mapping[str, Any] = {
     "priority": Annotated[int, typer.Option(metavar="0-9", help="0 comes first.")],
-    "queue": Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="Use this queue.", show_default="the smallest that fits")
-    ],
-    "deadline": Annotated[
-        str | None, typer.Option(metavar="TIME", help="Start by then or expire: 15m, or a date.", show_default=False)
-    ],
+    "queue": Annotated[str | None, option("QUEUE", "Use this queue.", default="the smallest that fits")],
+    "deadline": Annotated[str | None, option("TIME", "Start by then or expire: 15m, or a date.")],
     "max_attempts": Annotated[int, typer.Option(metavar="N", help="How often it, or a shard, may be started.")],
-    "idempotency_key": Annotated[
-        str | None, typer.Option(metavar="KEY", help="The same key never makes a second job.", show_default=False)
-    ],
+    "idempotency_key": Annotated[str | None, option("KEY", "The same key never makes a second job.")],
     "metadata": Metadata,
 }
 
@@ -47,18 +56,38 @@ class ResourceOptions(Struct):
     memory: Annotated[str | None, Meta(description="memory it needs: 500MB")] = None
 
 
-def command(app: typer.Typer, *example_lines: str, name: str | None = None) -> Callable[[Command], Command]:
-    """A command of `app` whose help ends with examples and whose errors are one line on stderr."""
-    return lambda function: app.command(name, epilog=examples(*example_lines))(clear_errors()(function))
+def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callable[[Command], Command]:
+    """A command of `app` whose help ends with examples and whose errors are one line on stderr.
 
+    The function's parameter `connect` is no option: it opens the client, which is closed when the function ends. `as_json` is
+    `--json`.
+    """
+    epilog = "\n".join(("Examples:\n", *(f"- `{example}`" for example in examples)))  # as Markdown
 
-def examples(*commands: str) -> str:
-    """The epilog of a command's help: an example per line, as Markdown."""
-    return "\n".join(("Examples:\n", *(f"- `{command}`" for command in commands)))
+    def decorate(function: Command) -> Command:
+        parameters = dict(inspect.signature(function, eval_str=True).parameters)
+        connects = parameters.pop("connect", None) is not None
+
+        @wraps(function)
+        def run(**given: Any) -> None:
+            if not connects:
+                function(**given)
+                return
+            home = given.pop("home")
+            with ExitStack() as stack:
+                function(connect=lambda: stack.enter_context(open_client(home)), **given)
+
+        prints_json = parameters.pop("as_json", None) is not None
+        shared = [_option("home", Home, None)] if connects else []
+        shared += [_option("as_json", Json, False)] if prints_json else []
+        app.command(name, epilog=epilog)(clear_errors()(_with_parameters(run, [*parameters.values(), *shared])))
+        return function
+
+    return decorate
 
 
 def job_command(
-    kind: JobKind, show: Show[J], show_json: Show[J] = print_outcome, no_wait: Any = NoWait
+    kind: JobKind, *examples: str, show: Show[J], show_json: Show[J] = print_outcome
 ) -> Callable[[Callable[..., J]], Command]:
     """A command that submits one job, waits for it unless told not to, and shows it. The function gets a client and what was
     given, `options` of the submit among it, and returns the job.
@@ -68,20 +97,15 @@ def job_command(
         submit = with_submit_options(kind)(function)
 
         @wraps(submit)
-        def run(**given: Any) -> None:
-            left, as_json, detached = countdown(given.pop("timeout")), given.pop("as_json"), given.pop("no_wait")
-            with open_client(given.pop("home")) as client:
-                job = submit(client=client, **given)
-                wait_and_show(client, job, left(), show_json if as_json else show, no_wait=detached, as_json=as_json)
+        def run(connect: Connect, as_json: bool, timeout: str | None, no_wait: bool, **given: Any) -> None:
+            left, client = countdown(timeout), connect()
+            job = submit(client=client, **given)
+            wait_and_show(client, job, left(), show_json if as_json else show, no_wait=no_wait, as_json=as_json)
 
         own = [one for one in inspect.signature(submit).parameters.values() if one.name != "client"]
-        shared = (
-            _option("no_wait", no_wait, False),
-            _option("timeout", Timeout, None),
-            _option("home", Home, None),
-            _option("as_json", Json, False),
-        )
-        return clear_errors()(_with_parameters(run, [*own, *shared]))
+        shared = [_option(name, Any, None) for name in ("connect", "as_json")]
+        waiting = [_option("no_wait", NoWait, False), _option("timeout", Timeout, None)]
+        return command(root, *examples)(_with_parameters(run, [*own, *waiting, *shared]))
 
     return decorate
 
@@ -110,8 +134,8 @@ def request_options(
 
     def read(values: dict[str, Any]) -> dict[str, Any]:
         asked: dict[str, Any] = {}
-        for option, value in _given(values).items():
-            (*above, name), field = fields[option]
+        for given, value in _given(values).items():
+            (*above, name), field = fields[given]
             inner = asked.setdefault(above[0], {}) if above else asked
             inner[name] = field.read(value)
         return asked

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from typing import Annotated, Any
 
 from forebay.contract.job import JobInfo, JobKind, JobState
-from forebay.producer.cli.commands import examples, job_command
-from forebay.producer.cli.options import COLUMNS_HELP, Format, Model, columns_option
+from forebay.contract.requests.evaluation import EvaluateRequest
+from forebay.producer.cli.commands import job_command, request_options
+from forebay.producer.cli.options import COLUMNS_HELP, Format, Model, argument, columns_option, option
 from forebay.producer.cli.output import json_data, print_json
 from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.cli.training_views import print_evaluation
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import EvaluationJob
 from forebay.producer.options import SubmitOptions
-
-EXAMPLES = examples(
-    "forebay evaluate digits@champion held-out.parquet --target label",
-    "forebay evaluate houses/3 'houses/2026-*.csv' --target price --columns rooms,area --json",
-)
 
 
 def _print(job: EvaluationJob, info: JobInfo) -> None:
@@ -34,24 +28,21 @@ def _print_json(job: EvaluationJob, info: JobInfo) -> None:
         print_json({"id": job.id, "state": info.state, "error": info.error})
 
 
-@job_command(JobKind.EVALUATE, _print, _print_json)
+@job_command(
+    JobKind.EVALUATE,
+    "forebay evaluate digits@champion held-out.parquet --target label",
+    "forebay evaluate houses/3 'houses/2026-*.csv' --target price --columns rooms,area --json",
+    show=_print,
+    show_json=_print_json,
+)
+@request_options("compared", EvaluateRequest, only=("target", "output"))
 def evaluate(
     client: Client,
     model: Model,
-    dataset: Annotated[
-        list[str],
-        typer.Argument(metavar="DATA...", help="Paths, globs (in quotes), folders or URLs.", show_default=False),
-    ],
-    target: Annotated[str, typer.Option(metavar="COLUMN", help="The column with what is true.", show_default=False)],
+    dataset: Annotated[list[str], argument("DATA...", "Paths, globs (in quotes), folders or URLs.")],
+    compared: dict[str, Any],
     options: SubmitOptions,
-    columns: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help=COLUMNS_HELP, show_default="what it was trained on"),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The output that is compared with the target.", show_default="the only one"),
-    ] = None,
+    columns: Annotated[str | None, option("NAMES", COLUMNS_HELP, default="what it was trained on")] = None,
     format: Format = None,
 ) -> EvaluationJob:
     """Try a model version on rows of which the truth is known: metrics, confusion matrix, latency.
@@ -59,4 +50,4 @@ def evaluate(
     The result is stored with the version: `forebay models show` lists it. Exit status 1 when the job fails.
     """
     named = columns_option(columns)
-    return client.evaluate(model, dataset, target=target, columns=named, output=output, format=format, **options)
+    return client.evaluate(model, dataset, columns=named, format=format, **compared, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,18 +12,18 @@ from forebay.contract.job import JobKind, JobState
 from forebay.producer.cli.commands import command
 from forebay.producer.cli.job_views import error_line, job_as_json, print_events, print_job, print_jobs, print_states
 from forebay.producer.cli.options import (
-    Home,
+    Connect,
     Id,
-    Json,
     Metadata,
     Timeout,
+    argument,
     confirm,
     find_job,
-    open_client,
+    option,
     pairs,
     since,
     timeout_s,
-)  # fmt: skip
+)
 from forebay.producer.cli.output import (
     exit_status,
     print_error,
@@ -44,11 +44,7 @@ EXAMPLE_ID = "0190f3c2a1b47c3e9d5f60718293a4b5"
 
 jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.", no_args_is_help=True)
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID", help="One id or more, or how they begin.", show_default=False)]
-
-
-def _filter(metavar: str, help: str, *names: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+Ids = Annotated[list[str], argument("ID", "One id or more, or how they begin.")]
 
 
 @command(
@@ -59,25 +55,24 @@ def _filter(metavar: str, help: str, *names: str) -> Any:
     name="list",
 )
 def list_(
-    state: Annotated[list[str] | None, _filter("STATE", f"{', '.join(JobState)}; may be repeated.")] = None,
-    kind: Annotated[str | None, _filter("KIND", f"{', '.join(JobKind)}.")] = None,
-    model: Annotated[str | None, _filter("MODEL", "name, name/3 or name@alias.")] = None,
-    queue: Annotated[str | None, _filter("QUEUE", "Those of this queue.")] = None,
-    worker: Annotated[str | None, _filter("WORKER", "Those that this worker ran last.")] = None,
-    since_: Annotated[str | None, _filter("TIME", "Submitted since then: 15m ago, or a date.", "--since")] = None,
+    connect: Connect,
+    as_json: bool,
+    state: Annotated[list[str] | None, option("STATE", f"{', '.join(JobState)}; may be repeated.")] = None,
+    kind: Annotated[str | None, option("KIND", f"{', '.join(JobKind)}.")] = None,
+    model: Annotated[str | None, option("MODEL", "name, name/3 or name@alias.")] = None,
+    queue: Annotated[str | None, option("QUEUE", "Those of this queue.")] = None,
+    worker: Annotated[str | None, option("WORKER", "Those that this worker ran last.")] = None,
+    since_: Annotated[str | None, option("TIME", "Submitted since then: 15m ago, or a date.", "--since")] = None,
     metadata: Metadata = None,
     limit: Annotated[int, typer.Option(metavar="N", help="How many at most.")] = 100,
-    before: Annotated[str | None, _filter("ID", "Only older jobs than this one: the next page.")] = None,
-    home: Home = None,
-    as_json: Json = False,
+    before: Annotated[str | None, option("ID", "Only older jobs than this one: the next page.")] = None,
 ) -> None:
     """List jobs, newest first."""
     filters = pairs(metadata, "--metadata")
-    with open_client(home) as client:
-        found = client.jobs(
-            state=state, kind=kind, model=model, queue=queue, worker=worker, since=since(since_), metadata=filters,
-            limit=limit, before=before,
-        )  # fmt: skip
+    found = connect().jobs(
+        state=state, kind=kind, model=model, queue=queue, worker=worker, since=since(since_), metadata=filters, limit=limit,
+        before=before,
+    )  # fmt: skip
     if as_json:
         print_json(found)
     elif not found:
@@ -91,23 +86,22 @@ def list_(
 
 @command(jobs_app, f"forebay jobs show {EXAMPLE_ID}", f"forebay jobs show {EXAMPLE_ID} --logs")
 def show(
+    connect: Connect,
+    as_json: bool,
     id: Id,
     logs: Annotated[
         bool, typer.Option("--logs", help="What happened to it, line by line: who claimed it, what was lost and why.")
     ] = False,
-    home: Home = None,
-    as_json: Json = False,
 ) -> None:
     """Show one job: its state, times, attempts and error, or with --logs the history of all its attempts."""
-    with open_client(home) as client:
-        job = find_job(client, id)
-        if logs:
-            events = job.history()
-            print_json(events) if as_json else print_events(events)
-        elif as_json:
-            print_json(job_as_json(job))
-        else:
-            print_job(job)
+    job = find_job(connect(), id)
+    if logs:
+        events = job.history()
+        print_json(events) if as_json else print_events(events)
+    elif as_json:
+        print_json(job_as_json(job))
+    else:
+        print_job(job)
 
 
 @command(
@@ -115,13 +109,12 @@ def show(
     f"forebay jobs wait {EXAMPLE_ID} --timeout 5m",
     "forebay predict digits --file rows.jsonl --no-wait | xargs forebay jobs wait",
 )
-def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = False) -> None:
+def wait(connect: Connect, as_json: bool, ids: Ids, timeout: Timeout = None) -> None:
     """Wait until jobs have ended. Exit status 0 when all have succeeded, else 1."""
-    wait_s = timeout_s(timeout)
-    with open_client(home) as client:
-        jobs = _find(client, ids)
-        wait_for(client, jobs, wait_s)
-        infos = [job.info() for job in jobs]
+    wait_s, client = timeout_s(timeout), connect()
+    jobs = _find(client, ids)
+    wait_for(client, jobs, wait_s)
+    infos = [job.info() for job in jobs]
     if as_json:
         print_json(infos)
     else:
@@ -136,10 +129,10 @@ def wait(ids: Ids, timeout: Timeout = None, home: Home = None, as_json: Json = F
     "forebay jobs list --state queued --json | jq -r '.[].id' | xargs forebay jobs cancel",
 )
 def cancel(
+    connect: Connect,
+    as_json: bool,
     ids: Ids,
     wait_: Annotated[bool, typer.Option("--wait", help="Come back when all have ended.")] = False,
-    home: Home = None,
-    as_json: Json = False,
 ) -> None:
     """Cancel jobs, and say of each what came of it.
 
@@ -147,12 +140,12 @@ def cancel(
     asked to stop, which it does between two batches. Exit status 1 when a job had ended before, or with --wait when it ended
     otherwise.
     """
-    with open_client(home) as client:
-        jobs = _find(client, ids)
-        states = [(job.id, job.cancel()) for job in jobs]
-        if wait_:
-            wait_for(client, jobs, None)
-            states = [(job.id, job.state) for job in jobs]
+    client = connect()
+    jobs = _find(client, ids)
+    states = [(job.id, job.cancel()) for job in jobs]
+    if wait_:
+        wait_for(client, jobs, None)
+        states = [(job.id, job.state) for job in jobs]
     if as_json:
         print_json([{"id": id, "state": s, "cancel_requested": s is JobState.RUNNING} for id, s in states])
     else:
@@ -169,18 +162,13 @@ def cancel(
     "forebay jobs retry --failed --model digits@champion --yes",
 )
 def retry(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids, or how they begin.", show_default=False)
-    ] = None,
+    connect: Connect,
+    as_json: bool,
+    ids: Annotated[list[str] | None, argument("ID", "Ids, or how they begin.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Every failed and expired job, instead of ids.")] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="With --failed: only of name, name/3 or name@alias.", show_default=False),
-    ] = None,
+    model: Annotated[str | None, option("MODEL", "With --failed: only of name, name/3 or name@alias.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --failed: only say how many there are.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before retrying more than {MANY:,}.")] = False,
-    home: Home = None,
-    as_json: Json = False,
 ) -> None:
     """Queue failed, canceled or expired jobs again, under the same ids.
 
@@ -191,13 +179,12 @@ def retry(
         raise InvalidInput("give the ids of the jobs to retry, or --failed for all that have failed or expired")
     if not failed and (model is not None or dry_run):
         raise InvalidInput("--model and --dry-run go with --failed")
-    with open_client(home) as client:
-        if failed:
-            _retry_failed(client, model, dry_run=dry_run, yes=yes, as_json=as_json)
-            return
-        jobs = _find(client, ids or ())
-        refusals = [error for job in jobs if (error := _retry(job)) is not None]
-        states = [(job.id, job.info().state) for job in jobs]
+    if failed:
+        _retry_failed(connect(), model, dry_run=dry_run, yes=yes, as_json=as_json)
+        return
+    jobs = _find(connect(), ids or ())
+    refusals = [error for job in jobs if (error := _retry(job)) is not None]
+    states = [(job.id, job.info().state) for job in jobs]
     if as_json:
         print_json([{"id": id, "state": state} for id, state in states])
     else:
@@ -208,51 +195,44 @@ def retry(
 
 @command(jobs_app, f"forebay jobs result {EXAMPLE_ID} -o scores.npy")
 def result(
+    connect: Connect,
+    as_json: bool,
     id: Id,
     output: Output = None,
-    timeout: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Wait so long for it: 30, 45s, 5m.", show_default="no wait")
-    ] = None,
-    home: Home = None,
-    as_json: Json = False,
+    timeout: Annotated[str | None, option("TIME", "Wait so long for it: 30, 45s, 5m.", default="no wait")] = None,
 ) -> None:
     """Print a job's result, or save it."""
     check_output(output)
-    wait_s = timeout_s(timeout)
-    with open_client(home) as client:
-        job = find_job(client, id)
-        if wait_s is not None:
-            wait_for(client, [job], wait_s)
-        elif not job.done():
-            raise ResultTimeout(f"job {id} is {job.state} and has no result yet; wait for it with --timeout 60")
-        show_one(job, output, as_json)
+    wait_s, client = timeout_s(timeout), connect()
+    job = find_job(client, id)
+    if wait_s is not None:
+        wait_for(client, [job], wait_s)
+    elif not job.done():
+        raise ResultTimeout(f"job {id} is {job.state} and has no result yet; wait for it with --timeout 60")
+    show_one(job, output, as_json)
 
 
 @command(jobs_app, f"forebay jobs metrics {EXAMPLE_ID}", f"forebay jobs metrics {EXAMPLE_ID} --csv > curve.csv")
 def metrics(
-    id: Id,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    home: Home = None,
-    as_json: Json = False,
+    connect: Connect, as_json: bool, id: Id, as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False
 ) -> None:
     """Print what a training job measured, step by step: on the training rows, and on the validation rows."""
     if as_csv and as_json:
         raise InvalidInput("--csv and --json are two forms of the same; give one of them")
-    with open_client(home) as client:
-        job = find_job(client, id)
-        if not isinstance(job, TrainingJob):
-            raise InvalidInput(f"job {id} is a {job.info().kind} job; only training jobs have metrics")
-        rows = job.metrics()
+    job = find_job(connect(), id)
+    if not isinstance(job, TrainingJob):
+        raise InvalidInput(f"job {id} is a {job.info().kind} job; only training jobs have metrics")
+    rows = job.metrics()
     print_json(rows) if as_json else print_metrics(rows, as_csv=as_csv)
 
 
 @command(jobs_app, f"forebay jobs audit {EXAMPLE_ID}")
-def audit(id: Id, home: Home = None, as_json: Json = False) -> None:
+def audit(connect: Connect, as_json: bool, id: Id) -> None:
     """Check that a batch's counts in the ledger, in its manifest and in its files agree. Exit status 1 when they do not."""
     from forebay.producer.requests.audit import audit as audit_batch
 
-    with open_client(home) as client:
-        findings = audit_batch(client.session, find_job(client, id).id)
+    client = connect()
+    findings = audit_batch(client.session, find_job(client, id).id)
     if as_json:
         print_json(findings)
     else:

@@ -14,7 +14,17 @@ from forebay.contract.queues import format_bytes
 from forebay.contract.references import check_alias
 from forebay.contract.signature import ARRAY_DTYPES, Field
 from forebay.producer.cli.commands import ResourceOptions, command, request_options
-from forebay.producer.cli.options import Home, Json, Metadata, Model, Yes, confirm, json_option, open_client, pairs
+from forebay.producer.cli.options import (
+    Connect,
+    Metadata,
+    Model,
+    Yes,
+    argument,
+    confirm,
+    json_option,
+    option,
+    pairs,
+)
 from forebay.producer.cli.output import (
     age,
     json_data,
@@ -34,15 +44,9 @@ models_app = typer.Typer(help="Register models, find their versions, move aliase
 
 FailuresByModel = Mapping[tuple[str, int], Sequence[Failures]]
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)]
-InputsOption = Annotated[
-    str | None,
-    typer.Option("--inputs", metavar="JSON", help="One sample's inputs, as JSON or @file.", show_default=False),
-]
-OutputsOption = Annotated[
-    str | None,
-    typer.Option("--outputs", metavar="JSON", help="One sample's outputs, as JSON or @file.", show_default=False),
-]
+Name = Annotated[str, argument("NAME", "The model's name.")]
+InputsOption = Annotated[str | None, option("JSON", "One sample's inputs, as JSON or @file.", "--inputs")]
+OutputsOption = Annotated[str | None, option("JSON", "One sample's outputs, as JSON or @file.", "--outputs")]
 
 
 @command(
@@ -54,70 +58,56 @@ OutputsOption = Annotated[
 @request_options("serving", ServingOptions, without=("timeout_s",))
 @request_options("resources", ResourceOptions)
 def register(
+    connect: Connect,
+    as_json: bool,
     name: Name,
     serving: dict[str, Any],
     resources: dict[str, Any],
     artifact: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="ARTIFACT",
-            help="A .pt2 or .safetensors file, or a sentence-transformers folder.",
-            show_default=False,
-        ),
+        Path | None, argument("ARTIFACT", "A .pt2 or .safetensors file, or a sentence-transformers folder.")
     ] = None,
-    runtime: Annotated[
-        str | None, typer.Option(metavar="RUNTIME", help="How it is run.", show_default="the artifact tells")
-    ] = None,
+    runtime: Annotated[str | None, option("RUNTIME", "How it is run.", default="the artifact tells")] = None,
     inputs: InputsOption = None,
     outputs: OutputsOption = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Kill a forward pass that takes longer.")
-    ] = None,
-    option: Annotated[
+    timeout: Annotated[float | None, option("SECONDS", "Kill a forward pass that takes longer.")] = None,
+    options: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="For the runtime: factory=package.module:make. May be repeated."),
+        option("KEY=VALUE", "For the runtime: factory=package.module:make. May be repeated.", "--option"),
     ] = None,
     metadata: Metadata = None,
-    alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="Point this alias at the new version.")] = None,
-    home: Home = None,
-    as_json: Json = False,
+    alias: Annotated[str | None, option("ALIAS", "Point this alias at the new version.")] = None,
 ) -> None:
     """Register an artifact as the next version of a model."""
     if alias is not None:
         check_alias(alias)
-    with open_client(home) as client:
-        model = client.models.register(
-            name, artifact, runtime=runtime, inputs=json_option(inputs, "--inputs"), outputs=json_option(outputs, "--outputs"),
-            timeout_s=timeout, resources=resources, options=pairs(option, "--option"), metadata=pairs(metadata, "--metadata"),
-            **serving,
-        )  # fmt: skip
-        if alias is not None:
-            model = client.models.set_alias(name, alias, model.version)
+    models = connect().models
+    model = models.register(
+        name, artifact, runtime=runtime, inputs=json_option(inputs, "--inputs"), outputs=json_option(outputs, "--outputs"),
+        timeout_s=timeout, resources=resources, options=pairs(options, "--option"), metadata=pairs(metadata, "--metadata"),
+        **serving,
+    )  # fmt: skip
+    if alias is not None:
+        model = models.set_alias(name, alias, model.version)
     print_json(_as_json(model)) if as_json else _show(model)
 
 
 @command(models_app, "forebay models list", "forebay models list digits --json", name="list")
 def list_(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Only this model's versions.", show_default=False)
-    ] = None,
-    home: Home = None,
-    as_json: Json = False,
+    connect: Connect, as_json: bool, name: Annotated[str | None, argument("NAME", "Only this model's versions.")] = None
 ) -> None:
     """List the registered versions, oldest first."""
-    with open_client(home) as client:
-        failures = failures_by_model(client.session.ledger)
-        none = "no model is registered yet: forebay models register"
-        _print_models(client.models.list(name), as_json, none, failures)
+    client = connect()
+    failures = failures_by_model(client.session.ledger)
+    _print_models(client.models.list(name), as_json, "no model is registered yet: forebay models register", failures)
 
 
 @command(models_app, "forebay models show digits@champion")
-def show(ref: Model, home: Home = None, as_json: Json = False) -> None:
+def show(connect: Connect, as_json: bool, ref: Model) -> None:
     """Show one version: its signature, resources and aliases, its lineage and its evaluations."""
-    with open_client(home) as client:
-        model = client.models.get(ref)
-        evaluations = client.models.evaluations(model.ref)
-        failures = failures_by_model(client.session.ledger).get((model.name, model.version), ())
+    client = connect()
+    model = client.models.get(ref)
+    evaluations = client.models.evaluations(model.ref)
+    failures = failures_by_model(client.session.ledger).get((model.name, model.version), ())
     if as_json:
         print_json(_as_json(model) | {"evaluations": evaluations, "failures": failures})
     else:
@@ -128,23 +118,20 @@ def show(ref: Model, home: Home = None, as_json: Json = False) -> None:
 
 @command(models_app, "forebay models alias digits champion 2", "forebay models alias digits champion --delete")
 def alias(
+    connect: Connect,
+    as_json: bool,
     name: Name,
-    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as champion.", show_default=False)],
-    version: Annotated[
-        int | None, typer.Argument(metavar="VERSION", help="A version's number.", show_default=False)
-    ] = None,
+    alias: Annotated[str, argument("ALIAS", "Such as champion.")],
+    version: Annotated[int | None, argument("VERSION", "A version's number.")] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove the alias.")] = False,
-    home: Home = None,
-    as_json: Json = False,
 ) -> None:
     """Point an alias at a version, for every job submitted from now on."""
     if delete == (version is not None):
         raise InvalidInput("give the VERSION to point the alias at, or --delete" + (", not both" if delete else ""))
-    with open_client(home) as client:
-        if version is None:
-            client.models.drop_alias(name, alias)
-        else:
-            client.models.set_alias(name, alias, version)
+    if version is None:
+        connect().models.drop_alias(name, alias)
+    else:
+        connect().models.set_alias(name, alias, version)
     if as_json:
         print_json({"name": name, "alias": alias, "version": version})
     else:
@@ -157,31 +144,24 @@ def alias(
     "forebay models search --metadata owner=vision",
 )
 def search(
+    connect: Connect,
+    as_json: bool,
     inputs: InputsOption = None,
     outputs: OutputsOption = None,
-    resources: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON", help='Only those that fit: {"gpu": 1, "gpu_memory": "24GiB"}.', show_default=False
-        ),
-    ] = None,
+    resources: Annotated[str | None, option("JSON", 'Only those that fit: {"gpu": 1, "gpu_memory": "24GiB"}.')] = None,
     metadata: Metadata = None,
-    home: Home = None,
-    as_json: Json = False,
 ) -> None:
     """Find the versions with given inputs, outputs, resources or metadata."""
     wanted = {"inputs": inputs, "outputs": outputs, "resources": resources}
     parsed = {name: json_option(text, f"--{name}") for name, text in wanted.items()}
-    with open_client(home) as client:
-        found = client.models.search(**parsed, metadata=pairs(metadata, "--metadata"))
+    found = connect().models.search(**parsed, metadata=pairs(metadata, "--metadata"))
     _print_models(found, as_json, "no version matches")
 
 
 @command(models_app, "forebay models warm digits@champion")
-def warm(ref: Model, home: Home = None, as_json: Json = False) -> None:
+def warm(connect: Connect, as_json: bool, ref: Model) -> None:
     """Have the workers load a version now, so that its first job need not wait for it."""
-    with open_client(home) as client:
-        asked = client.models.warm(ref)
+    asked = connect().models.warm(ref)
     if as_json:
         print_json({"workers": asked})
     else:
@@ -193,20 +173,15 @@ def warm(ref: Model, home: Home = None, as_json: Json = False) -> None:
 
 
 @command(models_app, "forebay models delete digits/1", "forebay models delete digits/1 --yes")
-def delete(
-    ref: Model,
-    yes: Yes = False,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
+def delete(connect: Connect, as_json: bool, ref: Model, yes: Yes = False) -> None:
     """Delete one version that no alias points at and no job needs."""
-    with open_client(home) as client:
-        model = client.models.get(ref)
-        question = f"Delete {model.ref} ({model.runtime}, {_size(model) or 'no artifact'}) for good?"
-        if not confirm(question, f"deleting {model.ref} cannot be undone", yes):
-            print_note(f"{model.ref} is kept")
-            raise typer.Exit(1)
-        client.models.delete(ref)
+    models = connect().models
+    model = models.get(ref)
+    question = f"Delete {model.ref} ({model.runtime}, {_size(model) or 'no artifact'}) for good?"
+    if not confirm(question, f"deleting {model.ref} cannot be undone", yes):
+        print_note(f"{model.ref} is kept")
+        raise typer.Exit(1)
+    models.delete(ref)
     print_json(_as_json(model)) if as_json else print_line(f"{model.ref} is deleted")
 
 

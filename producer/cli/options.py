@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -20,32 +20,40 @@ from forebay.contract.requests.batch import FORMATS
 from forebay.contract.setting_kinds import seconds
 from forebay.contract.settings import Settings
 from forebay.producer.cli.output import print_note
-from forebay.producer.client import Client
-from forebay.producer.handles.job import Job
 
-Home = Annotated[
-    Path | None,
-    typer.Option("--home", metavar="DIR", help="The stack's folder.", show_default=".forebay"),
-]
+if TYPE_CHECKING:
+    from forebay.producer.client import Client
+    from forebay.producer.handles.job import Job
+
+
+def argument(metavar: str, help: str, default: str | bool = False) -> Any:
+    """An argument; `default` says what holds without it."""
+    return typer.Argument(metavar=metavar, help=help, show_default=default)
+
+
+def option(metavar: str, help: str, *names: str, default: str | bool = False) -> Any:
+    """An option that takes a value; `default` says what holds without it."""
+    return typer.Option(*names, metavar=metavar, help=help, show_default=default)
+
+
+Home = Annotated[Path | None, option("DIR", "The stack's folder.", "--home", default=".forebay")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="name, name/3 or name@alias.", show_default=False)]
-Id = Annotated[str, typer.Argument(metavar="ID", help="A job's id, or how it begins.", show_default=False)]
+Model = Annotated[str, argument("MODEL", "name, name/3 or name@alias.")]
+Id = Annotated[str, argument("ID", "A job's id, or how it begins.")]
 MATCHES_SHOWN = 4
 _ID_START = re.compile("[0-9a-fA-F]{4,31}")
 COLUMNS_HELP = "What goes into the model, by comma; INPUT=COLUMN for several inputs."
-Format = Annotated[
-    str | None, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.", show_default="by the file's ending")
-]
+Columns = Annotated[str | None, option("NAMES", COLUMNS_HELP)]
+Format = Annotated[str | None, option("FORMAT", f"{', '.join(FORMATS)}.", default="by the file's ending")]
 Metadata = Annotated[
-    list[str] | None,
-    typer.Option("--metadata", metavar="KEY=VALUE", help="May be repeated; VALUE is JSON, or else text."),
+    list[str] | None, option("KEY=VALUE", "May be repeated; VALUE is JSON, or else text.", "--metadata")
 ]
 Timeout = Annotated[
-    str | None,
-    typer.Option("--timeout", metavar="TIME", help="Wait at most so long: 30, 45s, 5m, 2h.", show_default="for ever"),
+    str | None, option("TIME", "Wait at most so long: 30, 45s, 5m, 2h.", "--timeout", default="for ever")
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Connect = Callable[[], "Client"]  # opens the client of a command, which closes it
 
 
 def confirm(question: str, consequence: str, yes: bool) -> bool:
@@ -59,6 +67,8 @@ def confirm(question: str, consequence: str, yes: bool) -> bool:
 
 def open_client(home: Path | None) -> Client:
     """A client for the settings that hold here, `home` before all others. Close it, or use it in a `with` block."""
+    from forebay.producer.client import Client  # what only runs the parts needs none
+
     settings = Settings.load(home=home)
     structlog.configure(processors=[structlog.processors.add_log_level, _to_stderr])
     return Client(settings)

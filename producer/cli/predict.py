@@ -10,44 +10,35 @@ import typer
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
 from forebay.contract.signature import BATCH_HINT
-from forebay.producer.cli.commands import examples, with_submit_options
+from forebay.producer.cli.commands import command, root, with_submit_options
 from forebay.producer.cli.inputs import JobInputs, read_inputs
-from forebay.producer.cli.options import Home, Json, Model, NoWait, Timeout, countdown, open_client
-from forebay.producer.cli.output import clear_errors
+from forebay.producer.cli.options import Connect, Model, NoWait, Timeout, argument, countdown, option
 from forebay.producer.cli.results import Output, check_output, print_ids, show_many, show_one, wait_for
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 from forebay.producer.options import PredictOptions, SubmitOptions
 
-EXAMPLES = examples(
+INPUT_HELP = (
+    "One sample as JSON, or as plain text for a model that takes one str; '-' reads stdin. "
+    "Before an INPUT that starts with a minus write --."
+)
+FILE_HELP = ".npy, .npz, .json: one sample. .jsonl, .ndjson, .txt: one job per line; '-' reads such lines from stdin."
+
+
+@command(
+    root,
     "forebay predict minilm 'How warm is the sea in May?'",
     "forebay predict iris '[5.1, 3.5, 1.4, 0.2]' --timeout 30",
     "forebay predict digits@champion --file rows.npy --each -o out.npy",
     "forebay predict minilm --file questions.jsonl > answers.jsonl",
 )
-
-
-@clear_errors()
 @with_submit_options(JobKind.PREDICT)
 def predict(
+    connect: Connect,
+    as_json: bool,
     model: Model,
-    input: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="INPUT",
-            help="One sample as JSON, or as plain text for a model that takes one str; '-' reads stdin. "
-            "Before an INPUT that starts with a minus write --.",
-            show_default=False,
-        ),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", "-f", metavar="FILE",
-            help=".npy, .npz, .json: one sample. .jsonl, .ndjson, .txt: one job per line; '-' reads such lines from stdin.",
-            show_default=False,
-        ),
-    ] = None,
+    input: Annotated[str | None, argument("INPUT", INPUT_HELP)] = None,
+    file: Annotated[Path | None, option("FILE", FILE_HELP, "--file", "-f")] = None,
     each: Annotated[bool, typer.Option("--each", help="One job per row of the array or list.")] = False,
     batched: Annotated[bool, typer.Option("--batched", help="The input has a batch dimension; one job.")] = False,
     output: Output = None,
@@ -55,9 +46,7 @@ def predict(
     timeout: Timeout = None,
     *,
     options: SubmitOptions,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run a model on one input or many, and print the results.
 
     One result is printed as text or JSON, many as one line of JSON per job, in order. Exit status 1 when a job fails.
@@ -65,19 +54,18 @@ def predict(
     check_output(output)
     if no_wait and output is not None:
         raise InvalidInput("--output needs the results and --no-wait does not wait for them; give one of them")
-    left = countdown(timeout)
-    with open_client(home) as client:
-        version = client.models.get(model)
-        inputs = read_inputs(version.signature, input, file, each=each, batched=batched)
-        jobs = _submit(client, version.ref, inputs, PredictOptions(**options, batched=batched))
-        if no_wait:
-            print_ids(jobs, as_json)
-            return
-        wait_for(client, jobs, left())
-        if inputs.many:
-            show_many(jobs, output, as_json)
-        else:
-            show_one(jobs[0], output, as_json)
+    left, client = countdown(timeout), connect()
+    version = client.models.get(model)
+    inputs = read_inputs(version.signature, input, file, each=each, batched=batched)
+    jobs = _submit(client, version.ref, inputs, PredictOptions(**options, batched=batched))
+    if no_wait:
+        print_ids(jobs, as_json)
+        return
+    wait_for(client, jobs, left())
+    if inputs.many:
+        show_many(jobs, output, as_json)
+    else:
+        show_one(jobs[0], output, as_json)
 
 
 def _submit(client: Client, ref: str, inputs: JobInputs, options: PredictOptions) -> list[Job]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from forebay.producer.cli.commands import examples
+from forebay.producer.cli.commands import command, root
 from forebay.producer.cli.models import resources_text
-from forebay.producer.cli.options import Home, Json, open_client
-from forebay.producer.cli.output import clear_errors, duration, print_json, print_table
-
-EXAMPLES = examples("forebay queues", "forebay queues --json | jq '.[] | {name, depth}'")
+from forebay.producer.cli.options import Connect
+from forebay.producer.cli.output import duration, print_json, print_table
 
 
-@clear_errors()
-def queues(home: Home = None, as_json: Json = False) -> None:
+@command(root, "forebay queues", "forebay queues --json | jq '.[] | {name, depth}'")
+def queues(connect: Connect, as_json: bool) -> None:
     """Show every queue: jobs waiting, how many may wait, jobs running, workers, capacity."""
-    with open_client(home) as client:
-        found = client.queues()
+    found = connect().queues()
     if as_json:
         print_json(found)
         return

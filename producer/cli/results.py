@@ -15,16 +15,13 @@ from forebay.contract.errors import ForebayError, InvalidInput, JobFailed, Resul
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.contract.wire.payload import join_rows
-from forebay.producer.cli.options import cannot
+from forebay.producer.cli.options import cannot, option
 from forebay.producer.cli.output import INTERRUPTED, json_data, print_json, print_json_line, print_line, print_note
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 from forebay.producer.waiting.progress import watch
 
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Save as .npy, .npz, .json or .jsonl.", show_default=False),
-]
+Output = Annotated[Path | None, option("FILE", "Save as .npy, .npz, .json or .jsonl.", "--output", "-o")]
 OUTPUTS = (".npy", ".npz", ".json", ".jsonl", ".ndjson")
 ARRIVES_S = 10.0  # between a final state in the ledger and its delivery to the handle lies one poll
 J = TypeVar("J", bound=Job)

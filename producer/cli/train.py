@@ -14,23 +14,14 @@ from forebay.contract.references import shown
 from forebay.contract.requests.fields import Field, fields_of
 from forebay.contract.requests.recipes import RECIPES, LoopParams, RecipeInfo, metrics_of
 from forebay.contract.requests.training import TrainRequest
-from forebay.producer.cli.commands import ResourceOptions, examples, job_command, request_options
-from forebay.producer.cli.options import Format, Json, pairs
-from forebay.producer.cli.output import clear_errors, print_fields, print_json, print_line, print_note, print_table
+from forebay.producer.cli.commands import ResourceOptions, command, job_command, request_options, root
+from forebay.producer.cli.options import Format, argument, option, pairs
+from forebay.producer.cli.output import print_fields, print_json, print_line, print_note, print_table
 from forebay.producer.cli.results import ARRIVES_S
 from forebay.producer.cli.training_views import run_fields
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import TrainingJob
 from forebay.producer.options import SubmitOptions
-
-EXAMPLES = examples(
-    "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",
-    "forebay train houses --recipe regressor --dataset 'houses/*.csv' --target price --param hidden=64,32 --no-wait",
-    "forebay train flowers --recipe image-classifier --dataset flowers/ --param size=64 --early-stopping-epochs 3",
-    "forebay train --list-recipes",
-)
-
-RECIPES_EXAMPLES = examples("forebay recipes", "forebay recipes image-classifier", "forebay recipes --json")
 
 
 def _list_recipes(asked: bool) -> None:
@@ -63,29 +54,27 @@ def _print_json(job: TrainingJob, info: JobInfo) -> None:
     print_json(told)
 
 
-@job_command(JobKind.TRAIN, _print, _print_json)
+@job_command(
+    JobKind.TRAIN,
+    "forebay train digits --recipe image-classifier --dataset digits.parquet --target label --epochs 20 --alias champion",
+    "forebay train houses --recipe regressor --dataset 'houses/*.csv' --target price --param hidden=64,32 --no-wait",
+    "forebay train flowers --recipe image-classifier --dataset flowers/ --param size=64 --early-stopping-epochs 3",
+    "forebay train --list-recipes",
+    show=_print,
+    show_json=_print_json,
+)
 @request_options("request", TrainRequest, without=("files", "format", "params", "resources", "metadata"))
 @request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
 @request_options("resources", ResourceOptions)
 def train(
     client: Client,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="The name whose next version is made.", show_default=False)
-    ],
-    dataset: Annotated[
-        list[str],
-        typer.Option(
-            metavar="DATA", help="A path, glob (in quotes), folder or URL; may be repeated.", show_default=False
-        ),
-    ],
+    model: Annotated[str, argument("MODEL", "The name whose next version is made.")],
+    dataset: Annotated[list[str], option("DATA", "A path, glob (in quotes), folder or URL; may be repeated.")],
     request: dict[str, Any],
     loop: dict[str, Any],
     resources: dict[str, Any],
     options: SubmitOptions,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="See `forebay recipes`; may be repeated.", show_default=False),
-    ] = None,
+    param: Annotated[list[str] | None, option("NAME=VALUE", "See `forebay recipes`; may be repeated.")] = None,
     format: Format = None,
     list_recipes: Annotated[
         bool,
@@ -111,10 +100,9 @@ def _params(param: list[str] | None, loop: dict[str, Any]) -> dict[str, Any]:
     return given | loop
 
 
-@clear_errors()
+@command(root, "forebay recipes", "forebay recipes image-classifier", "forebay recipes --json")
 def recipes(
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Only this one's.", show_default="all")] = None,
-    as_json: Json = False,
+    as_json: bool, recipe: Annotated[str | None, argument("RECIPE", "Only this one's.", default="all")] = None
 ) -> None:
     """List the recipes, their parameters and the metrics they may be judged by.
 

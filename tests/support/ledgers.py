@@ -18,7 +18,6 @@ from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.ledger.tables import metadata
 from forebay.storage.models.registry import ModelRegistry
 
-
 # Tables and indexes with their columns.
 SHAPE = """
 SELECT c.relname, array_agg(a.attname ORDER BY a.attnum) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid

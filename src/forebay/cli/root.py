@@ -6,10 +6,12 @@ torch, Flower and Alembic are imported by the commands that need them, so that `
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from msgspec import to_builtins
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from forebay.cli import maintenance
 from forebay.cli.maintenance import PANEL
@@ -25,15 +27,40 @@ if TYPE_CHECKING:
 
 WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
 
+MARKUP: Literal["markdown"] = "markdown"
+
+
+class Commands(TyperGroup):
+    """The commands. Those of the producer are attached when one that is not here is asked for, or all of them."""
+
+    _attached = False
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            self._attach()
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._attach()
+        return super().list_commands(ctx)
+
+    def _attach(self) -> None:
+        if not self._attached:
+            self._attached = True
+            producers = typer.Typer(rich_markup_mode=MARKUP)
+            attach(producers)
+            self.commands = {**get_group(producers).commands, **self.commands}
+
+
 app = typer.Typer(
     name="forebay",
+    cls=Commands,
     help="Queue-based batch inference: submit jobs, run workers, watch them.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
 )
-attach(app)
 
 
 def _print_version(asked: bool) -> None:
