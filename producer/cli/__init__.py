@@ -6,17 +6,17 @@ from importlib import import_module
 
 import typer
 
-MODULES = ("predict", "batch", "train", "evaluate", "queues")  # each adds its commands to `root`, in this order
+# By the names of the commands: the module that adds each to `root`, in the order of the help.
+MODULES = {
+    "predict": "predict", "batch": "batch", "train": "train", "evaluate": "evaluate", "recipes": "train", "jobs": "jobs",
+    "models": "models", "queues": "queues",
+}  # fmt: skip
 
 
-def attach(app: typer.Typer) -> None:
-    """Add them to `app`. They are imported here, not before: `forebay worker` and its like need none of them."""
-    for name in MODULES:
-        import_module(f"{__name__}.{name}")
+def attach(app: typer.Typer, *names: str) -> None:
+    """Add these commands to `app`, or all. No others are imported: `forebay worker` and its like need none of them."""
+    for module in dict.fromkeys(MODULES[name] for name in names or MODULES):
+        import_module(f"{__name__}.{module}")
     from forebay.producer.cli.commands import root
-    from forebay.producer.cli.jobs import jobs_app
-    from forebay.producer.cli.models import models_app
 
     app.add_typer(root)
-    app.add_typer(jobs_app, name="jobs")
-    app.add_typer(models_app, name="models")

@@ -9,7 +9,7 @@ import typer
 
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
 from forebay.contract.job import JobKind, JobState
-from forebay.producer.cli.commands import command
+from forebay.producer.cli.commands import command, root
 from forebay.producer.cli.job_views import error_line, job_as_json, print_events, print_job, print_jobs, print_states
 from forebay.producer.cli.options import (
     Connect,
@@ -43,6 +43,7 @@ MANY = 1000  # jobs; more are not retried without asking
 EXAMPLE_ID = "0190f3c2a1b47c3e9d5f60718293a4b5"
 
 jobs_app = typer.Typer(help="Look at jobs, wait for them, cancel and retry them.", no_args_is_help=True)
+root.add_typer(jobs_app, name="jobs")
 
 Ids = Annotated[list[str], argument("ID", "One id or more, or how they begin.")]
 

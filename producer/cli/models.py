@@ -13,7 +13,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
 from forebay.contract.references import check_alias
 from forebay.contract.signature import ARRAY_DTYPES, Field
-from forebay.producer.cli.commands import ResourceOptions, command, request_options
+from forebay.producer.cli.commands import ResourceOptions, command, request_options, root
 from forebay.producer.cli.options import (
     Connect,
     Metadata,
@@ -41,6 +41,7 @@ from forebay.producer.models import ServingOptions
 from forebay.storage.health import Failures, failures_by_model
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
+root.add_typer(models_app, name="models")
 
 FailuresByModel = Mapping[tuple[str, int], Sequence[Failures]]
 

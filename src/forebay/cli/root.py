@@ -18,7 +18,7 @@ from forebay.cli.maintenance import PANEL
 from forebay.contract.logs import configure_logs
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.settings import Settings
-from forebay.producer.cli import attach
+from forebay.producer.cli import MODULES, attach
 from forebay.producer.cli.options import Home, Json
 from forebay.producer.cli.output import USAGE, clear_errors, one_line, print_json, print_line, print_note
 
@@ -31,25 +31,21 @@ MARKUP: Literal["markdown"] = "markdown"
 
 
 class Commands(TyperGroup):
-    """The commands. Those of the producer are attached when one that is not here is asked for, or all of them."""
-
-    _attached = False
+    """The commands. One of the producer's is attached when it is asked for, and all of them when they are listed."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands:
-            self._attach()
+            self._attach(*({cmd_name} & MODULES.keys()))
         return super().get_command(ctx, cmd_name)
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._attach()
         return super().list_commands(ctx)
 
-    def _attach(self) -> None:
-        if not self._attached:
-            self._attached = True
-            producers = typer.Typer(rich_markup_mode=MARKUP)
-            attach(producers)
-            self.commands = {**get_group(producers).commands, **self.commands}
+    def _attach(self, *names: str) -> None:
+        producers = typer.Typer(rich_markup_mode=MARKUP)
+        attach(producers, *names)
+        self.commands = {**get_group(producers).commands, **self.commands}
 
 
 app = typer.Typer(

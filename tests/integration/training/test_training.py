@@ -73,7 +73,7 @@ def test_a_run_on_two_machines_is_one_run(training: TrainingStack) -> None:
     [node] = training.nodes(id)
     assert {node.worker, training.store.queries.get(id).worker} == {"t1@test", "t2@test"}
     wait_until(lambda: training.store.queries.get(node.id).state.final, "the node job has ended")
-    alone = training.train(5, nproc=2)
+    alone = training.train(5)
     training.await_end(alone)
     assert training.result(id)["metrics"] == pytest.approx(training.result(alone)["metrics"], abs=1e-3)
 

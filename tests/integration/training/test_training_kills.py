@@ -79,7 +79,7 @@ def survives(
 def test_a_killed_trainer_and_a_killed_worker_cost_one_interval_each_and_change_nothing(
     training: TrainingStack,
 ) -> None:
-    survives(training, ["trainer", "worker"], epochs=30, every=500, seed=1, longest_s=3.0)
+    survives(training, ["trainer", "worker"], epochs=24, every=400, seed=1, longest_s=1.5)
 
 
 @pytest.mark.slow
@@ -94,21 +94,24 @@ def test_five_kills_at_random_moments_cost_one_interval_each_and_change_nothing(
 
 def test_torchrun_killed_takes_its_trainer_with_it_and_the_run_goes_on(training: TrainingStack) -> None:
     training.trainer().ready()
-    id = training.train(20, every=200, nproc=2)
-    training.await_step(id, 200)
+    id = training.train(500, every=100, nproc=2)
+    training.await_step(id, 100)
+    wait_until(lambda: training.stored(id), "a checkpoint is stored")
     [torchrun] = [process for process in training.family() if process not in training.trainers()]
     trainers = training.trainers()
     torchrun.kill()
     _, left = psutil.wait_procs(trainers, timeout=60)
     assert left == []
-    training.await_end(id)
+    wait_until(lambda: training.resumed(), "the next attempt has begun")
     assert "signal 9 (SIGKILL)" in training.store.queries.past_attempts(id)[0].reason
+    training.client.job(id).cancel()
+    training.await_end(id, JobState.CANCELED)
 
 
 def test_a_worker_told_to_stop_hands_its_run_on_from_where_it_stands(training: TrainingStack) -> None:
     first = training.trainer("t1").ready()
-    id = training.train(60, every=100_000)
-    training.await_step(id, 200)
+    id = training.train(40, every=100_000)
+    training.await_step(id)
     assert first.terminate() == 0
     info = training.store.queries.get(id)
     assert (info.state, info.attempt) == (JobState.QUEUED, 0)
