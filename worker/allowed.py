@@ -1,17 +1,19 @@
 """Imports an object that a model version names, when the operator allows it.
 
-Knows no runtime and no torch. What may be imported is the setting `allowed_python_models`; it is checked before
-anything is imported, since an import runs code.
+What may be imported is the setting `allowed_python_models`; it is checked before anything is imported, since an import runs
+code. Runtimes and recipes of other packages are allowed by being installed. Knows no torch.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Any
 
-from forebay.contract.errors import ModelLoadFailed, ModelRefused
+from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused
 
 _TARGET = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z]\w*\Z", re.ASCII)
 _HOW = "add it to allowed_python_models in forebay.toml, or to FOREBAY_ALLOWED_PYTHON_MODELS, on the worker's machine"
@@ -33,6 +35,23 @@ def import_allowed(target: str, allowed: Sequence[str]) -> Any:
     if target not in allowed:
         _refuse_foreign(found, target, allowed)
     return found
+
+
+def find_plugin(group: str, name: str, built_in: Mapping[str, str]) -> Any:
+    """What `name` means: `package.module:attribute` of Forebay's own, or what another package offers in an entry-point group.
+
+    InvalidInput, listing the known names, for any other; ModelLoadFailed when it cannot be imported.
+    """
+    if name in built_in:
+        return resolve_name(built_in[name])
+    found = {point.name: point for point in entry_points(group=group)}
+    if name not in found:
+        kind, known = group.rpartition(".")[2].removesuffix("s"), ", ".join(sorted({*built_in, *found}))
+        raise InvalidInput(f"no {kind} is called {name!r}; known are {known}")
+    try:
+        return found[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ModelLoadFailed(f"{name!r} ({found[name].value}) cannot be imported: {error}") from error
 
 
 def _covers(allowed: Sequence[str], module: str) -> bool:

@@ -110,3 +110,8 @@ def serve(model: RecipeModel, spec: ModelVersion, columns: Mapping[str, Any]) ->
     """Rows of these columns, as a worker checks and runs them."""
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [spec.signature.output(row) for row in model.predict([spec.signature.row(row) for row in rows])]
+
+
+def columns_of(rows: list[Any]) -> dict[str, list[Any]]:
+    """Rows `{"label": …, "probabilities": …}` as a Scorer takes them."""
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -26,6 +26,7 @@ from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
 from forebay.worker.shared_page import SharedPage, attach_to_parent
+from forebay.worker.task_report import TaskReport
 
 log = structlog.get_logger()
 
@@ -81,33 +82,30 @@ def import_torch(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def run_ids(model: str, version: int, ids: Sequence[str]) -> tuple[bool, str, float, list[str]]:
-    """Run jobs and say how it went: (failed, words for Flower, seconds, ids given back unrun).
-
-    Never raises: the pool would lose the messages.
-    """
-    started = time.monotonic()
+def run_and_report(model: str, version: int, ids: Sequence[str]) -> TaskReport:
+    """The pool's target: run jobs, and say how it went. Never raises: the pool would lose the messages."""
+    started, failed, released = time.monotonic(), False, tuple[str, ...]()
     try:
         if _runner is None:
             start()
         assert _runner is not None  # noqa: S101 - start() sets it or raises
         if not ids:  # an empty job_message: `forebay models warm`
             _runner.warm(model, version)
-        summary = _runner.run(ids)
-        return False, str(summary), time.monotonic() - started, list(summary.released)
+        done = _runner.run(ids)
+        summary, released = str(done), done.released
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("pool_task_failed", model=f"{model}/{version}", jobs=len(ids))
-        return True, f"{type(error).__name__}: {error}", time.monotonic() - started, []
+        failed, summary = True, f"{type(error).__name__}: {error}"
+    return TaskReport(summary, time.monotonic() - started, failed, released, _counts())
 
 
-def run_and_report(model: str, version: int, ids: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The pool's target: what `run_ids` gives, and what this child has counted since its last report."""
-    result = run_ids(model, version, ids)
+def _counts() -> dict[str, Any]:
+    """What this child has counted since its last report."""
     try:
-        return result, {} if _runner is None else {"pid": os.getpid()} | _runner.report()
+        return {} if _runner is None else {"pid": os.getpid()} | _runner.report()
     except Exception:  # what cannot be counted must not cost the messages
         log.exception("report_failed")
-        return result, {}
+        return {}
 
 
 def bound_memory(limit: int) -> None:

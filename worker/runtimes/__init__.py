@@ -9,16 +9,15 @@ of Python import paths) and has `load`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
-from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed
+from forebay.contract.errors import MissingExtra
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
+from forebay.worker.allowed import find_plugin
 
 GROUP = "forebay.runtimes"
 
@@ -60,27 +59,7 @@ class Runtime(Protocol):
 
 def get_runtime(name: str, allowed: Sequence[str] = ()) -> Runtime:
     """The runtime called `name`; InvalidInput listing the known ones, MissingExtra when its library is missing."""
-    if name in BUILT_IN:
-        for module, extra in _NEEDS[name]:
-            if find_spec(module) is None:
-                raise MissingExtra(f"runtime {name!r} needs {module}: pip install 'forebay[{extra}]'")
-        module, _, attribute = BUILT_IN[name].partition(":")
-        kind = getattr(importlib.import_module(module), attribute)
-    else:
-        kind = _third_party(name)
-    return cast(Runtime, kind(allowed=tuple(allowed)))
-
-
-def _third_party(name: str) -> type[Runtime]:
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        known = ", ".join(sorted({*BUILT_IN, *found}))
-        raise InvalidInput(f"no runtime is called {name!r}; known are {known}")
-    return _loaded(found[name])
-
-
-def _loaded(point: EntryPoint) -> type[Runtime]:
-    try:
-        return cast(type[Runtime], point.load())
-    except (ImportError, AttributeError) as error:
-        raise ModelLoadFailed(f"runtime {point.name!r} ({point.value}) cannot be imported: {error}") from error
+    for module, extra in _NEEDS.get(name, ()):
+        if find_spec(module) is None:
+            raise MissingExtra(f"runtime {name!r} needs {module}: pip install 'forebay[{extra}]'")
+    return cast(Runtime, find_plugin(GROUP, name, BUILT_IN)(allowed=tuple(allowed)))

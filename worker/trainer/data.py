@@ -5,7 +5,6 @@ Each process of the run holds the whole data set in memory.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from forebay.datasets.columns import Values
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, read_table
 from forebay.worker.trainer import splitting
-from forebay.worker.trainer.labels import Target, label_text
+from forebay.worker.trainer.labels import Target, label_order, label_text
 from forebay.worker.trainer.preprocessing import DROP, fit_scale, is_missing
 
 MAX_CLASSES = 1000
@@ -127,7 +126,7 @@ def _class_numbers(values: Values, name: str) -> tuple[NDArray[np.int64], tuple[
     if odd is not None:
         raise InvalidInput(f"the target {shown(name)} holds {shown(odd)}; a class is a text or a number")
     labels = [label_text(value) for value in values]
-    classes = tuple(sorted(set(labels), key=_sorting))
+    classes = tuple(sorted(set(labels), key=label_order))
     if len(classes) > MAX_CLASSES or (len(classes) > 100 and len(classes) > len(labels) // 2):
         raise InvalidInput(
             f"the target {shown(name)} has {len(classes)} different values in {len(labels)} rows, such as "
@@ -150,15 +149,6 @@ def _target(name: str, classes: tuple[str, ...], training: NDArray[np.float64] |
         return Target(name, classes)
     means, deviations = fit_scale(training)
     return Target(name, (), means[0], deviations[0])
-
-
-def _sorting(label: str) -> tuple[float, str]:
-    """Numbers by value, before texts."""
-    try:
-        number = float(label)
-    except ValueError:
-        return math.inf, label
-    return (number, label) if math.isfinite(number) else (math.inf, label)
 
 
 def _is_number(value: object) -> bool:

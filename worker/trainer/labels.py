@@ -5,6 +5,7 @@ Apart from torch it knows nothing, so that serving loads neither Lightning nor t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,15 @@ def label_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return value if isinstance(value, str) else str(value)
+
+
+def label_order(label: str) -> tuple[float, str]:
+    """To sort labels by: numbers by value, before texts."""
+    try:
+        number = float(label)
+    except ValueError:
+        return math.inf, label
+    return (number if math.isfinite(number) else math.inf), label
 
 
 def served(outputs: Tensor, loss: str) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +26,7 @@ from torchmetrics.classification import (
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.training import METRICS
-from forebay.worker.trainer.labels import LABEL, PROBABILITIES
-from forebay.worker.trainer.labels import label_text as label_text  # those who score need it too
-
-Predictions: TypeAlias = "Sequence[Any] | Mapping[str, Any] | NDArray[Any]"
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES, label_text
 
 _ALONE: Mapping[str, Any] = {"sync_on_compute": False}  # each process scores what it is given; nothing is gathered
 _LEAST = 1e-12  # a probability of 0 would make the loss infinite
@@ -47,16 +44,13 @@ class Scorer:
         self.rows = 0
         self._scores: _Classes | _Numbers = _Classes(tuple(classes), bins) if classes else _Numbers()
 
-    def add(self, predictions: Predictions, targets: Sequence[Any] | NDArray[Any]) -> None:
+    def add(self, predictions: Any, targets: Sequence[Any] | NDArray[Any]) -> None:
         """`predictions` for the rows whose truth is `targets`, in the same order.
 
-        Of a classifier: `{"label": [...], "probabilities": (rows, classes)}`, or either by itself in such a dict, or a list of
-        rows `{"label": ..., "probabilities": ...}` or of labels, or an array of probabilities `(rows, classes)`. Targets are
-        labels (numbers are taken by `label_text`). Of a regressor: an array `(rows,)`, a list of numbers, a dict of one
-        column, or a list of rows `{name: number}`; targets are numbers. InvalidInput when they do not fit.
+        Of a classifier: `{"label": [...], "probabilities": (rows, classes)}`, or either by itself. Targets are labels (numbers
+        are taken by `label_text`). Of a regressor: numbers `(rows,)`, and so are the targets. InvalidInput when they do not fit.
         """
-        columns = _columns(predictions)
-        found = self._scores.add(columns, targets)
+        found = self._scores.add(predictions, targets)
         if found != len(targets):
             raise InvalidInput(f"{found} predictions for {len(targets)} targets")
         self.rows += found
@@ -89,13 +83,9 @@ class _Classes:
 
     def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
         truth = self._indices(targets, "target")
-        given = columns.get(PROBABILITIES)
-        if given is None and LABEL not in columns:
-            given = next(iter(columns.values()))
-            if not (isinstance(given, np.ndarray) and given.ndim > 1):
-                columns, given = {LABEL: given}, None
-        chances = None if given is None else self._chances(given)
-        predicted = self._indices(columns[LABEL], "predicted label") if LABEL in columns else _largest(chances)
+        chances = self._chances(columns[PROBABILITIES]) if PROBABILITIES in columns else None
+        labels = columns.get(LABEL, ())
+        predicted = self._indices(labels, "predicted label") if chances is None or len(labels) else chances.argmax(1)
         if len(predicted) == len(truth) and len(truth) and (chances is None or len(chances) == len(truth)):
             self._counted.update(predicted, truth)
             self._confusion.update(predicted, truth)
@@ -149,8 +139,8 @@ class _Numbers:
         self._fit = R2Score(**_ALONE).set_dtype(torch.float64)
         self._rows = 0
 
-    def add(self, columns: Mapping[str, Any], targets: Sequence[Any] | NDArray[Any]) -> int:
-        predicted, truth = _doubles(next(iter(columns.values())), "predictions"), _doubles(targets, "targets")
+    def add(self, numbers: Any, targets: Sequence[Any] | NDArray[Any]) -> int:
+        predicted, truth = _doubles(numbers, "predictions"), _doubles(targets, "targets")
         if len(predicted) == len(truth) and len(truth):
             self._counted.update(predicted, truth)
             self._fit.update(predicted, truth)
@@ -174,18 +164,6 @@ def _computed(metrics: MetricCollection) -> dict[str, float]:
     """The values by name, in the order of METRICS; a collection gives them in alphabetical order."""
     values = metrics.compute()
     return {name: float(values[name]) for name in METRICS if name in values}
-
-
-def _columns(predictions: Predictions) -> Mapping[str, Any]:
-    if isinstance(predictions, Mapping):
-        return predictions
-    if len(predictions) and isinstance(predictions[0], Mapping):
-        return {name: [row[name] for row in predictions] for name in predictions[0]}
-    return {"": predictions}
-
-
-def _largest(chances: Tensor | None) -> Tensor:
-    return torch.empty(0, dtype=torch.int64) if chances is None else chances.argmax(1)
 
 
 def _doubles(values: Any, what: str) -> Tensor:

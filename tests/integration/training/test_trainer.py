@@ -19,7 +19,7 @@ from forebay.contract.requests.training import Split, TrainRequest
 from forebay.worker.runtimes import BUILT_IN, get_runtime
 from forebay.worker.trainer.recipes import get_recipe
 from forebay.worker.trainer.scoring import Scorer
-from support.training_runs import Run, npz, request, run, serve
+from support.training_runs import Run, columns_of, npz, request, run, serve
 
 HALVES = Split(validation=0.2, test=0.3)
 EVERY_STEP: dict[str, Any] = {"checkpoint_steps": 1, "checkpoint_minutes": None, "checkpoint_keep": 100}
@@ -153,7 +153,7 @@ def test_serving_gives_the_metrics_that_the_run_told_in_any_batches(mixed: Run) 
     alone = [serve(model, spec, {"city": [a], "size": [b]})[0] for a, b in zip(*columns.values(), strict=True)]
     for made in (together, alone):
         scorer = Scorer(mixed.data.classes)
-        scorer.add(made, truth)
+        scorer.add(columns_of(made), truth)
         assert scorer.metrics() == pytest.approx(dict(mixed.trained.metrics), abs=1e-5)
         assert scorer.confusion() == mixed.trained.confusion
 
@@ -217,7 +217,8 @@ def test_what_is_exported_is_the_best_state_by_the_metric_on_validation(tmp_path
     rows = np.sort(order[18:30])
     model, spec = done.served()
     scorer = Scorer(done.data.classes)
-    scorer.add(serve(model, spec, {name: archive[name][rows] for name in ("a", "b")}), archive["y"][rows])
+    made = serve(model, spec, {name: archive[name][rows] for name in ("a", "b")})
+    scorer.add(columns_of(made), archive["y"][rows])
     assert scorer.metrics()["loss"] == pytest.approx(min(losses), abs=1e-5)
 
 

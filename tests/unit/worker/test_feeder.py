@@ -19,6 +19,7 @@ from forebay.worker.parent.celery.feeder import (
     PrefetchEstimate,
 )
 from forebay.worker.parent.metrics import WorkerMetrics
+from forebay.worker.task_report import TaskReport
 
 IDS = [f"{i:032x}" for i in range(1, 100)]
 
@@ -55,7 +56,7 @@ class FakePool:
         return object()
 
     def end(self, number: int, seconds: float = 0.1, failed: bool = False) -> None:
-        self.jobs[number]["callback"](((failed, "words", seconds, []), {}))
+        self.jobs[number]["callback"](TaskReport("words", seconds, failed, (), {}))
 
 
 class FakeConsumer:
@@ -213,7 +214,7 @@ def test_slow_jobs_make_the_parent_hold_fewer_messages(parent: Parent) -> None:
 
 def test_jobs_that_a_child_gave_back_and_those_that_died_with_one_are_reported(parent: Parent) -> None:
     parent.put(IDS[:2])
-    parent.pool.jobs[0]["callback"](((False, "summary", 0.1, IDS[1:2]), {}))
+    parent.pool.jobs[0]["callback"](TaskReport("summary", 0.1, False, tuple(IDS[1:2]), {}))
     assert parent.returned == [IDS[1:2]]
     parent.consumer.free += 1
     parent.put(IDS[2:3])

@@ -5,7 +5,8 @@ import pytest
 from sklearn import metrics as sk
 
 from forebay.contract.errors import InvalidInput
-from forebay.worker.trainer.scoring import Scorer, label_text
+from forebay.worker.trainer.labels import label_text
+from forebay.worker.trainer.scoring import Scorer
 
 RNG = np.random.default_rng(0)
 CLASSES = ("bird", "cat", "dog")
@@ -36,14 +37,9 @@ def test_a_classifiers_metrics_are_those_of_scikit_learn() -> None:
     assert scorer.rows == 60
 
 
-def test_rows_columns_labels_and_arrays_are_all_taken() -> None:
+def test_labels_and_probabilities_are_taken_together_or_alone() -> None:
     chances, labels, truth = classified()
-    forms = [
-        {"label": labels, "probabilities": chances},
-        {"probabilities": chances},
-        [{"label": a, "probabilities": b} for a, b in zip(labels, chances, strict=True)],
-        chances,
-    ]
+    forms = [{"label": labels, "probabilities": chances}, {"probabilities": chances}]
     made = []
     for form in forms:
         scorer = Scorer(CLASSES)
@@ -51,13 +47,13 @@ def test_rows_columns_labels_and_arrays_are_all_taken() -> None:
         made.append(scorer.metrics())
     assert all(one == pytest.approx(made[0]) for one in made)
     bare = Scorer(CLASSES)
-    bare.add(labels, truth)
+    bare.add({"label": labels}, truth)
     assert bare.metrics() == {name: made[0][name] for name in ("accuracy", "precision", "recall", "f1")}
 
 
 def test_a_class_that_no_row_has_spoils_no_average() -> None:
     scorer = Scorer(CLASSES)
-    scorer.add(np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0]]), ["cat", "bird"])
+    scorer.add({"probabilities": np.array([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0]])}, ["cat", "bird"])
     assert scorer.metrics()["auroc"] == scorer.metrics()["f1"] == 1
 
 
@@ -66,7 +62,7 @@ def test_numbers_are_scored_as_scikit_learn_does_even_far_from_zero() -> None:
     guess = truth + RNG.normal(scale=0.1, size=50)
     scorer = Scorer()
     scorer.add(guess[:20], truth[:20])
-    scorer.add([{"y": np.float64(value)} for value in guess[20:]], truth[20:].tolist())
+    scorer.add(guess[20:].tolist(), truth[20:].tolist())
     expected = {
         "loss": sk.mean_squared_error(truth, guess),
         "mae": sk.mean_absolute_error(truth, guess),
@@ -87,15 +83,15 @@ def test_one_row_has_no_r2_and_no_row_has_no_metrics() -> None:
 @pytest.mark.parametrize(
     ("predictions", "targets", "said"),
     [
-        (["cat"], ["cow"], "target 'cow' is not one of the classes bird, cat, dog"),
-        (["cow"], ["cat"], "predicted label 'cow'"),
-        (["cat", "dog"], ["cat"], "2 predictions for 1 targets"),
-        (np.zeros((1, 2)), ["cat"], r"shape \[1, 2\], expected \[rows, 3\]"),
+        ({"label": ["cat"]}, ["cow"], "target 'cow' is not one of the classes bird, cat, dog"),
+        ({"label": ["cow"]}, ["cat"], "predicted label 'cow'"),
+        ({"label": ["cat", "dog"]}, ["cat"], "2 predictions for 1 targets"),
+        ({"probabilities": np.zeros((1, 2))}, ["cat"], r"shape \[1, 2\], expected \[rows, 3\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(predictions: object, targets: list[str], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        Scorer(CLASSES).add(predictions, targets)  # type: ignore[arg-type]
+        Scorer(CLASSES).add(predictions, targets)
 
 
 def test_text_for_a_number_is_refused() -> None:

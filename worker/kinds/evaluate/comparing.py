@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.worker.trainer.labels import LABEL, PROBABILITIES, label_text
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES, label_order, label_text
 from forebay.worker.trainer.scoring import Scorer
 
 MAX_CLASSES = 10_000
@@ -48,7 +48,7 @@ class Comparison:
     @property
     def classes(self) -> tuple[str, ...]:
         """The labels in the order of the confusion; () for numbers."""
-        return self._known or tuple(sorted({label for pair in self._pairs for label in pair}, key=_order))
+        return self._known or tuple(sorted({label for pair in self._pairs for label in pair}, key=label_order))
 
     def add(self, outputs: Outputs, truth: Sequence[Any], errors: Mapping[int, Exception]) -> None:
         """`outputs` of the rows whose truth is `truth`, in the same order; `errors` of others. InvalidInput when they cannot
@@ -207,15 +207,6 @@ def _label(value: Any) -> str:
 
 def _is_missing(value: Any) -> bool:
     return value is None or isinstance(value, Exception) or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _order(label: str) -> tuple[float, str]:
-    """Numbers by value, before texts."""
-    try:
-        number = float(label)
-    except ValueError:
-        return math.inf, label
-    return (number if math.isfinite(number) else math.inf), label
 
 
 def _repeated(pairs: Mapping[tuple[str, str], int]) -> Iterator[tuple[list[str], list[str]]]:

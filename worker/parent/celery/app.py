@@ -74,7 +74,7 @@ def worker_arguments(settings: Settings, queues: Sequence[str], children: int) -
     ]  # fmt: skip
 
 
-def run_in_child(model: str, version: int, ids: Sequence[str]) -> Any:
+def run_in_child(model: str, version: int, ids: Sequence[str]) -> Any:  # a TaskReport
     return symbol_by_name(CHILD_RUN)(model, version, ids)
 
 

@@ -21,6 +21,7 @@ from forebay.worker.parent.celery.app import run_in_child
 from forebay.worker.parent.celery.buffer import MessageBuffer, ReceivedMessage
 from forebay.worker.parent.metrics import WorkerMetrics
 from forebay.worker.parent.sweep_loop import SweepLoop
+from forebay.worker.task_report import TaskReport
 
 log = structlog.get_logger()
 
@@ -170,18 +171,17 @@ class PoolTask:
         # This acknowledges too: now the ledger answers for the jobs.
         _tell(self._requests, lambda r: r.on_accepted(pid, at))
 
-    def _done(self, report: Any) -> None:
+    def _done(self, report: TaskReport) -> None:
         self._feeder.in_flight.pop(self._key, None)
-        (failed, summary, seconds, unrun), counts = report
-        self._feeder.metrics.count("pool_tasks_total", "failed" if failed else "done")
-        if failed:
-            error = _error_info(summary)
+        self._feeder.metrics.count("pool_tasks_total", "failed" if report.failed else "done")
+        if report.failed:
+            error = _error_info(report.summary)
             _tell(self._requests, lambda r: r.on_failure(error, return_ok=True))
         else:
-            _tell(self._requests, lambda r: r.on_success((failed, summary, seconds)))
-        self._feeder.task_done(len(self._ids), len(self._requests), seconds, counts)
-        if unrun:
-            self._feeder.reports.jobs_returned(unrun)
+            _tell(self._requests, lambda r: r.on_success((False, report.summary, report.seconds)))
+        self._feeder.task_done(len(self._ids), len(self._requests), report.seconds, report.counts)
+        if report.released:
+            self._feeder.reports.jobs_returned(list(report.released))
 
     def _lost(self, einfo: ExceptionInfo) -> None:
         self._feeder.in_flight.pop(self._key, None)

@@ -7,19 +7,17 @@ their own as `package.module:Class` when the operator allows it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 from torch import nn
 
-from forebay.contract.errors import InvalidInput, MissingExtra
-from forebay.contract.requests.recipes import CLASSES, RECIPES
+from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.recipes import CLASSES
 from forebay.datasets.columns import Values
 from forebay.datasets.reading.table import Table
-from forebay.worker.allowed import import_allowed
+from forebay.worker.allowed import find_plugin, import_allowed
 
 GROUP = "forebay.recipes"
 
@@ -61,13 +59,7 @@ class Recipe(Protocol):
 
 def get_recipe(name: str, allowed: Sequence[str] = ()) -> type[Recipe]:
     """The class of the recipe `name`; InvalidInput listing the known ones, ModelRefused for a path that is not allowed."""
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-    elif ":" in name:
-        found = import_allowed(name, allowed)
-    else:
-        found = _third_party(name)
+    found = import_allowed(name, allowed) if ":" in name else find_plugin(GROUP, name, BUILT_IN)
     if not all(hasattr(found, part) for part in ("task", "fit", "encode", "build", "inputs")):
         raise InvalidInput(f"{name!r} is not a recipe: it needs task, fit, encode, build and inputs")
     made: type[Recipe] = found
@@ -84,14 +76,3 @@ def outputs_of(recipe: type[Recipe], classes: Sequence[str], params: Mapping[str
 def loss_of(recipe: type[Recipe], params: Mapping[str, Any]) -> str:
     chosen = str(params.get("loss", "auto"))
     return chosen if chosen != "auto" else "cross-entropy" if recipe.task == CLASSES else "mse"
-
-
-def _third_party(name: str) -> Any:
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        known = ", ".join(sorted({*RECIPES, *found}))
-        raise InvalidInput(f"no recipe is called {name!r}; known are {known}, and package.module:Class if allowed")
-    try:
-        return found[name].load()
-    except (ImportError, AttributeError) as error:
-        raise MissingExtra(f"recipe {name!r} ({found[name].value}) cannot be imported: {error}") from error
