@@ -88,6 +88,7 @@ class Settings:
     model_cache_bytes: Bytes = _setting(0, "budget for the models that one child holds")
     child_memory_bytes: Bytes = _setting(0, "memory that one child may take for itself")
     torch_threads: Annotated[int, between(0, 1024)] = _setting(0, "torch threads per child")
+    preload: Names = _setting(("torch",), "modules that a child imports before its first job")
     device: Annotated[str, Kind(parse_device)] = _setting("cpu", "the device of one worker process: cpu, cuda:0, …")
     worker_name: Text = _setting("", "the name of one worker process")
     worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")

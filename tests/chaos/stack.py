@@ -58,7 +58,7 @@ class Stack:
         return Settings.load(
             {}, config=config, home=self.home, broker=self.valkey.url, database=database if self._given else own,
             lease_s=lease, heartbeat_s=lease / 5, sweep_s=lease / 5, resend_s=lease / 2, torch_threads=1,
-            max_inline_bytes=4096, allowed_python_models="chaos.model",
+            max_inline_bytes=4096, allowed_python_models="chaos.model", preload=",",
         )  # fmt: skip
 
     @property

@@ -9,11 +9,13 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import psutil
 import structlog
 
+from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis
@@ -36,9 +38,9 @@ _runner: Runner | None = None
 
 
 def start() -> None:
-    """Build this child's runner from the settings it inherited, and import torch before the first job needs it.
+    """Build this child's runner from the settings it inherited, and import what its first jobs will need.
 
-    A child that only trains imports none: its trainers are processes of their own, and the device is theirs.
+    A child that only trains needs nothing: its trainers are processes of their own, and the device is theirs.
     """
     global _runner
     page = attach_to_parent()  # before all else: a death while torch is imported is told too
@@ -46,7 +48,7 @@ def start() -> None:
     configure_logs(settings)
     if not settings.trains_only:
         bound_memory(settings.child_memory_bytes)
-        import_torch(settings.torch_threads)
+        preload(settings)
     _runner = Runner(make_context(settings, page))
     log.info(
         "child_ready",
@@ -74,12 +76,19 @@ def make_context(settings: Settings, page: SharedPage) -> ChildContext:
     return ChildContext(settings, ledger, blobs, connect_redis(settings), page, metrics, ceilings, cache)
 
 
-def import_torch(threads: int) -> None:
-    """Import torch and give it so many threads; 0 leaves it its default."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
+def preload(settings: Settings) -> None:
+    """Import the modules that the settings name; MissingExtra for one that is not here."""
+    if settings.torch_threads:
+        os.environ["OMP_NUM_THREADS"] = str(
+            settings.torch_threads
+        )  # which torch reads when it is imported, now or later
+    for name in settings.preload:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise MissingExtra(
+                f"setting preload names {name!r}, which cannot be imported: {error}; pip install 'forebay[worker]'"
+            ) from error
 
 
 def run_and_report(model: str, version: int, ids: Sequence[str]) -> TaskReport:

@@ -33,7 +33,6 @@ BUILT_IN = {
 _NEEDS = {
     "torch-export": (("torch", "worker"),),
     "safetensors": (("torch", "worker"), ("safetensors", "worker")),
-    "python": (("torch", "worker"),),
     "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
     "recipe": (("torch", "worker"), ("safetensors", "worker"), ("pyarrow", "batch")),
 }

@@ -7,11 +7,11 @@ class needs is the operator's to install.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from forebay.contract.errors import ForebayError, ModelLoadFailed
 from forebay.contract.model import ModelVersion
@@ -50,10 +50,11 @@ class PythonModel:
     def __init__(self, instance: Any) -> None:
         self._instance = instance
 
-    @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         """The class's own predict; ForebayError when it does not give one row per row."""
-        made = list(self._instance.predict(rows))
+        torch = sys.modules.get("torch")  # loaded by the class, if it needs it
+        with torch.inference_mode() if torch is not None else nullcontext():
+            made = list(self._instance.predict(rows))
         if len(made) != len(rows):
             raise ForebayError(f"{type(self._instance).__name__}.predict gave {len(made)} rows for {len(rows)}")
         return made

@@ -51,6 +51,7 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     "model_cache_bytes": [("2GiB", '"2GiB"', 2**31), ("2", "2", 2), ("3", "3", 3)],
     "child_memory_bytes": [("8GiB", '"8GiB"', 2**33), ("2", "2", 2), ("3", "3", 3)],
     "torch_threads": [("1", "1", 1), ("2", "2", 2), ("1024", "1024", 1024)],
+    "preload": [("torch, numpy", '["torch", "numpy"]', ("torch", "numpy")), ("d", '"d"', ("d",)), (",", "[]", ())],
     "device": [("cuda:1", '"cuda:1"', "cuda:1"), ("cuda:2", '"cuda:2"', "cuda:2"), ("cuda:3", '"cuda:3"', "cuda:3")],
     "worker_queues": [("cpu", '"cpu"', ("cpu",)), ("gpu,x", '["gpu", "x"]', ("gpu", "x")), ("y", '["y"]', ("y",))],
     "worker_name": [("a@h", '"a@h"', "a@h"), ("b@h", '"b@h"', "b@h"), ("c@h", '"c@h"', "c@h")],
