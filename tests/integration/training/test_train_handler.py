@@ -200,11 +200,11 @@ def test_what_the_trainer_refuses_fails_for_good(place: Place) -> None:
 
 
 def test_a_trainer_that_says_nothing_for_too_long_is_killed(place: Place) -> None:
-    place = replace(place, settings=replace(place.settings, train_timeout_s=12.0))
+    place = replace(place, settings=replace(place.settings, train_timeout_s=4.0))
     id = place.job(hang=3, once=True, every=2)
     what, info = place.run(id)
     assert (what, info.state) == ("released", JobState.QUEUED)
-    assert "nothing heard for train_timeout_s of 12 s" in info.progress.message
+    assert "nothing heard for train_timeout_s of 4 s" in info.progress.message
     assert place.run(id)[0] == "succeeded"
     assert place.result(id)["metrics"]["loss"] == SUM
 

@@ -40,18 +40,9 @@ def test_a_job_trains_while_predictions_of_the_same_model_go_on(training: Traini
     assert training.client.predict(version.ref, row).result(120)["label"] in ("yes", "no")
 
 
-def test_a_canceled_run_stops_its_trainer(training: TrainingStack) -> None:
-    training.trainer().ready()
-    id = training.train(500)
-    training.await_step(id)
-    training.client.job(id).cancel()
-    training.await_end(id, JobState.CANCELED)
-    wait_until(lambda: not training.family(), "its trainer has ended")
-
-
-def test_two_runs_are_trained_by_two_workers_at_once(training: TrainingStack) -> None:
+def test_two_runs_are_trained_by_two_workers_at_once_and_a_cancel_stops_their_trainers(training: TrainingStack) -> None:
     training.trainer("t1").ready()
-    ids = [training.train(200), training.train(200)]
+    ids = [training.train(500), training.train(500)]
     training.await_step(ids[0])
     training.trainer("t2").ready()
     wait_until(lambda: len(training.store.queries.attempts(ids)) == 2, "both run")
@@ -59,6 +50,7 @@ def test_two_runs_are_trained_by_two_workers_at_once(training: TrainingStack) ->
     for id in ids:
         training.client.job(id).cancel()
         training.await_end(id, JobState.CANCELED)
+    wait_until(lambda: not training.family(), "their trainers have ended")
 
 
 def test_a_run_on_two_machines_is_one_run(training: TrainingStack) -> None:
