@@ -7,7 +7,7 @@ given, and what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -122,6 +122,12 @@ class Signature:
         return made[self.outputs[0].name] if len(made) == 1 else made
 
 
+def shape_fits(declared: Sequence[int], given: Sequence[int | None]) -> bool:
+    """Whether values of the given shape are of the declared one, dimension by dimension; None, a length that varies, may be."""
+    pairs = zip(declared, given, strict=False)
+    return len(declared) == len(given) and all(length is None or d in (-1, length) for d, length in pairs)
+
+
 def stack_key(row: Row) -> Hashable:
     """Equal for rows that can be stacked: equal names, dtypes and shapes of arrays, and types of other values."""
     if isinstance(row, dict):
@@ -190,7 +196,7 @@ def _array(field: Field, value: Any, where: str, exact: bool) -> NDArray[Any]:
         array: NDArray[Any] = value
     else:
         array = (_cast if is_array(value) else _from_numbers)(field, value, where, exact)
-    if array.shape != field.shape and not _fits(field.shape, array.shape):
+    if array.shape != field.shape and not shape_fits(field.shape, array.shape):
         raise _mismatch(field, where, described(array), _hint(field, array.shape, exact))
     if not array.flags.c_contiguous:
         array = np.asarray(array, order="C")
@@ -220,7 +226,7 @@ def _from_numbers(field: Field, value: Any, where: str, exact: bool) -> NDArray[
     if not isinstance(value, (list, tuple, int, float)):
         raise InvalidInput(f"{where}: expected {field}, got {described(value)}")
     dtype, (shape, flat) = ARRAY_DTYPES[field.dtype], flattened(value, len(field.shape) + 1, where)
-    if not _fits(field.shape, shape):
+    if not shape_fits(field.shape, shape):
         raise _mismatch(
             field,
             where,
@@ -271,14 +277,10 @@ def _zipped(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _fits(declared: tuple[int, ...], given: tuple[int, ...]) -> bool:
-    return len(declared) == len(given) and all(d in (-1, g) for d, g in zip(declared, given, strict=True))
-
-
 def _hint(field: Field, given: tuple[int, ...], exact: bool, reshape: str = "use .reshape({})") -> str:
     if exact:
         return "correct the model or its signature"
-    if given and _fits(field.shape, given[1:]):
+    if given and shape_fits(field.shape, given[1:]):
         return BATCH_HINT
     if -1 not in field.shape and math.prod(field.shape) == math.prod(given):
         return reshape.format(list(field.shape))

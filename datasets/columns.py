@@ -5,6 +5,7 @@ for each row where the values allow it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from forebay.contract.signature import ARRAY_DTYPES, Field
+from forebay.contract.signature import ARRAY_DTYPES, Field, shape_fits
 from forebay.contract.values import jsonable
 from forebay.datasets.widening import convert, widened
 
@@ -36,15 +37,43 @@ def is_list(kind: Any) -> bool:
     return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
+def is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def list_lengths(kind: Any) -> tuple[list[int | None], Any]:
-    """The lengths of nested lists, None where they vary, and the type of their elements."""
+    """The lengths of nested lists, or of a tensor's dimensions, None where they vary, and the type of their elements."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return [kind.shape[i] for i in _order(kind)], kind.value_type
     lengths: list[int | None] = []
     if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
+        kind = pa.bool_() if isinstance(kind, pa.Bool8Type) else kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     while is_list(kind):
         lengths.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
         kind = kind.value_type
     return lengths, kind
+
+
+def shape_may_be(declared: Sequence[int], lengths: Sequence[int | None]) -> bool:
+    """Whether such lists can be values of the declared shape: as `predict` compares them, or as one flat list of all values."""
+    if shape_fits(declared, lengths):
+        return True
+    flat = len(lengths) == 1 < len(declared) and -1 not in declared
+    return flat and lengths[0] in (None, math.prod(declared))
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """The same values without codes or extension types: a tensor as nested lists, in the order of its dimensions."""
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return _nested_lists(column)
+    if isinstance(column, pa.ExtensionArray):
+        boolean = isinstance(column.type, pa.Bool8Type)
+        return pc.not_equal(column.storage, 0) if boolean else column.storage
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def to_numpy(column: pa.Array, *, nan_for_null: bool = False) -> NDArray[Any] | None:
@@ -52,8 +81,7 @@ def to_numpy(column: pa.Array, *, nan_for_null: bool = False) -> NDArray[Any] | 
 
     Nulls make it another column, unless missing numbers are to be NaN.
     """
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
+    column = plain(column)
     shape = [len(column)]
     while is_list(column.type):
         if column.null_count:
@@ -74,6 +102,23 @@ def to_numpy(column: pa.Array, *, nan_for_null: bool = False) -> NDArray[Any] | 
         column = column.cast(pa.float64())
     flat: NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return flat.reshape(shape)
+
+
+def _nested_lists(tensors: pa.FixedShapeTensorArray) -> pa.Array:
+    there = np.asarray(tensors.is_valid())
+    kind, order = tensors.type, _order(tensors.type)
+    leaves = tensors.storage.filter(pa.array(there)).flatten()
+    if order != sorted(order):
+        places = np.arange(len(leaves)).reshape(-1, *kind.shape).transpose(0, *(i + 1 for i in order))
+        leaves = leaves.take(pa.array(places.reshape(-1)))
+    for i in reversed(order):
+        leaves = pa.FixedSizeListArray.from_arrays(leaves, kind.shape[i])
+    return leaves if there.all() else leaves.take(pa.array(np.cumsum(there) - 1, mask=~there))
+
+
+def _order(kind: Any) -> list[int]:
+    """Which stored dimension each dimension of a tensor is."""
+    return list(kind.permutation or range(len(kind.shape)))
 
 
 def from_numpy(values: NDArray[Any]) -> pa.Array:

@@ -6,7 +6,6 @@ expected and what was found.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -17,7 +16,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES, NPY, OPENAI, TO_THE_END, BatchRequest, InputFile
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
-from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, list_lengths
+from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, is_text, list_lengths, shape_may_be
 from forebay.datasets.formats.arrays import COLUMN
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.formats.jsonl import INPUT
@@ -162,17 +161,13 @@ def _may_be(declared: Field, kind: Any) -> bool:
     if declared.dtype == "json" or pa.types.is_null(kind):
         return declared.dtype == "json"
     if declared.dtype == "str":
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+        return is_text(kind)
     if declared.dtype == "bytes":
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
     lengths, leaf = list_lengths(kind)
     if not is_number(leaf) or not casts_safely(leaf, declared):
         return False
-    if None in lengths:  # lists of any length: only the rows tell
-        return bool(declared.shape)
-    if any(length == -1 for length in declared.shape):
-        return len(lengths) == len(declared.shape) or len(declared.shape) == 1
-    return math.prod(length or 0 for length in lengths) == math.prod(declared.shape)
+    return shape_may_be(declared.shape, lengths) or (declared.shape == (1,) and not lengths)
 
 
 def _accepts_pixels(declared: Field) -> bool:

@@ -17,7 +17,19 @@ from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.contract.values import canonical
-from forebay.datasets.columns import Column, Values, cast_numbers, is_number, list_lengths, take, to_numpy
+from forebay.datasets.columns import (
+    Column,
+    Values,
+    cast_numbers,
+    is_list,
+    is_number,
+    is_text,
+    list_lengths,
+    plain,
+    shape_may_be,
+    take,
+    to_numpy,
+)
 from forebay.datasets.formats.images import decode_image
 from forebay.datasets.formats.source import Chunk
 
@@ -65,9 +77,9 @@ def _input(
     """One input's values. Adds the errors of its bad rows to `bad`; the values of bad rows mean nothing."""
     if format == IMAGES and declared is not None and declared.dtype != "bytes":
         return _each(declared, [decode_image(data.as_py(), declared.shape) for data in parts[0]], skip, bad)
-    if len(parts) > 1:
+    column = plain(parts[0]) if isinstance(parts[0], pa.Array) else parts[0]
+    if len(parts) > 1 or _makes_vector(declared, column):
         return _joined(declared, parts, skip, bad)
-    column = parts[0]
     if isinstance(column, pa.Array) and (declared is None or declared.dtype in ARRAY_DTYPES):
         whole = _whole(declared, column)
         if whole is not None:
@@ -84,8 +96,6 @@ def _whole(declared: Field | None, column: pa.Array) -> tuple[NDArray[Any], dict
     lengths, leaf = list_lengths(column.type)
     if not is_number(leaf) or (declared is not None and not casts_safely(leaf, declared)):
         return None
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
     bad, good = _misfits(declared, column, lengths)
     whole = _declared_array(declared, column.filter(pa.array(good)) if bad else column)
     if whole is None or not bad:
@@ -113,11 +123,15 @@ def _declared_array(declared: Field | None, column: pa.Array) -> NDArray[Any] | 
     array = to_numpy(column)
     if array is None or declared is None:
         return array
-    shape = declared.shape if -1 not in declared.shape else array.shape[1:]
     cast = cast_numbers(array, ARRAY_DTYPES[declared.dtype])
-    if cast is None or len(shape) != len(declared.shape) or cast.size != len(column) * math.prod(shape):
+    if cast is None or not shape_may_be(declared.shape, array.shape[1:]):
         return None
-    return cast.reshape(len(column), *shape)
+    return cast if cast.ndim == 1 + len(declared.shape) else cast.reshape(len(column), *declared.shape)
+
+
+def _makes_vector(declared: Field | None, column: Column) -> bool:
+    """Whether a column of single values is a vector of length 1."""
+    return declared is not None and declared.shape == (1,) and isinstance(column, pa.Array) and not is_list(column.type)
 
 
 def casts_safely(kind: Any, declared: Field) -> bool:
@@ -137,7 +151,7 @@ def _refuse_nan(declared: Field | None, values: NDArray[Any], bad: dict[int, Exc
 
 def _python(declared: Field | None, column: Column) -> list[Any]:
     """A column as Python's values; text is read as numbers where numbers are declared."""
-    text = isinstance(column, pa.Array) and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+    text = isinstance(column, pa.Array) and is_text(column.type)
     values = column.to_pylist() if isinstance(column, pa.Array) else column
     if text and declared is not None and declared.dtype in ARRAY_DTYPES:
         return [_parse_number(value) for value in values]
@@ -148,7 +162,7 @@ def _python(declared: Field | None, column: Column) -> list[Any]:
 
 def _as_array(value: Any, declared: Field) -> Any:
     """A flat list of numbers as an array of the declared shape; any other value as it is."""
-    if not isinstance(value, list) or -1 in declared.shape:
+    if not isinstance(value, list) or len(declared.shape) < 2 or -1 in declared.shape:
         return value
     flat = np.array(value) if value and all(type(item) in (int, float) for item in value) else None
     if flat is None or flat.dtype.kind not in "if" or flat.size != math.prod(declared.shape):

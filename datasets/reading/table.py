@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import CSV, IMAGES, InputFile
-from forebay.datasets.columns import Column, Values, take, to_numpy
+from forebay.datasets.columns import Column, Values, plain, take, to_numpy
 from forebay.datasets.formats.images import IMAGE, PATH
 from forebay.datasets.formats.source import Chunk, check_columns, get_source
 
@@ -101,10 +101,7 @@ def _values(column: Column) -> Values:
     """A column as it is computed with. An error among its values, of a line without this column, is a missing value."""
     if isinstance(column, list):
         return [None if isinstance(value, Exception) else value for value in column]
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = plain(column)
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     array = to_numpy(column, nan_for_null=True)

@@ -119,6 +119,10 @@ def _shape(given: tuple[int, ...], wanted: Sequence[int]) -> tuple[int, ...]:
             raise InvalidInput(
                 f"shape: an image has {size} numbers, {list(wanted)} holds {math.prod(wanted)}; give [h,w] or so"
             )
+        if len(given) > 1 and tuple(wanted) != given:
+            raise InvalidInput(
+                f"shape: the images have the shape {list(given)}, not {list(wanted)}; leave shape out, it is for flat lists"
+            )
         given = tuple(wanted)
     if len(given) == 1:
         side = math.isqrt(size)
