@@ -17,10 +17,11 @@ class ModelVersion:
 
     `artifact` names a blob (`sha256:<hex>`), or is empty if the runtime needs none; `artifact_form` is `file`, `folder`
     (stored as a tar) or `none`. `resources` are those of `forebay.contract.queues.Resources`, sizes in bytes. `options` are
-    passed to the runtime. A batch has at most `max_batch_size` rows and, padded to its longest row, `max_batch_tokens` tokens
-    (the runtime defines what a token is; None: any number). With `dtype` ("bfloat16", "float16") it computes under autocast;
-    with `compile` the forward pass is compiled when the version is loaded. `timeout_s` limits each step of a batch: its
-    forward pass, and what the runtime does with a row before and after.
+    passed to the runtime; `orientation` among them says whether image files are turned as their tags say. A batch has at most
+    `max_batch_size` rows and, padded to its longest row, `max_batch_tokens` tokens (the runtime defines what a token is;
+    None: any number). With `dtype` ("bfloat16", "float16") it computes under autocast; with `compile` the forward pass is
+    compiled when the version is loaded. `timeout_s` limits each step of a batch: its forward pass, and what the runtime does
+    with a row before and after.
     """
 
     name: str
@@ -46,6 +47,11 @@ class ModelVersion:
     def ref(self) -> str:
         """`name/version`, the reference that always means this version."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def oriented(self) -> bool:
+        """Whether image files are turned as their orientation tags say."""
+        return bool(self.options.get("orientation", True))
 
 
 Model: TypeAlias = str | ModelVersion  # `name`, `name/3` or `name@alias`, or a version itself

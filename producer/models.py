@@ -216,6 +216,8 @@ def _guess_runtime(path: Path | None) -> str:
 
 
 def _check_options(runtime: str, options: Mapping[str, Any]) -> None:
+    if not isinstance(options.get("orientation", True), bool):
+        raise InvalidInput(f"options: orientation is true or false, got {shown(options['orientation'])}")
     key = NEEDS_OPTION.get(runtime)
     if key and not isinstance(options.get(key), str):
         raise InvalidInput(

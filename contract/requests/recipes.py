@@ -91,6 +91,7 @@ class ImageParams(Struct, frozen=True, kw_only=True):
     hidden: Annotated[tuple[Width, ...], Meta(description="widths of hidden layers behind them")] = (128,)
     dropout: Dropout = 0.0
     size: Annotated[int, Meta(ge=4, le=1024, description="side in pixels that images of a folder are brought to")] = 32
+    orientation: Annotated[bool, Meta(description="turns image files as their orientation tags say")] = True
     shape: Annotated[
         tuple[Width, ...],
         Meta(description="of an image given as a flat list, such as 28,28; none: square and gray"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput, MissingExtra
 from forebay.contract.requests.batch import InputFile
@@ -15,6 +16,14 @@ from forebay.datasets.formats.files import open_file
 from forebay.datasets.formats.source import Block, Chunk, Sample
 
 IMAGE, PATH = "image", "path"
+OPENED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 89_478_485  # Pillow's own limit, which it only warns of
+_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262  # tags
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+_BACK = {6: 8, 8: 6}  # what undoes an orientation, where it is not the same again
 
 
 class Images:
@@ -37,16 +46,48 @@ class Images:
         yield Chunk({IMAGE: pa.array([data], pa.binary()), PATH: pa.array([file.path])}, np.zeros(1, np.int64), bad)
 
 
-def decode_image(data: bytes, shape: tuple[int, ...]) -> Any:
-    """An image's pixels as uint8, gray or RGB as the declared shape asks for; an InvalidInput for what is not an image."""
+def decode_image(data: bytes, *, gray: bool = False, oriented: bool = True) -> NDArray[np.uint8]:
+    """An image's pixels, `(height, width, 3)`, or `(height, width)` if gray; InvalidInput for what cannot be one.
+
+    Whoever turns image files into pixels does it by this, so that a model is served what it was trained on: turned as an
+    orientation tag says, unless that is not wanted; 16 bits, and floats from 0 to 1, scaled to 8 bits; of several frames the
+    first; transparency left out, and palettes and CMYK converted, as Pillow does.
+    """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise MissingExtra("reading images needs Pillow: pip install 'forebay[batch]'") from error
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            gray = len(shape) == 2 or shape[2] == 1
-            pixels = np.asarray(image.convert("L" if gray else "RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        return InvalidInput(f"Pillow cannot read the image: {error}")
-    return pixels[..., None] if gray and len(shape) == 3 else pixels
+        with Image.open(io.BytesIO(data), formats=OPENED) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InvalidInput(
+                    f"the image has {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are read"
+                )
+            tag = int(getattr(image, "tag_v2", {}).get(_ORIENTATION, 1))
+            image.load()  # which turns a TIFF file, and takes its tag away
+            pixels = _eight_bits(image)
+            turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1)) if oriented else _TURNS.get(_BACK.get(tag, tag))
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"Pillow cannot read the image: {type(error).__name__}: {error}") from error
+    if turn is not None:
+        pixels = pixels.transpose(Image.Transpose[turn])
+    if pixels.mode == "P":  # by way of RGBA, since Pillow warns of transparency in palettes
+        pixels = pixels.convert("RGBA")
+    return np.asarray(pixels.convert("L" if gray else "RGB"))
+
+
+def _eight_bits(image: Any) -> Any:
+    """The image in 8 bits a channel; itself where it has no more."""
+    from PIL import Image
+
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    white = 1.0 if image.mode == "F" else 2.0 ** min(16, max(tags.get(_BITS, (16,)))) - 1
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= white:
+        raise InvalidInput(f"the image's pixels go from {low:g} to {high:g}; expected 0 (black) to {white:g} (white)")
+    shades = np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+    return Image.fromarray(255 - shades if tags.get(_PHOTOMETRIC) == 0 else shades)

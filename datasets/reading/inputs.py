@@ -30,7 +30,7 @@ from forebay.datasets.columns import (
     take,
     to_numpy,
 )
-from forebay.datasets.formats.images import decode_image
+from forebay.datasets.formats.images import PATH, decode_image
 from forebay.datasets.formats.source import Chunk
 
 
@@ -56,14 +56,22 @@ class Inputs:
         return [dict(zip(self.values, row, strict=True)) for row in zip(*self.values.values(), strict=True)]
 
 
-def convert(chunk: Chunk, columns: Mapping[str, Sequence[str]], signature: Signature, format: str) -> Inputs:
-    """The inputs of a chunk's rows; `columns` names the columns that make each input."""
+def convert(
+    chunk: Chunk, columns: Mapping[str, Sequence[str]], signature: Signature, format: str, *, oriented: bool = True
+) -> Inputs:
+    """The inputs of a chunk's rows; `columns` names the columns that make each input. Images are turned as their tags say,
+    unless they are not to be `oriented`.
+    """  # fmt: skip
     bad = dict(chunk.bad)
     fields = {f.name: f for f in signature.inputs or ()}
     found: dict[str, Values] = {}
     for name, given in columns.items():
         parts = [chunk.columns[column] for column in given]
-        found[name] = _input(fields.get(name), parts, format, chunk.bad, bad)
+        declared = fields.get(name)
+        if format == IMAGES and declared is not None and declared.dtype != "bytes":
+            found[name] = _each(declared, _pixels(chunk, given[0], declared, oriented), chunk.bad, bad)
+        else:
+            found[name] = _input(declared, parts, chunk.bad, bad)
     good = np.delete(np.arange(len(chunk)), list(bad))
     if len(good) < len(chunk):
         found = {name: take(values, good) for name, values in found.items()}
@@ -72,11 +80,9 @@ def convert(chunk: Chunk, columns: Mapping[str, Sequence[str]], signature: Signa
 
 
 def _input(
-    declared: Field | None, parts: Sequence[Column], format: str, skip: Mapping[int, Any], bad: dict[int, Exception]
+    declared: Field | None, parts: Sequence[Column], skip: Mapping[int, Any], bad: dict[int, Exception]
 ) -> Values:
     """One input's values. Adds the errors of its bad rows to `bad`; the values of bad rows mean nothing."""
-    if format == IMAGES and declared is not None and declared.dtype != "bytes":
-        return _each(declared, [decode_image(data.as_py(), declared.shape) for data in parts[0]], skip, bad)
     column = plain(parts[0]) if isinstance(parts[0], pa.Array) else parts[0]
     if len(parts) > 1 or _makes_vector(declared, column):
         return _joined(declared, parts, skip, bad)
@@ -89,6 +95,19 @@ def _input(
             _refuse_nan(declared, values, bad)
             return values
     return _each(declared, _python(declared, column), skip, bad)
+
+
+def _pixels(chunk: Chunk, column: str, declared: Field, oriented: bool) -> list[Any]:
+    """Each image's pixels, gray or RGB as the declared shape asks for, or its error, which names its file."""
+    gray = len(declared.shape) == 2 or declared.shape[2] == 1
+    found: list[Any] = []
+    for data, path in zip(chunk.columns[column], chunk.columns[PATH], strict=True):
+        try:
+            pixels = decode_image(data.as_py(), gray=gray, oriented=oriented)
+            found.append(pixels[..., None] if gray and len(declared.shape) == 3 else pixels)
+        except InvalidInput as error:
+            found.append(InvalidInput(f"{shown(path.as_py())}: {error}"))
+    return found
 
 
 def _whole(declared: Field | None, column: pa.Array) -> tuple[NDArray[Any], dict[int, Exception]] | None:
@@ -207,7 +226,7 @@ def _joined(
 ) -> Values:
     """Several columns of numbers as one column of vectors."""
     scalar = Field("value", declared.dtype if declared is not None else "float64")
-    columns = [_input(scalar, [part], "", skip, bad) for part in parts]
+    columns = [_input(scalar, [part], skip, bad) for part in parts]
     rows = len(parts[0])
     vectors = np.zeros((rows, len(columns)), ARRAY_DTYPES[scalar.dtype])
     for i, column in enumerate(columns):

@@ -23,6 +23,7 @@ from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, re
 from forebay.worker.trainer import splitting
 from forebay.worker.trainer.labels import Target, label_order, label_text
 from forebay.worker.trainer.preprocessing import DROP, fit_scale, is_missing
+from forebay.worker.trainer.recipes import Recipe
 
 MAX_CLASSES = 1000
 
@@ -47,8 +48,8 @@ class Data:
     summary: DataSummary
 
 
-def load_data(request: TrainRequest, task: str, normalize: bool, processes: int = 1) -> Data:
-    """The request's data for a recipe that learns CLASSES or NUMBERS; InvalidInput names a column or value that cannot be used.
+def load_data(request: TrainRequest, recipe: Recipe, normalize: bool, processes: int = 1) -> Data:
+    """The request's data for a recipe; InvalidInput names a column or value that cannot be used.
 
     `processes` of this machine hold it at once.
     """
@@ -58,9 +59,10 @@ def load_data(request: TrainRequest, task: str, normalize: bool, processes: int 
     read = read_table(request.files, request.format, list(columns), limit)
     learned = {name: read.table.columns[name] for name in (*features, target)}
     hashes = splitting.row_hashes(learned, len(read.table))
+    read = _prepared(read, recipe, features, request)
     kept = _kept(read, features, target, request.missing)
     table = read.table.take(kept)
-    targets, classes = _targets(table.columns[target], target, task)
+    targets, classes = _targets(table.columns[target], target, recipe.task)
     rows_of = splitting.split_rows(len(table), table.columns, request.split, request.seed)
     _check_training(targets[rows_of[TRAIN]], classes, target)
     parts = {
@@ -75,8 +77,19 @@ def load_data(request: TrainRequest, task: str, normalize: bool, processes: int 
         dropped=len(read.table) - len(kept),
         leaked=splitting.count_leaked([hashes[i] for i in kept], rows_of),
     )
-    scaled = task != CLASSES and normalize
+    scaled = recipe.task != CLASSES and normalize
     return Data(parts, _target(target, classes, parts[TRAIN].targets if scaled else None), summary)
+
+
+def _prepared(read: Read, recipe: Recipe, features: Sequence[str], request: TrainRequest) -> Read:
+    """The features as a recipe that has a `read` of its own holds them, without rows that it cannot use."""
+    own = getattr(recipe, "read", None)
+    if own is None:
+        return read
+    columns, bad = own({name: read.table.columns[name] for name in features})
+    where = {i: f"{shown(request.files[i].path)}: " if request.format == IMAGES else "" for i in bad}
+    bad = {i: where[i] + reason for i, reason in bad.items()}
+    return Read(Table(read.table.columns | columns, len(read.table)), read.bad | bad)
 
 
 def _chosen(request: TrainRequest, there: Sequence[str]) -> tuple[str, tuple[str, ...]]:
@@ -107,6 +120,9 @@ def _kept(read: Read, features: Sequence[str], target: str, missing: str) -> NDA
         raise InvalidInput(f"row {row} cannot be read: {reason}; correct it, or use missing=drop")
     gone[list(read.bad)] = True
     kept = np.flatnonzero(~gone)
+    if not len(kept) and read.bad:
+        row, reason = min(read.bad.items())
+        raise InvalidInput(f"none of the {len(table)} rows can be used; row {row}: {reason}")
     if not len(kept):
         raise InvalidInput(f"every one of the {len(table)} rows misses a value; use missing=mean or constant:VALUE")
     return kept

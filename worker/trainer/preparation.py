@@ -39,9 +39,9 @@ def prepare(request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> Prepar
     """InvalidInput, or another ForebayError, for a request or data that cannot be trained on."""
     kind = get_recipe(request.recipe, allowed)
     params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
-    data = load_data(request, kind.task, bool(params["normalize"]), rank.processes_here(request.nodes))
-    _check(kind, params, data)
     recipe = kind(params)
+    data = load_data(request, recipe, bool(params["normalize"]), rank.processes_here(request.nodes))
+    _check(kind, params, data)
     recipe.fit(data.parts[TRAIN].features, request.missing)
     artifact = Artifact(request.recipe, params, recipe.state, data.summary.features, data.target)
     balanced = params["class_weights"] == "balanced"

@@ -154,4 +154,5 @@ def _inputs(shard: RunningShard, rows: Rows) -> Inputs:
     """The rows as the model takes them; as they are when they are not to be run: decoding them may be what kills."""
     if shard.known_error is not None:
         return Inputs({}, np.arange(len(rows), dtype=np.int64))
-    return convert(rows, shard.request.columns, shard.spec.signature, shard.request.format)
+    spec, request = shard.spec, shard.request
+    return convert(rows, request.columns, spec.signature, request.format, oriented=spec.oriented)

@@ -70,7 +70,7 @@ class EvaluateHandler:
         progress = _Progress(self._store, job, attempts, rows)
         chunk_rows = min(CHUNK_ROWS, CHUNK_BATCHES * spec.max_batch_size)
         for chunk in read_pieces(request.reading, ShardRange(pieces), chunk_rows) if pieces else ():
-            inputs = convert(chunk, request.columns, spec.signature, request.format)
+            inputs = convert(chunk, request.columns, spec.signature, request.format, oriented=spec.oriented)
             made = run_chunk(self._context.engine, loaded, inputs, progress.ran)
             truth = _truth(chunk, request)
             comparison.add(made.outputs, [truth[i] for i in made.ok], made.errors)

@@ -41,6 +41,9 @@ class Recipe(Protocol):
     def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
         """`params` as forebay.contract.requests.recipes.check_params gives them."""
 
+    # A recipe may have `read(columns) -> (columns, bad)`: a data set's features as it holds them, which `encode` takes too, and
+    # why some rows, by number, cannot be used. Those are left out.
+
     def fit(self, rows: Table, missing: str) -> None:
         """Looks at the training split's features and fills `state`. InvalidInput for columns that it cannot use."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from forebay.contract.errors import InvalidInput, MissingExtra
+from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.recipes import CLASSES
 from forebay.datasets.columns import Values
+from forebay.datasets.formats.images import decode_image
 from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.preprocessing import DROP, fit_scale
 from forebay.worker.trainer.recipes.tabular import perceptron
@@ -29,13 +29,23 @@ class ImageClassifier:
     def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
         self._params = params
         self.state = dict(state or {})
+        self._files = False  # whether `read` has decoded files
+
+    def read(self, columns: Mapping[str, Values]) -> tuple[dict[str, Values], dict[int, str]]:
+        """Image files decoded and brought to the size that is trained on, and why others cannot be read."""
+        read, bad = dict(columns), dict[int, str]()
+        for name, values in columns.items():
+            if isinstance(values, list) and not self._params["shape"]:
+                self._files = True
+                read[name] = self._all_small(values, bad)
+        return read, bad
 
     def fit(self, rows: Table, missing: str) -> None:
         if missing != DROP:
             raise InvalidInput(f"missing: {missing!r} does not work for images; use drop")
         values = only_column(rows, "image-classifier")
-        self.state = {"files": isinstance(values, list), "mean": [0.0], "deviation": [1.0]}
-        if isinstance(values, list):
+        self.state = {"files": self._files or isinstance(values, list), "mean": [0.0], "deviation": [1.0]}
+        if self._files or isinstance(values, list):
             self.state |= {"shape": [3, self._params["size"], self._params["size"]], "last": False}
         else:
             shape = _shape(values.shape[1:], self._params["shape"])
@@ -71,11 +81,27 @@ class ImageClassifier:
     def _planes(self, columns: Mapping[str, Values]) -> NDArray[np.float32]:
         values = columns[IMAGE] if IMAGE in columns else next(iter(columns.values()))
         if self.state["files"]:
-            return np.stack([_decoded(data, self.state["shape"][1]) for data in values])
+            small = values if isinstance(values, np.ndarray) else self._all_small(values)
+            return small.astype(np.float32) / np.float32(255)
         pixels = np.asarray(values, np.float32).reshape(len(values), *self.state["shape"])
         if self.state["last"]:
             pixels = np.moveaxis(pixels, -1, 1)
         return pixels.reshape(len(values), *self._channels_first())
+
+    def _all_small(self, files: Sequence[Any], bad: dict[int, str] | None = None) -> NDArray[np.uint8]:
+        """`(rows, 3, size, size)`; what cannot be read goes to `bad`, if there is one. A missing value is left black."""
+        size = self._params["size"]
+        made = np.zeros((len(files), 3, size, size), np.uint8)
+        for i, data in enumerate(files):
+            if data is None and bad is not None:
+                continue
+            try:
+                made[i] = _small(data, size, self._params["orientation"])
+            except InvalidInput as error:
+                if bad is None:
+                    raise
+                bad[i] = str(error)
+        return made
 
 
 class Convolutions(nn.Module):
@@ -142,24 +168,19 @@ def _is_last(shape: Sequence[int]) -> bool:
     return shape[2] in _COLORS
 
 
-def _decoded(data: Any, size: int) -> NDArray[np.float32]:
-    """An image file as `(3, size, size)`, from 0 to 1."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingExtra("reading images needs Pillow: pip install 'forebay[train]'") from error
+def _small(data: Any, size: int, oriented: bool) -> NDArray[np.uint8]:
+    """An image file as `(3, size, size)`."""
     if isinstance(data, Mapping):  # as Hugging Face's data sets keep images
         data = data.get("bytes")
     if not isinstance(data, bytes):
         raise InvalidInput(f"expected the bytes of an image file, got {shown(data)}")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidInput(f"Pillow cannot read it as an image: {error}") from error
-    return (np.asarray(small, np.float32) / np.float32(255)).transpose(2, 0, 1)
+    pixels = decode_image(data, oriented=oriented)
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
 def a_pixel() -> bytes:
-    """The smallest image file that can be decoded: black, 1 × 1, as a binary portable graymap."""
-    return b"P5 1 1 255\n\0"
+    """An image file that can be decoded: black, 1 × 1, as GIF."""
+    head = b"GIF89a\1\0\1\0\x80\1\0\0\0\0\xff\xff\xff"
+    return head + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
