@@ -68,6 +68,11 @@ class BatchQueries:
             started_at=row.started_at, part_schema=bytes(row.part_schema),
         )  # fmt: skip
 
+    def part_schema(self, id: str) -> bytes | None:
+        """The schema that a batch's parts have; None before it has been started."""
+        row = self._ledger.row(BATCH, id=id)
+        return None if row is None else bytes(row.part_schema)
+
     def request(self, id: str) -> tuple[bytes | None, str | None]:
         """What was asked for, as a payload: in the row or by reference."""
         row = self._ledger.row(REQUEST, id=id)

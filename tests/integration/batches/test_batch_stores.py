@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable
@@ -28,7 +30,6 @@ def stack(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[FileServer]:
-    pytest.importorskip("aiohttp")
     (tmp_path / "served").mkdir()
     with closing(FileServer(tmp_path / "served")) as server:
         yield server
@@ -134,9 +135,8 @@ def test_a_store_that_hangs_while_a_batch_is_planned_is_noticed_too(
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 bucket on loopback; skipped where s3fs and moto are not installed."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    """An S3 bucket on loopback."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     for name, value in {
@@ -144,16 +144,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    import s3fs
-
     s3fs.S3FileSystem().mkdir("bucket")
     yield "s3://bucket"
     server.stop()
 
 
 def test_input_and_output_lie_in_s3(stack: WorkerStack, bucket: str, tmp_path: Path) -> None:
-    import s3fs
-
     store = s3fs.S3FileSystem()
     model = stack.model("Slowly", max_batch_size=16, **SLOW)
     data = write_parquet(tmp_path / "in", [vectors(200), vectors(100, first=200)])

@@ -72,8 +72,10 @@ class BatchCoordinator:
             request = self.request(job.id)
             with self._waiting():
                 OutputFolder(request.output).remove([MANIFEST])
-            signature = self._context.registry.get(ModelRef(job.model, job.version)).signature
-            schema = dump_schema(part_schema(request, signature, self._waiting))
+            schema = self._store.queries.part_schema(job.id)
+            if schema is None:  # one that starts again need not be able to read its files any more
+                signature = self._context.registry.get(ModelRef(job.model, job.version)).signature
+                schema = dump_schema(part_schema(request, signature, self._waiting))
         except (InvalidInput, OSError) as error:
             return self._not_started(job, error)
         revived = self._store.start(job, request, schema)
