@@ -128,7 +128,7 @@ class TrainRequest(Request, frozen=True):
 
 
 class DataSummary(Struct, frozen=True, tag="data", tag_field="event"):
-    """What the trainer found in its data: rows per split, a hash of the content, and what a user should know of it.
+    """What the trainer found in its data: rows per split, the hash of its files, and what a user should know of it.
 
     `dropped` rows had missing values; `leaked` rows of the validation and test splits are also in the training split.
     `classes` are the labels in the order of the outputs, () for numbers.

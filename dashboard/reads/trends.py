@@ -14,15 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from forebay.contract.job import JobState
+from forebay.contract.job import JobKind, JobState
 from forebay.storage.jobs.overview import Overview, TimeBucket
 
 SETTLED_S = 30.0  # a job may be committed this long after its finish time
 RECENT_BUCKETS = 5
 QUANTILES = (0.5, 0.95, 0.99)
 TIMES = ("wait", "run", "total")
+PREDICTIONS, OTHERS = "Predictions", "Training and other jobs"
+KINDS = {
+    JobKind.PREDICT: PREDICTIONS,
+    JobKind.SHARD: "Shards of batches",
+}  # a second and an hour make no percentile together
 RAN = (JobState.SUCCEEDED, JobState.FAILED)
+
+NOTHING: Mapping[str, Percentiles] = dict.fromkeys(TIMES, ())
 
 Version = tuple[str, int]
 Percentiles = tuple[float, ...]  # as QUANTILES, in seconds; empty where nothing ran
@@ -49,7 +57,8 @@ WINDOWS = {
 class Trend:
     """One window. Series have a value per point, None where nothing ran; rates are jobs per second, times are seconds.
 
-    `times` and `overall` are by TIMES. `complete` is False while buckets are still unread, because the ledger was slow.
+    `times`, of predictions alone, are by TIMES; `overall` by kind of job, then by TIMES. `complete` is False
+    while buckets are still unread, because the ledger was slow.
     """
 
     starts: list[float]
@@ -57,7 +66,7 @@ class Trend:
     failed: list[float | None]
     times: Mapping[str, list[Percentiles]]
     totals: Mapping[JobState, int]
-    overall: Mapping[str, Percentiles]
+    overall: Mapping[str, Mapping[str, Percentiles]]
     by_model: Mapping[Version, Mapping[JobState, int]]
     recent_by_queue: Mapping[str, float]
     complete: bool
@@ -107,7 +116,7 @@ def _trend(starts: Sequence[float], found: Mapping[float, TimeBucket], now: floa
             totals[ended.state] += ended.count
             by_model.setdefault((ended.model, ended.version), Counter())[ended.state] += ended.count
     points = [found.get(start) for start in starts]
-    times = [percentiles([point] if point else []) for point in points]
+    times = [percentiles([point] if point else []).get(PREDICTIONS, NOTHING) for point in points]
     return Trend(
         starts=list(starts),
         succeeded=[_rate(point, JobState.SUCCEEDED) for point in points],
@@ -139,15 +148,17 @@ def _recent(points: Sequence[TimeBucket | None], now: float) -> dict[str, float]
     return {queue: count / seconds for queue, count in ran.items()}
 
 
-def percentiles(buckets: Iterable[TimeBucket]) -> dict[str, Percentiles]:
-    """By TIMES; each sampled job weighs as many jobs as its bucket has for each one sampled."""
-    times: list[tuple[float, float, float]] = []
-    weights: list[float] = []
+def percentiles(buckets: Iterable[TimeBucket]) -> dict[str, dict[str, Percentiles]]:
+    """By kind of job, then by TIMES; each sampled job weighs as many jobs as its bucket has for each one sampled."""
+    samples: dict[str, list[tuple[float, float, float, float]]] = {}
     for bucket in buckets:
         ran = sum(ended.count for ended in bucket.ended if ended.state in RAN)
-        times += [(wait, run, wait + run) for wait, run in bucket.times]
-        weights += [max(1.0, ran / len(bucket.times))] * len(bucket.times) if bucket.times else []
-    if not times:
-        return dict.fromkeys(TIMES, ())
-    found = np.quantile(np.asarray(times), QUANTILES, axis=0, weights=weights, method="inverted_cdf")
+        for kind, wait, run in bucket.times:
+            weight = max(1.0, ran / len(bucket.times))
+            samples.setdefault(KINDS.get(kind, OTHERS), []).append((wait, run, wait + run, weight))
+    return {kind: _quantiles(np.asarray(samples[kind])) for kind in (*KINDS.values(), OTHERS) if kind in samples}
+
+
+def _quantiles(samples: NDArray[np.float64]) -> dict[str, Percentiles]:
+    found = np.quantile(samples[:, :3], QUANTILES, axis=0, weights=samples[:, 3], method="inverted_cdf")
     return {name: tuple(found[:, i].tolist()) for i, name in enumerate(TIMES)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -13,8 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from forebay.contract.errors import ForebayError, InvalidInput, MissingExtra, StoreUnavailable
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.batch import IMAGES, InputFile
 
+HASH_BYTES = 1 << 20
 _GLOB = frozenset("*?[")
 _BUSY = (408, 425, 429)  # HTTP statuses below 500 that ask to try again
 _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -169,3 +171,18 @@ def _status(error: Any) -> int | None:
     found = (own, getattr(response, "status_code", None), metadata.get("HTTPStatusCode"))
     numbers = [int(str(status)) for status in found if str(status).isdecimal()]
     return next((number for number in numbers if 100 <= number < 600), None)
+
+
+def content_hash(files: Sequence[InputFile], format: str, each: Callable[[], object] = lambda: None) -> str:
+    """The SHA-256 of the files' bytes in their order, and of nothing else: not of their paths, and not of which columns are
+    used. Of images the names of the two folders above count too: they are labels and splits. `each` is called now and then.
+    """  # fmt: skip
+    digest = hashlib.sha256()
+    for file in files:
+        if format == IMAGES:
+            digest.update("\0".join(PurePosixPath(file.path).parts[-3:-1]).encode())
+        with open_file(file.path) as handle:
+            while block := handle.read(HASH_BYTES):
+                digest.update(block)
+                each()
+    return digest.hexdigest()

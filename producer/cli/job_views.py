@@ -103,7 +103,7 @@ def print_job(job: Job) -> None:
             "deadline": moment(info.deadline_at),
             "parent": info.parent_id,
             "metadata": pairs_text(info.metadata),
-            **(_batch_fields(job) if isinstance(job, BatchJob) else {}),
+            **(_batch_fields(job, info.state.final) if isinstance(job, BatchJob) else {}),
         }
     )
     for line in more_error or more_note:
@@ -133,8 +133,8 @@ def _split_long(text: str) -> tuple[str, list[str]]:
     return (first, rest) if len(rest) > LINES_IN_FIELD else (text, [])
 
 
-def _batch_fields(job: BatchJob) -> dict[str, Any]:
-    return _request_fields(job) | _progress_fields(job.progress)
+def _batch_fields(job: BatchJob, over: bool) -> dict[str, Any]:
+    return _request_fields(job) | _progress_fields(job.progress, over)
 
 
 def _request_fields(job: BatchJob) -> dict[str, Any]:
@@ -155,15 +155,16 @@ def _request_fields(job: BatchJob) -> dict[str, Any]:
     }
 
 
-def _progress_fields(progress: BatchProgress) -> dict[str, Any]:
+def _progress_fields(progress: BatchProgress, over: bool) -> dict[str, Any]:
     shards = ", ".join(f"{count} {state}" for state, count in progress.shards.items() if count)
-    total = f"{progress.total:,}" + ("" if progress.planned else " so far")
+    planning = "" if progress.planned or over else " (planning)"
+    left = None if over else duration(progress.eta_s)
     return {
-        "rows": f"{progress.completed:,} completed, {progress.failed:,} failed, of {total}",
+        "rows": f"{progress.completed:,} completed, {progress.failed:,} failed, of {progress.total:,}{planning}",
         "shards": shards or None,
         "done": f"{progress.share:.0%}",
         "speed": f"{progress.rows_per_s:,.0f} rows/s" if progress.rows_per_s else None,
-        "left": duration(progress.eta_s),
+        "left": f"{left}{planning}" if left else planning.strip(" ()") or None,
     }
 
 

@@ -114,6 +114,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
             "rows": f"{evaluation.rows:,}" + (f", {evaluation.failed:,} others failed" if evaluation.failed else ""),
             "metrics": metrics_text(evaluation.metrics),
             "latency": f"{evaluation.ms_per_row:.3g} ms per row, in batches",
+            "warning": evaluation.warning or None,
         }
     )
     print_confusion(evaluation.classes, evaluation.confusion)
@@ -157,6 +158,8 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
         (e.id, e.dataset, f"{e.rows:,}", metrics_text(e.metrics), _short(e.ms_per_row), age(e.at)) for e in evaluations
     ]
     print_table(("EVALUATION", "DATA", "ROWS", "METRICS", "MS/ROW", "AGE"), rows, right=("ROWS", "MS/ROW", "AGE"))
+    for warning in dict.fromkeys(e.warning for e in evaluations if e.warning):
+        print_line(f"warning: {warning}")
 
 
 def _run(job: TrainingJob) -> Run | None:

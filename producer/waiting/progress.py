@@ -68,6 +68,8 @@ def wait_and_redraw(wait: Callable[[float], bool], redraw: Callable[[], None], t
 def _summary(progress: BatchProgress) -> str:
     states = [f"{count} {state}" for state, count in progress.shards.items() if count]
     rate = f"{progress.rows_per_s:,.0f} rows/s" if progress.rows_per_s else ""
-    eta = f"{progress.eta_s:,.0f} s left" if progress.eta_s is not None else ""
+    eta = "" if progress.planned else "planning"
+    if progress.eta_s is not None:
+        eta = f"{progress.eta_s:,.0f} s left" + ("" if progress.planned else " (planning)")
     rows = f"{progress.completed:,} rows, {progress.failed:,} failed"
     return " · ".join(part for part in (rows, f"shards: {', '.join(states)}" if states else "", rate, eta) if part)

@@ -22,7 +22,7 @@ MOST_KINDS = 20
 SHARDS_ASKED = 5_000  # of those with errors: how many are counted by kind
 SHARDS_SAMPLED = 20
 
-SUMMARIES = Statement("SELECT id, output, files FROM batches WHERE id = ANY(:ids)")
+SUMMARIES = Statement("SELECT id, output, files, planned FROM batches WHERE id = ANY(:ids)")
 FAILED_ROWS = Statement("""
 SELECT batch_id, sum(rows_failed) AS failed FROM shards WHERE batch_id = ANY(:ids) AND rows_failed > 0 GROUP BY batch_id""")
 # Shards in the order of the input, as many to a cell as it takes.
@@ -70,6 +70,7 @@ class BatchSummary:
     output: str
     files: int
     failed: int
+    planned: bool  # all shards: until then its rows are not all counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class BatchViews:
         """Those of these batches that have been started, with the rows that failed in the last attempt at each shard."""
         failed = {row.batch_id: int(row.failed) for row in self._ledger.rows(FAILED_ROWS, ids=ids)}
         return {
-            row.id: BatchSummary(row.output, row.files, failed.get(row.id, 0))
+            row.id: BatchSummary(row.output, row.files, failed.get(row.id, 0), bool(row.planned))
             for row in self._ledger.rows(SUMMARIES, ids=ids)
         }
 

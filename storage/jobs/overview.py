@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from forebay.contract.job import JobState
+from forebay.contract.job import JobKind, JobState
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
@@ -17,7 +18,7 @@ ENDED = Statement("""
 SELECT state, model, version, queue, count(*) AS jobs FROM jobs WHERE finished_at >= :start AND finished_at < :end
 GROUP BY state, model, version, queue""")
 TIMES = Statement("""
-SELECT created_at, started_at, finished_at FROM jobs
+SELECT kind, created_at, started_at, finished_at FROM jobs
 WHERE finished_at >= :start AND finished_at < :end AND state IN ('succeeded', 'failed') AND started_at IS NOT NULL
 ORDER BY finished_at LIMIT :limit""")
 WAITING = Statement("SELECT queue, count(*) AS jobs, min(id) AS oldest FROM jobs WHERE state = 'queued' GROUP BY queue")
@@ -41,17 +42,25 @@ class EndedJobs:
     count: int
 
 
+class JobTimes(NamedTuple):
+    """The seconds that one job waited until its last attempt began, and those that the attempt took."""
+
+    kind: JobKind
+    wait: float
+    run: float
+
+
 @dataclass(frozen=True, slots=True)
 class TimeBucket:
     """What ended from `start` until before `end` (seconds since the epoch).
 
-    `times` is a sample of the jobs that ran, oldest first: seconds waited until the last attempt began, seconds it took.
+    `times` is a sample of the jobs that ran, oldest first.
     """
 
     start: float
     end: float
     ended: tuple[EndedJobs, ...]
-    times: tuple[tuple[float, float], ...]
+    times: tuple[JobTimes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +107,12 @@ class Overview:
             end,
             tuple(EndedJobs(JobState(row.state), row.model, row.version, row.queue, row.jobs) for row in ended),
             tuple(
-                (max(0.0, row.started_at - row.created_at), max(0.0, row.finished_at - row.started_at)) for row in times
+                JobTimes(
+                    JobKind(row.kind),
+                    max(0.0, row.started_at - row.created_at),
+                    max(0.0, row.finished_at - row.started_at),
+                )
+                for row in times
             ),
         )
 

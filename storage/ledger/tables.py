@@ -266,6 +266,7 @@ evaluations = Table(
     Column("classes", Text),
     Column("ms_per_row", Double, nullable=False),
     Column("failed", BigInteger, nullable=False, server_default=text("0")),
+    Column("warning", Text, nullable=False),
     Column("at", Double, nullable=False),
     ForeignKeyConstraint(["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"),
     Index("ix_evaluations_version", "model", "version", "id"),

@@ -40,7 +40,8 @@ WHERE (n.number - 1) % ((n.many - 1) / :most + 1) = 0 OR n.number = n.many ORDER
 CHECKPOINT_COLUMNS = "step, epoch, attempt, blob, bytes, at"
 CHECKPOINTS = Statement(f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE job_id = :id ORDER BY step DESC")
 EVALUATIONS = Statement("""
-SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at FROM evaluations
+SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, warning, at
+FROM evaluations
 WHERE model = :model AND version = :version ORDER BY id DESC LIMIT :limit""")
 OLDER_RUN = Statement("""
 SELECT count(*) FROM (
@@ -111,7 +112,7 @@ def _evaluation(row: Any) -> Evaluation:
     return Evaluation(
         id=row.id, model=row.model, version=row.version, dataset=row.dataset, sha256=row.sha256, rows=row.rows,
         metrics=json.loads(row.metrics), confusion=_loaded(row.confusion), classes=_loaded(row.classes),
-        ms_per_row=row.ms_per_row, failed=int(row.failed), at=at(row.at),
+        ms_per_row=row.ms_per_row, failed=int(row.failed), warning=row.warning, at=at(row.at),
     )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     """How well a version did on a data set. `confusion` counts rows by true and then by predicted class.
 
     `rows` were compared; `failed` others could not be read, run, or had no target. `ms_per_row` is the device's time, in batches.
+    `warning` tells why the metrics are too good to be true, where the version was trained on these files.
     """
 
     id: str
@@ -81,6 +82,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     ms_per_row: float
     failed: int = 0
     at: datetime | None = None
+    warning: str = ""
 
 
 def evaluation_value(evaluation: Evaluation) -> dict[str, Any]:

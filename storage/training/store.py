@@ -61,10 +61,12 @@ DELETE FROM checkpoints WHERE job_id = :id AND step NOT IN (
 STILL_USED = Statement("SELECT blob FROM checkpoints WHERE blob = ANY(:blobs)")
 
 ADD_EVALUATION = Statement("""
-INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, at)
-VALUES (:id, :model, :version, :dataset, :sha256, :rows, :metrics, :confusion, :classes, :ms_per_row, :failed, :now)
+INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, warning, at)
+VALUES (:id, :model, :version, :dataset, :sha256, :rows, :metrics, :confusion, :classes, :ms_per_row, :failed,
+    :warning, :now)
 ON CONFLICT (id) DO UPDATE SET dataset = :dataset, sha256 = :sha256, rows = :rows, metrics = :metrics,
-    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, failed = :failed, at = :now""")
+    confusion = :confusion, classes = :classes, ms_per_row = :ms_per_row, failed = :failed, warning = :warning,
+    at = :now""")
 
 
 class TrainingStore:
@@ -155,7 +157,7 @@ class TrainingStore:
     def finish_evaluation(self, job: ClaimedJob, evaluation: Evaluation, result: bytes) -> Ended:
         """Keep how well a version did, and end the job."""
         now = self._ledger.now()
-        plain = ("id", "model", "version", "sha256", "rows", "ms_per_row", "failed")
+        plain = ("id", "model", "version", "sha256", "rows", "ms_per_row", "failed", "warning")
         values = {name: getattr(evaluation, name) for name in plain} | {
             "dataset": plain_text(evaluation.dataset), "metrics": json.dumps(dict(evaluation.metrics)),
             "confusion": _json(evaluation.confusion), "classes": _json(evaluation.classes),

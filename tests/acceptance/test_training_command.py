@@ -1,5 +1,6 @@
 """`forebay train` and `forebay evaluate` as a user types them, on a stack whose workers train for real."""
 
+import hashlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -130,7 +131,10 @@ def test_a_version_is_evaluated_as_a_job_and_the_record_is_kept(trainer: User, c
     text = trainer.ok("evaluate", "digits@champion", "digits.parquet", "--target", "label")
     for word in ("digits/2", "1,797", "accuracy 0.9", "ms per row", "TRUE"):
         assert word in text
+    assert "digits/2 was trained on this data set: the metrics are too good" in text
     [kept] = client.models.evaluations("digits/2")
+    assert kept.sha256 == hashlib.sha256((trainer.folder / "digits.parquet").read_bytes()).hexdigest()
+    assert client.models.get("digits/2").metadata["lineage"]["sha256"] == kept.sha256
     assert isinstance(kept, Evaluation)
     assert kept.metrics["accuracy"] is not None
     assert kept.metrics["accuracy"] > 0.9

@@ -18,6 +18,7 @@ from forebay.contract.requests.batch import IMAGES
 from forebay.contract.requests.recipes import CLASSES
 from forebay.contract.requests.training import TRAIN, DataSummary, TrainRequest
 from forebay.datasets.columns import Values
+from forebay.datasets.formats.files import content_hash
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, read_table
 from forebay.worker.trainer import splitting
@@ -71,7 +72,7 @@ def load_data(request: TrainRequest, recipe: Recipe, normalize: bool, processes:
     }
     summary = DataSummary(
         rows={name: len(part) for name, part in parts.items()},
-        sha256=splitting.content_hash(learned, hashes),
+        sha256=content_hash(request.files, request.format),
         features=features,
         classes=classes,
         dropped=len(read.table) - len(kept),

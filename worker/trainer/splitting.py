@@ -48,14 +48,6 @@ def row_hashes(columns: Mapping[str, Values], rows: int) -> list[bytes]:
     return hashes
 
 
-def content_hash(columns: Mapping[str, Values], hashes: Sequence[bytes]) -> str:
-    """Of the columns' names and of all rows in their order."""
-    digest = hashlib.sha256("\0".join(columns).encode())
-    for one in hashes:
-        digest.update(one)
-    return digest.hexdigest()
-
-
 def count_leaked(hashes: Sequence[bytes], rows_of: RowIndices) -> int:
     """How many rows of the other splits are in the training split too."""
     known = {hashes[i] for i in rows_of[TRAIN]}

@@ -156,9 +156,9 @@ def test_a_stretch_counts_what_ended_in_it_and_how_long_it_took(
         (JobState.SUCCEEDED, "digits", 1, "cpu"): 2,
         (JobState.FAILED, "digits", 1, "cpu"): 1,
     }
-    assert stretch.times == ((2.0, 3.0),) * 3
+    assert stretch.times == ((JobKind.PREDICT, 2.0, 3.0),) * 3
     assert len(Overview(ledger).bucket(start, start + 6, sample=2).times) == 2
-    assert Overview(ledger).bucket(start + 6, start + 60).times == ((2.0, 8.0),)
+    assert Overview(ledger).bucket(start + 6, start + 60).times == ((JobKind.PREDICT, 2.0, 8.0),)
     assert Overview(ledger).bucket(start - 60, start).ended == ()
 
 

@@ -52,6 +52,7 @@ def test_numbers_are_scored_and_the_record_stays_with_the_version(stack: WorkerS
     assert 0 < result.ms_per_row < 1000
     content = b"".join(path.read_bytes() for path in sorted((tmp_path / "in").glob("*.parquet")))
     assert result.sha256 == hashlib.sha256(content).hexdigest()
+    assert result.warning == ""
     assert str(tmp_path / "in") in result.dataset
     info = job.info()
     assert (info.state, info.progress.done, info.progress.total) == (JobState.SUCCEEDED, 150, 150)

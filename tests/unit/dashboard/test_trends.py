@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.job import JobState
+from forebay.contract.job import JobKind, JobState
 from forebay.dashboard.reads.trends import SETTLED_S, WINDOWS, Trends, percentiles
-from forebay.storage.jobs.overview import EndedJobs, TimeBucket
+from forebay.storage.jobs.overview import EndedJobs, JobTimes, TimeBucket
 
 HOUR = WINDOWS["hour"]
 
@@ -29,7 +29,13 @@ class Ledger:
             EndedJobs(state, "digits", 1, "cpu", count)
             for state, count in ((JobState.SUCCEEDED, 60), (JobState.FAILED, 6), (JobState.CANCELED, 1))
         )
-        return TimeBucket(start, end, ended, ((1.0, 0.5), (3.0, 0.25)))
+        times = [
+            (JobKind.PREDICT, 1.0, 0.5),
+            (JobKind.PREDICT, 3.0, 0.25),
+            (JobKind.SHARD, 5.0, 60.0),
+            (JobKind.TRAIN, 0.0, 900.0),
+        ]
+        return TimeBucket(start, end, ended, tuple(JobTimes(*each) for each in times))
 
 
 def read(trends: Trends, ledger: Any, **more: Any) -> Any:
@@ -77,8 +83,10 @@ def test_rates_totals_and_times_are_those_of_the_jobs() -> None:
     assert trend.totals == {JobState.SUCCEEDED: 3600, JobState.FAILED: 360, JobState.CANCELED: 60}
     assert trend.by_model["digits", 1][JobState.FAILED] == 360
     assert trend.recent_by_queue["cpu"] == pytest.approx(5 * 66 / 270)
-    assert trend.overall["wait"] == (1.0, 3.0, 3.0)
-    assert trend.overall["total"] == (1.5, 3.25, 3.25)
+    assert trend.overall["Predictions"]["wait"] == (1.0, 3.0, 3.0)
+    assert trend.overall["Predictions"]["total"] == (1.5, 3.25, 3.25)
+    assert trend.overall["Shards of batches"]["run"] == (60.0, 60.0, 60.0)
+    assert trend.overall["Training and other jobs"]["run"] == (900.0, 900.0, 900.0)
     assert trend.series()["run"][0][0] == 0.25
 
 
@@ -91,11 +99,11 @@ def test_percentiles_are_those_of_all_jobs_that_the_samples_stand_for(samples: l
             0.0,
             60.0,
             (EndedJobs(JobState.SUCCEEDED, "digits", 1, "cpu", weight * len(waits)),),
-            tuple((wait, 0.5) for wait in waits),
+            tuple(JobTimes(JobKind.PREDICT, wait, 0.5) for wait in waits),
         )
         for waits, weight in samples
     ]
     all_waits = np.concatenate([np.repeat(waits, weight) for waits, weight in samples])
     expected = np.percentile(all_waits, (50, 95, 99), method="inverted_cdf")
-    assert percentiles(buckets)["wait"] == tuple(expected)
-    assert percentiles(buckets)["run"] == (0.5, 0.5, 0.5)
+    assert percentiles(buckets)["Predictions"]["wait"] == tuple(expected)
+    assert percentiles(buckets)["Predictions"]["run"] == (0.5, 0.5, 0.5)

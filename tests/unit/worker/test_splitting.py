@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.training import TEST, TRAIN, VALIDATION, Split
-from forebay.worker.trainer.splitting import content_hash, count_leaked, row_hashes, split_rows
+from forebay.worker.trainer.splitting import count_leaked, row_hashes, split_rows
 
 SHARES = st.floats(0.05, 0.4)
 
@@ -57,17 +57,3 @@ def test_rows_that_are_in_two_splits_are_counted() -> None:
     hashes = row_hashes(columns, 5)
     places = {TRAIN: np.array([0, 1]), VALIDATION: np.array([2]), TEST: np.array([3, 4])}
     assert count_leaked(hashes, places) == 1
-
-
-def test_the_hash_of_the_content_changes_with_any_value_name_or_order() -> None:
-    def hashed(**columns: object) -> str:
-        return content_hash(columns, row_hashes(columns, 2))  # type: ignore[arg-type]
-
-    same = hashed(a=np.array([1, 2]), b=["x", "y"])
-    assert same == hashed(a=np.array([1, 2]), b=["x", "y"])
-    others = [
-        hashed(a=np.array([1, 3]), b=["x", "y"]),
-        hashed(a=np.array([2, 1]), b=["y", "x"]),
-        hashed(a=np.array([1, 2]), c=["x", "y"]),
-    ]
-    assert same not in others

@@ -5,9 +5,8 @@ Rows are read and run as those of a batch's shard are, a chunk at a time; nothin
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -16,11 +15,12 @@ from typing import Any
 import structlog
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.requests.batch import IMAGES, InputFile, Piece
+from forebay.contract.model import ModelVersion
+from forebay.contract.requests.batch import IMAGES, Piece
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.request import decode
 from forebay.contract.wire import codec
-from forebay.datasets.formats.files import open_file
+from forebay.datasets.formats.files import content_hash
 from forebay.datasets.formats.images import PATH
 from forebay.datasets.formats.source import CHUNK_ROWS, get_source
 from forebay.datasets.reading.inputs import convert
@@ -39,7 +39,6 @@ from forebay.worker.kinds.evaluate.comparing import Comparison
 log = structlog.get_logger()
 
 SHOW_EVERY_S = 1.0  # between two looks at the ledger: whether to stop, and to say how far it is
-HASH_BYTES = 1 << 20
 
 
 class EvaluateHandler:
@@ -77,10 +76,11 @@ class EvaluateHandler:
         progress.show()
         if not comparison.rows:
             raise comparison.first_error or InvalidInput(f"the data set {request.dataset} holds no rows")
+        sha256 = content_hash(request.files, request.format, progress.check)
         return Evaluation(
-            job.id, job.model, job.version, request.dataset, _hash(request.files, progress), comparison.rows,
+            job.id, job.model, job.version, request.dataset, sha256, comparison.rows,
             comparison.metrics(), comparison.confusion(), comparison.classes or None,
-            1000 * progress.seconds / max(1, progress.done), comparison.failed,
+            1000 * progress.seconds / max(1, progress.done), comparison.failed, warning=_seen(spec, request, sha256),
         )  # fmt: skip
 
     def _classes(self, loaded: LoadedModel, attempts: Attempts) -> Sequence[str]:
@@ -134,6 +134,22 @@ def _pieces(request: EvaluateRequest) -> tuple[list[Piece], int]:
     return [Piece(number, block.first, block.last) for number, block in blocks], sum(block.rows for _, block in blocks)
 
 
+def _seen(spec: ModelVersion, request: EvaluateRequest, sha256: str) -> str:
+    """A warning where the version was trained on this data set, or on some of its files: it may know rows by heart."""
+    lineage = spec.metadata.get("lineage")
+    if not isinstance(lineage, Mapping):
+        return ""
+    known = lineage.get("files")
+    same = sorted({file.path for file in request.files} & set(known if isinstance(known, list | tuple) else ()))
+    if sha256 != lineage.get("sha256") and not same:
+        return ""
+    what = "this data set" if sha256 == lineage.get("sha256") else f"{same[0]}, which is among this data"
+    return (
+        f"{spec.ref} was trained on {what}: the metrics are too good wherever rows were in its training split; evaluate on "
+        "rows that it has not seen"
+    )
+
+
 def _truth(chunk: Rows, request: EvaluateRequest) -> list[Any]:
     """What is true of each row of a chunk."""
     if request.format == IMAGES and request.target not in chunk.columns:
@@ -141,14 +157,3 @@ def _truth(chunk: Rows, request: EvaluateRequest) -> list[Any]:
         return [path.parent.name for path in paths]
     column = chunk.columns[request.target]
     return list(column) if isinstance(column, list) else list(column.to_pylist())
-
-
-def _hash(files: Sequence[InputFile], progress: _Progress) -> str:
-    """Of the files' content, in their order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with open_file(file.path) as handle:
-            while block := handle.read(HASH_BYTES):
-                digest.update(block)
-                progress.check()
-    return digest.hexdigest()

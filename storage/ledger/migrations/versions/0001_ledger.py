@@ -207,6 +207,7 @@ def upgrade() -> None:
         sa.Column("classes", sa.Text),
         sa.Column("ms_per_row", sa.Double, nullable=False),
         sa.Column("failed", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+        sa.Column("warning", sa.Text, nullable=False),
         sa.Column("at", sa.Double, nullable=False),
         sa.ForeignKeyConstraint(
             ["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"
