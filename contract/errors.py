@@ -91,6 +91,17 @@ class LedgerUnavailable(Transient, ConnectionError):
     """The database cannot be reached; nothing was written."""
 
 
+class OutcomeUnknown(LedgerUnavailable):
+    """Whether the database has done what was asked is not known: its answer was lost, and it has not answered since.
+
+    Of a submit, `job_ids` are the jobs that may be there: look them up once the database answers.
+    """
+
+    def __init__(self, message: str | None = None, *, job_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.job_ids = job_ids
+
+
 class LedgerOutdated(LedgerUnavailable):
     """The database's tables are missing or older than this Forebay."""
 

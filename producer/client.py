@@ -239,7 +239,7 @@ class Client:
             if redis_answers:
                 redis_answers = session.send(routed_jobs)
             else:  # one wait for it is enough
-                session.jobs.mark_unsent(ids)
+                session.sender.mark_unsent(ids, "Redis did not answer before")
             count += len(routed_jobs)
         return count
 

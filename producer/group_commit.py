@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from forebay.contract.errors import OutcomeUnknown
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore
 
@@ -25,6 +26,13 @@ class PendingSubmit:
         """Whether its jobs, by a key or a full queue, may fail without a fault of the ledger."""
         return self.max_queue_size is not None or any(job.idempotency_key is not None for job in self.jobs)
 
+    def doubt(self, error: OutcomeUnknown) -> OutcomeUnknown:
+        """What is to be told when nobody knows whether its jobs were stored: which ones, and what to do."""
+        ids = tuple(job.id for job in self.jobs)
+        which = f"job {ids[0]} was" if len(ids) == 1 else f"the {len(ids)} jobs {ids[0]} to {ids[-1]} were"
+        advice = f"what was stored runs: before you submit again, look with `forebay jobs show {ids[0]}`"
+        return OutcomeUnknown(f"it is not known whether {which} stored; {advice}. {error}", job_ids=ids)
+
 
 class GroupCommit:
     """Adds jobs to the ledger: whoever gets in commits for all who wait behind, who then find theirs done."""
@@ -39,7 +47,7 @@ class GroupCommit:
         """Make the jobs durable; their ids, those of existing jobs for idempotency keys met before.
 
         With `max_queue_size` no more than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when
-        nothing was stored.
+        nothing was stored, OutcomeUnknown when nobody knows.
         """
         submit = PendingSubmit(jobs, max_queue_size)
         with self._lock:
@@ -47,6 +55,8 @@ class GroupCommit:
         with self._committing:
             if not submit.done:
                 self._commit_waiting()
+        if isinstance(submit.error, OutcomeUnknown):
+            raise submit.doubt(submit.error) from submit.error
         if submit.error is not None:
             raise submit.error
         return submit.ids

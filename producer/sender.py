@@ -69,7 +69,7 @@ class Sender:
     def send(self, pending: PendingSend) -> None:
         """Send the jobs, now or within a few milliseconds. Never raises."""
         if time.monotonic() < self._hung_until:
-            self._mark_unsent([job.id for job in pending.routed_jobs], "it has just timed out")
+            self.mark_unsent([job.id for job in pending.routed_jobs], "it has just timed out")
             return
         with self._changed:
             self._pending.append(pending)
@@ -78,6 +78,14 @@ class Sender:
                 return
             batch = self._take_pending()
         self._send_all(batch)
+
+    def mark_unsent(self, ids: list[str], reason: str) -> None:
+        """Have the next sweep send these jobs, which Redis did not take. Never raises: they are durable."""
+        log.warning("send_failed", jobs=len(ids), error=reason, next="the sweeper sends them when Redis is back")
+        try:
+            self._store.mark_unsent(ids)
+        except ForebayError as failure:  # the sweeper finds them a little later, by their age
+            log.warning("ledger_unavailable", jobs=len(ids), error=str(failure))
 
     def close(self) -> None:
         """Return once everything has been sent."""
@@ -119,19 +127,12 @@ class Sender:
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the jobs are durable and the sweeper sends them
             if time.monotonic() - started > SEND_TIMEOUT_S / 2:
                 self._hung_until = time.monotonic() + HUNG_S
-            self._mark_unsent([id for message in messages for id in message.args.ids], str(error))
+            self.mark_unsent([id for message in messages for id in message.args.ids], str(error))
         finally:
             with self._changed:
                 self._sending = False
                 self._quiet_at = time.monotonic() + GATHER_S
                 self._changed.notify()
-
-    def _mark_unsent(self, ids: list[str], reason: str) -> None:
-        log.warning("send_failed", jobs=len(ids), error=reason, next="the sweeper sends them when Redis is back")
-        try:
-            self._store.mark_unsent(ids)
-        except ForebayError as failure:  # the sweeper finds them a little later, by their age
-            log.warning("ledger_unavailable", jobs=len(ids), error=str(failure))
 
 
 def _messages(batch: Iterable[PendingSend]) -> Iterable[JobMessage]:

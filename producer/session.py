@@ -84,8 +84,7 @@ class Session:
         try:
             self.dispatcher.send_jobs(routed_jobs)
         except BrokerUnavailable as error:
-            log.warning("send_failed", jobs=len(routed_jobs), error=str(error))
-            self.jobs.mark_unsent([job.id for job in routed_jobs])
+            self.sender.mark_unsent([job.id for job in routed_jobs], str(error))
             return False
         return True
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from forebay.contract.errors import InvalidInput
+from forebay.contract.errors import InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import Model, ModelVersion, parse_model
 from forebay.contract.references import shown
@@ -110,5 +111,6 @@ class Submitter:
             session.sender.send(PendingSend.of(added, model.max_batch_size, model.batch_wait_timeout_s))
         if stored != ids:  # some existed already, by their idempotency keys
             handles = watcher.register([handle(session, id) for id in stored])
-            watcher.refresh(id for id, new in zip(stored, ids, strict=True) if id != new)
+            with suppress(LedgerUnavailable):  # whoever waits for them asks again
+                watcher.refresh(id for id, new in zip(stored, ids, strict=True) if id != new)
         return handles

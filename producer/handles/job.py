@@ -100,8 +100,7 @@ class Job:
         worker was asked to stop, and does so between two batches; the job is then canceled, or it has succeeded or failed if
         it was quicker (`wait` for it to know). Any other state: it had ended before.
         """
-        self._session.jobs.cancel([self.id])
-        return self.state
+        return self._session.jobs.cancel_job(self.id) or self.state
 
     def retry(self) -> Self:
         """Queue a failed, canceled or expired job again, under the same id; IllegalTransition for any other.

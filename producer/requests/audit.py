@@ -12,6 +12,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, JobState
 from forebay.contract.references import check_job_id
 from forebay.contract.requests.batch import OPENAI, BatchRequest
+from forebay.contract.requests.coverage import coverage_faults
 from forebay.contract.requests.manifest import Manifest
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import WrittenFile
@@ -39,6 +40,7 @@ def audit(session: Session, id: str) -> dict[str, Any]:
     faults = list(_file_faults(folder, files, request.format))
     manifest = folder.manifest()
     if info.state is JobState.SUCCEEDED:
+        faults += _coverage_faults(session, id, request)
         if (good, bad) != (totals.done, totals.failed):
             faults.append(
                 f"the shards' files hold {good} and {bad} rows, the ledger counts {totals.done} and {totals.failed}"
@@ -51,6 +53,15 @@ def audit(session: Session, id: str) -> dict[str, Any]:
         "ledger": {"completed": totals.done, "failed": totals.failed}, "manifest": asdict(manifest.counts) if manifest else None,
         "in_files": {"completed": good, "failed": bad}, "faults": faults,
     }  # fmt: skip
+
+
+def _coverage_faults(session: Session, id: str, request: BatchRequest) -> Iterator[str]:
+    """Which rows of the input are in two parts, or in none."""
+    from forebay.datasets.formats.source import get_source
+
+    queries, by_row = session.batches.queries, get_source(request.format).locator == "row"
+    files = [file.path for file in request.files]
+    return coverage_faults(queries.planned_pieces(id), queries.covered_parts(id), files, by_row=by_row)
 
 
 def _file_faults(folder: OutputFolder, files: list[WrittenFile], format: str) -> Iterator[str]:

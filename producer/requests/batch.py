@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound
+from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound, OutcomeUnknown
 from forebay.contract.job import JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
@@ -107,6 +107,8 @@ def submit(session: Session, submitter: Submitter, options: ResolvedOptions, req
         folder.take_over(id, fingerprint)
     try:
         return submitter.submit_request(BatchJob, options, request, id)
+    except OutcomeUnknown:  # the batch may be there, and then the folder is its own
+        raise
     except ForebayError:
         folder.release()
         raise

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobState
 from forebay.contract.requests.batch import BatchProgress, Piece, Position
+from forebay.contract.requests.coverage import CoveredPart
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import ShardOutcome, ShardWork
 from forebay.storage.batches.records import Batch, Totals
@@ -37,6 +38,8 @@ PLANNED_BYTES = Statement("SELECT sum(bytes) FROM shards WHERE batch_id = :id")
 OUTCOMES = Statement("""
 SELECT s.part, s.pieces, s.outcome FROM shards s JOIN jobs j ON j.id = s.id
 WHERE s.batch_id = :id AND j.state = 'succeeded' AND s.part > :after ORDER BY s.part LIMIT 1000""")
+PLANNED_PIECES = Statement("""
+SELECT part, planned FROM shards WHERE batch_id = :id AND planned IS NOT NULL AND part > :after ORDER BY part LIMIT 1000""")
 FIRST_ERROR = Statement("""
 SELECT error_type, error_message FROM jobs WHERE parent_id = :id AND state = 'failed' ORDER BY id LIMIT 1""")
 CRASH_EVIDENCE = Statement("SELECT progress_message FROM jobs WHERE id = :id")
@@ -137,6 +140,19 @@ class BatchQueries:
             for row in rows:
                 yield row.part, decode(row.pieces, tuple[Piece, ...]), decode(row.outcome, ShardOutcome)
             after = rows[-1].part
+
+    def planned_pieces(self, id: str) -> Iterator[Piece]:
+        """What the batch was planned to cover, in the order of the input."""
+        after = ""
+        while rows := self._ledger.rows(PLANNED_PIECES, id=id, after=after):
+            for row in rows:
+                yield from decode(row.planned, tuple[Piece, ...])
+            after = rows[-1].part
+
+    def covered_parts(self, id: str) -> Iterator[CoveredPart]:
+        """What the shards that succeeded have covered."""
+        for part, pieces, outcome in self.outcomes(id):
+            yield CoveredPart(part, pieces, outcome.rows + outcome.failed)
 
     def first_error(self, id: str) -> tuple[str, str]:
         """Type and message of the first failed shard's error."""

@@ -7,6 +7,7 @@ its last shard has ended. Planning is compare-and-swap on `steps`: of two worker
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sqlalchemy import Connection
 
@@ -19,7 +20,7 @@ from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.batches.queries import BatchQueries
 from forebay.storage.batches.records import Batch
 from forebay.storage.jobs import statements as sql
-from forebay.storage.jobs.records import ClaimedJob, Ended, NewJob, claimed_job, ended, new_row, routed_jobs
+from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, claimed_job, ended, new_row, routed_jobs
 from forebay.storage.jobs.statements import END_LEASE, HELD, NO_LEASE, RESET, ROUTED_JOB, guard, new_state
 from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
@@ -35,6 +36,12 @@ _UNDONE = f"""parent_id = :id AND {guard(Transition.RETRY)} AND (state = 'cancel
     SELECT max(ended_at) FROM job_attempts WHERE job_id = :id AND ended IN ('failed', 'canceled', 'expired')))"""
 KEEP_UNDONE = sql.keep_outcome(_UNDONE)
 RETRY_UNDONE = Statement(f"UPDATE jobs SET {RESET} WHERE {_UNDONE} RETURNING {ROUTED_JOB}")
+
+# What was still stopping when its batch was retried has been canceled since, and nobody means that any more.
+_CANCELED = f"""parent_id = :id AND state = 'canceled' AND EXISTS (
+    SELECT 1 FROM jobs AS batch WHERE batch.id = :id AND batch.{guard(Transition.SUCCEED)})"""
+KEEP_CANCELED = sql.keep_outcome(_CANCELED)
+RETRY_CANCELED = Statement(f"UPDATE jobs SET {RESET} WHERE {_CANCELED} RETURNING {ROUTED_JOB}")
 
 HAND_OFF = Statement(f"UPDATE jobs SET {NO_LEASE} {HELD}")
 
@@ -52,9 +59,10 @@ ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED""")
 
 RENEW = Statement(f"UPDATE jobs SET lease_until = :lease_until {HELD} RETURNING cancel_requested_at")
 COUNT = Statement("UPDATE shards SET rows_done = :done, rows_failed = :failed, seconds = :seconds WHERE id = :id")
+# Only of the pieces that the ledger knows as this shard's: what was split off is another's.
 FINISH = Statement("""
 UPDATE shards SET rows = :rows, rows_done = :done, rows_failed = :failed, seconds = :seconds, outcome = :outcome
-WHERE id = :id""")
+WHERE id = :id AND pieces = :pieces""")
 # Its parts are suspects, each with all its attempts before it.
 SUSPECT = Statement(f"UPDATE jobs SET crashes = 1, uncounted = attempt - 1 {HELD}")
 SHRINK = Statement("UPDATE shards SET pieces = :pieces, rows = :rows, bytes = :bytes WHERE id = :id")
@@ -125,7 +133,7 @@ class BatchStore:
             if STEP.execute(connection, id=batch.id, **step).rowcount == 0:
                 return None
             TOUCH.execute(connection, id=batch.id, now=self.ledger.now())
-            return self._add(connection, batch, planned)
+            return self._add(connection, batch, planned, planned_now=True)
 
     def claim_next(self, batch: str, worker: str, lease_s: float) -> ClaimedJob | None:
         """The next shard of a batch that waits and has killed nobody, claimed as any job is; None when there is none."""
@@ -152,11 +160,18 @@ class BatchStore:
         """Write a shard's outcome if the attempt still holds it; what is refused must not be put in place."""
         end = {"now": self.ledger.now(), "result": None, "result_ref": None}
         counts = {"done": outcome.rows, "failed": outcome.failed, "rows": outcome.rows + outcome.failed}
-        with self.ledger.write() as connection:
+        about = {
+            "seconds": outcome.seconds,
+            "outcome": encode(outcome).decode(),
+            "pieces": encode(work.pieces).decode(),
+        }
+        with suppress(LeaseLost), self.ledger.write() as connection:
             if sql.SUCCEED.execute(connection, id=work.id, attempt=work.attempt, **end).rowcount == 0:
-                return False
-            FINISH.execute(connection, id=work.id, seconds=outcome.seconds, outcome=encode(outcome).decode(), **counts)
-        return True
+                raise LeaseLost(work.id)
+            if FINISH.execute(connection, id=work.id, **counts, **about).rowcount == 0:
+                raise LeaseLost(work.id)  # rolled back: a part of another range than the ledger's must not count
+            return True
+        return False
 
     def stop(self, work: ShardWork) -> None:
         """End an attempt that was to be canceled: its work has stopped."""
@@ -190,7 +205,14 @@ class BatchStore:
         SHRINK.execute(connection, id=work.id, pieces=encode(kept.pieces).decode(), rows=kept.rows, bytes=kept.bytes)
         return self._add(connection, batch, given, crashes)
 
-    def _add(self, connection: Connection, batch: Batch, planned: Sequence[Shard], crashes: int = 0) -> list[RoutedJob]:
+    def _add(
+        self,
+        connection: Connection,
+        batch: Batch,
+        planned: Sequence[Shard],
+        crashes: int = 0,
+        planned_now: bool = False,
+    ) -> list[RoutedJob]:
         if not planned:
             return []
         now = self.ledger.now()
@@ -199,7 +221,8 @@ class BatchStore:
         connection.execute(tables.jobs.insert(), jobs)
         shards = [
             {"id": id, "batch_id": batch.id, "pieces": encode(shard.pieces).decode(), "part": shard.part, "rows": shard.rows,
-             "bytes": shard.bytes, "rows_done": 0, "rows_failed": 0, "seconds": 0.0, "outcome": None}
+             "bytes": shard.bytes, "rows_done": 0, "rows_failed": 0, "seconds": 0.0, "outcome": None,
+             "planned": encode(shard.pieces).decode() if planned_now else None}
             for id, shard in zip(ids, planned, strict=True)
         ]  # fmt: skip
         connection.execute(tables.shards.insert(), shards)
@@ -224,9 +247,16 @@ class BatchStore:
         return over
 
     def cancel_shards(self, id: str) -> None:
-        """Of a batch that has ended: cancel the shards that wait, ask those that run to stop."""
+        """Of a batch that has ended: cancel the shards that wait, ask those that run to stop. Nothing of another one."""
         with self.ledger.write() as connection:
-            sql.CANCEL_CHILDREN.execute(connection, ids=[id], now=self.ledger.now())
+            sql.CANCEL_LEFT_CHILDREN.execute(connection, ids=[id], now=self.ledger.now())
+
+    def retry_canceled(self, id: str) -> list[RoutedJob]:
+        """Queue the canceled shards of a batch that runs: they were stopped before it was retried, and have ended since."""
+        now = self.ledger.now()
+        with self.ledger.write() as connection:
+            KEEP_CANCELED.execute(connection, id=id, now=now)
+            return routed_jobs(RETRY_CANCELED.execute(connection, id=id, now=now))
 
     def set_progress(self, id: str, done: int, total: int, message: str) -> None:
         """What `forebay jobs` shows of a running batch."""

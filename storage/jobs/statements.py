@@ -6,8 +6,10 @@ else two of them could wait for each other.
 
 from __future__ import annotations
 
-from forebay.contract.job import TRANSITIONS, JobState, Transition
+from forebay.contract.job import FINAL, TRANSITIONS, JobState, Transition
 from forebay.storage.ledger.statement import Statement
+
+_FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
 
 def guard(transition: Transition) -> str:
@@ -58,6 +60,9 @@ RETURNING id, client, state, kind""")
 
 CANCEL = _cancel("id = ANY(:ids)")
 CANCEL_CHILDREN = _cancel("parent_id = ANY(:ids)")
+# Only of parents that have ended: one that is queued again goes on with its children.
+CANCEL_LEFT_CHILDREN = _cancel(f"""parent_id = ANY(:ids) AND EXISTS (
+    SELECT 1 FROM jobs AS parent WHERE parent.id = jobs.parent_id AND parent.state IN ({_FINAL}))""")
 
 RESET = f"""{new_state(Transition.RETRY)}, {NO_LEASE}, uncounted = attempt, crashes = 0, sent_at = :now, started_at = NULL,
     finished_at = NULL, deadline_at = NULL, cancel_requested_at = NULL, not_before = NULL, error_type = NULL,

@@ -112,13 +112,20 @@ class JobStore:
         """Cancel those of the jobs that wait or are batches, which are given back; ask those that run, and the running shards
         of those batches, to stop (`cancel_requested_at`).
         """  # fmt: skip
+        return [Ended(row.id, row.client) for row in self._cancel(ids) if row.state == JobState.CANCELED]
+
+    def cancel_job(self, id: str) -> JobState | None:
+        """The same of one job: the state in which that leaves it, None when it had ended before."""
+        return next((JobState(row.state) for row in self._cancel([id])), None)
+
+    def _cancel(self, ids: Sequence[str]) -> Sequence[Any]:
         now = self.ledger.now()
         with self.ledger.write() as connection:
             rows = sql.CANCEL.execute(connection, ids=ids, now=now).fetchall()
             batches = [row.id for row in rows if row.kind == JobKind.BATCH]
             if batches:
                 sql.CANCEL_CHILDREN.execute(connection, ids=batches, now=now)
-            return [Ended(row.id, row.client) for row in rows if row.state == JobState.CANCELED]
+            return rows
 
     def retry(self, id: str) -> RoutedJob:
         """Queue a failed, expired or canceled job again; JobNotFound or IllegalTransition otherwise."""

@@ -5,30 +5,38 @@ Every database error that a user can meet leaves here as LedgerUnavailable with 
 
 from __future__ import annotations
 
-import fcntl
-import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+import structlog
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, MissingExtra
+from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, OutcomeUnknown
 from forebay.contract.setting_kinds import mask_password
+from forebay.storage.ledger.commits import Commits, PostgresCommits, SqliteCommits
+from forebay.storage.ledger.engines import postgres_engine, sqlite_engine
 from forebay.storage.ledger.statement import Statement
+from forebay.storage.ledger.writer_lock import WriterLock
+
+log = structlog.get_logger()
 
 BUSY_TIMEOUT_S = 60
-# Pages. At the default of 1000 every few thousand jobs one commit waits a quarter of a second for the log to be moved; the
-# sweepers do that beside the commits (`checkpoint`), and this bounds the log when there is none.
-WAL_LIMIT = "wal_autocheckpoint=20000"
 CLOCK_REFRESH_S = 60
+SETTLE_S = 10.0
 
 FORK_WAIT_S = 2.0
+
+
+T = TypeVar("T")
+
+
+class _Cut(Exception):
+    """The connection of a read is gone, and perhaps nothing but that."""
 
 
 class Ledger:
@@ -41,10 +49,12 @@ class Ledger:
         create: bool = False,
         clock: Callable[[], float] = time.time,
         statement_limit_s: float | None = None,
+        settle_s: float = SETTLE_S,
     ) -> None:
         """Connect lazily to `url`; with `create`, a missing SQLite file is made.
 
-        A read that takes longer than `statement_limit_s` is given up with LedgerUnavailable: for the dashboard.
+        A read that takes longer than `statement_limit_s` is given up with LedgerUnavailable: for the dashboard. When the answer
+        to a COMMIT is lost, the ledger is asked for up to `settle_s` seconds what came of it.
         LedgerUnavailable when the SQLite file is missing, MissingExtra when psycopg is.
         """
         self.url = url
@@ -55,11 +65,18 @@ class Ledger:
         if self.sqlite:
             _check_file(url, create)
         self._limit = statement_limit_s
-        self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url, statement_limit_s)
-        self._one_writer: AbstractContextManager[Any] = WriterLock(url) if self.sqlite else nullcontext()
-        self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._writer = self.engine.execution_options(forebay_write="FULL")
-        self._quick_writer = self.engine.execution_options(forebay_write="NORMAL")
+        self._settle_s = settle_s
+        self.engine = sqlite_engine(url, BUSY_TIMEOUT_S) if self.sqlite else postgres_engine(url, statement_limit_s)
+        self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        self._one_writer: AbstractContextManager[Any] = (
+            WriterLock(url, BUSY_TIMEOUT_S) if self.sqlite else nullcontext()
+        )
+        self._commits: Commits = SqliteCommits() if self.sqlite else PostgresCommits()
+        self._reader = self._writer = self._quick_writer = self.engine  # whose transactions `commits` begins
+        if self.sqlite:
+            self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._writer = self.engine.execution_options(forebay_write="FULL")
+            self._quick_writer = self.engine.execution_options(forebay_write="NORMAL")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -69,18 +86,27 @@ class Ledger:
 
     def rows(self, statement: Statement, /, **values: Any) -> Sequence[Any]:
         """What a query gives."""
-        with self.read() as connection:
-            return statement.execute(connection, **values).fetchall()
+        return self._ask(lambda connection: statement.execute(connection, **values).fetchall())
 
     def row(self, statement: Statement, /, **values: Any) -> Any:
         """The first row of a query, None when there is none."""
-        with self.read() as connection:
-            return statement.execute(connection, **values).fetchone()
+        return self._ask(lambda connection: statement.execute(connection, **values).fetchone())
 
     def scalar(self, statement: Statement, /, **values: Any) -> Any:
         """The first value of a query, None when there is none."""
+        return self._ask(lambda connection: statement.execute(connection, **values).scalar())
+
+    def _ask(self, question: Callable[[Connection], T]) -> T:
+        """What a read gives. It is asked again where its connection is cut: that a pool of them knows of none is not rare."""
+        with suppress(_Cut), self.read() as connection:
+            try:
+                return question(connection)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                raise _Cut from error
         with self.read() as connection:
-            return statement.execute(connection, **values).scalar()
+            return question(connection)
 
     def quick_scalar(self, statement: Statement, /, **values: Any) -> Any:
         """The same for a small query that is asked very often.
@@ -97,14 +123,49 @@ class Ledger:
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """One transaction, committed when the block ends without an error.
 
+        LedgerUnavailable says that nothing was written: where the answer to the COMMIT is lost, the ledger is asked, and a
+        transaction that it knows as committed is none that failed. OutcomeUnknown: nobody has answered that either.
+
         Without `durable` the commit does not wait for the disk: for what a power cut may undo, such as a claim, whose
         worker dies with it.
         """
         engine = self._writer if durable else self._quick_writer
-        with self._clear_errors(), self._one_writer, engine.begin() as connection:
-            if not durable and not self.sqlite:
-                connection.execute(text("SET LOCAL synchronous_commit = off"))
-            yield connection
+        with self._clear_errors(), self._one_writer, engine.connect() as connection:
+            transaction = connection.begin()
+            mark = self._commits.begin(connection, durable)
+            try:
+                yield connection
+                self._commits.seal(connection, mark)
+            except BaseException:
+                if connection.invalidated:
+                    with suppress(SQLAlchemyError):  # else the server finds out in its own time
+                        self._commits.end(self._reader, mark)
+                raise
+            try:
+                transaction.commit()
+            except DBAPIError as error:
+                connection.invalidate()
+                if not self._was_committed(mark, error):
+                    raise
+
+    def _was_committed(self, mark: Any, error: DBAPIError) -> bool:
+        until, pause = time.monotonic() + self._settle_s, 0.01
+        done: bool | None = None
+        while done is None:
+            try:
+                done = self._commits.was_done(self._reader, mark)
+            except DBAPIError as still:
+                error = still
+            if done is None:
+                if time.monotonic() >= until:
+                    raise OutcomeUnknown(
+                        f"the ledger {mask_password(self.url)}: the answer to a commit was lost, and it has not said within "
+                        f"{self._settle_s:g} s whether that was done: {error.orig}"
+                    ) from error
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+        log.warning("commit_answer_lost", committed=done, error=str(error.orig).strip())
+        return done
 
     def now(self) -> float:
         """Seconds since the epoch by the ledger's clock: leases must not depend on which machine's clock is fast."""
@@ -165,7 +226,7 @@ class Ledger:
             yield
         except IntegrityError:
             raise
-        except (DBAPIError, sqlite3.Error) as error:
+        except (DBAPIError, self._driver_error) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
             kind = LedgerOutdated if _is_outdated(cause, reason) else LedgerUnavailable
@@ -175,50 +236,6 @@ class Ledger:
 
 
 OLD_TABLES = ("42P01", "42703", "no such table", "no such column", "has no column named")
-
-
-class WriterLock:
-    """One writer at a time among all threads and processes that share a SQLite file.
-
-    SQLite has one writer anyway, but whoever finds it busy sleeps for up to 100 ms before looking again. Here threads queue
-    on a lock that wakes at once, and one thread of each process looks again within a millisecond.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._path = f"{make_url(url).database}-writer"
-        self._threads = threading.Lock()
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> None:
-        self._threads.acquire()
-        try:
-            self._file = open(self._path, "ab")  # noqa: PTH123 - closed, and so given back, in __exit__
-            self._lock(self._file)
-        except BaseException:
-            self._release()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
-
-    def _lock(self, file: IO[bytes]) -> None:
-        deadline, pause = time.monotonic() + BUSY_TIMEOUT_S, 0.0001
-        while True:
-            try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LedgerUnavailable(
-                        f"{self._path}: another process has held it for {BUSY_TIMEOUT_S} s"
-                    ) from None
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.001)
-
-    def _release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._threads.release()
 
 
 def _is_outdated(error: object, reason: str) -> bool:
@@ -247,44 +264,3 @@ def _check_file(url: str, create: bool) -> None:
         raise LedgerUnavailable(
             f"there is no ledger at {path}; start the stack with `forebay up`, or run `forebay db upgrade`"
         )
-
-
-def _sqlite_engine(url: str) -> Engine:
-    engine = create_engine(
-        url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, pool_size=16, max_overflow=64
-    )
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we begin transactions ourselves, below
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", WAL_LIMIT):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        synchronous = connection.get_execution_options().get("forebay_write")
-        if synchronous:  # taking the write lock at once is what rules out "database is locked"
-            connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _limited_connection(limit_ms: int) -> dict[str, Any]:
-    """The server ends a statement that takes too long; keepalives notice a server that is gone without closing."""
-    keepalive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
-    return {"options": f"-c statement_timeout={limit_ms}", "connect_timeout": 5} | keepalive
-
-
-def _postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
-    limit: dict[str, Any] = {} if statement_limit_s is None else _limited_connection(round(statement_limit_s * 1000))
-    try:
-        return create_engine(
-            url,
-            pool_pre_ping=True,
-            pool_size=8,
-            max_overflow=32,
-            connect_args={"connect_timeout": 10, "application_name": "forebay"} | limit,
-        )
-    except ImportError as error:
-        raise MissingExtra("a PostgreSQL ledger needs psycopg: pip install 'forebay[postgres]'") from error

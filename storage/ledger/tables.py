@@ -190,6 +190,7 @@ shards = Table(
     Column("id", String(32), primary_key=True),
     Column("batch_id", String(32), nullable=False),
     Column("pieces", Text, nullable=False),
+    Column("planned", Text),  # the pieces as they were planned; none of a shard that was split off another
     Column("part", String(100), nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
@@ -270,6 +271,11 @@ evaluations = Table(
     Column("at", Double, nullable=False),
     ForeignKeyConstraint(["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"),
     Index("ix_evaluations_version", "model", "version", "id"),
+)
+
+# SQLite's alone: which transaction was committed last (commits.py).
+last_commit = Table(
+    "last_commit", metadata, Column("id", Integer, primary_key=True), Column("mark", String(64), nullable=False)
 )
 
 workers = Table(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -129,10 +128,13 @@ class ModelRegistry:
     def set_alias(self, name: str, alias: str, version: int) -> ModelVersion:
         """Point `alias` at a version, moving it when it exists; ModelNotFound when the version does not."""
         check_alias(alias)
-        self.get(ModelRef(name, version))
-        with suppress(IntegrityError), self._ledger.write() as connection:  # deleted just now: the last line says so
-            SET_ALIAS.execute(connection, name=name, alias=alias, version=version)
-        return self.get(ModelRef(name, version))
+        model = self.get(ModelRef(name, version))
+        try:
+            with self._ledger.write() as connection:
+                SET_ALIAS.execute(connection, name=name, alias=alias, version=version)
+        except IntegrityError:  # deleted just now, as this says
+            return self.get(ModelRef(name, version))
+        return replace(model, aliases=tuple(sorted({*model.aliases, alias})))
 
     def drop_alias(self, name: str, alias: str) -> None:
         """Remove an alias; ModelNotFound when there is none."""

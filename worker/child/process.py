@@ -62,7 +62,7 @@ def start() -> None:
 def make_context(settings: Settings, page: SharedPage) -> ChildContext:
     """What the handlers of a child with these settings share."""
     device = "cpu" if settings.trains_only else settings.device
-    ledger = Ledger(settings.database)
+    ledger = Ledger(settings.database, settle_s=settings.outage_timeout_s)
     blobs = BlobStore(settings.blobs, outage_timeout_s=settings.outage_timeout_s)
     metrics = ChildMetrics(device)
     cache = ModelCache(

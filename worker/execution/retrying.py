@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from forebay.contract.errors import LedgerOutdated, LedgerUnavailable
+from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, OutcomeUnknown
 
 log = structlog.get_logger()
 
@@ -22,10 +22,11 @@ def retry_while_unavailable(
 ) -> T:
     """What `action` returns once it no longer raises one of the errors `away`.
 
-    Raises its error after `outage_timeout_s` seconds; at once when tables are missing or too old: waiting does not mend that.
+    Raises its error after `outage_timeout_s` seconds; at once when tables are missing or too old, which waiting does not
+    mend, and when nobody knows whether the action was done: it must not be done twice.
     """
     return Retrying(
-        retry=retry_if_exception(lambda e: isinstance(e, away) and not isinstance(e, LedgerOutdated)),
+        retry=retry_if_exception(lambda e: isinstance(e, away) and not isinstance(e, LedgerOutdated | OutcomeUnknown)),
         wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
         stop=stop_after_delay(outage_timeout_s),
         before_sleep=_log_first,

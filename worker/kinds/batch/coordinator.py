@@ -18,11 +18,13 @@ from forebay.contract.errors import BrokerUnavailable, InvalidInput
 from forebay.contract.job import JobError, JobState, utc
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.batch import BatchRequest
+from forebay.contract.requests.coverage import coverage_faults
 from forebay.contract.requests.manifest import InputRange, Manifest, OutputFile, RowCounts
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import WrittenFile
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import RoutedJob, redis_keys
+from forebay.datasets.formats.source import get_source
 from forebay.datasets.planning.schema import dump_schema, part_schema
 from forebay.datasets.writing.folder import MANIFEST, OutputFolder
 from forebay.storage.batches.records import Batch, Totals
@@ -97,7 +99,8 @@ class BatchCoordinator:
         """Do whatever is due for a batch: plan, send, end it."""
         batch = self._store.queries.get(id)
         if batch.state is not JobState.RUNNING:
-            self._store.cancel_shards(id)
+            if batch.state.final:
+                self._store.cancel_shards(id)
             return
         waiting, running = self._store.queries.open_shards(id)
         if self._failed_by_errors(batch, waiting + running):
@@ -140,11 +143,19 @@ class BatchCoordinator:
 
     def _end(self, batch: Batch) -> None:
         totals = self._store.queries.totals(batch.id)
+        if totals.shards.get(JobState.CANCELED):
+            self.send(self._store.retry_canceled(batch.id))
+            return
         failed = sum(count for state, count in totals.shards.items() if state is not JobState.SUCCEEDED)
         if failed:
             self.fail(batch.id, self._shards_failed(batch.id, failed, totals), totals)
             return
-        folder = OutputFolder(self.request(batch.id).output)
+        request = self.request(batch.id)
+        fault = self._coverage_fault(batch, request)
+        if fault is not None:
+            self.fail(batch.id, JobError("PartsMismatch", f"{fault}; submit the batch anew"), totals)
+            return
+        folder = OutputFolder(request.output)
         missing = self._place_parts(batch, folder)
         if missing:
             words = f"{missing[0]} is missing from {folder.url} ({len(missing)} files are); submit the batch anew"
@@ -166,6 +177,12 @@ class BatchCoordinator:
         type_, message = self._store.queries.first_error(id)
         words = f"{failed} of {sum(totals.shards.values())} shards did not succeed; {totals.done} rows have results"
         return JobError("ShardsFailed", f"{words}; `forebay jobs retry {id}` does what is missing. {type_}: {message}")
+
+    def _coverage_fault(self, batch: Batch, request: BatchRequest) -> str | None:
+        """What says that a row of the input is in two parts, or in none."""
+        queries, by_row = self._store.queries, get_source(request.format).locator == "row"
+        planned, parts = queries.planned_pieces(batch.id), queries.covered_parts(batch.id)
+        return next(coverage_faults(planned, parts, [file.path for file in request.files], by_row=by_row), None)
 
     def _place_parts(self, batch: Batch, folder: OutputFolder) -> list[str]:
         """Rename the parts whose worker died before it could; the names of those that are nowhere."""

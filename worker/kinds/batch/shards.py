@@ -16,8 +16,7 @@ from typing import TypeVar
 import pyarrow as pa
 import structlog
 
-from forebay.contract.errors import ForebayError
-from forebay.contract.job import JobState
+from forebay.contract.errors import ForebayError, LedgerUnavailable, OutcomeUnknown
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.batch import Shard
 from forebay.contract.requests.shards import ShardOutcome
@@ -97,7 +96,7 @@ class ShardRunner:
         retry = self.attempts.retry_while_unavailable
         work = retry(partial(self._store.queries.shard, job, self.attempts.lease_s))
         batch = retry(partial(self._store.queries.get, work.batch))
-        if batch.state is not JobState.RUNNING:
+        if batch.state.final:
             return None
         request = self._coordinator.request(work.batch)
         isolated = self._poison.isolate(job, work, request, batch)
@@ -163,7 +162,11 @@ class ShardRunner:
         rows, size = int(work.rows * share), int(work.bytes * share)
         rest = Shard(kept, work.rows - rows, work.bytes - size)
         split_off = Shard(given, rows, size)
-        routed_jobs = self._store.split(work, rest, split_off, batch)
+        try:
+            routed_jobs = self._store.split(work, rest, split_off, batch)
+        except OutcomeUnknown:
+            shard.stop = StopReason.DOUBTFUL
+            raise
         if routed_jobs is None:
             return False
         shard.work = replace(work, pieces=kept, rows=rest.rows, bytes=rest.bytes)
@@ -193,7 +196,7 @@ class ShardRunner:
         match shard.stop:
             case StopReason.LOST:
                 return self.attempts.lost(shard.job)
-            case StopReason.STOPPING:
+            case StopReason.STOPPING | StopReason.DOUBTFUL:
                 return self.attempts.release(shard.job)
             case StopReason.CANCELED:
                 return self.attempts.cancel(shard.job)
@@ -202,6 +205,8 @@ class ShardRunner:
                 with self.writing():
                     outcome = shard.part.close(shard.seconds)
                 return self._succeed(shard, outcome)
+            except LedgerUnavailable:  # the part stays: nobody knows whose it is before the ledger answers
+                raise
             except Exception as error:  # noqa: BLE001 - whatever a store raises, this shard has failed
                 shard.error = error
         return self.attempts.end_with_error(shard.job, shard.error, counted=shard.tried)

@@ -142,6 +142,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("batch_id", sa.String(32), nullable=False),
         sa.Column("pieces", sa.Text, nullable=False),
+        sa.Column("planned", sa.Text),
         sa.Column("part", sa.String(100), nullable=False),
         sa.Column("rows", sa.BigInteger, nullable=False),
         sa.Column("bytes", sa.BigInteger, nullable=False),
@@ -214,6 +215,9 @@ def upgrade() -> None:
         ),
     )
     _index("ix_evaluations_version", "evaluations", ["model", "version", "id"])
+    op.create_table(
+        "last_commit", sa.Column("id", sa.Integer, primary_key=True), sa.Column("mark", sa.String(64), nullable=False)
+    )
     op.create_table(
         "workers",
         sa.Column("name", sa.String(200), primary_key=True),

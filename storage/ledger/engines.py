@@ -1,0 +1,54 @@
+"""SQLAlchemy's engines for the two kinds of database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+
+from forebay.contract.errors import MissingExtra
+
+# Pages. At the default of 1000 every few thousand jobs one commit waits a quarter of a second for the log to be moved; the
+# sweepers do that beside the commits (`checkpoint`), and this bounds the log when there is none.
+WAL_LIMIT = "wal_autocheckpoint=20000"
+# Notices within a quarter of a minute a server that is gone without closing its connections.
+KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+
+
+def sqlite_engine(url: str, busy_timeout_s: float) -> Engine:
+    engine = create_engine(
+        url, connect_args={"timeout": busy_timeout_s, "check_same_thread": False}, pool_size=16, max_overflow=64
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves, below
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", WAL_LIMIT):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        synchronous = connection.get_execution_options().get("forebay_write")
+        if synchronous:  # taking the write lock at once is what rules out "database is locked"
+            connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
+    """The server ends a statement that takes longer than `statement_limit_s`."""
+    given: dict[str, Any] = {"connect_timeout": 10, "application_name": "forebay"} | KEEPALIVE
+    if statement_limit_s is not None:
+        given |= {"options": f"-c statement_timeout={round(statement_limit_s * 1000)}", "connect_timeout": 5}
+    try:
+        return create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            pool_pre_ping=True,
+            pool_size=8,
+            max_overflow=32,
+            connect_args=given,
+        )
+    except ImportError as error:
+        raise MissingExtra("a PostgreSQL ledger needs psycopg: pip install 'forebay[postgres]'") from error

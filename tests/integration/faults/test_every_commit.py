@@ -1,0 +1,118 @@
+"""A small run in which commits get no answer, each in turn: nothing is lost, doubled or falsely refused."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from forebay.worker.execution import backoff, retrying
+from forebay.worker.kinds.batch import handler, pipeline, shards
+from support.commit_faults import faulty_database
+from support.fault_proxy import Cut, Decide, Exchange
+from support.ledgers import new_ledger
+from support.servers import new_database
+from support.small_run import run_and_audit
+
+_SPACES, _VALUES = re.compile(r"\s+"), re.compile(r"\$\d+|%\(\w+\)s|\?|:\w+")
+FEWEST_KINDS = 30  # of transactions in a run
+
+
+def label(exchange: Exchange) -> str:
+    """What kind of transaction or statement it is, whatever its values are."""
+    texts = exchange.transaction if exchange.is_commit else (exchange.text,)
+    return " / ".join(_VALUES.sub("?", _SPACES.sub(" ", text)).strip()[:60] for text in texts)
+
+
+class EachOnce:
+    """Cuts before the first commit of each kind and after the second; of every exchange with `all_of_them`."""
+
+    def __init__(self, all_of_them: bool = False) -> None:
+        self._all = all_of_them
+        self.seen: Counter[str] = Counter()
+
+    def __call__(self, exchange: Exchange) -> Cut | None:
+        if not (exchange.is_commit or self._all):
+            return None
+        name = label(exchange)
+        self.seen[name] += 1
+        return {1: Cut.BEFORE, 2: Cut.AFTER}.get(self.seen[name])
+
+
+class Nth:
+    """Cuts the nth commit of one kind, and notes the kinds that come."""
+
+    def __init__(self, name: str, cut: Cut, number: int = 1) -> None:
+        self._name, self._cut, self._left = name, cut, number
+        self.seen: set[str] = set()
+
+    def __call__(self, exchange: Exchange) -> Cut | None:
+        if not exchange.is_commit:
+            return None
+        name = label(exchange)
+        self.seen.add(name)
+        self._left -= name == self._name
+        return self._cut if name == self._name and self._left == 0 else None
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are split at once, and nothing waits for long."""
+    monkeypatch.setattr(shards, "SPLIT_S", 0.005)
+    monkeypatch.setattr(pipeline, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "GO_ON_S", 0.0)
+    monkeypatch.setattr(backoff, "CAP_S", 0.1)
+    monkeypatch.setattr(retrying, "LONGEST_S", 0.1)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def small_run(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> Callable[[Decide], int]:
+    """Run and audit, in a place of its own each time, with what is to be lost."""
+    server = request.getfixturevalue("pg_url") if request.param == "postgres" else ""
+
+    @contextmanager
+    def place(folder: Path) -> Iterator[str]:
+        if not server:
+            yield f"sqlite:///{folder / 'ledger.db'}"
+            return
+        with new_database(server) as name:
+            yield f"{server.replace('postgresql://', 'postgresql+psycopg://', 1)}/{name}"
+
+    def run(lose: Decide) -> int:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        with place(folder) as database, faulty_database(database) as faulty:
+            with new_ledger(database):
+                pass
+            faulty.lose(lose)
+            return run_and_audit(folder, faulty, database, broker)
+
+    return run
+
+
+def test_a_run_survives_the_loss_of_each_kind_of_commit(small_run: Callable[[Decide], int]) -> None:
+    lose = EachOnce()
+    assert small_run(lose), "shards were split"
+    assert len(lose.seen) >= FEWEST_KINDS
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("small_run", ["postgres"], indirect=True)
+def test_a_run_survives_a_cut_before_and_after_each_kind_of_statement(small_run: Callable[[Decide], int]) -> None:
+    lose = EachOnce(all_of_them=True)
+    small_run(lose)
+    assert len(lose.seen) >= 2 * FEWEST_KINDS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_each_commit_alone_may_get_no_answer(small_run: Callable[[Decide], int]) -> None:
+    """About a hundred runs: the first and the second commit of each kind, cut before and after."""
+    first = Nth("", Cut.BEFORE)
+    small_run(first)
+    for name in sorted(first.seen):
+        for cut in Cut:
+            for number in (1, 2):
+                small_run(Nth(name, cut, number))

@@ -1,0 +1,186 @@
+"""A small run of nearly everything that writes to the ledger: predictions, a batch with shards that split, a training run, an
+evaluation, retries and cancels; client and worker in one process, without Celery. What became of it is audited row by row.
+
+The ledger of client and worker is one whose commits a test may lose. What the audit reads comes from another connection.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from chaos.evidence import install_write_trigger
+from forebay.contract.errors import LedgerUnavailable, OutcomeUnknown, Transient
+from forebay.contract.job import JobKind, JobState, new_ids
+from forebay.contract.model import ModelVersion
+from forebay.contract.requests.request import encode
+from forebay.contract.requests.training import (
+    TRAIN,
+    TrainRequest,
+)
+from forebay.contract.settings import Settings
+from forebay.contract.signature import Signature
+from forebay.producer.client import Client
+from forebay.producer.requests.audit import audit
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.training.queries import TrainingQueries
+from support.commit_faults import FaultyDatabase
+from support.fault_proxy import never
+from support.in_process_worker import InProcessWorker
+
+T = TypeVar("T")
+
+ROWS = 640
+ROW_S = 0.001  # a batch takes long enough for its shards to be split
+BAD, PASSING = -1.0, 7777.0
+LEASE_S = 1.5
+
+
+class SmallRun:
+    """One run; `run` it, then `audit` it. `close` it in the end."""
+
+    def __init__(self, folder: Path, faulty: FaultyDatabase, database: str, broker: str) -> None:
+        """`database` is the address at which the ledger of `faulty` never loses anything; its tables are there."""
+        self.faulty, self.folder = faulty, folder
+        given = {"HOME": str(folder), "BROKER": broker, "DATABASE": faulty.url, "LEASE_S": str(LEASE_S), "WORKER_NAME": "w",
+                 "MAX_INLINE_BYTES": "300", "OUTAGE_TIMEOUT_S": "20"}  # fmt: skip
+        self.settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
+        self.client = Client(self.settings)
+        faulty.watch(self.client.session.ledger)
+        self.truth = Ledger(database)
+        install_write_trigger(self.truth)
+        self.jobs = JobStore(self.truth)
+        self.mended, self.splits = False, 0
+        self._passed = False
+        ledger = faulty.watch(Ledger(faulty.url, settle_s=10.0))
+        self.worker = InProcessWorker(self.settings, self.client.session, ledger, self.jobs, self)
+
+    def load(self, *_: Any) -> "SmallRun":
+        return self
+
+    def predict(self, rows: Sequence[Any]) -> list[float]:
+        """2x; but some rows fail until they are mended, and one at first."""
+        threading.Event().wait(ROW_S * len(rows))
+        if BAD in rows and not self.mended:
+            raise ValueError("a row that is bad for now")
+        if PASSING in rows and not self._passed:
+            self._passed = True
+            raise Transient("not now")
+        return [2 * float(row) for row in rows]
+
+    def run(self) -> None:
+        """Everything, with commits lost as the database is told to."""
+        registry = self.client.session.registry
+        model = ModelVersion("m", 0, "python", "", "none", 0, Signature(), max_batch_size=2)
+        self.insist(lambda: registry.register(model), lambda: self._versions("m"))
+        self.insist(lambda: registry.set_alias("m", "champion", 1), lambda: None)
+        inputs = [1.0, 2.0, 3.0, BAD, PASSING]
+        self.predictions = self.insist(lambda: self.client.predict_many("m", inputs), self._count)
+        keyed = partial(self.client.predict, "m", 9.0, idempotency_key="nine")
+        self.predictions.append(self.insist(keyed, self._count))
+        assert self.insist(keyed, self._count).id == self.predictions[-1].id
+        self.canceled = self.insist(lambda: self.client.predict("m", 11.0), self._count)
+        self.insist(self.canceled.cancel, lambda: self._state(self.canceled.id))
+        np.save(self.folder / "x.npy", np.arange(ROWS, dtype=np.float64))
+        self.batch = self.insist(self._submit_batch, self._count)
+        [self.training, self.evaluation] = self._add_training()
+        self.worker.claim_and_return(self.predictions[0].id)
+        self.worker.run_until(lambda: not self._open())
+        self.mended = True
+        bad = self.predictions[3]
+        assert self._state(bad.id) is JobState.FAILED
+        self.insist(bad.retry, lambda: self._state(bad.id))
+        self.worker.run_until(lambda: not self._open())
+        self.faulty.lose(never)
+
+    def insist(self, action: Callable[[], T], look: Callable[[], Any]) -> T:
+        """Do it until the ledger takes it; who is refused must find with a `look` that nothing was done."""
+        before = look()
+        while True:
+            try:
+                return action()
+            except OutcomeUnknown:
+                raise
+            except LedgerUnavailable:
+                assert look() == before, "it was refused, and yet it was done"
+
+    def audit(self) -> None:
+        """Hold everything against what it was made from."""
+        states = {job.id: self._state(job.id) for job in self.predictions}
+        assert set(states.values()) == {JobState.SUCCEEDED}, states
+        wanted = [2.0, 4.0, 6.0, 2 * BAD, 2 * PASSING, 18.0]
+        assert [job.result(5) for job in self.predictions] == wanted
+        assert self._state(self.canceled.id) is JobState.CANCELED
+        assert self._state(self.training) is JobState.SUCCEEDED, self.jobs.queries.get(self.training).error
+        assert self._state(self.evaluation) is JobState.SUCCEEDED, self.jobs.queries.get(self.evaluation).error
+        self._audit_batch()
+        runs = TrainingQueries(self.truth)
+        assert self._versions("trained") == [1], "registered once"
+        assert [point.step for point in runs.curve(self.training) if point.split == TRAIN][-1] == 2
+        for checkpoint in runs.checkpoints(self.training):
+            self.client.session.blobs.get(checkpoint.blob)
+        assert len(runs.evaluations("m", 1)) == 1
+        with self.truth.read() as connection:
+            ends = dict(connection.exec_driver_sql("SELECT id, count(*) FROM chaos_final_writes GROUP BY id").all())
+        often = {id: count for id, count in ends.items() if count != (3 if id == self.predictions[3].id else 1)}
+        assert not often, f"written more than once: {often}"
+
+    def _audit_batch(self) -> None:
+        info = self.jobs.queries.get(self.batch.id)
+        assert info.state is JobState.SUCCEEDED, info.error
+        assert audit(self.client.session, self.batch.id)["faults"] == []
+        rows: list[tuple[int, float]] = []
+        for path in sorted((self.folder / "out").glob("part-*.parquet")):
+            table = pq.read_table(path).to_pydict()
+            rows += zip(table["row"], table["output"], strict=True)
+        assert sorted(rows) == [(i, 2.0 * i) for i in range(ROWS)]
+        with self.truth.read() as connection:
+            self.splits = connection.exec_driver_sql("SELECT count(*) FROM shards WHERE planned IS NULL").scalar_one()
+
+    def _submit_batch(self) -> Any:
+        return self.client.batch("m", self.folder / "x.npy", self.folder / "out", columns="array", shard_rows=ROWS)
+
+    def _add_training(self) -> list[str]:
+        ids = new_ids(2)
+        request = TrainRequest(
+            "stand-in", (), "parquet", metric="accuracy", alias="best", checkpoint_steps=1, checkpoint_minutes=None,
+            checkpoint_keep=1,
+        )  # fmt: skip
+        kinds = (JobKind.TRAIN, "trained", 0, "train"), (JobKind.EVALUATE, "m", 1, "cpu")
+        jobs = [NewJob(id, *kind, max_attempts=9, input=encode(request)) for id, kind in zip(ids, kinds, strict=True)]
+        self.insist(lambda: self.client.session.jobs.add(jobs), self._count)
+        return ids
+
+    def _versions(self, name: str) -> list[int]:
+        return [model.version for model in ModelRegistry(self.truth).versions() if model.name == name]
+
+    def _count(self) -> int:
+        return len(self.jobs.queries.find(limit=1000))
+
+    def _state(self, id: str) -> JobState:
+        return self.jobs.queries.get(id).state
+
+    def _open(self) -> bool:
+        return bool(self.jobs.queries.find(state=[JobState.QUEUED, JobState.RUNNING]))
+
+    def close(self) -> None:
+        self.faulty.lose(never)
+        self.worker.close()
+        self.client.close()
+        self.truth.close()
+
+
+def run_and_audit(folder: Path, faulty: FaultyDatabase, database: str, broker: str) -> int:
+    """One run with whatever `faulty` is told to lose, and its audit; how often shards were split."""
+    with closing(SmallRun(folder, faulty, database, broker)) as run:
+        run.run()
+        run.audit()
+        return run.splits
