@@ -5,6 +5,7 @@ started from Debian's programs. Without either, tests that need one are skipped 
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -76,14 +77,22 @@ def shared_tables(pg_url: str) -> Iterator[SharedTables]:
         yield SharedTables(f"{pg_url}/{name}")
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite ledger without a row, to be copied: migrations take longer than most tests."""
+    path = tmp_path_factory.mktemp("migrated") / "ledger.db"
+    with new_ledger(f"sqlite:///{path}"):
+        return path
+
+
 @pytest.fixture(params=KINDS)
 def database(request: pytest.FixtureRequest, sqlite_database: str) -> str:
     """The address of a ledger whose tables are there and empty, once on each kind of database."""
     if request.param == "postgres":
         shared: SharedTables = request.getfixturevalue("shared_tables")
         return shared.emptied()
-    with new_ledger(sqlite_database):
-        return sqlite_database
+    shutil.copy(request.getfixturevalue("migrated_file"), sqlite_database.removeprefix("sqlite:///"))
+    return sqlite_database
 
 
 @pytest.fixture
@@ -94,9 +103,10 @@ def ledger(database: str) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def sqlite_ledger(sqlite_database: str) -> Iterator[Ledger]:
+def sqlite_ledger(sqlite_database: str, migrated_file: Path) -> Iterator[Ledger]:
     """A ledger on SQLite only."""
-    with new_ledger(sqlite_database) as ledger:
+    shutil.copy(migrated_file, sqlite_database.removeprefix("sqlite:///"))
+    with closing(Ledger(sqlite_database)) as ledger:
         yield ledger
 
 
