@@ -220,4 +220,4 @@ class Lineage(Struct, frozen=True):
     rows: Mapping[str, int]
     seed: int
     code: str  # the version of Forebay that trained it
-    parent: str | None = None  # the version it was compared with or grew from
+    parent: str | None = None  # the version it was held against, by the transaction that registers it

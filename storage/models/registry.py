@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -166,10 +166,19 @@ class ModelRegistry:
         return model
 
 
-def add_version(connection: Connection, model: ModelVersion, now: float) -> ModelVersion:
-    """`model` as its name's next version, within a transaction of the caller's."""
+def add_version(
+    connection: Connection,
+    model: ModelVersion,
+    now: float,
+    complete: Callable[[ModelVersion], ModelVersion] | None = None,
+) -> ModelVersion:
+    """`model` as its name's next version, within a transaction of the caller's.
+
+    From its number on nobody else adds versions of the name: `complete` may add what must not change meanwhile.
+    """
     ADD_NAME.execute(connection, name=model.name)
     version = NEXT_VERSION.execute(connection, name=model.name).scalar_one()
+    model = complete(model) if complete is not None else model
     connection.execute(tables.model_versions.insert(), _row(model, version, now))
     return replace(model, version=version, created_at=at(now), aliases=())
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -145,7 +147,7 @@ class TrainingStore:
         now = self._ledger.now()
         with self._ledger.write() as connection:
             _hold(connection, job)
-            version = add_version(connection, model, now)
+            version = add_version(connection, model, now, partial(_with_parent, connection, request.alias))
             promoted, verdict = _promote(connection, version, request.alias, metric, trained)
             _succeed(connection, job, result(version, promoted, verdict), now)
             END.execute(
@@ -208,6 +210,15 @@ def _succeed(connection: Connection, job: ClaimedJob, result: bytes, now: float)
 
 def _json(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
+
+
+def _with_parent(connection: Connection, alias: str | None, model: ModelVersion) -> ModelVersion:
+    """The version with the one in its lineage that it is held against: what the alias names now."""
+    champion = aliased(connection, model.name, alias) if alias is not None else None
+    if champion is None:
+        return model
+    lineage = {**(model.metadata.get("lineage") or {}), "parent": champion.ref}
+    return replace(model, metadata={**model.metadata, "lineage": lineage})
 
 
 def _promote(

@@ -140,6 +140,9 @@ def test_the_alias_moves_only_to_what_is_better(store: JobStore, runs: TrainingS
         (4, True, "@champion moved from digits/1: accuracy 0.9 is better than 0.8"),
     ]
     assert registry.get("digits@champion").version == 4
+    # What the transaction that registered it found, not what the alias named when the run ended.
+    parents = [made.metadata.get("lineage", {}).get("parent") for made in registry.versions("digits")]
+    assert parents == [None, "digits/1", "digits/1", "digits/1"]
 
 
 def test_the_alias_stays_at_a_version_of_which_nothing_is_known(

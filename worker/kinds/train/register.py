@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from forebay.contract.errors import ModelNotFound
 from forebay.contract.model import ModelVersion
-from forebay.contract.references import ModelRef
 from forebay.contract.requests.training import ARTIFACT_FOLDER, DataSummary, Lineage, Trained, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.contract.wire import codec
 from forebay.storage.blobs.store import pack_folder
 from forebay.storage.jobs.records import ClaimedJob
-from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.context import ChildContext
 
 MAX_FILES = 100  # that a lineage names
@@ -39,7 +35,7 @@ def new_version(
     signature = Signature.parse(trained.inputs, trained.outputs)
     packed = folder / PACKED
     pack_folder(folder / ARTIFACT_FOLDER, packed)
-    lineage = msgspec.to_builtins(_lineage(job, request, data, _champion(context.registry, job.model, request.alias)))
+    lineage = msgspec.to_builtins(_lineage(job, request, data))
     return ModelVersion(
         job.model, 0, trained.runtime, context.blobs.put_file(packed), "folder", packed.stat().st_size, signature,
         max_batch_size=request.max_batch_size, resources=request.resources, options=trained.options,
@@ -56,20 +52,12 @@ def result(model: ModelVersion, promoted: bool, verdict: str) -> bytes:
     return codec.encode(told)
 
 
-def _lineage(job: ClaimedJob, request: TrainRequest, data: DataSummary | None, parent: str | None) -> Lineage:
+def _lineage(job: ClaimedJob, request: TrainRequest, data: DataSummary | None) -> Lineage:
     paths = tuple(file.path for file in request.files[:MAX_FILES])
     sha256, rows = (data.sha256, dict(data.rows)) if data is not None else ("", {})
     return Lineage(
-        job.id, request.recipe, dict(request.params), paths, sha256, rows, request.seed, _code(), parent
+        job.id, request.recipe, dict(request.params), paths, sha256, rows, request.seed, _code()
     )  # fmt: skip
-
-
-def _champion(registry: ModelRegistry, name: str, alias: str | None) -> str | None:
-    """The version that the new one will be held against."""
-    if alias is not None:
-        with suppress(ModelNotFound):
-            return registry.get(ModelRef(name, alias=alias)).ref
-    return None
 
 
 def _code() -> str:
