@@ -1,11 +1,16 @@
 """Which workers a machine starts: one for each device, and others for queues that only train."""
 
+import subprocess
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from forebay.contract.errors import DeviceNotFound
 from forebay.contract.job import JobKind
 from forebay.contract.queues import DEFAULT_QUEUES, TRAINING, QueueSpec, Resources
-from forebay.worker.parent.devices import plan_workers
+from forebay.worker.parent import devices
+from forebay.worker.parent.devices import count_gpus, plan_workers
 
 ALL = list(DEFAULT_QUEUES.values())
 
@@ -39,3 +44,28 @@ def test_a_queue_of_mixed_kinds_is_served_by_the_workers_that_run() -> None:
 def test_a_queue_that_needs_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(DeviceNotFound, match="'train-gpu' needs 1 GPU"):
         plan_workers([DEFAULT_QUEUES["train-gpu"]], 0)
+
+
+def no_library(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+def test_without_a_driver_there_is_no_gpu_and_torch_is_not_loaded_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    monkeypatch.setattr(devices, "_AMD", Path("/no/such/device"))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("torch was loaded"))
+    assert count_gpus() == 0
+
+
+@pytest.mark.parametrize(("status", "printed", "gpus"), [(0, "2\n", 2), (0, "", 0), (1, "", 0)])
+@pytest.mark.parametrize("amd", [True, False])
+def test_with_a_driver_torch_says_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, printed: str, gpus: int, amd: bool
+) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, status, printed, "")
+
+    monkeypatch.setattr("ctypes.CDLL", no_library if amd else lambda name: name)
+    monkeypatch.setattr(devices, "_AMD", tmp_path if amd else Path("/no/such/device"))
+    monkeypatch.setattr("subprocess.run", run)
+    assert count_gpus() == gpus
