@@ -25,6 +25,7 @@ from forebay.producer.cli.options import (
     timeout_s,
 )
 from forebay.producer.cli.output import (
+    counts_text,
     exit_status,
     print_error,
     print_fields,
@@ -237,7 +238,8 @@ def audit(connect: Connect, as_json: bool, id: Id) -> None:
     if as_json:
         print_json(findings)
     else:
-        print_fields({name: value for name, value in findings.items() if name != "faults"})
+        shown = {name: counts_text(value) if isinstance(value, dict) else value for name, value in findings.items()}
+        print_fields({name: value for name, value in shown.items() if name != "faults"})
         for fault in findings["faults"]:
             print_note(fault)
     if findings["faults"]:

@@ -171,6 +171,11 @@ def moment(time: datetime | None) -> str | None:
     return None if time is None else time.astimezone().isoformat(" ", "seconds")
 
 
+def counts_text(counts: Mapping[str, int]) -> str:
+    """`60 completed, 2 failed`."""
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
+
+
 def pairs_text(values: Mapping[str, Any]) -> str | None:
     """Metadata or options for people, as they are given on the command line; None when there are none."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}

@@ -89,7 +89,7 @@ class Job:
             return JobExpired(f"job {self.id} did not start before its deadline")
         if outcome.state is JobState.FAILED and outcome.error is not None:
             kind, reason = outcome.error.type, outcome.error.message
-            where = f"attempt {outcome.attempt} on {outcome.worker}"
+            where = f"attempt {outcome.attempt}" + (f" on {outcome.worker}" if outcome.worker else "")
             return JobFailed(f"job {self.id} failed ({where}): {kind}: {reason}", type=kind, reason=reason)
         return None
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import structlog
-from celery.signals import worker_shutting_down
+from celery.signals import worker_shutdown, worker_shutting_down
 
 from forebay.contract.errors import ForebayError
 from forebay.contract.logs import configure_logs
@@ -66,7 +66,14 @@ def serve(settings: Settings, queues: list[str], children: int, supervisor: int 
     def shut_down(**_: Any) -> None:
         monitor.shut_down()
 
+    status = 0
+
+    def note_status(sender: Any, **_: Any) -> None:
+        nonlocal status
+        status = sender.exitcode or 0  # Celery's own way loses it, as when its first child dies while it starts
+
     worker_shutting_down.connect(shut_down)
+    worker_shutdown.connect(note_status)
     with ExitStack() as running:
         running.callback(ledger.close)
         running.callback(lambda: log.info("worker_stopped", worker=settings.worker_name))
@@ -93,4 +100,4 @@ def serve(settings: Settings, queues: list[str], children: int, supervisor: int 
             app.worker_main(worker_arguments(settings, queues, children))
         except SystemExit as stop:
             return int(stop.code or 0)
-    return 0
+    return status

@@ -50,6 +50,14 @@ def test_a_poisonous_job_among_200_fails_alone_and_says_why(stack: WorkerStack) 
     assert stack.runs().count(77) == 2
 
 
+def test_a_worker_whose_child_dies_while_it_starts_ends_with_an_error(own: WorkerStack) -> None:
+    worker = own.worker()
+    (child,) = wait_until(worker.children, "it has a child")
+    os.kill(child, signal.SIGKILL)
+    assert worker.process.wait(120) == 1
+    assert "Could not start worker processes" in worker.said()
+
+
 def test_a_job_whose_worker_died_says_so_while_it_waits_for_its_next_attempt(own: WorkerStack) -> None:
     worker = own.worker().ready()
     own.hold()
