@@ -20,6 +20,7 @@ PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES = (
 )  # fmt: skip
 FORMATS = (PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES)
 TO_THE_END = -1
+UNKNOWN = -1
 
 
 class InputFile(Struct, frozen=True, array_like=True):
@@ -64,16 +65,26 @@ class BatchRequest(Request, frozen=True):
 
 
 class Piece(Struct, frozen=True, array_like=True):
-    """A range of one input file, from `first` up to but without `last` (TO_THE_END: to its end), in the file's unit."""
+    """A range of one input file, from `first` up to but without `last` (TO_THE_END: to its end), in the file's unit.
+
+    `rows` is how many rows were counted in it, where the unit does not tell; UNKNOWN when nobody has counted.
+    """
 
     file: int
     first: int
     last: int
+    rows: int = UNKNOWN
+
+    @property
+    def counted(self) -> bool:
+        return self.rows != UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one shard covers: pieces in the order of the input, their rows (a guess in text), and about their bytes."""
+    """What one shard covers: pieces in the order of the input, their rows (a guess where a piece reaches TO_THE_END), and about
+    their bytes.
+    """  # fmt: skip
 
     pieces: tuple[Piece, ...]
     rows: int
@@ -95,9 +106,9 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """How far a batch is. `total` rows are those planned so far, all of them once `planned`; in text they are a guess until
-    the batch has ended. `share` is the part of the input's bytes that is done; `rows_per_s` and `eta_s` are None until
-    something is measured.
+    """How far a batch is. `total` rows are those planned so far, all of them once `planned`; of compressed text they are a
+    guess until the batch has ended. `share` is the part of the input's bytes that is done; `rows_per_s` and `eta_s` are None
+    until something is measured.
     """  # fmt: skip
 
     total: int

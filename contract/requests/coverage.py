@@ -20,12 +20,13 @@ class CoveredPart:
     pieces: tuple[Piece, ...]
     rows: int
 
-    @property
-    def planned_rows(self) -> int | None:
-        """How many rows its pieces have, counted in rows; None where their end is open."""
-        if any(piece.last == TO_THE_END for piece in self.pieces):
+    def planned_rows(self, *, by_row: bool) -> int | None:
+        """How many rows its pieces have: as they were counted, or by their positions if those are of rows; None where neither
+        tells.
+        """  # fmt: skip
+        if not all(piece.counted or (by_row and piece.last != TO_THE_END) for piece in self.pieces):
             return None
-        return sum(piece.last - piece.first for piece in self.pieces)
+        return sum(piece.rows if piece.counted else piece.last - piece.first for piece in self.pieces)
 
 
 def coverage_faults(
@@ -35,7 +36,7 @@ def coverage_faults(
     covered: list[Piece] = []
     for part in parts:
         covered += part.pieces
-        wanted = part.planned_rows if by_row else None
+        wanted = part.planned_rows(by_row=by_row)
         if wanted is not None and part.rows != wanted:
             yield f"{part.name}: it has {part.rows} rows, and its shard covers {wanted}"
     unit = "rows" if by_row else "bytes"

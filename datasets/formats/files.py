@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,6 +19,7 @@ from forebay.contract.requests.batch import IMAGES, InputFile
 
 HASH_BYTES = 1 << 20
 _GLOB = frozenset("*?[")
+_CIRCLE = "circle"
 _BUSY = (408, 425, 429)  # HTTP statuses below 500 that ask to try again
 _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # Errors of aiohttp, botocore and requests for a connection that broke or could not be made.
@@ -28,7 +30,8 @@ def find_files(given: str | Path | Sequence[str | Path], suffixes: Sequence[str]
     """The files that `given` names, each once: a path or URL, the sorted matches of a glob, or what lies in a folder.
 
     In a folder only files with one of `suffixes` count, at any depth, and no path with a name that begins with `_` or `.`, so
-    that the output of one batch can be the input of the next. InvalidInput when there is no file, or one does not exist.
+    that the output of one batch can be the input of the next. Symbolic links are followed. InvalidInput when there is no file,
+    or one does not exist or is not a regular file.
     """
     several = [given] if isinstance(given, str | Path) else list(given)
     found = {file.path: file for one in several for file in _find(str(one), tuple(suffixes))}
@@ -108,6 +111,7 @@ def local_path(path: str) -> str | None:
 
 def _find(url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
     fs, path = _filesystem(str(Path(url).expanduser()) if "://" not in url else url)
+    fs = _FollowingLinks() if isinstance(fs, LocalFileSystem) else fs
     try:
         with store_errors(url):
             return _listed(fs, path, url, suffixes)
@@ -122,7 +126,7 @@ def _listed(fs: Any, path: str, url: str, suffixes: tuple[str, ...]) -> list[Inp
         found = fs.glob(path, detail=True)
         if not found:
             raise InvalidInput(f"no file matches {shown(url)}")
-        return [_file(fs, info) for _, info in sorted(found.items()) if info["type"] == "file"]
+        return [_file(fs, info) for _, info in sorted(found.items()) if info["type"] != "directory"]
     if fs.isdir(path):
         return _below(fs, path, url, suffixes)
     return [_file(fs, fs.info(path))]
@@ -132,7 +136,7 @@ def _below(fs: Any, folder: str, url: str, suffixes: tuple[str, ...]) -> list[In
     files = [
         _file(fs, info)
         for path, info in sorted(fs.find(folder, detail=True).items())
-        if path.lower().endswith(suffixes) and not _is_hidden(path, folder)
+        if (path.lower().endswith(suffixes) or info["type"] == _CIRCLE) and not _is_hidden(path, folder)
     ]
     if not files:
         raise InvalidInput(f"the folder {shown(url)} holds no file with the ending {', '.join(suffixes)}")
@@ -145,11 +149,43 @@ def _is_hidden(path: str, folder: str) -> bool:
 
 
 def _file(fs: Any, info: dict[str, Any]) -> InputFile:
-    return InputFile(_named(fs, info["name"]), int(info.get("size") or 0))
+    name = _named(fs, info["name"])
+    if isinstance(fs, LocalFileSystem) and info["type"] != "file":
+        what = "a folder that holds it" if info["type"] == _CIRCLE else "nothing" if info["islink"] else ""
+        raise InvalidInput(
+            f"{shown(name)} is {'a symbolic link to ' + what if what else 'not a regular file'}; remove it"
+        )
+    if info.get("size") is None:
+        raise InvalidInput(f"{shown(name)}: the store does not tell its size; copy it to one that does")
+    return InputFile(name, int(info["size"]))
 
 
 def _named(fs: Any, path: str) -> str:
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+    name = path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"the file name {os.fsencode(name)!r} is not UTF-8; rename it") from error
+    return name
+
+
+class _FollowingLinks(LocalFileSystem):  # type: ignore[misc]  # fsspec ships no types
+    """Local files, with symbolic links taken for what they point to: fsspec leaves them out of folders and globs.
+
+    A link to a folder that holds it is of the type _CIRCLE, and is not followed.
+    """
+
+    def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
+        found = [_followed(info) if info["islink"] else info for info in super().ls(path, detail=True, **options)]
+        return found if detail else [info["name"] for info in found]
+
+
+def _followed(info: dict[str, Any]) -> dict[str, Any]:
+    path = Path(info["name"])
+    if path.is_dir():
+        above = {parent.resolve() for parent in path.parents}
+        return info | {"type": _CIRCLE if path.resolve() in above else "directory"}
+    return info | {"type": "file"} if path.is_file() else info
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -1,19 +1,23 @@
-"""JSON lines, plain and in the form of OpenAI's batch API: one object per line, and a bad line is a bad row."""
+"""JSON lines, plain and in the form of OpenAI's batch API: one object per line, and a bad line is a bad row.
+
+LF ends a line, and a CR before it is white space. A line of white space is none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.batch import TO_THE_END, InputFile
 from forebay.datasets.formats import lines
-from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample
+from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample, Size
 
 CUSTOM_ID, URL, INPUT = "custom_id", "url", "input"
 MISSING = InvalidInput("the column is missing in this line")
@@ -25,24 +29,32 @@ class JsonLines:
     locator = "offset"
 
     def sample(self, file: InputFile) -> Sample:
-        data = lines.head(file)
-        records = [record for _, record in _records(0, data) if not isinstance(record, Exception)]
-        if not records and data.strip():
-            raise InvalidInput(
-                f"{shown(file.path)} cannot be read as JSON lines: none of its first lines is a JSON object"
-            )
-        types: dict[str, pa.DataType | None] = {}
-        for record in records:
-            types |= {name: None for name in self._columns(record) if name not in types}
-        return Sample(types, not records, len(data) // max(1, len(records)))
+        for block in lines.blocks(file, 0, TO_THE_END, lines.scan_lines, lines.SAMPLE_BYTES):
+            records = [record for _, record in _records(block) if not isinstance(record, Exception)]
+            if records:
+                names = dict.fromkeys(name for record in records for name in self._columns(record))
+                return Sample(dict.fromkeys(names), False, len(block.data) // len(records))
+            if len(block.records.starts):
+                raise InvalidInput(
+                    f"{shown(file.path)} cannot be read as JSON lines: none of its first lines is a JSON object"
+                )
+        return Sample({}, empty=True)
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
         del columns
-        return lines.text_layout(file, row_bytes)
+        return lines.whole_file(file, row_bytes)
+
+    def counted(self, file: InputFile, first: int, size: Size) -> Iterator[Block]:
+        if lines.is_compressed(file):
+            return iter(lines.whole_file(file, self.sample(file).row_bytes))
+        return lines.counted(file, first, size, lines.scan_lines)
+
+    def starts(self, file: InputFile, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+        return lines.starts(file, first, last, lines.scan_lines)
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
-        for start, data in lines.blocks(file, first, last):
-            records = list(_records(start, data))
+        for block in lines.blocks(file, first, last, lines.scan_lines):
+            records = list(_records(block))
             for i in range(0, len(records), CHUNK_ROWS):
                 yield self._chunk(records[i : i + CHUNK_ROWS], columns)
 
@@ -88,12 +100,11 @@ class OpenAI(JsonLines):
         return None
 
 
-def _records(start: int, data: bytes) -> Iterator[tuple[int, Any]]:
-    """Each line that is not blank: the byte it begins at, and its object or its error."""
-    for line in data.split(b"\n"):
-        if line and not line.isspace():
-            yield start, _record(line)
-        start += len(line) + 1
+def _records(block: lines.TextBlock) -> Iterator[tuple[int, Any]]:
+    """The byte that each line begins at, and its object or its error."""
+    starts = block.records.starts.tolist()
+    for start, end in pairwise([*starts, len(block.data)]):
+        yield block.at + start, _record(block.data[start:end])
 
 
 def _record(line: bytes) -> Any:

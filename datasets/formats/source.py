@@ -77,9 +77,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a file that can be read on its own: units from `first` up to `last`, with its rows (in text a guess) and bytes.
+    """A part of a file that can be read on its own: units from `first` up to `last`, with its rows and bytes.
 
-    It may be cut into up to `cuts` shards. A block that ends TO_THE_END is the file's only one and is not cut.
+    It may be cut into up to `cuts` shards. A block that ends TO_THE_END is the file's only one, is not cut, and its rows are a
+    guess. Of a text file they are known only where they were `counted`.
     """
 
     first: int
@@ -87,6 +88,15 @@ class Block:
     rows: int
     bytes: int
     cuts: int = 1
+    counted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a shard holds at most."""
+
+    rows: int
+    bytes: int
 
 
 class Source(Protocol):
@@ -104,10 +114,26 @@ class Source(Protocol):
         """The rows of a range of units, a chunk at a time."""
 
 
+class TextSource(Source, Protocol):
+    """A source whose rows are found only by reading: its units are bytes, and ranges begin and end where records do."""
+
+    def counted(self, file: InputFile, first: int, size: Size) -> Iterator[Block]:
+        """Blocks of counted rows from byte `first` on, each a shard at most; of a compressed file one, not counted."""
+
+    def starts(self, file: InputFile, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+        """Where the rows of a range begin, some mebibytes of them at a time."""
+
+
 @cache
 def get_source(format: str) -> Source:
     module, _, name = _MODULES[format].partition(":")
     return cast(Source, getattr(importlib.import_module(f"forebay.datasets.formats.{module}"), name)())
+
+
+def get_text_source(format: str) -> TextSource | None:
+    """The source of a text format; None for a format that knows its rows beforehand."""
+    source = get_source(format)
+    return cast(TextSource, source) if source.locator == "offset" else None
 
 
 def check_format(format: str | None) -> str | None:

@@ -7,14 +7,13 @@ expected and what was found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import IMAGES, NPY, OPENAI, TO_THE_END, BatchRequest, InputFile
+from forebay.contract.requests.batch import IMAGES, NPY, OPENAI, BatchRequest, InputFile
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, is_text, list_lengths, shape_may_be
 from forebay.datasets.formats.arrays import COLUMN
@@ -97,9 +96,7 @@ def check_rows(request: BatchRequest, signature: Signature, file: InputFile) -> 
     blocks = source.layout(file, columns_read(request), request.row_bytes)
     if not blocks:
         return None
-    last = blocks[0].last
-    rows = TO_THE_END if last == TO_THE_END else last
-    chunk = next(islice(source.read(file, 0, rows, columns_read(request)), 1), None)
+    chunk = next(source.read(file, 0, blocks[0].last, columns_read(request)), None)
     if chunk is None:
         return None
     head = chunk.part(0, CHECKED_ROWS)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from forebay.contract.references import shown
 from forebay.contract.requests.batch import OPENAI, BatchRequest, Piece
 from forebay.datasets.columns import Column
 from forebay.datasets.formats.jsonl import CUSTOM_ID, URL
@@ -73,6 +74,7 @@ def _chunks(
             if ours is None:
                 break
             yield piece, ours
+        shard_range.check(number, shown(request.files[piece.file].path))
         number += 1
 
 

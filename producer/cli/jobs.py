@@ -230,7 +230,7 @@ def metrics(
 
 @command(jobs_app, f"forebay jobs audit {EXAMPLE_ID}")
 def audit(connect: Connect, as_json: bool, id: Id) -> None:
-    """Check that a batch's counts in the ledger, in its manifest and in its files agree. Exit status 1 when they do not."""
+    """Count a batch's rows in its input, the ledger, its manifest and its files. Exit status 1 when they do not agree."""
     from forebay.producer.requests.audit import audit as audit_batch
 
     client = connect()

@@ -1,21 +1,21 @@
-"""Auditing a batch: the ledger, the manifest and the files must tell the same."""
+"""Auditing a batch: the input, the ledger, the manifest and the files must tell the same."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec.structs import asdict
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, JobState
 from forebay.contract.references import check_job_id
-from forebay.contract.requests.batch import OPENAI, BatchRequest
+from forebay.contract.requests.batch import OPENAI, BatchRequest, Piece
 from forebay.contract.requests.coverage import coverage_faults
 from forebay.contract.requests.manifest import Manifest
 from forebay.contract.requests.request import decode
-from forebay.contract.requests.shards import WrittenFile
+from forebay.contract.requests.shards import ShardOutcome, WrittenFile
 from forebay.datasets import require_pyarrow
 from forebay.producer.session import Session
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 READ_BYTES = 1 << 20
 
+FinishedShard: TypeAlias = tuple[str, tuple[Piece, ...], ShardOutcome]
+
 
 def audit(session: Session, id: str) -> dict[str, Any]:
-    """Rows by the ledger, the manifest and the files, and `faults`: what does not agree, [] when all is well."""
+    """Rows by the input, the ledger, the manifest and the files, and `faults`: what does not agree, [] when all is well."""
     require_pyarrow()
     from forebay.datasets.writing.folder import OutputFolder
 
@@ -35,12 +37,17 @@ def audit(session: Session, id: str) -> dict[str, Any]:
         raise InvalidInput(f"job {id} is a {info.kind} job; only batches have files to audit")
     request = decode(session.payloads.load(*session.batches.queries.request(id)), BatchRequest)
     folder, totals = OutputFolder(request.output), session.batches.queries.totals(id)
-    files = [file for _, _, outcome in session.batches.queries.outcomes(id) for file in outcome.files]
+    shards = list(session.batches.queries.outcomes(id))
+    files = [file for _, _, outcome in shards for file in outcome.files]
     good, bad = (sum(f.rows for f in files if f.name.startswith("_") is errors) for errors in (False, True))
     faults = list(_file_faults(folder, files, request.format))
+    rows, input_faults = _input(request, shards)
+    faults += input_faults
     manifest = folder.manifest()
     if info.state is JobState.SUCCEEDED:
         faults += _coverage_faults(session, id, request)
+        if rows is not None and rows != good + bad:
+            faults.append(f"the input holds {rows} rows, and {good + bad} have results or errors")
         if (good, bad) != (totals.done, totals.failed):
             faults.append(
                 f"the shards' files hold {good} and {bad} rows, the ledger counts {totals.done} and {totals.failed}"
@@ -49,7 +56,7 @@ def audit(session: Session, id: str) -> dict[str, Any]:
     elif manifest is not None:
         faults.append(f"there is a manifest though the batch is {info.state}")
     return {
-        "batch": id, "state": info.state, "output": folder.url, "files": len(files),
+        "batch": id, "state": info.state, "output": folder.url, "files": len(files), "input": rows,
         "ledger": {"completed": totals.done, "failed": totals.failed}, "manifest": asdict(manifest.counts) if manifest else None,
         "in_files": {"completed": good, "failed": bad}, "faults": faults,
     }  # fmt: skip
@@ -78,19 +85,52 @@ def _file_faults(folder: OutputFolder, files: list[WrittenFile], format: str) ->
             while data := handle.read(READ_BYTES):
                 digest.update(data)
                 lines += data.count(b"\n")
-        if digest.hexdigest() != file.sha256:
-            yield f"{file.name}: its content is not what was written"
-            continue
         rows = lines if format == OPENAI else _parquet_rows(folder, file.name)
-        if rows != file.rows:
-            yield f"{file.name}: it has {rows} rows, the ledger says {file.rows}"
+        held = "it cannot be read" if rows is None else f"it holds {rows} rows"
+        if digest.hexdigest() != file.sha256:
+            yield f"{file.name}: its content is not what was written; {held}, {file.rows} were written"
+        elif rows != file.rows:
+            yield f"{file.name}: {held}, the ledger says {file.rows}"
 
 
-def _parquet_rows(folder: OutputFolder, name: str) -> int:
+def _parquet_rows(folder: OutputFolder, name: str) -> int | None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with folder.open(name) as handle:
-        return int(pq.ParquetFile(handle).metadata.num_rows)
+    try:
+        with folder.open(name) as handle:
+            return int(pq.ParquetFile(handle).metadata.num_rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _input(request: BatchRequest, shards: Sequence[FinishedShard]) -> tuple[int | None, list[str]]:
+    """How many rows the input holds, if it can be counted; and which shards wrote other rows than theirs holds."""
+    from forebay.datasets.planning.counting import count_rows
+
+    faults: list[str] = []
+    ranges: dict[int, list[tuple[int, int, int]]] = {number: [] for number in range(len(request.files))}
+    for shard, (_, pieces, _) in enumerate(shards):
+        for piece in pieces:
+            ranges[piece.file].append((piece.first, piece.last, shard))
+    total = 0
+    found = [0] * len(shards)
+    for number, file in enumerate(request.files):
+        covered = sorted(ranges[number])
+        try:
+            rows, counts = count_rows(request.format, file, [(first, last) for first, last, _ in covered])
+        except (InvalidInput, OSError) as error:
+            faults.append(f"the input cannot be counted: {error}")
+            return None, faults
+        total += rows
+        for (_, _, shard), count in zip(covered, counts, strict=True):
+            found[shard] += count
+    for (part, _, outcome), count in zip(shards, found, strict=True):
+        if count != outcome.rows + outcome.failed:
+            faults.append(
+                f"{part}: its input holds {count} rows, and {outcome.rows + outcome.failed} have results or errors"
+            )
+    return total, faults
 
 
 def _manifest_faults(manifest: Manifest | None, good: int, bad: int, files: list[WrittenFile]) -> Iterator[str]:

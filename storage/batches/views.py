@@ -95,7 +95,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ShardRow:
-    """One shard: its part, state and worker, its rows (a guess in text until it has ended), and what is done of them.
+    """One shard: its part, state and worker, its rows (a guess in compressed text until it has ended), and what is done of them.
 
     `seconds` of work were spent on the attempt that runs or has ended.
     """

@@ -12,10 +12,10 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.requests.batch import PARQUET, BatchRequest, InputFile, Position
 from forebay.contract.requests.shards import ShardWork
 from forebay.contract.signature import Signature
-from forebay.datasets.formats.source import get_source
+from forebay.datasets.formats.source import Size, get_source, get_text_source
 from forebay.datasets.planning.checking import check_file
 from forebay.datasets.planning.schema import kept_columns, part_schema
-from forebay.datasets.planning.shards import Size, shards
+from forebay.datasets.planning.shards import shards
 from forebay.datasets.reading.inputs import convert
 from forebay.datasets.reading.rows import columns_read, read_pieces
 from forebay.datasets.reading.shard_range import ShardRange
@@ -104,10 +104,12 @@ def run_batch(
 
 def planned(request: BatchRequest, signature: Signature, shard_rows: int) -> Any:
     """The shards of a batch, as workers plan them."""
-    source = get_source(request.format)
+    source, text, size = get_source(request.format), get_text_source(request.format), Size(shard_rows, 1 << 60)
 
-    def layout(number: int) -> Any:
+    def layout(number: int, first: int) -> Any:
         check_file(request, signature, request.files[number])
+        if text is not None:
+            return text.counted(request.files[number], first, size)
         return source.layout(request.files[number], columns_read(request), request.row_bytes)
 
-    return shards(layout, len(request.files), Position(), Size(shard_rows, 1 << 60))
+    return shards(layout, len(request.files), Position(), size)

@@ -5,7 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from msgspec.structs import asdict
 from forebay import InvalidInput, JobCanceled, JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.row_errors import ErrorKind, ErrorSample
+from forebay.contract.signature import Signature
+from forebay.datasets.planning.schema import dump_schema, part_schema
 from forebay.producer.handles.kinds import BatchJob
+from forebay.producer.requests.audit import audit
 from forebay.storage.batches.views import BatchViews
 from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
 from support.waiting import wait_until
@@ -248,7 +251,8 @@ def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: WorkerStack, t
     data = write_parquet(tmp_path / "in", [vectors(20)])
     job = own.client.batch(model, data, tmp_path / "out", keep="id")
     [claimed] = own.store.claim([job.id], "dead@test", 30)
-    own.client.session.batches.start(claimed, _request(own, job))
+    request, signature = _request(own, job), Signature.parse(SLOW["inputs"], SLOW["outputs"])
+    own.client.session.batches.start(claimed, request, dump_schema(part_schema(request, signature, nullcontext)))
     own.client.session.batches.hand_off(claimed)  # and then the worker died, before it had planned a shard
     own.worker()
     succeeded(job)
@@ -282,17 +286,42 @@ def _request(stack: WorkerStack, job: BatchJob) -> Any:
     return decode(session.payloads.load(*session.batches.queries.request(job.id)), BatchRequest)
 
 
-def test_the_audit_finds_what_was_changed(stack: WorkerStack, tmp_path: Path) -> None:
-    data = write_parquet(tmp_path / "in", [vectors(200)])
-    job = stack.client.batch("net", data, tmp_path / "out", columns="x", shard_rows=100)
+def test_the_audit_finds_a_row_that_was_taken_out_doubled_or_changed_and_files_that_are_not_its_own(
+    stack: WorkerStack, tmp_path: Path
+) -> None:
+    data = write_parquet(tmp_path / "in", [vectors(500)])
+    job = stack.client.batch("net", data, tmp_path / "out", columns="x", keep="id", shard_rows=100)
     manifest = succeeded(job)
-    one, two = [tmp_path / "out" / part.name for part in manifest.parts]
-    one.write_bytes(one.read_bytes() + b" ")
-    two.rename(two.with_name("part-999999-000000000000000.parquet"))
-    faults = faults_of(job)
-    assert any("its content is not what was written" in fault for fault in faults)
-    assert any("no shard of this batch has written it" in fault for fault in faults)
-    assert any("it is missing" in fault for fault in faults)
+    out, doubled, changed, moved, cut = [tmp_path / "out" / part.name for part in manifest.parts]
+    table = pq.read_table(out)
+    pq.write_table(table.slice(1), out)
+    pq.write_table(pa.concat_tables([pq.read_table(doubled), table.slice(0, 1)]), doubled)
+    pq.write_table(pq.read_table(changed).set_column(0, "id", table["id"]), changed)
+    moved.rename(moved.with_name("part-999999-000000000000000.parquet"))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert sorted(faults_of(job)) == sorted([
+        f"{out.name}: its content is not what was written; it holds 99 rows, 100 were written",
+        f"{doubled.name}: its content is not what was written; it holds 101 rows, 100 were written",
+        f"{changed.name}: its content is not what was written; it holds 100 rows, 100 were written",
+        f"{moved.name}: it is missing",
+        f"{cut.name}: its content is not what was written; it cannot be read, 100 were written",
+        "part-999999-000000000000000.parquet: no shard of this batch has written it",
+    ])  # fmt: skip
+
+
+def test_the_audit_counts_the_input_too(stack: WorkerStack, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"x": [{i},0,0,0]}}\n' for i in range(100, 300)))
+    job = stack.client.batch("net", tmp_path / "in.jsonl", tmp_path / "out", columns="x", shard_rows=100)
+    assert [file.rows for file in succeeded(job).parts] == [100, 100]
+    assert audit(stack.client.session, job.id)["input"] == 200
+    text = (tmp_path / "in.jsonl").read_text()
+    (tmp_path / "in.jsonl").write_text(text.replace("}\n", "} ", 1))
+    assert faults_of(job) == [
+        "part-000000-000000000000000: its input holds 99 rows, and 100 have results or errors",
+        "the input holds 199 rows, and 200 have results or errors",
+    ]
+    (tmp_path / "in.jsonl").write_text(text[:-40])
+    assert "the input cannot be counted" in faults_of(job)[0]
 
 
 def test_a_batch_runs_on_postgres(tmp_path: Path, broker: str, postgres_database: str) -> None:

@@ -47,3 +47,10 @@ def test_a_part_with_more_rows_than_its_shard_covers_is_named() -> None:
     planned = [Piece(0, 0, 10)]
     assert faults(planned, [(planned[0],)], more=5) == ["part-0: it has 15 rows, and its shard covers 10"]
     assert faults(planned, [(planned[0],)], by_row=False, more=5) == []
+
+
+def test_rows_that_were_counted_in_text_are_counted_in_its_parts() -> None:
+    [fault] = coverage_faults(
+        [Piece(0, 0, 90, 7)], [CoveredPart("part-0", (Piece(0, 0, 90, 7),), 6)], FILES, by_row=False
+    )
+    assert fault == "part-0: it has 6 rows, and its shard covers 7"

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.contract.requests.batch import TO_THE_END, Piece, Position, Shard
-from forebay.datasets.formats.source import Block
-from forebay.datasets.planning.shards import Size, shards
+from forebay.datasets.formats.source import Block, Size
+from forebay.datasets.planning.shards import shards
 
 FREELY = 1 << 30
 
@@ -33,7 +33,7 @@ START = Position()
 
 
 def plan(files: list[list[Block]], size: Size, position: Position = START) -> list[tuple[Shard, Position]]:
-    return list(shards(lambda i: files[i], len(files), position, size))
+    return list(shards(lambda i, _: files[i], len(files), position, size))
 
 
 def covered(made: list[Shard]) -> list[tuple[int, int]]:

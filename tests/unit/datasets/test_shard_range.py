@@ -1,12 +1,19 @@
 """A shard of which half is given away while it is read: every unit is read by one of the two, and by no more."""
 
+from functools import partial
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.requests.batch import TO_THE_END, Piece
+from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.batch import NPY, TO_THE_END, BatchRequest, InputFile, Piece
 from forebay.datasets.formats.source import Chunk
+from forebay.datasets.planning.cutting import middle
 from forebay.datasets.reading.shard_range import Halves, ShardRange
+
+MIDDLE = partial(middle, BatchRequest(50 * (InputFile("a.npy", 1),), "out", NPY, {"x": ("array",)}))
 
 
 def read(pieces: tuple[Piece, ...], steps: list[int], splits: set[int]) -> tuple[list[tuple[int, int]], list[Piece]]:
@@ -15,9 +22,8 @@ def read(pieces: tuple[Piece, ...], steps: list[int], splits: set[int]) -> tuple
     clock = number = 0
 
     def give(halves: Halves) -> bool:
-        kept, given_, _ = halves
-        given_away[:0] = given_
-        assert kept[0].first == pieces[0].first
+        given_away[:0] = halves.given
+        assert halves.kept[0].first == pieces[0].first
         return True
 
     while (piece := shard_range.piece(number)) is not None:
@@ -25,7 +31,7 @@ def read(pieces: tuple[Piece, ...], steps: list[int], splits: set[int]) -> tuple
         while at < piece.last:
             stop = min(piece.last, at + steps[clock % len(steps)])
             if clock in splits:
-                shard_range.halve(give)
+                shard_range.halve(MIDDLE, give)
             ours = shard_range.clip(number, Chunk({}, np.arange(at, stop)))
             clock += 1
             if ours is None:
@@ -54,16 +60,27 @@ def test_half_of_what_is_left_is_given_away() -> None:
     shard_range = ShardRange((Piece(0, 0, 100),))
     shard_range.clip(0, Chunk({}, np.arange(20)))
     asked: list[Halves] = []
-    assert shard_range.halve(lambda halves: bool(asked.append(halves)) or True)
-    assert asked == [((Piece(0, 0, 60),), (Piece(0, 60, 100),), 0.4)]
+    assert shard_range.halve(MIDDLE, lambda halves: bool(asked.append(halves)) or True)
+    assert asked == [Halves((Piece(0, 0, 60),), (Piece(0, 60, 100),), 0.4)]
     assert shard_range.piece(0) == Piece(0, 0, 60)
 
 
 def test_who_is_refused_keeps_everything() -> None:
     shard_range = ShardRange((Piece(0, 0, 100),))
-    assert not shard_range.halve(lambda _: False)
+    assert not shard_range.halve(MIDDLE, lambda _: False)
     assert shard_range.piece(0) == Piece(0, 0, 100)
 
 
 def test_a_piece_that_can_only_be_read_whole_is_not_cut() -> None:
-    assert not ShardRange((Piece(0, 0, TO_THE_END),)).halve(lambda _: True)
+    assert not ShardRange((Piece(0, 0, TO_THE_END),)).halve(MIDDLE, lambda _: True)
+
+
+def test_a_piece_with_other_rows_than_were_planned_is_refused_by_file_and_range() -> None:
+    for piece, where, words in (
+        (Piece(0, 10, 90, rows=3), [10, 50], r"a\.csv: bytes 10 to 90 held 3 rows .* and 2 when"),
+        (Piece(0, 4, 8), [4, 5, 6], r"a\.csv: rows 4 to 8 held 4 rows .* and 3 when"),
+    ):
+        shard_range = ShardRange((piece,))
+        shard_range.clip(0, Chunk({}, np.array(where)))
+        with pytest.raises(InvalidInput, match=words):
+            shard_range.check(0, "a.csv")

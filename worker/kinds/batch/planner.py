@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import partial
 
 from forebay.contract.job import JobState
 from forebay.contract.model import ModelVersion
-from forebay.contract.requests.batch import TO_THE_END, BatchRequest, Position, Shard
-from forebay.datasets.formats.source import Block, get_source
+from forebay.contract.requests.batch import TO_THE_END, BatchRequest, InputFile, Position, Shard
+from forebay.datasets.formats.source import Block, Size, get_source, get_text_source
 from forebay.datasets.planning.checking import check_file
-from forebay.datasets.planning.shards import Layout, Size, shards
+from forebay.datasets.planning.shards import shards
 from forebay.datasets.reading.rows import columns_read
 from forebay.storage.batches.records import Totals
 
@@ -38,24 +38,47 @@ class ShardPlanner:
 
         InvalidInput or OSError when a file cannot be read.
         """
-        request, source, until = self._request, get_source(self._request.format), time.monotonic() + PLAN_S
-        columns = columns_read(request)
-
-        @cache
-        def layout(number: int) -> list[Block]:
-            file = request.files[number]
-            with self._waiting():
-                check_file(request, self._spec.signature, file)
-                return list(source.layout(file, columns, request.row_bytes))
-
+        until = time.monotonic() + PLAN_S
+        size = self._size(totals, self._rows_left(position))
         planned: list[Shard] = []
-        size = self._size(totals, _rows_left(request, position, layout))
-        for shard, behind in shards(layout, len(request.files), position, size):
+        for shard, behind in shards(partial(self._layout, size), len(self._request.files), position, size):
             planned.append(shard)
             position = behind
             if len(planned) >= wanted or time.monotonic() > until:
                 return planned, position, False
         return planned, position, True
+
+    def _layout(self, size: Size, number: int, first: int) -> Iterator[Block]:
+        """The blocks of a file. Those of text are counted as they are needed, and no byte twice."""
+        request, text = self._request, get_text_source(self._request.format)
+        file = request.files[number]
+        with self._waiting():
+            check_file(request, self._spec.signature, file)
+            found = iter(text.counted(file, first, size) if text else self._blocks(file))
+        while True:
+            with self._waiting():
+                block = next(found, None)
+            if block is None:
+                return
+            yield block
+
+    def _blocks(self, file: InputFile) -> Sequence[Block]:
+        source = get_source(self._request.format)
+        return source.layout(file, columns_read(self._request), self._request.row_bytes)
+
+    def _rows_left(self, position: Position) -> int:
+        """About how many rows no shard covers yet; by their bytes where the format does not tell."""
+        files = self._request.files
+        if position.file >= len(files):
+            return 0
+        file, *behind = files[position.file :]
+        if get_text_source(self._request.format):
+            return (file.size - position.first + sum(f.size for f in behind)) // max(1, self._request.row_bytes)
+        with self._waiting():
+            blocks = self._blocks(file)
+        rows = sum(block.rows for block in blocks)
+        rest = sum(int(block.rows * _share_behind(block, position.first)) for block in blocks)
+        return rest + sum(f.size for f in behind) * rows // max(1, file.size)
 
     def _size(self, totals: Totals, left: int) -> Size:
         """What takes about SHARD_S by what was measured, and a guess before; less towards the end, of `left` rows, so that all
@@ -68,17 +91,6 @@ class ShardPlanner:
         rows = int(done / seconds * SHARD_S) if done and seconds > 0 else FIRST_BATCHES * batch_rows
         running = max(1, totals.shards.get(JobState.RUNNING, 0))
         return Size(max(LEAST_BATCHES * batch_rows, min(rows, left // (2 * running))), SHARD_BYTES)
-
-
-def _rows_left(request: BatchRequest, position: Position, layout: Layout) -> int:
-    """About how many rows no shard covers yet: counted in the file that is being planned, by their bytes in those behind it."""
-    if position.file >= len(request.files):
-        return 0
-    blocks = layout(position.file)
-    rows = sum(block.rows for block in blocks)
-    rest = sum(int(block.rows * _share_behind(block, position.first)) for block in blocks)
-    behind = sum(file.size for file in request.files[position.file + 1 :])
-    return rest + behind * rows // max(1, request.files[position.file].size)
 
 
 def _share_behind(block: Block, first: int) -> float:

@@ -16,10 +16,11 @@ from typing import TypeVar
 import pyarrow as pa
 import structlog
 
-from forebay.contract.errors import ForebayError, LedgerUnavailable, OutcomeUnknown
+from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable, OutcomeUnknown
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.batch import Shard
+from forebay.contract.requests.batch import BatchRequest, Piece, Shard
 from forebay.contract.requests.shards import ShardOutcome
+from forebay.datasets.planning.cutting import middle
 from forebay.datasets.planning.schema import dump_schema, kept_columns, load_schema
 from forebay.datasets.reading.inputs import Inputs
 from forebay.datasets.reading.shard_range import Halves, ShardRange
@@ -152,16 +153,16 @@ class ShardRunner:
             return
         batch = self._store.queries.get(shard.work.batch)
         if batch.planned and self._store.queries.open_shards(batch.id)[0] == 0:
-            shard.range.halve(partial(self._split, shard, batch))
+            shard.range.halve(partial(_middle, shard.request), partial(self._split, shard, batch))
 
     def _split(self, shard: RunningShard, batch: Batch, halves: Halves) -> bool:
-        kept, given, share = halves
         work, rate = shard.work, shard.seen / shard.seconds
-        if share * work.rows / rate < SPLIT_S:
+        if halves.share * work.rows / rate < SPLIT_S:
             return False
-        rows, size = int(work.rows * share), int(work.bytes * share)
-        rest = Shard(kept, work.rows - rows, work.bytes - size)
-        split_off = Shard(given, rows, size)
+        counted = all(piece.counted for piece in halves.given)
+        rows = sum(piece.rows for piece in halves.given) if counted else int(work.rows * halves.share)
+        size = int(work.bytes * halves.share)
+        rest, split_off = Shard(halves.kept, work.rows - rows, work.bytes - size), Shard(halves.given, rows, size)
         try:
             routed_jobs = self._store.split(work, rest, split_off, batch)
         except OutcomeUnknown:
@@ -169,7 +170,7 @@ class ShardRunner:
             raise
         if routed_jobs is None:
             return False
-        shard.work = replace(work, pieces=kept, rows=rest.rows, bytes=rest.bytes)
+        shard.work = replace(work, pieces=halves.kept, rows=rest.rows, bytes=rest.bytes)
         self._coordinator.send(routed_jobs)
         log.info("shard_split", batch=batch.id, shard=work.id, rows=rows, part=split_off.part)
         return True
@@ -204,6 +205,7 @@ class ShardRunner:
             try:
                 with self.writing():
                     outcome = shard.part.close(shard.seconds)
+                _check_rows(shard, outcome)
                 return self._succeed(shard, outcome)
             except LedgerUnavailable:  # the part stays: nobody knows whose it is before the ledger answers
                 raise
@@ -227,3 +229,17 @@ class ShardRunner:
             self._coordinator.advance(batch)
         except (ForebayError, OSError) as error:  # a sweep finds a batch that nobody looks after
             log.warning("batch_not_advanced", batch=batch, error=str(error))
+
+
+def _middle(request: BatchRequest, piece: Piece, last_read: int | None) -> tuple[int, int] | None:
+    try:
+        return middle(request, piece, last_read)
+    except (InvalidInput, OSError):  # who reads the shard will say so
+        return None
+
+
+def _check_rows(shard: RunningShard, outcome: ShardOutcome) -> None:
+    """Every row that was read has a result or an error: else rows were lost on their way."""
+    read, written = shard.range.rows_read, outcome.rows + outcome.failed
+    if read != written:
+        raise ForebayError(f"{read} rows were read and {written} written; nothing of this shard is kept")
