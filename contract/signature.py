@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.contract.cells import category_cell, number_cell
 from forebay.contract.errors import InvalidInput
 from forebay.contract.numbers import check_range, exactly, flattened
 from forebay.contract.references import described, shown
@@ -34,13 +35,15 @@ _VALUE_TYPES: Mapping[str, Any] = {"str": str, "bytes": (bytes, bytearray, memor
 class Field:
     """A named input or output of one sample: an array (-1 in `shape` is a free dimension), or str, bytes or json.
 
-    `allow_nan=False` refuses NaN and inf in an input. InvalidInput when the field is not valid.
+    `allow_nan=False` refuses NaN and inf in an input. A `cell` takes what a table's column may hold, see contract.cells: a
+    number, or as str a category; then `allow_nan` says whether gaps are taken. InvalidInput when the field is not valid.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
     allow_nan: bool = True
+    cell: bool = False
 
     def __post_init__(self) -> None:
         _check_field(self)
@@ -48,16 +51,18 @@ class Field:
     @classmethod
     def parse(cls, name: str, spec: Any) -> Field:
         """From the JSON form, such as `{"dtype": "float32", "shape": [64], "nan": false}`."""
-        if not isinstance(spec, Mapping) or "dtype" not in spec or not spec.keys() <= {"dtype", "shape", "nan"}:
-            raise InvalidInput(f"{shown(name)}: expected dtype, shape and (optionally) nan, got {shown(spec)}")
+        if not isinstance(spec, Mapping) or "dtype" not in spec or not spec.keys() <= {"dtype", "shape", "nan", "cell"}:
+            raise InvalidInput(f"{shown(name)}: expected dtype, shape and (optionally) nan and cell, got {shown(spec)}")
         if str(spec["dtype"]) in ARRAY_DTYPES and spec.get("shape") is None:
             raise InvalidInput(f"{shown(name)}: an array needs a shape; [] is a single number, -1 a free dimension")
         shape = spec.get("shape", ())
-        return cls(name, spec["dtype"], tuple(shape) if isinstance(shape, list) else shape, spec.get("nan", True))
+        shape = tuple(shape) if isinstance(shape, list) else shape
+        return cls(name, spec["dtype"], shape, spec.get("nan", True), spec.get("cell", False))
 
     def json(self) -> dict[str, Any]:
         shape = {"shape": list(self.shape)} if self.dtype in ARRAY_DTYPES else {}
-        return {"dtype": self.dtype, **shape, **({} if self.allow_nan else {"nan": False})}
+        marks = ({} if self.allow_nan else {"nan": False}) | ({"cell": True} if self.cell else {})
+        return {"dtype": self.dtype, **shape, **marks}
 
     def __str__(self) -> str:
         return f"{self.dtype} of shape {list(self.shape)}" if self.dtype in ARRAY_DTYPES else self.dtype
@@ -153,6 +158,8 @@ def _check_field(field: Any) -> None:
         raise InvalidInput(f"{name!a}: {dtype} takes no shape, got {shown(shape)}; leave it out")
     if not isinstance(field.allow_nan, bool):
         raise InvalidInput(f"{name!a}: nan is true or false, got {shown(field.allow_nan)}")
+    if field.cell not in (False, True) or (field.cell and (shape or dtype not in ("float32", "float64", "str"))):
+        raise InvalidInput(f"{name!a}: a cell is a single float32, float64 or str, got {dtype} and {shown(field.cell)}")
 
 
 def _is_length(length: object) -> bool:
@@ -181,6 +188,8 @@ def _named(fields: tuple[Field, ...], value: Any, side: str) -> Mapping[str, Any
 
 
 def _checked(field: Field, value: Any, where: str, exact: bool = False) -> Any:
+    if field.cell and not exact:
+        value = (category_cell if field.dtype == "str" else number_cell)(value, field.allow_nan, where)
     if field.dtype in ARRAY_DTYPES:
         return _array(field, value, where, exact)
     if not isinstance(value, _VALUE_TYPES[field.dtype]):
@@ -227,12 +236,8 @@ def _from_numbers(field: Field, value: Any, where: str, exact: bool) -> NDArray[
         raise InvalidInput(f"{where}: expected {field}, got {described(value)}")
     dtype, (shape, flat) = ARRAY_DTYPES[field.dtype], flattened(value, len(field.shape) + 1, where)
     if not shape_fits(field.shape, shape):
-        raise _mismatch(
-            field,
-            where,
-            f"{type(value).__name__} of shape {list(shape)}",
-            _hint(field, shape, exact, _ARRANGE),
-        )
+        given = f"{type(value).__name__} of shape {list(shape)}"
+        raise _mismatch(field, where, given, _hint(field, shape, exact, _ARRANGE))
     legal = (bool, np.bool_) if dtype.kind == "b" else (int, float, np.integer, np.floating)
     bad = {kind for kind in set(map(type, flat)) if not issubclass(kind, legal) or (kind is bool and dtype.kind != "b")}
     if bad:
@@ -249,7 +254,7 @@ def _scalars(value: Any) -> Any:
 
 
 def _column(field: Field, value: Any) -> list[Any]:
-    if field.dtype in ARRAY_DTYPES:
+    if field.dtype in ARRAY_DTYPES and not (field.cell and isinstance(value, list)):
         return _split(_checked(replace(field, shape=(-1, *field.shape)), value, f"input {field.name!a}"), field.name)
     items = _split(value.tolist() if isinstance(value, np.ndarray) else value, field.name)
     return [_checked(field, item, f"input {field.name!a}[{i}]") for i, item in enumerate(items)]

@@ -99,9 +99,17 @@ def to_numpy(column: pa.Array, *, nan_for_null: bool = False) -> NDArray[Any] | 
     if column.null_count:
         if not nan_for_null or pa.types.is_boolean(column.type):
             return None
+        if pa.types.is_integer(column.type) and not _float_holds(column):
+            return None
         column = column.cast(pa.float64())
     flat: NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return flat.reshape(shape)
+
+
+def _float_holds(column: pa.Array) -> bool:
+    """Whether a double holds each of these whole numbers exactly."""
+    least_most = pc.min_max(column).as_py()
+    return least_most["min"] is None or (least_most["min"] >= -(2**53) and least_most["max"] <= 2**53)
 
 
 def _nested_lists(tensors: pa.FixedShapeTensorArray) -> pa.Array:

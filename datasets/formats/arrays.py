@@ -14,6 +14,7 @@ from numpy.lib import format as npy_format
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import TO_THE_END, InputFile
+from forebay.contract.signature import ARRAY_DTYPES
 from forebay.datasets.columns import from_numpy, nested_type
 from forebay.datasets.formats.files import open_file
 from forebay.datasets.formats.source import ANY_CUTS, CHUNK_BYTES, Block, Chunk, Sample, unreadable
@@ -94,13 +95,18 @@ def _header(handle: Any, file: InputFile) -> tuple[tuple[int, ...], np.dtype[Any
         shape, fortran, dtype = read(handle)
     except (ValueError, OSError) as error:
         raise unreadable(file.path, "a .npy array", error) from error
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise InvalidInput(f"{file.path}: expected an array of numbers, found dtype {dtype}")
+    if not _is_read(dtype):
+        raise InvalidInput(f"{file.path}: expected an array of numbers of up to 64 bits, found dtype {dtype}")
     if fortran and len(shape) > 1:
         raise InvalidInput(f"{file.path}: the array is in Fortran order; save np.ascontiguousarray(array)")
     if not shape:
         raise InvalidInput(f"{file.path}: expected an array with a row for each sample, found a single number")
     return tuple(shape), dtype
+
+
+def _is_read(dtype: np.dtype[Any]) -> bool:
+    """Whether these are numbers of up to 64 bits: not long doubles, complex numbers or objects."""
+    return dtype.newbyteorder("=") in ARRAY_DTYPES.values()
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
@@ -122,9 +128,11 @@ def _opened(file: InputFile) -> Iterator[Any]:
 
 def _array(archive: Any, name: str, file: InputFile) -> Any:
     array = archive[name]
-    if array.dtype.kind not in "biufU" or not array.ndim:
+    if not (array.dtype.kind == "U" or _is_read(array.dtype)) or not array.ndim:
         what = "a single value" if not array.ndim else f"dtype {array.dtype}"
-        raise InvalidInput(f"{shown(file.path)}: array {shown(name)}: expected numbers or text by rows, found {what}")
+        raise InvalidInput(
+            f"{shown(file.path)}: array {shown(name)}: expected numbers of up to 64 bits or text by rows, found {what}"
+        )
     return array
 
 

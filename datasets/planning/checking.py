@@ -155,6 +155,8 @@ def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) ->
 
 def _may_be(declared: Field, kind: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if declared.cell:
+        return _may_be_cell(declared, kind)
     if declared.dtype == "json" or pa.types.is_null(kind):
         return declared.dtype == "json"
     if declared.dtype == "str":
@@ -165,6 +167,13 @@ def _may_be(declared: Field, kind: Any) -> bool:
     if not is_number(leaf) or not casts_safely(leaf, declared):
         return False
     return shape_may_be(declared.shape, lengths) or (declared.shape == (1,) and not lengths)
+
+
+def _may_be_cell(declared: Field, kind: Any) -> bool:
+    if declared.dtype != "str":
+        number = is_number(kind) or pa.types.is_decimal(kind)
+        return bool(number or is_text(kind) or pa.types.is_null(kind))
+    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _accepts_pixels(declared: Field) -> bool:

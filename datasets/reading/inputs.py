@@ -86,6 +86,12 @@ def _input(
     column = plain(parts[0]) if isinstance(parts[0], pa.Array) else parts[0]
     if len(parts) > 1 or _makes_vector(declared, column):
         return _joined(declared, parts, skip, bad)
+    if declared is not None and declared.cell and isinstance(column, pa.Array):
+        numbers = _number_cells(declared, column)
+        if numbers is None:
+            return _each(declared, column.to_pylist(), skip, bad)
+        _refuse_nan(declared, numbers, bad)
+        return numbers
     if isinstance(column, pa.Array) and (declared is None or declared.dtype in ARRAY_DTYPES):
         whole = _whole(declared, column)
         if whole is not None:
@@ -95,6 +101,20 @@ def _input(
             _refuse_nan(declared, values, bad)
             return values
     return _each(declared, _python(declared, column), skip, bad)
+
+
+def _number_cells(declared: Field, column: pa.Array) -> NDArray[Any] | None:
+    """A column of numbers with its gaps as NaN; None where cells have to be looked at one by one."""
+    if declared.dtype == "str":
+        return None
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    if not is_number(column.type):
+        return None
+    there = np.asarray(column.is_valid())
+    zero = pa.scalar(False if pa.types.is_boolean(column.type) else 0, column.type)
+    numbers = column.fill_null(zero).to_numpy(zero_copy_only=False).astype(np.float64)
+    return cast_numbers(np.where(there, numbers, np.nan), ARRAY_DTYPES[declared.dtype])
 
 
 def _pixels(chunk: Chunk, column: str, declared: Field, oriented: bool) -> list[Any]:
@@ -213,7 +233,7 @@ def _each(
         try:
             if isinstance(value, Exception):
                 raise value
-            if value is None and (declared is None or declared.dtype != "json"):
+            if value is None and (declared is None or not (declared.cell or declared.dtype == "json")):
                 raise _null()
             made[i] = canonical(value) if signature is None else signature.row({declared.name: value})[declared.name]  # type: ignore[union-attr]
         except InvalidInput as error:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from forebay.contract.cells import is_missing
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import CSV, IMAGES, InputFile
@@ -118,12 +119,14 @@ def _joined(parts: list[Values], text: bool) -> Values:
 
 def _numbers(values: list[Any], read: Callable[[Any], float | None]) -> Values:
     """An array if all values are numbers, or lists of equally many numbers; else the values. None is missing."""
-    present = [value for value in values if value is not None]
+    present = [value for value in values if not is_missing(value)]
     if present and all(isinstance(value, list) for value in present):
         return _stacked(values) if len(present) == len(values) else values
     if present and all(isinstance(value, bool) for value in present):
         return np.array(values, bool) if len(present) == len(values) else values
-    numbers = [np.nan if value is None else read(value) for value in values]
+    if present and all(type(value) is int for value in present) and len(present) == len(values):
+        return _whole(values)
+    numbers = [np.nan if is_missing(value) else read(value) for value in values]
     return np.array(numbers, np.float64) if present and None not in numbers else values
 
 
@@ -135,17 +138,23 @@ def _stacked(values: list[list[Any]]) -> Values:
     return array if array.dtype.kind in "biuf" else values
 
 
+def _whole(values: list[int]) -> Values:
+    return np.array(values, np.int64) if min(values) >= -(2**63) and max(values) < 2**63 else values
+
+
 def _as_float(value: Any) -> float | None:
+    """The number as a float; None for another value, and for a whole number that no float is."""
     try:
-        return float(value) if isinstance(value, bool | int | float) else None
+        number = float(value) if isinstance(value, bool | int | float) else None
     except OverflowError:
         return None
+    return number if number == value or not isinstance(value, int) else None
 
 
-def _parse(value: str) -> float | None:
+def _parse(value: Any) -> float | None:
     try:
-        return float(value)
-    except ValueError:
+        return _as_float(int(value) if value.strip().lstrip("+-").isdecimal() else float(value))
+    except (ValueError, AttributeError):
         return None
 
 

@@ -75,3 +75,11 @@ class MemoryCeilings:
             self._trying.add((spec.name, spec.version))
             return min(2 * rows, spec.max_batch_size)
         return rows
+
+
+def is_out_of_memory(error: object) -> bool:
+    """Whether this is an exception that says that the device or the machine had no room; torch is not imported for it."""
+    if not isinstance(error, Exception):
+        return False
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "can't allocate memory" in str(error)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from forebay.contract.errors import ForebayError
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row, stack_key
-from forebay.worker.execution.ceilings import MemoryCeilings
+from forebay.worker.execution.ceilings import MemoryCeilings, is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.model_cache import LoadedModel
 
@@ -197,14 +197,6 @@ def halved(
     if is_out_of_memory(failure) and not any(is_out_of_memory(made) for _, _, made in pieces):
         too_large(stop - start)
     return pieces
-
-
-def is_out_of_memory(error: object) -> bool:
-    """Whether this is an exception that says that the device or the machine had no room; torch is not imported for it."""
-    if not isinstance(error, Exception):
-        return False
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _run_prepared(model: Any, prepared: Callable[[], Any], rows: Sequence[Row], too_large: TooLarge) -> list[Any]:

@@ -29,6 +29,7 @@ from forebay.contract.settings import Settings
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
 from forebay.storage.blobs.store import BlobStore, unpack_folder
 from forebay.storage.models.registry import ModelRegistry
+from forebay.worker.execution.ceilings import is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.retrying import retry_while_unavailable
 from forebay.worker.runtimes import Model, Runtime, get_runtime
@@ -202,8 +203,16 @@ class ModelCache:
         return LoadedModel(spec, model, size, warm)
 
 
+class WrongCount(ForebayError):
+    """A model gave another number of rows than it got."""
+
+
 def warm_up(model: Model, spec: ModelVersion) -> bool:
-    """Runs made-up rows; False when nothing says what a row looks like. Raises ModelLoadFailed, or the model's own Transient."""
+    """Runs the model's own row, or made-up ones; whether one passed.
+
+    ModelLoadFailed when its own fails, when there is no room for a single row, or when a row gives no row; the model's own
+    Transient passes. A model may well refuse zeros that no user would send: that is only a warning.
+    """
     failure: Exception | None = None
     for row in _sample_rows(model, spec):
         try:
@@ -218,14 +227,19 @@ def warm_up(model: Model, spec: ModelVersion) -> bool:
     if failure is None:
         return False
     cause = f"{type(failure).__name__}: {failure}"
-    raise ModelLoadFailed(f"{spec.ref} failed its warm-up on a row of zeros: {cause}") from failure
+    own = hasattr(model, "sample_row") and not getattr(model, "sample_made_up", False)
+    if own or isinstance(failure, WrongCount) or is_out_of_memory(failure):
+        row = "its own row" if own else "a row of zeros"
+        raise ModelLoadFailed(f"{spec.ref} failed its warm-up on {row}: {cause}") from failure
+    log.warning("warm_up_failed", model=spec.ref, reason=cause, note="a made-up row of zeros; rows of jobs may do")
+    return False
 
 
 def _run(model: Model, row: Row) -> None:
     preprocess, postprocess = getattr(model, "preprocess", None), getattr(model, "postprocess", None)
     made = list(model.predict([preprocess(row) if preprocess else row]))
     if len(made) != 1:
-        raise ForebayError(f"predict gave {len(made)} rows for 1")
+        raise WrongCount(f"predict gave {len(made)} rows for 1")
     if postprocess:
         postprocess(made[0])
 

@@ -65,6 +65,8 @@ class TorchExport:
 class ExportedModel:
     """An exported program that takes any number of rows, within and beyond the batch sizes it was exported for."""
 
+    sample_made_up = True  # zeros, which a program may refuse though it serves real rows
+
     def __init__(self, program: ExportedProgram, facts: Pt2, device: str, spec: ModelVersion) -> None:
         self._facts = facts
         self._device = device

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from forebay.contract.cells import label_text
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES
@@ -22,7 +23,7 @@ from forebay.datasets.formats.files import content_hash
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, read_table
 from forebay.worker.trainer import splitting
-from forebay.worker.trainer.labels import Target, label_order, label_text
+from forebay.worker.trainer.labels import Target, label_order
 from forebay.worker.trainer.preprocessing import DROP, fit_scale, is_missing
 from forebay.worker.trainer.recipes import Recipe
 
@@ -107,7 +108,7 @@ def _chosen(request: TrainRequest, there: Sequence[str]) -> tuple[str, tuple[str
 def _kept(read: Read, features: Sequence[str], target: str, missing: str) -> NDArray[np.int64]:
     """The rows that are used: those that could be read and have a target, and no gaps when those are dropped."""
     table = read.table
-    gone = is_missing(table.columns[target])
+    gone = np.zeros(len(table), bool) if target == FOLDER else is_missing(table.columns[target])
     if gone.all():
         raise InvalidInput(f"the target {shown(target)} is missing in every row")
     if missing == DROP:
@@ -132,6 +133,8 @@ def _kept(read: Read, features: Sequence[str], target: str, missing: str) -> NDA
 def _targets(values: Values, name: str, task: str) -> tuple[NDArray[np.int64] | NDArray[np.float64], tuple[str, ...]]:
     if task == CLASSES:
         return _class_numbers(values, name)
+    if isinstance(values, list) and values and all(type(value) is int for value in values):
+        values = np.array(list(map(float, values)))
     if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf":
         return values.astype(np.float64), ()
     odd = next((v for v in values if isinstance(v, list | np.ndarray) or not _is_number(v)), None)

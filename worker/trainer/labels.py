@@ -6,7 +6,6 @@ Apart from torch it knows nothing, so that serving loads neither Lightning nor t
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +23,6 @@ class Target(Struct, frozen=True):
     classes: tuple[str, ...] = ()
     mean: float = 0.0
     deviation: float = 1.0
-
-
-def label_text(value: Any) -> str:
-    """A label as text, the same whatever format it was read from: 3, 3.0 and "3" are "3", True is "true"."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return value if isinstance(value, str) else str(value)
 
 
 def label_order(label: str) -> tuple[float, str]:

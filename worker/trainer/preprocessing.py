@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.contract import cells
+from forebay.contract.cells import label_among, label_text
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.datasets.columns import Values
 from forebay.datasets.reading.table import Table
-from forebay.worker.trainer.labels import label_text
 
 NUMBER, CATEGORY = "number", "category"
 DROP, MEAN = "drop", "mean"
 MAX_CATEGORIES = 1000
+EXACT = 2**53  # up to which a float holds every whole number
 _MOSTLY = 0.9  # text of which so much reads as numbers is a column of numbers with faults in it
 
 Spec = dict[str, Any]
@@ -30,7 +32,7 @@ Spec = dict[str, Any]
 def is_missing(values: Values) -> NDArray[np.bool_]:
     """For each row whether it has no value here; a vector with a gap in it counts."""
     if isinstance(values, list):
-        return np.array([value is None or value != value for value in values], bool)
+        return np.array([cells.is_missing(value) for value in values], bool)
     if values.dtype.kind != "f":
         return np.zeros(len(values), bool)
     return np.array(~np.isfinite(values).reshape(len(values), -1).all(axis=1), bool)
@@ -47,7 +49,7 @@ def fit_columns(table: Table, categorical: Sequence[str], missing: str, normaliz
         if is_missing(values).all():
             raise InvalidInput(f"column {shown(name)} has no value in any row of the training split; leave it out")
         if isinstance(values, list) and name not in categorical:
-            _refuse_faulty_numbers(name, values)
+            _refuse_faulty_numbers(name, [value for value in values if not cells.is_missing(value)])
         if name in categorical or isinstance(values, list):
             fitted.append(_fit_category(name, values, missing))
         else:
@@ -69,14 +71,15 @@ def width(specs: Sequence[Spec]) -> int:
 
 
 def fields(specs: Sequence[Spec]) -> dict[str, Any]:
-    """The inputs of a signature: one for each column. A missing number is taken as NaN, where gaps are filled."""
+    """The inputs of a signature: one for each column, which takes what the column held when it was trained on."""
     return {spec["name"]: _field(spec) for spec in specs}
 
 
 def _field(spec: Spec) -> dict[str, Any]:
+    gaps = {} if "fill" in spec else {"nan": False}
     if spec["kind"] == CATEGORY:
-        return {"dtype": "str"}
-    return {"dtype": "float32", "shape": list(spec["shape"])} | ({} if "fill" in spec else {"nan": False})
+        return {"dtype": "str", "cell": True} | gaps
+    return {"dtype": "float32", "shape": list(spec["shape"])} | gaps | ({} if spec["shape"] else {"cell": True})
 
 
 def fit_scale(values: NDArray[Any]) -> tuple[list[float], list[float]]:
@@ -129,6 +132,12 @@ def _fit_category(name: str, values: Values, missing: str) -> Spec:
 
 
 def _refuse_faulty_numbers(name: str, texts: Sequence[Any]) -> None:
+    whole = [value for value in texts if type(value) is int or (isinstance(value, str) and value.strip().isdigit())]
+    if len(whole) == len(texts) and any(abs(int(value)) > EXACT for value in whole):
+        raise InvalidInput(
+            f"column {shown(name)} has gaps and whole numbers beyond 2^53, such as {max(whole, key=int)}, which no float holds "
+            f"exactly; leave it out of the features, or make it a category: categorical={name}"
+        )
     faulty = [text for text in texts if isinstance(text, str) and not _is_number(text)]
     if faulty and len(faulty) <= (1 - _MOSTLY) * len(texts):
         raise InvalidInput(
@@ -154,7 +163,11 @@ def _one_hot(spec: Spec, values: Values) -> NDArray[np.float32]:
     places = {text: i for i, text in enumerate(spec["values"])}
     made = np.zeros((len(values), len(places)), np.float32)
     for row, (value, gap) in enumerate(zip(values, is_missing(values), strict=True)):
-        place = places.get(str(spec.get("fill")) if gap else label_text(value))
+        if gap and "fill" not in spec:
+            raise InvalidInput(
+                f"column {shown(spec['name'])}: the value is missing, and the model was trained without gaps"
+            )
+        place = places.get(str(spec["fill"]) if gap else label_among(places, value))
         if place is not None:
             made[row, place] = 1
     return made

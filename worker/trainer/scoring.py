@@ -23,10 +23,11 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from forebay.contract.cells import label_text
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.training import METRICS
-from forebay.worker.trainer.labels import LABEL, PROBABILITIES, label_text
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES
 
 _ALONE: Mapping[str, Any] = {"sync_on_compute": False}  # each process scores what it is given; nothing is gathered
 _LEAST = 1e-12  # a probability of 0 would make the loss infinite

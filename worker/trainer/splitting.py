@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.contract.cells import label_text
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.training import TEST, TRAIN, VALIDATION, Split
 from forebay.datasets.columns import Values
-from forebay.worker.trainer.labels import label_text
 
 SPLITS = (TRAIN, VALIDATION, TEST)
 RowIndices = Mapping[str, NDArray[np.int64]]

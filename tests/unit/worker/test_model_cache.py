@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.model import ModelVersion
@@ -95,12 +96,35 @@ def _sized(spec: ModelVersion, artifact_bytes: int) -> ModelVersion:
     return replace(spec, artifact_bytes=artifact_bytes)
 
 
-def test_a_failed_warm_up_is_a_failed_load_with_its_cause():
+def test_a_model_that_refuses_made_up_zeros_is_loaded_with_a_warning():
+    def predict(rows):
+        if not rows[0]["x"].any():
+            raise RuntimeError("a length must be at least 1")
+        return list(rows)
+
+    with capture_logs() as logs:
+        loaded = cache(100, FakeRuntime(predict)).get(version("a"))
+    assert not loaded.warm
+    assert [(line["event"], line["reason"]) for line in logs if line["log_level"] == "warning"] == [
+        ("warm_up_failed", "RuntimeError: a length must be at least 1")
+    ]
+
+
+def test_a_model_that_has_no_room_for_one_row_fails_to_load():
+    def predict(rows):
+        raise MemoryError("20 GiB")
+
+    with pytest.raises(ModelLoadFailed, match="MemoryError"):
+        cache(100, FakeRuntime(predict)).get(version("a"))
+
+
+def test_a_failed_warm_up_on_the_models_own_row_is_a_failed_load_with_its_cause(monkeypatch):
     def predict(rows):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
+    monkeypatch.setattr(FakeModel, "sample_row", lambda self: {"x": np.ones(2)}, raising=False)
     models = cache(100, FakeRuntime(predict))
-    with pytest.raises(ModelLoadFailed, match=r"a/1 failed its warm-up.*mat1 and mat2") as caught:
+    with pytest.raises(ModelLoadFailed, match=r"a/1 failed its warm-up on its own row.*mat1 and mat2") as caught:
         models.get(version("a"))
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert (models.loads, models.held()) == (0, ())

@@ -40,12 +40,12 @@ def test_gaps_become_the_constant() -> None:
 def test_a_category_that_training_did_not_have_is_nothing_and_numbers_may_be_categories() -> None:
     specs = fit({"zip": np.array([10.0, 20.0, 10.0])}, categorical=("zip",))
     np.testing.assert_array_equal(encode_columns(specs, {"zip": ["20", "30"]}), [[0, 1], [0, 0]])
-    assert fields(specs) == {"zip": {"dtype": "str"}}
+    assert fields(specs) == {"zip": {"dtype": "str", "nan": False, "cell": True}}
 
 
 def test_the_signature_takes_gaps_only_where_they_are_filled() -> None:
-    assert fields(fit({"n": MIXED["n"]}, "mean")) == {"n": {"dtype": "float32", "shape": []}}
-    assert fields(fit({"n": MIXED["n"]})) == {"n": {"dtype": "float32", "shape": [], "nan": False}}
+    assert fields(fit({"n": MIXED["n"]}, "mean")) == {"n": {"dtype": "float32", "shape": [], "cell": True}}
+    assert fields(fit({"n": MIXED["n"]})) == {"n": {"dtype": "float32", "shape": [], "nan": False, "cell": True}}
 
 
 @given(arrays(np.float64, st.integers(2, 20), elements=st.floats(-1e6, 1e6)))
@@ -72,6 +72,6 @@ def test_free_text_is_no_category() -> None:
 
 def test_what_is_missing_is_seen_in_every_kind_of_column() -> None:
     assert is_missing(MIXED["n"]).tolist() == [False, False, True]
-    assert is_missing(["a", None, float("nan")]).tolist() == [False, True, True]
+    assert is_missing(["a", None, float("nan"), "", " ", "NA", "NAN OK"]).tolist() == [False, *[True] * 5, False]
     assert is_missing(np.array([[1.0, np.inf], [1.0, 2.0]])).tolist() == [True, False]
     assert is_missing(np.array([1, 2])).tolist() == [False, False]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from forebay.contract.cells import label_text
 from forebay.contract.errors import InvalidInput
-from forebay.worker.trainer.labels import label_text
 from forebay.worker.trainer.scoring import Scorer
 
 RNG = np.random.default_rng(0)

@@ -6,7 +6,6 @@ The trainer's Scorer then counts. Only counts are kept of the rows; where there 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.contract.cells import is_missing, label_among, label_text
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.worker.trainer.labels import LABEL, PROBABILITIES, label_order, label_text
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES, label_order
 from forebay.worker.trainer.scoring import Scorer
 
 MAX_CLASSES = 10_000
@@ -55,7 +55,7 @@ class Comparison:
         be compared.
         """  # fmt: skip
         self._fail(len(errors), next(iter(errors.values()), None))
-        there = np.array([not _is_missing(value) for value in truth], bool)
+        there = np.array([not (isinstance(value, Exception) or is_missing(value)) for value in truth], bool)
         gone = int(len(there) - there.sum())
         self._fail(gone, InvalidInput("the target is missing") if gone else None)
         if not there.any():
@@ -112,7 +112,7 @@ class Comparison:
             exact = self._about_rows * len(self._known) <= EXACT_VALUES
             self._scorer = Scorer(self._known, bins=None if exact else BINS)
         known = set(self._known)
-        self._scorer.add(columns, [_label_among(known, value) for value in truth])
+        self._scorer.add(columns, [label_among(known, value) for value in truth])
 
     def _count(self, labels: Sequence[Any], truth: list[Any]) -> None:
         """Which labels there are is not known: pairs are counted until all have been seen."""
@@ -185,28 +185,12 @@ def _floats(truth: list[Any]) -> NDArray[np.float64]:
         raise InvalidInput(f"the model gives numbers, and a target is not a number: {error}") from error
 
 
-def _label_among(known: set[str], value: Any) -> str:
-    """A target as a label; text from CSV such as '3.0' may be the number that a label stands for."""
-    text = label_text(value)
-    if text in known or not isinstance(value, str):
-        return text
-    try:
-        number = float(value)
-    except ValueError:
-        return text
-    return label_text(number) if math.isfinite(number) else text
-
-
 def _label(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     if isinstance(value, Mapping | list | tuple | bytes | np.ndarray):
         raise InvalidInput(f"an output is {shown(value)}, which is neither a label nor a number")
     return label_text(value)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or isinstance(value, Exception) or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _repeated(pairs: Mapping[tuple[str, str], int]) -> Iterator[tuple[list[str], list[str]]]:
