@@ -25,7 +25,7 @@ class ShardWork:
 
     def temporary(self, name: str) -> str:
         """Where this attempt writes what becomes the file `name`."""
-        return f"_temporary/{name.replace('/', '-')}.{self.id}.{self.attempt}"
+        return f"_temporary/{self.batch}/{name.replace('/', '-')}.{self.id}.{self.attempt}"
 
 
 class WrittenFile(Struct, frozen=True):

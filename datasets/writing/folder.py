@@ -9,7 +9,9 @@ import hashlib
 import io
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -79,10 +81,16 @@ class OutputFolder:
             raise InvalidInput(f"{shown(self.url)}: {MARKER} there is not Forebay's; name another folder") from error
 
     @_translates_errors
-    def release(self) -> None:
-        """Empty the folder again, since nothing was submitted."""
-        self._fs.rm_file(self._path(MARKER))
-        self.clear_temporary()
+    def release(self, batch: str) -> None:
+        """Empty the folder again, since nothing was submitted; unless another batch has it by now."""
+        if self.is_of(batch):
+            self._fs.rm_file(self._path(MARKER))
+            self.clear_temporary(batch)
+
+    def is_of(self, batch: str) -> bool:
+        """Whether the folder is this batch's; a worker that was frozen may wake when it has long been another's."""
+        marker = self.marker()
+        return marker is None or marker["batch"] == batch
 
     @_translates_errors
     def create(self, name: str) -> Sink:
@@ -113,10 +121,11 @@ class OutputFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all."""
-        temporary = f"{TEMPORARY}/{name}.{os.getpid()}"
+        temporary = f"{TEMPORARY}/{name}.{secrets.token_hex(8)}"
         with self.create(temporary) as sink:
             sink.write(data)
-        self.place(temporary, name)
+        if not self.place(temporary, name):
+            raise FileNotFoundError(f"{shown(self.url)}: {temporary} is gone before it could be named {name}")
 
     @_translates_errors
     def read(self, name: str) -> bytes:
@@ -147,12 +156,12 @@ class OutputFolder:
                 continue
 
     @_translates_errors
-    def clear_temporary(self) -> None:
-        """Remove what killed attempts have left behind."""
-        try:
-            self._fs.rm(self._path(TEMPORARY), recursive=True)
-        except FileNotFoundError:
-            return
+    def clear_temporary(self, batch: str) -> None:
+        """Remove what killed attempts of this batch have left behind, and nothing of anybody else."""
+        with suppress(FileNotFoundError):
+            self._fs.rm(self._path(f"{TEMPORARY}/{batch}"), recursive=True)
+        with suppress(OSError):  # there is more in it, or it is no folder
+            self._fs.rmdir(self._path(TEMPORARY))
 
     def manifest(self) -> Manifest | None:
         try:

@@ -53,8 +53,8 @@ def audit(session: Session, id: str) -> dict[str, Any]:
                 f"the shards' files hold {good} and {bad} rows, the ledger counts {totals.done} and {totals.failed}"
             )
         faults += _manifest_faults(manifest, good, bad, files)
-    elif manifest is not None:
-        faults.append(f"there is a manifest though the batch is {info.state}")
+    elif manifest is not None:  # it was canceled when its last shard had ended
+        faults += _manifest_faults(manifest, good, bad, files)
     return {
         "batch": id, "state": info.state, "output": folder.url, "files": len(files), "input": rows,
         "ledger": {"completed": totals.done, "failed": totals.failed}, "manifest": asdict(manifest.counts) if manifest else None,

@@ -110,7 +110,7 @@ def submit(session: Session, submitter: Submitter, options: ResolvedOptions, req
     except OutcomeUnknown:  # the batch may be there, and then the folder is its own
         raise
     except ForebayError:
-        folder.release()
+        folder.release(id)
         raise
 
 

@@ -38,6 +38,7 @@ PLANNED_BYTES = Statement("SELECT sum(bytes) FROM shards WHERE batch_id = :id")
 OUTCOMES = Statement("""
 SELECT s.part, s.pieces, s.outcome FROM shards s JOIN jobs j ON j.id = s.id
 WHERE s.batch_id = :id AND j.state = 'succeeded' AND s.part > :after ORDER BY s.part LIMIT 1000""")
+LAST_END = Statement("SELECT max(finished_at) FROM jobs WHERE parent_id = :id")
 PLANNED_PIECES = Statement("""
 SELECT part, planned FROM shards WHERE batch_id = :id AND planned IS NOT NULL AND part > :after ORDER BY part LIMIT 1000""")
 FIRST_ERROR = Statement("""
@@ -140,6 +141,11 @@ class BatchQueries:
             for row in rows:
                 yield row.part, decode(row.pieces, tuple[Piece, ...]), decode(row.outcome, ShardOutcome)
             after = rows[-1].part
+
+    def last_end(self, id: str) -> float | None:
+        """When the last shard of a batch ended."""
+        end = self._ledger.scalar(LAST_END, id=id)
+        return None if end is None else float(end)
 
     def planned_pieces(self, id: str) -> Iterator[Piece]:
         """What the batch was planned to cover, in the order of the input."""

@@ -43,6 +43,7 @@ _CANCELED = f"""parent_id = :id AND state = 'canceled' AND EXISTS (
 KEEP_CANCELED = sql.keep_outcome(_CANCELED)
 RETRY_CANCELED = Statement(f"UPDATE jobs SET {RESET} WHERE {_CANCELED} RETURNING {ROUTED_JOB}")
 
+HOLD = Statement(f"UPDATE jobs SET progress_done = progress_done {HELD}")
 HAND_OFF = Statement(f"UPDATE jobs SET {NO_LEASE} {HELD}")
 
 # Nobody plans for a batch that has ended.
@@ -107,6 +108,8 @@ class BatchStore:
             "part_schema": part_schema,
         }  # fmt: skip
         with self.ledger.write() as connection:
+            if HOLD.execute(connection, id=job.id, attempt=job.attempt).rowcount == 0:
+                raise LeaseLost(job.id)
             OPEN.execute(connection, id=job.id, **about)
             KEEP_UNDONE.execute(connection, id=job.id, now=now)
             return routed_jobs(RETRY_UNDONE.execute(connection, id=job.id, now=now))

@@ -63,14 +63,14 @@ class Findings:
     written_twice: int = 0  # more than one write of a final state
     wrong: int = 0  # another outcome than the input asked for, or one that nobody ran
     over_max_attempts: int = 0  # jobs that were run more often than `max_attempts` allows
-    unacknowledged: int = 0  # in the ledger although the client heard that they were refused; they end like all others
+    unacknowledged: int = 0  # in the ledger although the client heard that nothing was stored
     executions: Counter[int] = field(default_factory=Counter)  # how many jobs were run how often
     problems: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
         """Whether every promise was kept."""
-        return not (self.lost or self.written_twice or self.wrong or self.over_max_attempts)
+        return not (self.lost or self.written_twice or self.wrong or self.over_max_attempts or self.unacknowledged)
 
     def note(self, job: Accepted, what: str) -> None:
         """Remember what is not as it must be."""

@@ -15,7 +15,7 @@ import psutil
 import redis
 import structlog
 
-from chaos.schedule import Fault, FaultKind
+from chaos.schedule import ON_NETWORK, ON_POSTGRES, Fault, FaultKind
 from chaos.stack import Stack
 from forebay.worker.parent.processes import ManagedProcess, has_ended
 
@@ -58,6 +58,12 @@ class Faults:
         """False when there is nothing that the fault could strike now."""
         if fault.worker is not None:
             return self._on_worker(fault, self._stack.workers[fault.worker], late)
+        if fault.kind in ON_NETWORK:
+            network = self._stack.database_network if fault.kind in ON_POSTGRES else self._stack.redis_network
+            if network is None:
+                return False
+            self._later(fault.lasts_s, network.inject(fault.kind))
+            return True
         if fault.kind is FaultKind.RESTART_POSTGRES:
             return self._restart_postgres(fault.lasts_s)
         return self._on_redis(fault)

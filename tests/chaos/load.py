@@ -1,7 +1,7 @@
 """What the client submits: a plan drawn from a seed, and a few threads that carry it out while things break.
 
-A submit that raises LedgerUnavailable stored nothing as far as the client knows, and is tried again under new numbers, or
-under the same idempotency key. Knows the client; what becomes of the jobs is the audit's.
+A submit that raises LedgerUnavailable stored nothing, and is made again; one that raises OutcomeUnknown is looked up first.
+Knows the client; what becomes of the jobs is the audit's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from chaos.audit import Accepted
 from chaos.model import Effect
-from forebay.contract.errors import ForebayError, LedgerUnavailable
+from forebay.contract.errors import ForebayError, JobNotFound, LedgerUnavailable, OutcomeUnknown
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 
@@ -163,20 +163,35 @@ class Load:
         while not self._stop.is_set():
             try:
                 jobs = self._submit(submission, numbers)
+            except OutcomeUnknown as error:
+                log.info("submit_unknown", jobs=len(submission.specs), error=str(error))
+                known = self._look_up(error.job_ids)
+                if known is None:
+                    continue
+                jobs = known
             except LedgerUnavailable as error:
                 log.info("submit_refused", jobs=len(submission.specs), error=str(error))
                 with self._lock:
                     self.refused += 1
                 if time.monotonic() > deadline:
                     break
-                if submission.key is None:  # it may be there all the same: its commit's answer was lost
-                    numbers = self._take_numbers(len(submission.specs))
                 self._stop.wait(0.2)
                 continue
             return self._note(submission, numbers, jobs)
         with self._lock:
             self.given_up += len(submission.specs)
         return []
+
+    def _look_up(self, ids: Sequence[str]) -> list[Job] | None:
+        """The jobs of a submit of which nobody knew whether it was stored; None when it was not."""
+        while not self._stop.wait(0.2):
+            try:
+                return [self.client.job(id) for id in ids]
+            except JobNotFound:
+                return None
+            except LedgerUnavailable:
+                continue
+        return None
 
     def _submit(self, submission: Submission, numbers: Sequence[int]) -> list[Job]:
         specs = submission.specs

@@ -133,7 +133,7 @@ class _Run:
     def go(self) -> Report:
         options = self._options
         self._tell("starting queue, ledger and workers", 0)
-        stack = Stack(self._home, options.workers, options.database, options.seconds)
+        stack = Stack(self._home, options.workers, options.database, options.seconds, options.seed)
         try:
             stack.start()
             faults = Faults(stack, self._schedule(stack))

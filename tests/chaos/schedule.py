@@ -16,10 +16,24 @@ class FaultKind(StrEnum):
     FREEZE_WORKER = "freeze_worker"  # SIGSTOP to a worker and its child, long enough for leases to lapse; then SIGCONT
     KILL_REDIS = "kill_redis"  # SIGKILL; it comes back on its append-only file
     FLUSH_REDIS = "flush_redis"  # FLUSHALL
+    CUT_REDIS = "cut_redis"  # the network cuts all connections to it, and goes on to cut some
+    SLOW_REDIS = "slow_redis"  # answers take longer
+    SILENT_REDIS = "silent_redis"  # nothing passes, connections stay open; then they are cut
     RESTART_POSTGRES = "restart_postgres"  # an immediate shutdown, which cuts everyone off, and recovery
+    CUT_DATABASE = (
+        "cut_database"  # as for Redis; one commit in three is cut, before it arrives or before its answer does
+    )
+    SLOW_DATABASE = "slow_database"
+    SILENT_DATABASE = "silent_database"
 
 
 ON_WORKERS = (FaultKind.KILL_CHILD, FaultKind.KILL_PARENT, FaultKind.KILL_SUPERVISOR, FaultKind.FREEZE_WORKER)
+ON_POSTGRES = frozenset(
+    {FaultKind.RESTART_POSTGRES, FaultKind.CUT_DATABASE, FaultKind.SLOW_DATABASE, FaultKind.SILENT_DATABASE}
+)
+ON_NETWORK = (ON_POSTGRES - {FaultKind.RESTART_POSTGRES}) | {
+    FaultKind.CUT_REDIS, FaultKind.SLOW_REDIS, FaultKind.SILENT_REDIS,
+}  # fmt: skip
 EVERY_S = 3.0  # a fault, on average
 LONGEST_FREEZE_S = 45.0
 LONGEST_OUTAGE_S = 4.0
@@ -47,10 +61,10 @@ def lease_for(seconds: float) -> float:
 def draw(seed: int, seconds: float, workers: int, *, postgres: bool) -> list[Fault]:
     """The faults of a run in the order in which they begin; the last has ended when `seconds` are over.
 
-    Each kind comes at least once, and then as chance has it one fault every 3 s; PostgreSQL is only restarted where `postgres`.
+    Each kind comes at least once, and then as chance has it one fault every 3 s; what strikes PostgreSQL only where `postgres`.
     """
     chance = random.Random(f"faults {seed}")
-    kinds = [kind for kind in FaultKind if postgres or kind is not FaultKind.RESTART_POSTGRES]
+    kinds = [kind for kind in FaultKind if postgres or kind not in ON_POSTGRES]
     more = max(0, round(seconds / EVERY_S) - len(kinds))
     wanted = kinds + chance.choices(kinds, k=more)
     return sorted((_fault(chance, kind, seconds, workers) for kind in wanted), key=lambda f: (f.at, f.kind))
@@ -69,6 +83,6 @@ def _length(chance: random.Random, kind: FaultKind, seconds: float) -> float:
         return round(
             chance.triangular(shortest, longest, shortest), 3
         )  # more short ones, so that there are more zombies
-    if kind in (FaultKind.KILL_REDIS, FaultKind.RESTART_POSTGRES):
+    if kind in (FaultKind.KILL_REDIS, FaultKind.RESTART_POSTGRES, *ON_NETWORK):
         return round(chance.uniform(0.1, min(LONGEST_OUTAGE_S, seconds / 4)), 3)
     return 0.0

@@ -14,6 +14,7 @@ import psutil
 import structlog
 
 from chaos import evidence
+from chaos.network import Network
 from chaos.schedule import lease_for
 from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobState
@@ -38,25 +39,29 @@ RESTART_S = 1.0  # before `forebay worker` is started again, as a service manage
 class Stack:
     """Queue, ledger and workers of one run, all in `home` but PostgreSQL, which may not look into it."""
 
-    def __init__(self, home: Path, workers: int, database: str, seconds: float) -> None:
+    def __init__(self, home: Path, workers: int, database: str, seconds: float, seed: int = 1) -> None:
         """`database` is `sqlite`, `postgres`, or the address of an empty one. InvalidInput when it cannot be had."""
         self.home = home
         self.valkey = Valkey(home / "valkey")
         self.postgres = _postgres() if database == "postgres" else None
         self._given = database not in ("sqlite", "postgres")
-        self.settings = self._settings(database, seconds)
+        self.redis_network = Network(self.valkey.url, seed)
+        own = f"{self.postgres.url}/postgres" if self.postgres else f"sqlite:///{home / 'ledger.db'}"
+        self._database = database if self._given else own  # as chaos itself reaches it
+        self.database_network = Network(own, seed) if self.postgres else None
+        self.settings = self._settings(seconds)
         self.workers = [self._worker(f"worker-{i}") for i in range(workers)]
         mark = Mark(MARK, str(home))
         self._supervisor = ProcessSupervisor(self.workers, mark, backoff_s=[RESTART_S], overlap=True)
         self._ledger: Ledger | None = None
 
-    def _settings(self, database: str, seconds: float) -> Settings:
+    def _settings(self, seconds: float) -> Settings:
         lease = lease_for(seconds)
         config = self.home / CONFIG_FILE  # empty, so that no other forebay.toml is read
         config.touch()
-        own = f"{self.postgres.url}/postgres" if self.postgres else f"sqlite:///{self.home / 'ledger.db'}"
+        network = self.database_network
         return Settings.load(
-            {}, config=config, home=self.home, broker=self.valkey.url, database=database if self._given else own,
+            {}, config=config, home=self.home, broker=self.redis_network.url, database=network.url if network else self._database,
             lease_s=lease, heartbeat_s=lease / 5, sweep_s=lease / 5, resend_s=lease / 2, torch_threads=1,
             max_inline_bytes=4096, allowed_python_models="chaos.model", preload=",",
         )  # fmt: skip
@@ -72,7 +77,8 @@ class Stack:
         self.valkey.start()
         if self.postgres is not None:
             self.postgres.start()
-        self._ledger = Ledger(self.settings.database, create=True)
+        direct = Settings.load({}, config=self.home / CONFIG_FILE, home=self.home, database=self._database)
+        self._ledger = Ledger(direct.database, create=True)
         upgrade(self._ledger)
         evidence.install_write_trigger(self._ledger)
         for worker in self.workers:  # one after the other: each looks which names are taken
@@ -118,6 +124,8 @@ class Stack:
         remove_stale_pages()
         if self._ledger is not None:
             self._leave_ledger(self._ledger)
+        for network in filter(None, (self.redis_network, self.database_network)):
+            network.close()
         self.valkey.stop()
         if self.postgres is not None:
             self.postgres.stop()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from chaos import load, schedule
 from chaos.model import Effect
-from chaos.schedule import ON_WORKERS, FaultKind, lease_for
+from chaos.schedule import ON_POSTGRES, ON_WORKERS, FaultKind, lease_for
 
 SEEDS = st.integers(-(2**31), 2**31)
 SECONDS = st.floats(5, 600)
@@ -27,7 +27,7 @@ def test_other_seeds_give_other_schedules():
 @given(SEEDS, SECONDS, WORKERS, st.booleans())
 def test_every_kind_of_fault_comes_and_the_last_is_over_in_time(seed, seconds, workers, postgres):
     faults = schedule.draw(seed, seconds, workers, postgres=postgres)
-    expected = set(FaultKind) if postgres else set(FaultKind) - {FaultKind.RESTART_POSTGRES}
+    expected = set(FaultKind) if postgres else set(FaultKind) - ON_POSTGRES
     assert {fault.kind for fault in faults} == expected
     assert [fault.at for fault in faults] == sorted(fault.at for fault in faults)
     assert all(fault.at > 0 and fault.at + fault.lasts_s <= seconds for fault in faults)

@@ -73,6 +73,7 @@ class Bench:
         context = ChildContext(settings, ledger, blobs, broker, self.page, ChildMetrics(), ceilings, cache)  # type: ignore[arg-type]
         context.dispatcher = self.sent  # type: ignore[assignment]
         self.store, self.runner = context.jobs, Runner(context)
+        self.coordinator = handler.BatchCoordinator(context, handler.BatchStore(ledger))
         np.save(folder / "x.npy", np.arange(ROWS, dtype=np.float64))
         file = InputFile(str(folder / "x.npy"), (folder / "x.npy").stat().st_size)
         request = BatchRequest((file,), str(self.output), "npy", {"x": ("array",)}, shard_rows=16)
@@ -170,3 +171,27 @@ def test_a_shard_that_another_worker_has_by_now_leaves_no_file(bench: Bench) -> 
     assert summary.lost == len(taken) >= 1
     assert {bench.store.queries.get(id).worker for id in taken} == {"other"}
     assert len(list(bench.output.glob("part-*"))) == 4 - len(taken)
+
+
+def test_a_worker_that_wakes_after_its_batch_has_ended_leaves_the_manifest_alone(bench: Bench) -> None:
+    [frozen] = bench.store.claim([bench.batch], "frozen", 30)
+    with bench.ledger.write() as connection:
+        connection.execute(text("UPDATE jobs SET lease_until = 0 WHERE id = :id"), {"id": bench.batch})
+    bench.store.sweeps.free_lapsed()
+    bench.start()
+    bench.run_sent()
+    assert bench.state is JobState.SUCCEEDED
+    before = (bench.output / "_manifest.json").read_bytes()
+    assert not bench.coordinator.start(frozen)
+    assert (bench.output / "_manifest.json").read_bytes() == before
+    assert bench.state is JobState.SUCCEEDED
+
+
+def test_a_batch_leaves_a_folder_alone_that_is_another_ones_by_now(bench: Bench) -> None:
+    bench.output.mkdir()
+    (bench.output / "_batch.json").write_text(json.dumps({"batch": "0" * 32, "request": "f"}))
+    bench.start()
+    error = bench.store.queries.get(bench.batch).error
+    assert error is not None
+    assert (error.type, "belongs to another batch" in error.message) == ("InvalidInput", True)
+    assert [path.name for path in bench.output.iterdir()] == ["_batch.json"]

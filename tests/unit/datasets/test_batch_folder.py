@@ -41,13 +41,15 @@ def test_a_folder_belongs_to_the_batch_that_claimed_it_first_and_to_nobody_when_
 ) -> None:
     assert folder.claim("b1", "asked") is None
     assert OutputFolder(folder.url).claim("b2", "asked") == {"batch": "b1", "request": "asked"}
-    folder.release()
+    folder.release("b2")
+    assert folder.marker(), "it is not that one's to give up"
+    folder.release("b1")
     folder.write(MANIFEST, b"{}")
     with pytest.raises(InvalidInput, match="is not an empty folder"):
         folder.claim("b3", "asked")
     folder.remove([MANIFEST, "never"])
-    folder.clear_temporary()
-    folder.clear_temporary()
+    folder.clear_temporary("b1")
+    folder.clear_temporary("b1")
     assert folder.manifest() is None
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from forebay.contract.errors import BrokerUnavailable, InvalidInput
 from forebay.contract.job import JobError, JobState, utc
-from forebay.contract.references import ModelRef
+from forebay.contract.references import ModelRef, shown
 from forebay.contract.requests.batch import BatchRequest
 from forebay.contract.requests.coverage import coverage_faults
 from forebay.contract.requests.manifest import InputRange, Manifest, OutputFile, RowCounts
@@ -29,7 +29,7 @@ from forebay.datasets.planning.schema import dump_schema, part_schema
 from forebay.datasets.writing.folder import MANIFEST, OutputFolder
 from forebay.storage.batches.records import Batch, Totals
 from forebay.storage.batches.store import BatchStore
-from forebay.storage.jobs.records import ClaimedJob
+from forebay.storage.jobs.records import ClaimedJob, LeaseLost
 from forebay.worker.execution.backoff import may_pass
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.kinds.batch.planner import ShardPlanner
@@ -73,14 +73,17 @@ class BatchCoordinator:
         try:
             request = self.request(job.id)
             with self._waiting():
-                OutputFolder(request.output).remove([MANIFEST])
+                _check_owner(OutputFolder(request.output), job.id)
             schema = self._store.queries.part_schema(job.id)
             if schema is None:  # one that starts again need not be able to read its files any more
                 signature = self._context.registry.get(ModelRef(job.model, job.version)).signature
                 schema = dump_schema(part_schema(request, signature, self._waiting))
         except (InvalidInput, OSError) as error:
             return self._not_started(job, error)
-        revived = self._store.start(job, request, schema)
+        try:
+            revived = self._store.start(job, request, schema)
+        except LeaseLost:
+            return False
         self.send(revived)
         try:
             self.advance(job.id)
@@ -92,6 +95,8 @@ class BatchCoordinator:
     def _not_started(self, job: ClaimedJob, error: Exception) -> bool:
         if may_pass(error):
             raise error
+        if self._context.jobs.queries.attempts([job.id]).get(job.id) != job.attempt:
+            return False
         self.fail(job.id, JobError(type(error).__name__, str(error)))
         return False
 
@@ -163,8 +168,9 @@ class BatchCoordinator:
             return
         manifest = self._manifest(batch, folder, totals)
         with self._waiting():
+            _check_owner(folder, batch.id)
             folder.write(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-            folder.clear_temporary()
+            folder.clear_temporary(batch.id)
         result = self._context.payloads.store(codec.encode(msgspec.to_builtins(manifest)))
         done = totals.done + totals.failed
         ended = self._store.complete(batch.id, *result, done, done)
@@ -207,7 +213,7 @@ class BatchCoordinator:
         return Manifest(
             batch=batch.id, model=f"{batch.model}/{batch.version}", output=folder.url, format=request.format,
             counts=RowCounts(totals.done + totals.failed, totals.done, totals.failed),
-            started_at=utc(batch.started_at), finished_at=utc(self._store.ledger.now()),
+            started_at=utc(batch.started_at), finished_at=utc(self._store.queries.last_end(batch.id)),
             parts=tuple(parts), errors=tuple(errors),
         )  # fmt: skip
 
@@ -242,6 +248,16 @@ class BatchCoordinator:
             return not any(self._context.broker.llen(key) for key in redis_keys(queue))
         except (redis.RedisError, OSError):
             return False
+
+
+def _check_owner(folder: OutputFolder, batch: str) -> None:
+    """InvalidInput when the folder is another batch's.
+
+    Nobody removes a manifest. It is written when every part is there and says the same whoever writes it, so a worker that was
+    frozen and wakes late takes nothing from a batch that has ended meanwhile.
+    """
+    if not folder.is_of(batch):
+        raise InvalidInput(f"the output {shown(folder.url)} belongs to another batch by now; name another folder")
 
 
 def _too_many(request: BatchRequest, totals: Totals, ended: bool) -> JobError | None:
