@@ -183,4 +183,7 @@ def _seconds(name: str, value: Any, direction: str) -> float:
         return value.timestamp() - time.time()
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
         raise InvalidInput(f"{name} {shown(value)}: give seconds {direction}, a timedelta or an aware datetime")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InvalidInput(f"{name} {shown(value)}: that is more seconds than can be counted") from error

@@ -49,7 +49,7 @@ def test_a_batch_tells_why_rows_failed(user: User, tmp_path: Path) -> None:
     told = user.json("batch", "digits", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--columns", "x")
     assert told["request_counts"]["failed"] == 2
     assert [kind["type"] for kind in told["errors"]["rows"]] == ["InvalidInput"]
-    again = user.run("batch", "digits", str(tmp_path / "in.parquet"), str(tmp_path / "out"), "--columns", "x")
+    again = user.run("batch", "digits", str(tmp_path / "in.parquet"), str(tmp_path / "again"), "--columns", "x")
     assert "_errors; why, with the first of each kind:" in again.stderr
     assert "  2 rows: InvalidInput" in again.stderr
     assert "    row 7: " in again.stderr
