@@ -1,4 +1,5 @@
-"""Our pages in Flower's navigation: our templates come first, and Flower's own include our tabs (tabs.html) and style sheet.
+"""One navigation for our pages and Flower's: our templates come first, and Flower's own have our name, our tabs (tabs.html,
+with Flower's under "Celery") and our style sheet.
 
 No template of Flower's is copied; the two that are extended are checked for the marks we know when they are loaded.
 """
@@ -12,7 +13,8 @@ from tornado.template import Loader, Template
 from forebay.contract.errors import ForebayError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-FLOWER_TABS = '<ul class="app-nav navbar-nav">'
+BRAND = "<span>Flower</span>"
+TABS_BEGIN, TABS_END = '<ul class="app-nav navbar-nav">', "</ul>"
 HEAD_END = "</head>"
 
 
@@ -25,18 +27,22 @@ class TemplateLoader(Loader):  # type: ignore[misc] # tornado's types are not fo
         path = own if own.is_file() else Path(self.root) / name
         source = path.read_text(encoding="utf-8")
         if name == "navbar.html":
-            source = _insert_before(source, FLOWER_TABS, '{% include "tabs.html" %}\n')
-            source = source.replace(
-                FLOWER_TABS, '<ul class="app-nav app-nav-celery navbar-nav" aria-label="Celery">', 1
-            )
+            before, flowers = _split(source, TABS_BEGIN)
+            source = f'{before}{{% include "tabs.html" %}}{_split(flowers, TABS_END)[1]}'
+            before, after = _split(source, BRAND)
+            source = f"{before}<span>Forebay</span>{after}"
         elif name == "base.html":
-            source = _insert_before(source, HEAD_END, '<link rel="stylesheet" href="{{ asset(\'forebay.css\') }}">\n  ')
+            before, after = _split(source, HEAD_END)
+            source = f'{before}<link rel="stylesheet" href="{{{{ asset(\'forebay.css\') }}}}">\n  {HEAD_END}{after}'
+        for title in ("· Flower{% end %}", "{% block title %}Flower{% end %}"):
+            source = source.replace(title, title.replace("Flower", "Forebay"), 1)
         return Template(source, name=name, loader=self)
 
 
-def _insert_before(source: str, mark: str, addition: str) -> str:
-    if mark not in source:
+def _split(source: str, mark: str) -> tuple[str, str]:
+    before, found, after = source.partition(mark)
+    if not found:
         raise ForebayError(
             f"this Flower's templates are not those that Forebay extends (no {mark}): install flower 2.2"
         )
-    return source.replace(mark, addition + mark, 1)
+    return before, after

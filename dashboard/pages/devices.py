@@ -45,8 +45,8 @@ class DevicesPage(Page):
     """`/devices`. Flower's `/workers` shows the same processes as Celery sees them."""
 
     tab = template = "devices"
-    heading = "Devices"
-    about = "One worker owns one device. Workers that have been silent for a day are not shown."
+    heading = "Workers"
+    about = "Each owns one device. Workers that have been silent for a day are not shown."
 
     async def get(self) -> None:
         devices, load = await asyncio.gather(

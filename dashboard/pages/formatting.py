@@ -57,13 +57,21 @@ def estimate(seconds: float) -> str:
 
 
 def value(item: object) -> str:
-    """A metric or a parameter: a float to six significant digits, the first items of a list, anything else as it is."""
+    """A metric or a parameter: a float rounded, the first items of a list, anything else as it is."""
     if isinstance(item, float):
-        return f"{item:.6g}"
+        return number(item)
     if isinstance(item, list | tuple):
         more = f" and {len(item) - MAX_ITEMS:,} more" if len(item) > MAX_ITEMS else ""
         return ", ".join(value(each) for each in item[:MAX_ITEMS]) + more
     return UNKNOWN if item is None else str(item)
+
+
+def number(value: float) -> str:
+    """0.123457, 12,346, 12.4 M: six significant digits, and of millions three with a letter."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if size * 0.9995 <= abs(value) < 1e15:
+            return f"{value / size:.3g} {letter}" if abs(value) < size * 999.5 else f"{value / size:,.0f} {letter}"
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e6 else f"{value:.6g}"
 
 
 def rate(per_second: float | None, unit: str = "jobs") -> str:

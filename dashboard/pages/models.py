@@ -18,28 +18,27 @@ from forebay.dashboard.reads.trends import WINDOWS, Trend
 from forebay.storage.health import Failures, failures_by_model
 
 MAX_NAMES = 200
+MAX_SHOWN, MAX_VERSIONS = 5, 100  # versions of a name, and of the only one
 MAX_FIELDS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class ModelsPageData:
-    """All versions; by name and version, the jobs running now, the rows that fit by device, and the bytes by live worker."""
+    """All versions; by name and version, the jobs running now, the bytes by live worker, and why jobs failed."""
 
     versions: list[ModelVersion]
     running: Mapping[tuple[str, int], int]
-    ceilings: Mapping[tuple[str, int], Mapping[str, int]]
     loaded: Mapping[tuple[str, str], Mapping[str, float]]
     failures: Mapping[tuple[str, int], Sequence[Failures]]
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One version, its jobs running now and ended in the last day, rows that fit by device, bytes by worker."""
+    """One version, its jobs running now and ended in the last day, bytes by worker, and why jobs failed."""
 
     model: ModelVersion
     running: int
     ended: Mapping[JobState, int]
-    ceilings: Mapping[str, int]
     loaded: Mapping[str, float]
     failures: Sequence[Failures]
 
@@ -49,7 +48,7 @@ class ModelsPage(Page):
 
     tab = template = "models"
     heading = "Models"
-    about = "Every registered version, the newest of each name first."
+    about = "The newest version of each name, and those that have an alias; filter by a name for all of its versions."
     poll_s = 10
 
     async def get(self) -> None:
@@ -58,7 +57,7 @@ class ModelsPage(Page):
             self.ledger.read("models", lambda queries: read_models(queries, self.forebay.alive_s), max_age_s=5),
             self.read_trend(WINDOWS["day"]),
         )
-        groups = rows_by_name(data.value, trend.value, wanted) if data.value is not None else None
+        groups = shortened(rows_by_name(data.value, trend.value, wanted), wanted) if data.value is not None else None
         self.show(
             data, trend, groups=groups and groups[:MAX_NAMES], more=max(0, len(groups or ()) - MAX_NAMES), wanted=wanted,
             field_text=partial(field_text, limit=MAX_FIELDS), states=JobState,
@@ -68,7 +67,7 @@ class ModelsPage(Page):
 def read_models(queries: LedgerQueries, alive_s: float) -> ModelsPageData:
     overview = queries.overview
     return ModelsPageData(
-        queries.models.versions(), overview.running_by_model(), overview.ceilings(), _loaded(queries, alive_s),
+        queries.models.versions(), overview.running_by_model(), _loaded(queries, alive_s),
         failures_by_model(queries.ledger),
     )  # fmt: skip
 
@@ -91,7 +90,6 @@ def rows_by_name(data: ModelsPageData, trend: Trend | None, wanted: str = "") ->
             model,
             data.running.get(key, 0),
             trend.by_model.get(key, {}) if trend else {},
-            data.ceilings.get(key, {}),
             data.loaded.get((model.name, str(model.version)), {}),
             data.failures.get(key, ()),
         )
@@ -99,6 +97,20 @@ def rows_by_name(data: ModelsPageData, trend: Trend | None, wanted: str = "") ->
     matching = (model for model in data.versions if wanted.lower() in model.name.lower())
     groups = groupby(matching, key=lambda model: model.name)
     return [(name, [row(model) for model in group][::-1]) for name, group in groups]
+
+
+def shortened(groups: list[tuple[str, list[VersionRow]]], wanted: str) -> list[tuple[str, list[VersionRow], int]]:
+    """Of each name the newest version, those with an alias, and how many others there are; of the name `wanted` more."""
+    found = []
+    for name, rows in groups:
+        whole = name == wanted or len(groups) == 1
+        shown = (
+            rows[:MAX_VERSIONS]
+            if whole
+            else [row for i, row in enumerate(rows) if i == 0 or row.model.aliases][:MAX_SHOWN]
+        )
+        found.append((name, shown, len(rows) - len(shown)))
+    return found
 
 
 def field_text(fields: tuple[Field, ...] | None, limit: int | None = None) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
+from forebay.contract.requests.recipes import parameters
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import TRAIN, TrainRequest
+from forebay.dashboard.pages import formatting as fmt
 from forebay.dashboard.pages.base import CHARTS
 from forebay.dashboard.pages.job import JobPageBase, read_details
 from forebay.dashboard.reads.curves import BestValue, best, last_and_best, run_charts
@@ -44,7 +46,7 @@ class RunPage(JobPageBase):
         data = snapshot.value
         self.show_job(
             snapshot, id, charts=run_charts(data.curve) if data else [], points=last_and_best(data.curve) if data else [],
-            parameters=list(flatten(data.request)) if data and data.request else [],
+            **parameter_lists(data.request if data else None),
             eta_s=eta_s(data.run, data.curve) if data and data.run else None,
         )  # fmt: skip
 
@@ -66,6 +68,20 @@ def _request(data: bytes | None) -> Mapping[str, Any] | None:
     except InvalidInput:
         return None
     return None if request is None else request.summary()
+
+
+def parameter_lists(request: Mapping[str, Any] | None) -> dict[str, list[tuple[str, Any]]]:
+    """What was asked for: `parameters` that were given, and `defaults`, those that are as they are by default."""
+    if request is None:
+        return {"parameters": [], "defaults": []}
+    known = parameters(str(request.get("recipe")))
+    by_default = TrainRequest("", (), "").summary() | {"params": {name: p.default for name, p in known.items()}}
+    usual = {name: fmt.value(value) for name, value in flatten(by_default)}
+    asked = list(flatten(request))
+    return {
+        "parameters": [(name, value) for name, value in asked if usual.get(name) != fmt.value(value)],
+        "defaults": [(name, value) for name, value in asked if usual.get(name) == fmt.value(value)],
+    }
 
 
 def flatten(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

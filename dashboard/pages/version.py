@@ -43,6 +43,7 @@ class VersionPageData:
     children: list[ModelVersion]
     evaluations: list[Evaluation]
     failures: Sequence[Failures]
+    ceilings: Mapping[str, int]
 
     @property
     def held_out(self) -> Mapping[str, Any]:
@@ -79,6 +80,7 @@ def read_version(queries: LedgerQueries, ref: str) -> VersionPageData:
         children[:MAX_CHILDREN],
         queries.training.evaluations(model.name, model.version, MAX_EVALUATIONS),
         failures_by_model(queries.ledger).get((model.name, model.version), ()),
+        queries.overview.ceilings().get((model.name, model.version), {}),
     )
 
 

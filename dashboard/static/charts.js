@@ -7,6 +7,15 @@
   var PERCENTILES = ["p50", "p95", "p99"];
   var STROKES = [[], [6, 3], [2, 3]]; // distinct without colour too
 
+  // As wide as the longest label, so that none is cut.
+  function labelWidth(_, labels) {
+    return Math.max(48, 24 + 7 * Math.max.apply(null, (labels || [""]).map(function (label) { return String(label).length; })));
+  }
+
+  function height() {
+    return window.innerWidth < 480 ? 130 : 200;
+  }
+
   function colour(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim() || "#888";
   }
@@ -53,13 +62,13 @@
     };
     return [
       Object.assign({}, look, { values: function (_, ticks) { return ticks.map(clock); } }),
-      Object.assign({}, look, { size: 68, values: function (_, ticks) { return ticks.map(show); } })
+      Object.assign({}, look, { size: labelWidth, values: function (_, ticks) { return ticks.map(show); } })
     ];
   }
 
   function options(key, place) {
     return {
-      width: place.clientWidth, height: 200, tzDate: function (stamp) { return uPlot.tzDate(new Date(stamp * 1000), "UTC"); },
+      width: place.clientWidth, height: height(), tzDate: function (stamp) { return uPlot.tzDate(new Date(stamp * 1000), "UTC"); },
       scales: { y: { range: function (_, low, high) { return [0, high > 0 ? high * 1.1 : 1]; } } },
       axes: axes(key === "rate" ? jobs : seconds),
       series: [{ label: "UTC", value: function (_, value) { return value === null ? "–" : clock(value); } }].concat(lines(key)),
@@ -100,7 +109,7 @@
     Object.keys(charts).forEach(function (key) {
       var place = document.getElementById("chart-" + key);
       if (charts[key] && charts[key].width !== place.clientWidth && place.clientWidth > 0) {
-        charts[key].setSize({ width: place.clientWidth, height: 200 });
+        charts[key].setSize({ width: place.clientWidth, height: height() });
       }
     });
   }).observe(document.querySelector(".fb-charts"));

@@ -3,7 +3,6 @@
 (function () {
   "use strict";
 
-  var HEIGHT = 220;
   var plots = {};
   var COLOURS = { light: ["#1f6f2e", "#2563eb", "#b42318", "#7c3aed", "#9a5b00", "#0f766e"],
     dark: ["#6bd07c", "#7db0ff", "#ff8d80", "#c4a3ff", "#f0b45a", "#5ad1c4"] };
@@ -13,6 +12,15 @@
     return document.documentElement.dataset.bsTheme === "dark" ? "dark" : "light";
   }
 
+  // As wide as the longest label, so that none is cut.
+  function labelWidth(_, labels) {
+    return Math.max(48, 24 + 7 * Math.max.apply(null, (labels || [""]).map(function (label) { return String(label).length; })));
+  }
+
+  function height() {
+    return window.innerWidth < 480 ? 130 : 220;
+  }
+
   function colour(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim() || "#888";
   }
@@ -20,7 +28,11 @@
   function shown(value) {
     if (value === null || value === undefined) { return "–"; }
     var size = Math.abs(value);
-    if (size !== 0 && (size < 0.001 || size >= 1e6)) { return value.toExponential(2); }
+    if (size !== 0 && size < 0.001) { return value.toExponential(2); }
+    if (size >= 1e6 && size < 1e15) {
+      var letter = size >= 1e12 ? ["T", 1e12] : size >= 1e9 ? ["G", 1e9] : ["M", 1e6];
+      return Number((value / letter[1]).toPrecision(3)).toLocaleString("en-US") + " " + letter[0];
+    }
     return Number(value.toPrecision(4)).toLocaleString("en-US", { maximumFractionDigits: 6 });
   }
 
@@ -37,10 +49,10 @@
       };
     });
     return {
-      width: place.clientWidth, height: HEIGHT, scales: { x: { time: false } },
+      width: place.clientWidth, height: height(), scales: { x: { time: false } },
       axes: [
         Object.assign({}, look, { values: whole }),
-        Object.assign({}, look, { size: 68, values: function (_, ticks) { return ticks.map(shown); } })
+        Object.assign({}, look, { size: labelWidth, values: function (_, ticks) { return ticks.map(shown); } })
       ],
       series: [{ label: "step", value: function (_, value) { return shown(value); } }].concat(lines),
       cursor: { drag: { x: false, y: false } }
@@ -80,7 +92,7 @@
     Object.keys(plots).forEach(function (i) {
       var place = document.getElementById("curve-" + i);
       if (place && place.clientWidth > 0 && plots[i].plot.width !== place.clientWidth) {
-        plots[i].plot.setSize({ width: place.clientWidth, height: HEIGHT });
+        plots[i].plot.setSize({ width: place.clientWidth, height: height() });
       }
     });
   }

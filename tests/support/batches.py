@@ -44,8 +44,7 @@ class MadeBatch:
         self.jobs.add([job])
         [claimed] = self.jobs.claim([self.id], worker, 30)
         self.store.start(claimed, request)
-        pieces = [(Piece(0, i * ROWS, (i + 1) * ROWS),) for i in range(shards)]
-        planned = [Shard(piece, ROWS, ROWS * 100) for piece in pieces]
+        planned = [Shard(_pieces(i), ROWS, ROWS * 100) for i in range(shards)]
         routed_jobs = self.store.plan(self.store.queries.get(self.id), planned, Position(1, 0), True)
         self.shards = [routed_job.id for routed_job in routed_jobs or []]
         self.store.hand_off(claimed)
@@ -80,14 +79,14 @@ class MadeBatch:
         """As `finish`, in one transaction and without claims: for very many shards. Those in `bad` have rows that failed."""
         failed = sum(kind.count for kind in kinds)
         good, worse = ShardOutcome(ROWS, 0, 2.0), ShardOutcome(ROWS - failed, failed, 2.0, kinds=tuple(kinds))
-        outcomes = [(self.shards[i], worse if i in bad else good) for i in numbers]
+        outcomes = [(i, self.shards[i], worse if i in bad else good) for i in numbers]
         ends = self.store.ledger.now() - 2.0 * len(outcomes)
         with self.store.ledger.write() as connection:
             connection.execute(
                 text(ENDED),
                 [
                     {"id": id, "worker": self.worker, "start": ends + 2 * i, "end": ends + 2 * i + 1.8}
-                    for i, (id, _) in enumerate(outcomes)
+                    for i, (_, id, _) in enumerate(outcomes)
                 ],
             )
             rows = [
@@ -98,8 +97,9 @@ class MadeBatch:
                     "seconds": o.seconds,
                     "outcome": encode(o).decode(),
                     "rows": ROWS,
+                    "pieces": encode(_pieces(i)).decode(),
                 }
-                for id, o in outcomes
+                for i, id, o in outcomes
             ]
             FINISH.execute_many(connection, rows)
         self._show()
@@ -112,3 +112,8 @@ class MadeBatch:
     def _show(self) -> None:
         totals = self.store.queries.totals(self.id)
         self.store.set_progress(self.id, totals.done + totals.failed, totals.rows, "shards done")
+
+
+def _pieces(number: int) -> tuple[Piece, ...]:
+    """What a shard covers, counted from 0."""
+    return (Piece(0, number * ROWS, (number + 1) * ROWS),)

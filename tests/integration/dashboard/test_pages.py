@@ -45,7 +45,7 @@ def test_our_pages_carry_their_headers_and_hold_no_script_or_style_within(site: 
 
 def test_what_users_wrote_is_shown_as_text(site: Site, scene: Scene) -> None:
     done, failed = scene.interesting[JobState.SUCCEEDED], scene.interesting[JobState.FAILED]
-    pages = {path: site.text(path) for path in (f"/jobs/{done}", f"/jobs/{failed}", "/models")}
+    pages = {path: site.text(path) for path in (f"/jobs/{done}", f"/jobs/{failed}", "/models", "/models/digits/2")}
     running = scene.interesting[JobState.RUNNING]
     batch = pages["batch"] = site.text(f"/batches/{running}")
     pages["batches"] = site.text("/batches")
@@ -60,7 +60,9 @@ def test_what_users_wrote_is_shown_as_text(site: Site, scene: Scene) -> None:
     assert "<img" not in pages[f"/jobs/{done}"].replace('<img src="/static/favicon.ico', "")
     assert "&lt;img src=x onerror=alert(1)&gt;" in pages[f"/jobs/{done}"]
     assert "conv2 &lt;b&gt;&amp;" in pages[f"/jobs/{failed}"]
-    assert "&lt;script&gt;alert(&#x27;user&#x27;)&lt;/script&gt;" in pages["/models"].replace("&#39;", "&#x27;")
+    assert "&lt;script&gt;alert(&#x27;user&#x27;)&lt;/script&gt;" in pages["/models/digits/2"].replace(
+        "&#39;", "&#x27;"
+    )
     assert all("<script>alert" not in page for page in pages.values())
 
 
@@ -73,6 +75,18 @@ def test_query_parameters_are_shown_as_text(site: Site, scene: Scene) -> None:
     assert "<script>alert" not in site.ask(f"/batches?{urlencode({'model': evil, 'state': evil})}").text
     batch = scene.interesting[JobState.RUNNING]
     assert "<script>alert" not in site.text(f"/batches/{batch}?{urlencode({'shards': evil, 'notice': evil})}")
+
+
+def test_pages_bear_forebays_name_and_what_is_missing_is_a_page_too(site: Site) -> None:
+    for path in ("/overview", "/workers", "/tasks", "/broker", "/nowhere"):
+        page = site.ask(path).text
+        assert "<span>Forebay</span>" in page, path
+        assert "<span>Flower</span>" not in page, path
+        assert re.search(r"<title>[^<]*Forebay</title>", page), path
+    missing = site.ask(f"/jobs/{'0' * 32}")
+    assert (missing.status, "Page not found" in missing.text) == (404, True)
+    assert "no job has the id" in missing.text
+    assert 'id="to-overview"' in missing.text
 
 
 def test_a_fragment_is_the_changing_part_alone(site: Site) -> None:

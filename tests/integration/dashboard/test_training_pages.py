@@ -41,7 +41,8 @@ def test_a_run_shows_its_curves_data_checkpoints_and_what_became_of_the_alias(si
     text = page_text(page)
     for words in (
         "Best accuracy 0.9667 on held-out rows", "Alias moved : @champion moved from iris/1: accuracy 0.9667 is better",
-        "105 train, 15 validation, 30 test", "params.lr 0.03", "2 rows with missing values", "200 10 12.25 KiB",
+        "105 train, 15 validation, 30 test", "params.lr 0.03",
+        "more, as they are by default", "2 rows with missing values", "200 10 12.25 KiB",
         "versicolor 0 9 1",
     ):  # fmt: skip
         assert words in text, words

@@ -1,5 +1,6 @@
 """Numbers and times with their units."""
 
+import math
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -65,6 +66,17 @@ def test_timestamps_are_utc() -> None:
     assert fmt.timestamp(noon) == "2026-11-22 10:00:00 UTC"
     assert fmt.timestamp(None) == "–"
     assert fmt.iso(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000+00:00"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (3.35e8, "335 M"), (12_400_000.0, "12.4 M"), (1e6, "1 M"), (999_900.0, "1 M"), (-2.5e9, "-2.5 G"), (7e12, "7 T"),
+        (999_000_000.0, "999 M"), (12_345.6, "12,346"), (1234.5, "1234.5"), (0.0, "0"), (1e-6, "1e-06"), (math.nan, "nan"),
+    ],
+)  # fmt: skip
+def test_large_numbers_are_written_for_people(given: float, text: str) -> None:
+    assert fmt.number(given) == text
 
 
 def test_a_value_is_rounded_and_a_long_list_is_cut() -> None:
