@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from forebay.contract.requests.batch import TO_THE_END, InputFile
 from forebay.contract.signature import ARRAY_DTYPES
 from forebay.datasets.columns import from_numpy, nested_type
 from forebay.datasets.formats.files import open_file
-from forebay.datasets.formats.source import ANY_CUTS, CHUNK_BYTES, Block, Chunk, Sample, unreadable
+from forebay.datasets.formats.source import ANY_CUTS, CHUNK_BYTES, Block, Chunk, Sample, decoding
 
 COLUMN = "array"  # the name of the only column of a .npy file
 
@@ -89,12 +88,10 @@ class Npz:
 
 
 def _header(handle: Any, file: InputFile) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    try:
+    with decoding(file.path, "a .npy array"):
         major, _ = npy_format.read_magic(handle)
         read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
         shape, fortran, dtype = read(handle)
-    except (ValueError, OSError) as error:
-        raise unreadable(file.path, "a .npy array", error) from error
     if not _is_read(dtype):
         raise InvalidInput(f"{file.path}: expected an array of numbers of up to 64 bits, found dtype {dtype}")
     if fortran and len(shape) > 1:
@@ -115,15 +112,14 @@ def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 @contextmanager
 def _opened(file: InputFile) -> Iterator[Any]:
-    try:
-        with open_file(file.path) as handle, np.load(handle, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InvalidInput(f"{shown(file.path)} is not a .npz archive")
-            yield archive
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise unreadable(file.path, "a .npz archive", error) from error
+    with (
+        open_file(file.path) as handle,
+        decoding(file.path, "a .npz archive"),
+        np.load(handle, allow_pickle=False) as archive,
+    ):
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InvalidInput(f"{shown(file.path)} is not a .npz archive")
+        yield archive
 
 
 def _array(archive: Any, name: str, file: InputFile) -> Any:

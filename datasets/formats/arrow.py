@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from forebay.contract.requests.batch import TO_THE_END, InputFile
 from forebay.datasets.formats.files import open_file
-from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample, unreadable
+from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample, decoding
 
 
 class Arrow:
@@ -44,11 +44,8 @@ class Arrow:
 @contextmanager
 def _opened(file: InputFile) -> Iterator[Iterator[Any]]:
     """The schema, then the record batches."""
-    try:
-        with open_file(file.path) as handle:
-            yield _batches(handle)
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise unreadable(file.path, "an Arrow file", error) from error
+    with open_file(file.path) as handle, decoding(file.path, "an Arrow file"):
+        yield _batches(handle)
 
 
 def _batches(handle: Any) -> Iterator[Any]:

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forebay.contract.requests.batch import InputFile
 from forebay.datasets.formats.files import local_path, open_file
-from forebay.datasets.formats.source import CHUNK_BYTES, CHUNK_ROWS, Block, Chunk, Sample, unreadable
+from forebay.datasets.formats.source import CHUNK_BYTES, CHUNK_ROWS, Block, Chunk, Sample, decoding
 
 DECODED_AGAIN = 512 << 20  # the shards of one row group decode at most half as many bytes in vain
 READ_BUFFER = 1 << 20
@@ -57,18 +56,19 @@ def _opened(file: InputFile) -> Iterator[pq.ParquetFile]:
     # The path, where there is one: pyarrow then reads without the interpreter's lock. Buffered, and nothing fetched beforehand:
     # else a row group's columns are in memory whole (measured: 790 MB instead of 23 for one of 780 MB).
     path = local_path(file.path)
-    try:
-        if path is not None:
-            with pq.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False) as parquet:
-                yield parquet
-            return
+    if path is not None:
         with (
-            open_file(file.path) as handle,
-            pq.ParquetFile(handle, buffer_size=READ_BUFFER, pre_buffer=False) as parquet,
+            decoding(file.path, "Parquet"),
+            pq.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False) as parquet,
         ):
             yield parquet
-    except (pa.ArrowInvalid, FileNotFoundError, KeyError) as error:
-        raise unreadable(file.path, "Parquet", error) from error
+        return
+    with (
+        open_file(file.path) as handle,
+        decoding(file.path, "Parquet"),
+        pq.ParquetFile(handle, buffer_size=READ_BUFFER, pre_buffer=False) as parquet,
+    ):
+        yield parquet
 
 
 def _bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:

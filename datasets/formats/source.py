@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol, cast
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forebay.contract.errors import InvalidInput
+from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, FORMATS, IMAGES, JSONL, NPY, NPZ, OPENAI, PARQUET, InputFile
 from forebay.datasets.columns import Column
@@ -158,6 +159,21 @@ def check_columns(file: InputFile, sample: Sample, wanted: Sequence[str]) -> Non
     if missing:
         there = ", ".join(map(shown, sample.types))
         raise InvalidInput(f"{shown(file.path)}: there is no column {shown(missing[0])}; there are {there:.500}")
+
+
+@contextmanager
+def decoding(path: str, what: str) -> Iterator[None]:
+    """Turns whatever a decoder raises for a damaged file into InvalidInput. Errors of a file system, which have a number, and
+    of a store pass.
+    """  # fmt: skip
+    try:
+        yield
+    except (ForebayError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise
+        raise unreadable(path, what, error) from error
 
 
 def unreadable(path: str, what: str, error: Exception) -> InvalidInput:

@@ -163,3 +163,24 @@ def test_an_export_made_for_a_gpu_runs_where_there_is_none(tmp_path):
 def test_the_bytes_of_an_export_are_those_of_its_tensors(tmp_path):
     path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
     assert load(path).nbytes() == 4 * (4 * 4 + 4 + 4 * 3 + 3 + 3)
+
+
+class AtLeastOne(torch.nn.Module):
+    def forward(self, x, n):  # (batch, 4), (batch,)
+        torch._check(n.min().item() >= 1)
+        return x * n[:, None]
+
+
+def test_a_program_that_refuses_zeros_is_loaded_and_serves_what_it_takes(tmp_path):
+    path, batch = tmp_path / "least.pt2", Dim("batch")
+    export(
+        AtLeastOne(),
+        (torch.ones(3, 4), torch.ones(3, dtype=torch.int64)),
+        path,
+        dynamic_shapes=({0: batch}, {0: batch}),
+    )
+    spec = version("torch-export", Signature.parse(*read_pt2_signature(path)))
+    loaded = ModelCache(1 << 30, lambda _: path, "cpu").get(spec)
+    assert not loaded.warm
+    [made] = loaded.model.predict([{"x": np.ones(4, np.float32), "n": np.int64(2)}])
+    assert made.tolist() == [2, 2, 2, 2]
