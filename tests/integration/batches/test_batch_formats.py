@@ -1,5 +1,6 @@
 """Every format of input, from submit to output, and what is refused at submit."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from msgspec.structs import asdict
 from PIL import Image
 
-from forebay import InvalidInput
+from forebay import InvalidInput, JobFailed
 from forebay.storage.batches.views import BatchViews
 from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
 from support.worker_stack import WorkerStack
@@ -75,6 +76,46 @@ def test_json_lines_keep_types_and_texts_of_any_length_come_back_in_order(stack:
     messages = [error["message"] for error in errors_of(tmp_path / "out")]
     assert "not JSON" in messages[0]
     assert "missing" in messages[1]
+
+
+def test_an_unpleasant_csv_comes_back_row_by_row_from_shards_of_any_size(stack: WorkerStack, tmp_path: Path) -> None:
+    texts = [
+        '5" pipe',
+        "a\nb",
+        "line\r\nline",
+        ' "x',
+        "é,;",
+        'the "valve"',
+        " ",
+        *(f"plain {i}" for i in range(60)),
+        "c\rd",
+    ]
+    data = "\ufeffid,text\r\n" + "".join(
+        f"{i},{text if i in (0, 3) else chr(34) + text.replace(chr(34), 2 * chr(34)) + chr(34)}{end}"
+        for (i, text), end in zip(enumerate(texts), 17 * ["\n", "\r\n\r\n", "\r", "\n\n"], strict=True)
+    )
+    (tmp_path / "in.csv").write_bytes(data.encode())
+    manifest = run(stack, "shout", tmp_path / "in.csv", tmp_path / "out", columns="text", keep="id", shard_rows=7)
+    assert [file.rows for file in manifest.parts] == [7] * 9 + [5]
+    assert rows_of(tmp_path / "out") == [{"id": str(i), "output": text.upper()} for i, text in enumerate(texts)]
+
+
+def test_a_file_that_is_damaged_far_behind_fails_its_batch_by_name_and_at_once(
+    stack: WorkerStack, tmp_path: Path
+) -> None:
+    texts = [20_000 * "x" for _ in range(150)]
+    whole = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-9])
+    job = stack.client.batch("shout", tmp_path / "cut.jsonl.gz", tmp_path / "out", columns="text")
+    with pytest.raises(JobFailed, match=r"cut\.jsonl\.gz' cannot be read as a gzip file"):
+        job.result(120)
+    [shard] = BatchViews(stack.ledger).shards(job.id).shards
+    assert (shard.attempt, shard.error) == (1, "InvalidInput")
+    text = "\n".join(["text", *texts, '"never closed', "the end"])
+    (tmp_path / "quote.csv").write_text(text)
+    job = stack.client.batch("shout", tmp_path / "quote.csv", tmp_path / "out2", columns="text")
+    with pytest.raises(JobFailed, match=rf"quote\.csv': the quote at byte {text.index(chr(34))} is not closed"):
+        job.result(120)
 
 
 def test_openais_form_comes_back_in_openais_form(stack: WorkerStack, tmp_path: Path) -> None:
