@@ -62,7 +62,8 @@ def load_data(request: TrainRequest, recipe: Recipe, normalize: bool, processes:
     learned = {name: read.table.columns[name] for name in (*features, target)}
     hashes = splitting.row_hashes(learned, len(read.table))
     read = _prepared(read, recipe, features, request)
-    kept = _kept(read, features, target, request.missing)
+    folders = request.format == IMAGES and target == FOLDER  # a folder may well be called NA
+    kept = _kept(read, features, None if folders else target, request.missing)
     table = read.table.take(kept)
     targets, classes = _targets(table.columns[target], target, recipe.task)
     rows_of = splitting.split_rows(len(table), table.columns, request.split, request.seed)
@@ -105,10 +106,10 @@ def _chosen(request: TrainRequest, there: Sequence[str]) -> tuple[str, tuple[str
     return target, request.features or ((IMAGE,) if images else others)
 
 
-def _kept(read: Read, features: Sequence[str], target: str, missing: str) -> NDArray[np.int64]:
+def _kept(read: Read, features: Sequence[str], target: str | None, missing: str) -> NDArray[np.int64]:
     """The rows that are used: those that could be read and have a target, and no gaps when those are dropped."""
     table = read.table
-    gone = np.zeros(len(table), bool) if target == FOLDER else is_missing(table.columns[target])
+    gone = np.zeros(len(table), bool) if target is None else is_missing(table.columns[target])
     if gone.all():
         raise InvalidInput(f"the target {shown(target)} is missing in every row")
     if missing == DROP:

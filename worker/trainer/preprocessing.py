@@ -132,7 +132,7 @@ def _fit_category(name: str, values: Values, missing: str) -> Spec:
 
 
 def _refuse_faulty_numbers(name: str, texts: Sequence[Any]) -> None:
-    whole = [value for value in texts if type(value) is int or (isinstance(value, str) and value.strip().isdigit())]
+    whole = [value for value in texts if type(value) is int or (isinstance(value, str) and value.strip().isdecimal())]
     if len(whole) == len(texts) and any(abs(int(value)) > EXACT for value in whole):
         raise InvalidInput(
             f"column {shown(name)} has gaps and whole numbers beyond 2^53, such as {max(whole, key=int)}, which no float holds "

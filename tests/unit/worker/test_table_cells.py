@@ -163,10 +163,11 @@ def test_long_doubles_are_refused_in_words(tmp_path: Path, suffix: str) -> None:
         check_file(request, Signature(), request.files[0])
 
 
-def test_a_gap_in_a_target_is_no_class(tmp_path: Path) -> None:
-    rows = {"x": [1.0, 2.0, 3.0, 4.0] * 5, "y": ["a", "b", "NA", ""] * 5}
+@pytest.mark.parametrize("target", ["y", "label"])
+def test_a_gap_in_a_target_is_no_class(tmp_path: Path, target: str) -> None:
+    rows = {"x": [1.0, 2.0, 3.0, 4.0] * 5, target: ["a", "b", "NA", ""] * 5}
     pq.write_table(pa.table(rows), tmp_path / "t.parquet")
-    request = TrainRequest("classifier", files_of(tmp_path / "t.parquet"), "parquet", "y")
+    request = TrainRequest("classifier", files_of(tmp_path / "t.parquet"), "parquet", target)
     data = load_data(request, Classifier({}), normalize=True)
     assert data.summary.classes == ("a", "b")
     assert data.summary.dropped == 10
