@@ -1,11 +1,13 @@
 """The producer's commands on a real SQLite ledger. Redis is away, which is legal: jobs wait, or the test runs them."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from forebay.contract.job import JobError, Transition
@@ -401,6 +403,20 @@ def test_a_batch_is_shown_with_its_input_its_output_and_why_rows_failed_where(sh
     told = shell.json("jobs", "show", batch.id, "--json")["batch"]
     assert told["request"]["output"] == "out/here"
     assert told["request"]["files"] == {"count": 1, "first": "in/a.parquet"}
+
+
+def test_totals_and_time_left_of_a_batch_say_planning_while_they_are(shell: Shell) -> None:
+    batch = MadeBatch(shell.store.ledger, 4, queue="cpu")
+    batch.finish([0])
+    batch.run([1], 500)
+    with shell.store.ledger.write() as connection:
+        connection.execute(text("UPDATE batches SET planned = false"))
+    fields = dict(re.split(r"  +", line, maxsplit=1) for line in shell.out("jobs", "show", batch.id).splitlines())
+    assert fields["rows"] == "1,500 completed, 0 failed, of 4,000 (planning)"
+    assert fields["left"].endswith(" (planning)")
+    with shell.store.ledger.write() as connection:
+        connection.execute(text("UPDATE batches SET planned = true"))
+    assert "planning" not in shell.out("jobs", "show", batch.id)
 
 
 def test_a_dead_childs_last_lines_are_shown_as_lines(shell: Shell) -> None:
