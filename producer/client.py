@@ -106,6 +106,7 @@ class Client:
         columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         keep: str | Sequence[str] | None = None,
         format: str | None = None,
+        output_format: str | None = None,
         shard_rows: int | None = None,
         max_errors: int | None = None,
         max_error_share: float | None = None,
@@ -116,8 +117,8 @@ class Client:
         `input` is a path, glob, folder or URL, or several: Parquet, Arrow, .npy, CSV, JSON lines, images. `output` is a folder
         that is empty, or has the same request's unfinished batch, which then goes on. `columns` names what goes into the model:
         a column, several numeric ones that make a vector, or `{input: column}`. `keep` are columns copied to the output; without
-        any it has each row's place. The batch fails when more than `max_errors` rows fail, or more than `max_error_share` of
-        them (0 to 1); with neither, when all do.
+        any it has each row's place. `output_format` is parquet, jsonl or csv. The batch fails when more than `max_errors` rows
+        fail, or more than `max_error_share` of them (0 to 1); with neither, when all do.
         `result()` gives the manifest. Raises InvalidInput, naming file, column, expected and found, MissingExtra, and what
         `predict` raises; then nothing was stored.
         """
@@ -126,8 +127,8 @@ class Client:
 
         resolved = self._submitter.resolve(JobKind.BATCH, model, options)
         request = batches.make_request(
-            resolved.model, input, output, columns=columns, keep=keep, format=format, shard_rows=shard_rows,
-            max_errors=max_errors, max_error_share=max_error_share,
+            resolved.model, input, output, columns=columns, keep=keep, format=format, output_format=output_format,
+            shard_rows=shard_rows, max_errors=max_errors, max_error_share=max_error_share,
         )  # fmt: skip
         return batches.submit(self.session, self._submitter, resolved, request)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -48,6 +48,10 @@ class BatchRequest(Request, frozen=True):
     keep: tuple[str, ...] = ()
     keep_types: Mapping[str, str] = {}
     row_bytes: int = 0
+    output_format: Annotated[
+        Literal["parquet", "jsonl", "csv"] | None,
+        Meta(description="parquet, jsonl or csv; none: parquet, or OpenAI's form for a file in that"),
+    ] = None
     shard_rows: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="rows in a shard; none: about 5 s of work")
     ] = None

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import ARROW, NPY, NPZ, OPENAI, PARQUET, BatchRequest, InputFile
+from forebay.contract.requests.batch import ARROW, CSV, NPY, NPZ, OPENAI, PARQUET, BatchRequest, InputFile
 from forebay.contract.signature import Signature
 from forebay.datasets.columns import field_type
 from forebay.datasets.formats.images import IMAGE, PATH
 from forebay.datasets.formats.source import Sample, get_source
 from forebay.datasets.widening import plain_type, settled, widened
+from forebay.datasets.writing.part_files import check_csv
 
 KEPT = {"int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
 FILE = "file"
@@ -69,7 +70,10 @@ def part_schema(
     else:
         types = _typed(request, waiting) if request.format in _TYPED else _untyped(request)
         known = [(name, types.get(name, pa.string())) for name in request.keep]
-    return pa.schema([*known, *((field.name, field_type(field)) for field in signature.outputs or ())])
+    schema = pa.schema([*known, *((field.name, field_type(field)) for field in signature.outputs or ())])
+    if request.output_format == CSV:
+        check_csv(schema)
+    return schema
 
 
 def kept_columns(request: BatchRequest) -> Sequence[str]:

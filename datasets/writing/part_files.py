@@ -1,14 +1,20 @@
-"""The files of a part while they are written: Parquet or JSON lines, under a temporary name."""
+"""The files of a part while they are written: Parquet, JSON lines or CSV, under a temporary name."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.contract.requests.batch import CSV, JSONL, PARQUET
 from forebay.contract.requests.shards import ShardWork, WrittenFile
 from forebay.contract.values import jsonable
 from forebay.datasets.writing.folder import OutputFolder, Sink
@@ -40,12 +46,18 @@ class PartFile:
             self._folder.remove([self._temporary])
 
 
-class Table:
-    """Writes record batches as Parquet, many in one row group."""
+class TableWriter(Protocol):
+    def write_table(self, table: pa.Table) -> None: ...
+    def close(self) -> None: ...
 
-    def __init__(self, file: PartFile) -> None:
+
+class Table:
+    """Writes record batches, many at once: in Parquet they are a row group."""
+
+    def __init__(self, file: PartFile, open_writer: Callable[[Any, pa.Schema], TableWriter]) -> None:
         self.file = file
-        self._writer: pq.ParquetWriter | None = None
+        self._open_writer = open_writer
+        self._writer: TableWriter | None = None
         self._held: list[pa.RecordBatch] = []
         self._held_rows = self._held_bytes = self._rows = 0
 
@@ -67,7 +79,7 @@ class Table:
         if not self._held:
             return
         if self._writer is None:
-            self._writer = parquet_writer(self.file.sink, self._held[0].schema)
+            self._writer = self._open_writer(self.file.sink, self._held[0].schema)
         self._writer.write_table(pa.Table.from_batches(self._held))
         self._rows += self._held_rows
         self._held, self._held_rows, self._held_bytes = [], 0, 0
@@ -90,3 +102,45 @@ def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer with the options of every part: no dictionary for numbers, where it costs more than it saves."""
     words = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_binary(field.type)]
     return pq.ParquetWriter(sink, schema, compression="snappy", use_dictionary=words or False)
+
+
+def csv_writer(sink: Any, schema: pa.Schema) -> TableWriter:
+    """A header, then a line for each row: text in quotes, a null as nothing. InvalidInput when a column has no such form."""
+    check_csv(schema)
+    writer: TableWriter = pacsv.CSVWriter(sink, schema)
+    return writer
+
+
+class JsonWriter:
+    """An object for each row: NaN and inf as null, bytes as {"base64": …}, times in ISO 8601, decimals as text."""
+
+    def __init__(self, sink: Any, _schema: pa.Schema) -> None:
+        self._sink = sink
+
+    def write_table(self, table: pa.Table) -> None:
+        for batch in table.to_batches():
+            lines = [json.dumps(jsonable(row), ensure_ascii=False, default=_text) for row in batch.to_pylist()]
+            self._sink.write("".join(f"{line}\n" for line in lines).encode())
+
+    def close(self) -> None:
+        """The sink is the part's to close."""
+
+
+WRITERS: Mapping[str, Callable[[Any, pa.Schema], TableWriter]] = {
+    PARQUET: parquet_writer,
+    JSONL: JsonWriter,
+    CSV: csv_writer,
+}
+
+
+def check_csv(schema: pa.Schema) -> None:
+    """InvalidInput, naming the column, when one holds what a field of CSV cannot."""
+    for field in schema:
+        if pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            raise InvalidInput(
+                f"column {shown(field.name)} is {field.type}, which CSV cannot hold; write parquet or jsonl"
+            )
+
+
+def _text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, dt.date | dt.time) else str(value)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import OPENAI, BatchRequest
+from forebay.contract.requests.batch import JSONL, OPENAI, PARQUET, BatchRequest
 from forebay.contract.requests.shards import ShardOutcome, ShardWork
 from forebay.contract.row_errors import ErrorCounts, ErrorSample
 from forebay.contract.values import jsonable
@@ -24,7 +24,7 @@ from forebay.datasets.formats.source import get_source
 from forebay.datasets.reading.rows import Rows
 from forebay.datasets.writing.folder import ERRORS, OutputFolder
 from forebay.datasets.writing.outputs import ModelOutputs, PartSchema, as_rows, fitted, fitted_column
-from forebay.datasets.writing.part_files import Lines, PartFile, Table
+from forebay.datasets.writing.part_files import WRITERS, Lines, PartFile, Table
 
 
 class Part:
@@ -35,7 +35,8 @@ class Part:
     ) -> None:
         self._request = request
         self._locator = get_source(request.format).locator
-        writer, ending = (Lines, "jsonl") if request.format == OPENAI else (Table, "parquet")
+        ending = JSONL if request.format == OPENAI else request.output_format or PARQUET  # formats are called by them
+        writer = Lines if request.format == OPENAI else partial(Table, open_writer=WRITERS[ending])
         self._good = writer(PartFile(folder, work, f"{work.part}.{ending}"))
         self._bad = writer(PartFile(folder, work, f"{ERRORS}/{work.part}.{ending}"))
         self._work = work

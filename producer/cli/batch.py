@@ -28,7 +28,8 @@ def _print(job: BatchJob, info: JobInfo) -> None:
 
 
 def _print_json(job: BatchJob, info: JobInfo) -> None:
-    told = {"id": job.id, "state": info.state, "request_counts": job.progress.request_counts}
+    output = job.result(ARRIVES_S).output if info.state is JobState.SUCCEEDED else None
+    told = {"id": job.id, "state": info.state, "output": output, "request_counts": job.progress.request_counts}
     print_json(told | {"error": info.error, "errors": job.errors})
 
 
@@ -36,11 +37,12 @@ def _print_json(job: BatchJob, info: JobInfo) -> None:
     JobKind.BATCH,
     "forebay batch minilm 'in/*.parquet' out/ --columns text --keep id",
     "forebay batch iris flowers.csv out/ --columns sepal_length,sepal_width,petal_length,petal_width --keep id",
+    "forebay batch houses new.csv out/ --keep id --output-format csv",
     "forebay batch minilm requests.jsonl out/ --no-wait",
     show=_print,
     show_json=_print_json,
 )
-@request_options("limits", BatchRequest, only=("shard_rows", "max_errors", "max_error_share"))
+@request_options("limits", BatchRequest, only=("output_format", "shard_rows", "max_errors", "max_error_share"))
 def batch(
     client: Client,
     model: Model,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,7 +13,7 @@ from msgspec.structs import asdict
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, JobState
 from forebay.contract.references import check_job_id
-from forebay.contract.requests.batch import OPENAI, BatchRequest, Piece
+from forebay.contract.requests.batch import BatchRequest, Piece
 from forebay.contract.requests.coverage import coverage_faults
 from forebay.contract.requests.manifest import Manifest
 from forebay.contract.requests.request import decode
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from forebay.datasets.writing.folder import OutputFolder
 
 READ_BYTES = 1 << 20
+LONGEST_FIELD = 1 << 31
 
 FinishedShard: TypeAlias = tuple[str, tuple[Piece, ...], ShardOutcome]
 
@@ -40,7 +43,7 @@ def audit(session: Session, id: str) -> dict[str, Any]:
     shards = list(session.batches.queries.outcomes(id))
     files = [file for _, _, outcome in shards for file in outcome.files]
     good, bad = (sum(f.rows for f in files if f.name.startswith("_") is errors) for errors in (False, True))
-    faults = list(_file_faults(folder, files, request.format))
+    faults = list(_file_faults(folder, files))
     rows, input_faults = _input(request, shards)
     faults += input_faults
     manifest = folder.manifest()
@@ -71,7 +74,7 @@ def _coverage_faults(session: Session, id: str, request: BatchRequest) -> Iterat
     return coverage_faults(queries.planned_pieces(id), queries.covered_parts(id), files, by_row=by_row)
 
 
-def _file_faults(folder: OutputFolder, files: list[WrittenFile], format: str) -> Iterator[str]:
+def _file_faults(folder: OutputFolder, files: list[WrittenFile]) -> Iterator[str]:
     """What is missing, changed or too much among the files, each read once."""
     there = folder.names()
     for name in sorted(there - {file.name for file in files}):
@@ -80,12 +83,11 @@ def _file_faults(folder: OutputFolder, files: list[WrittenFile], format: str) ->
         if file.name not in there:
             yield f"{file.name}: it is missing"
             continue
-        digest, lines = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         with folder.open(file.name) as handle:
             while data := handle.read(READ_BYTES):
                 digest.update(data)
-                lines += data.count(b"\n")
-        rows = lines if format == OPENAI else _parquet_rows(folder, file.name)
+        rows = _rows_in(folder, file.name)
         held = "it cannot be read" if rows is None else f"it holds {rows} rows"
         if digest.hexdigest() != file.sha256:
             yield f"{file.name}: its content is not what was written; {held}, {file.rows} were written"
@@ -93,14 +95,20 @@ def _file_faults(folder: OutputFolder, files: list[WrittenFile], format: str) ->
             yield f"{file.name}: {held}, the ledger says {file.rows}"
 
 
-def _parquet_rows(folder: OutputFolder, name: str) -> int | None:
+def _rows_in(folder: OutputFolder, name: str) -> int | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with folder.open(name) as handle:
-            return int(pq.ParquetFile(handle).metadata.num_rows)
-    except (pa.ArrowException, OSError):
+            if name.endswith(".parquet"):
+                return int(pq.ParquetFile(handle).metadata.num_rows)
+            if name.endswith(".csv"):
+                csv.field_size_limit(LONGEST_FIELD)
+                with io.TextIOWrapper(handle, encoding="utf-8", newline="") as text:
+                    return sum(1 for _ in csv.reader(text)) - 1  # the header
+            return sum(1 for _ in handle)
+    except (pa.ArrowException, OSError, ValueError, csv.Error):
         return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from msgspec.structs import replace
 
 from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound, OutcomeUnknown
@@ -19,12 +20,14 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, IMAGES, JSONL, OPENAI, BatchRequest, InputFile
 from forebay.contract.requests.fields import check
+from forebay.datasets.columns import field_type
 from forebay.datasets.formats.files import absolute
 from forebay.datasets.formats.images import PATH
 from forebay.datasets.formats.source import get_source
 from forebay.datasets.planning.checking import Named, check_file, check_outputs, check_rows, kept_types, name_columns
 from forebay.datasets.planning.schema import KeptTypes
 from forebay.datasets.writing.folder import OutputFolder
+from forebay.datasets.writing.part_files import check_csv
 from forebay.producer.handles.kinds import BatchJob, open_handle
 from forebay.producer.options import ResolvedOptions
 from forebay.producer.requests.files import DataSet, find_dataset, first_with_rows
@@ -46,7 +49,7 @@ def make_request(
 ) -> BatchRequest:
     """The request, checked against the files and the model's signature; InvalidInput says what to change.
 
-    `limits` are BatchRequest's `shard_rows`, `max_errors` and `max_error_share`.
+    `limits` are BatchRequest's `shard_rows`, `max_errors`, `max_error_share` and `output_format`.
     """
     kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
     files, format = _files(input, format)
@@ -55,6 +58,8 @@ def make_request(
         kept = (PATH,)
     if format == OPENAI and kept:
         raise InvalidInput("keep: a file in OpenAI's form has its custom_id, and its results carry it; leave keep out")
+    if format == OPENAI and limits.get("output_format") is not None:
+        raise InvalidInput("output_format: results of a file in OpenAI's form have its form; leave output_format out")
     named = name_columns(columns, model.signature, sample.types, format)
     request = check(
         limits
@@ -66,6 +71,8 @@ def make_request(
     )  # fmt: skip
     check_outputs(request, model.signature)
     _check_files(request, model, file)
+    if request.output_format == CSV:
+        check_csv(pa.schema([(field.name, field_type(field)) for field in model.signature.outputs or ()]))
     rows = check_rows(request, model.signature, file)
     return replace(request, keep_types=kept_types(rows, kept)) if format in (JSONL, CSV) else request
 

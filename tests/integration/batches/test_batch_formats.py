@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.feather as feather
@@ -281,4 +282,55 @@ def test_what_cannot_work_is_refused_at_submit_and_nothing_is_left(
     with pytest.raises(InvalidInput, match=message):
         stack.client.batch(model, data, tmp_path / "out", **more)
     assert len(stack.client.jobs(kind="batch", limit=1000)) == before
+    assert not (tmp_path / "out").exists()
+
+
+TEXTS = ["plain", 'a "quoted" word', "two\nlines", "comma, and ünïcode", "", "null"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
+def test_results_come_in_the_form_that_was_asked_for(stack: WorkerStack, tmp_path: Path, form: str) -> None:
+    table = pa.table({
+        "n": [2**53 + 1, *range(1, 60)], "text": [TEXTS[i % 6] for i in range(60)],
+        "maybe": pa.array([None if i % 3 else i for i in range(60)], pa.int64()), "a": np.arange(60, dtype="f4"),
+        "b": [float("nan"), *[0.5] * 59],
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "in.parquet")
+    run(
+        stack, "total", tmp_path / "in.parquet", tmp_path / "out", columns=["a", "b"], keep=["n", "text", "maybe"],
+        shard_rows=20, output_format=form,
+    )  # fmt: skip
+    parts = sorted((tmp_path / "out").glob(f"*.{form}"))
+    assert len(parts) == 3
+    if form == "csv":
+        nulls = {"dtype": {"maybe": "Int64"}, "keep_default_na": False, "na_values": {"maybe": [""], "total": ["nan"]}}
+        frames = [pd.read_csv(part, **nulls) for part in parts]
+        found = pa.Table.from_pandas(pd.concat(frames), preserve_index=False).to_pylist()
+    elif form == "jsonl":
+        found = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+    else:
+        found = rows_of(tmp_path / "out")
+    assert [row["n"] for row in found] == table["n"].to_pylist()
+    assert [row["text"] for row in found] == table["text"].to_pylist()
+    assert [row["maybe"] for row in found] == table["maybe"].to_pylist()
+    assert [row["total"] for row in found[1:]] == [i + 0.5 for i in range(1, 60)]
+
+
+def test_the_audit_finds_a_row_taken_out_of_a_csv_part(stack: WorkerStack, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", [vectors(10, 2)])
+    job = stack.client.batch("total", tmp_path / "in", tmp_path / "out", columns="x", output_format="csv")
+    assert job.wait(120)
+    assert faults_of(job) == []
+    [part] = (tmp_path / "out").glob("*.csv")
+    part.write_text("".join(part.read_text().splitlines(keepends=True)[:-1]))
+    assert faults_of(job) == [f"{part.name}: its content is not what was written; it holds 9 rows, 10 were written"]
+
+
+def test_what_csv_cannot_hold_is_refused_at_submit(stack: WorkerStack, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", [vectors(3, 2)])
+    stack.model("Total", "wide", inputs=VECTOR, outputs={"y": {"dtype": "float32", "shape": [3]}})
+    with pytest.raises(InvalidInput, match=r"column 'y' is .*list.*, which CSV cannot hold; write parquet or jsonl"):
+        stack.client.batch("wide", tmp_path / "in", tmp_path / "out", columns="x", output_format="csv")
+    with pytest.raises(InvalidInput, match="output_format"):
+        stack.client.batch("total", tmp_path / "in", tmp_path / "out", columns="x", output_format="excel")
     assert not (tmp_path / "out").exists()
