@@ -259,17 +259,22 @@ def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: WorkerStack, t
     assert Counter(own.runs()) == dict.fromkeys(range(20), 1)
 
 
+@pytest.mark.parametrize("format", ["parquet", "csv"])
 def test_a_long_shard_shares_its_rest_with_an_idle_worker_and_no_row_is_done_twice(
-    own: WorkerStack, tmp_path: Path
+    own: WorkerStack, tmp_path: Path, format: str
 ) -> None:
     model = own.model("Slowly", max_batch_size=4, **SLOW)
-    data = write_parquet(tmp_path / "in", [vectors(2000, first=1)], group_rows=2000)
+    data, columns, id = write_parquet(tmp_path / "in", [vectors(2000, first=1)], group_rows=2000), ["x"], int
+    if format == "csv":
+        data, columns, id = tmp_path / "in.csv", ["a", "b", "c", "d"], str
+        lines = (f'{i},"{i}.0",{i}.1,{i}.2,{i}.3,"over\n{"many lines" * (i % 9)}"\n' for i in range(1, 2001))
+        data.write_text("id,a,b,c,d,note\n" + "".join(lines))
     own.worker("w1").ready()
     own.worker("w2").ready()
-    job = own.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=10_000)
+    job = own.client.batch(model, data, tmp_path / "out", columns=columns, keep="id", shard_rows=10_000)
     manifest = succeeded(job)
     assert len(manifest.parts) > 1
-    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 2001)]
+    assert rows_of(tmp_path / "out") == [{"id": id(i), "y": 2.0 * i} for i in range(1, 2001)]
     assert Counter(own.runs()) == dict.fromkeys(range(1, 2001), 1)
     assert len(own.runs_by_worker(range(1, 2001))) == 2
 
