@@ -188,6 +188,14 @@ def _followed(info: dict[str, Any]) -> dict[str, Any]:
     return info | {"type": "file"} if path.is_file() else info
 
 
+def is_store_error(error: Exception, path: str) -> bool:
+    """Whether an error is of the store that a file lies in, or of the network, and says nothing about what is in the file."""
+    if isinstance(error, OSError):
+        own = error.errno is not None or local_path(path) is None  # a decoder's own OSError has no number
+        return own and not isinstance(error, FileNotFoundError)
+    return _may_pass(error) or _status(error) is not None
+
+
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, _LASTING):
         return False

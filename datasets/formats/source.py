@@ -17,6 +17,7 @@ from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, FORMATS, IMAGES, JSONL, NPY, NPZ, OPENAI, PARQUET, InputFile
 from forebay.datasets.columns import Column
+from forebay.datasets.formats.files import is_store_error
 
 CHUNK_BYTES, CHUNK_ROWS = 8 << 20, 16_384  # about what a reader yields at once, at most
 ANY_CUTS = 1 << 30  # for a block that may be cut anywhere
@@ -171,7 +172,7 @@ def decoding(path: str, what: str) -> Iterator[None]:
     except (ForebayError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+        if is_store_error(error, path):
             raise
         raise unreadable(path, what, error) from error
 
