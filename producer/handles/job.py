@@ -11,6 +11,8 @@ from contextlib import suppress
 from typing import Any, Self
 
 from forebay.contract.errors import (
+    BlobCorrupt,
+    BlobMissing,
     ForebayError,
     JobCanceled,
     JobExpired,
@@ -161,7 +163,14 @@ class Job:
         if error is not None:
             raise error
         outcome = self._wait_for_outcome(timeout)
-        return codec.decode(self._session.payloads.load(outcome.result, outcome.result_ref))
+        about = f"the result of job {self.id} cannot be read"
+        try:
+            data = self._session.payloads.load(outcome.result, outcome.result_ref)
+        except BlobCorrupt as error:
+            raise BlobCorrupt(f"{about}: {error}; submit it again") from error
+        except BlobMissing as error:
+            raise BlobMissing(f"{about}: {error}; submit it again") from error
+        return codec.decode(data)
 
     def _wait_for_outcome(self, timeout: float | None) -> Outcome:
         if self._outcome is not None:

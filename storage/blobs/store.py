@@ -84,6 +84,11 @@ class BlobStore:
             temporary.unlink(missing_ok=True)
         return target
 
+    def has(self, ref: str) -> bool:
+        """Whether there is such a blob; its content is not looked at."""
+        with self._clear_errors("read"):
+            return bool(self._fs.exists(self._path(_digest(ref))))
+
     def delete(self, ref: str) -> None:
         """Remove a blob; one that is not there is no error."""
         with self._clear_errors("delete"):
@@ -97,7 +102,9 @@ class BlobStore:
 
     def _verify(self, ref: str, digest: str) -> None:
         if digest != _digest(ref):
-            raise BlobCorrupt(f"blob {ref} in {self.url} is damaged: its checksum does not match")
+            raise BlobCorrupt(
+                f"blob {ref} in {self.url} is damaged: its checksum does not match; storing the same again mends it"
+            )
 
     def _answers(self) -> bool:
         """Whether the store is there at all, and not a folder that is not mounted now."""
@@ -111,7 +118,7 @@ class BlobStore:
 
     def _place(self, digest: str, size: int, write: Any) -> None:
         path = self._path(digest)
-        if self._fs.exists(path) and self._fs.size(path) == size:  # a power cut may have left it short
+        if self._is_whole(path, digest, size):
             return
         temporary = f"{self._root}/.tmp/{digest}.{secrets.token_hex(6)}"
         self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
@@ -123,6 +130,16 @@ class BlobStore:
             before_sleep=self._warn_full,
             reraise=True,
         )(self._write, write, temporary, path)
+
+    def _is_whole(self, path: str, digest: str, size: int) -> bool:
+        """Whether the blob is there and what its name says: one that a power cut or a disk has damaged is written anew."""
+        if not self._fs.exists(path) or self._fs.size(path) != size:
+            return False
+        with self._fs.open(path, "rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        if not whole:
+            log.warning("blob_mended", blobs=self.url, blob=f"sha256:{digest}")
+        return whole
 
     def _write(self, write: Any, temporary: str, path: str) -> None:
         try:

@@ -219,13 +219,17 @@ class JobStore:
                 sql.POSTPONE.execute_many(connection, rows)
         return [job.id for job in later], [Ended(job.id, owned[job.id].client) for job in stop]
 
-    def release(self, ids: Sequence[str], worker: str) -> list[RoutedJob]:
+    def release(self, ids: Sequence[str], worker: str, attempts: Mapping[str, int] | None = None) -> list[RoutedJob]:
         """Give claimed jobs back unrun, their attempt uncounted; what to send them again with.
 
-        Those that a user wants canceled are canceled instead.
+        Those that a user wants canceled are canceled instead. With `attempts` only these are given back: another worker of the
+        same name may hold a later one.
         """
-        values = {"ids": ids, "worker": worker, "now": self.ledger.now()}
         with self.ledger.write() as connection:
+            if attempts is not None:
+                owned = self._owned(connection, ids)
+                ids = [id for id in ids if id in owned and owned[id].attempt == attempts[id]]
+            values = {"ids": ids, "worker": worker, "now": self.ledger.now()}
             sql.STOP_RELEASED.execute(connection, **values)
             sql.KEEP_RELEASED.execute(connection, **values)
             return routed_jobs(sql.RELEASE.execute(connection, **values))

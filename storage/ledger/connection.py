@@ -39,6 +39,11 @@ class _Cut(Exception):
     """The connection of a read is gone, and perhaps nothing but that."""
 
 
+def steady_time() -> float:
+    """Seconds since some moment, whatever becomes of this machine's clock; time in which it was suspended counts."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Ledger:
     """One database. Thread-safe; open one per process and close it."""
 
@@ -47,7 +52,7 @@ class Ledger:
         url: str,
         *,
         create: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         statement_limit_s: float | None = None,
         settle_s: float = SETTLE_S,
     ) -> None:
@@ -59,7 +64,7 @@ class Ledger:
         """
         self.url = url
         self.sqlite = url.startswith("sqlite")
-        self._clock = clock
+        self._clock = clock or (time.time if self.sqlite else steady_time)
         self._offset = 0.0
         self._offset_until = 0.0
         if self.sqlite:

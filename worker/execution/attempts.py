@@ -212,8 +212,9 @@ class Attempts:
         return retry_while_unavailable(action, self._outage_timeout_s, (LedgerUnavailable, BlobUnavailable))
 
     def _release(self, jobs: Sequence[ClaimedJob]) -> dict[str, Fate]:
-        ids = [job.id for job in jobs]
-        self.retry_while_unavailable(partial(self._jobs.release, ids, self.worker))
+        attempts = {job.id: job.attempt for job in jobs}
+        ids = list(attempts)
+        self.retry_while_unavailable(partial(self._jobs.release, ids, self.worker, attempts))
         log.info("jobs_released", worker=self.worker, jobs=len(ids))
         return dict.fromkeys(ids, Fate.RELEASED)
 

@@ -729,3 +729,15 @@ def test_whoever_works_on_the_same_jobs_at_once_neither_blocks_nor_loses_any(sto
     store.finish(rest := claim(store, ids))
     done.update(o.id for o in rest)
     assert done == Counter(ids), "every job ends exactly once"
+
+
+def test_an_attempt_that_was_lost_to_a_worker_of_the_same_name_gives_back_nothing_of_its(store: JobStore) -> None:
+    (id,) = add(store)
+    claim(store, [id])
+    with store.ledger.write() as connection:
+        connection.execute(text("UPDATE jobs SET lease_until = 0"))
+    store.sweeps.free_lapsed()
+    claim(store, [id])
+    assert store.release([id], "w1", {id: 1}) == []
+    assert store.queries.get(id).state is JobState.RUNNING
+    assert [job.id for job in store.release([id], "w1", {id: 2})] == [id]

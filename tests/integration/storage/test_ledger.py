@@ -1,6 +1,7 @@
 """The connection to the ledger: many writers, and a message with the next step for whatever is wrong with it."""
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,13 @@ from sqlalchemy.exc import IntegrityError
 
 from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.job import JobKind, new_ids
-from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.records import NewJob, Postponed
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import CLOCK_REFRESH_S, Ledger
 from forebay.storage.ledger.migrate import current
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import ModelRegistry
-from support.ledgers import add_and_claim, in_processes, upgrade_once
+from support.ledgers import add_and_claim, in_processes, new_ledger, upgrade_once
 from support.servers import PostgresServer, free_port
 from support.waiting import FakeClock
 
@@ -212,6 +213,25 @@ def test_the_clock_of_a_postgresql_ledger_is_the_servers_whatever_ours_says(post
     finally:
         true.close()
         ours.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("step_s", [600, -600, 86_400, -86_400])
+def test_a_machine_whose_clock_is_set_neither_ends_leases_nor_holds_jobs_back(
+    postgres_database: str, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    with new_ledger(postgres_database) as ledger:
+        store, true = JobStore(ledger), time.time
+        [held, later] = store.add([NewJob(id, JobKind.PREDICT, "m", 1, "cpu") for id in new_ids(2)])
+        assert len(store.claim([held], "w", 30)) == 1
+        monkeypatch.setattr(time, "time", lambda: true() + step_s)
+        assert store.sweeps.free_lapsed() == ([], [])
+        assert store.renew([held], "w", 30) == {held}
+        [claimed] = store.claim([later], "w", 30)
+        assert store.postpone([Postponed(later, claimed.attempt, 0.0, "busy")]) == ([later], [])
+        assert [job.id for job in store.sweeps.take_due()] == [later]
+    with new_ledger(postgres_database) as ledger:
+        assert JobStore(ledger).sweeps.free_lapsed() == ([], []), "who has opened it since agrees"
 
 
 @pytest.mark.parametrize("count", [0, 1, 300, 50_000])

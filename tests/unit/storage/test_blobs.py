@@ -75,10 +75,8 @@ def test_a_damaged_blob_is_never_given_out(blobs: BlobStore, root: Path, tmp_pat
     assert files(tmp_path / "there") == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"weights and more"], ids=["emptied", "longer"])
-def test_storing_again_mends_a_blob_of_the_wrong_length(
-    blobs: BlobStore, root: Path, tmp_path: Path, damage: bytes
-) -> None:
+@pytest.mark.parametrize("damage", [b"", b"weightZ", b"weights and more"], ids=["emptied", "changed", "longer"])
+def test_storing_again_mends_a_damaged_blob(blobs: BlobStore, root: Path, tmp_path: Path, damage: bytes) -> None:
     ref = blobs.put(b"weights")
     files(root)[0].write_bytes(damage)
     assert blobs.get(blobs.put(b"weights")) == b"weights"

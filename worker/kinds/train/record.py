@@ -133,6 +133,8 @@ class RunRecorder:
         stale = self._store.add_checkpoint(
             self._job, saved.step, saved.epoch, blob, size, self._request.checkpoint_keep
         )
+        if not self._blobs.has(blob):  # a run with the same checkpoint has dropped it before this one's row was there
+            self._blobs.put_file(path)
         self._remove(saved)
         self.saved += 1
         for old in stale:
