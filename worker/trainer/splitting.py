@@ -79,11 +79,15 @@ def _by_key(values: Values, split: Split, seed: int) -> dict[str, NDArray[np.int
     texts = np.array([label_text(value) for value in values], object)
     keys, which, counts = np.unique(texts, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(keys))
-    before = np.cumsum(counts[order]) - counts[order]  # rows of the keys that come first
-    test, validation = split.test * len(texts), (split.test + split.validation) * len(texts)
+    # A key with more rows than a held-out split is to have would leave none for the others: such keys come last, by size.
+    large = counts[order] > max(split.test, split.validation) * len(texts)
+    order = np.concatenate([order[~large], order[large][np.argsort(counts[order[large]], kind="stable")]])
     chosen = np.full(len(keys), TRAIN, object)
-    chosen[order[before < validation]] = VALIDATION
-    chosen[order[before < test]] = TEST
+    for name, share, others in ((TEST, split.test, 1 + bool(split.validation)), (VALIDATION, split.validation, 1)):
+        before = np.cumsum(counts[order]) - counts[order]  # rows of the keys that come first
+        taken = (before < share * len(texts)) & (np.arange(len(order)) < len(order) - others)  # one for each is left
+        chosen[order[taken]] = name
+        order = order[~taken]
     return {name: np.flatnonzero(chosen[which] == name) for name in SPLITS}
 
 
