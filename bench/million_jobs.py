@@ -124,6 +124,7 @@ def _batches() -> Iterator[Row]:
     yield {
         "id": LARGE, "output": "s3://bucket/out", "files": 1, "bytes": 10**12, "next_file": 1, "next_first": 0, "steps": 9,
         "planned": True,
+        "part_schema": b"",
     }  # fmt: skip
 
 

@@ -153,7 +153,17 @@ def test_an_output_without_a_type_of_its_own_becomes_json() -> None:
 
 def test_a_request_and_its_pieces_come_back_as_they_went() -> None:
     request = BatchRequest(
-        (InputFile("a.parquet", 3),), "out", "parquet", {"x": ("a", "b")}, ("id",), {"id": "int64"}, 7, 100, 3, 0.5
+        (InputFile("a.parquet", 3),),
+        "out",
+        "parquet",
+        {"x": ("a", "b")},
+        ("id",),
+        {"id": "int64"},
+        7,
+        "csv",
+        100,
+        3,
+        0.5,
     )
     assert decode(encode(request), BatchRequest) == request
     pieces = (Piece(0, 1, 2), Piece(3, 0, -1))
