@@ -22,7 +22,15 @@ import fsspec
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from forebay.contract.errors import BlobCorrupt, BlobMissing, BlobUnavailable, InvalidInput, MissingExtra, ModelRefused
+from forebay.contract.errors import (
+    BlobCorrupt,
+    BlobMissing,
+    BlobUnavailable,
+    ForebayError,
+    InvalidInput,
+    MissingExtra,
+    ModelRefused,
+)
 
 log = structlog.get_logger()
 
@@ -110,7 +118,7 @@ class BlobStore:
         """Whether the store is there at all, and not a folder that is not mounted now."""
         try:
             return bool(self._fs.isdir(self._root))
-        except OSError:
+        except Exception:  # noqa: BLE001 - whatever a driver raises
             return False
 
     def _path(self, digest: str) -> str:
@@ -174,7 +182,10 @@ class BlobStore:
         except FileNotFoundError as error:
             kind = BlobMissing if verb == "read" and self._answers() else BlobUnavailable
             raise kind(f"cannot {verb} a blob in {self.url}: there is no {error.filename or error}") from error
-        except (OSError, ConnectionError, TimeoutError) as error:
+        except Exception as error:
+            # Drivers of remote stores raise what their HTTP libraries do, which share no class.
+            if isinstance(error, ForebayError) or (self._local and not isinstance(error, OSError)):
+                raise
             raise BlobUnavailable(f"cannot {verb} a blob in {self.url}: {error}") from error
 
 

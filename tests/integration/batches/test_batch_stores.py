@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from forebay import InvalidInput
 from forebay.contract.errors import StoreUnavailable
 from forebay.producer.handles.kinds import BatchJob
 from support.datasets import faults_of, rows_of, vectors, write_parquet
 from support.file_server import FileServer
+from support.s3 import open_bucket
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
@@ -135,18 +135,8 @@ def test_a_store_that_hangs_while_a_batch_is_planned_is_noticed_too(
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 bucket on loopback."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem().mkdir("bucket")
-    yield "s3://bucket"
-    server.stop()
+    with open_bucket(monkeypatch) as bucket:
+        yield bucket
 
 
 def test_input_and_output_lie_in_s3(stack: WorkerStack, bucket: str, tmp_path: Path) -> None:
