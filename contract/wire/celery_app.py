@@ -12,6 +12,7 @@ from typing import Any
 import redis
 from celery import Celery
 from kombu import Queue
+from kombu.utils.url import parse_url
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -51,8 +52,8 @@ def make_app(settings: Settings) -> Celery:
     """A Celery app for these settings; BrokerUnavailable when they name no queue."""
     address = broker_url(settings)
     app = Celery("forebay", broker=address, set_as_current=False)
-    if address.startswith("rediss:") and "ssl_cert_reqs" not in address:
-        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}  # kombu would take any certificate
+    if address.startswith("rediss:"):  # kombu would take any certificate, and Flower does not look into the address
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED} | parse_url(address).get("ssl", {})
     app.conf.update(
         # JSON only, both ways: nothing that was received is ever unpickled.
         task_serializer="json",
