@@ -23,7 +23,7 @@ COPY dashboard dashboard
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE} AS runtime
-ARG EXTRAS=worker,dashboard,postgres,batch,train,text
+ARG EXTRAS=worker,dashboard,postgres,s3,batch,train,text
 ARG TORCH_INDEX_URL=""
 
 # The CUDA images come without Python.

@@ -139,4 +139,12 @@ class DeviceNotFound(ForebayError):
 
 
 class MissingExtra(ForebayError, ImportError):
-    """An optional part of Forebay is not installed."""
+    """An optional part of Forebay is not installed; `extras` name what brings it, when one of Forebay's does."""
+
+    def __init__(self, message: str | None = None, *extras: str) -> None:
+        super().__init__(f"{message}: {install_extras(*extras)}" if message and extras else message)
+
+
+def install_extras(*extras: str) -> str:
+    """How to add extras to a Forebay that is installed: pip finds it there, and does not look for it in an index."""
+    return f"pip install 'forebay[{','.join(dict.fromkeys(extras))}]' where Forebay is installed"

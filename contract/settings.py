@@ -108,7 +108,7 @@ class Settings:
     ) -> Settings:
         """Read all settings; `flags` are by setting name and None means not given.
 
-        `config` is the forebay.toml to read; by default the one in the working folder, else the one in `home`.
+        `config` is the forebay.toml to read; by default the one in the working folder, else beside `home`, else in it.
         Raises InvalidInput naming the setting, where it came from and its value. A name that no setting has is refused too, and
         so is a variable that is almost one of ours; any other that begins so may be somebody else's, as Kubernetes sets them.
         """

@@ -13,4 +13,4 @@ from forebay.contract.errors import MissingExtra
 def require_pyarrow() -> None:
     """MissingExtra, saying how to get it, when pyarrow is not installed."""
     if find_spec("pyarrow") is None:
-        raise MissingExtra("batch jobs need pyarrow: pip install 'forebay[batch]'")
+        raise MissingExtra("data sets need pyarrow", "batch")

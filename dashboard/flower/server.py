@@ -24,7 +24,7 @@ try:
     from flower.app import Flower, rewrite_handler
     from flower.urls import settings as flower_settings
 except ImportError as error:
-    raise MissingExtra("the dashboard needs Flower: pip install 'forebay[dashboard]'") from error
+    raise MissingExtra("the dashboard needs Flower", "dashboard") from error
 
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop

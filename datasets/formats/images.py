@@ -56,7 +56,7 @@ def decode_image(data: bytes, *, gray: bool = False, oriented: bool = True) -> N
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtra("reading images needs Pillow: pip install 'forebay[batch]'") from error
+        raise MissingExtra("reading images needs Pillow", "batch") from error
     try:
         with Image.open(io.BytesIO(data), formats=OPENED) as image:
             if image.width * image.height > MAX_PIXELS:

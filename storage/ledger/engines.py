@@ -51,4 +51,4 @@ def postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
             connect_args=given,
         )
     except ImportError as error:
-        raise MissingExtra("a PostgreSQL ledger needs psycopg: pip install 'forebay[postgres]'") from error
+        raise MissingExtra("a PostgreSQL ledger needs psycopg", "postgres") from error

@@ -1,6 +1,6 @@
 """The examples of the pages in PAGES, run as a reader would: in order, in one folder, against a stack of its own.
 
-A ```console block holds commands, each after `$ ` and followed by what it prints; `forebay` is this interpreter's.
+A ```console block holds commands, each after `$ ` and followed by what it prints; `forebay` is PYTHON's.
 A ```python block is a program; all of a page share one namespace, and a ```text block right behind one is what it prints.
 One that opens with `# file: NAME` is saved under that name instead. A ```sh block is set-up that is not run here, and no
 `forebay` command may hide in one. What is printed must be what the page shows, but for what VARY names, for how wide the
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/models.md", "docs/train-example.md")
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")
-FOREBAY = [sys.executable, "-m", "forebay"]
+PYTHON = os.environ.get("README_PYTHON", sys.executable)  # CI names that of a venv with nothing but the wheel
+FOREBAY = [PYTHON, "-m", "forebay"]
 COMMAND_S = 300  # one of them trains
 
 # What differs from run to run. Each match is replaced by its name, on the page as in what was printed.
@@ -107,7 +108,7 @@ class Reader:
 
     def follow(self, examples: list[Example]) -> dict[Example, tuple[int, str]]:
         """Run all in order; the exit status and what was printed, stdout and stderr together."""
-        command = [sys.executable, "-c", INTERPRETER]
+        command = [PYTHON, "-c", INTERPRETER]
         with subprocess.Popen(
             command, cwd=self._folder, env=self._env, text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

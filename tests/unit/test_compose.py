@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
 from forebay.contract.settings import SETTINGS
+from support.command_lines import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -23,19 +23,6 @@ SECRET = re.compile(r"PASSWORD|AUTH|SECRET|TOKEN|KEY")
 def variables(text: str) -> set[str]:
     """The names in ${NAME}, ${NAME:-default} and ${NAME:?message}; a doubled dollar is no variable."""
     return set(re.findall(r"(?<!\$)\$\{([A-Za-z_][A-Za-z0-9_]*)", text))
-
-
-def parse(words: list[str]) -> None:
-    """Take the words down the CLI's tree as running them would, and run nothing; a usage error is raised."""
-    from forebay.cli.root import app
-
-    command: Any = typer.main.get_command(app)
-    name, args, context = "forebay", words, None
-    while True:
-        context = command.make_context(name, list(args), parent=context)
-        if not hasattr(command, "resolve_command"):
-            return
-        name, command, args = command.resolve_command(context, [*context._protected_args, *context.args])
 
 
 def our_commands() -> list[tuple[str, list[str]]]:

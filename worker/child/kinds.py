@@ -39,8 +39,7 @@ class HandlerSpec:
         """The handler; MissingExtra, with what to install, when it lacks a package."""
         missing = [name for name in self.needs if find_spec(name) is None]
         if missing:
-            words = f"{self.jobs} need {', '.join(missing)}: pip install 'forebay[{self.extra}]' on the worker"
-            raise MissingExtra(words)
+            raise MissingExtra(f"the worker lacks {', '.join(missing)}, which {self.jobs} need", self.extra)
         return cast(Handler, resolve_name(self.path)(context))
 
 

@@ -86,9 +86,10 @@ def preload(settings: Settings) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise MissingExtra(
-                f"setting preload names {name!r}, which cannot be imported: {error}; pip install 'forebay[worker]'"
-            ) from error
+            why = f"setting preload names {name!r}, which cannot be imported ({error})"
+            if name == "torch":
+                raise MissingExtra(why, "worker") from error
+            raise MissingExtra(f"{why}: install it, or leave it out of FOREBAY_PRELOAD") from error
 
 
 def run_and_report(model: str, version: int, ids: Sequence[str]) -> TaskReport:

@@ -24,7 +24,7 @@ def count_gpus() -> int:
     to load.
     """
     if find_spec("torch") is None:
-        raise MissingExtra("a worker needs torch: pip install 'forebay[worker]'")
+        raise MissingExtra("a worker needs torch", "worker")
     if not has_driver():
         return 0
     done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120, check=False)

@@ -19,7 +19,7 @@ try:
     from forebay.contract.metrics.exposition import metrics_app, worker_families
 except ImportError as error:
     raise MissingExtra(
-        "a worker's metrics need prometheus_client: pip install 'forebay[worker]', or unset FOREBAY_METRICS_PORT"
+        "FOREBAY_METRICS_PORT is set, and a worker's metrics need prometheus_client", "worker"
     ) from error
 
 log = structlog.get_logger()

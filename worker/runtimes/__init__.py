@@ -60,5 +60,5 @@ def get_runtime(name: str, allowed: Sequence[str] = ()) -> Runtime:
     """The runtime called `name`; InvalidInput listing the known ones, MissingExtra when its library is missing."""
     for module, extra in _NEEDS.get(name, ()):
         if find_spec(module) is None:
-            raise MissingExtra(f"runtime {name!r} needs {module}: pip install 'forebay[{extra}]'")
+            raise MissingExtra(f"runtime {name!r} needs {module}", extra)
     return cast(Runtime, find_plugin(GROUP, name, BUILT_IN)(allowed=tuple(allowed)))

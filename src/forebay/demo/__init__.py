@@ -32,7 +32,7 @@ def run(*, keep: bool) -> int:
     """Run both parts; 0 if every job succeeded with the right result. With `keep` the stack stays up."""
     missing = [extra for module, extra in _EXTRAS.items() if find_spec(module) is None]
     if missing:
-        raise MissingExtra(f"the demo needs more extras: pip install 'forebay[{','.join(dict.fromkeys(missing))}]'")
+        raise MissingExtra("the demo needs more extras", *missing)
     from forebay.demo.digits import classify_digits  # imports torch, as sentences does
     from forebay.demo.sentences import embed_sentences
 

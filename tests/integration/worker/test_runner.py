@@ -385,5 +385,7 @@ def test_jobs_without_their_packages_fail_with_what_to_install(bench: Bench) -> 
     assert Runner(bench.context, specs(FirstOnly, "torchless", "json")).run([id]).failed == 1
     error = bench.info(id).error
     assert error is not None
-    words = "training jobs need torchless: pip install 'forebay[train]' on the worker"
+    words = (
+        "the worker lacks torchless, which training jobs need: pip install 'forebay[train]' where Forebay is installed"
+    )
     assert (error.type, error.message) == ("MissingExtra", words)
