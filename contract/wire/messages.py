@@ -27,6 +27,11 @@ def redis_keys(queue: str) -> list[str]:
     return [f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue for step in PRIORITY_STEPS]
 
 
+def misplaced_key(key: str) -> str:
+    """Where a key goes that has the name of one of ours, and another type."""
+    return f"forebay.misplaced.{key}"
+
+
 def announce_channel(client: str) -> str:
     """The Redis channel on which the ids of a client's finished jobs are announced."""
     return f"forebay.done.{client}"

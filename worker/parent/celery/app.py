@@ -49,6 +49,7 @@ def worker_app(settings: Settings) -> Celery:
     app.conf.update(
         worker_proc_alive_timeout=CHILD_START_S,
         worker_consumer="forebay.worker.parent.celery.consumer:Consumer",
+        broker_channel_error_retry=True,  # what Redis refuses must not end the process
         imports=(__name__,),  # so that a spawned child connects the signals below
     )
     if settings.trains_only:

@@ -1,9 +1,14 @@
-"""Celery's consumer, which says once that Redis is away and once that it is back, and gives back what waits at a stop."""
+"""Celery's consumer, which says once that Redis is away and once that it is back, and gives back what waits at a stop.
+
+A Redis that refuses (a read-only replica, no disk, no right to a command) is away too, although it can be connected to.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import redis
 import structlog
 from celery.worker.consumer.consumer import Consumer as StockConsumer
 from celery.worker.state import maybe_shutdown
@@ -13,6 +18,8 @@ from forebay.contract.setting_kinds import mask_password
 log = structlog.get_logger()
 
 RETRY_S = (0.5, 0.5, 5.0)  # before Redis is tried again: the first pause, how much longer each is, the longest
+STEP_S = 0.1  # in which a pause looks for a stop
+TAKEN_S = 0.5  # Redis refuses a BRPOP at once
 LAST_MESSAGE_S = 1.5  # a BRPOP that was sent comes back within a second, perhaps with a message
 
 
@@ -20,25 +27,32 @@ class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
     """Named in the setting `worker_consumer`."""
 
     outage = False
+    refusals = 0  # in this outage
+    ends_outage: Any = None  # the timer
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         self._note_outage(exc)
+        self._pause_after_refusal(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         self._note_outage(exc)
         super().on_connection_error_after_connected(exc)
+        self._pause_after_refusal(exc)
 
     def ensure_connected(self, conn: Any) -> Any:
         conn = conn.ensure_connection(
-            lambda exc, _pause: self._note_outage(exc), None, *RETRY_S, callback=maybe_shutdown
+            lambda exc, _pause: self._note_outage(exc),
+            None,
+            *RETRY_S,
+            callback=maybe_shutdown,
+            reraise_as_library_errors=False,  # a refusal must be known as one
         )
         self.first_connection_attempt = False
         return conn
 
     def on_ready(self) -> None:
-        if self.outage:
-            self.outage = False
-            log.info("broker_connected", worker=self.hostname)
+        if self.outage:  # it is over when Redis has taken the first BRPOP, and not only the connection
+            self.ends_outage = self.timer.call_after(TAKEN_S, self._end_outage)
         super().on_ready()
 
     def reconnect(self) -> None:
@@ -60,8 +74,24 @@ class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
         except Exception as error:  # noqa: BLE001 - no message, or no connection: then there is nothing to give back
             log.debug("no_last_message", reason=str(error))
 
+    def _end_outage(self) -> None:
+        self.outage, self.refusals = False, 0
+        log.info("broker_connected", worker=self.hostname)
+
+    def _pause_after_refusal(self, exc: Exception) -> None:
+        """The pause that a failed connection has, for one that is made at once and fails at the first command."""
+        if isinstance(exc, redis.ResponseError):
+            first, more, longest = RETRY_S
+            until = time.monotonic() + min(longest, first + more * self.refusals)
+            self.refusals += 1
+            while time.monotonic() < until:
+                maybe_shutdown()
+                time.sleep(STEP_S)
+
     def _note_outage(self, exc: Exception) -> None:
         self.app.forebay_feeder.detach()
+        if self.ends_outage is not None:
+            self.ends_outage.cancel()
         if not self.outage:
             self.outage = True
             address = mask_password(self.app.conf.broker_url)

@@ -2,19 +2,25 @@
 
 Stock kombu dies of a queue entry or broadcast that is valid JSON but not a message (`[]`, `5`), puts it back, and so kills
 the next worker too. Only the outer form is checked here; the Strategy checks what is inside.
+
+It dies of a Redis that refuses a command too. What can be done without, its record of unacknowledged messages, is done
+without; a key of the wrong type is renamed; and anything else is an outage to the Consumer.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode
+from queue import Empty
 from typing import Annotated, Any, Literal
 
 import msgspec
 import redis
 import structlog
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as stock
 from kombu.utils.json import loads
+
+from forebay.worker.parent.celery.misplaced_keys import is_wrong_type, set_aside_misplaced
 
 log = structlog.get_logger()
 
@@ -117,13 +123,54 @@ class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
     sweeper sends its jobs, and whoever claims first runs them.
     """
 
+    _refused = False
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a message that came in; it is worked on also when Redis has no room for the note, or refuses writing."""
+        try:
+            super().append(message, delivery_tag)
+        except redis.ResponseError as error:
+            self._note_refusal(error)
+            virtual.QoS.append(self, message, delivery_tag)
+
     def ack(self, delivery_tag: str) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             super().ack(delivery_tag)
+        except redis.ResponseError as error:  # should it come again, nothing is left to claim
+            self._note_refusal(error)
+            virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             super().reject(delivery_tag, requeue=requeue)
+        except redis.ResponseError as error:
+            self._note_refusal(error)
+            virtual.QoS.ack(self, delivery_tag)
+            if requeue:
+                raise  # whoever gives jobs back has to know that they were not taken
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Put back what others have not acknowledged for long, if Redis allows it."""
+        try:
+            super().restore_visible(*args, **kwargs)
+        except redis.ResponseError as error:
+            self._note_refusal(error)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # a stranger's note
+            log.warning("junk_dropped", place=self.unacked_key, reason=repr(error)[:SHOWN_BYTES])
+            self._remove_from_indices(tag).execute()
+
+    def _note_refusal(self, error: redis.ResponseError) -> None:
+        if not self.channel.set_aside_misplaced(error) and not self._refused:
+            self._refused = True
+            log.warning("unacked_not_recorded", error=str(error)[:SHOWN_BYTES])  # once for each connection
 
     def restore_unacked(self, client: Any = None) -> None:
         """Put back what was not acknowledged, if Redis can be had."""
@@ -143,6 +190,41 @@ class Channel(stock.Channel):  # type: ignore[misc]
     """kombu's channel, reading through CheckedRedis and checking broadcasts."""
 
     QoS = QoS
+
+    def set_aside_misplaced(self, error: redis.ResponseError, *queues: str) -> bool:
+        """Whether keys of a wrong type were the cause of this error, and have been renamed."""
+        if not is_wrong_type(error):
+            return False
+        try:
+            with self.conn_or_acquire() as client:
+                return set_aside_misplaced(client, {*self.active_queues, *queues}) > 0
+        except redis.ResponseError as refusal:
+            log.warning("misplaced_key_not_renamed", error=str(refusal)[:SHOWN_BYTES])
+            return False
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except redis.ResponseError as error:
+            if self.set_aside_misplaced(error):
+                raise Empty from error
+            raise
+
+    def _size(self, queue: str) -> Any:
+        try:
+            return super()._size(queue)
+        except redis.ResponseError as error:
+            if not self.set_aside_misplaced(error, queue):
+                raise
+            return super()._size(queue)
+
+    def _queue_bind(self, *args: Any) -> None:
+        try:
+            super()._queue_bind(*args)
+        except redis.ResponseError as error:
+            if not self.set_aside_misplaced(error):
+                raise
+            super()._queue_bind(*args)
 
     def _get_client(self) -> type[redis.Redis]:
         super()._get_client()  # checks redis-py's version
