@@ -79,10 +79,32 @@ def test_passwords_come_from_the_environment_and_have_no_default() -> None:
                 assert re.fullmatch(r"\$\{[A-Z_]+:\?[^}]+\}", value), f"{name} is {value}"
     for password in re.findall(r"://[^:@/\s]*:(\$\{[^}]*\}|[^@\s]+)@", TEXT):
         assert re.fullmatch(r"\$\{[A-Z_]+:\?[^}]+\}", password), password
-    redis = SERVICES["redis"]["command"]
-    assert redis[redis.index("--requirepass") + 1].startswith("${REDIS_PASSWORD:?")
     for name in filter(SECRET.search, variables(TEXT)):
         assert not re.search(rf"\$\{{{name}:?-", TEXT), f"{name} has a default"
+
+
+def test_no_password_is_on_a_command_line() -> None:
+    for name, service in SERVICES.items():
+        asked = [service.get("command", []), service.get("healthcheck", {}).get("test", [])]
+        assert not [words for words in variables(str(asked)) if SECRET.search(words)], name
+
+
+def test_redis_takes_its_password_from_its_environment(tmp_path: Path) -> None:
+    """The service's command, with an entry point that shows what it is given."""
+    entry = tmp_path / "docker-entrypoint.sh"
+    entry.write_text('#!/bin/sh\necho "$@"\ncat\n')
+    entry.chmod(0o700)
+    command = [word.replace("$$", "$") for word in SERVICES["redis"]["command"]]
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REDISCLI_AUTH": "secret"}
+    told = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[0] == "redis-server -"
+    assert {"requirepass secret", "maxmemory-policy noeviction", "appendonly yes"} <= set(told)
+
+
+def test_every_service_has_limits_of_memory_and_processes() -> None:
+    for name, service in SERVICES.items():
+        assert re.fullmatch(r"\d+g|\$\{[A-Z_]+:-\d+g\}", service["mem_limit"]), name
+        assert service["pids_limit"] > 0, name
 
 
 def test_the_example_environment_names_every_variable_and_no_other() -> None:
