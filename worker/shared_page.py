@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,12 @@ from typing import Any
 
 import psutil
 
+from forebay.contract.errors import ForebayError
+from forebay.contract.places import OTHERS
+
+NAMESPACE = Path("/proc/self/ns/pid")
+WATCHED = NAMESPACE.exists()  # on Linux; elsewhere a child has a page of its own, and nobody watches it
+FOLDER, SOCKET = "pages", "children"
 CONNECT_TIMEOUT_S = 10  # for a parent that is slow to answer
 SIZE = mmap.PAGESIZE
 TIMEOUT, LOAD, STORE = 1.0, 2.0, 3.0  # which time limit a step has
@@ -150,55 +155,73 @@ class TimeLimitedModel:
         return limited
 
 
-def page_path(parent: int) -> Path:
-    """The socket on which a parent gives pages to its children. Its path must be short, so it is not in the user's home."""
-    return Path(tempfile.gettempdir()) / f"forebay-{os.getuid()}-{parent}" / "children"
+class PageRefused(ForebayError):
+    """Parent and child cannot meet, so nobody could end a child that hangs."""
 
 
-def remove_stale_pages() -> None:
-    """Remove the sockets that killed parents left behind."""
-    ours = page_path(os.getpid()).parent
-    stem = ours.name.removesuffix(str(os.getpid()))
-    for folder in ours.parent.glob(f"{stem}*"):
-        number = folder.name.removeprefix(stem)
-        if number.isdecimal() and not psutil.pid_exists(int(number)) and not _is_served(folder):
+def page_folder(home: Path, parent: int) -> Path:
+    """Where a parent gives pages to its children: in the home, which may be shared by containers and machines."""
+    return home / FOLDER / f"{_prefix()}{parent}"
+
+
+@contextmanager
+def page_address(folder: Path) -> Iterator[str]:
+    """The path of the socket in that folder, which has to be ours alone; short, as a socket's must be, for a deep home too."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.getuid() or found.st_mode & OTHERS:
+            raise PermissionError(f"{folder} belongs to another user, or others may enter it: remove it")
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
+    finally:
+        os.close(fd)
+
+
+def remove_stale_pages(home: Path) -> None:
+    """Remove the folders that killed parents left behind."""
+    for folder in (home / FOLDER).glob(f"{_prefix()}*"):
+        number = folder.name.removeprefix(_prefix())
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_served(folder: Path) -> bool:
-    """Whether somebody listens there all the same: a process in another container, where it has that number."""
-    try:
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            return True  # not ours to remove
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(CONNECT_TIMEOUT_S)
-            probe.connect(str(folder / "children"))
-    except (ConnectionRefusedError, FileNotFoundError):
-        return False
-    except OSError:
-        return True
-    return True
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """The process at the other end, and its user, by the kernel's word."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid
 
 
-def attach_to_parent() -> SharedPage:
-    """Have the parent read this process's stderr, and share a page with it; without a parent, a page of one's own.
+def attach_to_parent(home: Path) -> SharedPage:
+    """Have the parent read this process's stderr, and share a page with it; PageRefused when it cannot be had.
 
     What is written to stderr then lies in the kernel until the parent has read it, also when this process is killed.
     """
-    meeting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        meeting.settimeout(CONNECT_TIMEOUT_S)
-        meeting.connect(str(page_path(os.getppid())))
-        _, fds, _, _ = socket.recv_fds(meeting, 1, 1)
-        page = SharedPage(fds[0])
-        os.close(fds[0])
-    except (OSError, IndexError):
-        meeting.close()
-        page = SharedPage()
-    else:
-        meeting.settimeout(None)
-        os.dup2(meeting.fileno(), 2)
-        meeting.close()
+    page = _take_page(home, os.getppid()) if WATCHED else SharedPage()
     with suppress(OSError, ValueError, RuntimeError):  # no stderr
         faulthandler.enable(2, all_threads=False)  # a segfault's stack is part of what the parent reads
     return page
+
+
+def _take_page(home: Path, parent: int) -> SharedPage:
+    folder = page_folder(home, parent)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.settimeout(CONNECT_TIMEOUT_S)
+            with page_address(folder) as address:
+                connection.connect(address)
+            if peer(connection) != (parent, os.getuid()):
+                raise PermissionError(f"another process than {parent} listens there")
+            _, fds, _, _ = socket.recv_fds(connection, 1, 1)
+            page = SharedPage(fds[0])
+            os.close(fds[0])
+        except (OSError, IndexError) as error:
+            raise PageRefused(f"no memory to share with the worker process at {folder}: {error}") from error
+        connection.settimeout(None)
+        os.dup2(connection.fileno(), 2)
+    return page
+
+
+def _prefix() -> str:
+    """The same for all processes that see one another by their numbers, and no others."""
+    return f"{socket.gethostname()}-{NAMESPACE.stat().st_ino}-"

@@ -14,6 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from forebay.contract.errors import ForebayError, InvalidInput, MissingExtra, StoreUnavailable
+from forebay.contract.places import refuse_unshared
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES, InputFile
 
@@ -57,6 +58,7 @@ _filesystem = cache(filesystem)
 def absolute(url: str | Path) -> str:
     """A path or URL that means the same in every process of this machine: local paths in full, without `file://`."""
     text = str(Path(url).expanduser()) if isinstance(url, Path) or "://" not in url else url
+    refuse_unshared(text)
     fs, path = _filesystem(text)
     return _named(fs, path)
 
@@ -110,6 +112,7 @@ def local_path(path: str) -> str | None:
 
 
 def _find(url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
+    refuse_unshared(url)
     fs, path = _filesystem(str(Path(url).expanduser()) if "://" not in url else url)
     fs = _FollowingLinks() if isinstance(fs, LocalFileSystem) else fs
     try:

@@ -31,6 +31,7 @@ from forebay.contract.errors import (
     MissingExtra,
     ModelRefused,
 )
+from forebay.contract.places import make_private_folder, refuse_unshared
 
 log = structlog.get_logger()
 
@@ -46,6 +47,7 @@ class BlobStore:
 
     def __init__(self, url: str, *, outage_timeout_s: float = 0.0) -> None:
         """`outage_timeout_s` is how long a write waits for room in a store that is full."""
+        refuse_unshared(url)
         self.url = url
         self._outage_timeout_s = outage_timeout_s
         try:
@@ -82,7 +84,7 @@ class BlobStore:
         """Copy a blob to the local file `target`, whole and checked, and give that path."""
         path = self._path(_digest(ref))
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(target.parent)
         try:
             with self._clear_errors("read"):
                 self._fs.get_file(path, str(temporary))
@@ -129,6 +131,8 @@ class BlobStore:
         if self._is_whole(path, digest, size):
             return
         temporary = f"{self._root}/.tmp/{digest}.{secrets.token_hex(6)}"
+        if self._local:
+            make_private_folder(Path(self._root))
         self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
         self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
         Retrying(
@@ -213,7 +217,7 @@ def unpack_folder(archive: Path, target: Path) -> Path:
     try:
         temporary.mkdir()
         with tarfile.open(archive, "r:") as tar:
-            tar.extractall(temporary, filter="data")
+            tar.extractall(temporary, _plain_members(tar), filter="data")
         temporary.rename(target)
     except tarfile.TarError as error:
         raise ModelRefused(
@@ -225,6 +229,14 @@ def unpack_folder(archive: Path, target: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Files and folders only: `pack_folder` makes nothing else, and Python's own filter has been led astray by links before."""
+    for member in tar:
+        if not (member.isdir() or (member.isreg() and not member.issparse())):
+            raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")
+        yield member
 
 
 def _digest(ref: str) -> str:

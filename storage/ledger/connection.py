@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, OutcomeUnknown
+from forebay.contract.places import make_private_folder
 from forebay.contract.setting_kinds import mask_password
 from forebay.storage.ledger.commits import Commits, PostgresCommits, SqliteCommits
 from forebay.storage.ledger.engines import postgres_engine, sqlite_engine
@@ -262,7 +263,7 @@ def _check_file(url: str, create: bool) -> None:
     path = Path(make_url(url).database or "")
     if create:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path.parent)
         except OSError as error:
             raise LedgerUnavailable(f"cannot make the folder of the ledger {path}: {error}") from error
     elif not path.is_file():

@@ -24,7 +24,6 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.migrate import upgrade
 from forebay.worker.parent.processes import ManagedProcess, Mark, ProcessSupervisor
-from forebay.worker.shared_page import remove_stale_pages
 from support.servers import PostgresServer, find_postgres
 
 TESTS = Path(__file__).parents[1]  # where workers find the model
@@ -121,7 +120,6 @@ class Stack:
     def stop(self) -> None:
         """End everything that still runs, the servers last."""
         self.stop_workers(0)
-        remove_stale_pages()
         if self._ledger is not None:
             self._leave_ledger(self._ledger)
         for network in filter(None, (self.redis_network, self.database_network)):

@@ -43,8 +43,8 @@ def start() -> None:
     A child that only trains needs nothing: its trainers are processes of their own, and the device is theirs.
     """
     global _runner
-    page = attach_to_parent()  # before all else: a death while torch is imported is told too
     settings = Settings.load()
+    page = attach_to_parent(settings.home)  # before all else: a death while torch is imported is told too
     configure_logs(settings)
     if not settings.trains_only:
         bound_memory(settings.child_memory_bytes)

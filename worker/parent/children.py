@@ -23,7 +23,7 @@ import structlog
 from forebay.contract.settings import Settings
 from forebay.worker.last_lines import MAX_LINE, last_lines
 from forebay.worker.parent.page_server import PageServer
-from forebay.worker.shared_page import LIMITS, STORE, SharedPage
+from forebay.worker.shared_page import LIMITS, STORE, WATCHED, SharedPage
 
 log = structlog.get_logger()
 
@@ -69,7 +69,7 @@ class ChildMonitor:
         self._worker, self._grace_s = settings.worker_name, settings.shutdown_grace_s
         self._supervisor = supervisor
         self._children: dict[int, Child] = {}
-        self._server = PageServer()
+        self._server = PageServer(settings.home)
         self._selector = selectors.DefaultSelector()
         self._thread = threading.Thread(target=self._run, name="children", daemon=True)
         self._ended = False
@@ -77,11 +77,9 @@ class ChildMonitor:
         self._lenient_until = 0.0
 
     def start(self) -> None:
-        """Be there before the first child looks for its parent."""
-        try:
+        """Be there before the first child looks for its parent; PageRefused when they cannot meet."""
+        if WATCHED:
             self._selector.register(self._server.listen(), selectors.EVENT_READ)
-        except OSError as error:
-            log.warning("children_unwatched", worker=self._worker, error=str(error))
         self._thread.start()
 
     def stop(self) -> None:

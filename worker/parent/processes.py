@@ -19,6 +19,8 @@ from pathlib import Path
 import psutil
 import structlog
 
+from forebay.contract.places import make_private_folder
+
 log = structlog.get_logger()
 
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before a process that keeps dying is started again
@@ -47,7 +49,7 @@ class ManagedProcess:
     def start(self) -> None:
         """Start it, in a session of its own: Ctrl-C reaches this process only, which then stops the others in order."""
         if self.output is not None:
-            self.output.parent.mkdir(exist_ok=True)
+            make_private_folder(self.output.parent)
         with self.output.open("ab") if self.output is not None else nullcontext() as output:
             self.popen = subprocess.Popen(
                 self.command, env=self.env, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable, MissingExtra, install_extras
+from forebay.contract.places import open_to_others
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import ping_redis
@@ -56,6 +57,7 @@ def check_all(settings: Settings) -> list[Finding]:
         Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer"),
         *(_extra(*extra) for extra in EXTRAS),
         _gpu(),
+        _check("home", lambda: _check_home(settings.home), f"chmod 700 '{settings.home}'"),
         _check("queue", lambda: _ping_queue(settings), "start the stack with `forebay up`, or set FOREBAY_BROKER"),
         _check("ledger", lambda: _check_ledger(settings), "run `forebay db upgrade`, or set FOREBAY_DATABASE"),
         _check("blobs", lambda: _check_blobs(settings), "set FOREBAY_BLOBS to a folder or URL that can be written"),
@@ -120,6 +122,16 @@ def _gpu() -> Finding:
     except MissingExtra:
         return Finding("gpu", False, "unknown without torch", remedy, optional=True)
     return Finding("gpu", count > 0, f"{count} CUDA devices, torch {version('torch')}", remedy, optional=True)
+
+
+def _check_home(home: Path) -> str:
+    if not home.exists():
+        return f"{home}, made when it is needed"
+    if home.stat().st_uid != os.getuid():
+        raise ForebayError(f"{home} belongs to another user, who can read and change what is in it")
+    if open_to_others(home):
+        raise ForebayError(f"{home} is open to other users of this machine, with payloads, results and logs in it")
+    return str(home)
 
 
 def _ping_queue(settings: Settings) -> str:

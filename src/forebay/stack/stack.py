@@ -21,6 +21,7 @@ import structlog
 from filelock import FileLock, Timeout
 
 from forebay.contract.errors import ForebayError, InvalidInput
+from forebay.contract.places import make_private_folder
 from forebay.contract.settings import STACK_FILE, Settings
 from forebay.stack.valkey import Valkey, free_port
 from forebay.storage.ledger.connection import Ledger
@@ -83,7 +84,7 @@ class Stack:
 
     def run(self, on_ready: OnReady) -> int:
         """Start everything, call `on_ready`, watch until SIGTERM or SIGINT, stop everything."""
-        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(self._home)
         try:
             with FileLock(self._home / "stack.lock", blocking=False):
                 self._run(on_ready)
@@ -193,8 +194,7 @@ def start_detached(home: Path, arguments: list[str]) -> StackState:
     """Start `forebay up` in the background and return once it is ready; StackError with the reason when it is not."""
     if read_stack(home) is not None:
         raise _runs_already(home)
-    (home / "logs").mkdir(parents=True, exist_ok=True)
-    output = home / "logs" / "up.log"
+    output = make_private_folder(home / "logs") / "up.log"
     command = [sys.executable, "-m", "forebay", "up", "--home", str(home), *arguments]
     with output.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)

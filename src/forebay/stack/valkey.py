@@ -15,6 +15,7 @@ from pathlib import Path
 import redis
 
 from forebay.contract.errors import ForebayError, MissingExtra
+from forebay.contract.places import make_private_folder
 from forebay.worker.parent.processes import stop_process
 
 START_S = 60
@@ -41,8 +42,7 @@ class Valkey:
 
     def start(self) -> None:
         """Start it and return once it answers; ForebayError with the end of its log when it does not."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = self._folder / "valkey.log"
+        log = make_private_folder(self._folder) / "valkey.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [str(_program()), "-"], stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True

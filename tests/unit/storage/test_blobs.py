@@ -246,10 +246,24 @@ def hostile(kind: bytes = tarfile.REGTYPE, link: str = "", name: str = "evil") -
         hostile(tarfile.SYMTYPE, "../../outside"),
         hostile(tarfile.SYMTYPE, "/etc/passwd"),
         hostile(tarfile.LNKTYPE, "../outside"),
+        hostile(tarfile.SYMTYPE, "good"),
+        hostile(tarfile.LNKTYPE, "good"),
+        hostile(tarfile.GNUTYPE_SPARSE),
         hostile(tarfile.CHRTYPE),
         hostile(tarfile.FIFOTYPE),
     ],
-    ids=["climbing", "climbing later", "link up", "link to root", "hard link up", "device", "pipe"],
+    ids=[
+        "climbing",
+        "climbing later",
+        "link up",
+        "link to root",
+        "hard link up",
+        "link within",
+        "hard link within",
+        "sparse",
+        "device",
+        "pipe",
+    ],
 )
 def test_a_member_that_would_leave_the_folder_refuses_the_whole_archive(
     tmp_path: Path, member: tarfile.TarInfo

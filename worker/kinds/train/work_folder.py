@@ -11,13 +11,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from forebay.contract.places import make_private_folder
+
 LOCK = ".lock"
 
 
 @contextmanager
 def work_folder(root: Path, name: str) -> Iterator[Path]:
     """A new, empty folder `name` below `root`, for as long as the block runs."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_private_folder(root)
     remove_abandoned(root)
     folder, lock = root / name, root / f"{name}{LOCK}"
     with FileLock(lock):
