@@ -60,6 +60,7 @@ def test_the_forebay_command_is_installed_beside_the_interpreter() -> None:
 def test_a_detached_stack_is_ready_when_up_returns(user):
     status = user.json("status")
     assert status["home"] == str(user.home)
+    assert user.home.stat().st_mode & 0o077 == 0, "other users may enter the home"
     assert status["stack"]["ready"] is True
     processes = status["stack"]["processes"]
     assert set(processes) == {"queue", "worker", "dashboard"}
