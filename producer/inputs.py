@@ -6,12 +6,14 @@ They become the plain values and arrays that a signature checks. None of those p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.signature import Signature
+from forebay.contract.references import shown
+from forebay.contract.signature import Field, Signature
 
 # PIL's modes whose pixels are what an image shows; those of the others are indices, or not red, green and blue.
 PIXEL_MODES = ("1", "L", "I", "F", "I;16", "RGB", "RGBA")
@@ -30,7 +32,8 @@ def batch(signature: Signature, value: Any) -> Any:
     if rows is None:
         return _plain(value)
     samples = [_row(signature, row) for row in rows]
-    if samples and isinstance(samples[0], Mapping):
+    only = _only_field(signature, rows[0]) if rows else None
+    if only is None and samples:
         return {name: [row[name] for row in samples] for name in samples[0]}
     return samples
 
@@ -51,23 +54,33 @@ def several(signature: Signature, inputs: Any) -> Iterable[Any]:
 def _table_rows(value: Any) -> list[dict[Any, Any]] | None:
     """A table's rows by column; None when `value` is no table."""
     if _is(value, "pandas", "DataFrame"):
-        rows: list[dict[Any, Any]] = value.to_dict("records")
+        names, rows_of = list(value.columns), partial(value.to_dict, "records")
     elif _is(value, "polars", "DataFrame"):
-        rows = value.to_dicts()
+        names, rows_of = value.columns, value.to_dicts
     elif _is(value, "pyarrow", "Table", "RecordBatch"):
-        rows = value.to_pylist()
+        names, rows_of = value.schema.names, value.to_pylist
     else:
         return None
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:  # a row by column would hold one of the two
+        raise InvalidInput(f"the table has two columns called {shown(twice)}; rename one")
+    rows: list[dict[Any, Any]] = rows_of()
     return rows
 
 
 def _row(signature: Signature, row: Mapping[Any, Any]) -> Any:
     """A row by column as a sample: a dict of the inputs, or what a model's only input takes when no column has its name."""
-    names = [field.name for field in signature.inputs or ()]
-    if len(names) == 1 and names[0] not in row:
+    only = _only_field(signature, row)
+    if only is not None and only.dtype != "json":  # for which the row itself is a value
         values = list(row.values())
         return values[0] if len(values) == 1 else values
     return {name: _plain(value) for name, value in row.items()}
+
+
+def _only_field(signature: Signature, row: Mapping[Any, Any]) -> Field | None:
+    """The only input of a model, to which a whole row goes because no column has its name; None when columns are inputs."""
+    fields = signature.inputs or ()
+    return fields[0] if len(fields) == 1 and fields[0].name not in row else None
 
 
 def _labelled(series: Any) -> dict[Any, Any]:

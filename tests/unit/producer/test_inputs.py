@@ -54,6 +54,26 @@ def test_a_column_that_the_model_does_not_take_is_named(table: Any) -> None:
         [NAMED.row(row) for row in several(NAMED, table(PEOPLE | {"id": [1, 2]}))]
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_a_row_keeps_its_names_for_a_model_that_takes_json(table: Any) -> None:
+    signature = Signature((Field("body", "json"),))
+    rows = [signature.row(row)["body"] for row in several(signature, table(PEOPLE))]
+    assert rows[1] == {"age": 30, "city": "Oslo"}
+    assert [row["body"] for row in signature.rows(batch(signature, table(PEOPLE)))] == rows
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame([[1, 2]], columns=["a", "a"]),
+        pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
+    ],
+)
+def test_a_table_with_two_columns_of_one_name_is_refused(table: Any) -> None:
+    with pytest.raises(InvalidInput, match="two columns called 'a'"):
+        several(VECTOR, table)
+
+
 def test_a_series_is_a_row_by_its_labels_or_the_vector_of_the_only_input() -> None:
     row = NAMED.row(sample(NAMED, pd.DataFrame(PEOPLE).iloc[0]))
     assert (int(row["age"]), row["city"]) == (2**53 + 1, "Bern")
