@@ -20,10 +20,11 @@ COPY storage storage
 COPY producer producer
 COPY worker worker
 COPY dashboard dashboard
+COPY api api
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE} AS runtime
-ARG EXTRAS=worker,dashboard,postgres,s3,batch,train,text
+ARG EXTRAS=worker,dashboard,api,postgres,s3,batch,train,text
 ARG TORCH_INDEX_URL=""
 
 # The CUDA images come without Python.

@@ -11,7 +11,7 @@ import pytest
 from support.user import TIMEOUT_S, User, refusal
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard")
+PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard", "api")
 BLOCK = re.compile(
     r"```python\n# (?P<file>[\w/.]+?)(?:, (?P<where>above|below): (?P<line>[^\n]+))?\n(?P<text>.*?)```", re.DOTALL
 )

@@ -86,7 +86,7 @@ def test_every_file_that_is_named_is_there(page: str) -> None:
 
 def test_extras_that_are_named_are_declared() -> None:
     sources = [*(ROOT / page for page in PAGES), *(ROOT / "src" / "forebay").rglob("*.py"), ROOT / ".ci" / "run"]
-    for part in ("datasets", "storage", "producer", "worker", "dashboard"):
+    for part in ("datasets", "storage", "producer", "worker", "dashboard", "api"):
         sources += (ROOT / part).rglob("*.py")
     named: set[str] = set()
     for path in sources:

@@ -13,9 +13,9 @@ import pytest
 import forebay
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard")
-HEAVY = ("torch", "flower", "sentence_transformers", "transformers", "sklearn", "scipy", "pyarrow")
-NOT_IN_THE_CLIENT = {"torch", "sqlalchemy", "flower"}
+PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard", "api")
+HEAVY = ("torch", "flower", "starlette", "uvicorn", "sentence_transformers", "transformers", "sklearn", "scipy", "pyarrow")
+NOT_IN_THE_CLIENT = {"torch", "sqlalchemy", "flower", "starlette", "uvicorn"}
 
 HELP = """
 import sys
