@@ -14,7 +14,17 @@ import forebay
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard", "api")
-HEAVY = ("torch", "flower", "starlette", "uvicorn", "sentence_transformers", "transformers", "sklearn", "scipy", "pyarrow")
+HEAVY = (
+    "torch",
+    "flower",
+    "starlette",
+    "uvicorn",
+    "sentence_transformers",
+    "transformers",
+    "sklearn",
+    "scipy",
+    "pyarrow",
+)
 NOT_IN_THE_CLIENT = {"torch", "sqlalchemy", "flower", "starlette", "uvicorn"}
 
 HELP = """
