@@ -52,7 +52,13 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-_filesystem = cache(filesystem)
+_remembered = cache(filesystem)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    # A relative path names another file once the process has changed its folder.
+    stays = url.startswith("/") or ("://" in url and not url.startswith(("file:", "local:")))
+    return _remembered(url) if stays else filesystem(url)
 
 
 def absolute(url: str | Path) -> str:

@@ -7,7 +7,7 @@ quick however many files there are: those it has no time to look at are checked 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from forebay.producer.requests.files import DataSet, find_dataset, first_with_ro
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
 
+PATH_SHOWN = 200
 CHECK_S = 1.5  # for looking into the files at submit
 
 
@@ -108,7 +109,7 @@ def submit(session: Session, submitter: Submitter, options: ResolvedOptions, req
     folder, fingerprint = OutputFolder(request.output), request.fingerprint(options.model.ref)
     marker = folder.claim(id, fingerprint)
     if marker is not None:
-        known = _resume(session, marker, fingerprint, request.output)
+        known = _resume(session, marker, options.model.ref, request)
         if known is not None:
             return known
         folder.take_over(id, fingerprint)
@@ -121,19 +122,59 @@ def submit(session: Session, submitter: Submitter, options: ResolvedOptions, req
         raise
 
 
-def _resume(session: Session, marker: Mapping[str, str], fingerprint: str, output: str) -> BatchJob | None:
+def _resume(session: Session, marker: Mapping[str, str], model: str, request: BatchRequest) -> BatchJob | None:
     """The batch that has the folder, queued again if it had failed; None when there is no such batch (any more)."""
-    id, where = marker["batch"], f"the output {shown(output)}"
-    if marker["request"] != fingerprint:
-        raise InvalidInput(f"{where} belongs to batch {id}, which asked for something else; name another folder")
+    id, where = marker["batch"], f"the output {shown(request.output)}"
+    same = marker["request"] == request.fingerprint(model)
+    another = f"{where} belongs to batch {id}, which asked for something else"
     try:
         job = open_handle(session, id)
         state = job.state
     except JobNotFound:
-        if OutputFolder(output).names():
+        if not same:  # it may be about to be submitted
+            raise InvalidInput(f"{another}, and which the ledger does not know; name another folder") from None
+        if OutputFolder(request.output).names():
             raise InvalidInput(f"{where} holds parts of batch {id}, which the ledger does not know; empty it") from None
         return None
     assert isinstance(job, BatchJob)  # noqa: S101 - only batches write such a marker
+    if not same:
+        differs = "; ".join(_differences(job.info().ref, job.request, model, request))
+        raise InvalidInput(f"{another}: {differs}. Name another folder")
     if state is JobState.SUCCEEDED:
         raise InvalidInput(f"{where} holds what batch {id} made of the same request; name another folder")
     return job.retry() if state.final else job
+
+
+def _differences(there_model: str, there: BatchRequest, asked_model: str, asked: BatchRequest) -> Iterator[str]:
+    """What differs between the request that made a folder and this one, in the words a user writes them in."""
+    if there_model != asked_model:
+        yield f"model: {there_model} there, {asked_model} asked"
+    if there.files != asked.files:
+        yield f"input: {_files_differ(there.files, asked.files)}"
+    for name in asked.__struct_fields__:
+        made, wanted = getattr(there, name), getattr(asked, name)
+        if made != wanted and name not in {"files", "output", *asked.ESTIMATES}:
+            yield f"{name}: {_written(made)} there, {_written(wanted)} asked"
+
+
+def _files_differ(there: Sequence[InputFile], asked: Sequence[InputFile]) -> str:
+    sizes, wanted = ({file.path: file.size for file in files} for files in (there, asked))
+    for path in wanted.keys() & sizes.keys():
+        if sizes[path] != wanted[path]:
+            return f"{shown(path, PATH_SHOWN)} had {sizes[path]:,} bytes, has {wanted[path]:,} now"
+    if sizes.keys() == wanted.keys():
+        return "the same files in another order"
+    only = [next((path for path in a if path not in b), None) for a, b in ((sizes, wanted), (wanted, sizes))]
+    return ", ".join(
+        f"{len(files)} file{'' if len(files) == 1 else 's'}{f', with {shown(path, PATH_SHOWN)},' if path else ''} {where}"
+        for files, path, where in ((there, only[0], "there"), (asked, only[1], "asked"))
+    )
+
+
+def _written(value: Any) -> str:
+    """A field of the request as a command's option would hold it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{shown(key)[1:-1]}={_written(item)}" for key, item in value.items())
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value)) or None
+    return "none" if value is None else shown(value).strip("'\"")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from forebay.contract.errors import InvalidInput
-from forebay.datasets.formats.files import find_files
+from forebay.datasets.formats.files import absolute, find_files
 
 
 @pytest.fixture
@@ -61,3 +61,14 @@ def test_a_pipe_and_a_name_that_is_not_utf8_are_refused(folder: Path) -> None:
     for given in (folder, f"{folder}/*.csv", strange):
         with pytest.raises(InvalidInput, match=r"caf\\xe9\.csv' is not UTF-8; rename it"):
             found(given)
+
+
+def test_a_relative_path_is_of_the_folder_that_the_process_is_in_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        Path("in.csv").write_text("x\n1\n")
+        assert absolute("out") == absolute(Path("out")) == str(tmp_path / name / "out")
+        assert [file.path for file in find_files("in.csv", [".csv"])] == [str(tmp_path / name / "in.csv")]
