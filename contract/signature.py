@@ -254,9 +254,9 @@ def _scalars(value: Any) -> Any:
 
 
 def _column(field: Field, value: Any) -> list[Any]:
-    if field.dtype in ARRAY_DTYPES and not (field.cell and isinstance(value, list)):
+    if field.dtype in ARRAY_DTYPES and not field.cell:
         return _split(_checked(replace(field, shape=(-1, *field.shape)), value, f"input {field.name!a}"), field.name)
-    items = _split(value.tolist() if isinstance(value, np.ndarray) else value, field.name)
+    items = _split(as_array(value).tolist() if is_array(value) else value, field.name)
     return [_checked(field, item, f"input {field.name!a}[{i}]") for i, item in enumerate(items)]
 
 

@@ -28,9 +28,12 @@ def unpack_input(data: bytes) -> tuple[list[Row], bool]:
 
 
 def join_rows(rows: Sequence[Any]) -> Any:
-    """The results of a batched job as one value: arrays of equal dtype and shape are stacked, others are listed."""
+    """The results of a batched job as one value: arrays of equal dtype and shape are stacked, others are listed.
+
+    Dicts of the same keys become one dict of joined values.
+    """
     first = rows[0]
-    if isinstance(first, dict):
+    if isinstance(first, dict) and all(isinstance(row, dict) and row.keys() == first.keys() for row in rows):
         return {name: join_rows([row[name] for row in rows]) for name in first}
     if all(isinstance(r, np.ndarray | np.generic) and r.shape == first.shape and r.dtype == first.dtype for r in rows):
         return np.stack(rows)  # (batch, *shape)

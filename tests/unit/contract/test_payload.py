@@ -69,6 +69,9 @@ def test_numpy_scalars_become_one_array() -> None:
         [1, 2],
         [None, np.zeros(2)],
         [np.zeros(2), None],
+        [{"a": 1}, {"a": 1, "b": 2}],
+        [{"a": 1, "b": 2}, {"a": 1}],
+        [{"a": 1}, "b"],
     ],
 )
 def test_what_does_not_stack_is_listed(rows: list[Any]) -> None:

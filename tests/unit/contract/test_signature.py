@@ -3,6 +3,7 @@
 import json
 import math
 import timeit
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -368,6 +369,13 @@ def test_an_empty_batch_is_refused(signature: Signature, empty: Any) -> None:
 def test_a_batch_without_its_leading_dimension_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"expected float32 of shape \[-1, 64\], got float32 of shape \[64\]"):
         DIGITS.rows(np.zeros(64, "f4"))
+
+
+@pytest.mark.parametrize("wrap", [np.array, np.float16, list])
+def test_a_batch_of_cells_may_come_as_an_array(wrap: Callable[[list[float]], Any]) -> None:
+    rows = Signature.parse({"age": spec("float32", cell=True)}).rows(wrap([41.0, 0.5, math.nan]))
+    assert [float(row["age"]) for row in rows[:2]] == [41.0, 0.5]
+    assert math.isnan(rows[2]["age"])
 
 
 def test_an_undeclared_batch_is_an_array_a_list_or_a_dict_of_those() -> None:
