@@ -18,7 +18,6 @@ from forebay.contract.settings import Settings
 from forebay.datasets import require_pyarrow
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, open_handle
-from forebay.producer.inputs import several
 from forebay.producer.models import Models
 from forebay.producer.options import PredictOptions, Since, SubmitOptions, TrainOptions, check_metadata, since_at
 from forebay.producer.session import Session
@@ -79,8 +78,7 @@ class Client:
         Raises InvalidInput, PayloadTooLarge, ModelNotFound, NoQueueFits, QueueFull or LedgerUnavailable, and then nothing was
         stored.
         """
-        resolved = self._submitter.resolve(JobKind.PREDICT, model, options)
-        return self._submitter.submit_inputs(resolved, [self._submitter.pack(resolved, inputs)])[0]
+        return self._submitter.submit(self._submitter.prepare_one(model, inputs, options))[0]
 
     def predict_many(self, model: Model, inputs: Iterable[Any], **options: Unpack[PredictOptions]) -> list[Job]:
         """Submit one job per input, all or none, in one transaction; the handles come in the order of the inputs.
@@ -88,14 +86,7 @@ class Client:
         Takes what `predict` takes; an array (n, …) is n inputs, and so is a table of n rows (pandas, polars, Arrow). Job i
         of an `idempotency_key` has the key `key:i`. Errors name the input's index.
         """
-        resolved = self._submitter.resolve(JobKind.PREDICT, model, options)
-        packed = []
-        for i, value in enumerate(several(resolved.model.signature, inputs)):
-            try:
-                packed.append(self._submitter.pack(resolved, value))
-            except InvalidInput as error:
-                raise type(error)(f"inputs[{i}]: {error}") from error
-        return self._submitter.submit_inputs(resolved, packed) if packed else []
+        return self._submitter.submit(self._submitter.prepare_many(model, inputs, options))
 
     def batch(
         self,

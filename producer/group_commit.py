@@ -43,23 +43,19 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._committing = threading.Lock()
 
-    def add(self, jobs: Sequence[NewJob], max_queue_size: int | None) -> list[str]:
-        """Make the jobs durable; their ids, those of existing jobs for idempotency keys met before.
-
-        With `max_queue_size` no more than that may wait in their queue. QueueFull, LedgerUnavailable or InvalidInput when
-        nothing was stored, OutcomeUnknown when nobody knows.
-        """
-        submit = PendingSubmit(jobs, max_queue_size)
+    def add_all(self, submits: Sequence[PendingSubmit]) -> None:
+        """Make the jobs durable. Each submit then has its ids, those of existing jobs for idempotency keys met before, or its
+        error: QueueFull, LedgerUnavailable or InvalidInput when nothing of it was stored, OutcomeUnknown when nobody knows.
+        """  # fmt: skip
         with self._lock:
-            self._waiting.append(submit)
+            self._waiting += submits
         with self._committing:
-            if not submit.done:
+            if not all(submit.done for submit in submits):
                 self._commit_waiting()
-        if isinstance(submit.error, OutcomeUnknown):
-            raise submit.doubt(submit.error) from submit.error
-        if submit.error is not None:
-            raise submit.error
-        return submit.ids
+        for submit in submits:
+            if isinstance(submit.error, OutcomeUnknown):
+                doubt = submit.doubt(submit.error)
+                doubt.__cause__, submit.error = submit.error, doubt
 
     def _commit_waiting(self) -> None:
         with self._lock:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from forebay.contract.errors import InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobKind, new_ids
@@ -14,6 +14,7 @@ from forebay.contract.requests.request import Request, encode
 from forebay.contract.wire.messages import RoutedJob
 from forebay.contract.wire.payload import pack_input
 from forebay.producer import inputs
+from forebay.producer.group_commit import PendingSubmit
 from forebay.producer.handles.job import Job
 from forebay.producer.options import ResolvedOptions, resolve_options
 from forebay.producer.sender import PendingSend
@@ -26,6 +27,22 @@ J = TypeVar("J", bound=Job)
 class PackedInput(NamedTuple):
     data: bytes
     rows: int
+
+
+class Submission(NamedTuple):
+    """The jobs of one submit, checked and made, and not stored yet."""
+
+    handle: type[Job]
+    options: ResolvedOptions
+    jobs: Sequence[NewJob]
+    max_queue_size: int | None
+
+    def routed_jobs(self, stored: Collection[str]) -> list[RoutedJob]:
+        """Where to send those of the jobs that are in the ledger under the ids they were made with."""
+        model, queue, priority = self.options.model, self.options.queue, self.options.priority
+        exclusive = self.options.kind is not JobKind.PREDICT
+        ids = (job.id for job in self.jobs if job.id in stored)
+        return [RoutedJob(id, model.name, model.version, queue, priority, exclusive=exclusive) for id in ids]
 
 
 class Submitter:
@@ -60,15 +77,21 @@ class Submitter:
             ) from error
         return PackedInput(data, len(rows))
 
-    def submit_inputs(self, options: ResolvedOptions, packed: Sequence[PackedInput]) -> list[Job]:
+    def prepare_one(self, model: Model, value: Any, options: Mapping[str, Any]) -> Submission:
+        """A predict job for one input."""
+        resolved = self.resolve(JobKind.PREDICT, model, options)
+        return self._prepare(resolved, [self.pack(resolved, value)])
+
+    def prepare_many(self, model: Model, values: Iterable[Any], options: Mapping[str, Any]) -> Submission:
         """A predict job for each input, all or none; job i of an idempotency key has the key `key:i`, a single one `key`."""
-        maximum = self._room_for(options, len(packed))
-        key, one = options.idempotency_key, len(packed) == 1
-        jobs = []
-        for i, (id, (data, rows)) in enumerate(zip(new_ids(len(packed)), packed, strict=True)):
-            hash = options.request_hash(data) if key else None
-            jobs.append(self._new_job(id, options, data, rows, key if one or not key else f"{key}:{i}", hash))
-        return self._submit(Job, options, jobs, maximum)
+        resolved = self.resolve(JobKind.PREDICT, model, options)
+        packed = []
+        for i, value in enumerate(inputs.several(resolved.model.signature, values)):
+            try:
+                packed.append(self.pack(resolved, value))
+            except InvalidInput as error:
+                raise type(error)(f"inputs[{i}]: {error}") from error
+        return self._prepare(resolved, packed)
 
     def submit_request(self, handle: type[J], options: ResolvedOptions, request: Request, id: str | None = None) -> J:
         """One job whose payload is a request."""
@@ -76,7 +99,59 @@ class Submitter:
         key = options.idempotency_key
         fingerprint = request.fingerprint(options.model.ref) if key else None
         job = self._new_job(id or new_ids(1)[0], options, encode(request), 1, key, fingerprint)
-        return self._submit(handle, options, [job], maximum)[0]
+        return cast(J, self.submit(Submission(handle, options, [job], maximum))[0])
+
+    def submit(self, submission: Submission) -> list[Job]:
+        """Store and send; the handles, in order."""
+        [made] = self.submit_all([submission])
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def submit_all(self, submissions: Sequence[Submission]) -> list[list[Job] | Exception]:
+        """The same for many at once, in one commit and with as few messages as can be; the handles of each, or its error."""
+        session, watcher = self._session, self._session.watcher
+        watcher.start()
+        # Handles are registered first: a quick worker announces a job before the commit has returned here.
+        handles = [watcher.register([s.handle(session, job.id) for job in s.jobs]) for s in submissions]
+        pending = [PendingSubmit(s.jobs, s.max_queue_size) for s in submissions]
+        session.commit.add_all(pending)
+        done = [
+            (submission, made, stored)
+            for submission, made, stored in zip(submissions, handles, pending, strict=True)
+            if stored.error is None
+        ]
+        alike: dict[tuple[int, float], list[RoutedJob]] = {}
+        for submission, _, stored in done:
+            model = submission.options.model
+            batch = alike.setdefault((model.max_batch_size, model.batch_wait_timeout_s), [])
+            batch += submission.routed_jobs(set(stored.ids))
+        for (batch_size, wait_s), added in alike.items():
+            if added:
+                session.sender.send(PendingSend.of(added, batch_size, wait_s))
+        return [
+            stored.error or self._of_stored(submission.handle, made, stored.ids)
+            for submission, made, stored in zip(submissions, handles, pending, strict=True)
+        ]
+
+    def _of_stored(self, handle: type[Job], made: list[Job], stored: list[str]) -> list[Job]:
+        """The handles of what is in the ledger: some jobs existed already, by their idempotency keys."""
+        new = [job.id for job in made]
+        if new == stored:
+            return made
+        found = self._session.watcher.register([handle(self._session, id) for id in stored])
+        with suppress(LedgerUnavailable):  # whoever waits for them asks again
+            self._session.watcher.refresh(id for id in stored if id not in new)
+        return found
+
+    def _prepare(self, options: ResolvedOptions, packed: Sequence[PackedInput]) -> Submission:
+        maximum = self._room_for(options, len(packed))
+        key, one = options.idempotency_key, len(packed) == 1
+        jobs = []
+        for i, (id, (data, rows)) in enumerate(zip(new_ids(len(packed)), packed, strict=True)):
+            hash = options.request_hash(data) if key else None
+            jobs.append(self._new_job(id, options, data, rows, key if one or not key else f"{key}:{i}", hash))
+        return Submission(Job, options, jobs, maximum)
 
     def _room_for(self, options: ResolvedOptions, count: int) -> int | None:
         return self._session.quota.take(options.queue, count, keyed=options.idempotency_key is not None)
@@ -91,26 +166,3 @@ class Submitter:
             client=self._session.id, idempotency_key=key, request_hash=request_hash, metadata=options.metadata, input=inline,
             input_ref=ref,
         )  # fmt: skip
-
-    def _submit(
-        self, handle: type[J], options: ResolvedOptions, jobs: Sequence[NewJob], max_queue_size: int | None
-    ) -> list[J]:
-        session, watcher, model = self._session, self._session.watcher, options.model
-        watcher.start()
-        ids = [job.id for job in jobs]
-        # Handles are registered first: a quick worker announces a job before the commit has returned here.
-        handles = watcher.register([handle(session, id) for id in ids])
-        stored = session.commit.add(jobs, max_queue_size)
-        exclusive = options.kind is not JobKind.PREDICT
-        added = [
-            RoutedJob(id, model.name, model.version, options.queue, options.priority, exclusive=exclusive)
-            for id, in_ledger in zip(ids, stored, strict=True)
-            if id == in_ledger
-        ]
-        if added:
-            session.sender.send(PendingSend.of(added, model.max_batch_size, model.batch_wait_timeout_s))
-        if stored != ids:  # some existed already, by their idempotency keys
-            handles = watcher.register([handle(session, id) for id in stored])
-            with suppress(LedgerUnavailable):  # whoever waits for them asks again
-                watcher.refresh(id for id, new in zip(stored, ids, strict=True) if id != new)
-        return handles

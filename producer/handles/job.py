@@ -149,6 +149,21 @@ class Job:
         """Called in a forked process: the threads that wait for this future are the parent's."""
         self._future = None
 
+    @property
+    def has_inline_result(self) -> bool:
+        """Whether the job is known to have ended, and `result` will have nothing to fetch."""
+        return type(self) is Job and self._outcome is not None and self._outcome.result_ref is None
+
+    def why_late(self, timeout: float) -> str:
+        """What to tell whoever has waited `timeout` seconds in vain."""
+        try:
+            info = self.info()
+            served = any(info.queue in worker.queues for worker in self._session.live_workers())
+        except ForebayError as error:
+            return f"job {self.id} has not ended after {timeout:g} s, and the ledger does not answer: {error}"
+        hint = "" if served else f"; no worker serves queue {info.queue!r} now: start one with `forebay worker`"
+        return f"job {self.id} is {info.state} after {timeout:g} s and goes on{hint}"
+
     async def _async_result(self) -> Any:
         await asyncio.wrap_future(self.future())
         return self.result(0)
@@ -180,19 +195,10 @@ class Job:
         except TimeoutError:
             outcome = self._ended_unannounced()
             if outcome is None:
-                raise ResultTimeout(self._why_late(timeout or 0.0)) from None
+                raise ResultTimeout(self.why_late(timeout or 0.0)) from None
             return outcome
 
     def _ended_unannounced(self) -> Outcome | None:
         with suppress(LedgerUnavailable):
             self._session.watcher.refresh([self.id])
         return self._outcome
-
-    def _why_late(self, timeout: float) -> str:
-        try:
-            info = self.info()
-            served = any(info.queue in worker.queues for worker in self._session.live_workers())
-        except ForebayError as error:
-            return f"job {self.id} has not ended after {timeout:g} s, and the ledger does not answer: {error}"
-        hint = "" if served else f"; no worker serves queue {info.queue!r} now: start one with `forebay worker`"
-        return f"job {self.id} is {info.state} after {timeout:g} s and goes on{hint}"

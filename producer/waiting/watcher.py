@@ -47,6 +47,7 @@ class Watcher:
         self._channel = announce_channel(client)
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._awaited: dict[str, Handle] = {}
+        self._waits: dict[str, int] = {}  # how many wait for each of them
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._subscribed = threading.Event()  # or Redis has refused, once
@@ -86,8 +87,19 @@ class Watcher:
         self.start()
         with self._lock:
             self._awaited[handle.id] = handle
+            self._waits[handle.id] = self._waits.get(handle.id, 0) + 1
             self._interval = FIRST_POLL_S
             self._next_poll = min(self._next_poll, time.monotonic() + FIRST_POLL_S)
+
+    def stop_polling_for(self, handle: Handle) -> None:
+        """One who waited has given up: the ledger is asked for the job as long as others wait."""
+        with self._lock:
+            left = self._waits.get(handle.id, 0) - 1
+            if left > 0:
+                self._waits[handle.id] = left
+            else:
+                self._waits.pop(handle.id, None)
+                self._awaited.pop(handle.id, None)
 
     def refresh(self, ids: Iterable[str]) -> None:
         """Read these jobs from the ledger now and deliver those that have ended."""
@@ -96,6 +108,7 @@ class Watcher:
             for outcome in self._store.queries.outcomes(wanted[start : start + IDS_PER_READ]):
                 with self._lock:
                     handle = self._awaited.pop(outcome.id, None) or self._handles.get(outcome.id)
+                    self._waits.pop(outcome.id, None)
                 if handle is not None:
                     handle.set_outcome(outcome)
 

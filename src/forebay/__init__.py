@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from forebay.contract.model import ModelVersion
     from forebay.contract.requests.manifest import Manifest
     from forebay.contract.settings import Settings
+    from forebay.producer.async_client import AsyncClient, AsyncJob
     from forebay.producer.client import Client
     from forebay.producer.handles.job import Job
     from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from forebay.storage.training.records import Evaluation
 
 _HOMES = {
+    "AsyncClient": "forebay.producer.async_client",
+    "AsyncJob": "forebay.producer.async_client",
     "BatchJob": "forebay.producer.handles.kinds",
     "Client": "forebay.producer.client",
     "Evaluation": "forebay.storage.training.records",
@@ -55,6 +58,8 @@ _HOMES = {
 }  # all others are errors
 
 __all__ = [
+    "AsyncClient",
+    "AsyncJob",
     "BatchJob",
     "BrokerUnavailable",
     "Client",

@@ -9,6 +9,8 @@ import numpy as np
 
 import forebay
 from forebay import (
+    AsyncClient,
+    AsyncJob,
     BatchJob,
     BrokerUnavailable,
     Client,
@@ -179,6 +181,16 @@ def handles(client: Client, job: Job) -> None:
 
 async def awaiting(job: Job) -> None:
     assert_type(await job, Any)
+    async with AsyncClient() as client:
+        made = await client.predict("digits", 1, priority=2, batched=True)
+        assert_type(made, AsyncJob)
+        assert_type(await client.predict_many("digits", [1, 2], metadata={"a": 1}), list[AsyncJob])
+        assert_type((await made, await made.result(1), await made.wait(1)), tuple[Any, Any, bool])
+        assert_type((await made.info(), await made.cancel(), await made.state()), tuple[JobInfo, JobState, JobState])
+        assert_type(await client.jobs(state="failed", limit=3), list[JobInfo])
+        assert_type(await client.batch("digits", "in.parquet", "out", max_errors=3, priority=1), AsyncJob)
+        assert_type(await client.models.get("digits@champion"), ModelVersion)
+        assert_type(await client.models.register("digits", "digits.pt2", max_batch_size=8), ModelVersion)
 
 
 def many(jobs: list[Job]) -> None:

@@ -14,7 +14,7 @@ from forebay.contract.requests.shards import ShardOutcome, WrittenFile
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
 from forebay.producer.client import Client
-from forebay.producer.group_commit import GroupCommit
+from forebay.producer.group_commit import GroupCommit, PendingSubmit
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
@@ -131,9 +131,11 @@ def test_a_commit_that_nobody_answers_for_is_unknown_and_no_refusal(own_postgres
     with faulty_database(address) as faulty, new_ledger(faulty.url, settle_s=0.3) as ledger:
         faulty.lose(lose)
         job = new()
-        with pytest.raises(OutcomeUnknown, match=f"it is not known whether job {job.id} was stored") as caught:
-            GroupCommit(JobStore(ledger)).add([job], None)
-        assert caught.value.job_ids == (job.id,)
+        submit = PendingSubmit([job], None)
+        GroupCommit(JobStore(ledger)).add_all([submit])
+        assert isinstance(submit.error, OutcomeUnknown)
+        assert f"it is not known whether job {job.id} was stored" in str(submit.error)
+        assert submit.error.job_ids == (job.id,)
 
 
 def test_what_nobody_knows_is_not_tried_again() -> None:
@@ -156,7 +158,7 @@ def test_a_batchs_folder_is_given_up_only_when_nothing_was_stored(
     np.save(tmp_path / "x.npy", np.arange(3.0))
     output = tmp_path / "out"
 
-    def add(*_: object) -> None:
+    def add(*_: object, **__: object) -> None:
         raise error
 
     settings = {
@@ -165,7 +167,7 @@ def test_a_batchs_folder_is_given_up_only_when_nothing_was_stored(
         "FOREBAY_BROKER": "redis://127.0.0.1:1/0",
     }
     with closing(Client(Settings.load(settings))) as client:
-        monkeypatch.setattr(client.session.commit, "add", add)
+        monkeypatch.setattr(client.session.jobs, "add", add)
         with pytest.raises(error):
             client.batch("m", tmp_path / "x.npy", output, columns="array")
     assert (output / "_batch.json").exists() is (error is OutcomeUnknown)
