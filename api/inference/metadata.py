@@ -1,0 +1,92 @@
+"""What the protocol tells of models: their tensors, their configuration, and what workers have counted of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from forebay.api.inference.tensors import BYTES, DATATYPES
+from forebay.contract.metrics.statistics import Statistics
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Field
+
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
+
+
+def platform(model: ModelVersion) -> str:
+    """The runtime in the protocol's form, `<project>_<format>`."""
+    return f"forebay_{model.runtime.replace('-', '_')}"
+
+
+def metadata(model: ModelVersion, versions: Sequence[ModelVersion]) -> dict[str, Any]:
+    """The tensors of a version, their first dimension the rows of a request; a side that is not declared has none."""
+    return {
+        "name": model.name,
+        "versions": [str(version.version) for version in versions],
+        "platform": platform(model),
+        "inputs": [_tensor(field) for field in model.signature.inputs or ()],
+        "outputs": [_tensor(field) for field in model.signature.outputs or ()],
+    }
+
+
+def config(model: ModelVersion) -> dict[str, Any]:
+    """The version as a model configuration of Triton's; shapes are those of one row."""
+    return {
+        "name": model.name,
+        "platform": platform(model),
+        "backend": "forebay",
+        "version_policy": {"specific": {"versions": [model.version]}},
+        "max_batch_size": model.max_batch_size,
+        "input": [_configured(field) for field in model.signature.inputs or ()],
+        "output": [_configured(field) for field in model.signature.outputs or ()],
+        "dynamic_batching": {"max_queue_delay_microseconds": round(model.batch_wait_timeout_s * 1e6)},
+    }
+
+
+def statistics(models: Iterable[ModelVersion], counted: Statistics) -> dict[str, Any]:
+    """What workers have counted of each version since they started. A count of 0 stands where nothing is counted."""
+    return {"model_stats": [_statistics(model, counted) for model in models]}
+
+
+def _statistics(model: ModelVersion, counted: Statistics) -> dict[str, Any]:
+    labels = (model.name, str(model.version))
+    finished = {state: int(counted.total("jobs_finished_total", *labels, state)) for state in ("succeeded", "failed")}
+
+    def durations(name: str) -> dict[str, int]:
+        histogram = counted.histograms.get(name, {}).get(labels)
+        return _duration(histogram.count, histogram.total) if histogram is not None else _duration(0, 0.0)
+
+    rows = counted.histograms.get("batch_rows", {}).get(labels)
+    run = durations("job_run_seconds")
+    mean = run["ns"] / run["count"] if run["count"] else 0  # seconds are counted of all jobs alike, however they ended
+    none = _duration(0, 0.0)
+    return {
+        "name": model.name,
+        "version": str(model.version),
+        "inference_count": int(rows.total) if rows is not None else 0,
+        "execution_count": rows.count if rows is not None else 0,
+        "inference_stats": {
+            "success": {"count": finished["succeeded"], "ns": round(mean * finished["succeeded"])},
+            "fail": {"count": finished["failed"], "ns": round(mean * finished["failed"])},
+            "queue": durations("job_wait_seconds"),
+            "compute_input": none,
+            "compute_infer": durations("forward_seconds"),
+            "compute_output": none,
+            "cache_hit": none,
+            "cache_miss": none,
+        },
+        "batch_stats": [],
+    }
+
+
+def _tensor(field: Field) -> dict[str, Any]:
+    return {"name": field.name, "datatype": DATATYPES.get(field.dtype, BYTES), "shape": [-1, *field.shape]}
+
+
+def _configured(field: Field) -> dict[str, Any]:
+    datatype = DATATYPES.get(field.dtype, "STRING")
+    return {"name": field.name, "data_type": f"TYPE_{datatype}", "dims": list(field.shape)}
+
+
+def _duration(count: int, seconds: float) -> dict[str, int]:
+    return {"count": count, "ns": round(seconds * 1e9)}
