@@ -110,6 +110,10 @@ class BlobUnavailable(Transient, ConnectionError):
     """The blob store cannot be reached or has no room."""
 
 
+class BlobStoreFull(BlobUnavailable):
+    """The blob store has no room."""
+
+
 class StoreUnavailable(Transient):
     """The store of a batch's input or output does not respond."""
 

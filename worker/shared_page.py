@@ -106,11 +106,11 @@ class SharedPage:
                 struct.pack_into("=32s", self._page, free, job.encode())
                 struct.pack_into("=q", self._page, free + 32, attempt)  # last: from here on it counts
 
-    def let_go(self, job: str | None = None) -> None:
-        """It no longer holds this job; None: it holds none."""
+    def let_go(self, job: str) -> None:
+        """It no longer holds this job."""
         with self._lock:
             for at in _slots():
-                if job is None or SLOT.unpack_from(self._page, at)[0] == job.encode():
+                if SLOT.unpack_from(self._page, at)[0] == job.encode():
                     struct.pack_into("=q", self._page, at + 32, 0)
 
     def held(self) -> dict[str, int]:

@@ -24,9 +24,13 @@ class Payloads:
                 "send fewer or smaller rows, or raise max_payload_bytes (FOREBAY_MAX_PAYLOAD_BYTES)"
             )
 
+    def fits_inline(self, data: bytes) -> bool:
+        """Whether these bytes need no blob."""
+        return len(data) <= self._inline
+
     def store(self, data: bytes) -> tuple[bytes | None, str | None]:
         """(inline bytes, None) or (None, blob name)."""
-        if len(data) <= self._inline:
+        if self.fits_inline(data):
             return data, None
         return None, self._blobs.put(data)
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import fsspec
 import structlog
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from forebay.contract.errors import (
     BlobCorrupt,
     BlobMissing,
+    BlobStoreFull,
     BlobUnavailable,
     ForebayError,
     InvalidInput,
@@ -36,20 +36,17 @@ from forebay.contract.places import make_private_folder, refuse_unshared
 log = structlog.get_logger()
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-MAX_RETRY_WAIT_S = 5.0  # before a full store is tried again
 _REF = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class BlobStore:
     """Blobs below one fsspec URL. Thread-safe. Every method raises BlobUnavailable when the store does not answer, those that
-    read raise BlobMissing when it does and has no such blob.
+    read raise BlobMissing when it does and has no such blob, those that write BlobStoreFull when it has no room.
     """
 
-    def __init__(self, url: str, *, outage_timeout_s: float = 0.0) -> None:
-        """`outage_timeout_s` is how long a write waits for room in a store that is full."""
+    def __init__(self, url: str) -> None:
         refuse_unshared(url)
         self.url = url
-        self._outage_timeout_s = outage_timeout_s
         try:
             self._fs, self._root = fsspec.url_to_fs(url)
         except ImportError as error:
@@ -135,13 +132,7 @@ class BlobStore:
             make_private_folder(Path(self._root))
         self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
         self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
-        Retrying(
-            retry=retry_if_exception(lambda error: getattr(error, "errno", None) in FULL),
-            wait=wait_random_exponential(multiplier=0.2, max=MAX_RETRY_WAIT_S),
-            stop=stop_after_delay(self._outage_timeout_s),
-            before_sleep=self._warn_full,
-            reraise=True,
-        )(self._write, write, temporary, path)
+        self._write(write, temporary, path)
 
     def _is_whole(self, path: str, digest: str, size: int) -> bool:
         """Whether the blob is there and what its name says: one that a power cut or a disk has damaged is written anew."""
@@ -174,11 +165,6 @@ class BlobStore:
             finally:
                 os.close(fd)
 
-    def _warn_full(self, state: RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            error = str(state.outcome.exception())
-            log.warning("blobs_full", blobs=self.url, error=error, outage_timeout_s=self._outage_timeout_s)
-
     @contextmanager
     def _clear_errors(self, verb: str) -> Iterator[None]:
         try:
@@ -190,7 +176,10 @@ class BlobStore:
             # Drivers of remote stores raise what their HTTP libraries do, which share no class.
             if isinstance(error, ForebayError) or (self._local and not isinstance(error, OSError)):
                 raise
-            raise BlobUnavailable(f"cannot {verb} a blob in {self.url}: {error}") from error
+            full = verb == "write" and getattr(error, "errno", None) in FULL
+            raise (BlobStoreFull if full else BlobUnavailable)(
+                f"cannot {verb} a blob in {self.url}: {error}"
+            ) from error
 
 
 def file_digest(path: Path) -> str:

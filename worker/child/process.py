@@ -63,7 +63,7 @@ def make_context(settings: Settings, page: SharedPage) -> ChildContext:
     """What the handlers of a child with these settings share."""
     device = "cpu" if settings.trains_only else settings.device
     ledger = Ledger(settings.database, settle_s=settings.outage_timeout_s)
-    blobs = BlobStore(settings.blobs, outage_timeout_s=settings.outage_timeout_s)
+    blobs = BlobStore(settings.blobs)
     metrics = ChildMetrics(device)
     cache = ModelCache(
         settings.model_cache_bytes or default_budget(device, settings.child_memory_bytes),

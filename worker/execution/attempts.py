@@ -88,9 +88,9 @@ class Attempts:
         """The parent is to know that this process holds the job, which it has claimed itself."""
         self._page.hold(job.id, job.attempt)
 
-    def let_go(self, job: ClaimedJob | None = None) -> None:
-        """It no longer holds this job; None: any of them."""
-        self._page.let_go(None if job is None else job.id)
+    def let_go(self, job: ClaimedJob) -> None:
+        """It no longer holds this job."""
+        self._page.let_go(job.id)
 
     # One job.
 
@@ -115,7 +115,8 @@ class Attempts:
         except Exception as error:
             if not isinstance(error, ForebayError) and not may_pass(error):
                 log.exception("attempt_failed", job=job.id, attempt=job.attempt)
-            fate = self.end_with_error(job, error, counted=count_errors)
+            stopped = self.stopping and may_pass(error)  # nobody can wait here until it has passed
+            fate = self.release(job) if stopped else self.end_with_error(job, error, counted=count_errors)
         seconds = time.perf_counter() - started
         self.count(job, fate, seconds)
         log.info(
@@ -176,10 +177,13 @@ class Attempts:
         """Count how long jobs have waited that are now to be run for the first time."""
         self._metrics.waited((jobs[0].model, jobs[0].version), [job.waited_s for job in jobs if job.attempt == 1])
 
-    def finish(self, of: ClaimedJob, outcomes: Sequence[Finished | Postponed]) -> Summary:
-        """Write how attempts ended, in one commit; what became of them, counted. `of` is one of the jobs."""
+    def finish(self, of: ClaimedJob, outcomes: Sequence[Finished | Postponed], seconds: float | None = None) -> Summary:
+        """Write how attempts ended, in one commit; what became of them, counted. `of` is one of the jobs.
+
+        They ran for so many seconds, by default since the last claim.
+        """
         summary = Summary.of(self._write(outcomes))
-        self._count(of, summary, time.perf_counter() - self._claimed_at)
+        self._count(of, summary, time.perf_counter() - self._claimed_at if seconds is None else seconds)
         return summary
 
     def release_all(self, jobs: Sequence[ClaimedJob]) -> None:
@@ -187,9 +191,9 @@ class Attempts:
         if jobs:
             self.add(Summary.of(self._release(jobs)))
 
-    def find_lost(self, jobs: Iterable[ClaimedJob]) -> set[str]:
-        """The ids of those that have been given to others. Asks the ledger only after some lease was not renewed."""
-        if not self._page.doubted():
+    def find_lost(self, jobs: Iterable[ClaimedJob], *, ask: bool = False) -> set[str]:
+        """The ids of those that have been given to others. Asks the ledger only after some lease was not renewed, or to `ask`."""
+        if not ask and not self._page.doubted():
             return set()
         attempts = {job.id: job.attempt for job in jobs}
         held = self.retry_while_unavailable(partial(self._jobs.queries.attempts, list(attempts)))
@@ -208,8 +212,15 @@ class Attempts:
     # All of them.
 
     def retry_while_unavailable(self, action: Callable[[], T]) -> T:
-        """What the action gives once ledger and blob store answer: minutes or hours of work may be in hand."""
-        return retry_while_unavailable(action, self._outage_timeout_s, (LedgerUnavailable, BlobUnavailable))
+        """What the action gives once ledger and blob store answer: minutes or hours of work may be in hand.
+
+        Of a blob store it raises the error at once where this process has to stop: the job can be given back.
+        """
+
+        def gives_way(error: Exception) -> bool:
+            return self.stopping and isinstance(error, BlobUnavailable)
+
+        return retry_while_unavailable(action, self._outage_timeout_s, (LedgerUnavailable, BlobUnavailable), gives_way)
 
     def _release(self, jobs: Sequence[ClaimedJob]) -> dict[str, Fate]:
         attempts = {job.id: job.attempt for job in jobs}

@@ -18,15 +18,22 @@ FIRST_S, LONGEST_S = 0.1, 5.0
 
 
 def retry_while_unavailable(
-    action: Callable[[], T], outage_timeout_s: float, away: tuple[type[Exception], ...] = (LedgerUnavailable,)
+    action: Callable[[], T],
+    outage_timeout_s: float,
+    away: tuple[type[Exception], ...] = (LedgerUnavailable,),
+    gives_way: Callable[[Exception], bool] = lambda _: False,
 ) -> T:
     """What `action` returns once it no longer raises one of the errors `away`.
 
     Raises its error after `outage_timeout_s` seconds; at once when tables are missing or too old, which waiting does not
-    mend, and when nobody knows whether the action was done: it must not be done twice.
+    mend, when nobody knows whether the action was done, for it must not be done twice, and when whoever waits `gives_way`.
     """
+
+    def passes(error: BaseException) -> bool:
+        return isinstance(error, away) and not (isinstance(error, LedgerOutdated | OutcomeUnknown) or gives_way(error))
+
     return Retrying(
-        retry=retry_if_exception(lambda e: isinstance(e, away) and not isinstance(e, LedgerOutdated | OutcomeUnknown)),
+        retry=retry_if_exception(passes),
         wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
         stop=stop_after_delay(outage_timeout_s),
         before_sleep=_log_first,

@@ -24,6 +24,7 @@ from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.jobs.records import ClaimedJob, Finished, Postponed
 from forebay.worker.execution.attempts import Attempts, outcome_of_error
 from forebay.worker.execution.context import ChildContext
+from forebay.worker.execution.large_results import LargeResult, LargeResults
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.execution.summary import Summary
 
@@ -40,10 +41,13 @@ class PredictHandler:
         self._models = context.models
         self._engine = context.engine
         self._payloads = context.payloads
+        self._outage_timeout_s = context.settings.outage_timeout_s
+        self._large: LargeResults | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
     def run(self, claimed: Sequence[ClaimedJob], attempts: Attempts) -> None:
         """Run these jobs, one model version after the other."""
+        self._large = self._large or LargeResults(self._payloads, attempts, self._outage_timeout_s)
         stops = StopRequests(attempts, claimed)
         by_model: dict[tuple[str, int], list[ClaimedJob]] = {}
         for job in claimed:
@@ -117,7 +121,12 @@ class PredictHandler:
         return sum((future.result() for future in written), total)
 
     def _finish(self, jobs: Sequence[PredictJob], attempts: Attempts) -> Summary:
-        return attempts.finish(jobs[0].claimed, [job.outcome(self._payloads) for job in jobs])
+        """Write how these ended: first of those that need no blob, which wait for none."""
+        outcomes = [job.outcome(self._payloads) for job in jobs]
+        small = [o for o in outcomes if not isinstance(o, LargeResult)]
+        total = attempts.finish(jobs[0].claimed, small) if small else Summary()
+        large = [o for o in outcomes if isinstance(o, LargeResult)]
+        return total + self._large.store(large) if large and self._large is not None else total
 
 
 @dataclass(slots=True)
@@ -166,16 +175,16 @@ class PredictJob:
     def stop(self, ending: Transition) -> None:
         self.ending, self.unfinished = ending, 0
 
-    def outcome(self, payloads: Payloads) -> Finished | Postponed:
-        """What to write: the result, stored, or the error; or that the job is to be tried again later."""
+    def outcome(self, payloads: Payloads) -> Finished | Postponed | LargeResult:
+        """What to write: the result, or the error; or that the job is to be tried again later."""
         job, error = self.claimed, self.error
         if self.ending is not None:
             return Finished(job.id, job.attempt, ending=self.ending)
         if error is None:
             try:
                 data = codec.encode(join_rows(self.outputs) if self.batched else self.outputs[0])
-                return Finished(job.id, job.attempt, *payloads.store(data))
-            except Exception as failure:  # noqa: BLE001 - an output that cannot be stored fails its job alone
+                return Finished(job.id, job.attempt, data) if payloads.fits_inline(data) else LargeResult(job, data)
+            except Exception as failure:  # noqa: BLE001 - an output that cannot be encoded fails its job alone
                 error = failure
         return outcome_of_error(job, error, passing=isinstance(error, Transient))
 

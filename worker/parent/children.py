@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -113,8 +113,14 @@ class ChildMonitor:
 
     def held(self) -> dict[str, int]:
         """The jobs that the living children have claimed themselves and hold, with their attempts."""
-        living = [child for child in list(self._children.values()) if not child.gone.is_set()]
-        return {job: attempt for child in living for job, attempt in child.page.held().items()}
+        return self._held(child for child in list(self._children.values()) if not child.gone.is_set())
+
+    def left(self) -> dict[str, int]:
+        """The same of all children, living or not: when they have stopped, what they have left."""
+        return self._held(list(self._children.values()))
+
+    def _held(self, children: Iterable[Child]) -> dict[str, int]:
+        return {job: attempt for child in children for job, attempt in child.page.held().items()}
 
     def _run(self) -> None:
         last = time.monotonic()

@@ -35,9 +35,13 @@ class SweepLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish what was reported and what is being done, and end."""
+        """Finish what was reported and what is being done, give back what the children, which have ended, still held, and end."""
         self._reports.put(None)
         self._thread.join(timeout=JOIN_S)
+        self._context.tolerate(
+            "give_back",
+            lambda: self._sweeper.give_back(self._context.children.left(), self._context.settings.worker_name),
+        )
 
     @property
     def alive(self) -> bool:

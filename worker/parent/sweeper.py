@@ -6,6 +6,7 @@ deletes what retention allows. Each step is one statement that picks its rows so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import redis
@@ -88,6 +89,13 @@ class Sweeper:
         self._store.release(ids, worker)
         log.error("child_lost", worker=worker, jobs=len(ids), freed=len(ids), failed=0, reason=reason)
         self.send_queued(ids)
+
+    def give_back(self, attempts: Mapping[str, int], worker: str) -> None:
+        """The worker has stopped and held these: they go to others, uncounted."""
+        released = self._store.release(list(attempts), worker, attempts) if attempts else []
+        if released:
+            log.info("jobs_released", worker=worker, jobs=len(released))
+            self.send(released)
 
     def send_queued(self, ids: list[str]) -> None:
         self.send(self._store.queries.queued(ids))

@@ -1,5 +1,6 @@
 """A child's batch handler on a real ledger, without a queue: how a batch starts, and each way in which its shards end."""
 
+import errno
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from forebay.contract.requests.batch import BatchRequest, InputFile
 from forebay.contract.requests.request import encode
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
+from forebay.datasets.writing.parts import Part
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.ledger.connection import Ledger
@@ -147,6 +149,15 @@ def test_a_shard_whose_model_is_away_is_postponed_at_no_cost(bench: Bench) -> No
     assert summary.postponed >= 1
     assert {bench.store.queries.get(id).attempt for id in bench.sent.ids} == {0}
     assert bench.state is JobState.RUNNING
+
+
+def test_a_part_that_finds_no_room_costs_its_shard_no_attempt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Part, "close", lambda *_: raising(OSError(errno.ENOSPC, "No space left on device"))())
+        summary = bench.start()
+    assert summary == Summary(postponed=summary.postponed, rows=summary.rows, batches=summary.batches)
+    assert summary.postponed >= 1
+    assert {bench.store.queries.get(id).attempt for id in bench.sent.ids} == {0}
 
 
 def test_shards_of_a_batch_that_was_canceled_are_stopped(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from forebay.contract.errors import BlobStoreFull
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import TrainRequest
@@ -27,6 +28,7 @@ from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.store import TrainingStore
 from forebay.worker.kinds.train.handler import TrainHandler
 from forebay.worker.kinds.train.launch import Launcher
+from forebay.worker.kinds.train.register import PACKED
 from forebay.worker.shared_page import SharedPage
 from support.child import attempts_of, child_context, fate
 from support.waiting import wait_until
@@ -216,6 +218,25 @@ def test_a_worker_that_stops_gives_the_job_back_uncounted_with_a_checkpoint_of_t
     info = place.jobs.queries.get(id)
     assert (became, info.state, info.attempt) == (["released"], JobState.QUEUED, 0)
     assert len(place.store.queries.checkpoints(id)) == 1
+
+
+def test_a_worker_that_stops_waits_for_no_room_for_an_artifact(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    full: list[Path] = []
+
+    def put_file(path: Path) -> str:
+        full.append(path)
+        raise BlobStoreFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.blobs, "put_file", put_file)
+        id = place.job(every=100)
+        with place.running(id) as became:
+            wait_until(lambda: any(path.name == PACKED for path in full), "the artifact finds no room")
+            assert place.jobs.queries.get(id).state is JobState.RUNNING
+            place.page.stop()
+    assert became == ["released"]
+    info = place.jobs.queries.get(id)
+    assert (info.state, info.attempt) == (JobState.QUEUED, 0)
 
 
 def test_a_trainer_that_does_not_heed_a_stop_is_killed_and_the_job_goes_back_uncounted(

@@ -179,6 +179,15 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run([umount, "-l", folder], check=True)
 
 
+def fill(disk: Path) -> Path:
+    """A file that leaves no room."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(65536)):
+            pass
+    return filler
+
+
 def test_a_result_that_finds_no_room_waits_until_there_is_some(tmp_path: Path, broker: str) -> None:
     with (
         small_disk(tmp_path / "disk") as disk,
@@ -187,17 +196,35 @@ def test_a_result_that_finds_no_room_waits_until_there_is_some(tmp_path: Path, b
         worker = stack.worker(MAX_INLINE_BYTES="1000").ready()
         model = stack.model("Echo")
         assert stack.client.predict(model, "a" * 50_000).result(120) == "a" * 50_000
-        filler = disk / "filler"
-        with filler.open("wb", buffering=0) as file, suppress(OSError):  # until none is left
-            while file.write(bytes(65536)):
-                pass
+        filler = fill(disk)
         jobs = [stack.client.predict(model, str(n) * 50_000) for n in range(3)]  # inline for the client
         wait_until(lambda: "event=blobs_full" in worker.said(), "the worker notices")
+        wait_until(lambda: {job.state for job in jobs} == {JobState.RUNNING}, "all of them wait")
+        assert [job.result(120) for job in stack.client.predict_many(model, list(range(20)))] == list(range(20))
         pass_time(1.2 * stack.settings.lease_s)
-        assert {job.state for job in jobs} <= {JobState.RUNNING, JobState.QUEUED}
+        assert {job.state for job in jobs} == {JobState.RUNNING}
+        left = stack.client.predict(model, "x" * 40_000)
+        wait_until(lambda: left.state is JobState.RUNNING, "another one waits")
         filler.unlink()
         assert [job.result(120) for job in jobs] == [str(n) * 50_000 for n in range(3)]
+        assert left.result(120) == "x" * 40_000
         assert {job.info().attempt for job in jobs} == {1}
+        assert worker.alive
+
+
+def test_a_worker_that_is_told_to_stop_gives_back_what_waits_for_room(tmp_path: Path, broker: str) -> None:
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        closing(WorkerStack(tmp_path / "stack", broker, BLOBS=str(disk))) as stack,
+    ):
+        worker = stack.worker(MAX_INLINE_BYTES="1000", SHUTDOWN_GRACE_S="60", LEASE_S="600").ready()
+        fill(disk)
+        job = stack.client.predict(stack.model("Echo"), "a" * 50_000)
+        wait_until(lambda: "event=blobs_full" in worker.said(), "its result finds no room")
+        assert worker.terminate() == 0
+        assert "event=child_killed" not in worker.said()
+        assert job.state is JobState.QUEUED, "its lease would have lasted for ten minutes"
+        assert job.info().attempt == 0
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from forebay.contract.errors import BlobUnavailable, LedgerUnavailable, Transient
+from forebay.contract.errors import BlobStoreFull, BlobUnavailable, LedgerUnavailable, Transient
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
 from forebay.contract.wire.payload import pack_input
+from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import ClaimedJob, NewJob
 from forebay.storage.ledger.connection import Ledger
@@ -20,6 +21,7 @@ from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.child.kinds import HandlerSpec
 from forebay.worker.child.runner import Runner
+from forebay.worker.execution import large_results
 from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
@@ -27,8 +29,9 @@ from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.execution.summary import Summary
 from forebay.worker.kinds import predict
+from forebay.worker.kinds.predict import PredictHandler
 from forebay.worker.shared_page import SharedPage
-from support.waiting import FakeClock
+from support.waiting import FakeClock, wait_until
 
 BATCH = 4
 
@@ -83,6 +86,12 @@ class Bench:
 
     def info(self, id: str) -> JobInfo:
         return self.store.queries.get(id)
+
+    @property
+    def handler(self) -> PredictHandler:
+        [handler] = self.runner._handlers.values()
+        assert isinstance(handler, PredictHandler)
+        return handler
 
     def states(self, ids: Sequence[str]) -> str:
         """The first letters of their states."""
@@ -303,6 +312,92 @@ def test_a_result_that_cannot_be_stored_for_now_is_made_again(
     monkeypatch.undo()
     clock.forward(1)
     assert bench.runner.run([id]).succeeded == 1
+
+
+@pytest.fixture
+def full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No blob finds room until it is undone."""
+    monkeypatch.setattr(large_results, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(large_results, "TICK_S", 0.01)
+    bench.payloads = Payloads(bench.blobs, Settings.load({}))  # the inputs lie in their rows
+    patch = pytest.MonkeyPatch()
+    patch.setattr(bench.blobs, "put", lambda _: raising(BlobStoreFull("no room"))([]))
+    return patch
+
+
+def ends_as(bench: Bench, id: str, state: JobState) -> None:
+    wait_until(lambda: bench.info(id).state is state, f"it is {state}")
+    wait_until(lambda: not bench.context.page.held(), "nothing is held any more")
+
+
+def test_what_finds_no_room_holds_up_neither_its_neighbours_nor_later_jobs(
+    bench: Bench, full: pytest.MonkeyPatch
+) -> None:
+    large, *small = bench.add("x" * 300, *range(8))
+    assert bench.runner.run([large, *small]).succeeded == 8
+    assert bench.runner.run(bench.add(8, 9)).succeeded == 2
+    assert bench.info(large).state is JobState.RUNNING
+    assert bench.context.page.held() == {large: 1}, "so that the parent renews its lease"
+    full.undo()
+    ends_as(bench, large, JobState.SUCCEEDED)
+    assert bench.ran.count("x" * 300) == 1
+
+
+def test_what_waits_for_room_can_be_canceled(bench: Bench, full: pytest.MonkeyPatch) -> None:
+    (large,) = bench.add("x" * 300)
+    bench.runner.run([large])
+    bench.store.cancel([large])
+    ends_as(bench, large, JobState.CANCELED)
+
+
+def test_what_waits_for_room_is_dropped_when_its_lease_is_lost(bench: Bench, full: pytest.MonkeyPatch) -> None:
+    (large,) = bench.add("x" * 300)
+    bench.runner.run([large])
+    bench.store.release([large], "w")
+    bench.store.claim([large], "other", 60)
+    wait_until(lambda: not bench.context.page.held(), "it is let go")
+    full.undo()
+    assert (bench.info(large).state, bench.info(large).worker) == (JobState.RUNNING, "other")
+
+
+def test_what_waits_for_room_is_tried_again_when_its_time_is_up(
+    bench: Bench, full: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (large,) = bench.add("x" * 300, max_attempts=2)
+    bench.runner.run([large])
+    assert bench.handler._large is not None
+    monkeypatch.setattr(bench.handler._large, "_timeout_s", 0.0)
+    ends_as(bench, large, JobState.QUEUED)
+    assert bench.info(large).progress.message.startswith("BlobStoreFull")
+
+
+def test_only_so_many_wait_for_room_and_the_others_are_run_again(
+    bench: Bench, full: pytest.MonkeyPatch, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_results, "MAX_WAITING", 2)
+    ids = bench.add(*("x" * (300 + n) for n in range(4)))
+    assert bench.runner.run(ids).postponed == 2
+    assert bench.states(ids) == "rrqq"
+    assert [bench.info(id).attempt for id in ids] == [1, 1, 0, 0], "that costs no attempt"
+    full.undo()
+    for id in ids[:2]:
+        ends_as(bench, id, JobState.SUCCEEDED)
+    clock.forward(1)
+    assert bench.runner.run(ids[2:]).succeeded >= 2
+
+
+def test_what_waits_for_room_stays_held_when_its_process_has_to_stop(bench: Bench, full: pytest.MonkeyPatch) -> None:
+    (large,) = bench.add("x" * 300)
+    bench.runner.run([large])
+    bench.context.page.stop()
+    assert bench.handler._large is not None
+    thread = bench.handler._large._thread
+    assert thread is not None
+    thread.join(60)
+    full.undo()
+    assert not thread.is_alive()
+    assert bench.context.page.held() == {large: 1}, "so that the parent gives it back"
+    assert bench.info(large).state is JobState.RUNNING
 
 
 def test_a_job_asked_to_stop_is_canceled_instead_of_waiting(bench: Bench) -> None:

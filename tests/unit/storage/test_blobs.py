@@ -14,6 +14,7 @@ import pytest
 from forebay.contract.errors import (
     BlobCorrupt,
     BlobMissing,
+    BlobStoreFull,
     BlobUnavailable,
     InvalidInput,
     MissingExtra,
@@ -307,16 +308,10 @@ def fill(store: BlobStore, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(store._fs, "pipe_file", pipe_file)
 
 
-def test_a_full_store_is_waited_for_by_who_has_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = BlobStore((tmp_path / "blobs").as_uri(), outage_timeout_s=30)
-    fill(store, monkeypatch, 2)
-    assert store.get(store.put(b"data")) == b"data"
-
-
-def test_a_full_store_is_an_error_at_once_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_store_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BlobStore((tmp_path / "blobs").as_uri())
     fill(store, monkeypatch, 1)
-    with pytest.raises(BlobUnavailable, match="No space left"):
+    with pytest.raises(BlobStoreFull, match="No space left"):
         store.put(b"data")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -52,7 +52,8 @@ def test_a_dead_childs_board_still_tells_which_shards_it_held(sides: tuple[Share
     assert parent.held() == {one: 1, three: 1}
     child.hold(two, 8)
     assert parent.held() == {one: 1, two: 8, three: 1}
-    child.let_go()
+    for id in (one, two, three):
+        child.let_go(id)
     assert parent.held() == {}
 
 

@@ -42,7 +42,7 @@ class BatchHandler:
             for batch, jobs in by_batch.items():
                 Pipeline(shards, batch, jobs, until).run()
         finally:
-            attempts.let_go()
+            shards.let_go_all()
 
     def _start(self, job: ClaimedJob, attempts: Attempts) -> bool:
         try:

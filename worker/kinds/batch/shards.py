@@ -29,6 +29,7 @@ from forebay.datasets.writing.outputs import ModelOutputs, PartSchema
 from forebay.datasets.writing.parts import Part
 from forebay.storage.batches.records import Batch
 from forebay.storage.batches.store import BatchStore
+from forebay.storage.blobs.store import FULL
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.backoff import may_pass
@@ -58,6 +59,7 @@ class ShardRunner:
         self._store = store
         self._coordinator = coordinator
         self._poison = PoisonIsolation(store, coordinator, self.reading)
+        self._held: dict[str, ClaimedJob] = {}
 
     def reading(self, chunks: Iterator[T]) -> Iterator[T]:
         """The same chunks; a store that keeps the reader waiting for one too long costs this process its life."""
@@ -79,6 +81,7 @@ class ShardRunner:
     def prepare(self, job: ClaimedJob) -> RunningShard | None:
         """A claimed shard, ready to be read; None when its batch has ended meanwhile, or what it needs is away."""
         self.attempts.hold(job)
+        self._held[job.id] = job
         self.attempts.begin([job])
         try:
             shard = self._prepare(job)
@@ -90,8 +93,17 @@ class ShardRunner:
                 raise
             fate = self.attempts.end_with_error(job, error, counted=False)
         self.attempts.count(job, fate, 0.0)
-        self.attempts.let_go(job)
+        self._let_go(job)
         return None
+
+    def _let_go(self, job: ClaimedJob) -> None:
+        self.attempts.let_go(job)
+        self._held.pop(job.id, None)
+
+    def let_go_all(self) -> None:
+        """Hold no shard any more: of one that an error has left, the lease lapses."""
+        for job in list(self._held.values()):
+            self._let_go(job)
 
     def _prepare(self, job: ClaimedJob) -> RunningShard | None:
         retry = self.attempts.retry_while_unavailable
@@ -178,7 +190,7 @@ class ShardRunner:
     def finish(self, shard: RunningShard) -> None:
         """End the attempt in the ledger, put the shard's files in place, and see to its batch."""
         fate = self._end(shard)
-        self.attempts.let_go(shard.job)
+        self._let_go(shard.job)
         shard.ended.set()
         if fate is not Fate.SUCCEEDED:
             with self.writing():
@@ -211,7 +223,8 @@ class ShardRunner:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a store raises, this shard has failed
                 shard.error = error
-        return self.attempts.end_with_error(shard.job, shard.error, counted=shard.tried)
+        tried = shard.tried and getattr(shard.error, "errno", None) not in FULL  # no room says nothing about the shard
+        return self.attempts.end_with_error(shard.job, shard.error, counted=tried)
 
     def _succeed(self, shard: RunningShard, outcome: ShardOutcome) -> Fate:
         if not self.attempts.retry_while_unavailable(partial(self._store.finish, shard.work, outcome)):
