@@ -49,6 +49,11 @@ class ModelVersion:
         return f"{self.name}/{self.version}"
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of its probabilities or scores; () where it declares none."""
+        return next((field.classes for field in self.signature.outputs or () if field.classes), ())
+
+    @property
     def oriented(self) -> bool:
         """Whether image files are turned as their orientation tags say."""
         return bool(self.options.get("orientation", True))

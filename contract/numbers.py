@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -53,3 +54,9 @@ def check_range(array: NDArray[Any], dtype: np.dtype[Any], where: str) -> None:
             bad = (array < max(low, int(own.min))) | (array > min(high, int(own.max)))
     if bad.any():
         raise InvalidInput(f"{where}: {shown(array[bad][0].item())} does not fit {dtype}")
+
+
+def shape_fits(declared: Sequence[int], given: Sequence[int | None]) -> bool:
+    """Whether values of the given shape are of the declared one, dimension by dimension; None, a length that varies, may be."""
+    pairs = zip(declared, given, strict=False)
+    return len(declared) == len(given) and all(length is None or d in (-1, length) for d, length in pairs)

@@ -7,7 +7,7 @@ given, and what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -16,9 +16,19 @@ from numpy.typing import NDArray
 
 from forebay.contract.cells import category_cell, number_cell
 from forebay.contract.errors import InvalidInput
-from forebay.contract.numbers import check_range, exactly, flattened
+from forebay.contract.numbers import check_range, exactly, flattened, shape_fits
 from forebay.contract.references import described, shown
-from forebay.contract.values import MAX_DIMS, as_array, canonical, is_array, plain_json
+from forebay.contract.values import (
+    MAX_DIMS,
+    as_array,
+    canonical,
+    is_array,
+    named,
+    plain_json,
+    scalars,
+    split_rows,
+    zip_columns,
+)
 
 Row: TypeAlias = Any  # dict[field name, value] if fields are declared, else any value that can be carried
 
@@ -36,7 +46,8 @@ class Field:
     """A named input or output of one sample: an array (-1 in `shape` is a free dimension), or str, bytes or json.
 
     `allow_nan=False` refuses NaN and inf in an input. A `cell` takes what a table's column may hold, see contract.cells: a
-    number, or as str a category; then `allow_nan` says whether gaps are taken. InvalidInput when the field is not valid.
+    number, or as str a category; then `allow_nan` says whether gaps are taken. `classes` name the values of an output of shape
+    [n], such as the probability of each. InvalidInput when the field is not valid.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Field:
     shape: tuple[int, ...] = ()
     allow_nan: bool = True
     cell: bool = False
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_field(self)
@@ -51,17 +63,22 @@ class Field:
     @classmethod
     def parse(cls, name: str, spec: Any) -> Field:
         """From the JSON form, such as `{"dtype": "float32", "shape": [64], "nan": false}`."""
-        if not isinstance(spec, Mapping) or "dtype" not in spec or not spec.keys() <= {"dtype", "shape", "nan", "cell"}:
-            raise InvalidInput(f"{shown(name)}: expected dtype, shape and (optionally) nan and cell, got {shown(spec)}")
+        known = {"dtype", "shape", "nan", "cell", "classes"}
+        if not isinstance(spec, Mapping) or "dtype" not in spec or not spec.keys() <= known:
+            raise InvalidInput(
+                f"{shown(name)}: expected dtype, shape and (optionally) nan, cell and classes, got {shown(spec)}"
+            )
         if str(spec["dtype"]) in ARRAY_DTYPES and spec.get("shape") is None:
             raise InvalidInput(f"{shown(name)}: an array needs a shape; [] is a single number, -1 a free dimension")
-        shape = spec.get("shape", ())
-        shape = tuple(shape) if isinstance(shape, list) else shape
-        return cls(name, spec["dtype"], shape, spec.get("nan", True), spec.get("cell", False))
+        shape, classes = (
+            tuple(x) if isinstance(x, list) else x for x in (spec.get("shape", ()), spec.get("classes", ()))
+        )
+        return cls(name, spec["dtype"], shape, spec.get("nan", True), spec.get("cell", False), classes)
 
     def json(self) -> dict[str, Any]:
         shape = {"shape": list(self.shape)} if self.dtype in ARRAY_DTYPES else {}
-        marks = ({} if self.allow_nan else {"nan": False}) | ({"cell": True} if self.cell else {})
+        marks: dict[str, Any] = ({} if self.allow_nan else {"nan": False}) | ({"cell": True} if self.cell else {})
+        marks |= {"classes": list(self.classes)} if self.classes else {}
         return {"dtype": self.dtype, **shape, **marks}
 
     def __str__(self) -> str:
@@ -79,6 +96,8 @@ class Signature:
         for side, fields in (("inputs", self.inputs), ("outputs", self.outputs)):
             if fields is not None and len({field.name for field in fields}) != max(1, len(fields)):
                 raise InvalidInput(f"{side}: declare at least one field, each name once, or leave {side} out")
+        if any(field.classes for field in self.inputs or ()):
+            raise InvalidInput("inputs: classes name the values of an output; leave them out here")
 
     @classmethod
     def parse(cls, inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None) -> Signature:
@@ -111,7 +130,7 @@ class Signature:
         if self.inputs is None:
             return _free_rows(canonical(value))
         named = _named(self.inputs, value, "input")
-        return _zipped({field.name: _column(field, named[field.name]) for field in self.inputs})
+        return zip_columns({field.name: _column(field, named[field.name]) for field in self.inputs})
 
     def output(self, row: Any) -> Any:
         """One row of a model's outputs, checked: the value itself for one declared output, a dict for several.
@@ -120,28 +139,22 @@ class Signature:
         InvalidInput says what differs.
         """
         if self.outputs is None:
-            return _scalars(canonical(row))
+            return scalars(canonical(row))
         named = _named(self.outputs, row, "output")
         made = {out.name: _checked(out, named[out.name], f"output {out.name!a}", exact=True) for out in self.outputs}
-        made = {name: _scalars(value) for name, value in made.items()}
+        made = {name: scalars(value) for name, value in made.items()}
         return made[self.outputs[0].name] if len(made) == 1 else made
 
-
-def shape_fits(declared: Sequence[int], given: Sequence[int | None]) -> bool:
-    """Whether values of the given shape are of the declared one, dimension by dimension; None, a length that varies, may be."""
-    pairs = zip(declared, given, strict=False)
-    return len(declared) == len(given) and all(length is None or d in (-1, length) for d, length in pairs)
-
-
-def stack_key(row: Row) -> Hashable:
-    """Equal for rows that can be stacked: equal names, dtypes and shapes of arrays, and types of other values."""
-    if isinstance(row, dict):
-        return tuple(sorted((name, _kind(value)) for name, value in row.items()))
-    return _kind(row)
-
-
-def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
-    return (value.dtype.str, value.shape) if isinstance(value, np.ndarray) else (type(value).__name__, ())
+    def by_class(self, result: Any) -> Any:
+        """A result with the values of outputs that have classes by their names: `{class: value}`, and of a batch a list of
+        those. All else is as it was.
+        """  # fmt: skip
+        classes = {field.name: field.classes for field in self.outputs or () if field.classes}
+        if classes and len(self.outputs or ()) == 1:
+            return named(result, *classes.values())
+        if not classes or not isinstance(result, dict):
+            return result
+        return {name: named(value, classes[name]) if name in classes else value for name, value in result.items()}
 
 
 def _check_field(field: Any) -> None:
@@ -160,6 +173,14 @@ def _check_field(field: Any) -> None:
         raise InvalidInput(f"{name!a}: nan is true or false, got {shown(field.allow_nan)}")
     if field.cell not in (False, True) or (field.cell and (shape or dtype not in ("float32", "float64", "str"))):
         raise InvalidInput(f"{name!a}: a cell is a single float32, float64 or str, got {dtype} and {shown(field.cell)}")
+    if field.classes != () and not _are_classes(field.classes, shape, dtype):
+        rule = "classes are different texts, one for each value of an array of shape [n]"
+        raise InvalidInput(f"{name!a}: {rule}; got {shown(field.classes)} for {field}")
+
+
+def _are_classes(names: Any, shape: tuple[int, ...], dtype: str) -> bool:
+    texts = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    return texts and dtype in ARRAY_DTYPES and shape == (len(names),) == (len(set(names)),)
 
 
 def _is_length(length: object) -> bool:
@@ -247,39 +268,18 @@ def _from_numbers(field: Field, value: Any, where: str, exact: bool) -> NDArray[
     return exactly(flat, dtype, where).reshape(shape)
 
 
-def _scalars(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _scalars(item) for name, item in value.items()}
-    return value[()] if isinstance(value, np.ndarray) and not value.ndim else value
-
-
 def _column(field: Field, value: Any) -> list[Any]:
     if field.dtype in ARRAY_DTYPES and not field.cell:
-        return _split(_checked(replace(field, shape=(-1, *field.shape)), value, f"input {field.name!a}"), field.name)
-    items = _split(as_array(value).tolist() if is_array(value) else value, field.name)
+        batch = _checked(replace(field, shape=(-1, *field.shape)), value, f"input {field.name!a}")
+        return split_rows(batch, field.name)
+    items = split_rows(as_array(value).tolist() if is_array(value) else value, field.name)
     return [_checked(field, item, f"input {field.name!a}[{i}]") for i, item in enumerate(items)]
 
 
 def _free_rows(value: Any) -> list[Row]:
     if isinstance(value, dict):
-        return _zipped({name: _split(column, name) for name, column in value.items()})
-    return [row["inputs"] for row in _zipped({"inputs": _split(value, "inputs")})]
-
-
-def _split(value: Any, name: str) -> list[Any]:
-    if isinstance(value, np.ndarray) and value.ndim:
-        return [value[i, ...] for i in range(len(value))]
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    raise InvalidInput(f"{name!a}: a batch is an array with a leading dimension, or a list, got {described(value)}")
-
-
-def _zipped(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) != 1 or not all(lengths.values()):
-        counts = ", ".join(f"{shown(name)} has {length}" for name, length in lengths.items()) or "it has none"
-        raise InvalidInput(f"a batch needs the same number of rows, at least 1, in every input; {counts}")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return zip_columns({name: split_rows(column, name) for name, column in value.items()})
+    return [row["inputs"] for row in zip_columns({"inputs": split_rows(value, "inputs")})]
 
 
 def _hint(field: Field, given: tuple[int, ...], exact: bool, reshape: str = "use .reshape({})") -> str:

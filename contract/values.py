@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.references import shown
+from forebay.contract.references import described, shown
 
 Leaf: TypeAlias = Callable[[Any], Any]
 
@@ -54,6 +54,20 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: jsonable(item) for key, item in value.items()}
     return value
+
+
+def scalars(value: Any) -> Any:
+    """`value` with arrays without dimensions as NumPy's scalars."""
+    if isinstance(value, dict):
+        return {name: scalars(item) for name, item in value.items()}
+    return value[()] if isinstance(value, np.ndarray) and not value.ndim else value
+
+
+def named(values: Any, names: Sequence[str]) -> Any:
+    """An array `(n,)` as `{name: value}` by n names, one of more dimensions as lists of those; all else as it is."""
+    if not isinstance(values, np.ndarray) or values.shape[-1:] != (len(names),):
+        return values
+    return dict(zip(names, values, strict=True)) if values.ndim == 1 else [named(row, names) for row in values]
 
 
 def is_array(value: Any) -> bool:
@@ -186,3 +200,32 @@ def _carried(dtype: np.dtype[Any]) -> np.dtype[Any]:
         f"an array of dtype {shown(str(dtype))} cannot be carried; "
         "convert it with .astype() to bool, an integer, a float of at most 64 bits, or fixed-width str or bytes"
     )
+
+
+def split_rows(value: Any, name: str) -> list[Any]:
+    """The rows of a batch of one input: an array with a leading dimension, or a list."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return [value[i, ...] for i in range(len(value))]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    raise InvalidInput(f"{name!a}: a batch is an array with a leading dimension, or a list, got {described(value)}")
+
+
+def zip_columns(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Columns as rows; InvalidInput unless all have as many, and one at least."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) != 1 or not all(lengths.values()):
+        counts = ", ".join(f"{shown(name)} has {length}" for name, length in lengths.items()) or "it has none"
+        raise InvalidInput(f"a batch needs the same number of rows, at least 1, in every input; {counts}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def stack_key(row: Any) -> Hashable:
+    """Equal for rows that can be stacked: equal names, dtypes and shapes of arrays, and types of other values."""
+    if isinstance(row, dict):
+        return tuple(sorted((name, _kind(value)) for name, value in row.items()))
+    return _kind(row)
+
+
+def _kind(value: Any) -> tuple[str, tuple[int, ...]]:
+    return (value.dtype.str, value.shape) if isinstance(value, np.ndarray) else (type(value).__name__, ())

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from forebay.contract.signature import ARRAY_DTYPES, Field, shape_fits
+from forebay.contract.numbers import shape_fits
+from forebay.contract.signature import ARRAY_DTYPES, Field
 from forebay.contract.values import jsonable
 from forebay.datasets.widening import convert, widened
 
 DEFAULT_INPUT, DEFAULT_OUTPUT = "input", "output"  # of a model that declares none
+CLASSES = b"classes"  # in the metadata of an output's column
 
 Column: TypeAlias = "pa.Array | list[Any]"  # as it is read: Arrow, or Python's values
 Values: TypeAlias = (
@@ -167,6 +169,18 @@ def nested_type(dtype: np.dtype[Any], shape: Sequence[int]) -> pa.DataType:
 def field_type(field: Field) -> pa.DataType:
     dtype = ARRAY_DTYPES.get(field.dtype)
     return _VALUE_TYPES[field.dtype] if dtype is None else nested_type(dtype, field.shape)
+
+
+def output_column(field: Field) -> pa.Field:
+    """The column of a declared output; the names of its classes, which writers use and Parquet keeps, are its metadata."""
+    names = {CLASSES: json.dumps(field.classes, ensure_ascii=False).encode()} if field.classes else None
+    return pa.field(field.name, field_type(field), metadata=names)
+
+
+def classes_of(column: pa.Field) -> list[str]:
+    """The names of the classes of an output's column, [] where it has none."""
+    names: list[str] = json.loads((column.metadata or {}).get(CLASSES, b"[]"))
+    return names
 
 
 def value_type(value: Any) -> pa.DataType:

@@ -90,7 +90,8 @@ class Models:
 
         `artifact` is a .pt2 or .safetensors file or a sentence-transformers folder; None for a `python` model without one.
         `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
-        `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out.
+        `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out. An output
+        may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.
         `options` go to the runtime: `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}`
         for python. `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype`
         computes under autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one
@@ -229,7 +230,17 @@ def _signature(runtime: str, path: Path | None, inputs: Described | None, output
     if runtime == "torch-export" and path is not None:
         own_inputs, own_outputs = read_pt2_signature(path)
         inputs = own_inputs if inputs is None else inputs
-        outputs = own_outputs if outputs is None else outputs
+        outputs = _completed(own_outputs, outputs)
     if runtime == "sentence-transformers" and inputs is None:
         inputs = {"text": {"dtype": "str"}}
     return Signature.parse(inputs, outputs)
+
+
+def _completed(own: Described | None, given: Any) -> Any:
+    """The outputs as given, with dtype and shape from the archive where only classes are named."""
+    if own is None or not isinstance(given, Mapping):
+        return own if given is None else given
+    return {
+        name: {**own[name], **spec} if name in own and isinstance(spec, Mapping) and [*spec] == ["classes"] else spec
+        for name, spec in given.items()
+    }

@@ -17,7 +17,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, NPY, NPZ, OPENAI, PARQUET, BatchRequest, InputFile
 from forebay.contract.signature import Signature
-from forebay.datasets.columns import field_type
+from forebay.datasets.columns import output_column
 from forebay.datasets.formats.images import IMAGE, PATH
 from forebay.datasets.formats.source import Sample, get_source
 from forebay.datasets.widening import plain_type, settled, widened
@@ -70,7 +70,7 @@ def part_schema(
     else:
         types = _typed(request, waiting) if request.format in _TYPED else _untyped(request)
         known = [(name, types.get(name, pa.string())) for name in request.keep]
-    schema = pa.schema([*known, *((field.name, field_type(field)) for field in signature.outputs or ())])
+    schema = pa.schema([*known, *map(output_column, signature.outputs or ())])
     if request.output_format == CSV:
         check_csv(schema)
     return schema

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import described, shown
 from forebay.contract.signature import Field
+from forebay.contract.values import named
 from forebay.datasets.columns import DEFAULT_OUTPUT, Values, from_numpy, from_values, values_type
 from forebay.datasets.widening import convert, settled
 
@@ -42,6 +43,7 @@ class PartSchema:
         self, schema: pa.Schema, kept: int, outputs: Sequence[Field] | None, agree: Agree = lambda schema: schema
     ) -> None:
         self.names = None if outputs is None else [field.name for field in outputs]
+        self.classes = {field.name: field.classes for field in outputs or () if field.classes}
         self.kept = list(schema)[:kept]
         self.schema = schema
         self._agree = agree
@@ -93,8 +95,16 @@ class PartSchema:
         return {name: [row.get(name) if isinstance(row, dict) else None for row in rows] for name in names}
 
 
-def as_rows(outputs: Outputs, names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The outputs of each row by name; one without a name of its own is called `output`."""
+def as_rows(outputs: Outputs, schema: PartSchema) -> list[dict[str, Any]]:
+    """The outputs of each row by name, their values by class where they have any; one without a name is called `output`."""
+    rows = _rows(outputs, schema.names)
+    for name, classes in schema.classes.items():
+        for row in rows:
+            row[name] = named(row[name], classes)
+    return rows
+
+
+def _rows(outputs: Outputs, names: Sequence[str] | None) -> list[dict[str, Any]]:
     if isinstance(outputs, Mapping):
         return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
     if names is not None and len(names) == 1:

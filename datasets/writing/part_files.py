@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ from forebay.contract.references import shown
 from forebay.contract.requests.batch import CSV, JSONL, PARQUET
 from forebay.contract.requests.shards import ShardWork, WrittenFile
 from forebay.contract.values import jsonable
+from forebay.datasets.columns import classes_of
 from forebay.datasets.writing.folder import OutputFolder, Sink
 
 GROUP_ROWS, GROUP_BYTES = 65_536, 16 << 20  # of a row group
@@ -107,19 +109,36 @@ def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
 def csv_writer(sink: Any, schema: pa.Schema) -> TableWriter:
     """A header, then a line for each row: text in quotes, a null as nothing. InvalidInput when a column has no such form."""
     check_csv(schema)
-    writer: TableWriter = pacsv.CSVWriter(sink, schema)
-    return writer
+    return CsvWriter(sink, schema)
+
+
+class CsvWriter:
+    """A column for each class of an output that has them, called `probabilities.cat`."""
+
+    def __init__(self, sink: Any, schema: pa.Schema) -> None:
+        self._writer = pacsv.CSVWriter(sink, _by_class(schema.empty_table()).schema)
+
+    def write_table(self, table: pa.Table) -> None:
+        self._writer.write_table(_by_class(table))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class JsonWriter:
     """An object for each row: NaN and inf as null, bytes as {"base64": …}, times in ISO 8601, decimals as text."""
 
-    def __init__(self, sink: Any, _schema: pa.Schema) -> None:
+    def __init__(self, sink: Any, schema: pa.Schema) -> None:
         self._sink = sink
+        self._classes = {column.name: names for column in schema if (names := classes_of(column))}
 
     def write_table(self, table: pa.Table) -> None:
         for batch in table.to_batches():
-            lines = [json.dumps(jsonable(row), ensure_ascii=False, default=_text) for row in batch.to_pylist()]
+            rows = batch.to_pylist()
+            for name, classes in self._classes.items():
+                for row in rows:
+                    row[name] = row[name] and dict(zip(classes, row[name], strict=True))
+            lines = [json.dumps(jsonable(row), ensure_ascii=False, default=_text) for row in rows]
             self._sink.write("".join(f"{line}\n" for line in lines).encode())
 
     def close(self) -> None:
@@ -135,11 +154,26 @@ WRITERS: Mapping[str, Callable[[Any, pa.Schema], TableWriter]] = {
 
 def check_csv(schema: pa.Schema) -> None:
     """InvalidInput, naming the column, when one holds what a field of CSV cannot."""
-    for field in schema:
+    for field in _by_class(schema.empty_table()).schema:
         if pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
             raise InvalidInput(
                 f"column {shown(field.name)} is {field.type}, which CSV cannot hold; write parquet or jsonl"
             )
+
+
+def _by_class(table: pa.Table) -> pa.Table:
+    """The table with a column for each class in the place of an output that has classes."""
+    columns: dict[str, Any] = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        classes = classes_of(field)
+        split = {f"{field.name}.{name}": pc.list_element(column, i) for i, name in enumerate(classes)}
+        for name, values in (split or {field.name: column}).items():
+            if name in columns:
+                raise InvalidInput(
+                    f"there would be two columns {shown(name)} in CSV; leave it out of keep, or write parquet"
+                )
+            columns[name] = values
+    return pa.table(columns)
 
 
 def _text(value: Any) -> str:

@@ -111,7 +111,7 @@ class Part:
 
     def _add_lines(self, rows: Rows, made: ModelOutputs, errors: dict[int, Exception]) -> None:
         names, urls = rows.columns[CUSTOM_ID], rows.columns[URL]
-        for i, row in zip(made.ok, as_rows(made.outputs, self._schema.names), strict=True):
+        for i, row in zip(made.ok, as_rows(made.outputs, self._schema), strict=True):
             response = {
                 "status_code": 200,
                 "request_id": self._work.batch,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ResultTimeout
-from forebay.contract.job import JobKind, JobState
+from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ModelNotFound, ResultTimeout
+from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.producer.cli.commands import command, root
 from forebay.producer.cli.job_views import error_line, job_as_json, print_events, print_job, print_jobs, print_states
 from forebay.producer.cli.options import (
@@ -34,7 +34,15 @@ from forebay.producer.cli.output import (
     print_note,
     print_table,
 )
-from forebay.producer.cli.results import Output, check_output, raise_unless_succeeded, show_one, wait_for
+from forebay.producer.cli.results import (
+    Named,
+    Output,
+    as_it_is,
+    check_output,
+    raise_unless_succeeded,
+    show_one,
+    wait_for,
+)
 from forebay.producer.cli.training_views import print_metrics
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
@@ -195,6 +203,15 @@ def retry(
         raise typer.Exit(exit_status(refusals[0]))
 
 
+def _namer(client: Client, info: JobInfo) -> Named:
+    if info.kind is not JobKind.PREDICT:
+        return as_it_is
+    try:
+        return client.models.get(info.ref).signature.by_class
+    except ModelNotFound:  # deleted since
+        return as_it_is
+
+
 @command(jobs_app, f"forebay jobs result {EXAMPLE_ID} -o scores.npy")
 def result(
     connect: Connect,
@@ -211,7 +228,7 @@ def result(
         wait_for(client, [job], wait_s)
     elif not job.done():
         raise ResultTimeout(f"job {id} is {job.state} and has no result yet; wait for it with --timeout 60")
-    show_one(job, output, as_json)
+    show_one(job, output, as_json, _namer(client, job.info()))
 
 
 @command(jobs_app, f"forebay jobs metrics {EXAMPLE_ID}", f"forebay jobs metrics {EXAMPLE_ID} --csv > curve.csv")

@@ -36,7 +36,7 @@ from forebay.producer.cli.output import (
     print_note,
     print_table,
 )
-from forebay.producer.cli.training_views import print_evaluations, version_fields
+from forebay.producer.cli.training_views import print_evaluations, several, version_fields
 from forebay.producer.models import ServingOptions
 from forebay.storage.health import Failures, failures_by_model
 
@@ -228,6 +228,7 @@ def _show(model: ModelVersion) -> None:
             "artifact": f"{model.artifact} ({model.artifact_form}, {_size(model)})" if model.artifact else None,
             "inputs": _fields(model.signature.inputs) or "unchecked",
             "outputs": _fields(model.signature.outputs) or "unchecked",
+            "classes": several(model.classes),
             "max batch size": model.max_batch_size,
             "max batch tokens": model.max_batch_tokens,
             "computes in": model.dtype,

@@ -63,9 +63,9 @@ def predict(
         return
     wait_for(client, jobs, left())
     if inputs.many:
-        show_many(jobs, output, as_json)
+        show_many(jobs, output, as_json, version.signature.by_class)
     else:
-        show_one(jobs[0], output, as_json)
+        show_one(jobs[0], output, as_json, version.signature.by_class)
 
 
 def _submit(client: Client, ref: str, inputs: JobInputs, options: PredictOptions) -> list[Job]:

@@ -22,10 +22,16 @@ from forebay.producer.handles.job import Job
 from forebay.producer.waiting.progress import watch
 
 Output = Annotated[Path | None, option("FILE", "Save as .npy, .npz, .json or .jsonl.", "--output", "-o")]
-OUTPUTS = (".npy", ".npz", ".json", ".jsonl", ".ndjson")
+ARRAYS = (".npy", ".npz")
+OUTPUTS = (*ARRAYS, ".json", ".jsonl", ".ndjson")
 ARRIVES_S = 10.0  # between a final state in the ledger and its delivery to the handle lies one poll
 J = TypeVar("J", bound=Job)
 Show = Callable[[J, JobInfo], None]  # prints how a job is
+Named = Callable[[Any], Any]  # a result with the names of classes in it
+
+
+def as_it_is(result: Any) -> Any:
+    return result
 
 
 def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None:
@@ -83,12 +89,12 @@ def print_outcome(job: Job, _info: JobInfo) -> None:
     print_json_line(outcome(job))
 
 
-def outcome(job: Job) -> dict[str, Any]:
+def outcome(job: Job, named: Named = as_it_is) -> dict[str, Any]:
     if not job.done():
         return {"id": job.id, "state": job.state}
     error = job.exception(ARRIVES_S)
     if error is None:
-        return {"id": job.id, "state": JobState.SUCCEEDED, "result": job.result(ARRIVES_S)}
+        return {"id": job.id, "state": JobState.SUCCEEDED, "result": named(job.result(ARRIVES_S))}
     return {"id": job.id, "state": job.state, "error": _error(error)}
 
 
@@ -98,13 +104,17 @@ def _error(error: ForebayError) -> dict[str, str]:
     return {"type": type(error).__name__, "message": str(error)}
 
 
-def show_one(job: Job, output: Path | None, as_json: bool) -> None:
-    """Print or save a job's result; ResultTimeout, or what the job raises, when it has none."""
+def show_one(job: Job, output: Path | None, as_json: bool, named: Named = as_it_is) -> None:
+    """Print or save a job's result; ResultTimeout, or what the job raises, when it has none.
+
+    `named` says how values are called in JSON; arrays are saved as they are.
+    """
+    named = named if output is None or output.suffix.lower() not in ARRAYS else as_it_is
     if as_json and output is None:
-        print_json_line(outcome(job))
+        print_json_line(outcome(job, named))
     if not job.done():
         raise_unless_succeeded([job.state], [job])
-    result = job.result(ARRIVES_S)
+    result = named(job.result(ARRIVES_S))
     if output is not None:
         save(result, output)
         _report(output, 1, as_json)
@@ -112,28 +122,29 @@ def show_one(job: Job, output: Path | None, as_json: bool) -> None:
         print_line(result) if isinstance(result, str) else print_json_line(result)
 
 
-def show_many(jobs: Sequence[Job], output: Path | None, as_json: bool) -> None:
+def show_many(jobs: Sequence[Job], output: Path | None, as_json: bool, named: Named) -> None:
     """Print one JSON line per job, in order, or save them; JobFailed or ResultTimeout when not all have succeeded.
 
     Arrays are saved only when all are there: a missing row would move those behind it.
     """
     if output is None:
-        states = [_print_outcome(job) for job in jobs]
+        states = [_print_outcome(job, named) for job in jobs]
     else:
-        outcomes = [outcome(job) for job in jobs]
+        named = as_it_is if output.suffix.lower() in ARRAYS else named
+        outcomes = [outcome(job, named) for job in jobs]
         states = [one["state"] for one in outcomes]
         _save_many(outcomes, output, as_json)
     raise_unless_succeeded(states, jobs)
 
 
-def _print_outcome(job: Job) -> JobState:
-    ended = outcome(job)
+def _print_outcome(job: Job, named: Named) -> JobState:
+    ended = outcome(job, named)
     print_json_line(ended)
     return JobState(ended["state"])
 
 
 def _save_many(outcomes: Sequence[dict[str, Any]], output: Path, as_json: bool) -> None:
-    if output.suffix.lower() not in (".npy", ".npz"):
+    if output.suffix.lower() not in ARRAYS:
         save(list(outcomes), output)
     elif all("result" in one for one in outcomes):
         save(join_rows([one["result"] for one in outcomes]), output)

@@ -58,8 +58,8 @@ def run_fields(run: Run) -> dict[str, Any]:
             "rows": _split_rows(data.rows),
             "left out": f"{data.dropped:,} rows with missing values" if data.dropped else None,
             "leaked": f"{data.leaked:,} held-out rows are also in the training split" if data.leaked else None,
-            "classes": _several(data.classes),
-            "features": _several(data.features),
+            "classes": several(data.classes),
+            "features": several(data.features),
             "data hash": data.sha256,
         }
     return fields | {
@@ -140,7 +140,7 @@ def version_fields(model: ModelVersion) -> dict[str, Any]:
         "metrics": metrics_text(model.metadata.get("metrics")),
         "recipe": lineage["recipe"],
         "parameters": params_text(lineage["recipe"], lineage.get("params") or {}),
-        "trained on": _several(lineage["files"], 3),
+        "trained on": several(lineage["files"], 3),
         "data hash": lineage.get("sha256"),
         "rows": _split_rows(lineage["rows"]),
         "seed": lineage.get("seed"),
@@ -192,7 +192,7 @@ def _split_rows(rows: Mapping[str, int]) -> str | None:
     return ", ".join(f"{count:,} {split}" for split, count in rows.items()) or None
 
 
-def _several(names: Sequence[Any], most: int = 12) -> str | None:
+def several(names: Sequence[Any], most: int = 12) -> str | None:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more if names else None
 

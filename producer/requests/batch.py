@@ -20,7 +20,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import ARROW, CSV, IMAGES, JSONL, OPENAI, BatchRequest, InputFile
 from forebay.contract.requests.fields import check
-from forebay.datasets.columns import field_type
+from forebay.datasets.columns import output_column
 from forebay.datasets.formats.files import absolute
 from forebay.datasets.formats.images import PATH
 from forebay.datasets.formats.source import get_source
@@ -73,7 +73,7 @@ def make_request(
     check_outputs(request, model.signature)
     _check_files(request, model, file)
     if request.output_format == CSV:
-        check_csv(pa.schema([(field.name, field_type(field)) for field in model.signature.outputs or ()]))
+        check_csv(pa.schema([*map(output_column, model.signature.outputs or ())]))
     rows = check_rows(request, model.signature, file)
     return replace(request, keep_types=kept_types(rows, kept)) if format in (JSONL, CSV) else request
 

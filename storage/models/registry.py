@@ -220,7 +220,10 @@ def _not_found(connection: Connection, ref: ModelRef) -> str:
 
 
 def _has(fields: tuple[Any, ...] | None, wanted: tuple[Any, ...] | None) -> bool:
-    return wanted is None or (fields is not None and set(wanted) <= set(fields))
+    if wanted is None or fields is None:
+        return wanted is None
+    plain = {replace(field, classes=()) for field in fields}  # whoever looks for a shape need not know the classes
+    return set(wanted) <= plain | set(fields)
 
 
 # The columns that are the model's fields as they are.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import ForebayError
 from forebay.contract.model import ModelVersion
-from forebay.contract.signature import Row, stack_key
+from forebay.contract.signature import Row
+from forebay.contract.values import stack_key
 from forebay.worker.execution.ceilings import MemoryCeilings, is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.model_cache import LoadedModel

@@ -47,7 +47,10 @@ class Artifact(Struct, frozen=True):
 
 def outputs(task: str, target: Target) -> dict[str, Any]:
     if task == CLASSES:
-        return {LABEL: {"dtype": "str"}, PROBABILITIES: {"dtype": "float32", "shape": [len(target.classes)]}}
+        return {
+            LABEL: {"dtype": "str"},
+            PROBABILITIES: {"dtype": "float32", "shape": [len(target.classes)], "classes": list(target.classes)},
+        }
     return {target.name: {"dtype": "float32", "shape": []}}
 
 

@@ -57,6 +57,33 @@ def double(row: Any) -> Any:
     return row["x"] * 2
 
 
+SCORES = '{"s": {"dtype": "float32", "shape": [2], "classes": ["cat", "dog"]}}'
+
+
+def test_results_of_a_model_that_names_its_classes_are_printed_by_them(
+    shell: Shell, worker: Callable[[Callable[[Any], Any]], None]
+) -> None:
+    shell.register("pets", PAIR, "--outputs", SCORES)
+    assert shell.json("models", "show", "pets", "--json")["signature"]["outputs"]["s"]["classes"] == ["cat", "dog"]
+    assert "cat, dog" in shell.out("models", "show", "pets")
+    worker(lambda row: row["x"])
+    named = {"cat": 0.25, "dog": 0.75}
+    assert shell.json("predict", "pets", "[0.25, 0.75]") == named
+    assert shell.json("predict", "pets", "[[0.25, 0.75]]", "--batched") == [named]
+    told = shell.json("predict", "pets", "[0.25, 0.75]", "--json")
+    assert told["result"] == named
+    assert shell.json("jobs", "result", told["id"]) == named
+    [line] = shell.lines("predict", "pets", "[[0.25, 0.75]]", "--each")
+    assert line["result"] == named
+    shell.run("jobs", "result", told["id"], "-o", "one.jsonl")
+    assert json.loads((shell.home / "one.jsonl").read_text()) == named
+    shell.run("predict", "pets", "[[0.25, 0.75]]", "--each", "-o", "all.npy")
+    assert np.load(shell.home / "all.npy").tolist() == [[0.25, 0.75]]
+    assert [m["ref"] for m in shell.json("models", "search", "--outputs", SCORES, "--json")] == ["pets/1"]
+    plain = '{"s": {"dtype": "float32", "shape": [2]}}'
+    assert [m["ref"] for m in shell.json("models", "search", "--outputs", plain, "--json")] == ["pets/1"]
+
+
 # models
 
 

@@ -158,13 +158,16 @@ def test_serving_gives_the_metrics_that_the_run_told_in_any_batches(mixed: Run) 
         assert scorer.confusion() == mixed.trained.confusion
 
 
-def test_whole_columns_give_what_rows_give(tmp_path: Path) -> None:
-    model, _ = run(two_classes(tmp_path, params={"epochs": 2})).served()
+def test_whole_columns_give_what_rows_give_with_the_names_of_the_classes(tmp_path: Path) -> None:
+    model, spec = run(two_classes(tmp_path, params={"epochs": 2})).served()
     columns = {name: np.linspace(-2, i, 9, dtype=np.float32) for i, name in enumerate("ab")}
     rows = model.predict([{"a": a, "b": b} for a, b in zip(*columns.values(), strict=True)])
     made = model.predict_columns(columns)
     assert made["label"].tolist() == [row["label"] for row in rows]
     np.testing.assert_allclose(made["probabilities"], [row["probabilities"] for row in rows], atol=1e-6)
+    named = spec.signature.by_class(rows[0])
+    assert tuple(named["probabilities"]) == spec.classes == model.classes
+    assert max(named["probabilities"], key=named["probabilities"].get) == named["label"]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,10 @@ def test_results_equal_a_direct_forward(stack: WorkerStack, tmp_path: Path) -> N
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(net, (torch.zeros(2, 4),), dynamic_shapes=({0: batch},))
     torch.export.save(exported, tmp_path / "net.pt2")
-    model = stack.client.models.register("net", tmp_path / "net.pt2", max_batch_size=16).ref
+    outputs = {"output": {"classes": ["a", "b", "c"]}}
+    made = stack.client.models.register("net", tmp_path / "net.pt2", outputs=outputs, max_batch_size=16)
+    assert (made.classes, made.signature.outputs[0].shape) == (("a", "b", "c"), (3,))
+    model = made.ref
     rows = np.random.default_rng(0).standard_normal((50, 4), dtype=np.float32)
     jobs = stack.client.predict_many(model, rows)
     with torch.inference_mode():

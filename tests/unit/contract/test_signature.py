@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.signature import ARRAY_DTYPES, Field, Signature, stack_key
+from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
+from forebay.contract.values import stack_key
 from forebay.contract.wire.codec import decode, encode
 
 
@@ -411,6 +412,41 @@ def test_an_output_must_be_exactly_what_was_declared() -> None:
 
 def test_an_output_may_hold_nan() -> None:
     assert np.isnan(one("float32", 1, nan=False).output(np.array([math.nan], "f4"))).all()
+
+
+# Classes
+
+SCORES = Signature.parse(None, {"s": {"dtype": "float32", "shape": [2], "classes": ["cat", "dog"]}})
+
+
+def test_a_result_has_its_values_by_class_alone_in_a_batch_and_among_other_outputs() -> None:
+    row = np.array([0.25, 0.75], "f4")
+    assert SCORES.by_class(row) == {"cat": 0.25, "dog": 0.75}
+    assert SCORES.by_class(np.stack([row, row])) == [{"cat": 0.25, "dog": 0.75}] * 2
+    both = Signature.parse(None, {"label": {"dtype": "str"}, **(SCORES.outputs_json() or {})})
+    assert both.by_class({"label": "dog", "s": row}) == {"label": "dog", "s": {"cat": 0.25, "dog": 0.75}}
+    assert both.by_class({"label": ["dog"], "s": row[None]}) == {"label": ["dog"], "s": [{"cat": 0.25, "dog": 0.75}]}
+    assert DIGITS.by_class(row) is row
+    assert Signature.parse(outputs=both.outputs_json()) == both
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"dtype": "float32", "shape": [3], "classes": ["a", "b"]}, "one for each value of an array of shape"),
+        ({"dtype": "float32", "shape": [2], "classes": ["a", "a"]}, "classes are different texts"),
+        ({"dtype": "float32", "shape": [2], "classes": [0, 1]}, "classes are different texts"),
+        ({"dtype": "float32", "shape": [2], "classes": "ab"}, "got 'ab' for float32"),
+        ({"dtype": "float32", "shape": [-1], "classes": ["a"]}, "one for each value"),
+        ({"dtype": "float32", "shape": [2, 1], "classes": ["a", "b"]}, "one for each value"),
+        ({"dtype": "str", "classes": ["a"]}, "one for each value"),
+    ],
+)
+def test_classes_that_do_not_name_each_value_are_refused(spec: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        Signature.parse(None, {"s": spec})
+    with pytest.raises(InvalidInput, match="classes name the values of an output"):
+        Signature.parse(SCORES.outputs_json(), None)
 
 
 # Stacking

@@ -84,9 +84,9 @@ class EvaluateHandler:
         )  # fmt: skip
 
     def _classes(self, loaded: LoadedModel, attempts: Attempts) -> Sequence[str]:
-        """The labels in the order of the outputs: from the model, its metadata, or the run that trained it."""
-        classes = getattr(loaded.model, "classes", None) or loaded.spec.metadata.get("classes")
-        if isinstance(classes, list | tuple):
+        """The labels in the order of the outputs: as declared, from the model, or from the run that trained it."""
+        classes = loaded.spec.classes or getattr(loaded.model, "classes", None)
+        if isinstance(classes, list | tuple) and classes:
             return [str(label) for label in classes]
         data = attempts.retry_while_unavailable(partial(self._store.queries.data_of, loaded.spec))
         return data.classes if data is not None else ()
