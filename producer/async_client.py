@@ -179,6 +179,14 @@ class AsyncClient:
         """Close every connection once everything submitted has been sent; jobs go on."""
         await self._bridge.close(self.sync.close)
 
+    async def ping(self) -> None:
+        """LedgerUnavailable unless the ledger answers."""
+        await self._bridge.call(self.sync.session.ledger.ping)
+
+    def stop_waiting(self) -> None:
+        """End every wait for a job as if its time had run out, and later ones at once: for a program that has to end soon."""
+        self._bridge.stop_waiting()
+
     async def predict(self, model: Model, inputs: Any, **options: Unpack[PredictOptions]) -> AsyncJob:
         """Submit one job and return once it is durable; raises what `Client.predict` raises.
 

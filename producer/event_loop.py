@@ -43,6 +43,7 @@ class EventLoopBridge:
         self._woken: deque[Waiters] = deque()
         self._waking = False
         self._closed = False
+        self._interrupted = False
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What a blocking function gives, run in one of a few threads."""
@@ -65,8 +66,8 @@ class EventLoopBridge:
         """Wait until the watcher has delivered the job's outcome; False when it has not within `timeout` seconds."""
         loop = self._running_loop()
         future = job.future()
-        if future.done():
-            return True
+        if future.done() or self._interrupted:
+            return future.done()
         waiter: asyncio.Future[None] = loop.create_future()
         waiters = self._waiters.get(future)
         if waiters is None:
@@ -78,12 +79,18 @@ class EventLoopBridge:
             async with asyncio.timeout(timeout):
                 await waiter
         except TimeoutError:
-            return future.done()
+            pass
         finally:
             waiters.discard(waiter)
             if not future.done():
                 self._session.watcher.stop_polling_for(job)
-        return True
+        return future.done()
+
+    def stop_waiting(self) -> None:
+        """End every wait as if its time had run out, and every later one at once."""
+        self._interrupted = True
+        self._woken += list(self._waiters.values())
+        self._wake_all()
 
     async def close(self, close: Callable[[], None]) -> None:
         """Call `close` once everything submitted has been stored; nothing can be asked afterwards."""
@@ -153,6 +160,6 @@ class EventLoopBridge:
     def _wake_all(self) -> None:
         self._waking = False  # before the deque is emptied: what comes from now on asks for a turn of its own
         while self._woken:
-            for waiter in self._woken.popleft():
+            for waiter in list(self._woken.popleft()):
                 if not waiter.done():
                     waiter.set_result(None)

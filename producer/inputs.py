@@ -5,18 +5,27 @@ They become the plain values and arrays that a signature checks. None of those p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.signature import Field, Signature
 
 # PIL's modes whose pixels are what an image shows; those of the others are indices, or not red, green and blue.
 PIXEL_MODES = ("1", "L", "I", "F", "I;16", "RGB", "RGBA")
+
+
+@dataclass(frozen=True, slots=True)
+class InputsFor:
+    """Inputs that depend on the version they are for: `read` gives them once a submit knows which one that is."""
+
+    read: Callable[[ModelVersion], Any]
 
 
 def sample(signature: Signature, value: Any) -> Any:

@@ -80,13 +80,13 @@ class Submitter:
     def prepare_one(self, model: Model, value: Any, options: Mapping[str, Any]) -> Submission:
         """A predict job for one input."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
-        return self._prepare(resolved, [self.pack(resolved, value)])
+        return self._prepare(resolved, [self.pack(resolved, _inputs_for(resolved.model, value))])
 
     def prepare_many(self, model: Model, values: Iterable[Any], options: Mapping[str, Any]) -> Submission:
         """A predict job for each input, all or none; job i of an idempotency key has the key `key:i`, a single one `key`."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
         packed = []
-        for i, value in enumerate(inputs.several(resolved.model.signature, values)):
+        for i, value in enumerate(inputs.several(resolved.model.signature, _inputs_for(resolved.model, values))):
             try:
                 packed.append(self.pack(resolved, value))
             except InvalidInput as error:
@@ -166,3 +166,7 @@ class Submitter:
             client=self._session.id, idempotency_key=key, request_hash=request_hash, metadata=options.metadata, input=inline,
             input_ref=ref,
         )  # fmt: skip
+
+
+def _inputs_for(model: ModelVersion, value: Any) -> Any:
+    return value.read(model) if isinstance(value, inputs.InputsFor) else value

@@ -6,6 +6,7 @@ torch, Flower and Alembic are imported by the commands that need them, so that `
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -15,6 +16,7 @@ from typer.main import get_group
 
 from forebay.cli import maintenance
 from forebay.cli.maintenance import PANEL
+from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.settings import Settings
@@ -209,6 +211,28 @@ def dashboard(
     settings = Settings.load(home=home, dashboard_host=host, dashboard_port=port)
     configure_logs(settings)
     raise typer.Exit(serve(settings, settings.dashboard_host, settings.dashboard_port))
+
+
+@app.command(rich_help_panel=PANEL)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default=False)] = None,
+    certfile: Annotated[Path | None, typer.Option(help="Certificate, for TLS.", show_default=False)] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="Its key.", show_default=False)] = None,
+    home: Home = None,
+) -> None:
+    """Serve HTTP, on loopback.
+
+    Example: `forebay serve --port 8000`
+    """
+    try:
+        from forebay.api.server import serve as serve_http
+    except ImportError as error:
+        raise MissingExtra("the HTTP server needs Starlette and uvicorn", "api") from error
+
+    settings = Settings.load(home=home, api_host=host, api_port=port)
+    configure_logs(settings)
+    raise typer.Exit(serve_http(settings, settings.api_host, settings.api_port, certfile, keyfile))
 
 
 def _processes(stack: StackState) -> str:

@@ -1,0 +1,39 @@
+"""The application: which groups of routes there are, and what watches over all of them."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from forebay.api.access import Access
+from forebay.api.context import Api, RouteGroup, api_of
+from forebay.api.door import Door
+from forebay.api.errors import Dialect
+from forebay.contract.errors import ForebayError
+
+
+async def healthz(_: Request) -> Response:
+    """200 while this process answers."""
+    return PlainTextResponse("ok\n")
+
+
+async def readyz(request: Request) -> Response:
+    """200 when jobs are accepted: the ledger answers, and this server is not being stopped. Redis may be away."""
+    api = api_of(request)
+    if api.stopping:
+        return PlainTextResponse("stopping\n", 503)
+    try:
+        await api.client.ping()
+    except ForebayError:
+        return PlainTextResponse("ledger: it does not answer\n", 503)
+    return PlainTextResponse("ready\n")
+
+
+OPERATIONS = RouteGroup(Dialect.NATIVE, "/", [Route("/healthz", healthz), Route("/readyz", readyz)])
+GROUPS: tuple[RouteGroup, ...] = (OPERATIONS,)
+
+
+def make_app(api: Api) -> Door:
+    """The application over one client."""
+    return Door(api, GROUPS, Access())

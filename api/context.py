@@ -1,0 +1,141 @@
+"""What every group of routes stands on: the client, who calls, bodies within their limit, waiting, and answers in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from forebay.api.errors import (
+    BodyIncomplete,
+    BodyTooLarge,
+    Dialect,
+    Forbidden,
+    MalformedBody,
+    ServerStopping,
+    WaitTimeout,
+)
+from forebay.contract.errors import InvalidInput
+from forebay.contract.queues import format_bytes
+from forebay.producer.async_client import AsyncClient, AsyncJob
+
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+
+MAX_WAIT_S = 60.0  # of one request for a job; a client that wants to wait longer asks again
+SCOPES = ("submit", "read", "models", "admin")
+
+
+@dataclass(frozen=True, slots=True)
+class RouteGroup:
+    """Routes below one prefix, which speak one dialect. `max_body_bytes` is set where it is not the setting's."""
+
+    dialect: Dialect
+    prefix: str
+    routes: Sequence[BaseRoute]
+    max_body_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request: the API key's name, "" where none is needed, and what it may do."""
+
+    name: str = ""
+    scopes: frozenset[str] = field(default=frozenset(SCOPES))
+
+
+ANYONE = Caller()
+
+
+class Api:
+    """What the handlers share."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
+        self.settings = client.settings
+        self.stopping = False
+
+    def stop_waiting(self) -> None:
+        """Answer every request that waits for a job, and every later one at once: this server is being stopped."""
+        self.stopping = True
+        self.client.stop_waiting()
+
+    async def ended(self, job: AsyncJob, timeout: float) -> bool:
+        """Whether the job has ended within `timeout` seconds, at most MAX_WAIT_S."""
+        return await job.wait(min(timeout, MAX_WAIT_S))
+
+    async def result(self, job: AsyncJob, timeout: float = MAX_WAIT_S) -> Any:
+        """The job's result; an error that names the job when it has not ended in time, or the server is being stopped."""
+        if not await self.ended(job, timeout):
+            text = f"job {job.id} has not ended after {min(timeout, MAX_WAIT_S):g} s and goes on"
+            raise ServerStopping(job_id=job.id) if self.stopping else WaitTimeout(text, job_id=job.id)
+        return await job.result(0)
+
+
+def api_of(request: Request) -> Api:
+    api: Api = request.scope["forebay"]
+    return api
+
+
+def needs(scope: str) -> Callable[[Handler], Handler]:
+    """Declare which scope a caller needs for a handler: submit, read, models or admin. Every handler declares one."""
+
+    def declare(handler: Handler) -> Handler:
+        @wraps(handler)
+        async def checked(request: Request) -> Response:
+            caller: Caller = request.scope["caller"]
+            if scope not in caller.scopes:
+                raise Forbidden(f"the API key {caller.name!r} has no scope {scope!r}")
+            return await handler(request)
+
+        return checked
+
+    return declare
+
+
+async def body_of(request: Request, limit: int | None = None) -> bytes:
+    """The whole body. It is never larger than its group's limit, or `limit` bytes where that is given."""
+    limit = request.scope["max_body_bytes"] if limit is None else limit
+    too_large = BodyTooLarge(f"the body is larger than {format_bytes(limit)}, the limit of this server")
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise too_large
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise BodyIncomplete from error
+    return b"".join(parts)
+
+
+async def read_json(request: Request, kind: type[T]) -> T:
+    """The body, which is JSON whatever its Content-Type says, as `kind`; MalformedBody, or InvalidInput that names the field."""
+    return parse_json(await body_of(request), kind)
+
+
+def parse_json(data: bytes | str, kind: type[T]) -> T:
+    """JSON as `kind`. Integers of any size and floats are exact; NaN, infinity and numbers out of range are no JSON."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedBody(f"the body is not JSON: {error}") from error
+    except RecursionError:
+        raise MalformedBody("the body is nested too deeply") from None
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response of plain values and Structs as JSON."""
+    response = Response(msgspec.json.encode(value), status, headers)
+    response.headers["content-type"] = "application/json"
+    return response

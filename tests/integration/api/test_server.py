@@ -1,0 +1,162 @@
+"""The HTTP server itself, whatever its routes: limits, slow clients, unknown addresses, strangers, and a stop in good order."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from forebay.api import server
+from forebay.contract.errors import ForebayError, InvalidInput
+from forebay.contract.settings import Settings
+from forebay.storage.ledger.connection import Ledger
+from support.api import RunningApi, running_api
+from support.waiting import wait_until
+
+
+@pytest.fixture
+def settings(sqlite_ledger: Ledger, tmp_path: Path) -> Settings:
+    given = {"HOME": str(tmp_path / "home"), "DATABASE": sqlite_ledger.url, "BROKER": "redis://127.0.0.1:1/0"}
+    return Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[RunningApi]:
+    with running_api(settings) as api:
+        yield api
+
+
+def test_it_is_alive_and_ready_while_redis_is_away(api: RunningApi) -> None:
+    assert (api.ask("GET", "/healthz").body, api.ask("GET", "/readyz").body) == (b"ok\n", b"ready\n")
+
+
+def test_every_answer_has_a_request_id_the_clients_own_where_it_gives_one(api: RunningApi) -> None:
+    assert re.fullmatch(r"[0-9a-f]{16}", api.ask("GET", "/healthz").headers["x-request-id"])
+    assert api.ask("GET", "/healthz", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert api.ask("GET", "/healthz", headers={"X-Request-Id": "a b\u00e9"}).headers["x-request-id"] != "a b\u00e9"
+
+
+def test_unknown_addresses_and_methods_are_problems(api: RunningApi) -> None:
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("GET", "/../../etc/passwd", 404),
+        ("POST", "/healthz", 405),
+    ):
+        answer = api.ask(method, path)
+        assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert answer.json["status"] == status
+        assert answer.json["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_body_over_the_limit_is_refused_by_its_length_alone(settings: Settings) -> None:
+    with running_api(replace(settings, api_max_body_bytes=1000)) as api:
+        with socket.create_connection(("127.0.0.1", api.port), 60) as client:
+            client.sendall(b"POST /nothing HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1001\r\n\r\n")
+            answer = client.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:forebay:error:payload-too-large"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403), ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
+        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200), ({"Host": "[::1]"}, 200), ({"Host": "a.localhost"}, 200),
+    ],
+)  # fmt: skip
+def test_without_keys_no_website_gets_in_through_a_browser(
+    api: RunningApi, headers: dict[str, str], status: int
+) -> None:
+    assert api.ask("GET", "/healthz", headers=headers).status == status
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"), pytest.param(b"GET /healthz HT", id="half a head"),
+        pytest.param(b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n12", id="half a body"),
+    ],
+)  # fmt: skip
+def test_a_client_that_does_not_go_on_is_cut_off(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server, "WATCH_S", 0.05)
+    with running_api(settings) as api, socket.create_connection(("127.0.0.1", api.port), 60) as client:
+        client.sendall(sent)
+        try:
+            while client.recv(4096):  # an answer may come before the end
+                pass
+        except ConnectionResetError:
+            pass
+
+
+def test_headers_without_end_are_refused(api: RunningApi) -> None:
+    with socket.create_connection(("127.0.0.1", api.port), 60) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+        answer = b""
+        try:
+            for n in range(100):
+                client.sendall(b"X-%d: %s\r\n" % (n, b"a" * 2000))
+            answer = client.recv(4096)
+        except OSError:
+            return
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_hostile_requests_crash_nothing(api: RunningApi) -> None:
+    for sent in (
+        b"\x00\xff\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nzzz",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"GET /%00%ff%2e%2e/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ):  # fmt: skip
+        with socket.create_connection(("127.0.0.1", api.port), 60) as client:
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+            try:
+                answer = client.recv(65536)
+            except ConnectionResetError:
+                answer = b""
+            assert b"Traceback" not in answer
+            assert not answer or answer.split()[1] in (b"400", b"403", b"404"), answer
+    assert api.ask("GET", "/healthz").status == 200
+
+
+def test_the_command_serves_on_a_free_port_and_ends_with_0(settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "forebay", "serve", "--port", "0"],
+            env=settings.child_environment(), stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        found = wait_until(lambda: re.search(r"api_ready.*127.0.0.1:(\d+)", log.read_text()), "it is ready")
+        with socket.create_connection(("127.0.0.1", int(found[1])), 60) as idle:
+            idle.sendall(b"GET /healthz?x=%0A HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert idle.recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert 'key="f' not in log.read_text()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
+def test_without_keys_it_listens_on_loopback_only(settings: Settings, host: str) -> None:
+    with pytest.raises(InvalidInput, match="everyone who can reach this machine could submit jobs"):
+        server.serve(settings, host, 0)
+
+
+def test_a_port_that_is_taken_is_named(settings: Settings, api: RunningApi) -> None:
+    with pytest.raises(ForebayError, match=rf"the API cannot listen on 127.0.0.1:{api.port}: "):
+        server.serve(settings, "127.0.0.1", api.port)
+    assert threading.active_count() < 20
