@@ -13,6 +13,8 @@ from typing import Literal
 
 PREFIX = "forebay_"
 MODEL = ("model", "version")
+JOB = (*MODEL, "kind")
+RUN = ("model", "job")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
@@ -33,12 +35,17 @@ class Metric:
 
 WORKER: Mapping[str, Metric] = {
     "jobs_finished_total": Metric(
-        "counter", "Jobs that a worker ended: succeeded, failed, or stopped by a cancel or a deadline.", (*MODEL, "state")
+        "counter", "Jobs that a worker ended: succeeded, failed, or stopped by a cancel or a deadline.", (*JOB, "state")
     ),
-    "jobs_postponed_total": Metric("counter", "Jobs that met a transient error and wait for another try.", MODEL),
+    "jobs_postponed_total": Metric("counter", "Jobs that met a transient error and wait for another try.", JOB),
     "results_refused_total": Metric("counter", "Results dropped because the job's lease had lapsed meanwhile."),
-    "job_wait_seconds": Metric("histogram", "From submission to the first claim of a job.", MODEL, LONG),
-    "job_run_seconds": Metric("histogram", "From the claim of a job to its end.", MODEL, SECONDS),
+    "job_wait_seconds": Metric("histogram", "From submission to the first claim of a job.", JOB, LONG),
+    "job_run_seconds": Metric("histogram", "From the claim of a job to its end.", JOB, SECONDS),
+    "training_attempts_total": Metric(
+        "counter", "Attempts of training jobs, by what became of them: succeeded, failed, stopped, postponed, released or lost.",
+        ("model", "outcome"),
+    ),
+    "training_seconds": Metric("histogram", "Duration of an attempt of a training job.", ("model",), LONG),
     "batch_rows": Metric("histogram", "Rows of a forward pass.", MODEL, ROWS),
     "batch_padding_ratio": Metric(
         "histogram", "Share of a batch that is padding, where the model counts its rows' cost.", MODEL, SHARES
@@ -79,6 +86,10 @@ LEDGER: Mapping[str, Metric] = {
         "gauge", "Estimate of one child's time for the jobs that wait, by what jobs took its workers so far.", ("queue",)
     ),
     "queue_workers": Metric("gauge", "Living workers that serve the queue.", ("queue",)),
+    "training_epoch": Metric("gauge", "Epoch that a running training job is in.", RUN),
+    "training_loss": Metric("gauge", "Last training loss of a running training job; NaN when it is not finite.", RUN),
+    "training_rows_per_second": Metric("gauge", "Pace of a running training job when it last told it.", RUN),
+    "training_silence_seconds": Metric("gauge", "Time since a running training job last told of a step, or began.", RUN),
     "worker_up": Metric("gauge", "1 while the worker's heartbeat is fresh, else 0.", ("worker",)),
     "worker_info": Metric("gauge", "Always 1; the labels say what the worker is.", ("worker", "host", "device", "queues")),
     "worker_start_time_seconds": Metric("gauge", "When the worker first reported, since the epoch.", ("worker",)),

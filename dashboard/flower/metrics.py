@@ -36,6 +36,10 @@ def _values(
         _set(values, "queue_backlog_seconds", oldest or 0.0, queue)
         _set(values, "queue_work_seconds", waiting * seconds_per_job(serving), queue)
         _set(values, "queue_workers", sum(alive[report.info.name] for report in serving), queue)
+    for id, model, epoch, loss, pace, silent_s in queries.training.running():
+        for name, value in (("epoch", epoch), ("loss", loss), ("rows_per_second", pace), ("silence_seconds", silent_s)):
+            if value is not None:
+                _set(values, f"training_{name}", value, model, id)
     for report in reports:
         info = report.info
         _set(values, "worker_up", float(alive[info.name]), info.name)
@@ -48,7 +52,8 @@ def _values(
 def seconds_per_job(reports: list[WorkerReport]) -> float:
     """What one job took a child of these workers on average since they started; 0 before they have finished any."""
     seconds = sum(report.statistics.total("pool_task_seconds_total") for report in reports)
-    jobs = sum(report.statistics.total("jobs_finished_total") for report in reports)
+    ended = ("jobs_finished_total", "training_attempts_total")
+    jobs = sum(report.statistics.total(name) for report in reports for name in ended)
     return seconds / jobs if jobs else 0.0
 
 

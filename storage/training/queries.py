@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ from forebay.contract.requests.training import DataSummary
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
-from forebay.storage.training.records import Checkpoint, Evaluation, Measured, Run
+from forebay.storage.training.records import Checkpoint, Evaluation, Measured, Run, Running
 
 MAX_POINTS = 500  # of one split of one run
+MAX_RUNNING = 200
 
 _RUNS = """
 SELECT r.id, r.model, r.recipe, j.state, r.request, r.resumed, r.steps, r.data, r.version, r.metrics, r.confusion,
@@ -29,6 +31,11 @@ RUNS_BY_ID = Statement(f"{_RUNS} WHERE r.id = ANY(:ids)")
 MEASURED = Statement("""
 SELECT split, step, epoch, at, measured, rows_per_s FROM job_metrics WHERE job_id = :id AND step > :after
 ORDER BY step, split LIMIT :limit""")
+RUNNING = Statement("""
+SELECT j.id, j.model, j.started_at, m.epoch, m.measured, m.rows_per_s, m.at FROM jobs j
+LEFT JOIN job_metrics m ON m.job_id = j.id AND m.split = 'train'
+    AND m.step = (SELECT max(step) FROM job_metrics WHERE job_id = j.id AND split = 'train')
+WHERE j.kind = 'train' AND j.state = 'running' ORDER BY j.id LIMIT :limit""")
 # The index alone says which steps are shown: every so-manieth of a split, and its last.
 MEASURED_EVENLY = Statement("""
 SELECT m.split, m.step, m.epoch, m.at, m.measured, m.rows_per_s FROM (
@@ -76,6 +83,17 @@ class TrainingQueries:
         """What was measured after step `after`, in the order of the steps."""
         return [_measured(row) for row in self._ledger.rows(MEASURED, id=id, after=after, limit=limit)]
 
+    def running(self, limit: int = MAX_RUNNING) -> list[Running]:
+        """How far the training jobs are that run now."""
+        now = self._ledger.now()
+        return [
+            Running(
+                row.id, row.model, row.epoch, None if row.measured is None else _loss(json.loads(row.measured)),
+                row.rows_per_s, max(0.0, now - max(row.at or 0.0, row.started_at or 0.0)),
+            )
+            for row in self._ledger.rows(RUNNING, limit=limit)
+        ]  # fmt: skip
+
     def sampled_curve(self, id: str, most: int = MAX_POINTS) -> list[Measured]:
         """A run's curve, of each split about `most` points at most, evenly over its steps, the first and the last among them."""
         return [_measured(row) for row in self._ledger.rows(MEASURED_EVENLY, id=id, most=most)]
@@ -102,6 +120,11 @@ def last_checkpoint(connection: Connection, id: str) -> Checkpoint | None:
 def checkpoint(row: Any) -> Checkpoint:
     """A row of CHECKPOINT_COLUMNS."""
     return Checkpoint(row.step, row.epoch, row.attempt, row.blob, row.bytes, at(row.at))
+
+
+def _loss(measured: Mapping[str, float | None]) -> float | None:
+    loss = measured.get("loss", math.nan)
+    return math.nan if loss is None else loss
 
 
 def _measured(row: Any) -> Measured:

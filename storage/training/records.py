@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -35,6 +35,17 @@ class Measured:
     at: datetime
     values: Mapping[str, float | None]
     rows_per_s: float | None
+
+
+class Running(NamedTuple):
+    """How far a training job is that runs: what it told of its last step of training, None before the first."""
+
+    id: str
+    model: str
+    epoch: int | None
+    loss: float | None
+    rows_per_s: float | None
+    silent_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 
 from forebay.contract.errors import BlobUnavailable, ForebayError, LedgerUnavailable
-from forebay.contract.job import JobError, Transition
+from forebay.contract.job import JobError, JobKind, Transition
 from forebay.contract.settings import Settings
 from forebay.storage.jobs.records import ClaimedJob, Ended, Finished, LeaseLost, Postponed
 from forebay.storage.jobs.store import JobStore
@@ -27,6 +27,8 @@ from forebay.worker.execution.summary import FINAL_FATES, Fate, Summary
 from forebay.worker.shared_page import SharedPage
 
 log = structlog.get_logger()
+
+TRAINING = (JobKind.TRAIN, JobKind.NODE)  # have series of their own; a machine that helps a run is not counted
 
 T = TypeVar("T")
 
@@ -101,7 +103,8 @@ class Attempts:
         on: nothing can be written then, and the lease lapses.
         """
         started = time.perf_counter()
-        self.begin([job])
+        if job.kind not in TRAINING:
+            self.begin([job])
         try:
             fate = work()
         except LeaseLost:
@@ -118,7 +121,12 @@ class Attempts:
             stopped = self.stopping and may_pass(error)  # nobody can wait here until it has passed
             fate = self.release(job) if stopped else self.end_with_error(job, error, counted=count_errors)
         seconds = time.perf_counter() - started
-        self.count(job, fate, seconds)
+        if job.kind not in TRAINING:
+            self.count(job, fate, seconds)
+        else:
+            self.add(Summary.of({job.id: fate}))
+            if job.kind is JobKind.TRAIN:
+                self._metrics.trained(job.model, fate, seconds)
         log.info(
             "attempt_done", job=job.id, kind=str(job.kind), model=job.model, version=job.version, queue=job.queue,
             worker=self.worker, attempt=job.attempt, state=str(fate), seconds=round(seconds, 3),
@@ -175,7 +183,7 @@ class Attempts:
 
     def begin(self, jobs: Sequence[ClaimedJob]) -> None:
         """Count how long jobs have waited that are now to be run for the first time."""
-        self._metrics.waited((jobs[0].model, jobs[0].version), [job.waited_s for job in jobs if job.attempt == 1])
+        self._metrics.waited(_key(jobs[0]), [job.waited_s for job in jobs if job.attempt == 1])
 
     def finish(self, of: ClaimedJob, outcomes: Sequence[Finished | Postponed], seconds: float | None = None) -> Summary:
         """Write how attempts ended, in one commit; what became of them, counted. `of` is one of the jobs.
@@ -259,8 +267,12 @@ class Attempts:
         self.add(summary)
         counts = {str(fate): getattr(summary, fate) for fate in FINAL_FATES}
         self._metrics.ended(
-            (of.model, of.version), counts, seconds, postponed=summary.postponed, refused=summary.lost
+            _key(of), counts, seconds, postponed=summary.postponed, refused=summary.lost
         )  # fmt: skip
+
+
+def _key(job: ClaimedJob) -> tuple[str, int, str]:
+    return job.model, job.version, job.kind.value
 
 
 def outcome_of_error(job: ClaimedJob, error: Exception, *, passing: bool, counted: bool = True) -> Finished | Postponed:

@@ -14,6 +14,7 @@ from typing import Any
 from forebay.contract.metrics.statistics import Statistics
 
 Key = tuple[str, int]
+Job = tuple[str, int, str]  # of its model, version and kind
 
 
 class ChildMetrics:
@@ -24,26 +25,33 @@ class ChildMetrics:
         self._lock = threading.Lock()
         self._counted = Statistics()
 
-    def waited(self, model: Key, seconds: Sequence[float]) -> None:
+    def waited(self, job: Job, seconds: Sequence[float]) -> None:
         """Jobs were run for the first time, so long after they were submitted."""
         if seconds:
             with self._lock:
-                self._counted.observe_all("job_wait_seconds", seconds, *_labels(model))
+                self._counted.observe_all("job_wait_seconds", seconds, *_labels(job))
 
-    def ended(
-        self, model: Key, jobs: Mapping[str, int], seconds: float, *, postponed: int = 0, refused: int = 0
-    ) -> None:
+    def ended(self, job: Job, jobs: Mapping[str, int], seconds: float, *, postponed: int = 0, refused: int = 0) -> None:
         """Jobs ended, by final state, so long after their claim; or were postponed, or refused by the ledger."""
+        labels = _labels(job)
         with self._lock:
             for state, count in jobs.items():
                 if count:
-                    self._counted.count("jobs_finished_total", *_labels(model), state, by=count)
+                    self._counted.count("jobs_finished_total", *labels, state, by=count)
             if ran := sum(jobs.values()):
-                self._counted.observe("job_run_seconds", seconds, *_labels(model), times=ran)
+                self._counted.observe("job_run_seconds", seconds, *labels, times=ran)
             if postponed:
-                self._counted.count("jobs_postponed_total", *_labels(model), by=postponed)
+                self._counted.count("jobs_postponed_total", *labels, by=postponed)
             if refused:
                 self._counted.count("results_refused_total", by=refused)
+
+    def trained(self, model: str, outcome: str, seconds: float) -> None:
+        """An attempt of a training job ended so."""
+        with self._lock:
+            self._counted.count("training_attempts_total", model, outcome)
+            self._counted.observe("training_seconds", seconds, model)
+            if outcome == "lost":
+                self._counted.count("results_refused_total")
 
     def ran(self, model: Key, rows: int, seconds: float, tokens: int = 0, padded: int = 0) -> None:
         """A batch went through the model; `padded` is the cost of its rows with their padding."""
@@ -81,8 +89,8 @@ class ChildMetrics:
         return counted.as_dict()
 
 
-def _labels(model: Key) -> tuple[str, str]:
-    return model[0], str(model[1])
+def _labels(of: Key | Job) -> tuple[str, ...]:
+    return tuple(map(str, of))
 
 
 def _device(device: str) -> dict[str, float]:

@@ -1,14 +1,19 @@
 """What the dashboard reads of training runs, on SQLite and PostgreSQL: runs by their ids, curves thinned for charts."""
 
+import math
 from itertools import pairwise
 
 import pytest
 
 from forebay.contract.requests.training import Point
+from forebay.contract.settings import Settings
+from forebay.dashboard.flower.metrics import read_metrics
+from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.training.queries import MEASURED_EVENLY, TrainingQueries
 from support.query_plan import query_plan
 from support.training_data import MadeRun
+from support.waiting import FakeClock
 
 
 def test_runs_are_found_by_their_ids_and_those_that_have_not_begun_are_left_out(ledger: Ledger) -> None:
@@ -52,3 +57,23 @@ def test_on_sqlite_a_curve_is_thinned_by_its_index(sqlite_ledger: Ledger) -> Non
     told = query_plan(sqlite_ledger, MEASURED_EVENLY, id="a", most=5)
     assert "COVERING INDEX sqlite_autoindex_job_metrics_1" in told
     assert "SCAN job_metrics" not in told
+
+
+def test_how_far_running_jobs_are_is_told_and_ended_ones_are_left_out(ledger: Ledger, clock: FakeClock) -> None:
+    begun, going, ended = MadeRun(ledger, {}), MadeRun(ledger, {}, model="wine"), MadeRun(ledger, {})
+    ended.train(20)
+    ended.finish(0.9)
+    going.store.add_metrics(going.job, [Point(1, 1, "train", {"loss": 0.5}, 7.0)], "")
+    going.store.add_metrics(going.job, [Point(2, 2, "train", {"loss": None}), Point(2, 2, "validation", {})], "")
+    clock.forward(40)
+    first, second = TrainingQueries(ledger).running()
+    assert first == (begun.id, "iris", None, None, None, 40)
+    assert second[:3] == (going.id, "wine", 2)
+    assert math.isnan(second.loss or 0)
+    text = read_metrics(LedgerQueries(ledger), Settings.load({})).decode()
+    silent = 'forebay_training_silence_seconds{{job="{}",model="{}"}} 40.0'
+    assert silent.format(begun.id, "iris") in text
+    assert silent.format(going.id, "wine") in text
+    assert f'forebay_training_loss{{job="{going.id}",model="wine"}} NaN' in text
+    assert "training_epoch" in text
+    assert ended.id not in text

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forebay.contract.errors import BlobUnavailable, LedgerUnavailable
+from forebay.contract.errors import BlobUnavailable, InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.settings import Settings
 from forebay.storage.jobs.records import ClaimedJob, LeaseLost, NewJob
@@ -33,11 +34,12 @@ class Bench:
         self.store, self.announced = JobStore(ledger), Announced()
         settings = Settings.load({"FOREBAY_HOME": str(folder), "FOREBAY_WORKER_NAME": "w", "FOREBAY_LEASE_S": "30"})
         announcer: Any = self.announced
-        self.attempts = Attempts(self.store, announcer, SharedPage(), ChildMetrics(), settings)
+        self.metrics = ChildMetrics()
+        self.attempts = Attempts(self.store, announcer, SharedPage(), self.metrics, settings)
 
-    def claim(self, **more: Any) -> ClaimedJob:
+    def claim(self, kind: JobKind = JobKind.EVALUATE, version: int = 1, **more: Any) -> ClaimedJob:
         [id] = new_ids(1)
-        self.store.add([NewJob(id, JobKind.EVALUATE, "m", 1, "cpu", client="c", input=b"", **more)])
+        self.store.add([NewJob(id, kind, "m", version, "cpu", client="c", input=b"", **more)])
         [job] = self.attempts.claim([id])
         return job
 
@@ -136,3 +138,20 @@ def test_a_job_whose_process_died_is_queued_again_and_fails_at_its_last_attempt(
     last = bench.claim(max_attempts=1)
     assert bench.attempts.crashed(last, "signal 9") is Fate.FAILED
     assert bench.announced.ids == [last.id]
+
+
+def test_training_has_series_of_its_own_and_counts_under_no_version(bench: Bench) -> None:
+    job, failing, helper = (bench.claim(kind, 0) for kind in (JobKind.TRAIN, JobKind.TRAIN, JobKind.NODE))
+    for one in (job, helper):
+        bench.attempts.run(one, partial(bench.attempts.succeed, one, b""))
+    bench.attempts.run(failing, raising(InvalidInput("no")))
+    told = bench.metrics.take({}, 0)
+    counts = {"succeeded": 1, "failed": 1}
+    assert told["counters"] == {"training_attempts_total": [["m", state, n] for state, n in counts.items()]}
+    assert [*told["histograms"]] == ["training_seconds"]
+    assert bench.attempts.take_summary().succeeded == 2
+    evaluated = bench.claim()
+    bench.attempts.run(evaluated, lambda: bench.attempts.succeed(evaluated, b""))
+    told = bench.metrics.take({}, 0)
+    assert told["counters"] == {"jobs_finished_total": [["m", "1", "evaluate", "succeeded", 1]]}
+    assert sorted(told["histograms"]) == ["job_run_seconds", "job_wait_seconds"]

@@ -58,19 +58,19 @@ def test_a_histogram_counts_every_value_once_in_the_bucket_it_belongs_to(values:
 
 def test_a_weighted_value_counts_as_often_as_it_says() -> None:
     statistics = Statistics()
-    statistics.observe("job_run_seconds", 0.5, "digits", "1", times=256)
-    histogram = statistics.histograms["job_run_seconds"]["digits", "1"]
+    statistics.observe("job_run_seconds", 0.5, "digits", "1", "predict", times=256)
+    histogram = statistics.histograms["job_run_seconds"]["digits", "1", "predict"]
     assert (histogram.count, histogram.total) == (256, 128.0)
 
 
 @given(st.lists(st.floats(0, 1e6)))
 def test_many_values_at_once_count_as_one_by_one(values: list[float]) -> None:
     one, all_ = Statistics(), Statistics()
-    all_.observe_all("job_wait_seconds", values, "digits", "1")
+    all_.observe_all("job_wait_seconds", values, "digits", "1", "predict")
     for value in values:
-        one.observe("job_wait_seconds", value, "digits", "1")
+        one.observe("job_wait_seconds", value, "digits", "1", "predict")
     if values:
-        series = [s.histograms["job_wait_seconds"]["digits", "1"] for s in (one, all_)]
+        series = [s.histograms["job_wait_seconds"]["digits", "1", "predict"] for s in (one, all_)]
         assert series[0].counts == series[1].counts
         assert series[0].total == pytest.approx(series[1].total)
 
@@ -88,10 +88,10 @@ def test_series_are_bounded_and_nothing_is_lost_beyond() -> None:
 
 def test_totals_are_by_the_labels_asked_for() -> None:
     statistics = Statistics()
-    statistics.count("jobs_finished_total", "digits", "1", "failed", by=3)
-    statistics.count("jobs_finished_total", "digits", "2", "succeeded", by=5)
+    statistics.count("jobs_finished_total", "digits", "1", "predict", "failed", by=3)
+    statistics.count("jobs_finished_total", "digits", "2", "predict", "succeeded", by=5)
     assert statistics.total("jobs_finished_total") == 8
-    assert statistics.total("jobs_finished_total", "digits", None, "failed") == 3
+    assert statistics.total("jobs_finished_total", "digits", None, None, "failed") == 3
     assert statistics.total("jobs_finished_total", "none") == statistics.total("never_counted") == 0
 
 

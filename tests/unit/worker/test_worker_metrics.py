@@ -24,15 +24,15 @@ def counted(child: ChildMetrics, pid: int = ME, models: dict[tuple[str, int], in
 
 def test_a_child_tells_each_thing_once() -> None:
     child, worker = ChildMetrics(), WorkerMetrics()
-    child.ended(DIGITS, {"succeeded": 3, "failed": 1, "stopped": 0}, 0.5, postponed=5, refused=2)
+    child.ended((*DIGITS, "predict"), {"succeeded": 3, "failed": 1, "stopped": 0}, 0.5, postponed=5, refused=2)
     child.ran(DIGITS, 4, 0.25, tokens=30, padded=40)
     worker.add_child(counted(child))
     worker.add_child(counted(child))
     now = worker.snapshot()
-    assert now.total("jobs_finished_total", "digits", "1", "succeeded") == 3
-    assert now.total("jobs_finished_total", "digits", "1", "failed") == 1
+    assert now.total("jobs_finished_total", "digits", "1", "predict", "succeeded") == 3
+    assert now.total("jobs_finished_total", "digits", "1", "predict", "failed") == 1
     assert (now.total("results_refused_total"), now.total("jobs_postponed_total")) == (2, 5)
-    assert now.histograms["job_run_seconds"]["digits", "1"].count == 4
+    assert now.histograms["job_run_seconds"]["digits", "1", "predict"].count == 4
     assert now.histograms["batch_padding_ratio"]["digits", "1"].total == 0.25
     assert (now.total("batch_tokens_total"), now.total("batch_padding_tokens_total")) == (30, 10)
 
