@@ -10,6 +10,7 @@ from forebay.api.access import Access
 from forebay.api.context import Api, RouteGroup, api_of
 from forebay.api.door import Door
 from forebay.api.errors import Dialect
+from forebay.api.inference.routes import INFERENCE
 from forebay.contract.errors import ForebayError
 
 
@@ -31,7 +32,7 @@ async def readyz(request: Request) -> Response:
 
 
 OPERATIONS = RouteGroup(Dialect.NATIVE, "/", [Route("/healthz", healthz), Route("/readyz", readyz)])
-GROUPS: tuple[RouteGroup, ...] = (OPERATIONS,)
+GROUPS: tuple[RouteGroup, ...] = (OPERATIONS, INFERENCE)
 
 
 def make_app(api: Api) -> Door:

@@ -93,6 +93,12 @@ class WaitTimeout(HttpError):
     status, code = 504, "wait-timeout"
 
 
+class NotReady(HttpError):
+    """No worker is there to do this now."""
+
+    status, code = 503, "not-ready"
+
+
 class ServerStopping(HttpError):
     """This server is being stopped; the job goes on."""
 

@@ -43,34 +43,36 @@ def config(model: ModelVersion) -> dict[str, Any]:
     }
 
 
-def statistics(models: Iterable[ModelVersion], counted: Statistics) -> dict[str, Any]:
-    """What workers have counted of each version since they started. A count of 0 stands where nothing is counted."""
-    return {"model_stats": [_statistics(model, counted) for model in models]}
+def statistics(models: Iterable[ModelVersion], workers: Sequence[Statistics]) -> dict[str, Any]:
+    """What workers have counted of each version since they started; a count of 0 stands where nothing is counted."""
+    return {"model_stats": [_statistics(model, workers) for model in models]}
 
 
-def _statistics(model: ModelVersion, counted: Statistics) -> dict[str, Any]:
+def _statistics(model: ModelVersion, workers: Sequence[Statistics]) -> dict[str, Any]:
     labels = (model.name, str(model.version))
-    finished = {state: int(counted.total("jobs_finished_total", *labels, state)) for state in ("succeeded", "failed")}
 
-    def durations(name: str) -> dict[str, int]:
-        histogram = counted.histograms.get(name, {}).get(labels)
-        return _duration(histogram.count, histogram.total) if histogram is not None else _duration(0, 0.0)
+    def summed(name: str) -> tuple[int, float]:
+        found = [worker.histograms.get(name, {}).get(labels) for worker in workers]
+        return sum(one.count for one in found if one), sum(one.total for one in found if one)
 
-    rows = counted.histograms.get("batch_rows", {}).get(labels)
-    run = durations("job_run_seconds")
-    mean = run["ns"] / run["count"] if run["count"] else 0  # seconds are counted of all jobs alike, however they ended
+    def ended(state: str) -> dict[str, int]:
+        jobs = sum(int(worker.total("jobs_finished_total", *labels, state)) for worker in workers)
+        return _duration(jobs, jobs * seconds / max(1, ran))
+
+    executions, rows = summed("batch_rows")
+    ran, seconds = summed("job_run_seconds")  # of jobs however they ended
     none = _duration(0, 0.0)
     return {
         "name": model.name,
         "version": str(model.version),
-        "inference_count": int(rows.total) if rows is not None else 0,
-        "execution_count": rows.count if rows is not None else 0,
+        "inference_count": round(rows),
+        "execution_count": executions,
         "inference_stats": {
-            "success": {"count": finished["succeeded"], "ns": round(mean * finished["succeeded"])},
-            "fail": {"count": finished["failed"], "ns": round(mean * finished["failed"])},
-            "queue": durations("job_wait_seconds"),
+            "success": ended("succeeded"),
+            "fail": ended("failed"),
+            "queue": _duration(*summed("job_wait_seconds")),
             "compute_input": none,
-            "compute_infer": durations("forward_seconds"),
+            "compute_infer": _duration(*summed("forward_seconds")),
             "compute_output": none,
             "cache_hit": none,
             "cache_miss": none,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from forebay.api.context import parse_json
 from forebay.api.inference.tensors import (
     BF16,
     BYTES,
@@ -74,16 +75,6 @@ class InferenceRequest(Struct):
     outputs: list[OutputRequest] | None = None
 
 
-class Asked(NamedTuple):
-    """A request, checked: its id, its tensors by name, which outputs it wants (all when empty), and the job's options."""
-
-    id: str
-    tensors: Mapping[str, Tensor]
-    outputs: Mapping[str, bool]  # whether as binary data
-    binary: bool  # for outputs that are not in `outputs`
-    options: PredictOptions
-
-
 class Tensor(NamedTuple):
     """A named input's values, with the datatype that they were sent as."""
 
@@ -91,25 +82,41 @@ class Tensor(NamedTuple):
     array: Array
 
 
+class Wanted(NamedTuple):
+    """The form that the answer is asked for in. Without `outputs` all of them come, as `binary` says."""
+
+    id: str
+    outputs: Mapping[str, bool]  # whether as binary data
+    binary: bool
+
+
+class Asked(NamedTuple):
+    """A request, checked as far as it can be without its model."""
+
+    tensors: Mapping[str, Tensor]
+    wanted: Wanted
+    options: PredictOptions
+    raw: bytes | None = None  # the data of the model's only input, in the place of tensors
+
+
 _READ: Mapping[str, Callable[[bytes], Any]] = {"str": bytes.decode, "json": msgspec.json.decode, "bytes": bytes}
-_decoder = msgspec.json.Decoder(InferenceRequest)
 
 
-def parse(body: bytes, header_length: str | None, signature: Signature) -> Asked:
+def parse(body: bytes, header_length: str | None) -> Asked:
     """The request in a body, of which the first `header_length` bytes are JSON: all of it when that is None.
 
-    With a header length of "0" the body is the data of the model's only input. InvalidInput says what is wrong with it.
+    With a header length of "0" there is no JSON. InvalidInput says what is wrong.
     """
     if header_length is None:
-        return _checked(_decoded(body), memoryview(b""))
+        return _checked(parse_json(body, InferenceRequest), memoryview(b""))
     if not _HEADER.fullmatch(header_length) or int(header_length) > len(body):
         raise InvalidInput(
             f"Inference-Header-Content-Length {shown(header_length)} is not a length within the body's {len(body)} bytes"
         )
     length = int(header_length)
     if not length:
-        return Asked("", _raw(body, signature), {}, True, {"batched": True})
-    return _checked(_decoded(body[:length]), memoryview(body)[length:])
+        return Asked({}, Wanted("", {}, binary=True), {"batched": True}, body)
+    return _checked(parse_json(body[:length], InferenceRequest), memoryview(body)[length:])
 
 
 def job_input(asked: Asked, signature: Signature) -> dict[str, Any]:
@@ -117,22 +124,14 @@ def job_input(asked: Asked, signature: Signature) -> dict[str, Any]:
 
     Each str, bytes or json is an element of a tensor of BYTES with one dimension: UTF-8, as it is, or a JSON text.
     """
-    if not asked.tensors:
+    tensors = asked.tensors if asked.raw is None else _raw(asked.raw, signature)
+    if not tensors:
         raise InvalidInput("a request needs at least one input")
     fields = {field.name: field for field in signature.inputs or ()}
     return {
         name: _declared(fields[name], tensor, _where(name)) if name in fields else _undeclared(tensor)
-        for name, tensor in asked.tensors.items()
+        for name, tensor in tensors.items()
     }
-
-
-def _decoded(data: bytes) -> InferenceRequest:
-    try:
-        return _decoder.decode(data)
-    except RecursionError as error:
-        raise InvalidInput("the request is nested too deeply") from error
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise InvalidInput(f"the request is not valid: {shown(str(error), 200)[1:-1]}") from error
 
 
 def _checked(request: InferenceRequest, binary: memoryview) -> Asked:
@@ -148,7 +147,7 @@ def _checked(request: InferenceRequest, binary: memoryview) -> Asked:
     wanted = {one.name: _as_binary(one, parameters.binary_data_output) for one in outputs}
     if len(wanted) != len(outputs):
         raise InvalidInput("outputs: an output is asked for twice")
-    return Asked(request.id or "", tensors, wanted, parameters.binary_data_output, options)
+    return Asked(tensors, Wanted(request.id or "", wanted, parameters.binary_data_output), options)
 
 
 def _tensors(inputs: Sequence[InputTensor], binary: memoryview) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from forebay.api.inference.requests import Asked
+from forebay.api.inference.requests import Wanted
 from forebay.api.inference.tensors import Array, datatype_of, objects, to_binary, to_json
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
@@ -48,26 +48,25 @@ class Answer(NamedTuple):
     header_length: int | None
 
 
-def check_outputs(asked: Asked, signature: Signature) -> None:
+def check_outputs(wanted: Wanted, signature: Signature) -> None:
     """InvalidInput when an output is asked for that the model will not have, or cannot be told in JSON."""
     if signature.outputs is None:
         return
     declared = {field.name: field.dtype for field in signature.outputs}
-    wanted = asked.outputs or dict.fromkeys(declared, asked.binary)
-    for name, binary in wanted.items():
+    for name, binary in (wanted.outputs or dict.fromkeys(declared, wanted.binary)).items():
         if name not in declared:
             raise InvalidInput(f"there is no output {shown(name)}; there are {', '.join(map(shown, declared))}")
         if declared[name] == "float16" and not binary:
             raise InvalidInput(f"output {shown(name)}: JSON cannot carry FP16; ask for it as binary data")
 
 
-def answer(asked: Asked, model: ModelVersion, job_id: str, result: Any) -> Answer:
-    """The answer to a request whose job has this result; InvalidInput when it cannot be told in the form asked for."""
+def answer(wanted: Wanted, model: ModelVersion, job_id: str, result: Any, rows: int) -> Answer:
+    """The answer to a request of `rows` rows whose job has this result; InvalidInput when it cannot be told as it is wanted."""
     try:
-        columns = _columns(model.signature, result, next(len(tensor.array) for tensor in asked.tensors.values()))
-        wanted = asked.outputs or dict.fromkeys(columns, asked.binary)
+        columns = _columns(model.signature, result, rows)
+        forms = wanted.outputs or dict.fromkeys(columns, wanted.binary)
         tensors, blobs = [], []
-        for name, binary in wanted.items():
+        for name, binary in forms.items():
             if name not in columns:
                 raise InvalidInput(f"there is no output {shown(name)}; there are {', '.join(map(shown, columns))}")
             tensor, blob = _tensor(name, columns[name], binary)
@@ -75,9 +74,9 @@ def answer(asked: Asked, model: ModelVersion, job_id: str, result: Any) -> Answe
             blobs.append(blob)
     except InvalidInput as error:
         raise InvalidInput(f"{error}; job {job_id} has the result") from error
-    response = InferenceResponse(model.name, str(model.version), tensors, {"job_id": job_id}, asked.id or UNSET)
+    response = InferenceResponse(model.name, str(model.version), tensors, {"job_id": job_id}, wanted.id or UNSET)
     head = msgspec.json.encode(response)
-    return Answer(b"".join([head, *blobs]), len(head) if any(wanted.values()) else None)
+    return Answer(b"".join([head, *blobs]), len(head) if any(forms.values()) else None)
 
 
 def _tensor(name: str, array: Array, binary: bool) -> tuple[OutputTensor, bytes]:

@@ -37,8 +37,9 @@ def check_kind(datatype: str, shape: Sequence[int], where: str) -> None:
     if datatype not in _KNOWN:
         raise InvalidInput(f"{where}: the datatype is one of {', '.join(_KNOWN)}, got {shown(datatype)}")
     lengths = all(0 <= length < 2**31 for length in shape)
-    if not lengths or len(shape) > MAX_DIMS or not (all(shape) or few_rows(tuple(shape))):
-        raise InvalidInput(f"{where}: a shape is a list of at most {MAX_DIMS} lengths, got {shown(shape)}")
+    if not lengths or not 1 <= len(shape) <= MAX_DIMS or not (all(shape) or few_rows(tuple(shape))):
+        rule = f"a shape is a list of 1 to {MAX_DIMS} lengths, of which the first is the number of rows"
+        raise InvalidInput(f"{where}: {rule}; got {shown(shape)}")
 
 
 def from_json(data: list[Any], datatype: str, shape: Sequence[int], where: str) -> Array:

@@ -123,9 +123,12 @@ def test_json_that_is_not_what_it_says_is_refused_by_name(
         as_json(data, datatype, *shape)
 
 
-@pytest.mark.parametrize("shape", [[-1], [2**31], [1] * 33, [2**30, 0]])
+@pytest.mark.parametrize("shape", [[], [-1], [2**31], [1] * 33, [2**30, 0]])
 def test_a_shape_that_no_tensor_has_is_refused(shape: list[int]) -> None:
-    with pytest.raises(InvalidInput, match="input 'x': a shape is a list of at most 32 lengths, got"):
+    with pytest.raises(
+        InvalidInput,
+        match="input 'x': a shape is a list of 1 to 32 lengths, of which the first is the number of rows; got",
+    ):
         check_kind("FP32", shape, "input 'x'")
 
 
