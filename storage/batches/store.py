@@ -46,12 +46,12 @@ RETRY_CANCELED = Statement(f"UPDATE jobs SET {RESET} WHERE {_CANCELED} RETURNING
 HOLD = Statement(f"UPDATE jobs SET progress_done = progress_done {HELD}")
 HAND_OFF = Statement(f"UPDATE jobs SET {NO_LEASE} {HELD}")
 
-# Nobody plans for a batch that has ended.
-STEP = Statement(f"""
+STEP = Statement("""
 UPDATE batches SET next_file = :file, next_first = :first, planned = :planned, steps = steps + 1
-WHERE id = :id AND steps = :steps AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = :id AND {guard(Transition.SUCCEED)})""")
+WHERE id = :id AND steps = :steps""")
 SETTLE_SCHEMA = Statement("UPDATE batches SET part_schema = :settled WHERE id = :id AND part_schema = :known")
-TOUCH = Statement("UPDATE jobs SET sent_at = :now WHERE id = :id")
+# Nobody plans for a batch that has ended; the row is held, so that it does not end before the new shards are there.
+TOUCH = Statement(f"UPDATE jobs SET sent_at = :now WHERE id = :id AND {guard(Transition.SUCCEED)}")
 
 # Not one with which a process has died: such a shard is run alone, by its own message.
 NEXT = Statement("""
@@ -132,11 +132,13 @@ class BatchStore:
         or the batch has ended.
         """  # fmt: skip
         step = {"file": position.file, "first": position.first, "planned": all_planned, "steps": batch.steps}
-        with self.ledger.write() as connection:
-            if STEP.execute(connection, id=batch.id, **step).rowcount == 0:
+        with suppress(LeaseLost), self.ledger.write() as connection:
+            if TOUCH.execute(connection, id=batch.id, now=self.ledger.now()).rowcount == 0:
                 return None
-            TOUCH.execute(connection, id=batch.id, now=self.ledger.now())
+            if STEP.execute(connection, id=batch.id, **step).rowcount == 0:
+                raise LeaseLost(batch.id)  # rolled back
             return self._add(connection, batch, planned, planned_now=True)
+        return None
 
     def claim_next(self, batch: str, worker: str, lease_s: float) -> ClaimedJob | None:
         """The next shard of a batch that waits and has killed nobody, claimed as any job is; None when there is none."""

@@ -19,7 +19,7 @@ from support.user import TIMEOUT_S, User, end
 from support.waiting import wait_until
 
 CHAOS = (sys.executable, "-m", "chaos")
-SHORT = ("--jobs", "200", "--seconds", "6", "--seed", "3", "--verbose", "--json")
+SHORT = ("--jobs", "200", "--kinds", "predict,batch,evaluate", "--seconds", "6", "--seed", "3", "--verbose", "--json")
 Done = subprocess.CompletedProcess[str]
 
 
@@ -76,12 +76,15 @@ def test_nothing_is_lost_doubled_or_wrong_while_everything_breaks(database, runs
     done = runs[database].result(TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["lost"], report["written_twice"], report["wrong"], report["over_max_attempts"]) == (0, 0, 0, 0)
+    broken = "lost", "hung", "written_twice", "wrong", "over_max_attempts", "unacknowledged"
+    assert {name: report[name] for name in broken} == dict.fromkeys(broken, 0)
     assert (report["seed"], report["database"], report["problems"], report["home"]) == (3, database, [], None)
-    assert report["accepted"] == 200 == report["succeeded"] + report["failed"] + report["canceled"]
+    assert report["accepted"] == 202 == report["succeeded"] + report["failed"] + report["canceled"]
+    assert (report["kinds"]["batch"], report["kinds"]["evaluate"]) == ({"succeeded": 1}, {"succeeded": 1})
+    assert report["batch_rows"] == {"read": 5000, "lost": 0, "doubled": 0, "wrong": 0}
     assert report["succeeded"] >= 150
     assert report["failed"] >= 1, "one job kills every child that runs it"
-    assert sum(report["executions"].values()) == 200
+    assert sum(report["executions"].values()) == 202
     assert {"flush_redis", "kill_redis"} <= set(report["faults"])
     assert set(report["faults"]) & {"kill_child", "kill_parent", "kill_supervisor", "freeze_worker"}
     assert ("restart_postgres" in report["faults"]) == (database == "postgres")
@@ -115,6 +118,11 @@ def test_ctrl_c_ends_all_it_started_and_says_where_it_was(trials, runs):
     ("arguments", "words"),
     [
         (["--database", "mysql"], "--database 'mysql': write sqlite, postgres, or the address of an empty database"),
+        (
+            ["--kinds", "predict,bach"],
+            "--kinds predict,bach: there is no 'bach'; there are predict, batch, train, evaluate",
+        ),
+        (["--seeds", "1-"], "--seeds 1-: write a number, or ranges such as 1-10 or 1,4,7-9"),
         (["--home", "."], "--home .: chaos needs a folder that is empty or not there yet"),
     ],
 )

@@ -6,19 +6,28 @@ written over it. Both live in the chaos run's database and nowhere else.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chaos.audit import Entry, Evidence
+from chaos.audit import Accepted, Entry, Evidence
+from chaos.load import output_of
+from chaos.outputs import read_output
 from forebay.contract.errors import ForebayError, InvalidInput
-from forebay.contract.job import FINAL, JobState
+from forebay.contract.job import FINAL, JobKind, JobState
 from forebay.contract.setting_kinds import mask_password
+from forebay.contract.settings import Settings
 from forebay.contract.wire import codec
+from forebay.producer.requests.audit import audit as audit_batch
+from forebay.producer.session import Session
 from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.jobs.records import Outcome
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.registry import ModelRegistry
 
 READ_AT_ONCE = 500
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
@@ -46,7 +55,11 @@ REMOVE_POSTGRES = (
 )
 
 WRITES = "SELECT id, count(*) FROM chaos_final_writes GROUP BY id"
-ROWS = "SELECT id, state, attempt, uncounted, max_attempts, error_type FROM jobs WHERE model = 'chaos'"
+ROWS = """
+SELECT id, state, attempt, uncounted, max_attempts, error_type FROM jobs
+WHERE kind IN ('predict', 'batch', 'train', 'evaluate')"""
+RETRIED = f"SELECT job_id, ended, reason FROM job_attempts WHERE ended IN ({FINAL_STATES})"
+EVALUATIONS = "SELECT id, count(*) FROM evaluations GROUP BY id"
 
 
 def install_write_trigger(ledger: Ledger) -> None:
@@ -65,16 +78,34 @@ def remove_write_trigger(ledger: Ledger) -> None:
 
 
 def gather(ledger: Ledger, payloads: Payloads, log: Path) -> Evidence:
-    """Everything there is to know once nothing runs any more."""
+    """What ledger and log say once nothing runs any more. What batches have written is `read_outputs`'."""
     with ledger.read() as connection:
         writes = {id: int(count) for id, count in connection.exec_driver_sql(WRITES)}
         rows = list(connection.exec_driver_sql(ROWS))
+        evaluations = {id: int(count) for id, count in connection.exec_driver_sql(EVALUATIONS)}
+        retried: defaultdict[str, list[tuple[JobState, str]]] = defaultdict(list)
+        for id, ended, reason in connection.exec_driver_sql(RETRIED):
+            retried[id].append((JobState(ended), reason.partition(":")[0]))
     results = _results(JobStore(ledger), payloads, [row[0] for row in rows])
     entries = {
-        id: Entry(JobState(state), attempt, uncounted, most, error, results.get(id))
+        id: Entry(JobState(state), attempt, uncounted, most, error, results.get(id), tuple(retried[id]))
         for id, state, attempt, uncounted, most, error in rows
     }
-    return Evidence(entries, writes, read_log(log))
+    versions: defaultdict[str, list[int]] = defaultdict(list)
+    for model in ModelRegistry(ledger).versions():
+        if "lineage" in model.metadata:
+            versions[model.metadata["lineage"]["job"]].append(model.version)
+    return Evidence(entries, writes, read_log(log), versions=versions, evaluations=evaluations)
+
+
+def read_outputs(evidence: Evidence, accepted: Sequence[Accepted], settings: Settings, folder: Path) -> Evidence:
+    """The same with what batches have written, row by row, and with what `forebay jobs audit` finds."""
+    batches = [job for job in accepted if job.spec.kind is JobKind.BATCH and job.id in evidence.ledger]
+    ended_well = [job for job in batches if evidence.ledger[job.id].state is JobState.SUCCEEDED]
+    outputs = {job.id: read_output(output_of(folder, job.number), job.number, job.spec) for job in ended_well}
+    with closing(Session(settings)) as session:
+        audits = {job.id: audit_batch(session, job.id)["faults"] for job in ended_well}
+    return replace(evidence, outputs=outputs, audits=audits)
 
 
 def read_log(path: Path) -> Counter[tuple[int, int]]:

@@ -83,7 +83,10 @@ class Faults:
             return _signal(child.pid, signal.SIGKILL)
         if fault.kind is FaultKind.KILL_PARENT:
             return _signal(parent.pid, signal.SIGKILL)
-        struck = [p for p in (parent, child) if _signal(p.pid, signal.SIGSTOP)]
+        if fault.kind is FaultKind.KILL_TRAINER:
+            trainer = _below(child, "forebay.worker.trainer")
+            return trainer is not None and _signal(trainer.pid, signal.SIGKILL)
+        struck = [p for p in (parent, *_all_below(parent)) if _signal(p.pid, signal.SIGSTOP)]
         self._frozen_until[supervisor.name] = time.monotonic() + fault.lasts_s
         self._later(fault.lasts_s, lambda: _thaw(struck))
         return bool(struck)
@@ -126,9 +129,17 @@ def _parent(supervisor: ManagedProcess) -> psutil.Process | None:
 
 def _child(parent: psutil.Process) -> psutil.Process | None:
     """The process that runs models; billiard's semaphore tracker beside it runs none."""
+    return _below(parent, "spawn_main")
+
+
+def _below(process: psutil.Process, word: str) -> psutil.Process | None:
+    return next((p for p in _all_below(process) if _runs(p, word)), None)
+
+
+def _all_below(process: psutil.Process) -> list[psutil.Process]:
     with suppress(psutil.Error):
-        return next((p for p in parent.children(recursive=True) if _runs(p, "spawn_main")), None)
-    return None
+        return process.children(recursive=True)
+    return []
 
 
 def _runs(process: psutil.Process, word: str) -> bool:

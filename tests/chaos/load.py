@@ -1,4 +1,4 @@
-"""What the client submits: a plan drawn from a seed, and a few threads that carry it out while things break.
+"""What the client does while things break: a few threads carry a plan out, and one retries what is to be retried.
 
 A submit that raises LedgerUnavailable stored nothing, and is made again; one that raises OutcomeUnknown is looked up first.
 Knows the client; what becomes of the jobs is the audit's.
@@ -8,95 +8,35 @@ from __future__ import annotations
 
 import itertools
 import queue
-import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
+from chaos import data
 from chaos.audit import Accepted
+from chaos.data import JobSpec
 from chaos.model import Effect
+from chaos.plan import Submission
 from forebay.contract.errors import ForebayError, JobNotFound, LedgerUnavailable, OutcomeUnknown
+from forebay.contract.job import JobKind, JobState
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 
 log = structlog.get_logger()
 
-THREADS = 3
+THREADS = 4
+LOOK_S = 0.5  # between two looks at what is to be retried
 RETRY_S = 60.0  # for a ledger that does not answer
-SMALL, LARGE = 8, 2048  # elements of a row; large ones go to the blob store
-CANCELED = 0.02  # of the calls: some of their jobs still wait when they are canceled, some run, some have ended
 MAX_ATTEMPTS, ATTEMPTS_OF_A_KILLER = 10, 2
-# What one call submits: weight, and the least and most jobs in it.
-SHAPES = {
-    "many": (10, 20, 100),
-    "single": (60, 1, 1),
-    "batched": (10, 1, 1),
-    "keyed": (12, 1, 1),
-    "keyed many": (4, 5, 30),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """One job to submit: `rows` of `size` elements; `rows` is 0 for a job that is no batch."""
-
-    effect: Effect = Effect.FINE
-    rows: int = 0
-    size: int = SMALL
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """One call of the client, `at` seconds after the start. A `key` is used twice; `cancel_after_s` cancels all its jobs."""
-
-    at: float
-    specs: tuple[JobSpec, ...]
-    many: bool = False
-    key: str | None = None
-    cancel_after_s: float | None = None
-
-
-def draw(seed: int, jobs: int, seconds: float) -> list[Submission]:
-    """Calls that submit `jobs` jobs in all within `seconds`, in order of time."""
-    chance = random.Random(f"load {seed}")
-    killers = min(jobs, max(1, jobs // 2500))
-    effects = [Effect.FAIL] * max(1, jobs // 100) + [Effect.FINE] * jobs
-    effects = effects[: jobs - killers]
-    chance.shuffle(effects)
-    made = [Submission(_time(chance, seconds), (JobSpec(Effect.KILL),)) for _ in range(killers)]
-    while effects:
-        shape = chance.choices(list(SHAPES), [weight for weight, _, _ in SHAPES.values()])[0]
-        _, least, most = SHAPES[shape]
-        count = chance.randint(least, most)
-        taken, effects = effects[:count], effects[count:]
-        rows = chance.randint(2, 16) if shape == "batched" else 0
-        specs = tuple(JobSpec(effect, rows, LARGE if chance.random() < 0.03 else SMALL) for effect in taken)
-        key = f"chaos-{seed}-{len(made)}" if shape.startswith("keyed") else None
-        cancel = chance.uniform(0, 1) if chance.random() < CANCELED else None
-        made.append(Submission(_time(chance, seconds), specs, shape.endswith("many"), key, cancel))
-    return sorted(made, key=lambda s: s.at)
-
-
-def _time(chance: random.Random, seconds: float) -> float:
-    return round(chance.uniform(0, 0.95 * seconds), 3)
-
-
-def x_of(job: int, row: int, size: int) -> NDArray[np.float32]:
-    """The input of one row, which no other row has; whole numbers, so that 2x + 1 is exact."""
-    return (np.arange(size, dtype=np.float32) + 17 * row + 31 * job) % np.float32(100_003)
-
-
-def truth(job: int, rows: int, size: int) -> NDArray[np.float32]:
-    """The right result of a job: `(size,)`, or `(rows, size)` for a batch."""
-    found = np.stack([2 * x_of(job, row, size) + np.float32(1) for row in range(max(1, rows))])
-    return found if rows else found[0]
+SHARD_ROWS = 500
+TRAINED = "chaos-trained"  # the model that trainings make versions of
 
 
 @dataclass
@@ -104,12 +44,16 @@ class Load:
     """Carries a plan out. `accepted` and the counters may be read when `join` has returned True."""
 
     client: Client
-    model: str
+    models: dict[JobKind, str]  # what jobs of each kind but training run
+    folder: Path  # for data sets and outputs
     plan: Sequence[Submission]
     accepted: list[Accepted] = field(default_factory=list)
     refused: int = 0  # submits that the ledger did not take, and that were tried again
     given_up: int = 0  # jobs whose submit was refused for a whole minute
     faults: list[str] = field(default_factory=list)  # what a client must never meet
+    retried: Counter[str] = field(default_factory=Counter)  # by job; of those in `doubtful` it is not known
+    doubtful: set[str] = field(default_factory=set)
+    _retries: list[Job] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # 0 is warm-up's
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -124,7 +68,7 @@ class Load:
         self._threads = [
             threading.Thread(target=self._work, args=(waiting, begun), daemon=True) for _ in range(THREADS)
         ]
-        for thread in self._threads:
+        for thread in [*self._threads, threading.Thread(target=self._retry, daemon=True)]:
             thread.start()
 
     def join(self, timeout: float) -> bool:
@@ -135,8 +79,38 @@ class Load:
         return not any(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """Submit no more."""
+        """Submit and retry no more."""
         self._stop.set()
+
+    @property
+    def retrying(self) -> bool:
+        """Whether jobs are still to be retried, once they have ended."""
+        return bool(self._retries)
+
+    def _retry(self) -> None:
+        """Retry, once, what has failed or was canceled and is to be retried."""
+        while not self._stop.wait(LOOK_S):
+            for job in list(self._retries):
+                try:
+                    self._retry_one(job)
+                except LedgerUnavailable as error:
+                    log.info("retry_refused", job=job.id, error=str(error))
+                except Exception as error:
+                    log.exception("client_fault")
+                    self._fault(error)
+                    self._retries.remove(job)
+
+    def _retry_one(self, job: Job) -> None:
+        state = job.info().state
+        if not state.final:
+            return
+        if state is not JobState.SUCCEEDED:
+            try:
+                job.retry()
+                self.retried[job.id] += 1
+            except OutcomeUnknown:
+                self.doubtful.add(job.id)
+        self._retries.remove(job)
 
     def _work(self, waiting: queue.SimpleQueue[Submission], begun: float) -> None:
         while not self._stop.is_set():
@@ -155,8 +129,11 @@ class Load:
                 self._resubmit(submission, accepted)
         except Exception as error:
             log.exception("client_fault")
-            with self._lock:
-                self.faults.append(f"{type(error).__name__}: {error}")
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        with self._lock:
+            self.faults.append(f"{type(error).__name__}: {error}")
 
     def _until_accepted(self, submission: Submission) -> list[Accepted]:
         deadline, numbers = time.monotonic() + RETRY_S, self._take_numbers(len(submission.specs))
@@ -195,11 +172,13 @@ class Load:
 
     def _submit(self, submission: Submission, numbers: Sequence[int]) -> list[Job]:
         specs = submission.specs
+        if submission.kind is not JobKind.PREDICT:
+            return [self._other(numbers[0], specs[0])]
         attempts = ATTEMPTS_OF_A_KILLER if any(spec.effect is Effect.KILL for spec in specs) else MAX_ATTEMPTS
-        values = [_input(number, spec) for number, spec in zip(numbers, specs, strict=True)]
+        values = [data.predict_input(number, spec) for number, spec in zip(numbers, specs, strict=True)]
         submit = partial(
             self.client.predict_many if submission.many else self._one,
-            self.model,
+            self.models[JobKind.PREDICT],
             priority=numbers[0] % 10,
             max_attempts=attempts,
             idempotency_key=submission.key,
@@ -210,9 +189,28 @@ class Load:
     def _one(self, model: str, values: Sequence[Any], **options: Any) -> list[Job]:
         return [self.client.predict(model, values[0], **options)]
 
+    def _other(self, number: int, spec: JobSpec) -> Job:
+        client = self.client
+        if spec.kind is JobKind.TRAIN:
+            return client.train(
+                TRAINED, recipe="classifier", dataset=data.write_training_rows(self.folder), target="label", seed=1,
+                params={"epochs": 3}, checkpoint_steps=5, checkpoint_minutes=None, alias="best",
+                metric="accuracy", max_attempts=MAX_ATTEMPTS, metadata={"number": number},
+            )  # fmt: skip
+        rows, model = data.write_rows(self.folder, number, spec), self.models[spec.kind]
+        columns = {name: name for name in ("job", "row", "effect", "x")}
+        if spec.kind is JobKind.EVALUATE:
+            return client.evaluate(
+                model, rows, target="truth", columns=columns, output="label", max_attempts=MAX_ATTEMPTS
+            )
+        return client.batch(
+            model, rows, output_of(self.folder, number), columns=columns, keep="row", shard_rows=SHARD_ROWS,
+            max_attempts=MAX_ATTEMPTS,
+        )  # fmt: skip
+
     def _note(self, submission: Submission, numbers: Sequence[int], jobs: Sequence[Job]) -> list[Accepted]:
         noted = [
-            Accepted(job.id, number, spec.effect, spec.rows, spec.size, submission.cancel_after_s is not None)
+            Accepted(job.id, number, spec, submission.cancel_after_s is not None)
             for job, number, spec in zip(jobs, numbers, submission.specs, strict=True)
         ]
         with self._lock:
@@ -221,6 +219,10 @@ class Load:
             self._stop.wait(submission.cancel_after_s)
             for job in jobs:
                 self._cancel(job)
+        if submission.retry:
+            ends_badly = [job for job, each in zip(jobs, noted, strict=True) if each.cancel or each.spec.effect]
+            with self._lock:
+                self._retries += ends_badly
         return noted
 
     def _cancel(self, job: Job) -> None:
@@ -243,12 +245,6 @@ class Load:
             return list(itertools.islice(self._numbers, count))
 
 
-def _input(number: int, spec: JobSpec) -> dict[str, object]:
-    if not spec.rows:
-        return {"job": number, "row": 0, "effect": int(spec.effect), "x": x_of(number, 0, spec.size)}
-    return {
-        "job": np.full(spec.rows, number, np.int64),
-        "row": np.arange(spec.rows, dtype=np.int64),
-        "effect": np.full(spec.rows, int(spec.effect), np.int64),
-        "x": np.stack([x_of(number, row, spec.size) for row in range(spec.rows)]),  # (rows, size)
-    }
+def output_of(folder: Path, number: int) -> Path:
+    """Where the batch of this number writes."""
+    return folder / f"out-{number}"

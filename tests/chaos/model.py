@@ -26,6 +26,11 @@ INPUTS: dict[str, dict[str, Any]] = {
     "effect": {"dtype": "int64", "shape": []},
     "x": {"dtype": "float32", "shape": [-1]},
 }
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "job": {"dtype": "int64", "shape": []},
+    "y": {"dtype": "float32", "shape": [-1]},
+    "label": {"dtype": "str", "shape": []},
+}
 
 
 class Effect(IntEnum):
@@ -38,6 +43,11 @@ class Effect(IntEnum):
 
 class Refused(ValueError):
     """A row that was made to fail."""
+
+
+def label_of(row: int) -> str:
+    """The label that the model gives a row, by its number."""
+    return "odd" if row % 2 else "even"
 
 
 def write_artifact(path: Path, log: Path, pause_s: float) -> Path:
@@ -56,7 +66,7 @@ class LoggingModel:
         self._log = os.open(settings["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def predict(self, rows: Sequence[Any]) -> list[Any]:
-        """`{"job": …, "y": 2x + 1}` per row."""
+        """`{"job": …, "y": 2x + 1, "label": …}` per row."""
         for row in rows:
             if row["effect"] == Effect.KILL:
                 self._note([row])
@@ -66,7 +76,9 @@ class LoggingModel:
                     self._note(rows)
                 raise Refused(f"job {int(row['job'])} was made to fail")
         time.sleep(self._pause_s * len(rows))
-        results = [{"job": row["job"], "y": 2 * row["x"] + np.float32(1)} for row in rows]
+        results = [
+            {"job": row["job"], "y": 2 * row["x"] + np.float32(1), "label": label_of(row["row"])} for row in rows
+        ]
         self._note(rows)
         return results
 

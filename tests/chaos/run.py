@@ -11,23 +11,25 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
-from chaos import evidence, load, schedule
-from chaos.audit import Accepted, Findings, audit
+from chaos import evidence, plan, schedule
+from chaos.audit import Retries, audit
 from chaos.faults import Faults
 from chaos.load import Load
-from chaos.model import INPUTS, TARGET, write_artifact
+from chaos.model import INPUTS, OUTPUTS, TARGET, write_artifact
+from chaos.plan import Submission
+from chaos.report import Options, Report
 from chaos.stack import Stack, check_database
 from forebay.contract.errors import InvalidInput, LedgerUnavailable
-from forebay.contract.job import FINAL
+from forebay.contract.job import FINAL, JobKind
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.producer.client import Client
@@ -41,60 +43,9 @@ TICK_S = 0.05
 LOOK_S = 0.5  # how often the ledger is asked how many jobs have ended
 LATE = 1.5  # times the length of the run: until then faults strike that had to wait for their target
 BUSY = 0.5  # of the workers' time is taken by the model, so that faults find work under way
+SHARES = {JobKind.PREDICT: 0.5, JobKind.BATCH: 0.4, JobKind.EVALUATE: 0.1}  # of that
 Tell = Callable[[str, int], None]
 Say = Callable[[str, bool], None]  # a line, and whether everyone is to see it
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What was asked for. `home` None is a temporary folder; `keep` leaves the folder there."""
-
-    jobs: int = 5000
-    workers: int = 2
-    seed: int = 1
-    seconds: float = 60.0
-    database: str = "sqlite"
-    home: Path | None = None
-    keep: bool = False
-
-    @property
-    def settle_s(self) -> float:
-        """How long after the last fault a job may take to end before it counts as lost."""
-        return max(120.0, 3 * self.seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a run found. `home` is where everything lies, if it was kept."""
-
-    options: Options
-    findings: Findings
-    injected: dict[str, int]
-    refused: int
-    given_up: int
-    client_faults: list[str]
-    settled_s: float
-    took_s: float
-    home: Path | None
-
-    @property
-    def sound(self) -> bool:
-        """Whether every promise was kept."""
-        return self.findings.sound and not self.client_faults
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as one flat JSON object."""
-        f, runs = self.findings, self.findings.executions
-        return {
-            "seed": self.options.seed, "database": _kind(self.options.database), "jobs": self.options.jobs,
-            "workers": self.options.workers, "seconds": self.options.seconds, "accepted": f.accepted,
-            "succeeded": f.succeeded, "failed": f.failed, "canceled": f.canceled, "lost": f.lost,
-            "written_twice": f.written_twice, "wrong": f.wrong, "over_max_attempts": f.over_max_attempts,
-            "executions": {str(n): runs[n] for n in sorted(runs)}, "most_executions": max(runs, default=0),
-            "submits_refused": self.refused, "jobs_given_up": self.given_up, "unacknowledged": f.unacknowledged,
-            "faults": self.injected, "settled_s": round(self.settled_s, 1), "took_s": round(self.took_s, 1),
-            "problems": [*self.client_faults, *f.problems], "home": str(self.home) if self.home else None,
-        }  # fmt: skip
 
 
 def run(options: Options, say: Say, tell: Tell) -> Report:
@@ -133,25 +84,30 @@ class _Run:
     def go(self) -> Report:
         options = self._options
         self._tell("starting queue, ledger and workers", 0)
-        stack = Stack(self._home, options.workers, options.database, options.seconds, options.seed)
+        stack = Stack(
+            self._home, options.workers, options.database, options.seconds, options.seed, JobKind.TRAIN in options.kinds
+        )
         try:
             stack.start()
             faults = Faults(stack, self._schedule(stack))
             with Client(stack.settings) as client:
-                submitted = Load(client, self._register(client), load.draw(options.seed, options.jobs, options.seconds))
+                drawn = plan.draw(options.seed, options.jobs, options.seconds, options.kinds)
+                submitted = Load(client, self._register(client, drawn), self._home, drawn)
                 self._break(stack, faults, submitted)
-            settled = self._settle(stack, submitted)
+                settled = self._settle(stack, submitted)
+                submitted.stop()
             self._tell("stopping the workers", 0)
             stack.stop_workers()
             self._tell("auditing", 0)
             payloads = Payloads(BlobStore(stack.settings.blobs), stack.settings)
             seen = evidence.gather(stack.ledger, payloads, self._executions)
+            seen = evidence.read_outputs(seen, submitted.accepted, stack.settings, self._home)
         finally:
             stack.stop()
             if stack.postgres is not None:
                 self._keep_log(stack.postgres.folder)
                 stack.postgres.close()
-        findings = audit(submitted.accepted, seen, is_right)
+        findings = audit(submitted.accepted, seen, Retries(submitted.retried, frozenset(submitted.doubtful)))
         injected = {str(kind): count for kind, count in sorted(faults.injected.items())}
         return Report(
             options, findings, injected, submitted.refused, submitted.given_up, submitted.faults, settled,
@@ -160,21 +116,29 @@ class _Run:
 
     def _schedule(self, stack: Stack) -> list[schedule.Fault]:
         options = self._options
-        drawn = schedule.draw(options.seed, options.seconds, options.workers, postgres=stack.postgres is not None)
+        drawn = schedule.draw(
+            options.seed, options.seconds, len(stack.workers), postgres=stack.postgres is not None,
+            trains=JobKind.TRAIN in options.kinds,
+        )  # fmt: skip
         for fault in drawn:
             self._say(str(fault), False)
             log.info("fault_scheduled", at=fault.at, kind=str(fault.kind), worker=fault.worker, lasts_s=fault.lasts_s)
         return drawn
 
-    def _register(self, client: Client) -> str:
-        """The model, loaded by a worker and answering."""
-        options = self._options
-        pause = BUSY * options.workers * options.seconds / options.jobs  # seconds per row
-        artifact = write_artifact(self._home / "model.json", self._executions, pause)
-        model = client.models.register(
-            "chaos", artifact, runtime="python", options={"class": TARGET}, inputs=INPUTS, max_batch_size=32
-        )
-        return model.ref
+    def _register(self, client: Client, drawn: Sequence[Submission]) -> dict[JobKind, str]:
+        """A model for each kind that needs one: it takes so long for a row that the rows of a kind take their share of time."""
+        rows = Counter[JobKind]()
+        for submission in drawn:
+            rows[submission.kind] += sum(max(1, spec.rows) for spec in submission.specs if submission.kind in SHARES)
+        share, models = sum(SHARES[kind] for kind in rows if kind in SHARES), {}
+        for kind in sorted(rows.keys() & SHARES.keys()):
+            busy = BUSY * self._options.workers * self._options.seconds * SHARES[kind] / share
+            artifact = write_artifact(self._home / f"{kind}.json", self._executions, busy / rows[kind])
+            models[kind] = client.models.register(
+                f"chaos-{kind}", artifact, runtime="python", options={"class": TARGET}, inputs=INPUTS, outputs=OUTPUTS,
+                max_batch_size=32,
+            ).ref  # fmt: skip
+        return models
 
     def _break(self, stack: Stack, faults: Faults, submitted: Load) -> None:
         """The faults, while the client submits."""
@@ -200,9 +164,11 @@ class _Run:
             stack.check()
             if elapsed - looked > LOOK_S:
                 looked = elapsed
+                retrying = submitted.retrying  # asked first: what it has retried is among the counts
                 counts = self._counts(stack)
                 self._tell("all quiet, waiting", self._ended(stack))
-                if counts and not any(count for state, count in counts.items() if state not in FINAL):
+                open_jobs = any(count for state, count in counts.items() if state not in FINAL)
+                if counts and not (retrying or open_jobs):
                     return elapsed
             time.sleep(TICK_S)
         log.error("not_settled", after_s=self._options.settle_s, accepted=len(submitted.accepted))
@@ -222,17 +188,6 @@ class _Run:
             shutil.copyfile(folder / "log", self._home / "logs" / "postgres.log")
 
 
-def is_right(job: Accepted, result: Any) -> bool:
-    """Whether a result is that of this job's input, and of no other's."""
-    try:
-        numbers, y = result["job"], result["y"]
-    except (TypeError, KeyError, IndexError):
-        return False
-    return bool(np.all(np.asarray(numbers) == job.number)) and np.array_equal(
-        y, load.truth(job.number, job.rows, job.size)
-    )
-
-
 def _home(given: Path | None) -> Path:
     if given is None:
         return Path(tempfile.mkdtemp(prefix="forebay-chaos-"))
@@ -241,10 +196,6 @@ def _home(given: Path | None) -> Path:
         raise InvalidInput(f"--home {given}: chaos needs a folder that is empty or not there yet")
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home
-
-
-def _kind(database: str) -> str:
-    return database.partition(":")[0].partition("+")[0]
 
 
 @contextmanager

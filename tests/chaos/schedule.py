@@ -13,7 +13,10 @@ class FaultKind(StrEnum):
     KILL_CHILD = "kill_child"  # SIGKILL to the process that runs the model
     KILL_PARENT = "kill_parent"  # SIGKILL to the worker process, which `forebay worker` starts again
     KILL_SUPERVISOR = "kill_supervisor"  # SIGKILL to `forebay worker`, which is started again
-    FREEZE_WORKER = "freeze_worker"  # SIGSTOP to a worker and its child, long enough for leases to lapse; then SIGCONT
+    KILL_TRAINER = "kill_trainer"  # SIGKILL to the process that trains, below a child
+    FREEZE_WORKER = (
+        "freeze_worker"  # SIGSTOP to a worker and all below it, long enough for leases to lapse; then SIGCONT
+    )
     KILL_REDIS = "kill_redis"  # SIGKILL; it comes back on its append-only file
     FLUSH_REDIS = "flush_redis"  # FLUSHALL
     CUT_REDIS = "cut_redis"  # the network cuts all connections to it, and goes on to cut some
@@ -27,7 +30,9 @@ class FaultKind(StrEnum):
     SILENT_DATABASE = "silent_database"
 
 
-ON_WORKERS = (FaultKind.KILL_CHILD, FaultKind.KILL_PARENT, FaultKind.KILL_SUPERVISOR, FaultKind.FREEZE_WORKER)
+ON_WORKERS = (
+    FaultKind.KILL_CHILD, FaultKind.KILL_PARENT, FaultKind.KILL_SUPERVISOR, FaultKind.KILL_TRAINER, FaultKind.FREEZE_WORKER,
+)  # fmt: skip
 ON_POSTGRES = frozenset(
     {FaultKind.RESTART_POSTGRES, FaultKind.CUT_DATABASE, FaultKind.SLOW_DATABASE, FaultKind.SILENT_DATABASE}
 )
@@ -58,13 +63,16 @@ def lease_for(seconds: float) -> float:
     return min(5.0, max(2.0, seconds / 12))
 
 
-def draw(seed: int, seconds: float, workers: int, *, postgres: bool) -> list[Fault]:
+def draw(seed: int, seconds: float, workers: int, *, postgres: bool, trains: bool = False) -> list[Fault]:
     """The faults of a run in the order in which they begin; the last has ended when `seconds` are over.
 
     Each kind comes at least once, and then as chance has it one fault every 3 s; what strikes PostgreSQL only where `postgres`.
+    The last worker is the one that `trains`, if there is one.
     """
     chance = random.Random(f"faults {seed}")
     kinds = [kind for kind in FaultKind if postgres or kind not in ON_POSTGRES]
+    if not trains:
+        kinds.remove(FaultKind.KILL_TRAINER)
     more = max(0, round(seconds / EVERY_S) - len(kinds))
     wanted = kinds + chance.choices(kinds, k=more)
     return sorted((_fault(chance, kind, seconds, workers) for kind in wanted), key=lambda f: (f.at, f.kind))
@@ -73,7 +81,8 @@ def draw(seed: int, seconds: float, workers: int, *, postgres: bool) -> list[Fau
 def _fault(chance: random.Random, kind: FaultKind, seconds: float, workers: int) -> Fault:
     lasts = _length(chance, kind, seconds)
     at = chance.uniform(0.05 * seconds, 0.95 * seconds - lasts)
-    return Fault(round(at, 3), kind, chance.randrange(workers) if kind in ON_WORKERS else None, lasts)
+    worker = chance.randrange(workers) if kind in ON_WORKERS else None
+    return Fault(round(at, 3), kind, workers - 1 if kind is FaultKind.KILL_TRAINER else worker, lasts)
 
 
 def _length(chance: random.Random, kind: FaultKind, seconds: float) -> float:

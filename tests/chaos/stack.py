@@ -38,8 +38,12 @@ RESTART_S = 1.0  # before `forebay worker` is started again, as a service manage
 class Stack:
     """Queue, ledger and workers of one run, all in `home` but PostgreSQL, which may not look into it."""
 
-    def __init__(self, home: Path, workers: int, database: str, seconds: float, seed: int = 1) -> None:
-        """`database` is `sqlite`, `postgres`, or the address of an empty one. InvalidInput when it cannot be had."""
+    def __init__(
+        self, home: Path, workers: int, database: str, seconds: float, seed: int = 1, trains: bool = False
+    ) -> None:
+        """`database` is `sqlite`, `postgres`, or the address of an empty one. InvalidInput when it cannot be had. One that
+        `trains` has a further worker, the last.
+        """  # fmt: skip
         self.home = home
         self.valkey = Valkey(home / "valkey")
         self.postgres = _postgres() if database == "postgres" else None
@@ -49,7 +53,8 @@ class Stack:
         self._database = database if self._given else own  # as chaos itself reaches it
         self.database_network = Network(own, seed) if self.postgres else None
         self.settings = self._settings(seconds)
-        self.workers = [self._worker(f"worker-{i}") for i in range(workers)]
+        queues = ["cpu"] * workers + ["train"] * trains
+        self.workers = [self._worker(f"worker-{i}", each) for i, each in enumerate(queues)]
         mark = Mark(MARK, str(home))
         self._supervisor = ProcessSupervisor(self.workers, mark, backoff_s=[RESTART_S], overlap=True)
         self._ledger: Ledger | None = None
@@ -84,10 +89,10 @@ class Stack:
             worker.start()
             self._await_worker(worker)
 
-    def _worker(self, name: str) -> ManagedProcess:
+    def _worker(self, name: str, queues: str) -> ManagedProcess:
         """`forebay worker`, with all that it starts below it."""
         env = self.settings.child_environment(**{MARK: str(self.home), "PYTHONPATH": str(TESTS)})
-        command = [sys.executable, "-m", "forebay", "worker", "--queues", "cpu"]
+        command = [sys.executable, "-m", "forebay", "worker", "--queues", queues]
         return ManagedProcess(name, command, env, self.home, self.home / "logs" / f"{name}.log")
 
     def _await_worker(self, worker: ManagedProcess) -> None:

@@ -2,11 +2,15 @@
 
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from chaos import evidence
 from chaos.audit import Entry
-from chaos.model import Effect, LoggingModel, Refused, write_artifact
+from chaos.data import JobSpec, truth, write_rows
+from chaos.model import Effect, LoggingModel, Refused, label_of, write_artifact
+from chaos.outputs import Output, read_output
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobError, JobKind, JobState, new_ids
 from forebay.contract.settings import Settings
@@ -91,10 +95,61 @@ def test_the_model_notes_what_it_has_run_and_no_row_that_was_to_be_tried_again(t
     model = LoggingModel()
     model.load(write_artifact(tmp_path / "model.json", log, 0.0), "cpu")
     fine, bad = ({"job": n, "row": 0, "effect": effect, "x": 1.5} for n, effect in ((1, Effect.FINE), (2, Effect.FAIL)))
-    assert model.predict([fine, fine]) == [{"job": 1, "y": 4.0}, {"job": 1, "y": 4.0}]
+    assert model.predict([fine, fine]) == [{"job": 1, "y": 4.0, "label": "even"}] * 2
     with pytest.raises(Refused, match="job 2 was made to fail"):
         model.predict([fine, bad])
     assert evidence.read_log(log) == Counter({(1, 0): 2})
     with pytest.raises(Refused):
         model.predict([bad])
     assert evidence.read_log(log) == Counter({(1, 0): 2, (2, 0): 1})
+
+
+def test_an_outcome_that_a_retry_took_back_is_told(watched_store, payloads, tmp_path):
+    [id] = add(watched_store)
+    watched_store.claim([id], "w", 30)
+    watched_store.finish([Finished(id, 1, error=JobError("Refused", "no: not this one"))])
+    watched_store.retry(id)
+    seen = evidence.gather(watched_store.ledger, payloads, tmp_path / "none")
+    assert seen.ledger[id].retried == ((JobState.FAILED, "Refused"),)
+    assert seen.final_writes == {id: 2}
+
+
+ROWS = JobSpec(rows=20, kind=JobKind.BATCH)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The folder of a batch's output as it must be, and its table."""
+    write_rows(tmp_path, 7, ROWS)
+    y = truth(7, ROWS.rows, ROWS.size)
+    table = pa.table({"row": range(20), "job": [7] * 20, "y": list(y), "label": [label_of(row) for row in range(20)]})
+    return tmp_path / "out", table
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
+        ([(0, 20)], Output()),
+        ([(0, 8), (8, 20)], Output()),
+        ([(0, 8), (9, 20)], Output(lost=1)),
+        ([(0, 12), (8, 20)], Output(doubled=4)),
+    ],
+)
+def test_rows_that_are_missing_or_there_twice_are_counted(written, parts, found):
+    folder, table = written
+    folder.mkdir()
+    for i, (first, last) in enumerate(parts):
+        pq.write_table(table.slice(first, last - first), folder / f"part-{i}.parquet")
+    assert read_output(folder, 7, ROWS) == found
+
+
+def test_a_row_with_the_values_of_another_is_wrong_and_so_is_one_that_failed_without_reason(written):
+    folder, table = written
+    (folder / "_errors").mkdir(parents=True)
+    swapped = table.set_column(2, "y", [[list(y) for y in truth(8, 20, ROWS.size)]])
+    pq.write_table(pa.concat_tables([table.slice(0, 19), swapped.slice(19)]), folder / "part-0.parquet")
+    assert read_output(folder, 7, ROWS) == Output(wrong=1)
+    errors = {"file": ["/in/1.parquet"], "row": [9], "error": ["Refused"], "message": ["no"]}
+    pq.write_table(table.slice(0, 19), folder / "part-0.parquet")
+    pq.write_table(pa.table(errors), folder / "_errors" / "part-0.parquet")
+    assert read_output(folder, 7, ROWS) == Output(wrong=1)

@@ -78,6 +78,7 @@ class InProcessWorker:
             settings.lease_s,
         )
         self._runner = Runner(context, HANDLERS | stubs)
+        self.doomed: str | None = None  # the batch whose first shard kills two processes
         self._attempts = Attempts(context.jobs, context.announcer, context.page, context.metrics, settings)
 
     def claim_and_return(self, id: str) -> None:
@@ -87,8 +88,12 @@ class InProcessWorker:
             [job] = self._attempts.claim([id])
             assert retry(partial(self._jobs.renew, [id], "w", self._lease_s)) == {id}
             self._attempts.release(job)
+        self._claim_and_die(id)
+
+    def _claim_and_die(self, id: str) -> None:
         self._attempts.claim([id])
-        freed, ended = retry(partial(self._jobs.free_crashed, [id], "w", "it died"))
+        died = partial(self._jobs.free_crashed, [id], "w", "it died")
+        freed, ended = self._attempts.retry_while_unavailable(died)
         assert ([job.id for job in freed], ended) == ([id], [])
 
     def run_until(self, over: Callable[[], bool]) -> None:
@@ -115,6 +120,11 @@ class InProcessWorker:
     def _work(self) -> None:
         waiting = self._known.queries.find(state=[JobState.QUEUED], limit=1000)
         ids = sorted(job.id for job in waiting if job.not_before is None)
+        doomed = [job.id for job in waiting if self.doomed is not None and job.parent_id == self.doomed]
+        if doomed:
+            self.doomed = None
+            self._claim_and_die(doomed[0])
+            self._claim_and_die(doomed[0])
         if ids:
             with suppress(ForebayError):
                 self._runner.run(ids)

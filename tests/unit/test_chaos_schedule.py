@@ -3,9 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos import load, schedule
+from chaos import data, plan, schedule
 from chaos.model import Effect
+from chaos.plan import KINDS
 from chaos.schedule import ON_POSTGRES, ON_WORKERS, FaultKind, lease_for
+from forebay.contract.job import JobKind
 
 SEEDS = st.integers(-(2**31), 2**31)
 SECONDS = st.floats(5, 600)
@@ -24,15 +26,16 @@ def test_other_seeds_give_other_schedules():
     assert len(drawn) == 50
 
 
-@given(SEEDS, SECONDS, WORKERS, st.booleans())
-def test_every_kind_of_fault_comes_and_the_last_is_over_in_time(seed, seconds, workers, postgres):
-    faults = schedule.draw(seed, seconds, workers, postgres=postgres)
+@given(SEEDS, SECONDS, WORKERS, st.booleans(), st.booleans())
+def test_every_kind_of_fault_comes_and_the_last_is_over_in_time(seed, seconds, workers, postgres, trains):
+    faults = schedule.draw(seed, seconds, workers, postgres=postgres, trains=trains)
     expected = set(FaultKind) if postgres else set(FaultKind) - ON_POSTGRES
-    assert {fault.kind for fault in faults} == expected
+    assert {fault.kind for fault in faults} == expected - ({FaultKind.KILL_TRAINER} if not trains else set())
     assert [fault.at for fault in faults] == sorted(fault.at for fault in faults)
     assert all(fault.at > 0 and fault.at + fault.lasts_s <= seconds for fault in faults)
     assert all((fault.worker is not None) == (fault.kind in ON_WORKERS) for fault in faults)
     assert all(fault.worker in range(workers) for fault in faults if fault.worker is not None)
+    assert {fault.worker for fault in faults if fault.kind is FaultKind.KILL_TRAINER} <= {workers - 1}
 
 
 @given(SEEDS, SECONDS)
@@ -44,19 +47,28 @@ def test_a_frozen_worker_outlives_its_leases(seed, seconds):
 
 @given(SEEDS, st.integers(20, 600), SECONDS)
 def test_the_load_has_as_many_jobs_as_asked_for_and_some_of_each_fate(seed, jobs, seconds):
-    plan = load.draw(seed, jobs, seconds)
-    specs = [spec for submission in plan for spec in submission.specs]
+    drawn = plan.draw(seed, jobs, seconds, [JobKind.PREDICT])
+    specs = [spec for submission in drawn for spec in submission.specs]
     assert len(specs) == jobs
     assert {spec.effect for spec in specs} == set(Effect)
-    assert plan == load.draw(seed, jobs, seconds)
-    assert [s.at for s in plan] == sorted(s.at for s in plan)
-    assert all(0 <= s.at < seconds for s in plan)
-    assert all(s.many or len(s.specs) == 1 for s in plan)
-    keys = [s.key for s in plan if s.key is not None]
+    assert drawn == plan.draw(seed, jobs, seconds, [JobKind.PREDICT])
+    assert [s.at for s in drawn] == sorted(s.at for s in drawn)
+    assert all(0 <= s.at < seconds for s in drawn)
+    assert all(s.many or len(s.specs) == 1 for s in drawn)
+    keys = [s.key for s in drawn if s.key is not None]
     assert len(keys) == len(set(keys))
 
 
-@given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(0, 16), st.sampled_from([load.SMALL, load.LARGE]))
+@given(SEEDS)
+def test_all_kinds_come_together_and_some_of_each_are_canceled_and_retried(seed):
+    drawn = plan.draw(seed, 100, 90, KINDS)
+    assert {submission.kind for submission in drawn} == set(KINDS)
+    for kind in set(KINDS) - {JobKind.PREDICT}:
+        assert any(s.retry and s.cancel_after_s is not None for s in drawn if s.kind is kind)
+    assert plan.draw(seed, 100, 90, [JobKind.BATCH]) != []
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(0, 16), st.sampled_from([data.SMALL, data.LARGE]))
 def test_no_job_has_the_result_of_another(one, other, rows, size):
-    same = (load.truth(one, rows, size) == load.truth(other, rows, size)).all()
+    same = (data.truth(one, rows, size) == data.truth(other, rows, size)).all()
     assert same == (one == other)

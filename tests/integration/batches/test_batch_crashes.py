@@ -6,20 +6,25 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import asdict
+from sqlalchemy import event
 
+from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
 from forebay.producer.handles.kinds import BatchJob
 from forebay.storage.batches.store import BatchStore
-from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.records import Ended, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
+from support.batches import MadeBatch
 from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
+from support.ledgers import new_ledger
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
@@ -167,3 +172,23 @@ def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retrie
     store.retry(batch)
     [retried] = store.claim([batch], "w", 30)
     assert [routed_job.id for routed_job in batches.start(retried, request)] == [made[0].id]
+
+
+@pytest.mark.postgres
+def test_a_batch_does_not_end_between_a_look_at_it_and_the_shards_that_are_planned_for_it(
+    postgres_database: str,
+) -> None:
+    with new_ledger(postgres_database) as ledger, closing(Ledger(postgres_database, statement_limit_s=0.2)) as another:
+        batch = MadeBatch(ledger, 0)
+        batches, canceled = batch.store, list[Ended]()
+
+        @event.listens_for(ledger.engine, "after_cursor_execute")
+        def _cancel(_: Any, __: Any, statement: str, *___: Any) -> None:
+            if "UPDATE batches SET next_file" in statement:
+                with suppress(LedgerUnavailable):
+                    canceled.extend(JobStore(another).cancel([batch.id]))
+
+        planned = batches.plan(batches.queries.get(batch.id), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
+        assert (planned is None) == bool(canceled)
+        batch.jobs.cancel([batch.id])
+        assert batches.queries.open_shards(batch.id) == (0, 0)
