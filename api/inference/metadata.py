@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from forebay.api.inference.tensors import BYTES, DATATYPES
+from forebay.contract.job import JobKind
 from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Field
@@ -50,17 +51,18 @@ def statistics(models: Iterable[ModelVersion], workers: Sequence[Statistics]) ->
 
 def _statistics(model: ModelVersion, workers: Sequence[Statistics]) -> dict[str, Any]:
     labels = (model.name, str(model.version))
+    jobs = (*labels, str(JobKind.PREDICT))
 
-    def summed(name: str) -> tuple[int, float]:
-        found = [worker.histograms.get(name, {}).get(labels) for worker in workers]
+    def summed(name: str, series: tuple[str, ...]) -> tuple[int, float]:
+        found = [worker.histograms.get(name, {}).get(series) for worker in workers]
         return sum(one.count for one in found if one), sum(one.total for one in found if one)
 
     def ended(state: str) -> dict[str, int]:
-        jobs = sum(int(worker.total("jobs_finished_total", *labels, state)) for worker in workers)
-        return _duration(jobs, jobs * seconds / max(1, ran))
+        count = sum(int(worker.total("jobs_finished_total", *jobs, state)) for worker in workers)
+        return _duration(count, count * seconds / max(1, ran))
 
-    executions, rows = summed("batch_rows")
-    ran, seconds = summed("job_run_seconds")  # of jobs however they ended
+    executions, rows = summed("batch_rows", labels)
+    ran, seconds = summed("job_run_seconds", jobs)  # however they ended
     none = _duration(0, 0.0)
     return {
         "name": model.name,
@@ -70,9 +72,9 @@ def _statistics(model: ModelVersion, workers: Sequence[Statistics]) -> dict[str,
         "inference_stats": {
             "success": ended("succeeded"),
             "fail": ended("failed"),
-            "queue": _duration(*summed("job_wait_seconds")),
+            "queue": _duration(*summed("job_wait_seconds", jobs)),
             "compute_input": none,
-            "compute_infer": _duration(*summed("forward_seconds")),
+            "compute_infer": _duration(*summed("forward_seconds", labels)),
             "compute_output": none,
             "cache_hit": none,
             "cache_miss": none,
