@@ -7,6 +7,7 @@ from pathlib import Path
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 
+ARTIFACTS = "artifacts"  # below the home: copies of what the blob store has
 OTHERS = 0o077  # what the group and everybody may do with a file or folder
 UNSHARED = "memory"  # fsspec's store in the process's own memory
 

@@ -76,6 +76,9 @@ class Settings:
     sweep_s: Seconds = _setting(5.0, "how often each worker sweeps the ledger")
     resend_s: Seconds = _setting(10.0, "age at which a job whose queue is empty in Redis is sent again")
     retention_s: Seconds = _setting(30 * 86400.0, "how long finished jobs are kept")
+    blob_grace_s: Seconds = _setting(
+        86400.0, "how long a blob that nothing refers to is kept; no submit may take longer"
+    )
     shutdown_grace_s: Seconds = _setting(45.0, "time a worker that is told to stop has for its last batch")
     load_timeout_s: Seconds = _setting(1800.0, "how long loading one model version may take")
     train_timeout_s: Seconds = _setting(1800.0, "how long a trainer may be silent before it is killed")

@@ -27,7 +27,7 @@ from forebay.contract.signature import Signature
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
 from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
-from forebay.storage.blobs.store import pack_folder
+from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.training.records import Evaluation
 
 Described = Mapping[str, Mapping[str, Any]]

@@ -73,6 +73,8 @@ WORKER: Mapping[str, Metric] = {
     "sweeper_jobs_total": Metric(
         "counter", "Jobs that a sweep moved: freed, failed, expired, due, resent, deleted.", ("action",)
     ),
+    "blobs_removed_total": Metric("counter", "Blobs that nothing referred to any more and that were removed."),
+    "blob_bytes_removed_total": Metric("counter", "Their size, in bytes."),
     "housekeeping_failures_total": Metric("counter", "Heartbeats, renewals and sweeps that failed.", ("what",)),
     "broker_outages_total": Metric("counter", "Times the worker lost Redis and found it again."),
 }  # fmt: skip

@@ -1,20 +1,20 @@
 """Content-addressed blobs: `sha256:<hex>` names bytes, through fsspec, in a local folder or any object store.
 
 A blob is written to a temporary name and put in place whole; what is read is checked against its name. Who refers to a
-blob, and when it may go, is for others to know.
+blob is for others to know (sweep.py): what is stored again looks new, and so is not taken for what nobody has needed for long.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
-import shutil
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,28 @@ from forebay.contract.errors import (
     ForebayError,
     InvalidInput,
     MissingExtra,
-    ModelRefused,
 )
 from forebay.contract.places import make_private_folder, refuse_unshared
 
 log = structlog.get_logger()
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+TEMPORARY, LOCK, LEDGERS = ".tmp", ".lock", ".ledgers"
+FOLDERS = (*(f"{i:02x}" for i in range(256)), TEMPORARY)
 _REF = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A blob, or what a writer that died has left: its path below the store, and what changes when it is stored again."""
+
+    path: str
+    bytes: int
+    version: str
+
+    @property
+    def ref(self) -> str:
+        return f"sha256:{self.path.rpartition('/')[2]}"
 
 
 class BlobStore:
@@ -92,16 +106,92 @@ class BlobStore:
         return target
 
     def has(self, ref: str) -> bool:
-        """Whether there is such a blob; its content is not looked at."""
+        """Whether there is such a blob; its content is not looked at. Whoever is removing it is waited for."""
+        path = self._path(_digest(ref))
         with self._clear_errors("read"):
-            return bool(self._fs.exists(self._path(_digest(ref))))
+            if self._local:
+                return self._touch(path)
+            self._fs.invalidate_cache(path.rpartition("/")[0])
+            return bool(self._fs.exists(path))
 
-    def delete(self, ref: str) -> None:
-        """Remove a blob; one that is not there is no error."""
+    def register(self, ledger: str) -> set[str]:
+        """Note that this ledger has blobs here; the names of all that have."""
+        root = f"{self._root}/{LEDGERS}"
+        with self._clear_errors("write"):
+            if self._local:
+                make_private_folder(Path(self._root))
+            self._fs.invalidate_cache(root)
+            if not self._fs.exists(f"{root}/{ledger}"):
+                self._fs.makedirs(root, exist_ok=True)
+                self._fs.pipe_file(f"{root}/{ledger}", b"\n")
+                self._fs.invalidate_cache(root)
+            return {str(path).rpartition("/")[2] for path in self._fs.ls(root, detail=False)}
+
+    def stored(self, folder: str) -> list[StoredFile]:
+        """What lies in one of FOLDERS."""
+        root = f"{self._root}/{folder}"
+        with self._clear_errors("list"):
+            try:
+                if self._local:
+                    with os.scandir(root) as entries:
+                        return [_stored(folder, entry.name, entry.stat()) for entry in entries]
+                self._fs.invalidate_cache(root)
+                infos = [info for info in self._fs.ls(root, detail=True) if info["type"] == "file"]
+                self._fs.invalidate_cache(root)  # what readers see must not come from it
+            except FileNotFoundError:
+                return []
+        return [StoredFile(f"{folder}/{i['name'].rpartition('/')[2]}", int(i["size"] or 0), _version(i)) for i in infos]
+
+    def remove_unused(
+        self, found: Sequence[StoredFile], used: Callable[[Sequence[str]], Collection[str]]
+    ) -> list[StoredFile]:
+        """Remove those that are as they were found and that nobody uses: `used` gives those blobs that somebody does.
+
+        In a local folder nobody can store one of them again meanwhile. An object store has no locks: there it is asked last.
+        """
+        with self._clear_errors("delete"), self._lock(fcntl.LOCK_EX):
+            same = [file for file in found if self._look(file.path) == file]
+            kept = used([file.ref for file in same])
+            gone = [file for file in same if file.ref not in kept]
+            for file in gone:
+                self._fs.rm_file(f"{self._root}/{file.path}")
+            return gone
+
+    def drop(self, refs: Iterable[str], used: Callable[[Sequence[str]], Collection[str]]) -> None:
+        """Remove those of these blobs that are there and that nobody uses."""
         with self._clear_errors("delete"):
-            path = self._path(_digest(ref))
-            if self._fs.exists(path):
-                self._fs.rm_file(path)
+            found = [self._look(f"{_digest(ref)[:2]}/{_digest(ref)}") for ref in refs]
+        self.remove_unused([file for file in found if file is not None], used)
+
+    def _look(self, path: str) -> StoredFile | None:
+        folder, _, name = path.rpartition("/")
+        try:
+            if self._local:
+                return _stored(folder, name, os.stat(f"{self._root}/{path}"))  # noqa: PTH116
+            self._fs.invalidate_cache(f"{self._root}/{folder}")
+            info = self._fs.info(f"{self._root}/{path}")
+        except FileNotFoundError:
+            return None
+        return StoredFile(path, int(info["size"] or 0), _version(info))
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        """Of a local folder: held by many who store, or by one who removes."""
+        if not self._local:
+            yield
+            return
+        with open(f"{self._root}/{LOCK}", "ab") as file:  # noqa: PTH123
+            fcntl.flock(file, kind)
+            yield
+
+    def _touch(self, path: str) -> bool:
+        """Have a local blob look new, whether it is there."""
+        try:
+            with self._lock(fcntl.LOCK_SH):
+                os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def check(self) -> None:
         """BlobUnavailable unless a small blob can be written and read back."""
@@ -125,17 +215,20 @@ class BlobStore:
 
     def _place(self, digest: str, size: int, write: Any) -> None:
         path = self._path(digest)
-        if self._is_whole(path, digest, size):
+        if self._local and self._is_whole(path, digest, size) and self._touch(path):
             return
-        temporary = f"{self._root}/.tmp/{digest}.{secrets.token_hex(6)}"
+        temporary = f"{self._root}/{TEMPORARY}/{digest}.{secrets.token_hex(6)}"
         if self._local:
             make_private_folder(Path(self._root))
-        self._fs.makedirs(f"{self._root}/.tmp", exist_ok=True)
+        self._fs.makedirs(f"{self._root}/{TEMPORARY}", exist_ok=True)
         self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
         self._write(write, temporary, path)
 
     def _is_whole(self, path: str, digest: str, size: int) -> bool:
-        """Whether the blob is there and what its name says: one that a power cut or a disk has damaged is written anew."""
+        """Whether a local blob is there and what its name says: one that a power cut or a disk has damaged is written anew.
+
+        In an object store writing costs no more than reading, and makes the blob look new: there it is always written.
+        """
         if not self._fs.exists(path) or self._fs.size(path) != size:
             return False
         with self._fs.open(path, "rb") as file:
@@ -148,7 +241,8 @@ class BlobStore:
         try:
             write(temporary)
             self._sync(temporary)
-            self._fs.mv(temporary, path)
+            with self._lock(fcntl.LOCK_SH):
+                self._fs.mv(temporary, path)
             self._sync(path.rpartition("/")[0])
             self._sync(self._root)  # where that folder may be new
         except BaseException:
@@ -188,48 +282,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def pack_folder(folder: Path, target: Path) -> None:
-    """A folder as a tar that depends on names and contents only, so that equal folders are equal blobs."""
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
-            info.size, info.mode = path.stat().st_size, 0o644
-            with path.open("rb") as file:
-                tar.addfile(info, file)
-
-
-def unpack_folder(archive: Path, target: Path) -> Path:
-    """The reverse, whole or not at all; ModelRefused for a member that would leave `target`, and for what is no tar."""
-    if target.is_dir():
-        return target
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-    try:
-        temporary.mkdir()
-        with tarfile.open(archive, "r:") as tar:
-            tar.extractall(temporary, _plain_members(tar), filter="data")
-        temporary.rename(target)
-    except tarfile.TarError as error:
-        raise ModelRefused(
-            f"the folder's archive cannot be unpacked safely: {error}; register the folder again"
-        ) from error
-    except OSError:
-        if not target.is_dir():  # another process may have unpacked the same archive meanwhile
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Files and folders only: `pack_folder` makes nothing else, and Python's own filter has been led astray by links before."""
-    for member in tar:
-        if not (member.isdir() or (member.isreg() and not member.issparse())):
-            raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")
-        yield member
-
-
 def _digest(ref: str) -> str:
     match = _REF.fullmatch(ref)
     if match is None:
         raise InvalidInput(f"{ref!r} is not a blob; a blob is named sha256:<64 hex digits>")
     return match[1]
+
+
+def _stored(folder: str, name: str, found: os.stat_result) -> StoredFile:
+    return StoredFile(f"{folder}/{name}", found.st_size, f"{found.st_mtime_ns}")
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """When an object was stored last, as its store says it."""
+    when = next((info[key] for key in ("LastModified", "updated", "last_modified", "mtime") if info.get(key)), "")
+    return str(when)

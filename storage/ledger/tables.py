@@ -94,6 +94,9 @@ jobs = Table(
         "ix_jobs_open_shards", "parent_id IS NOT NULL AND state IN ('queued', 'running')", "parent_id", "state"
     ),
     _partial_index("ix_jobs_live_batches", "kind = 'batch' AND state IN ('queued', 'running')", "state"),
+    # Who refers to a blob: most jobs have none, and cost these nothing.
+    _partial_index("ix_jobs_input_ref", "input_ref IS NOT NULL", "input_ref"),
+    _partial_index("ix_jobs_result_ref", "result_ref IS NOT NULL", "result_ref"),
     _partial_index("ux_jobs_idempotency", "idempotency_key IS NOT NULL", "idempotency_key", unique=True),
 )
 
@@ -271,6 +274,17 @@ evaluations = Table(
     Column("at", Double, nullable=False),
     ForeignKeyConstraint(["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"),
     Index("ix_evaluations_version", "model", "version", "id"),
+)
+
+# What lies in the blob store and nobody refers to, since when by the ledger's clock, and which version of it was seen.
+unused_blobs = Table(
+    "unused_blobs",
+    metadata,
+    Column("folder", String(16), nullable=False),
+    Column("path", String(100), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("since", Double, nullable=False),
+    PrimaryKeyConstraint("folder", "path"),
 )
 
 # SQLite's alone: which transaction was committed last (commits.py).

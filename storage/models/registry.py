@@ -146,7 +146,7 @@ class ModelRegistry:
         """Delete the one version that `ref` names by number or alias, and give it.
 
         InvalidInput when the reference is a bare name, an alias points at the version or jobs of it wait or run. Its number
-        is never used again; its artifact stays in the blob store, where other versions may share it.
+        is never used again; its artifact goes later (blobs/sweep.py) unless other versions share it.
         """
         ref = ModelRef.parse(ref) if isinstance(ref, str) else ref
         if ref.version is None and ref.alias is None:

@@ -45,6 +45,7 @@ SELECT m.split, m.step, m.epoch, m.at, m.measured, m.rows_per_s FROM (
 JOIN job_metrics m ON m.job_id = :id AND m.split = n.split AND m.step = n.step
 WHERE (n.number - 1) % ((n.many - 1) / :most + 1) = 0 OR n.number = n.many ORDER BY m.step, m.split""")
 CHECKPOINT_COLUMNS = "step, epoch, attempt, blob, bytes, at"
+USED_CHECKPOINTS = Statement("SELECT blob FROM checkpoints WHERE blob = ANY(:blobs)")
 CHECKPOINTS = Statement(f"SELECT {CHECKPOINT_COLUMNS} FROM checkpoints WHERE job_id = :id ORDER BY step DESC")
 EVALUATIONS = Statement("""
 SELECT id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, warning, at
@@ -97,6 +98,10 @@ class TrainingQueries:
     def sampled_curve(self, id: str, most: int = MAX_POINTS) -> list[Measured]:
         """A run's curve, of each split about `most` points at most, evenly over its steps, the first and the last among them."""
         return [_measured(row) for row in self._ledger.rows(MEASURED_EVENLY, id=id, most=most)]
+
+    def used_checkpoints(self, blobs: Sequence[str]) -> set[str]:
+        """Those of these blobs that are some run's checkpoint."""
+        return {row.blob for row in self._ledger.rows(USED_CHECKPOINTS, blobs=blobs)}
 
     def checkpoints(self, id: str) -> list[Checkpoint]:
         """The checkpoints that are kept, the newest first."""

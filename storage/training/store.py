@@ -60,7 +60,6 @@ ON CONFLICT (job_id, step) DO UPDATE SET epoch = :epoch, attempt = :attempt, blo
 PRUNE_CHECKPOINTS = Statement(f"""
 DELETE FROM checkpoints WHERE job_id = :id AND step NOT IN (
     SELECT step FROM checkpoints WHERE job_id = :id ORDER BY step DESC LIMIT :keep) RETURNING {CHECKPOINT_COLUMNS}""")
-STILL_USED = Statement("SELECT blob FROM checkpoints WHERE blob = ANY(:blobs)")
 
 ADD_EVALUATION = Statement("""
 INSERT INTO evaluations (id, model, version, dataset, sha256, rows, metrics, confusion, classes, ms_per_row, failed, warning, at)
@@ -128,13 +127,12 @@ class TrainingStore:
             return _set_progress(connection, job, done, total, message)
 
     def add_checkpoint(self, job: ClaimedJob, step: int, epoch: int, blob: str, size: int, keep: int) -> list[str]:
-        """Note a checkpoint that lies in the blob store; the blobs of older ones that nobody needs any more."""
+        """Note a checkpoint that lies in the blob store; the blobs of older ones that this run no longer needs."""
         about = {"step": step, "epoch": epoch, "attempt": job.attempt, "blob": blob, "bytes": size}
         with self._ledger.write() as connection:
             _hold(connection, job)
             ADD_CHECKPOINT.execute(connection, id=job.id, now=self._ledger.now(), **about)
-            blobs = {checkpoint(row).blob for row in PRUNE_CHECKPOINTS.execute(connection, id=job.id, keep=keep)}
-            return sorted(blobs - set(STILL_USED.execute(connection, blobs=sorted(blobs)).scalars()))
+            return sorted({checkpoint(row).blob for row in PRUNE_CHECKPOINTS.execute(connection, id=job.id, keep=keep)})
 
     def finish(
         self, job: ClaimedJob, request: TrainRequest, model: ModelVersion, trained: Trained, metric: str,

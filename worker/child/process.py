@@ -17,6 +17,7 @@ import structlog
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
+from forebay.contract.places import ARTIFACTS
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis
 from forebay.storage.blobs.store import BlobStore
@@ -67,7 +68,7 @@ def make_context(settings: Settings, page: SharedPage) -> ChildContext:
     metrics = ChildMetrics(device)
     cache = ModelCache(
         settings.model_cache_bytes or default_budget(device, settings.child_memory_bytes),
-        Artifacts(blobs, settings.home / "artifacts").fetch,
+        Artifacts(blobs, settings.home / ARTIFACTS).fetch,
         device,
         settings.allowed_python_models,
         metrics=metrics,

@@ -27,7 +27,8 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.settings import Settings
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
-from forebay.storage.blobs.store import BlobStore, unpack_folder
+from forebay.storage.blobs.folders import unpack_folder
+from forebay.storage.blobs.store import BlobStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.ceilings import is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics

@@ -30,6 +30,7 @@ from forebay.worker.parent.context import ParentContext
 from forebay.worker.parent.heartbeat import Heartbeat
 from forebay.worker.parent.metrics import WorkerMetrics
 from forebay.worker.parent.probes import Probes
+from forebay.worker.parent.store_sweep import StoreSweepLoop
 from forebay.worker.parent.sweep_loop import SweepLoop
 from forebay.worker.parent.sweeper import Sweeper
 
@@ -89,6 +90,9 @@ def serve(settings: Settings, queues: list[str], children: int, supervisor: int 
         running.callback(heartbeat.stop)
         sweeps.start()
         running.callback(sweeps.stop)
+        store_sweeps = StoreSweepLoop(context)
+        store_sweeps.start()
+        running.callback(store_sweeps.stop)
         log.info(
             "worker_starting",
             worker=settings.worker_name,

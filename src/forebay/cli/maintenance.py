@@ -14,6 +14,7 @@ from forebay.producer.cli.options import Home, Json
 from forebay.producer.cli.output import print_json, print_line
 
 PANEL = "Running it"
+BLOBS_S = 60.0  # for how long one command looks through the blobs; the next one begins anew
 
 db = typer.Typer(help="The ledger's tables.", no_args_is_help=True)
 
@@ -67,12 +68,14 @@ def doctor(
 
 
 def sweep(home: Home = None, json: Json = False) -> None:
-    """Run one pass of the sweeper now; every worker does so regularly.
+    """Run one pass of the sweeper now, over the jobs and over the blobs; every worker does so regularly.
 
     Example: `forebay sweep --json`
     """
     from forebay.contract.wire.celery_app import connect_redis, make_app
     from forebay.contract.wire.dispatch import Dispatcher
+    from forebay.storage.blobs.store import BlobStore
+    from forebay.storage.blobs.sweep import BlobSweep
     from forebay.storage.jobs.store import JobStore
     from forebay.storage.ledger.connection import Ledger
     from forebay.worker.announcer import Announcer
@@ -82,10 +85,12 @@ def sweep(home: Home = None, json: Json = False) -> None:
     broker = connect_redis(settings)
     with closing(Ledger(settings.database)) as ledger:
         done = Sweeper(JobStore(ledger), Dispatcher(make_app(settings)), Announcer(broker), broker, settings).sweep()
+        freed = BlobSweep(ledger, BlobStore(settings.blobs), settings.blob_grace_s).sweep(BLOBS_S)
+    counts = asdict(done) | {"blobs_removed": freed.blobs, "blob_bytes_removed": freed.blob_bytes}
     if json:
-        print_json(asdict(done))
+        print_json(counts)
     else:
-        typer.echo(", ".join(f"{count} {what}" for what, count in asdict(done).items()))
+        typer.echo(", ".join(f"{count} {what}" for what, count in counts.items()).replace("_", " "))
 
 
 @db.command("upgrade")

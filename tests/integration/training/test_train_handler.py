@@ -3,10 +3,11 @@
 The trainer is a stand-in, once under real torchrun; the ledger, once of each kind, and the blobs are real.
 """
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import pytest
 from forebay.contract.errors import BlobStoreFull
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.request import encode
-from forebay.contract.requests.training import TrainRequest
+from forebay.contract.requests.training import Saved, TrainRequest
 from forebay.contract.settings import Settings
 from forebay.contract.wire import codec
-from forebay.storage.blobs.store import BlobStore, unpack_folder
+from forebay.storage.blobs.folders import unpack_folder
+from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import ClaimedJob, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
@@ -28,6 +30,7 @@ from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.store import TrainingStore
 from forebay.worker.kinds.train.handler import TrainHandler
 from forebay.worker.kinds.train.launch import Launcher
+from forebay.worker.kinds.train.record import TAKEN, RunRecorder
 from forebay.worker.kinds.train.register import PACKED
 from forebay.worker.shared_page import SharedPage
 from support.child import attempts_of, child_context, fate
@@ -275,10 +278,41 @@ def test_a_checkpoint_that_is_gone_from_the_store_costs_the_one_before_it(place:
     id = place.job(exit=6, once=True, every=2, step_s=0.2)
     assert place.run(id)[0] == "released"
     newest, older = place.store.queries.checkpoints(id)
-    place.blobs.delete(newest.blob)
+    place.blobs.drop([newest.blob], lambda _: [])
     assert (newest.step, older.step) == (4, 2)
     assert place.run(id)[0] == "succeeded"
     assert place.result(id)["metrics"]["loss"] == SUM
+
+
+def test_two_runs_with_the_same_checkpoint_keep_it_for_each_other(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = TrainRequest("stand-in", (), "parquet", checkpoint_keep=1)
+
+    def save(job: ClaimedJob, step: int, content: str) -> None:
+        folder = tmp_path / f"{job.id}-{step}"
+        folder.mkdir()
+        (folder / TAKEN).write_text(content)
+        with closing(RunRecorder(place.store, place.blobs, job, request, folder)) as recorder:
+            recorder._save(Saved(step, 1, "a file of the trainer's"))
+
+    one, other = place.claim(place.job()), place.claim(place.job())
+    save(one, 1, "the same")
+    add = place.store.add_checkpoint
+
+    def add_and_meet(job: ClaimedJob, *about: Any) -> list[str]:
+        dropped = add(job, *about)
+        monkeypatch.undo()
+        save(other, 1, "the same")  # between what the first has dropped and what it removes
+        return dropped
+
+    monkeypatch.setattr(place.store, "add_checkpoint", add_and_meet)
+    save(one, 2, "its next")
+    for job, content in ((one, b"its next"), (other, b"the same")):
+        [checkpoint] = place.store.queries.checkpoints(job.id)
+        assert place.blobs.get(checkpoint.blob) == content
+    save(other, 2, "its next as well")
+    assert not place.blobs.has(f"sha256:{hashlib.sha256(b'the same').hexdigest()}"), "nobody needs it any more"
 
 
 def test_several_processes_are_one_run(place: Place) -> None:

@@ -121,7 +121,7 @@ def test_a_version_whose_artifact_is_gone_fails_its_jobs_with_the_reason(stack: 
     (tmp_path / "weights.bin").write_bytes(b"weights")
     options = {"class": "support.models:Echo"}
     version = stack.client.models.register("gone", tmp_path / "weights.bin", runtime="python", options=options)
-    BlobStore(stack.settings.blobs).delete(version.artifact)
+    BlobStore(stack.settings.blobs).drop([version.artifact], lambda _: [])
     with pytest.raises(JobFailed, match=version.artifact.removeprefix("sha256:")) as caught:
         stack.client.predict(version.ref, 1).result(120)
     assert caught.value.type == "BlobMissing"

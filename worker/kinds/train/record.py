@@ -137,8 +137,7 @@ class RunRecorder:
             self._blobs.put_file(path)
         self._remove(saved)
         self.saved += 1
-        for old in stale:
-            self._blobs.delete(old)
+        self._blobs.drop(stale, self._store.queries.used_checkpoints)
         log.info(
             "checkpoint_saved", job=self._job.id, attempt=self._job.attempt, step=saved.step, bytes=size,
             seconds=round(time.monotonic() - started, 3),

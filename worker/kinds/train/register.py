@@ -12,7 +12,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.requests.training import ARTIFACT_FOLDER, DataSummary, Lineage, Trained, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.contract.wire import codec
-from forebay.storage.blobs.store import pack_folder
+from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.execution.context import ChildContext
 

@@ -63,6 +63,8 @@ def upgrade() -> None:
     _index("ix_jobs_parent", "jobs", ["parent_id", "id", "state"], "parent_id IS NOT NULL")
     _index("ix_jobs_queued", "jobs", ["queue", "priority", "id", "created_at"], "state = 'queued'")
     _index("ix_jobs_running", "jobs", ["lease_until"], "state = 'running'")
+    _index("ix_jobs_input_ref", "jobs", ["input_ref"], "input_ref IS NOT NULL")
+    _index("ix_jobs_result_ref", "jobs", ["result_ref"], "result_ref IS NOT NULL")
     _index("ux_jobs_idempotency", "jobs", ["idempotency_key"], "idempotency_key IS NOT NULL", unique=True)
     op.create_table(
         "job_attempts",
@@ -215,6 +217,14 @@ def upgrade() -> None:
         ),
     )
     _index("ix_evaluations_version", "evaluations", ["model", "version", "id"])
+    op.create_table(
+        "unused_blobs",
+        sa.Column("folder", sa.String(16), nullable=False),
+        sa.Column("path", sa.String(100), nullable=False),
+        sa.Column("version", sa.String(64), nullable=False),
+        sa.Column("since", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("folder", "path"),
+    )
     op.create_table(
         "last_commit", sa.Column("id", sa.Integer, primary_key=True), sa.Column("mark", sa.String(64), nullable=False)
     )
