@@ -1,7 +1,11 @@
-"""Where data lies: folders that only their owner may enter, and stores that every worker has to see."""
+"""Where data lies: folders and tokens that are their owner's only, and stores that every worker has to see."""
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from forebay.contract.errors import InvalidInput
@@ -9,6 +13,7 @@ from forebay.contract.references import shown
 
 ARTIFACTS = "artifacts"  # below the home: copies of what the blob store has
 OTHERS = 0o077  # what the group and everybody may do with a file or folder
+DASHBOARD_TOKEN = "dashboard-token"  # noqa: S105 - the file in the home that lets into a dashboard without a login
 UNSHARED = "memory"  # fsspec's store in the process's own memory
 
 
@@ -23,6 +28,30 @@ def make_private_folder(path: Path) -> Path:
 def open_to_others(path: Path) -> bool:
     """Whether other users may list, enter or change this folder."""
     return bool(path.stat().st_mode & OTHERS)
+
+
+def read_token(path: Path) -> str:
+    """The token in this file; "" where there is none, or where others may have read or written it."""
+    try:
+        with path.open(encoding="ascii") as file:
+            status, token = os.fstat(file.fileno()), file.read(1000)
+    except (OSError, ValueError):
+        return ""
+    private = status.st_uid == os.getuid() and not status.st_mode & OTHERS
+    return token if private and re.fullmatch(r"[\w-]{40,100}", token) else ""
+
+
+def keep_token(path: Path) -> str:
+    """The token in this file, which is made, for its owner only, where `read_token` finds none."""
+    while not (token := read_token(path)):
+        path.unlink(missing_ok=True)
+        made = make_private_folder(path.parent) / f"{path.name}.{secrets.token_hex(8)}"
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32))
+        with suppress(FileExistsError):  # of another process that makes it at this moment
+            path.hardlink_to(made)
+        made.unlink()
+    return token
 
 
 def refuse_unshared(url: str) -> None:

@@ -1,15 +1,22 @@
-"""Flower's stream of worker and task events, made to survive outages of Redis: it keeps retrying and logs each outage once."""
+"""Flower's stream of worker and task events, made to survive outages of Redis: it keeps retrying and logs each outage once.
+
+Whoever can write to Redis can send events. One whose fields are not of their types never reaches Flower, nor does a field that
+Flower's pages do not know.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import structlog
 from celery.events import EventReceiver
 from flower.events import Events
+from msgspec import UNSET, Meta, UnsetType, ValidationError
 
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.wire.dispatch import UNREACHABLE
@@ -20,6 +27,74 @@ RETRY_S = 1.0
 # Workers send a heartbeat every 2 s. Silence this long means no worker, or a connection that died unnoticed; Redis pushes
 # events, so only a new connection can tell which.
 SILENCE_S = 30.0
+REJECTED_S = 10.0  # at most one line about rejected events in this time
+
+Name = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00-\x20<>&\"'`]+\Z")]
+Id = Annotated[str, Meta(pattern=r"^[\w-]{1,155}\Z")]
+Text = Annotated[str, Meta(max_length=20_000)]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Number = Annotated[float, Meta(ge=-1e15, le=1e15)]  # no infinity, and no NaN
+Load = Annotated[list[Number], Meta(max_length=3)]
+
+
+class _Event(msgspec.Struct, kw_only=True):
+    """What events of both kinds hold."""
+
+    hostname: Name
+    timestamp: Number
+    clock: Count | UnsetType = UNSET
+    utcoffset: Annotated[float, Meta(ge=-24, le=24)] | UnsetType = UNSET
+    pid: Count | UnsetType = UNSET
+
+
+class WorkerEvent(_Event, kw_only=True):
+    """What a worker says of itself."""
+
+    type: Literal["worker-online", "worker-heartbeat", "worker-offline"]
+    freq: Annotated[float, Meta(ge=0, le=86400)] | UnsetType = UNSET
+    active: Count | UnsetType | None = UNSET
+    processed: Count | UnsetType | None = UNSET
+    loadavg: Load | UnsetType | None = UNSET
+    sw_ident: Name | UnsetType | None = UNSET
+    sw_ver: Name | UnsetType | None = UNSET
+    sw_sys: Name | UnsetType | None = UNSET
+
+
+class TaskEvent(_Event, kw_only=True):
+    """What became of a message."""
+
+    type: Literal[
+        "task-sent", "task-received", "task-started", "task-succeeded", "task-failed", "task-rejected", "task-revoked",
+        "task-retried",
+    ]  # fmt: skip
+    uuid: Id
+    name: Name | UnsetType | None = UNSET
+    args: Text | UnsetType | None = UNSET
+    kwargs: Text | UnsetType | None = UNSET
+    result: Text | UnsetType | None = UNSET
+    exception: Text | UnsetType | None = UNSET
+    traceback: Text | UnsetType | None = UNSET
+    runtime: Number | UnsetType | None = UNSET
+    retries: Count | UnsetType | None = UNSET
+    eta: Name | UnsetType | None = UNSET
+    expires: Name | UnsetType | None = UNSET
+    root_id: Id | UnsetType | None = UNSET
+    parent_id: Id | UnsetType | None = UNSET
+    queue: Name | UnsetType | None = UNSET
+    exchange: Annotated[str, Meta(max_length=255)] | UnsetType | None = UNSET
+    routing_key: Name | UnsetType | None = UNSET
+
+
+EVENTS: dict[str, type[_Event]] = {"worker": WorkerEvent, "task": TaskEvent}
+
+
+def check_event(event: Any) -> dict[str, Any]:
+    """The known fields of an event; ValidationError when it is none, or a field is not of its type."""
+    kind = str(event.get("type")).partition("-")[0] if isinstance(event, dict) else None
+    if kind not in EVENTS:
+        raise ValidationError("neither an event of a worker nor of a task")
+    fields: dict[str, Any] = msgspec.to_builtins(msgspec.convert(event, EVENTS[kind]))
+    return fields
 
 
 class ReconnectableReceiver(EventReceiver):  # type: ignore[misc] # Celery ships no types
@@ -30,6 +105,23 @@ class ReconnectableReceiver(EventReceiver):  # type: ignore[misc] # Celery ships
     def __init__(self, *args: Any, on_ready: Callable[[], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._on_ready = on_ready
+        self._rejected, self._next_line = 0, 0.0
+
+    def _receive(self, body: Any, message: Any) -> None:
+        """One event, or a list of them."""
+        for event in body if isinstance(body, list) else [body]:
+            try:
+                checked = check_event(event)
+            except ValidationError as error:
+                self._reject(error)
+            else:
+                super()._receive(checked, message)
+
+    def _reject(self, error: ValidationError) -> None:
+        self._rejected += 1
+        if time.monotonic() >= self._next_line:
+            log.warning("event_rejected", events=self._rejected, error=str(error)[:300])
+            self._rejected, self._next_line = 0, time.monotonic() + REJECTED_S
 
     def on_consume_ready(self, *args: Any, **kwargs: Any) -> None:
         super().on_consume_ready(*args, **kwargs)

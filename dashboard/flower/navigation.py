@@ -1,7 +1,7 @@
 """One navigation for our pages and Flower's: our templates come first, and Flower's own have our name, our tabs (tabs.html,
 with Flower's under "Celery") and our style sheet.
 
-No template of Flower's is copied; the two that are extended are checked for the marks we know when they are loaded.
+No template of Flower's is copied; the three that are extended are checked for the marks we know when they are loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 BRAND = "<span>Flower</span>"
 TABS_BEGIN, TABS_END = '<ul class="app-nav navbar-nav">', "</ul>"
 HEAD_END = "</head>"
+SCRIPT = '<script type="text/javascript">'  # the only one that stands in a page instead of in a file
 
 
 class TemplateLoader(Loader):  # type: ignore[misc] # tornado's types are not followed
@@ -34,6 +35,9 @@ class TemplateLoader(Loader):  # type: ignore[misc] # tornado's types are not fo
         elif name == "base.html":
             before, after = _split(source, HEAD_END)
             source = f'{before}<link rel="stylesheet" href="{{{{ asset(\'forebay.css\') }}}}">\n  {HEAD_END}{after}'
+        elif name == "workers.html":
+            before, after = _split(source, SCRIPT)
+            source = f'{before}<script nonce="{{{{ script_nonce() }}}}">{after}'
         for title in ("· Flower{% end %}", "{% block title %}Flower{% end %}"):
             source = source.replace(title, title.replace("Flower", "Forebay"), 1)
         return Template(source, name=name, loader=self)

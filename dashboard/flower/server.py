@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,6 +18,7 @@ from celery import Celery
 
 from forebay.contract.errors import ForebayError, MissingExtra
 from forebay.contract.logs import configure_logs
+from forebay.contract.places import DASHBOARD_TOKEN, keep_token
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import TRANSPORT_OPTIONS, make_app
 
@@ -35,8 +37,9 @@ from forebay.dashboard.flower.feed import EventFeed
 from forebay.dashboard.flower.navigation import TemplateLoader
 from forebay.dashboard.flower.options import read_options
 from forebay.dashboard.flower.routes import ROUTES
-from forebay.dashboard.pages.access import AccessControl, DeniedHandler
+from forebay.dashboard.pages.access import AccessControl, DeniedHandler, Entry, EntryHandler
 from forebay.dashboard.pages.base import asset
+from forebay.dashboard.pages.headers import SecurityHeaders, script_nonce
 from forebay.dashboard.reads.ledger import LedgerReader
 from forebay.dashboard.reads.redis import RedisProbe
 from forebay.dashboard.reads.trends import Trends
@@ -52,7 +55,7 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
     It queries the workers whenever Redis comes (back), and never while Redis is away.
     """
 
-    def __init__(self, capp: Celery, io_loop: IOLoop, settings: Settings, host: str) -> None:
+    def __init__(self, capp: Celery, io_loop: IOLoop, settings: Settings, host: str, token: str) -> None:
         feed = EventFeed(
             capp,
             io_loop,
@@ -62,13 +65,14 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
         )
         tornado_settings = flower_settings | {
             "template_loader": TemplateLoader(flower_settings["template_path"]),
-            "ui_methods": {"asset": asset},  # Flower's pages carry our style sheet too
+            "ui_methods": {"asset": asset, "script_nonce": script_nonce},  # for Flower's pages too
+            "transforms": [SecurityHeaders],
             "xsrf_cookie_kwargs": {"samesite": "Strict"},
         }
         super().__init__(options=options, capp=capp, events=feed, io_loop=io_loop, **tornado_settings)
         feed.on_connected = self.update_workers
         self.forebay = settings
-        self.access = AccessControl(options, tornado_settings, operators=settings.operators, host=host)
+        self.access = AccessControl(options, tornado_settings, token, operators=settings.operators, host=host)
         self.ledger = LedgerReader(settings)
         self.redis = RedisProbe(settings)
         self.trends = Trends()
@@ -77,10 +81,17 @@ class Dashboard(Flower):  # type: ignore[misc] # Flower ships no types
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Called by tornado for every request: one that is denied reaches no other handler."""
-        denial = self.access.check(request)
-        if denial is not None:
-            return self.get_handler_delegate(request, DeniedHandler, {"denial": denial})
+        answer = self.access.check(request)
+        if isinstance(answer, Entry):
+            return self.get_handler_delegate(request, EntryHandler, {"entry": answer})
+        if answer is not None:
+            return self.get_handler_delegate(request, DeniedHandler, {"denial": answer})
         return super().find_handler(request, **kwargs)
+
+    def log_request(self, handler: Any) -> None:
+        """As tornado does, but never a token in an address."""
+        if "token=" not in handler.request.uri:
+            super().log_request(handler)
 
     def update_workers(self, workername: str | None = None) -> asyncio.Future[None]:
         """Query all workers, or one; done when they have answered."""
@@ -117,11 +128,13 @@ def serve(settings: Settings, host: str, port: int) -> int:
     capp = dashboard_app(settings)
     read_options(host, port)
     io_loop = IOLoop(make_current=True)
-    dashboard = Dashboard(capp, io_loop, settings, host)
+    token = _token(settings)
+    dashboard = Dashboard(capp, io_loop, settings, host, token)
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             io_loop.asyncio_loop.add_signal_handler(number, dashboard.stop)
-        log.info("dashboard_ready", url=_url(host, _listen(dashboard, host, port)))
+        url = _url(host, _listen(dashboard, host, port))
+        log.info("dashboard_ready", url=f"{url}/?token={token}" if token else url)
         dashboard.start()
     finally:
         io_loop.close(all_fds=True)
@@ -140,6 +153,21 @@ def dashboard_app(settings: Settings) -> Celery:
     return app
 
 
+def _token(settings: Settings) -> str:
+    """What lets into a dashboard without a login; "" with one, and then `forebay status` knows of none either."""
+    file = settings.home / DASHBOARD_TOKEN
+    if options.basic_auth or options.auth:
+        with suppress(OSError):
+            file.unlink()
+        return ""
+    try:
+        return keep_token(file)
+    except OSError as error:
+        raise ForebayError(
+            f"the dashboard needs a login, or a token in {file}, which cannot be made: {error}"
+        ) from error
+
+
 def _listen(dashboard: Dashboard, host: str, port: int) -> int:
     try:
         return int(dashboard.start_http_server())
@@ -150,7 +178,7 @@ def _listen(dashboard: Dashboard, host: str, port: int) -> int:
 def _url(host: str, port: int) -> str:
     """The address for a browser on this machine."""
     scheme = "https" if "ssl_options" in flower_settings else "http"
-    prefix = f"/{options.url_prefix.strip('/')}/" if options.url_prefix else ""
+    prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
     return f"{scheme}://{_browser_host(host)}:{port}{prefix}"
 
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
 
 from flower.views import BaseHandler
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
@@ -20,7 +19,7 @@ from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 from forebay.contract.errors import InvalidInput, JobNotFound, ModelNotFound
 from forebay.contract.settings import Settings
 from forebay.dashboard.pages import formatting
-from forebay.dashboard.pages.access import User
+from forebay.dashboard.pages.access import FOREIGN, User, is_foreign
 from forebay.dashboard.reads.ledger import LedgerReader, Snapshot
 from forebay.dashboard.reads.trends import Trend, Trends, Window
 from forebay.storage.health import Problem, redis_problems
@@ -30,19 +29,6 @@ T = TypeVar("T")
 
 STATIC = Path(__file__).parents[1] / "static"
 CHARTS = ("uPlot.iife.min.js", "curves.js", "pages.js")
-
-# Scripts and styles come from files of Flower's and ours; Bootstrap's style sheet holds its icons as data: images.
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": CSP,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
@@ -56,9 +42,8 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
     poll_s: ClassVar[int] = 3
 
     def set_default_headers(self) -> None:
-        """Ours only: Flower's would let other origins read where FLOWER_UNAUTHENTICATED_API is set."""
-        for name, value in HEADERS.items():
-            self.set_header(name, value)
+        """Not Flower's, which would let other origins read where FLOWER_UNAUTHENTICATED_API is set."""
+        self.set_header("Cache-Control", "no-store")
 
     async def prepare(self) -> None:
         """The server has checked access already; this holds should that check ever be left out."""
@@ -77,9 +62,8 @@ class Page(BaseHandler):  # type: ignore[misc] # Flower ships no types
 
     def check_xsrf_cookie(self) -> None:
         """A POST must come from one of our pages and carry its token; Flower checks less."""
-        site, origin = self.request.headers.get("Sec-Fetch-Site"), self.request.headers.get("Origin")
-        if site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc != self.request.host):
-            raise HTTPError(403, "this request comes from another site")
+        if is_foreign(self.request):
+            raise HTTPError(403, FOREIGN)
         RequestHandler.check_xsrf_cookie(self)
 
     @property
@@ -149,9 +133,6 @@ class HomePage(Page):
 
 class Assets(StaticFileHandler):  # type: ignore[misc] # tornado's types are not followed
     """Our style sheet and scripts."""
-
-    def set_default_headers(self) -> None:
-        self.set_header("X-Content-Type-Options", "nosniff")
 
 
 def asset(handler: Any, name: str) -> str:

@@ -83,6 +83,9 @@ def test_a_dashboard_whose_port_is_taken_chooses_another_one(user, taken):
     assert urlsplit(address).hostname == "127.0.0.1"
     assert urlsplit(address).port != taken
     wait_until(lambda: user.run("doctor", "--url", address).returncode == 0, f"{address} answers", TIMEOUT_S)
+    assert address in user.ok("status")
+    assert "?token=" in address
+    assert user.run("doctor", "--url", address.partition("?")[0]).returncode == 1, "not without the token"
 
 
 def test_up_where_a_stack_runs_says_so_and_gives_its_addresses(user):

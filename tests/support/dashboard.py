@@ -48,11 +48,22 @@ class Dashboard:
         return self._log.read_text(encoding="utf-8")
 
     @property
-    def url(self) -> str:
-        """Where it says it listens, once it does."""
+    def address(self) -> str:
+        """What it says to open, once it listens."""
         self.await_event("dashboard_ready")
         (line,) = (line for line in self.output.splitlines() if "event=dashboard_ready" in line)
-        return line.partition("url=")[2]
+        return line.partition(" url=")[2].strip('"')
+
+    @property
+    def url(self) -> str:
+        """The same without the token."""
+        return self.address.partition("/?token=")[0]
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header by which a program brings the token; none where there is a login."""
+        token = self.address.partition("/?token=")[2]
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     def count(self, event: str) -> int:
         """How many lines it has written about this event."""
@@ -69,7 +80,8 @@ class Dashboard:
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         """The status and the body of a page."""
-        request = urllib.request.Request(self.url + path, headers=dict(headers or {}))  # noqa: S310 - always http
+        given = self.bearer if headers is None else dict(headers)
+        request = urllib.request.Request(self.url + path, headers=given)  # noqa: S310 - always http
         try:
             with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
                 return response.status, response.read().decode()
@@ -129,7 +141,8 @@ class Site:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             given = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, body, {"Host": f"127.0.0.1:{self.port}"} | given)
+            own = {"Host": f"127.0.0.1:{self.port}"} | self.dashboard.bearer
+            connection.request(method, path, body, own | given)
             answer = connection.getresponse()
             return Reply(answer.status, answer.headers, answer.read().decode())
         finally:

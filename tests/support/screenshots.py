@@ -51,6 +51,7 @@ def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool,
     try:
         dashboard.await_event("broker_connected")
         with open_browser(programs, work) as browser:
+            browser.open(dashboard.address)
             for page, path in {**page_paths(scene), **OTHERS}.items():
                 if only is not None and page not in only:
                     continue

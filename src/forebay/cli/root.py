@@ -159,6 +159,8 @@ def status(home: Home = None, json: Json = False) -> None:
         )
         return
     typer.echo(f"stack    {_processes(stack) if stack else f'none runs in {settings.home}'}")
+    if stack and stack.dashboard:
+        typer.echo(f"dashboard {stack.dashboard}")
     typer.echo(f"queue    {mask_password(settings.broker) or 'none'}")
     typer.echo(f"ledger   {ledger}")
     for worker in workers:

@@ -21,7 +21,7 @@ import structlog
 from filelock import FileLock, Timeout
 
 from forebay.contract.errors import ForebayError, InvalidInput
-from forebay.contract.places import make_private_folder
+from forebay.contract.places import DASHBOARD_TOKEN, keep_token, make_private_folder, read_token
 from forebay.contract.settings import STACK_FILE, Settings
 from forebay.stack.valkey import Valkey, free_port
 from forebay.storage.ledger.connection import Ledger
@@ -57,7 +57,7 @@ class StackState(msgspec.Struct, frozen=True):
     broker: str
     database: str
     home: str
-    dashboard: str
+    dashboard: str  # with its token
     stop_s: float  # how long stopping may take
     processes: dict[str, int]
 
@@ -125,6 +125,7 @@ class Stack:
             port = free_port(settings.dashboard_host, settings.dashboard_port)
             os.environ["FOREBAY_DASHBOARD_PORT"] = str(port)
             self._dashboard = f"http://{settings.dashboard_host}:{port}"
+            keep_token(self._home / DASHBOARD_TOKEN)  # the dashboard takes it away where it has a login
         ledger = Ledger(settings.database, create=True)
         try:
             upgrade(ledger)
@@ -168,9 +169,11 @@ class Stack:
         pids = {part.name: part.pid for part in self._parts}
         if self._valkey is not None:
             pids = {"queue": self._valkey.pid} | pids
+        token = read_token(self._home / DASHBOARD_TOKEN) if self._dashboard else ""
+        address = f"{self._dashboard}/?token={token}" if token else self._dashboard
         state = StackState(
             os.getpid(), psutil.Process().create_time(), ready, settings.broker, settings.database, str(self._home),
-            self._dashboard, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
+            address, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
         )  # fmt: skip
         temporary = self._file.with_suffix(".tmp")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

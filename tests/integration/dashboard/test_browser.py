@@ -13,6 +13,7 @@ from sqlalchemy import text
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.storage.training.records import Evaluation
+from forebay.storage.workers import WorkerRegistry
 from support.batches import MadeBatch
 from support.browser import Browser, find_chromium, open_browser
 from support.dashboard import Dashboard, Dashboards
@@ -38,6 +39,7 @@ class World:
     def __init__(self, browser: Browser, dashboards: Dashboards, backend: WorkerStack) -> None:
         self.browser, self.backend, self._dashboards = browser, backend, dashboards
         self.dashboard = self.start_dashboard("0")
+        browser.open(self.dashboard.address)
 
     def start_dashboard(self, port: str) -> Dashboard:
         """A dashboard of this stack on a port."""
@@ -367,6 +369,27 @@ def test_a_page_nobody_looks_at_asks_for_nothing(world: World) -> None:
     browser.wait_for("#live-status", "Paused")
     browser.run(hide, False)
     browser.wait_for("#live-status", "Live")
+
+
+def test_flowers_pages_work_under_the_policy_and_an_injected_script_does_not_run(world: World) -> None:
+    browser = world.open("/workers")
+    browser.complaints()
+    (name,) = (worker.name for worker in WorkerRegistry(world.backend.ledger).alive(60))
+    browser.wait_for("#workers-table tbody", name)
+    browser.wait_for("#workers-online", "1")
+    assert browser.run("return autorefresh") == 1
+    for path, selector, words in (
+        ("/tasks", "#tasks-table tbody", "forebay.predict"), ("/broker", "main", "cpu"), (f"/worker/{name}", "main", name),
+    ):  # fmt: skip
+        world.open(path).wait_for(selector, words)
+    assert browser.complaints() == []
+    world.open("/workers").wait_for("#workers-table tbody", name)
+    browser.run("document.body.insertAdjacentHTML('beforeend', '<img src=/none onerror=\"window.evil = 1\">')")
+    browser.run("var s = document.createElement('script'); s.textContent = 'window.evil = 1'; document.body.append(s)")
+    wait_until(
+        lambda: sum("Content Security Policy" in line for line in browser.complaints()) >= 1, "the policy refused"
+    )
+    assert browser.run("return window.evil") is None
 
 
 def test_a_restart_of_redis_and_dashboard_loses_no_finished_job(world: World, valkey: ValkeyServer) -> None:

@@ -1,11 +1,13 @@
 """Flower as `python -m forebay.dashboard` runs it, against a real Valkey: who may come in, what it shows, what it survives."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -17,7 +19,7 @@ from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import PREDICT_TASK, RoutedJob
-from support.dashboard import Dashboard, Dashboards, basic_login
+from support.dashboard import Dashboard, Dashboards, Site, basic_login
 from support.servers import ValkeyServer, free_port
 from support.waiting import wait_until
 
@@ -80,6 +82,87 @@ def test_the_pages_answer_on_loopback(dashboard: Dashboard) -> None:
     assert dashboard.get("/healthcheck") == (200, "OK")
 
 
+def test_without_a_login_the_token_lets_in_and_nothing_else_does(dashboard: Dashboard, tmp_path: Path) -> None:
+    wrong = [{}, {"Authorization": "Bearer wrong"}, {"Authorization": LOGIN["Authorization"]}, {"Cookie": "forebay_=x"}]
+    job = "0" * 32
+    for path in (
+        *PAGES,
+        *OURS,
+        "/api/tasks",
+        "/tasks/datatable",
+        "/static/css/flower.css",
+        f"/jobs/{job}",
+        "/no-such-page",
+    ):
+        assert {dashboard.get(path, headers)[0] for headers in wrong} == {401}, path
+        assert dashboard.get(f"{path}?token=wrong", {})[0] == 401, path
+    assert {dashboard.get(path, {})[0] for path in ("/healthz", "/metrics", "/healthcheck")} == {200}
+    assert "there is no ledger" in dashboard.get("/readyz", {})[1]
+    token = tmp_path / "dashboard-token"
+    assert token.stat().st_mode & 0o077 == 0
+    assert token.read_text() not in dashboard.get("/", {})[1]
+
+
+def test_the_address_with_the_token_gives_a_cookie_that_outlives_a_restart(
+    dashboards: Dashboards, broker: str, tmp_path: Path
+) -> None:
+    first = dashboards.start(broker)
+    entered = Site(first).ask(first.address.removeprefix(first.url) + "&state=failed", Authorization="")
+    assert (entered.status, entered.headers["Referrer-Policy"], entered.headers["Cache-Control"]) == (
+        200,
+        "no-referrer",
+        "no-store",
+    )
+    assert 'content="0; url=/?state=failed"' in entered.text
+    token = (tmp_path / "dashboard-token").read_text()
+    assert token not in entered.text + entered.headers["Set-Cookie"]
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(entered.headers["Set-Cookie"].split("; "))
+    cookie = entered.headers["Set-Cookie"].partition(";")[0]
+    assert first.get("/jobs", {"Cookie": cookie})[0] == 200
+    assert token not in first.output.replace(first.address, ""), "a request's address is not logged with its token"
+    assert first.end() == 0
+    second = dashboards.start(broker)
+    assert second.get("/workers", {"Cookie": cookie})[0] == 200
+
+
+def test_a_token_that_others_could_have_read_is_replaced(dashboards: Dashboards, broker: str, tmp_path: Path) -> None:
+    token = tmp_path / "dashboard-token"
+    token.write_text("a" * 43)
+    token.chmod(0o644)
+    dashboard = dashboards.start(broker)
+    assert dashboard.get("/jobs", {"Authorization": f"Bearer {'a' * 43}"})[0] == 401
+    assert dashboard.get("/jobs")[0] == 200
+    assert token.stat().st_mode & 0o077 == 0
+
+
+def test_with_a_login_there_is_no_token(dashboards: Dashboards, broker: str, tmp_path: Path) -> None:
+    (tmp_path / "dashboard-token").write_text("a" * 43)
+    dashboard = dashboards.start(broker, FLOWER_BASIC_AUTH="u:p")
+    assert dashboard.address == dashboard.url
+    assert dashboard.get("/jobs?token=" + "a" * 43, {})[0] == 401
+    assert not (tmp_path / "dashboard-token").exists()
+
+
+def test_a_strict_policy_covers_flowers_pages_and_errors_too(dashboard: Dashboard) -> None:
+    site = Site(dashboard)
+    for path in (
+        *PAGES[1:],
+        *OURS,
+        "/task/none",
+        "/worker/none",
+        "/healthcheck",
+        "/static/css/flower.css",
+        "/no-such-page",
+    ):
+        headers = site.ask(path).headers
+        assert "script-src 'self'" in headers["Content-Security-Policy"], path
+        assert not {"'unsafe-inline'", "'unsafe-eval'"} & set(headers["Content-Security-Policy"].split()), path
+        assert headers["X-Content-Type-Options"] == "nosniff", path
+    nonces = [re.findall(r"'nonce-([^']+)'", site.ask("/workers").headers["Content-Security-Policy"]) for _ in range(2)]
+    assert [len(found) for found in nonces] == [1, 1]
+    assert nonces[0] != nonces[1]
+
+
 def test_the_pages_name_the_queues_and_hide_the_password(dashboard: Dashboard, valkey: ValkeyServer) -> None:
     _, page = dashboard.get("/broker")
     assert "<td>cpu</td>" in page
@@ -125,7 +208,7 @@ def test_with_a_login_nobody_comes_in_without_it(dashboards: Dashboards, broker:
     wrong = {"Authorization": basic_login("u:q")}
     assert dashboard.url.startswith("http://127.0.0.1:")
     for path in (*PAGES, *OURS, "/api/tasks", "/metrics", "/healthcheck", "/static/css/flower.css", "/assets/pages.js"):
-        assert [dashboard.get(path, headers)[0] for headers in (None, wrong, LOGIN)] == [401, 401, 200], path
+        assert [dashboard.get(path, headers)[0] for headers in ({}, wrong, LOGIN)] == [401, 401, 200], path
     job = "0" * 32
     for path in ("/no-such-page", "/training/compare", f"/jobs/{job}", f"/batches/{job}", f"/training/{job}"):
         assert dashboard.get(path)[0] == 401, path
@@ -162,8 +245,8 @@ def test_an_option_of_flowers_that_will_not_do_is_refused_in_one_line(
 
 def test_flowers_own_options_apply(dashboards: Dashboards, broker: str) -> None:
     dashboard = dashboards.start(broker, FLOWER_URL_PREFIX="flower", FLOWER_TASKS_COLUMNS="uuid,args")
-    assert dashboard.url.endswith("/flower/")
-    _, page = dashboard.get("tasks")
+    assert dashboard.url.endswith("/flower")
+    _, page = dashboard.get("/tasks")
     assert 'data-column="args"' in page
     assert 'data-column="state"' not in page
 
@@ -244,6 +327,36 @@ def test_a_strangers_message_on_the_event_channel_does_not_deafen_it(
 
     wait_until(shown, "tasks show again", interval=0.2)
     assert "Traceback" not in dashboard.output
+
+
+def test_a_forged_event_reaches_no_page_and_is_logged(
+    dashboard: Dashboard, valkey: ValkeyServer, producer: Celery
+) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    await_listeners(valkey)
+    words = ("hostname", "timestamp", "clock", "active", "processed", "loadavg", "sw_ver", "pid", "freq")
+    worker = {"type": "worker-heartbeat", "hostname": "cpu@forged", "timestamp": 1.0, "freq": 2.0}
+    task = {"type": "task-received", "hostname": "cpu@forged", "timestamp": 1.0, "uuid": "1"}
+    forged: list[Any] = [
+        {}, [], evil, 7, {"type": 7}, {"type": "worker-" + evil, "hostname": "h", "timestamp": 1.0},
+        *(worker | {name: evil} for name in words),
+        worker | {"loadavg": [evil]}, worker | {"loadavg": [0.0] * 4}, worker | {"active": -1}, worker | {"clock": 10**30},
+        *(task | {name: evil} for name in ("uuid", "name", "root_id", "eta", "runtime", "retries", "queue")),
+        task | {"args": ["a"]}, task | {"result": "x" * 30_000}, {"type": "task-" + evil} | task | {"type": "task-" + evil},
+    ]  # fmt: skip
+    with producer.connection_for_write() as connection, producer.events.Dispatcher(connection) as events:
+        for body in forged:
+            events.producer.publish(body, exchange=events.exchange, routing_key="x", declare=[events.exchange])
+        unknown = worker | {"hostname": "cpu@last", "task-succeeded": evil, "heartbeats": [evil], "status": evil}
+        events.producer.publish(
+            [*forged, unknown], exchange=events.exchange, routing_key="x", declare=[events.exchange]
+        )
+    wait_until(lambda: "cpu@last" in dashboard.get("/workers")[1], "an event after the forged ones has come")
+    rows = json.loads(dashboard.get("/workers?json=1")[1])["data"]
+    assert [row["hostname"] for row in rows] == ["cpu@last"]
+    assert "<img" not in dashboard.get("/workers?json=1")[1] + dashboard.get("/metrics")[1]
+    assert dashboard.tasks() == []
+    assert dashboard.count("event_rejected") == 1, "a flood of them is no flood of lines"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import pytest
 
 from forebay.contract.job import JobState
-from forebay.dashboard.pages.base import HEADERS
+from forebay.dashboard.pages.headers import HEADERS
 from support.dashboard import Dashboards, Site, job_ids
 from support.dashboard_data import Scene, page_paths
 from support.ledgers import upgrade_once

@@ -66,7 +66,7 @@ def dashboard(folder: Path, broker: str, database: str, **environment: str) -> I
         said = wait_until(
             lambda: [line for line in log.read_text().splitlines() if "dashboard_ready" in line], "it listens"
         )
-        yield said[0].partition("url=")[2]
+        yield said[0].partition("url=")[2].strip('"').partition("/?token=")[0]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
