@@ -11,6 +11,7 @@ from forebay.api.context import Api, RouteGroup, api_of
 from forebay.api.door import Door
 from forebay.api.errors import Dialect
 from forebay.api.inference.routes import INFERENCE
+from forebay.api.native import jobs, models, results
 from forebay.contract.errors import ForebayError
 
 
@@ -25,14 +26,15 @@ async def readyz(request: Request) -> Response:
     if api.stopping:
         return PlainTextResponse("stopping\n", 503)
     try:
-        await api.client.ping()
+        await api.client.call(api.client.sync.session.ledger.ping)
     except ForebayError:
         return PlainTextResponse("ledger: it does not answer\n", 503)
     return PlainTextResponse("ready\n")
 
 
 OPERATIONS = RouteGroup(Dialect.NATIVE, "/", [Route("/healthz", healthz), Route("/readyz", readyz)])
-GROUPS: tuple[RouteGroup, ...] = (OPERATIONS, INFERENCE)
+NATIVE = RouteGroup(Dialect.NATIVE, "/", [*jobs.ROUTES, *results.ROUTES, *models.ROUTES])
+GROUPS: tuple[RouteGroup, ...] = (NATIVE, OPERATIONS, INFERENCE)
 
 
 def make_app(api: Api) -> Door:

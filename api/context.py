@@ -14,7 +14,6 @@ from starlette.routing import BaseRoute
 
 from forebay.api.errors import (
     BodyIncomplete,
-    BodyTooLarge,
     Dialect,
     Forbidden,
     MalformedBody,
@@ -22,13 +21,14 @@ from forebay.api.errors import (
     WaitTimeout,
 )
 from forebay.contract.errors import InvalidInput
-from forebay.contract.queues import format_bytes
+from forebay.contract.wire import codec
 from forebay.producer.async_client import AsyncClient, AsyncJob
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 MAX_WAIT_S = 60.0  # of one request for a job; a client that wants to wait longer asks again
+MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 SCOPES = ("submit", "read", "models", "admin")
 
 
@@ -99,22 +99,41 @@ def needs(scope: str) -> Callable[[Handler], Handler]:
     return declare
 
 
-async def body_of(request: Request, limit: int | None = None) -> bytes:
-    """The whole body. It is never larger than its group's limit, or `limit` bytes where that is given."""
-    limit = request.scope["max_body_bytes"] if limit is None else limit
-    too_large = BodyTooLarge(f"the body is larger than {format_bytes(limit)}, the limit of this server")
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise too_large
-    parts, size = [], 0
+async def body_of(request: Request) -> bytes:
+    """The whole body, which the door keeps within the limit of the route's group."""
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise too_large
-            parts.append(part)
+        return await request.body()
     except ClientDisconnect as error:
         raise BodyIncomplete from error
-    return b"".join(parts)
+
+
+async def read_body(request: Request, kind: type[T]) -> tuple[T, bool]:
+    """The body as `kind`, and whether it was JSON: with Content-Type application/msgpack it is the payload codec's MessagePack,
+    in which arrays and bytes are themselves.
+    """  # fmt: skip
+    if media_type(request) not in MSGPACK:
+        return await read_json(request, kind), True
+    value = codec.decode(await body_of(request))
+    try:
+        return msgspec.convert(value, kind), False
+    except msgspec.ValidationError as error:
+        raise InvalidInput(str(error)) from error
+
+
+def read_query(request: Request, kind: type[T]) -> T:
+    """The query as `kind`; InvalidInput for a parameter that is not known, comes twice or has no such value."""
+    given = dict(request.query_params)
+    if len(given) != len(request.query_params.multi_items()):
+        raise InvalidInput("a parameter of the query comes twice")
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"the query: {error}") from error
+
+
+def media_type(request: Request) -> str:
+    """The Content-Type without its parameters, in small letters; "" without one."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_json(request: Request, kind: type[T]) -> T:

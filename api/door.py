@@ -66,6 +66,8 @@ class Door:
                 {"app": self, "forebay": self._api, "max_body_bytes": limit, "request_id": request_id.decode()}
             )
             _check_length(headers, limit)
+            if b"transfer-encoding" in headers:  # a body whose length is not known before
+                receive = _limited(receive, limit)
             scope["caller"] = await self._access.check(headers)
             await self._router(scope, receive, answer)
         except Exception as error:
@@ -86,7 +88,7 @@ class Door:
                 status=status,
                 ms=round(seconds * 1000, 1),
                 id=request_id.decode(),
-                key=getattr(scope.get("caller"), "name", "") or None,
+                **({"key": caller.name} if (caller := scope.get("caller")) and caller.name else {}),
             )
 
     def _report(self, error: Exception, request_id: bytes) -> None:
@@ -96,6 +98,21 @@ class Door:
             log.error("http_request_failed", id=request_id.decode(), exc_info=error)
         elif error_response(error, Dialect.NATIVE, "").status_code >= 500:
             log.warning("http_request_failed", id=request_id.decode(), error=f"{type(error).__name__}: {error}")
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """The same, until more than `limit` bytes have come."""
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise BodyTooLarge(f"the body is larger than {format_bytes(limit)}, the limit")
+        return message
+
+    return limited
 
 
 def _check_length(headers: Mapping[bytes, bytes], limit: int) -> None:

@@ -87,6 +87,12 @@ class NotEnded(HttpError):
     status, code = 409, "job-not-ended"
 
 
+class Gone(HttpError):
+    """What was here has been deleted."""
+
+    status, code = 410, "gone"
+
+
 class WaitTimeout(HttpError):
     """The job has not ended in time; it goes on."""
 

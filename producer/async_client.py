@@ -179,9 +179,9 @@ class AsyncClient:
         """Close every connection once everything submitted has been sent; jobs go on."""
         await self._bridge.close(self.sync.close)
 
-    async def ping(self) -> None:
-        """LedgerUnavailable unless the ledger answers."""
-        await self._bridge.call(self.sync.session.ledger.ping)
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a blocking function gives, such as a method of `client.sync`: run in one of this client's few threads."""
+        return await self._bridge.call(function, *args, **kwargs)
 
     def stop_waiting(self) -> None:
         """End every wait for a job as if its time had run out, and later ones at once: for a program that has to end soon."""

@@ -1,0 +1,201 @@
+"""Jobs: submit one or many, list, look at one and wait for it, cancel, retry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from msgspec import UNSET
+from msgspec.structs import asdict
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from forebay.api.context import (
+    MAX_WAIT_S,
+    MSGPACK,
+    api_of,
+    body_of,
+    json_response,
+    media_type,
+    needs,
+    parse_json,
+    read_body,
+    read_query,
+)
+from forebay.api.errors import MalformedBody
+from forebay.api.native.bodies import (
+    ErrorBody,
+    JobBody,
+    JobList,
+    JobQuery,
+    Options,
+    StateBody,
+    Submit,
+    SubmitMany,
+    Submitted,
+    SubmittedMany,
+    Wait,
+    job_url,
+)
+from forebay.api.native.results import known_info, known_job
+from forebay.api.native.values import inputs_from_json, result_as_json
+from forebay.contract.errors import ForebayError, InvalidInput, JobFailed
+from forebay.contract.job import JobState
+from forebay.contract.model import ModelVersion
+from forebay.contract.wire import codec
+from forebay.producer.async_client import AsyncJob
+from forebay.producer.inputs import InputsFor
+from forebay.producer.options import PredictOptions
+
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?=$|[,;\s])")
+
+
+@needs("submit")
+async def submit(request: Request) -> Response:
+    """Accept one job. `Prefer: wait=N` gives it with its result when it ends in time."""
+    job = await submitted(request)
+    headers = {"Location": job_url(job.id)}
+    wait = _WAIT.search(request.headers.get("prefer", ""))
+    if wait is None:
+        return json_response(Submitted(job.id, job_url(job.id)), 202, headers)
+    seconds = min(int(wait[1]), int(MAX_WAIT_S))
+    ended = await api_of(request).ended(job, seconds)
+    headers["Preference-Applied"] = f"wait={seconds}"
+    return json_response(
+        await _answer(job) if ended else Submitted(job.id, job_url(job.id)), 200 if ended else 202, headers
+    )
+
+
+@needs("submit")
+async def submit_many(request: Request) -> Response:
+    """Accept a job for each line of JSON, or each item of a MessagePack array: all or none, in one transaction."""
+    query = read_query(request, SubmitMany)
+    options = options_of(request, query)
+    if query.metadata is not UNSET:
+        options["metadata"] = parse_json(query.metadata, dict[str, Any])
+    body = await body_of(request)
+    if media_type(request) in MSGPACK:
+        values = codec.decode(body)
+        if not isinstance(values, list):
+            raise MalformedBody("the body is not an array of inputs")
+        inputs = InputsFor(lambda _: values)
+    else:
+        values = _lines(body)
+        batched = options.get("batched", False)
+        inputs = InputsFor(lambda model: [inputs_from_json(model.signature, value, batched) for value in values])
+    jobs = await api_of(request).client.predict_many(query.model, cast(Any, inputs), **options)
+    return json_response(SubmittedMany([job.id for job in jobs]), 202)
+
+
+@needs("submit")
+async def call(request: Request) -> Response:
+    """Submit one job and wait for its result."""
+    job = await submitted(request)
+    value = await api_of(request).result(job)
+    return json_response(Submitted(job.id, job_url(job.id), JobState.SUCCEEDED, result_as_json(value)))
+
+
+@needs("read")
+async def list_jobs(request: Request) -> Response:
+    """The newest jobs that meet every filter, newest first."""
+    query = read_query(request, JobQuery)
+    given: dict[str, Any] = {name: value for name, value in asdict(query).items() if value is not UNSET}
+    if "state" in given:
+        given["state"] = given["state"].split(",")
+    if "metadata" in given:
+        given["metadata"] = parse_json(given["metadata"], dict[str, Any])
+    if "after" in given:
+        given["before"] = given.pop("after")
+    jobs = [JobBody.of(info) for info in await api_of(request).client.jobs(**given)]
+    return json_response(JobList(jobs, jobs[-1].id if len(jobs) == query.limit else None))
+
+
+@needs("read")
+async def show(request: Request) -> Response:
+    """One job; with `wait` once it has ended, or as it is then."""
+    api, wait = api_of(request), read_query(request, Wait).wait
+    if wait:
+        await api.ended(await known_job(request), wait)
+    return json_response(JobBody.of(await known_info(request)))
+
+
+@needs("submit")
+async def cancel(request: Request) -> Response:
+    """Cancel a job. 202 when it runs: its worker was asked to stop."""
+    job = await known_job(request)
+    state = await job.cancel()
+    return json_response(StateBody(job.id, state), 200 if state.final else 202)
+
+
+@needs("submit")
+async def retry(request: Request) -> Response:
+    """Queue a failed, canceled or expired job again."""
+    job = await known_job(request)
+    await job.retry()
+    return json_response(StateBody(job.id, await job.state()), 202, {"Location": job_url(job.id)})
+
+
+async def submitted(request: Request) -> AsyncJob:
+    """The job that the request's body asks for, durable."""
+    body, is_json = await read_body(request, Submit)
+    options = options_of(request, body)
+    if body.metadata is not UNSET:
+        options["metadata"] = cast("Mapping[str, Any]", body.metadata)
+    batched = options.get("batched", False)
+
+    def read(model: ModelVersion) -> Any:
+        return inputs_from_json(model.signature, body.inputs, batched) if is_json else body.inputs
+
+    return await api_of(request).client.predict(body.model, InputsFor(read), **options)
+
+
+def options_of(request: Request, body: Options) -> PredictOptions:
+    """The options that were given, in the body and by the header Idempotency-Key."""
+    given = {name: getattr(body, name) for name in Options.__struct_fields__}
+    options = {name: value for name, value in given.items() if value is not UNSET}
+    key = request.headers.get("idempotency-key")
+    if key is not None:
+        key = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key  # a string of RFC 8941, or as it is
+        if options.setdefault("idempotency_key", key) != key:
+            raise InvalidInput(
+                "the header Idempotency-Key and the body's idempotency_key differ - at `$.idempotency_key`"
+            )
+    return cast(PredictOptions, options)
+
+
+async def _answer(job: AsyncJob) -> Submitted:
+    """A job that has ended."""
+    state = job.sync.state  # known: no question to the ledger
+    error = await job.exception(0)
+    if error is not None:
+        kind, reason = (
+            (error.type, error.reason) if isinstance(error, JobFailed) else (type(error).__name__, str(error))
+        )
+        return Submitted(job.id, job_url(job.id), state, error=ErrorBody(kind, reason))
+    return Submitted(job.id, job_url(job.id), state, result_as_json(await job.result(0)))
+
+
+def _lines(body: bytes) -> list[Any]:
+    """The value of each line of JSON, empty lines left out."""
+    values = []
+    for number, line in enumerate(body.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                values.append(parse_json(line, cast(Any, object)))
+            except ForebayError as error:
+                raise type(error)(f"line {number}: {error}") from error
+    return values
+
+
+ROUTES = [
+    Route("/api/v1/jobs", submit, methods=["POST"]),
+    Route("/api/v1/jobs", list_jobs, methods=["GET"]),
+    Route("/api/v1/jobs:many", submit_many, methods=["POST"]),
+    Route("/api/v1/jobs/{id}", show, methods=["GET"]),
+    Route("/api/v1/jobs/{id}/cancel", cancel, methods=["POST"]),
+    Route("/api/v1/jobs/{id}/retry", retry, methods=["POST"]),
+    Route("/call", call, methods=["POST"]),
+    Route("/predict", call, methods=["POST"]),
+]
