@@ -45,7 +45,7 @@ async def ready(request: Request) -> Response:
     """GET /v2/health/ready: whether requests are accepted. Workers need not be there."""
     api = api_of(request)
     if not api.stopping:
-        await api.client.ping()
+        await api.client.call(api.client.sync.session.ledger.ping)
     return json_response({"ready": not api.stopping}, 503 if api.stopping else 200)
 
 
