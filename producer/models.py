@@ -23,8 +23,10 @@ from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_name, shown
 from forebay.contract.requests.fields import check
-from forebay.contract.signature import Signature
+from forebay.contract.signature import BATCH_HINT, Signature
+from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
+from forebay.producer.inputs import sample
 from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
 from forebay.storage.blobs.folders import pack_folder
@@ -36,6 +38,7 @@ Names = list[str]
 Evaluations = list[Evaluation]
 
 MAX_TIMEOUT_S = 7 * 86_400
+MAX_EXAMPLE_BYTES = 16 << 20
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
@@ -73,6 +76,7 @@ class Models:
         name: str,
         artifact: str | Path | None = None,
         *,
+        example: Any = None,
         runtime: str | None = None,
         inputs: Described | None = None,
         outputs: Described | None = None,
@@ -92,19 +96,22 @@ class Models:
         `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out. An output
         may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.
-        `options` go to the runtime: `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}`
-        for python. `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype`
-        computes under autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one
-        call of preprocess or postprocess): a child that takes longer is killed, which counts as an attempt for its jobs.
+        `example` is one sample as `predict` takes it, or a dict of them by input. It is kept with the version, and workers warm
+        up with it in the place of zeros; a version that fails on it is not served. `options` go to the runtime:
+        `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}` for python.
+        `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype` computes under
+        autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one call of preprocess
+        or postprocess): a child that takes longer is killed, which counts as an attempt for its jobs.
 
         Raises InvalidInput or ModelRefused before anything is stored.
         """
         check_name(name)
         path = _existing(artifact)
-        runtime = _guess_runtime(path) if runtime is None else _check_runtime(runtime)
+        runtime = _runtime_of(path, runtime)
         checked_options = check_metadata(options, "options")
         _check_options(runtime, checked_options)
         signature = _signature(runtime, path, inputs, outputs)
+        row = None if example is None else _packed(signature, example)
         serving = check(
             {
                 "max_batch_size": max_batch_size, "batch_wait_timeout_s": batch_wait_timeout_s,
@@ -117,11 +124,17 @@ class Models:
             options=checked_options, metadata=check_metadata(metadata), **asdict(serving),
         )  # fmt: skip
         ref, form, size = self._store(path)
-        return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size))
+        return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size), row)
 
     def get(self, ref: Model) -> ModelVersion:
         """The version that `name`, `name/3` or `name@alias` means now; ModelNotFound says what there is instead."""
         return self._registry.get(parse_model(ref))
+
+    def example(self, ref: Model) -> Any:
+        """The sample that a version was registered with, as its signature has it; None when it has none."""
+        model = self._registry.resolve(parse_model(ref))
+        data = self._registry.example(model.name, model.version)
+        return None if data is None else codec.decode(data)
 
     def list(self, name: str | None = None) -> Versions:
         """All versions, or those of one name, oldest first."""
@@ -179,6 +192,28 @@ class Models:
             archive = Path(folder) / "artifact.tar"
             pack_folder(path, archive)
             return self._session.blobs.put_file(archive), "folder", archive.stat().st_size
+
+
+def signature_of(
+    artifact: str | Path | None, runtime: str | None, inputs: Described | None, outputs: Described | None
+) -> Signature:
+    """The signature that `register` would give the version."""
+    path = _existing(artifact)
+    return _signature(_runtime_of(path, runtime), path, inputs, outputs)
+
+
+def _packed(signature: Signature, example: Any) -> bytes:
+    try:
+        data = codec.encode(signature.row(sample(signature, example)))
+    except InvalidInput as error:
+        raise InvalidInput(f"example: {str(error).replace(BATCH_HINT, 'give one sample')}") from error
+    if len(data) > MAX_EXAMPLE_BYTES:
+        raise InvalidInput(f"example: {len(data):,} bytes; at most {MAX_EXAMPLE_BYTES:,} are kept: give a smaller one")
+    return data
+
+
+def _runtime_of(path: Path | None, runtime: str | None) -> str:
+    return _guess_runtime(path) if runtime is None else _check_runtime(runtime)
 
 
 def _existing(artifact: str | Path | None) -> Path | None:

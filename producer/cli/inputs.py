@@ -28,7 +28,9 @@ class JobInputs:
     many: bool = False
 
 
-def read_inputs(signature: Signature, text: str | None, file: Path | None, *, each: bool, batched: bool) -> JobInputs:
+def read_inputs(
+    signature: Signature, text: str | None, file: Path | None, *, each: bool, batched: bool, what: str = "INPUT"
+) -> JobInputs:
     """The inputs that INPUT or --file give to a model of this signature; InvalidInput says what cannot be read."""
     if (text is None) == (file is None):
         both = "" if text is None else ", not both"
@@ -36,7 +38,7 @@ def read_inputs(signature: Signature, text: str | None, file: Path | None, *, ea
     if each and batched:
         raise InvalidInput("--each makes a job of every row, --batched one job of all; give one of them")
     dtype = "json" if batched else _input_type(signature)
-    inputs = JobInputs([_from_argument(text or "", dtype)]) if file is None else _from_file(file, dtype)
+    inputs = JobInputs([_from_argument(text or "", dtype, what)]) if file is None else _from_file(file, dtype)
     if not each or inputs.many:
         return inputs
     return JobInputs(_rows(inputs.values[0]), many=True)
@@ -48,11 +50,11 @@ def _input_type(signature: Signature) -> str:
     return fields[0].dtype if fields and len(fields) == 1 and fields[0].dtype in ("str", "bytes") else "json"
 
 
-def _from_argument(text: str, dtype: str) -> Any:
+def _from_argument(text: str, dtype: str, what: str) -> Any:
     data = sys.stdin.buffer.read() if text == STDIN else text.encode("utf-8", "surrogateescape")
     if dtype == "bytes":
         return data
-    where = "stdin" if text == STDIN else "INPUT"
+    where = "stdin" if text == STDIN else what
     decoded = as_text(data, where)
     return decoded.removesuffix("\n") if dtype == "str" else parse_json(decoded, where)
 

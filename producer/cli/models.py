@@ -11,9 +11,10 @@ import typer
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
-from forebay.contract.references import check_alias
-from forebay.contract.signature import ARRAY_DTYPES, Field
+from forebay.contract.references import check_alias, shown
+from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.producer.cli.commands import ResourceOptions, command, request_options, root
+from forebay.producer.cli.inputs import read_inputs
 from forebay.producer.cli.options import (
     Connect,
     Metadata,
@@ -37,12 +38,16 @@ from forebay.producer.cli.output import (
     print_table,
 )
 from forebay.producer.cli.training_views import print_evaluations, several, version_fields
-from forebay.producer.models import ServingOptions
+from forebay.producer.models import ServingOptions, signature_of
 from forebay.storage.health import Failures, failures_by_model
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
 root.add_typer(models_app, name="models")
 
+EXAMPLE_HELP = (
+    "A sample as predict takes INPUT, or @file (.npy, .npz, .json) with one: workers warm up with it. "
+    "A version that fails on it is not served."
+)
 FailuresByModel = Mapping[tuple[str, int], Sequence[Failures]]
 
 Name = Annotated[str, argument("NAME", "The model's name.")]
@@ -53,7 +58,7 @@ OutputsOption = Annotated[str | None, option("JSON", "One sample's outputs, as J
 @command(
     models_app,
     "forebay models register digits digits.pt2 --gpu-memory 2GiB",
-    "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion",
+    "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion --example 'How warm is the sea?'",
     "forebay models register double --runtime python --option class=shop.models:Double",
 )
 @request_options("serving", ServingOptions, without=("timeout_s",))
@@ -67,6 +72,7 @@ def register(
     artifact: Annotated[
         Path | None, argument("ARTIFACT", "A .pt2 or .safetensors file, or a sentence-transformers folder.")
     ] = None,
+    example: Annotated[str | None, option("INPUT", EXAMPLE_HELP, default="zeros are made up")] = None,
     runtime: Annotated[str | None, option("RUNTIME", "How it is run.", default="the artifact tells")] = None,
     inputs: InputsOption = None,
     outputs: OutputsOption = None,
@@ -82,14 +88,24 @@ def register(
     if alias is not None:
         check_alias(alias)
     models = connect().models
+    described = json_option(inputs, "--inputs"), json_option(outputs, "--outputs")
     model = models.register(
-        name, artifact, runtime=runtime, inputs=json_option(inputs, "--inputs"), outputs=json_option(outputs, "--outputs"),
+        name, artifact, runtime=runtime, inputs=described[0], outputs=described[1],
+        example=None if example is None else _example(example, signature_of(artifact, runtime, *described)),
         timeout_s=timeout, resources=resources, options=pairs(options, "--option"), metadata=pairs(metadata, "--metadata"),
         **serving,
     )  # fmt: skip
     if alias is not None:
         model = models.set_alias(name, alias, model.version)
     print_json(_as_json(model)) if as_json else _show(model)
+
+
+def _example(text: str, signature: Signature) -> Any:
+    file = Path(text[1:]) if text.startswith("@") else None
+    inputs = read_inputs(signature, None if file else text, file, each=False, batched=False, what="--example")
+    if inputs.many:
+        raise InvalidInput(f"--example {shown(text)}: a file of many rows; give .npy, .npz or .json with one sample")
+    return inputs.values[0]
 
 
 @command(models_app, "forebay models list", "forebay models list digits --json", name="list")

@@ -144,6 +144,7 @@ model_versions = Table(
     Column("dtype", String(16)),
     Column("compile", Boolean, nullable=False, server_default=false()),
     Column("timeout_s", Double),
+    Column("example", LargeBinary),  # a row to warm up with, as the codec writes it; read when the version is loaded
     PrimaryKeyConstraint("name", "version"),
     ForeignKeyConstraint(["name"], ["models.name"], ondelete="CASCADE"),
 )

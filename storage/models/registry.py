@@ -56,6 +56,8 @@ INSERT INTO model_aliases (name, alias, version) VALUES (:name, :alias, :version
 ON CONFLICT (name, alias) DO UPDATE SET version = :version""")
 DROP_ALIAS = Statement("DELETE FROM model_aliases WHERE name = :name AND alias = :alias")
 DROP_VERSION = Statement("DELETE FROM model_versions WHERE name = :name AND version = :version")
+SET_EXAMPLE = Statement("UPDATE model_versions SET example = :example WHERE name = :name AND version = :version")
+EXAMPLE = Statement("SELECT example FROM model_versions WHERE name = :name AND version = :version")
 COUNT_UNFINISHED = Statement("""
 SELECT count(*) FROM jobs WHERE model = :name AND version = :version AND state IN ('queued', 'running')""")
 
@@ -67,12 +69,20 @@ class ModelRegistry:
         self._ledger = ledger
         self._known: dict[tuple[str, int | None], ModelVersion] = {}  # a version never changes once registered
 
-    def register(self, model: ModelVersion) -> ModelVersion:
+    def register(self, model: ModelVersion, example: bytes | None = None) -> ModelVersion:
         """Store `model` as its name's next version (its `version` is not looked at) and give it with that number."""
         check_name(model.name)
         now = self._ledger.now()
         with self._ledger.write() as connection:
-            return add_version(connection, model, now)
+            made = add_version(connection, model, now)
+            if example is not None:
+                SET_EXAMPLE.execute(connection, example=example, name=made.name, version=made.version)
+        return made
+
+    def example(self, name: str, version: int) -> bytes | None:
+        """The row that was registered with a version, as the codec wrote it; None when there is none."""
+        found = self._ledger.quick_scalar(EXAMPLE, name=name, version=version)
+        return None if found is None else bytes(found)
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Like `get`, without the aliases and with one small query: what each submit asks."""

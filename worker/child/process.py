@@ -9,6 +9,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -17,17 +18,22 @@ import structlog
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
+from forebay.contract.model import ModelVersion
 from forebay.contract.places import ARTIFACTS
 from forebay.contract.settings import Settings
+from forebay.contract.signature import Row
+from forebay.contract.wire import codec
 from forebay.contract.wire.celery_app import connect_redis
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.ceilings import CeilingStore
+from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.child.runner import Runner
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
+from forebay.worker.execution.retrying import retry_while_unavailable
 from forebay.worker.shared_page import SharedPage, attach_to_parent
 from forebay.worker.task_report import TaskReport
 
@@ -72,9 +78,15 @@ def make_context(settings: Settings, page: SharedPage) -> ChildContext:
         device,
         settings.allowed_python_models,
         metrics=metrics,
+        example=partial(_example, ModelRegistry(ledger), settings.outage_timeout_s),
     )
     ceilings = MemoryCeilings(CeilingStore(ledger, device_kind(device)))
     return ChildContext(settings, ledger, blobs, connect_redis(settings), page, metrics, ceilings, cache)
+
+
+def _example(registry: ModelRegistry, wait_s: float, spec: ModelVersion) -> Row | None:
+    data = retry_while_unavailable(partial(registry.example, spec.name, spec.version), wait_s)
+    return None if data is None else codec.decode(data)
 
 
 def preload(settings: Settings) -> None:

@@ -127,7 +127,9 @@ class ModelCache:
         allowed: Sequence[str] = (),
         runtimes: Callable[[str, Sequence[str]], Runtime] = get_runtime,
         metrics: ChildMetrics | None = None,
+        example: Callable[[ModelVersion], Row | None] = lambda _: None,
     ) -> None:
+        """`example` gives the row that a version was registered with."""
         self.loads = 0
         self.evictions = 0
         self.budget = budget_bytes
@@ -136,6 +138,7 @@ class ModelCache:
         self._device = device
         self._allowed = tuple(allowed)
         self._runtimes = runtimes
+        self._example = example
         self._models: OrderedDict[Key, LoadedModel] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -185,7 +188,7 @@ class ModelCache:
         try:
             path = self._fetch(spec)
             model = self._runtimes(spec.runtime, self._allowed).load(path, self._device, spec)
-            warm = warm_up(model, spec)
+            warm = warm_up(model, spec, self._example(spec))
         except BaseException:
             self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started, failed=True)
             release_memory(self._device)  # a half-built model must not stay behind
@@ -208,14 +211,14 @@ class WrongCount(ForebayError):
     """A model gave another number of rows than it got."""
 
 
-def warm_up(model: Model, spec: ModelVersion) -> bool:
-    """Runs the model's own row, or made-up ones; whether one passed.
+def warm_up(model: Model, spec: ModelVersion, example: Row | None = None) -> bool:
+    """Runs the row that was registered, the model's own, or made-up ones; whether one passed.
 
-    ModelLoadFailed when its own fails, when there is no room for a single row, or when a row gives no row; the model's own
-    Transient passes. A model may well refuse zeros that no user would send: that is only a warning.
+    ModelLoadFailed when one of the first two fails, when there is no room for a single row, or when a row gives no row; the
+    model's own Transient passes. A model may well refuse zeros that no user would send: that is only a warning.
     """
     failure: Exception | None = None
-    for row in _sample_rows(model, spec):
+    for row in _sample_rows(model, spec) if example is None else [example]:
         try:
             for _ in range(_WARM_UPS):
                 _run(model, row)
@@ -229,10 +232,14 @@ def warm_up(model: Model, spec: ModelVersion) -> bool:
         return False
     cause = f"{type(failure).__name__}: {failure}"
     own = hasattr(model, "sample_row") and not getattr(model, "sample_made_up", False)
-    if own or isinstance(failure, WrongCount) or is_out_of_memory(failure):
+    if example is not None or own or isinstance(failure, WrongCount) or is_out_of_memory(failure):
         row = "its own row" if own else "a row of zeros"
+        row = row if example is None else "the example it was registered with"
         raise ModelLoadFailed(f"{spec.ref} failed its warm-up on {row}: {cause}") from failure
-    log.warning("warm_up_failed", model=spec.ref, reason=cause, note="a made-up row of zeros; rows of jobs may do")
+    log.warning(
+        "warm_up_failed", model=spec.ref, reason=cause,
+        note="a made-up row of zeros; rows of jobs may do. Register an example to warm up with",
+    )  # fmt: skip
     return False
 
 

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from forebay import Client
 from forebay.contract.job import JobError, Transition
 from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.contract.wire import codec
@@ -134,6 +135,30 @@ def test_a_registered_version_as_json(shell: Shell) -> None:
         2.5,
     ]
     assert "time limit" in shell.out("models", "show", "m")
+
+
+def test_an_example_is_read_as_predict_reads_inputs_and_held_against_the_signature(shell: Shell) -> None:
+    np.save(shell.home / "row.npy", np.array([3.0, 4.0]))
+    (shell.home / "rows.jsonl").write_text("[1, 2]\n[3, 4]\n")
+    shell.register("a", PAIR, "--example", "[1, 2]")
+    shell.register("a", PAIR, "--example", "@row.npy")
+    shell.register("a", '{"t": {"dtype": "str"}}', "--example", "How warm?")
+    shell.register("a", PAIR)
+    with Client() as client:
+        assert [client.models.example(f"a/{n}") for n in (3, 4)] == [{"t": "How warm?"}, None]
+        assert client.models.example("a/1")["x"].tolist() == [1, 2]
+        assert client.models.example("a/2")["x"].tolist() == [3, 4]
+        assert client.models.example("a/2")["x"].dtype == np.float32
+    for example, told in {
+        "[1]": "example: input 'x': expected float32 of shape [2], got list of shape [1]",
+        "[[1, 2]]": "got list of shape [1, 2]; give one sample",
+        "oops": "--example is not JSON",
+        "@rows.jsonl": "a file of many rows",
+        "@no.npy": "cannot read",
+    }.items():
+        asked = ["register", "b", "--runtime", "python", "--option", "class=a.b:C", "--inputs", PAIR]
+        assert told in shell.error("models", *asked, "--example", example), example
+    assert [m["ref"] for m in shell.json("models", "list", "--json")] == ["a/1", "a/2", "a/3", "a/4"]
 
 
 def test_versions_are_found_by_what_they_take_and_carry(shell: Shell) -> None:

@@ -184,3 +184,5 @@ def test_a_program_that_refuses_zeros_is_loaded_and_serves_what_it_takes(tmp_pat
     assert not loaded.warm
     [made] = loaded.model.predict([{"x": np.ones(4, np.float32), "n": np.int64(2)}])
     assert made.tolist() == [2, 2, 2, 2]
+    example = {"x": np.ones(4, np.float32), "n": np.array(1)}
+    assert ModelCache(1 << 30, lambda _: path, "cpu", example=lambda _: example).get(spec).warm

@@ -52,6 +52,18 @@ def test_results_equal_a_direct_forward(stack: WorkerStack, tmp_path: Path) -> N
     np.testing.assert_allclose([job.result(120) for job in jobs], wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_an_example_is_kept_with_its_version_and_warms_it_up_or_says_that_it_cannot(stack: WorkerStack) -> None:
+    good, bad = (stack.model("Doubler", f"example-{n}", example=n) for n in (4, -1))
+    assert stack.client.models.example(good) == 4
+    assert stack.client.models.example(stack.model("Doubler")) is None
+    assert stack.client.predict(good, 3).result(120) == 6
+    with pytest.raises(
+        JobFailed, match="on the example it was registered with: ValueError: cannot double -1"
+    ) as caught:
+        stack.client.predict(bad, 3).result(120)
+    assert caught.value.type == "ModelLoadFailed"
+
+
 def test_a_bad_row_fails_alone_among_64(stack: WorkerStack) -> None:
     jobs = stack.client.predict_many(stack.model("Doubler"), [*range(40), -1, *range(40, 63)])
     assert ended(jobs) == {"succeeded": 63, "failed": 1}

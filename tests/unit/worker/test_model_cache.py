@@ -130,6 +130,30 @@ def test_a_failed_warm_up_on_the_models_own_row_is_a_failed_load_with_its_cause(
     assert (models.loads, models.held()) == (0, ())
 
 
+def test_a_model_is_warmed_up_with_the_row_it_was_registered_with_and_must_take_it(monkeypatch):
+    def predict(rows):
+        if rows[0]["x"][0] < 1:
+            raise RuntimeError("a length must be at least 1")
+        return list(rows)
+
+    monkeypatch.setattr(FakeModel, "sample_row", lambda self: {"x": np.zeros(2)}, raising=False)
+
+    def load(first: float):
+        made = FakeRuntime(predict)
+        models = ModelCache(
+            100, lambda _: None, "cpu", runtimes=lambda *_: made, example=lambda spec: {"x": np.array([first, 0])}
+        )
+        return models.get(version("a"))
+
+    with capture_logs() as logs:
+        assert load(1).warm
+    assert not [line for line in logs if line["log_level"] == "warning"]
+    with pytest.raises(
+        ModelLoadFailed, match="a/1 failed its warm-up on the example it was registered with: RuntimeError: a length"
+    ):
+        load(0)
+
+
 def test_a_model_that_loses_rows_fails_its_warm_up():
     with pytest.raises(ModelLoadFailed, match="gave 0 rows for 1"):
         cache(100, FakeRuntime(lambda rows: [])).get(version("a"))

@@ -103,6 +103,7 @@ def upgrade() -> None:
         sa.Column("dtype", sa.String(16)),
         sa.Column("compile", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("timeout_s", sa.Double),
+        sa.Column("example", sa.LargeBinary),
         sa.PrimaryKeyConstraint("name", "version"),
         sa.ForeignKeyConstraint(["name"], ["models.name"], ondelete="CASCADE"),
     )
