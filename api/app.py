@@ -12,6 +12,7 @@ from forebay.api.door import Door
 from forebay.api.errors import Dialect
 from forebay.api.inference.routes import INFERENCE
 from forebay.api.native import jobs, models, results
+from forebay.api.openai.routes import OPENAI
 from forebay.contract.errors import ForebayError
 
 
@@ -34,7 +35,7 @@ async def readyz(request: Request) -> Response:
 
 OPERATIONS = RouteGroup(Dialect.NATIVE, "/", [Route("/healthz", healthz), Route("/readyz", readyz)])
 NATIVE = RouteGroup(Dialect.NATIVE, "/", [*jobs.ROUTES, *results.ROUTES, *models.ROUTES])
-GROUPS: tuple[RouteGroup, ...] = (NATIVE, OPERATIONS, INFERENCE)
+GROUPS: tuple[RouteGroup, ...] = (NATIVE, OPERATIONS, INFERENCE, OPENAI)
 
 
 def make_app(api: Api) -> Door:

@@ -183,7 +183,8 @@ def error_response(error: Exception, dialect: Dialect, request_id: str) -> Respo
     if dialect is Dialect.INFERENCE:
         media, body = "application/json", {"error": f"{answer.detail}{_ids(answer)}"}
     elif dialect is Dialect.OPENAI:
-        if status == 409 or answer.code == "outcome-unknown":  # its client would send the request again
+        # Its client would send the request again, and so make further jobs.
+        if status == 409 or answer.code in ("outcome-unknown", "job-failed", "wait-timeout"):
             headers["x-should-retry"] = "false"
         kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         told = {"message": f"{answer.detail}{_ids(answer)}", "type": kind, "param": answer.field}

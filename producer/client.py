@@ -31,7 +31,8 @@ class Client:
     The options of a submit: `priority` runs from 0 (first) to 9. `queue` is chosen by what the model needs unless given.
     `deadline` is seconds from now, a timedelta or an aware datetime; a job that has not started by then expires.
     `max_attempts` caps its executions. The same `idempotency_key` and request give the existing job. `metadata` is a JSON
-    object to find jobs by. With `batched`, an input of `predict` has a leading batch dimension, and so has its result.
+    object to find jobs by. With `batched`, an input of `predict` has a leading batch dimension, and so has its result. With
+    `usage` the result is `{"output": the value, "usage": {"tokens": how many the model read}}`, None where they are not counted.
     """
 
     def __init__(

@@ -65,6 +65,7 @@ class TrainOptions(SubmitOptions, total=False):
 
 class PredictOptions(SubmitOptions, total=False):
     batched: bool
+    usage: bool
 
 
 class Defaults(NamedTuple):
@@ -92,6 +93,7 @@ class ResolvedOptions:
     idempotency_key: str | None
     metadata: Mapping[str, Any]
     batched: bool
+    usage: bool
 
     def request_hash(self, data: bytes) -> str:
         """Equal for equal requests: the same model version and input, to be run in the same way."""
@@ -121,6 +123,7 @@ def resolve_options(
         idempotency_key=_check_key(options.get("idempotency_key")),
         metadata=check_metadata(options.get("metadata")),
         batched=options.get("batched", False),
+        usage=options.get("usage", False),
     )
 
 

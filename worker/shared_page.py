@@ -143,7 +143,7 @@ class TimeLimitedModel:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._model, name)
-        if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare"):
+        if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare", "count_tokens"):
             return self._limited(found, PREPARE if name == "prepare" else MAIN)
         return found
 

@@ -1,11 +1,11 @@
-"""A job's input and result as bytes. An input is the list of its rows and whether the user sent a batch; a result is the
-value itself, stacked again for a batch.
+"""A job's input and result as bytes. An input is the list of its rows, whether the user sent a batch, and whether its usage is
+to be told; a result is the value itself, stacked again for a batch.
 """  # fmt: skip
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,17 +14,27 @@ from forebay.contract.signature import Row
 from forebay.contract.wire import codec
 
 
-def pack_input(rows: Sequence[Row], batched: bool) -> bytes:
-    """The rows of one job. If it is `batched`, its result gets a leading batch dimension."""
-    return codec.encode([batched, list(rows)])
+class PackedRows(NamedTuple):
+    """The rows of one job. If it is `batched`, its result gets a leading batch dimension; with `usage` it is
+    `{"output": the value, "usage": {"tokens": how many the model read, None where its runtime does not count them}}`.
+    """  # fmt: skip
+
+    batched: bool
+    rows: list[Row]
+    usage: bool = False
 
 
-def unpack_input(data: bytes) -> tuple[list[Row], bool]:
-    """The rows and the flag; InvalidInput when the bytes are not an input."""
+def pack_input(rows: Sequence[Row], batched: bool, usage: bool = False) -> bytes:
+    """The rows of one job."""
+    return codec.encode([batched, list(rows), usage] if usage else [batched, list(rows)])
+
+
+def unpack_input(data: bytes) -> PackedRows:
+    """What was packed; InvalidInput when the bytes are not an input."""
     value = codec.decode(data)
-    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], bool) and isinstance(value[1], list)):
+    if not (isinstance(value, list) and [type(part) for part in value] in ([bool, list], [bool, list, bool])):
         raise InvalidInput("these bytes are not a job's input")
-    return value[1], value[0]
+    return PackedRows(*value)
 
 
 def join_rows(rows: Sequence[Any]) -> Any:

@@ -44,7 +44,7 @@ def preview_input(data: bytes, kind: JobKind = JobKind.PREDICT) -> list[PreviewL
         if kind is not JobKind.PREDICT:
             given = {name: value for name, value in decode(data, dict[str, Any]).items() if value not in EMPTY}
             return _limited(_items("request", "", given.items(), len(given), 0, most=MAX_FIELDS))
-        rows, _ = unpack_input(data)
+        rows = unpack_input(data).rows
     except InvalidInput as error:
         return [PreviewLine("input", "unreadable", str(error))]
     return _limited(_rows(rows))

@@ -60,6 +60,11 @@ class LoadedModel:
         hook = getattr(self.model, "preprocess", None)
         return rows if hook is None else [hook(row) for row in rows]
 
+    def count_tokens(self, rows: Sequence[Row]) -> int | None:
+        """How many tokens the model reads of these rows; None when its runtime does not count them."""
+        hook = getattr(self.model, "count_tokens", None)
+        return None if hook is None else hook(rows)
+
     def output(self, made: Any) -> Any:
         """What the model made of a row, as the signature declares it. Raises what it made if that is an exception."""
         if isinstance(made, Exception):

@@ -131,7 +131,8 @@ class PredictHandler:
 
 @dataclass(slots=True)
 class PredictJob:
-    """A claimed job on its way: its rows, an output for each, how many are unfinished, and its first error.
+    """A claimed job on its way: its rows, an output for each, how many are unfinished, its usage if that is to be told, and
+    its first error.
 
     `ending` is how it ends when it was stopped. It is `lost` once another worker has been given it.
     """
@@ -141,6 +142,7 @@ class PredictJob:
     rows: list[Row] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     unfinished: int = 0
+    usage: dict[str, Any] | None = None
     error: Exception | None = None
     ending: Transition | None = None
     lost: bool = False
@@ -157,11 +159,12 @@ class PredictJob:
     def decode(cls, job: ClaimedJob, payloads: Payloads, loaded: LoadedModel) -> PredictJob:
         """The job with its rows, or with the error that reading them gave."""
         try:
-            rows, batched = unpack_input(payloads.load(job.input, job.input_ref))
-            rows = loaded.preprocess(rows)
+            packed = unpack_input(payloads.load(job.input, job.input_ref))
+            rows = loaded.preprocess(packed.rows)
+            usage = {"usage": {"tokens": loaded.count_tokens(rows)}} if packed.usage else None
         except Exception as error:  # noqa: BLE001 - a job that cannot be read fails alone
             return cls(job, error=error)
-        return cls(job, batched, rows, [None] * len(rows), len(rows))
+        return cls(job, packed.batched, rows, [None] * len(rows), len(rows), usage)
 
     def take(self, i: int, made: Any, loaded: LoadedModel) -> bool:
         """Note the output or exception of row i; whether all rows are finished now."""
@@ -182,7 +185,8 @@ class PredictJob:
             return Finished(job.id, job.attempt, ending=self.ending)
         if error is None:
             try:
-                data = codec.encode(join_rows(self.outputs) if self.batched else self.outputs[0])
+                value = join_rows(self.outputs) if self.batched else self.outputs[0]
+                data = codec.encode(value if self.usage is None else {"output": value} | self.usage)
                 return Finished(job.id, job.attempt, data) if payloads.fits_inline(data) else LargeResult(job, data)
             except Exception as failure:  # noqa: BLE001 - an output that cannot be encoded fails its job alone
                 error = failure

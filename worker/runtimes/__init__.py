@@ -41,7 +41,8 @@ _NEEDS = {
 class Model(Protocol):
     """A loaded version. It may also have `preprocess(row)`, `postprocess(row)`, `cost(row) -> int` (tokens, say: rows of
     like cost then share a batch), `nbytes() -> int`, `sample_row()`, a row to warm up with, and `prepare(rows)` with
-    `run(prepared)`, the two halves of `predict`: the next batch is then prepared while one runs. With
+    `run(prepared)`, the two halves of `predict`: the next batch is then prepared while one runs. With `count_tokens(rows)`
+    it says how many tokens it reads of rows, or None, for jobs that ask for their usage. With
     `predict_columns({input: array (batch, *shape)}) -> {output: array (batch, *shape)}` batch jobs hand it whole columns.
     """  # fmt: skip
 

@@ -67,12 +67,9 @@ class TextEmbedder:
 
     def prepare(self, rows: Sequence[Row]) -> Any:
         """The rows' tokens, padded to the longest and on the device; what `encode` does before its forward pass."""
-        texts = [_text(row) for row in rows]
-        name = self._model.default_prompt_name
-        tokens = self._model.preprocess(texts, prompt=self._model.prompts[name] if name else None)
         return {
             key: value.to(self._model.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for key, value in tokens.items()
+            for key, value in self._tokens(rows).items()
         }
 
     @torch.inference_mode()
@@ -85,8 +82,17 @@ class TextEmbedder:
         """About how many tokens the text has, special ones included: rows of like cost pad little."""
         return min(self._longest, 2 + len(_text(row)) // _CHARACTERS_PER_TOKEN)
 
+    def count_tokens(self, rows: Sequence[Row]) -> int | None:
+        """How many tokens it reads of these texts, special ones and the model's prompt included, what it cuts off not."""
+        mask = self._tokens(rows).get("attention_mask")
+        return None if mask is None else int(mask.sum())
+
     def nbytes(self) -> int:
         return module_bytes(self._model)
+
+    def _tokens(self, rows: Sequence[Row]) -> Any:
+        name = self._model.default_prompt_name
+        return self._model.preprocess([_text(row) for row in rows], prompt=self._model.prompts[name] if name else None)
 
 
 def refuse_unsafe_folder(folder: Path) -> None:

@@ -1,0 +1,22 @@
+"""The routes of OpenAI's API."""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from forebay.api.context import RouteGroup
+from forebay.api.errors import Dialect
+from forebay.api.openai.embeddings import create_embeddings
+from forebay.api.openai.models import generate_text, get_model, list_models
+
+OPENAI = RouteGroup(
+    Dialect.OPENAI,
+    "/v1/",
+    [
+        Route("/v1/models", list_models),
+        Route("/v1/models/{model:path}", get_model),
+        Route("/v1/embeddings", create_embeddings, methods=["POST"]),
+        Route("/v1/chat/completions", generate_text, methods=["POST"]),
+        Route("/v1/completions", generate_text, methods=["POST"]),
+    ],
+)
