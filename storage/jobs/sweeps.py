@@ -4,6 +4,8 @@ retention allows. Every step picks its rows so that two sweepers never take the 
 
 from __future__ import annotations
 
+import time
+
 from forebay.contract.job import Transition
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.lost import LAPSED, free_lost
@@ -12,6 +14,7 @@ from forebay.storage.jobs.statements import ROUTED_JOB, new_state
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
+PURGE_S = 2.0  # of a sweep, at most: some thousand jobs a second, all sweeps together
 LEASE_LAPSED = "the worker's lease lapsed: it died, hung or lost the ledger"
 
 FIRST_DUE = Statement("SELECT min(not_before) FROM jobs WHERE state = 'queued' AND not_before IS NOT NULL")
@@ -104,7 +107,18 @@ class JobSweeps:
                     found += routed_jobs(TAKE_LOST.execute(connection, ids=ids, before=before, now=now))
         return sorted(found, key=lambda job: (job.priority, job.id))
 
-    def purge(self, older_than_s: float, limit: int = 1000) -> int:
-        """Delete up to `limit` jobs that ended longer ago than `older_than_s` seconds; how many."""
-        with self._ledger.write() as connection:
-            return PURGE.execute(connection, before=self._ledger.now() - older_than_s, limit=limit).rowcount
+    def purge(self, older_than_s: float, limit: int = 500, seconds: float = PURGE_S) -> int:
+        """Delete jobs that ended longer ago than `older_than_s` seconds, `limit` to a transaction; how many.
+
+        For about so many `seconds`, in half of which it writes: on SQLite nobody else can meanwhile.
+        """
+        before, until, deleted = self._ledger.now() - older_than_s, time.monotonic() + seconds, 0
+        while True:
+            began = time.monotonic()
+            with self._ledger.write() as connection:
+                done = PURGE.execute(connection, before=before, limit=limit).rowcount
+            deleted += done
+            ended_at = time.monotonic()
+            if done < limit or ended_at >= until:
+                return deleted
+            time.sleep(ended_at - began)

@@ -1,10 +1,12 @@
 """JobStore on SQLite and PostgreSQL: each transition, who may make it, and what happens when two want the same."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -13,6 +15,7 @@ from sqlalchemy import text
 from forebay.contract.errors import IllegalTransition, InvalidInput, JobNotFound
 from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, at, new_ids
 from forebay.contract.wire.messages import RoutedJob
+from forebay.storage.jobs import sweeps
 from forebay.storage.jobs.records import Ended, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.sweeps import PURGE
@@ -557,7 +560,19 @@ def test_retention_deletes_what_ended_long_ago_and_nothing_else(store: JobStore,
 def test_retention_deletes_in_portions(store: JobStore, clock: FakeClock) -> None:
     store.finish(claim(store, add(store, 25)))
     clock.forward(10)
-    assert [store.sweeps.purge(1, limit=10) for _ in range(4)] == [10, 10, 5, 0]
+    assert [store.sweeps.purge(1, limit=10, seconds=0) for _ in range(4)] == [10, 10, 5, 0]
+
+
+def test_one_sweep_deletes_many_portions_and_lets_others_write_between_them(
+    store: JobStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.finish(claim(store, add(store, 25)))
+    clock.forward(10)
+    pauses: list[float] = []
+    monkeypatch.setattr(sweeps, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append))
+    assert store.sweeps.purge(1, limit=10, seconds=60) == 25
+    assert len(pauses) == 2
+    assert min(pauses) > 0
 
 
 def test_many_sweepers_purge_each_job_once(store: JobStore, clock: FakeClock) -> None:
