@@ -110,7 +110,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """How far a batch is. `total` rows are those planned so far, all of them once `planned`; of compressed text they are a
+    """How far a batch is. `total` rows are those planned so far, all of them once `planned`; of large compressed text they are a
     guess until the batch has ended. `share` is the part of the input's bytes that is done; `rows_per_s` and `eta_s` are None
     until something is measured.
     """  # fmt: skip

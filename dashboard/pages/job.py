@@ -43,6 +43,7 @@ class JobPageData:
     attempts: list[Attempt]
     input: list[PreviewLine] | None
     result: list[PreviewLine] | None
+    planning: bool
 
 
 class JobPageBase(Page):
@@ -89,6 +90,7 @@ def read_job(queries: LedgerQueries, id: str) -> JobPageData:
         queries.store.queries.past_attempts(id),
         None if details.input is None else preview_input(details.input, details.info.kind),
         None if details.result is None else preview_result(details.result),
+        bool(queries.batches.planning([details.info])),
     )
 
 

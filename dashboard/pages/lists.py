@@ -33,6 +33,7 @@ class Listed:
     rows: list[Any] = field(default_factory=list)
     next: str | None = None
     searched_to: datetime | None = None
+    planning: frozenset[str] = frozenset()  # the batches whose totals are not known yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class ListPage(Page):
         if self.kind is not None:
             wanted = replace(wanted, kind=self.kind)
         page = queries.jobs.page(wanted, limit=PAGE_SIZE, before=before)
-        return Listed(self.rows(queries, page.jobs), page.next, page.searched_to)
+        return Listed(self.rows(queries, page.jobs), page.next, page.searched_to, queries.batches.planning(page.jobs))
 
 
 class JobsPage(ListPage):

@@ -54,14 +54,20 @@ class Csv:
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
         del columns
-        return lines.whole_file(file, row_bytes)
+        return self._compressed(file) if lines.is_compressed(file) else lines.whole_file(file, row_bytes)
 
     def counted(self, file: InputFile, first: int, size: Size) -> Iterator[Block]:
-        if not file.size or lines.is_compressed(file):
-            yield from lines.whole_file(file, self.sample(file).row_bytes)
-            return
+        if lines.is_compressed(file):
+            yield from self._compressed(file)
+        elif file.size:
+            head = _head(file)
+            yield from lines.counted(file, max(first, head.ends), size, head.scan)
+
+    def _compressed(self, file: InputFile) -> list[Block]:
+        if not file.size:
+            return []
         head = _head(file)
-        yield from lines.counted(file, max(first, head.ends), size, head.scan)
+        return lines.compressed_file(file, head.ends, head.scan)
 
     def starts(self, file: InputFile, first: int, last: int) -> Iterator[NDArray[np.int64]]:
         if file.size:

@@ -42,11 +42,13 @@ class JsonLines:
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> list[Block]:
         del columns
+        if lines.is_compressed(file):
+            return lines.compressed_file(file, 0, lines.scan_lines) if file.size else []
         return lines.whole_file(file, row_bytes)
 
     def counted(self, file: InputFile, first: int, size: Size) -> Iterator[Block]:
         if lines.is_compressed(file):
-            return iter(lines.whole_file(file, self.sample(file).row_bytes))
+            return iter(self.layout(file, (), 0))
         return lines.counted(file, first, size, lines.scan_lines)
 
     def starts(self, file: InputFile, first: int, last: int) -> Iterator[NDArray[np.int64]]:

@@ -23,6 +23,7 @@ from forebay.datasets.formats.files import open_file
 from forebay.datasets.formats.source import Block, Size, unreadable
 
 READ_BYTES = 2 << 20
+COUNTED_BYTES = 4 << 20  # of text: a compressed file that holds no more is counted when it is planned
 LONGEST_RECORD = 64 << 20
 SAMPLE_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
@@ -63,8 +64,21 @@ def is_compressed(file: InputFile) -> bool:
 
 
 def whole_file(file: InputFile, row_bytes: int) -> list[Block]:
-    """A block for all of it, with a guess at its rows."""
+    """A block for all of a file that is not compressed, with a guess at its rows."""
     return [Block(0, TO_THE_END, file.size // max(1, row_bytes), file.size)] if file.size else []
+
+
+def compressed_file(file: InputFile, first: int, scan: Scan) -> list[Block]:
+    """A block for all of a compressed file: counted if it is small, else its rows are judged by its beginning."""
+    rows = 0
+    with _opened(file) as handle:
+        for block in _blocks(handle, file, first, TO_THE_END, scan, READ_BYTES):
+            rows += len(block.records.starts)
+            if handle.tell() >= COUNTED_BYTES:
+                share = min(1.0, handle.fileobj.tell() / file.size)  # of the file was read for these rows
+                share *= (block.at + len(block.data)) / handle.tell()
+                return [Block(0, TO_THE_END, max(rows, round(rows / share)), file.size)]
+    return [Block(0, TO_THE_END, rows, file.size, counted=True)] if rows else []
 
 
 def counted(file: InputFile, first: int, size: Size, scan: Scan) -> Iterator[Block]:
@@ -112,29 +126,33 @@ def blocks(file: InputFile, first: int, last: int, scan: Scan, step: int = 0) ->
 
     InvalidInput when the range does not end where a record does, or the file has not the size it had at submit.
     """
-    end = file.size if last == TO_THE_END and not is_compressed(file) else last
     with _opened(file) as handle:
-        if first:
-            handle.seek(first)
-        at, held, size = first, b"", step or READ_BYTES
-        while True:
-            left = size if end == TO_THE_END else min(max(size, 4), end - at - len(held))
-            data = handle.read(left) if left > 0 else b""
-            if not at and not held:
-                at = _text_begins(file, data)
-                data = data[at:]
-            held += data
-            final = not data or at + len(held) == end
-            found = scan(held, final)
-            _check(file, at, held, found, final, end)
-            if found.end:
-                yield TextBlock(at, held[: found.end], found)
-            if final:
-                break
-            at, held = at + found.end, held[found.end :]
-            size = max(step or READ_BYTES, len(held))
-        if end == file.size and not is_compressed(file) and handle.read(1):
-            raise InvalidInput(f"{shown(file.path)} has grown: it had {file.size} bytes when it was submitted")
+        yield from _blocks(handle, file, first, last, scan, step or READ_BYTES)
+
+
+def _blocks(handle: Any, file: InputFile, first: int, last: int, scan: Scan, step: int) -> Iterator[TextBlock]:
+    end = file.size if last == TO_THE_END and not is_compressed(file) else last
+    if first:
+        handle.seek(first)
+    at, held, size = first, b"", step
+    while True:
+        left = size if end == TO_THE_END else min(max(size, 4), end - at - len(held))
+        data = handle.read(left) if left > 0 else b""
+        if not at and not held:
+            at = _text_begins(file, data)
+            data = data[at:]
+        held += data
+        final = not data or at + len(held) == end
+        found = scan(held, final)
+        _check(file, at, held, found, final, end)
+        if found.end:
+            yield TextBlock(at, held[: found.end], found)
+        if final:
+            break
+        at, held = at + found.end, held[found.end :]
+        size = max(step, len(held))
+    if end == file.size and not is_compressed(file) and handle.read(1):
+        raise InvalidInput(f"{shown(file.path)} has grown: it had {file.size} bytes when it was submitted")
 
 
 def _check(file: InputFile, at: int, data: bytes, found: Records, final: bool, end: int) -> None:

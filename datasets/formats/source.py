@@ -110,7 +110,7 @@ class Source(Protocol):
         """What the file holds; reads only its footer or its beginning where the format allows it."""
 
     def layout(self, file: InputFile, columns: Sequence[str], row_bytes: int) -> Sequence[Block]:
-        """The file's blocks in order, sized by the columns that will be read; reads no data."""
+        """The file's blocks in order, sized by the columns that will be read; of compressed text the beginning is read."""
 
     def read(self, file: InputFile, first: int, last: int, columns: Sequence[str]) -> Iterator[Chunk]:
         """The rows of a range of units, a chunk at a time."""
@@ -120,7 +120,7 @@ class TextSource(Source, Protocol):
     """A source whose rows are found only by reading: its units are bytes, and ranges begin and end where records do."""
 
     def counted(self, file: InputFile, first: int, size: Size) -> Iterator[Block]:
-        """Blocks of counted rows from byte `first` on, each a shard at most; of a compressed file one, not counted."""
+        """Blocks of counted rows from byte `first` on, each a shard at most; of a compressed file one, counted if small."""
 
     def starts(self, file: InputFile, first: int, last: int) -> Iterator[NDArray[np.int64]]:
         """Where the rows of a range begin, some mebibytes of them at a time."""

@@ -49,7 +49,7 @@ def watch_batch(job: BatchHandle, timeout: float | None = None) -> bool:
 
         def redraw() -> None:
             progress = job.progress
-            bar.update(task, completed=progress.share, summary=_summary(progress))
+            bar.update(task, completed=progress.share, summary=summary(progress))
 
         return wait_and_redraw(job.wait, redraw, timeout)
 
@@ -65,7 +65,7 @@ def wait_and_redraw(wait: Callable[[float], bool], redraw: Callable[[], None], t
             return ended
 
 
-def _summary(progress: BatchProgress) -> str:
+def summary(progress: BatchProgress) -> str:
     states = [f"{count} {state}" for state, count in progress.shards.items() if count]
     rate = f"{progress.rows_per_s:,.0f} rows/s" if progress.rows_per_s else ""
     eta = "" if progress.planned else "planning"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forebay.contract.job import JobState
+from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import ShardOutcome
 from forebay.contract.row_errors import ErrorCounts, ErrorKind, ErrorSample
@@ -95,7 +95,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ShardRow:
-    """One shard: its part, state and worker, its rows (a guess in compressed text until it has ended), and what is done of them.
+    """One shard: its part, state and worker, its rows (a guess in large compressed text until it ended), and what is done.
 
     `seconds` of work were spent on the attempt that runs or has ended.
     """
@@ -148,6 +148,12 @@ class BatchViews:
             row.id: BatchSummary(row.output, row.files, failed.get(row.id, 0), bool(row.planned))
             for row in self._ledger.rows(SUMMARIES, ids=ids)
         }
+
+    def planning(self, jobs: Sequence[JobInfo]) -> frozenset[str]:
+        """The ids of those among them that are batches whose rows are not all planned yet, so that their totals grow."""
+        running = [job.id for job in jobs if job.kind is JobKind.BATCH and job.state is JobState.RUNNING]
+        about = self.summaries(running) if running else {}
+        return frozenset(id for id in running if id not in about or not about[id].planned)
 
     def cells(self, id: str, most: int = MOST_CELLS) -> list[Cell]:
         """All shards of a batch planned so far, in the order of the input, in at most so many cells."""

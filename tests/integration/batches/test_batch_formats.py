@@ -104,7 +104,7 @@ def test_an_unpleasant_csv_comes_back_row_by_row_from_shards_of_any_size(stack: 
 def test_a_file_that_is_damaged_far_behind_fails_its_batch_by_name_and_at_once(
     stack: WorkerStack, tmp_path: Path
 ) -> None:
-    texts = [20_000 * "x" for _ in range(150)]
+    texts = [20_000 * "x" for _ in range(300)]  # more than is read to count it
     whole = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-9])
     job = stack.client.batch("shout", tmp_path / "cut.jsonl.gz", tmp_path / "out", columns="text")

@@ -3,6 +3,8 @@
 import re
 from html import unescape
 
+from sqlalchemy import text
+
 from forebay.contract.job import JobKind, JobState
 from support.batches import MadeBatch
 from support.dashboard import OPERATOR, VIEWER, Site, job_ids, page_text
@@ -37,6 +39,28 @@ def test_the_list_of_batches_tells_how_far_each_is_and_filters(site: Site, scene
     refused = site.ask("/batches?state=none")
     assert refused.status == 400
     assert "is not a state" in refused.text
+
+
+def test_every_page_says_planning_while_the_rows_of_a_batch_are_not_all_planned(site: Site, scene: Scene) -> None:
+    batch = scene.interesting[JobState.RUNNING]
+    pages = ("/batches", "/jobs?kind=batch", f"/jobs/{batch}", f"/batches/{batch}")
+    planning = re.compile(r"[\d,]+ of 12,000,( still)? planning")
+    assert not [path for path in pages if planning.search(page_text(site.text(path)))]
+    plan(scene, batch, False)
+    try:
+        for path in pages:
+            found = wait_until(lambda path=path: planning.search(page_text(site.text(path))), f"{path} says so")
+            assert found, path
+        assert "Rows 12,000 so far, planning" in page_text(site.text(f"/jobs/{batch}"))
+    finally:
+        plan(scene, batch, True)
+
+
+def plan(scene: Scene, batch: str, planned: bool) -> None:
+    with scene.store.ledger.write() as connection:
+        connection.execute(
+            text("UPDATE batches SET planned = :planned WHERE id = :id"), {"planned": planned, "id": batch}
+        )
 
 
 def test_a_batch_shows_its_rows_its_shards_and_why_rows_failed(site: Site, scene: Scene) -> None:

@@ -9,6 +9,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import TO_THE_END, InputFile
 from forebay.datasets.formats.csv import Csv
 from forebay.datasets.formats.jsonl import JsonLines, OpenAI
+from forebay.datasets.formats.source import Size
 
 
 def a_file(folder: Path, data: bytes, name: str = "a.txt") -> InputFile:
@@ -53,6 +54,24 @@ def test_compressed_lines_are_read_whole(folder: Path) -> None:
     assert [block.last for block in JsonLines().layout(file, ["x"], 9)] == [TO_THE_END]
     [chunk] = JsonLines().read(file, 0, TO_THE_END, ["x"])
     assert chunk.columns["x"] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["n.csv.gz", "n.jsonl.gz"])
+@pytest.mark.parametrize("rows", [0, 1, 3000, 400_000])
+def test_the_rows_of_compressed_text_are_counted_or_judged_by_its_beginning(folder: Path, name: str, rows: int) -> None:
+    line = "{},abc\n" if name == "n.csv.gz" else '{{"x": {}, "t": "abc"}}\n'
+    text = ("x,t\n" if name == "n.csv.gz" else "") + "".join(line.format(i) for i in range(rows))
+    file = a_file(folder, gzip.compress(text.encode()), name)
+    source = Csv() if name == "n.csv.gz" else JsonLines()
+    layouts = [list(source.layout(file, ["x"], 9)), list(source.counted(file, 0, Size(10, 1 << 20)))]
+    assert layouts[0] == layouts[1]
+    found = [(block.rows, block.counted) for block in layouts[0]]
+    if rows < 100_000:
+        assert found == ([(rows, True)] if rows else [])
+    else:
+        [(guess, counted)] = found
+        assert not counted
+        assert guess == pytest.approx(rows, rel=0.1)
 
 
 def test_a_request_without_custom_id_or_body_is_a_bad_row(folder: Path) -> None:
