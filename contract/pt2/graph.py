@@ -10,7 +10,6 @@ Standard library only, because the producer checks with the same code before an 
 
 from __future__ import annotations
 
-import ast
 import json
 import keyword
 import re
@@ -18,13 +17,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from forebay.contract.errors import InvalidInput, ModelRefused
+from forebay.contract.pt2.expressions import SYMBOL, check_expression, check_total, is_guard
 
 Json = Any  # what json.loads returns: the schema is torch's, and is checked key by key
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _DOTTED = re.compile(r"[A-Za-z0-9_.@]*\Z")
 _TREE_KEY = re.compile(r"[A-Za-z0-9_ .:/@-]{1,200}\Z")
-_SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}\Z")
 _OPERATOR = re.compile(
     r"torch\.ops\.(?:aten|prims|quantized_decomposed|torchvision)\.(\w+)\.([A-Za-z0-9]\w*)\Z", re.ASCII
 )
@@ -42,23 +41,7 @@ _PLAIN_TARGETS = {
     "torch.ops.higher_order.while_loop", "torch.ops.higher_order.scan", "torch.ops.higher_order.associative_scan",
     "torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast",
 }  # fmt: skip
-_SHAPE_FUNCTIONS = {
-    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Eq", "Ne", "Lt", "Le", "Gt",
-    "Ge", "Equality", "Unequality", "StrictLessThan", "StrictGreaterThan", "LessThan", "GreaterThan", "And", "Or",
-    "Not", "Abs", "FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt",
-    "CeilDiv", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat", "TruncToInt", "RoundToInt",
-    "ToFloat", "Identity", "max", "min",
-}  # fmt: skip
-_POWERS = {"Pow", "PowByNatural", "FloatPow"}
-_ASSUMPTIONS = {"integer", "positive", "nonnegative", "real", "finite", "precision"}
-_SHAPE_NODES = (
-    ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.Compare, ast.UnaryOp, ast.BinOp,
-    ast.BoolOp, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
-)  # fmt: skip
 _TREES = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
-_MAX_EXPRESSION = 20_000
-_MAX_EXPONENT = 64
-
 # A dict under one of these keys maps names to values.
 _MAPS = {"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "as_string_to_argument"}
 _MUST_BE_EMPTY = {
@@ -83,6 +66,7 @@ def clean_program(program: Json, device: str | None = None) -> Json:
     cleaned = _clean(
         {k: v for k, v in program.items() if k not in ("guards_code", "range_constraints")}, _device(device)
     )
+    check_total(_expressions(cleaned))
     cleaned["guards_code"] = [guard for guard in program.get("guards_code") or () if is_guard(guard)]
     cleaned["range_constraints"] = {_symbol(k): _bounds(v) for k, v in program["range_constraints"].items()}
     return cleaned
@@ -108,6 +92,17 @@ def _clean(value: Json, device: Json) -> Json:
             raise InvalidInput("the program was exported in training mode; call module.eval() before the export")
         return {key: _field(key, item, device) for key, item in value.items()}
     return value
+
+
+def _expressions(value: Json) -> Iterator[str]:
+    """Every symbolic size in the program."""
+    if isinstance(value, dict):
+        if isinstance(value.get("expr_str"), str):
+            yield value["expr_str"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _expressions(item)
 
 
 def _field(key: str, value: Json, device: Json) -> Json:
@@ -147,7 +142,7 @@ def _dotted(name: Json) -> str:
 
 
 def _symbol(name: Json) -> str:
-    if not isinstance(name, str) or not _SYMBOL.match(name):
+    if not isinstance(name, str) or not SYMBOL.match(name):
         raise ModelRefused(f"the graph bounds {name!r:.80}, which is not a symbol such as 's0'")
     return name
 
@@ -173,74 +168,6 @@ def _target(target: Json) -> str:
             "write it with ATen operators, or register the model with the 'python' runtime"
         )
     return target  # type: ignore[no-any-return]
-
-
-def _expression(text: Json) -> str:
-    tree = _parse(text)
-    if tree is None or not all(_shape_node_is_plain(node) for node in ast.walk(tree)):
-        raise ModelRefused(f"the graph holds the symbolic size {text!r:.80}, which is not plain arithmetic on symbols")
-    return text  # type: ignore[no-any-return]
-
-
-def _parse(text: Json) -> ast.Expression | None:
-    if not isinstance(text, str) or len(text) > _MAX_EXPRESSION:
-        return None
-    try:
-        return ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
-
-
-def _shape_node_is_plain(node: ast.AST) -> bool:
-    if isinstance(node, ast.Name):
-        return (
-            node.id in _SHAPE_FUNCTIONS or node.id in ("oo", "int_oo", "true", "false") or bool(_SYMBOL.match(node.id))
-        )
-    if isinstance(node, ast.Constant):
-        return isinstance(node.value, int | float) or (isinstance(node.value, str) and bool(_SYMBOL.match(node.value)))
-    if isinstance(node, ast.keyword):
-        return node.arg in _ASSUMPTIONS and isinstance(node.value, ast.Constant)
-    if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name) and (node.func.id not in _POWERS or _has_small_exponent(node))
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        return _is_small(node.right)
-    return isinstance(node, _SHAPE_NODES) and not isinstance(node, ast.LShift)
-
-
-def _has_small_exponent(power: ast.Call) -> bool:
-    return bool(power.args) and _is_small(power.args[-1])
-
-
-def _is_small(exponent: ast.expr) -> bool:
-    """Whether an exponent is a small literal: `9 ** 9 ** 9` would keep sympy busy forever."""
-    if isinstance(exponent, ast.UnaryOp):
-        return _is_small(exponent.operand)
-    if isinstance(exponent, ast.Call):
-        named = isinstance(exponent.func, ast.Name) and exponent.func.id in ("Integer", "Rational", "Float")
-        return named and all(map(_is_small, exponent.args))
-    return (
-        isinstance(exponent, ast.Constant)
-        and isinstance(exponent.value, int | float)
-        and abs(exponent.value) <= _MAX_EXPONENT
-    )
-
-
-def is_guard(text: Json) -> bool:
-    """Whether a guard only compares sizes, such as `L['x'].size()[0] == L['y'].size()[0]`."""
-    tree = _parse(text)
-    return tree is not None and all(_guard_node_is_plain(node) for node in ast.walk(tree))
-
-
-def _guard_node_is_plain(node: ast.AST) -> bool:
-    if isinstance(node, ast.Name):
-        return node.id in ("L", "max", "min")
-    if isinstance(node, ast.Constant):
-        return isinstance(node.value, int) or (isinstance(node.value, str) and bool(_IDENTIFIER.match(node.value)))
-    if isinstance(node, ast.Attribute):
-        return node.attr in ("size", "stride") and isinstance(node.value, ast.Subscript)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift):
-        return False
-    return isinstance(node, ast.Subscript) or (isinstance(node, _SHAPE_NODES) and not isinstance(node, ast.keyword))
 
 
 def _tree(text: Json) -> str:
@@ -290,7 +217,7 @@ _STRINGS: dict[str, Callable[[Json], Json]] = {
     "user_input_name": _identifier,
     "target": _target,
     "as_operator": _target,
-    "expr_str": _expression,
+    "expr_str": check_expression,
     "in_spec": _tree,
     "out_spec": _tree,
 }
