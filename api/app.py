@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from forebay.api.access import Access
 from forebay.api.context import Api, RouteGroup, api_of
@@ -33,11 +35,24 @@ async def readyz(request: Request) -> Response:
     return PlainTextResponse("ready\n")
 
 
+# What another website's page may send and see, where its origin is named in the settings.
+CORS_TAKEN = [
+    "authorization", "content-type", "idempotency-key", "inference-header-content-length", "last-event-id", "prefer",
+    "x-request-id",
+]  # fmt: skip
+CORS_GIVEN = ["inference-header-content-length", "location", "preference-applied", "retry-after", "x-request-id"]
 OPERATIONS = RouteGroup(Dialect.NATIVE, "/", [Route("/healthz", healthz), Route("/readyz", readyz)])
 NATIVE = RouteGroup(Dialect.NATIVE, "/", [*jobs.ROUTES, *results.ROUTES, *models.ROUTES])
 GROUPS: tuple[RouteGroup, ...] = (NATIVE, OPERATIONS, INFERENCE, OPENAI)
 
 
-def make_app(api: Api) -> Door:
+def make_app(api: Api) -> ASGIApp:
     """The application over one client."""
-    return Door(api, GROUPS, Access())
+    origins = api.settings.api_origins
+    door = Door(api, GROUPS, Access(api.client, origins))
+    if not origins:
+        return door
+    return CORSMiddleware(
+        door, allow_origins=origins, allow_methods=["GET", "POST", "PUT", "DELETE"], allow_headers=CORS_TAKEN,
+        expose_headers=CORS_GIVEN,
+    )  # fmt: skip

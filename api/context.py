@@ -18,18 +18,19 @@ from forebay.api.errors import (
     Forbidden,
     MalformedBody,
     ServerStopping,
+    Unauthorized,
     WaitTimeout,
 )
 from forebay.contract.errors import InvalidInput
 from forebay.contract.wire import codec
 from forebay.producer.async_client import AsyncClient, AsyncJob
+from forebay.storage.api_keys import SCOPES
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 MAX_WAIT_S = 60.0  # of one request for a job; a client that wants to wait longer asks again
 MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
-SCOPES = ("submit", "read", "models", "admin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Caller:
     scopes: frozenset[str] = field(default=frozenset(SCOPES))
 
 
-ANYONE = Caller()
+ANYONE, NOBODY = Caller(), Caller(scopes=frozenset())
 
 
 class Api:
@@ -83,6 +84,19 @@ def api_of(request: Request) -> Api:
     return api
 
 
+def client_of(request: Request) -> AsyncClient:
+    """The client to submit with: each job keeps in which dialect it came, and by which API key."""
+    caller: Caller = request.scope["caller"]
+    dialect: Dialect = request.scope["dialect"]
+    return api_of(request).client.submitting_for(f"{dialect}:{caller.name}" if caller.name else str(dialect))
+
+
+def own_key(request: Request, idempotency_key: str) -> str:
+    """A caller's idempotency key as the ledger has it: no other caller's is the same."""
+    name = request.scope["caller"].name
+    return f"{name}/{idempotency_key}" if name else idempotency_key
+
+
 def needs(scope: str) -> Callable[[Handler], Handler]:
     """Declare which scope a caller needs for a handler: submit, read, models or admin. Every handler declares one."""
 
@@ -90,6 +104,8 @@ def needs(scope: str) -> Callable[[Handler], Handler]:
         @wraps(handler)
         async def checked(request: Request) -> Response:
             caller: Caller = request.scope["caller"]
+            if caller is NOBODY:
+                raise Unauthorized("send a valid API key as `Authorization: Bearer fb_…`")
             if scope not in caller.scopes:
                 raise Forbidden(f"the API key {caller.name!r} has no scope {scope!r}")
             return await handler(request)

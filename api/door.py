@@ -62,13 +62,12 @@ class Door:
             limit = self._api.settings.api_max_body_bytes
             if group is not None and group.max_body_bytes is not None:
                 limit = group.max_body_bytes
-            scope.update(
-                {"app": self, "forebay": self._api, "max_body_bytes": limit, "request_id": request_id.decode()}
-            )
+            scope.update({"app": self, "forebay": self._api, "dialect": dialect})
+            scope.update({"max_body_bytes": limit, "request_id": request_id.decode()})
             _check_length(headers, limit)
             if b"transfer-encoding" in headers:  # a body whose length is not known before
                 receive = _limited(receive, limit)
-            scope["caller"] = await self._access.check(headers)
+            scope["caller"] = await self._access.caller(headers)
             await self._router(scope, receive, answer)
         except Exception as error:
             self._report(error, request_id)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 
 import structlog
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from forebay.api.access import check_address
 from forebay.api.app import make_app
 from forebay.api.context import Api
-from forebay.api.door import Door
 from forebay.contract.errors import ForebayError
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.producer.async_client import AsyncClient
+from forebay.storage.api_keys import ApiKeys
+from forebay.storage.ledger.connection import Ledger
 
 log = structlog.get_logger()
 
@@ -113,7 +115,8 @@ def serve(settings: Settings, host: str, port: int, certfile: Path | None = None
     API key.
     """
     configure_logs(settings)
-    check_address(host)
+    with closing(Ledger(settings.database)) as ledger:
+        check_address(host, ApiKeys(ledger).list())
     with listen(host, port) as listening:
         api = Api(AsyncClient(settings))
         config = configure(make_app(api), host, port, certfile, keyfile)
@@ -127,7 +130,7 @@ def serve(settings: Settings, host: str, port: int, certfile: Path | None = None
 
 
 def configure(
-    app: Door, host: str, port: int, certfile: Path | None = None, keyfile: Path | None = None
+    app: ASGIApp, host: str, port: int, certfile: Path | None = None, keyfile: Path | None = None
 ) -> uvicorn.Config:
     """How uvicorn serves the application; ForebayError when there is no such certificate or key."""
     config = uvicorn.Config(

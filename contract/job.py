@@ -112,7 +112,8 @@ class JobInfo:
     """One job's row in the ledger, without its input and result. All times are aware, in UTC.
 
     `cancel_requested_at` is when a user asked to cancel the running job. `not_before` is the earliest time of the next attempt
-    of a job that met a transient error.
+    of a job that met a transient error. `submitted_by` tells of a job that came over HTTP the dialect, such as `native`, and,
+    behind a colon, the name of the API key.
     """
 
     id: str
@@ -135,6 +136,7 @@ class JobInfo:
     parent_id: str | None = None
     cancel_requested_at: datetime | None = None
     not_before: datetime | None = None
+    submitted_by: str | None = None
 
     @property
     def ref(self) -> str:

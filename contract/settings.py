@@ -100,6 +100,7 @@ class Settings:
     dashboard_port: Port = _setting(5555, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
     api_host: Text = _setting("127.0.0.1", "address `forebay serve` listens on")
     api_port: Port = _setting(8000, "its port; 0 takes a free one")
+    api_origins: Names = _setting((), "origins whose pages may send requests, such as `https://app.example`")
     api_max_body_bytes: Bytes = _setting(64 * 2**20, "requests with a larger body are refused")
     metrics_host: Text = _setting("127.0.0.1", "address workers serve `/metrics`, `/healthz` and `/readyz` on")
     metrics_port: Port = _setting(0, "port of a machine's first worker; the next worker takes the next port")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Iterable
+from copy import copy
 from functools import partial, wraps
 from pathlib import Path
 from types import TracebackType
@@ -182,6 +183,12 @@ class AsyncClient:
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a blocking function gives, such as a method of `client.sync`: run in one of this client's few threads."""
         return await self._bridge.call(function, *args, **kwargs)
+
+    def submitting_for(self, submitted_by: str) -> AsyncClient:
+        """This client, noting in each job that it predicts who submitted it."""
+        other = copy(self)
+        other._submitter = Submitter(self.sync.session, submitted_by)
+        return other
 
     def stop_waiting(self) -> None:
         """End every wait for a job as if its time had run out, and later ones at once: for a program that has to end soon."""

@@ -48,8 +48,9 @@ class Submission(NamedTuple):
 class Submitter:
     """Makes jobs durable and sends them. Thread-safe; concurrent submits share a commit and a message."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, submitted_by: str | None = None) -> None:
         self._session = session
+        self._submitted_by = submitted_by
 
     def resolve(self, kind: JobKind, model: Model, options: Mapping[str, Any]) -> ResolvedOptions:
         """What a submit for `model` asks for, checked; the version is the one that is meant now."""
@@ -164,7 +165,7 @@ class Submitter:
             id=id, kind=options.kind, model=options.model.name, version=options.model.version, queue=options.queue,
             priority=options.priority, max_attempts=options.max_attempts, rows=rows, deadline_at=options.deadline_at,
             client=self._session.id, idempotency_key=key, request_hash=request_hash, metadata=options.metadata, input=inline,
-            input_ref=ref,
+            input_ref=ref, submitted_by=self._submitted_by,
         )  # fmt: skip
 
 

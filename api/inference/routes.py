@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from forebay.api.context import RouteGroup, api_of, body_of, json_response, needs, parse_json
+from forebay.api.context import RouteGroup, api_of, body_of, client_of, json_response, needs, parse_json
 from forebay.api.errors import Dialect, NotReady, WaitTimeout
 from forebay.api.inference import metadata, repository
 from forebay.api.inference.compression import compressed, decompressed
@@ -156,8 +156,7 @@ async def _submit(request: Request) -> tuple[AsyncJob, _Submitted]:
 
     submitted: list[_Submitted] = []
     asked = await _in_thread_if(len(body) > LARGE or "content-encoding" in headers, read)
-    client = api_of(request).client
-    job = await client.predict(str(_ref(request)), InputsFor(inputs_for), **asked.options)
+    job = await client_of(request).predict(str(_ref(request)), InputsFor(inputs_for), **asked.options)
     return job, submitted[0]
 
 

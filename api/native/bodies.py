@@ -97,6 +97,7 @@ class JobBody(Struct, kw_only=True):
     progress: ProgressBody
     error: ErrorBody | None
     metadata: Mapping[str, Any]
+    submitted_by: str | None
 
     @classmethod
     def of(cls, job: JobInfo) -> JobBody:
@@ -105,7 +106,7 @@ class JobBody(Struct, kw_only=True):
             id=job.id, url=job_url(job.id), kind=job.kind, state=job.state, model=job.ref, queue=job.queue, priority=job.priority,
             attempt=job.attempt, max_attempts=job.max_attempts, worker=job.worker, created_at=job.created_at,
             started_at=job.started_at, finished_at=job.finished_at, deadline_at=job.deadline_at, not_before=job.not_before,
-            cancel_requested_at=job.cancel_requested_at, error=error, metadata=job.metadata,
+            cancel_requested_at=job.cancel_requested_at, error=error, metadata=job.metadata, submitted_by=job.submitted_by,
             progress=ProgressBody(job.progress.done, job.progress.total, job.progress.message),
         )  # fmt: skip
 

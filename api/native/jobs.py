@@ -17,9 +17,11 @@ from forebay.api.context import (
     MSGPACK,
     api_of,
     body_of,
+    client_of,
     json_response,
     media_type,
     needs,
+    own_key,
     parse_json,
     read_body,
     read_query,
@@ -85,7 +87,7 @@ async def submit_many(request: Request) -> Response:
         values = _lines(body)
         batched = options.get("batched", False)
         inputs = InputsFor(lambda model: [inputs_from_json(model.signature, value, batched) for value in values])
-    jobs = await api_of(request).client.predict_many(query.model, cast(Any, inputs), **options)
+    jobs = await client_of(request).predict_many(query.model, cast(Any, inputs), **options)
     return json_response(SubmittedMany([job.id for job in jobs]), 202)
 
 
@@ -148,7 +150,7 @@ async def submitted(request: Request) -> AsyncJob:
     def read(model: ModelVersion) -> Any:
         return inputs_from_json(model.signature, body.inputs, batched) if is_json else body.inputs
 
-    return await api_of(request).client.predict(body.model, InputsFor(read), **options)
+    return await client_of(request).predict(body.model, InputsFor(read), **options)
 
 
 def options_of(request: Request, body: Options) -> PredictOptions:
@@ -162,6 +164,8 @@ def options_of(request: Request, body: Options) -> PredictOptions:
             raise InvalidInput(
                 "the header Idempotency-Key and the body's idempotency_key differ - at `$.idempotency_key`"
             )
+    if "idempotency_key" in options:
+        options["idempotency_key"] = own_key(request, options["idempotency_key"])
     return cast(PredictOptions, options)
 
 

@@ -1,4 +1,4 @@
-"""The producer's commands: `predict`, `batch`, `train`, `evaluate`, `models`, `jobs` and others."""
+"""The producer's commands: `predict`, `batch`, `train`, `evaluate`, `models`, `jobs`, `keys` and others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 # By the names of the commands: the module that adds each to `root`, in the order of the help.
 MODULES = {
     "predict": "predict", "batch": "batch", "train": "train", "evaluate": "evaluate", "recipes": "train", "jobs": "jobs",
-    "models": "models", "queues": "queues",
+    "models": "models", "queues": "queues", "keys": "keys",
 }  # fmt: skip
 
 

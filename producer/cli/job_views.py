@@ -95,6 +95,7 @@ def print_job(job: Job) -> None:
             **({} if isinstance(job, BatchJob) else progress),
             "worker": info.worker,
             "submitted": f"{moment(info.created_at)} ({age(info.created_at)} ago)",
+            "submitted over HTTP": info.submitted_by,
             "started": moment(info.started_at),
             "finished": moment(info.finished_at),
             "cancel requested": moment(info.cancel_requested_at),

@@ -16,7 +16,7 @@ from forebay.storage.ledger.statement import Statement
 
 INFO = f"""id, kind, state, model, version, queue, priority, {COUNTED} AS attempt, max_attempts, worker, created_at, started_at,
 finished_at, deadline_at, progress_done, progress_total, progress_message, error_type, error_message, metadata, parent_id,
-cancel_requested_at, not_before"""
+cancel_requested_at, not_before, submitted_by"""
 
 # As the partial indexes have them, or SQLite would not use these.
 RARE_KINDS = frozenset({JobKind.BATCH, JobKind.EVALUATE, JobKind.NODE, JobKind.TRAIN})
@@ -250,7 +250,7 @@ def job_info(row: Any) -> JobInfo:
         created_at=at(row.created_at), started_at=utc(row.started_at), finished_at=utc(row.finished_at),
         deadline_at=utc(row.deadline_at), progress=Progress(row.progress_done, row.progress_total, row.progress_message),
         error=_job_error(row.error_type, row.error_message), metadata=json.loads(row.metadata), parent_id=row.parent_id,
-        cancel_requested_at=utc(row.cancel_requested_at), not_before=utc(row.not_before),
+        cancel_requested_at=utc(row.cancel_requested_at), not_before=utc(row.not_before), submitted_by=row.submitted_by,
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class NewJob:
     parent_id: str | None = None
     input: bytes | None = None
     input_ref: str | None = None
+    submitted_by: str | None = None
 
 
 class ClaimedJob(msgspec.Struct, frozen=True):
@@ -133,7 +134,7 @@ def new_row(job: NewJob, now: float) -> dict[str, Any]:
         "created_at": now, "sent_at": now, "deadline_at": job.deadline_at, "progress_done": 0, "progress_total": job.rows,
         "progress_message": "", "parent_id": job.parent_id, "client": job.client, "input": job.input, "input_ref": job.input_ref,
         "metadata": json_text("metadata", dict(job.metadata), sort_keys=True) if job.metadata else "{}",
-        "idempotency_key": job.idempotency_key, "request_hash": job.request_hash,
+        "idempotency_key": job.idempotency_key, "request_hash": job.request_hash, "submitted_by": job.submitted_by,
     }  # fmt: skip
 
 

@@ -68,6 +68,7 @@ jobs = Table(
     Column("crashes", SmallInteger, nullable=False, server_default=text("0")),  # such a job runs alone
     Column("cancel_requested_at", Double),  # a user wants this running job to stop
     Column("not_before", Double),  # a queued job waits for this time, and has no message until then
+    Column("submitted_by", String(100)),  # over HTTP: the dialect, and the API key's name
     # What waits, by queue: the sweeper's and `forebay queues`' view. With `created_at` PostgreSQL tells the age of a backlog
     # without a look at its rows.
     _partial_index("ix_jobs_queued", "state = 'queued'", "queue", "priority", "id", "created_at"),
@@ -286,6 +287,18 @@ unused_blobs = Table(
     Column("version", String(64), nullable=False),
     Column("since", Double, nullable=False),
     PrimaryKeyConstraint("folder", "path"),
+)
+
+# Names are never used again, so that `jobs.submitted_by` always means the same key.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),  # of the key itself, which is nowhere
+    Column("scopes", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
 )
 
 # SQLite's alone: which transaction was committed last (commits.py).

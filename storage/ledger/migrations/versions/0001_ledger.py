@@ -44,6 +44,7 @@ def upgrade() -> None:
         sa.Column("crashes", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
         sa.Column("cancel_requested_at", sa.Double),
         sa.Column("not_before", sa.Double),
+        sa.Column("submitted_by", sa.String(100)),
     )
     _index("ix_jobs_cancel", "jobs", ["worker"], "state = 'running' AND cancel_requested_at IS NOT NULL")
     _index("ix_jobs_deadline", "jobs", ["deadline_at"], "state = 'queued' AND deadline_at IS NOT NULL")
@@ -225,6 +226,15 @@ def upgrade() -> None:
         sa.Column("version", sa.String(64), nullable=False),
         sa.Column("since", sa.Double, nullable=False),
         sa.PrimaryKeyConstraint("folder", "path"),
+    )
+    op.create_table(
+        "api_keys",
+        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("scopes", sa.Text, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("expires_at", sa.Double),
+        sa.Column("revoked_at", sa.Double),
     )
     op.create_table(
         "last_commit", sa.Column("id", sa.Integer, primary_key=True), sa.Column("mark", sa.String(64), nullable=False)
