@@ -259,9 +259,8 @@ checkpoints = Table(
 evaluations = Table(
     "evaluations",
     metadata,
-    Column(
-        "id", String(32), primary_key=True
-    ),  # the job's; not bound to it: what is known of a version outlives the job
+    # The job's; not bound to it: what is known of a version outlives the job.
+    Column("id", String(32), primary_key=True),
     Column("model", String(100), nullable=False),
     Column("version", Integer, nullable=False),
     Column("dataset", Text, nullable=False),
@@ -280,26 +279,18 @@ evaluations = Table(
 
 # What lies in the blob store and nobody refers to, since when by the ledger's clock, and which version of it was seen.
 unused_blobs = Table(
-    "unused_blobs",
-    metadata,
-    Column("folder", String(16), nullable=False),
-    Column("path", String(100), nullable=False),
-    Column("version", String(64), nullable=False),
-    Column("since", Double, nullable=False),
+    "unused_blobs", metadata, Column("folder", String(16), nullable=False), Column("path", String(100), nullable=False),
+    Column("version", String(64), nullable=False), Column("since", Double, nullable=False),
     PrimaryKeyConstraint("folder", "path"),
-)
+)  # fmt: skip
 
 # Names are never used again, so that `jobs.submitted_by` always means the same key.
+# `sha256` is the key's, which itself is nowhere.
 api_keys = Table(
-    "api_keys",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    Column("sha256", String(64), nullable=False),  # of the key itself, which is nowhere
-    Column("scopes", Text, nullable=False),
-    Column("created_at", Double, nullable=False),
-    Column("expires_at", Double),
+    "api_keys", metadata, Column("name", String(64), primary_key=True), Column("sha256", String(64), nullable=False),
+    Column("scopes", Text, nullable=False), Column("created_at", Double, nullable=False), Column("expires_at", Double),
     Column("revoked_at", Double),
-)
+)  # fmt: skip
 
 # SQLite's alone: which transaction was committed last (commits.py).
 last_commit = Table(
