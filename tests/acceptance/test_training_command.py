@@ -1,6 +1,7 @@
 """`forebay train` and `forebay evaluate` as a user types them, on a stack whose workers train for real."""
 
 import hashlib
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -175,3 +176,45 @@ def test_data_that_cannot_be_learned_fails_the_job_with_the_reason(trainer: User
     assert done.returncode == 1
     assert "'label' is 'a' in all" in done.stderr
     assert "no column 'digit'" in trainer.refused(*ask(target="digit"))
+
+
+SPELLINGS = ["", "NA", "NaN", " "]  # of a gap in text; null is one too
+
+
+def test_a_model_trained_with_gaps_takes_them_in_batch_evaluate_and_at_the_command_line(
+    trainer: User, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        [SPELLINGS[i % 4] if i % 3 == 0 else f"{rng.normal():.3f}", SPELLINGS[i % 4] if i % 5 == 0 else "ab"[i % 2]]
+        for i in range(200)
+    ]
+    lines = [f"{size},{city},{'yes' if i % 2 else 'no'}" for i, (size, city) in enumerate(rows)]
+    (tmp_path / "rows.csv").write_text("\n".join(["size,city,label", *lines]) + "\n")
+    named = ("--recipe", "classifier", "--dataset", str(tmp_path / "rows.csv"), "--target", "label", "--epochs", "1")
+    assert "gaps/1" in trainer.ok("train", "gaps", *named, "--missing", "mean")
+
+    # One row with both gaps, in every spelling and in every form, has one result.
+    gaps: list[Any] = [None, *SPELLINGS]
+    (tmp_path / "gaps.csv").write_text("size,city\n" + "".join(f"{gap},{gap}\n" for gap in SPELLINGS))
+    (tmp_path / "gaps.jsonl").write_text("".join(json.dumps({"size": g, "city": g or None}) + "\n" for g in gaps))
+    number = pa.array([None, float("nan"), None, None], pa.float64())
+    pq.write_table(pa.table({"size": number, "city": ["", None, "NA", "NaN"]}), tmp_path / "gaps.parquet")
+    told = trainer.ok("predict", "gaps", json.dumps([{"size": gap, "city": gap} for gap in gaps]), "--each")
+    alone, *others = [json.loads(line)["result"] for line in told.splitlines()]
+    assert set(alone["probabilities"]) == {"yes", "no"}
+    for other in others:
+        assert other["label"] == alone["label"]
+        assert other["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-6)
+    for name, count in (("gaps.csv", 4), ("gaps.jsonl", 5), ("gaps.parquet", 4)):
+        out = tmp_path / f"out-{name}"
+        made = trainer.json("batch", "gaps", str(tmp_path / name), str(out), "--output-format", "jsonl")
+        assert made["request_counts"] == {"total": count, "completed": count, "failed": 0}
+        for part in out.glob("part-*.jsonl"):
+            for line in part.read_text().splitlines():
+                row = json.loads(line)
+                assert row["label"] == alone["label"]
+                assert row["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-6), name
+
+    found = trainer.json("evaluate", "gaps", str(tmp_path / "rows.csv"), "--target", "label")
+    assert (found["rows"], found["failed"]) == (200, 0)
