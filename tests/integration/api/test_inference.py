@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -358,3 +362,23 @@ def test_a_body_without_json_is_the_only_input(server: RunningApi) -> None:
     length = int(answer.headers["inference-header-content-length"])
     assert json.loads(answer.body[:length])["outputs"][0]["parameters"] == {"binary_data_size": 8}
     assert np.frombuffer(answer.body[length:], np.float32).tolist() == [3, 4]
+
+
+def test_the_example_and_the_page_say_what_works(
+    server: RunningApi, stack: WorkerStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    takes, gives = {"dtype": "float32", "shape": [64]}, {"dtype": "float32", "shape": [10]}
+    stack.model("NearestDigit", "digits", inputs={"input": takes}, outputs={"scores": gives})
+    stack.client.models.set_alias("digits", "champion", 1)
+    address, root = f"127.0.0.1:{server.port}", Path(__file__).parents[3]
+    command = [sys.executable, str(root / "examples" / "quickstart_tritonclient.py"), address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    first, shows, every, right = done.stdout.splitlines()
+    assert (shows, right, done.returncode) == ("the first image shows a 0", "1626 of 1797 are right", 0), done.stderr
+    rows = [stack.client.job(line.split()[-1]).info().progress.total for line in (first, every)]
+    assert rows == [1, 1797]
+    page = (root / "docs" / "open-inference.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    capsys.readouterr()
+    exec(program.replace("127.0.0.1:8000", address), {})  # noqa: S102 - our own page
+    assert "(3, 10) from job " in capsys.readouterr().out
