@@ -6,6 +6,7 @@ storage.jobs turns each Transition into one SQL statement, whose guard is genera
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -189,6 +190,21 @@ def at(seconds: float) -> datetime:
 def utc(seconds: float | None) -> datetime | None:
     """The same for a time that may be missing."""
     return None if seconds is None else at(seconds)
+
+
+# What follows a worker's name where the ledger says who has claimed a job: the start of its process. Two processes of one name
+# must not give back, or take for lost, what the other runs.
+RUN = re.compile(r"#[0-9a-f]{8}$")
+RUN_BYTES = 4
+
+
+def claimant(worker: str, run: str) -> str:
+    return f"{worker}#{run}"
+
+
+def worker_of(claimant: str | None) -> str | None:
+    """The worker's name alone."""
+    return None if claimant is None else RUN.sub("", claimant)
 
 
 class IdGenerator:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.job import claimant
 from forebay.contract.queues import DEFAULT_QUEUES, QueueSpec
 from forebay.contract.setting_kinds import (
     Bytes,
@@ -94,6 +95,7 @@ class Settings:
     preload: Names = _setting(("torch",), "modules that a child imports before its first job")
     device: Annotated[str, Kind(parse_device)] = _setting("cpu", "the device of one worker process: cpu, cuda:0, …")
     worker_name: Text = _setting("", "the name of one worker process")
+    worker_run: Text = _setting("", "which start of that process it is; it sets this itself")
     worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")
     allowed_python_models: Names = _setting((), "import paths that `python` and `safetensors` models may use")
     dashboard_host: Text = _setting("127.0.0.1", "address the dashboard listens on")
@@ -148,6 +150,11 @@ class Settings:
     def alive_s(self) -> float:
         """How old the last heartbeat of a worker that lives may be."""
         return 3 * self.heartbeat_s
+
+    @property
+    def claimant(self) -> str:
+        """Who claims jobs: this start of the worker process, for another may have its name."""
+        return claimant(self.worker_name, self.worker_run) if self.worker_run else self.worker_name
 
     @property
     def trains_only(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.job import JobInfo, JobKind, JobState, worker_of
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import ShardOutcome
 from forebay.contract.row_errors import ErrorCounts, ErrorKind, ErrorSample
@@ -210,8 +210,8 @@ def _cell(rows: Sequence[Any]) -> Cell:
 
 def _shard(row: Any) -> ShardRow:
     return ShardRow(
-        id=row.id, part=row.part, state=JobState(row.state), worker=row.worker, attempt=row.attempt, rows=int(row.rows),
-        done=int(row.rows_done), failed=int(row.rows_failed), seconds=row.seconds, error=row.error_type,
+        id=row.id, part=row.part, state=JobState(row.state), worker=worker_of(row.worker), attempt=row.attempt,
+        rows=int(row.rows), done=int(row.rows_done), failed=int(row.rows_failed), seconds=row.seconds, error=row.error_type,
         message=row.error_message,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from forebay.contract.job import JobKind, JobState
+from forebay.contract.job import JobKind, JobState, worker_of
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
@@ -131,7 +131,7 @@ class Overview:
         by_worker: Counter[str] = Counter()
         for row in running:
             by_queue[row.queue] += row.jobs
-            by_worker[row.worker] += row.jobs
+            by_worker[worker_of(row.worker) or ""] += row.jobs
         names = sorted({*depth, *by_queue})
         queues = tuple(Backlog(name, depth.get(name, 0), age.get(name), by_queue[name]) for name in names)
         return CurrentLoad(now, queues, by_worker)

@@ -7,7 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from forebay.contract.errors import JobNotFound
-from forebay.contract.job import FINAL, Attempt, AttemptEnd, JobError, JobInfo, JobKind, JobState, Progress, at, utc
+from forebay.contract.job import (
+    FINAL,
+    Attempt,
+    AttemptEnd,
+    JobError,
+    JobInfo,
+    JobKind,
+    JobState,
+    Progress,
+    at,
+    utc,
+    worker_of,
+)
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import Outcome, json_text, routed_jobs
 from forebay.storage.jobs.statements import COUNTED, FAILED, ROUTED_JOB
@@ -56,10 +68,13 @@ SELECT min(finished_at) AS first, sum(CASE WHEN queue = :queue AND state IN ('su
 FROM (SELECT queue, state, finished_at FROM jobs WHERE finished_at > :since ORDER BY finished_at DESC LIMIT :limit) AS recent""")
 RATE_WINDOW_S, RATE_SAMPLE = 60.0, 2000
 
-
+# Whichever of its starts it was.
+OF_WORKER = """(worker = CAST(:worker AS text)
+    OR substr(worker, 1, length(CAST(:worker AS text)) + 1) = CAST(:worker AS text) || '#')"""
 CLOCKS_APART_S = 3600.0  # ids are made by clients: how far their clocks may be from the ledger's
 FILTERS = {
     "states": "state = ANY(:states)",
+    "worker": OF_WORKER,
     "before": "id < :before",
     "since": "created_at >= :since AND id >= :since_id",
 }  # all others: equality
@@ -119,8 +134,8 @@ class JobQueries:
         return [
             Outcome(
                 id=row["id"], state=JobState(row["state"]), result=row["result"], result_ref=row["result_ref"],
-                error=_job_error(row["error_type"], row["error_message"]), worker=row["worker"], attempt=row["attempt"],
-                kind=JobKind(row["kind"]),
+                error=_job_error(row["error_type"], row["error_message"]), worker=worker_of(row["worker"]),
+                attempt=row["attempt"], kind=JobKind(row["kind"]),
             )
             for row in rows
         ]  # fmt: skip
@@ -140,7 +155,14 @@ class JobQueries:
     def past_attempts(self, id: str) -> list[Attempt]:
         """The attempts of a job that its row no longer tells of, oldest first."""
         return [
-            Attempt(row.attempt, row.worker, utc(row.started_at), at(row.ended_at), AttemptEnd(row.ended), row.reason)
+            Attempt(
+                row.attempt,
+                worker_of(row.worker),
+                utc(row.started_at),
+                at(row.ended_at),
+                AttemptEnd(row.ended),
+                row.reason,
+            )
             for row in self._ledger.rows(PAST_ATTEMPTS, id=id)
         ]
 
@@ -246,7 +268,7 @@ def job_info(row: Any) -> JobInfo:
     """A row of INFO."""
     return JobInfo(
         id=row.id, kind=JobKind(row.kind), state=JobState(row.state), model=row.model, version=row.version, queue=row.queue,
-        priority=row.priority, attempt=row.attempt, max_attempts=row.max_attempts, worker=row.worker,
+        priority=row.priority, attempt=row.attempt, max_attempts=row.max_attempts, worker=worker_of(row.worker),
         created_at=at(row.created_at), started_at=utc(row.started_at), finished_at=utc(row.finished_at),
         deadline_at=utc(row.deadline_at), progress=Progress(row.progress_done, row.progress_total, row.progress_message),
         error=_job_error(row.error_type, row.error_message), metadata=json.loads(row.metadata), parent_id=row.parent_id,

@@ -20,6 +20,7 @@ from forebay.storage.jobs.queries import (
     HAS_METADATA,
     INFO,
     IS_RARE_KIND,
+    OF_WORKER,
     RARE_KINDS,
     id_at,
     job_info,
@@ -139,10 +140,13 @@ class JobViews:
     def _conditions(self, wanted: JobFilter) -> tuple[str, dict[str, Any]]:
         equal = {
             name: value
-            for name in ("model", "version", "queue", "worker", "parent_id")
+            for name in ("model", "version", "queue", "parent_id")
             if (value := getattr(wanted, name)) is not None
         }
         where = [f"{name} = :{name}" for name in equal]
+        if wanted.worker is not None:
+            where.append(OF_WORKER)
+            equal["worker"] = wanted.worker
         # Literals, so that the planner sees which partial index holds them.
         where += [_in_state(wanted.state)] if wanted.state else []
         where += [_of_kind(wanted.kind)] if wanted.kind else []

@@ -47,7 +47,7 @@ class Attempts:
     def __init__(
         self, jobs: JobStore, announcer: Announcer, page: SharedPage, metrics: ChildMetrics, settings: Settings
     ) -> None:
-        self.worker = settings.worker_name
+        self.worker, self.claimant = settings.worker_name, settings.claimant
         self.lease_s = settings.lease_s
         self._jobs = jobs
         self._announcer = announcer
@@ -61,7 +61,9 @@ class Attempts:
 
     def claim(self, ids: Sequence[str]) -> list[ClaimedJob]:
         """Those of the jobs that could be claimed; the others are nothing to this worker."""
-        claimed = self.retry_while_unavailable(partial(self._jobs.claim, ids, self.worker, self.lease_s, self._queues))
+        claimed = self.retry_while_unavailable(
+            partial(self._jobs.claim, ids, self.claimant, self.lease_s, self._queues)
+        )
         self._claimed_at = time.perf_counter()
         self.add(Summary(unclaimed=len(ids) - len(claimed)))
         return claimed
@@ -164,7 +166,7 @@ class Attempts:
     def crashed(self, job: ClaimedJob, evidence: str) -> Fate:
         """The job's own process has died: queued again while attempts are left, else failed as WorkerLost."""
         freed, ended = self.retry_while_unavailable(
-            partial(self._jobs.free_crashed, [job.id], self.worker, evidence, attempt=job.attempt)
+            partial(self._jobs.free_crashed, [job.id], self.claimant, evidence, attempt=job.attempt)
         )
         self._announcer.announce(ended)
         log.error("trainer_lost", job=job.id, attempt=job.attempt, freed=len(freed), failed=len(ended), reason=evidence)
@@ -212,7 +214,7 @@ class Attempts:
 
     def cancel_requested(self) -> set[str]:
         """The ids of this worker's running jobs that a user has asked to cancel. LedgerUnavailable when nobody can tell."""
-        return self._jobs.queries.cancel_requested(self.worker)
+        return self._jobs.queries.cancel_requested(self.claimant)
 
     def now(self) -> float:
         return self._jobs.ledger.now()
@@ -233,7 +235,7 @@ class Attempts:
     def _release(self, jobs: Sequence[ClaimedJob]) -> dict[str, Fate]:
         attempts = {job.id: job.attempt for job in jobs}
         ids = list(attempts)
-        self.retry_while_unavailable(partial(self._jobs.release, ids, self.worker, attempts))
+        self.retry_while_unavailable(partial(self._jobs.release, ids, self.claimant, attempts))
         log.info("jobs_released", worker=self.worker, jobs=len(ids))
         return dict.fromkeys(ids, Fate.RELEASED)
 
@@ -261,7 +263,7 @@ class Attempts:
     def _refused(self, lost: Mapping[str, int]) -> None:
         if lost:
             log.warning("lease_lost", worker=self.worker, jobs=len(lost), first=next(iter(lost)))
-            self.retry_while_unavailable(partial(self._jobs.keep_refused, lost, self.worker))
+            self.retry_while_unavailable(partial(self._jobs.keep_refused, lost, self.claimant))
 
     def _count(self, of: ClaimedJob, summary: Summary, seconds: float) -> None:
         self.add(summary)

@@ -64,7 +64,7 @@ class Heartbeat:
 
     def _renew(self, held: list[str]) -> None:
         settings = self._context.settings
-        kept = self._context.store.renew(held, settings.worker_name, settings.lease_s)
+        kept = self._context.store.renew(held, settings.claimant, settings.lease_s)
         if len(kept) < len(set(held)):  # mostly jobs that have ended or are not claimed yet: the child looks
             self._context.children.doubt_leases()
 

@@ -6,6 +6,7 @@ Started as `python -m forebay.worker`, with every setting in the environment; `f
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +15,7 @@ import structlog
 from celery.signals import worker_shutdown, worker_shutting_down
 
 from forebay.contract.errors import ForebayError
+from forebay.contract.job import RUN_BYTES
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis
@@ -39,7 +41,7 @@ log = structlog.get_logger()
 
 def main() -> int:
     """`python -m forebay.worker QUEUES CHILDREN [SUPERVISOR]`: the worker stops when the process SUPERVISOR is gone."""
-    settings = Settings.load(worker_queues=sys.argv[1])
+    settings = Settings.load(worker_queues=sys.argv[1], worker_run=secrets.token_hex(RUN_BYTES))
     os.environ.update(settings.as_environment())  # from which the children load theirs
     supervisor = int(sys.argv[3]) if len(sys.argv) > 3 else None
     try:

@@ -40,7 +40,7 @@ class SweepLoop:
         self._thread.join(timeout=JOIN_S)
         self._context.tolerate(
             "give_back",
-            lambda: self._sweeper.give_back(self._context.children.left(), self._context.settings.worker_name),
+            lambda: self._sweeper.give_back(self._context.children.left(), self._context.settings.claimant),
         )
 
     @property
@@ -88,7 +88,7 @@ class SweepLoop:
             log.error("child_loss_unrecorded", jobs=len(ids), reason=reason)  # the leases lapse, and a sweep frees them
 
     def _settle(self, death: ChildDeath, ids: list[str]) -> None:
-        held, worker = self._held_by(death, ids), self._context.settings.worker_name
+        held, worker = self._held_by(death, ids), self._context.settings.claimant
         if death.at_shutdown:
             self._sweeper.release(held, worker, death.evidence)
         else:

@@ -13,12 +13,13 @@ import pytest
 from sqlalchemy import text
 
 from forebay.contract.errors import IllegalTransition, InvalidInput, JobNotFound
-from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, at, new_ids
+from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, at, claimant, new_ids
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs import sweeps
 from forebay.storage.jobs.records import Ended, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.sweeps import PURGE
+from forebay.storage.jobs.views import JobFilter, JobViews
 from support.jobs import LEASE, add, claim, failure, in_state, new
 from support.waiting import FakeClock
 
@@ -314,6 +315,21 @@ def test_a_result_may_be_empty_or_lie_elsewhere(store: JobStore) -> None:
     store.finish([replace(empty, result=b""), replace(elsewhere, result=None, result_ref="sha256:" + "b" * 64)])
     read = {o.id: (o.result, o.result_ref) for o in store.queries.outcomes(ids)}
     assert read == {ids[0]: (b"", None), ids[1]: (None, "sha256:" + "b" * 64)}
+
+
+def test_a_worker_frees_renews_and_gives_back_nothing_of_another_one_with_its_name(store: JobStore) -> None:
+    ours, theirs = claimant("cpu@a", "0123abcd"), claimant("cpu@a", "4567cdef")
+    (id,) = add(store)
+    store.claim([id], ours, LEASE)
+    assert store.renew([id], theirs, LEASE) == set()
+    assert store.free_crashed([id], theirs, "gone") == ([], [])
+    assert store.release([id], theirs) == []
+    store.cancel([id])
+    assert (store.queries.cancel_requested(theirs), store.queries.cancel_requested(ours)) == (set(), {id})
+    assert store.queries.get(id).worker == "cpu@a"
+    assert [job.id for job in store.queries.find(worker="cpu@a")] == [id]
+    assert store.queries.find(worker="cpu") == store.queries.find(worker="cpu@a#") == []
+    assert [row.id for row in JobViews(store.ledger).page(JobFilter(worker="cpu@a")).jobs] == [id]
 
 
 def test_a_job_is_finished_once(store: JobStore) -> None:

@@ -55,6 +55,7 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     "preload": [("torch, numpy", '["torch", "numpy"]', ("torch", "numpy")), ("d", '"d"', ("d",)), (",", "[]", ())],
     "device": [("cuda:1", '"cuda:1"', "cuda:1"), ("cuda:2", '"cuda:2"', "cuda:2"), ("cuda:3", '"cuda:3"', "cuda:3")],
     "worker_queues": [("cpu", '"cpu"', ("cpu",)), ("gpu,x", '["gpu", "x"]', ("gpu", "x")), ("y", '["y"]', ("y",))],
+    "worker_run": [("0a1b2c3d", '"0a1b2c3d"', "0a1b2c3d"), ("b", '"b"', "b"), ("c", '"c"', "c")],
     "worker_name": [("a@h", '"a@h"', "a@h"), ("b@h", '"b@h"', "b@h"), ("c@h", '"c@h"', "c@h")],
     "allowed_python_models": [
         ("a.b, c", '["a.b", "c"]', ("a.b", "c")),

@@ -75,7 +75,7 @@ class ShardRunner:
         return self._context.page.limit(self._context.settings.store_timeout_s, STORE, WRITE)
 
     def claim_next(self, batch: str) -> ClaimedJob | None:
-        claim = partial(self._store.claim_next, batch, self.attempts.worker, self.attempts.lease_s)
+        claim = partial(self._store.claim_next, batch, self.attempts.claimant, self.attempts.lease_s)
         return self.attempts.retry_while_unavailable(claim)
 
     def prepare(self, job: ClaimedJob) -> RunningShard | None:

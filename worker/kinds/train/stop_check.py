@@ -42,7 +42,7 @@ class StopCheck:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`further` is asked after the ledger, and may give a reason of its own."""
-        self._page, self._jobs, self._worker = context.page, context.jobs, context.settings.worker_name
+        self._page, self._jobs, self._worker = context.page, context.jobs, context.settings.claimant
         self._job, self._further, self._clock = job, further, clock
         self._asked_at = clock()
         self._unanswered = False
