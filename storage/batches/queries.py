@@ -16,8 +16,8 @@ from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
 BATCH = Statement("""
-SELECT j.id, j.model, j.version, j.queue, j.priority, j.max_attempts, j.state, b.bytes, b.next_file, b.next_first, b.steps,
-    b.planned, b.part_schema, j.started_at
+SELECT j.id, j.model, j.version, j.queue, j.priority, j.max_attempts, j.state, j.attempt, b.bytes, b.next_file, b.next_first,
+    b.steps, b.planned, b.part_schema, j.started_at
 FROM jobs j JOIN batches b ON b.id = j.id WHERE j.id = :id""")
 REQUEST = Statement("SELECT input, input_ref FROM jobs WHERE id = :id")
 SHARD = Statement("SELECT batch_id, part, pieces, rows, bytes FROM shards WHERE id = :id")
@@ -69,7 +69,7 @@ class BatchQueries:
             id=row.id, model=row.model, version=row.version, queue=row.queue, priority=row.priority,
             max_attempts=row.max_attempts, state=JobState(row.state), bytes=row.bytes,
             position=Position(row.next_file, row.next_first), steps=row.steps, planned=bool(row.planned),
-            started_at=row.started_at, part_schema=bytes(row.part_schema),
+            started_at=row.started_at, part_schema=bytes(row.part_schema), attempt=row.attempt,
         )  # fmt: skip
 
     def part_schema(self, id: str) -> bytes | None:

@@ -29,6 +29,7 @@ class Batch:
     planned: bool
     started_at: float | None
     part_schema: Schema
+    attempt: int  # of its own: fences its end, for it may be retried while somebody still looks at how it was
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,11 +72,11 @@ _NO_OPEN_SHARD = "NOT EXISTS (SELECT 1 FROM jobs s WHERE s.parent_id = jobs.id A
 COMPLETE = Statement(f"""
 UPDATE jobs SET {new_state(Transition.SUCCEED)}, {END_LEASE}, result = :result, result_ref = :ref,
     progress_done = :done, progress_total = :total, progress_message = ''
-WHERE id = :id AND {guard(Transition.SUCCEED)} AND {_NO_OPEN_SHARD} RETURNING id, client""")
+{HELD} AND {_NO_OPEN_SHARD} RETURNING id, client""")
 FAIL_BATCH = Statement(f"""
 UPDATE jobs SET {new_state(Transition.FAIL)}, {END_LEASE}, error_type = :type, error_message = :message,
     progress_done = :done, progress_total = :total
-WHERE id = :id AND {guard(Transition.FAIL)} RETURNING id, client""")
+{HELD} RETURNING id, client""")
 SET_PROGRESS = Statement("""
 UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message
 WHERE id = :id AND state = 'running'""")
@@ -236,17 +236,17 @@ class BatchStore:
             for id in ids
         ]
 
-    def complete(self, id: str, result: bytes | None, ref: str | None, done: int, total: int) -> list[Ended]:
-        """The batch has succeeded; nothing when it has ended otherwise, or a shard is open after all."""
-        end = {"now": self.ledger.now(), "result": result, "ref": ref}
+    def complete(self, batch: Batch, result: bytes | None, ref: str | None, done: int, total: int) -> list[Ended]:
+        """The batch, as it was looked at, has succeeded; nothing when it has ended or begun again, or a shard is open."""
+        end = {"now": self.ledger.now(), "attempt": batch.attempt, "result": result, "ref": ref}
         with self.ledger.write() as connection:
-            return ended(COMPLETE.execute(connection, id=id, **end, **_progress(done, total)))
+            return ended(COMPLETE.execute(connection, id=batch.id, **end, **_progress(done, total)))
 
-    def fail_batch(self, id: str, error: JobError, done: int, total: int) -> list[Ended]:
-        """The batch has failed; shards that wait are canceled, those that run are asked to stop."""
+    def fail_batch(self, id: str, attempt: int, error: JobError, done: int, total: int) -> list[Ended]:
+        """This attempt of the batch has failed; shards that wait are canceled, those that run are asked to stop."""
         end = {"now": self.ledger.now(), "type": error.type, "message": plain_text(error.message)}
         with self.ledger.write() as connection:
-            over = ended(FAIL_BATCH.execute(connection, id=id, **end, **_progress(done, total)))
+            over = ended(FAIL_BATCH.execute(connection, id=id, attempt=attempt, **end, **_progress(done, total)))
             if over:
                 sql.CANCEL_CHILDREN.execute(connection, ids=[id], now=end["now"])
         return over

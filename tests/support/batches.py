@@ -107,7 +107,8 @@ class MadeBatch:
     def complete(self) -> None:
         """End the batch well."""
         totals = self.store.queries.totals(self.id)
-        assert self.store.complete(self.id, b"", None, totals.done + totals.failed, totals.done + totals.failed)
+        batch = self.store.queries.get(self.id)
+        assert self.store.complete(batch, b"", None, totals.done + totals.failed, totals.done + totals.failed)
 
     def _show(self) -> None:
         totals = self.store.queries.totals(self.id)

@@ -168,10 +168,26 @@ def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retrie
     assert [routed_job.id for routed_job in batches.requeue_stalled(-1)] == [batch]
     [woken] = store.claim([batch], "w", 30)
     assert batches.start(woken, request) == []
-    batches.fail_batch(batch, JobError("ShardsFailed", "1 of 1"), 0, 100)
+    batches.fail_batch(batch, woken.attempt, JobError("ShardsFailed", "1 of 1"), 0, 100)
     store.retry(batch)
     [retried] = store.claim([batch], "w", 30)
     assert [routed_job.id for routed_job in batches.start(retried, request)] == [made[0].id]
+
+
+def test_who_still_looks_at_how_a_batch_was_does_not_end_it_after_a_wake_or_a_retry(ledger: Ledger) -> None:
+    made = MadeBatch(ledger, 1)
+    batch, error = made.store.queries.get(made.id), JobError("ShardsFailed", "1 of 1")
+    made.fail([0], error)
+    assert [job.id for job in made.store.requeue_stalled(-1)] == [made.id]
+    made.jobs.claim([made.id], "w", 30)
+    assert made.store.fail_batch(made.id, batch.attempt, error, 0, 1) == [], "it was woken, and is another's to end"
+    assert made.store.complete(batch, b"", None, 1, 1) == []
+    woken = made.store.queries.get(made.id)
+    assert made.store.fail_batch(made.id, woken.attempt, error, 0, 1)
+    made.jobs.retry(made.id)
+    made.jobs.claim([made.id], "w", 30)
+    assert made.store.fail_batch(made.id, woken.attempt, error, 0, 1) == [], "what failed was the attempt before"
+    assert made.store.queries.get(made.id).state is JobState.RUNNING
 
 
 @pytest.mark.postgres

@@ -14,7 +14,7 @@ from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.kinds.batch.poison import MOST_DEATHS, WAYS, PoisonIsolation
 
 REQUEST = BatchRequest((InputFile("/nowhere.npy", 800),), "out", "npy", {"x": ("array",)})
-BATCH = Batch("b", "m", 1, "cpu", 7, 5, JobState.RUNNING, 800, Position(1), 1, True, 1.0, b"")
+BATCH = Batch("b", "m", 1, "cpu", 7, 5, JobState.RUNNING, 800, Position(1), 1, True, 1.0, b"", 1)
 
 
 @dataclass
@@ -53,7 +53,7 @@ class BatchCoordinator:
     def send(self, routed_jobs: list[RoutedJob]) -> None:
         self.sent += routed_jobs
 
-    def fail(self, id: str, error: JobError) -> None:
+    def fail(self, id: str, attempt: int, error: JobError) -> None:
         self.error = error
 
 

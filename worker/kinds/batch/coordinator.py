@@ -97,7 +97,7 @@ class BatchCoordinator:
             raise error
         if self._context.jobs.queries.attempts([job.id]).get(job.id) != job.attempt:
             return False
-        self.fail(job.id, JobError(type(error).__name__, str(error)))
+        self.fail(job.id, job.attempt, JobError(type(error).__name__, str(error)))
         return False
 
     def advance(self, id: str) -> None:
@@ -130,7 +130,7 @@ class BatchCoordinator:
             ended = totals.shards.get(JobState.SUCCEEDED, 0)
             self._store.set_progress(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
             return False
-        self.fail(batch.id, error, totals)
+        self.fail(batch.id, batch.attempt, error, totals)
         return True
 
     def _plan(self, batch: Batch, wanted: int) -> int:
@@ -140,7 +140,7 @@ class BatchCoordinator:
         try:
             planned, position, all_planned = planner.plan(batch.position, wanted, self._store.queries.totals(batch.id))
         except InvalidInput as error:
-            self.fail(batch.id, JobError("InvalidInput", str(error)))
+            self.fail(batch.id, batch.attempt, JobError("InvalidInput", str(error)))
             return 0
         routed_jobs = self._store.plan(batch, planned, position, all_planned) or []
         self.send(routed_jobs)
@@ -153,18 +153,18 @@ class BatchCoordinator:
             return
         failed = sum(count for state, count in totals.shards.items() if state is not JobState.SUCCEEDED)
         if failed:
-            self.fail(batch.id, self._shards_failed(batch.id, failed, totals), totals)
+            self.fail(batch.id, batch.attempt, self._shards_failed(batch.id, failed, totals), totals)
             return
         request = self.request(batch.id)
         fault = self._coverage_fault(batch, request)
         if fault is not None:
-            self.fail(batch.id, JobError("PartsMismatch", f"{fault}; submit the batch anew"), totals)
+            self.fail(batch.id, batch.attempt, JobError("PartsMismatch", f"{fault}; submit the batch anew"), totals)
             return
         folder = OutputFolder(request.output)
         missing = self._place_parts(batch, folder)
         if missing:
             words = f"{missing[0]} is missing from {folder.url} ({len(missing)} files are); submit the batch anew"
-            self.fail(batch.id, JobError("PartMissing", words), totals)
+            self.fail(batch.id, batch.attempt, JobError("PartMissing", words), totals)
             return
         manifest = self._manifest(batch, folder, totals)
         with self._waiting():
@@ -173,7 +173,7 @@ class BatchCoordinator:
             folder.clear_temporary(batch.id)
         result = self._context.payloads.store(codec.encode(msgspec.to_builtins(manifest)))
         done = totals.done + totals.failed
-        ended = self._store.complete(batch.id, *result, done, done)
+        ended = self._store.complete(batch, *result, done, done)
         self._context.announcer.announce(ended)
         for _ in ended:
             log.info("batch_succeeded", batch=batch.id, model=f"{batch.model}/{batch.version}", rows=totals.done,
@@ -217,10 +217,10 @@ class BatchCoordinator:
             parts=tuple(parts), errors=tuple(errors),
         )  # fmt: skip
 
-    def fail(self, id: str, error: JobError, totals: Totals | None = None) -> None:
-        """End a batch with this error; its shards stop."""
+    def fail(self, id: str, attempt: int, error: JobError, totals: Totals | None = None) -> None:
+        """End this attempt of a batch with this error; its shards stop."""
         totals = totals or self._store.queries.totals(id)
-        ended = self._store.fail_batch(id, error, totals.done + totals.failed, max(1, totals.rows))
+        ended = self._store.fail_batch(id, attempt, error, totals.done + totals.failed, max(1, totals.rows))
         self._context.announcer.announce(ended)
         for _ in ended:
             log.error("batch_failed", batch=id, error=error.type, reason=error.message)

@@ -85,6 +85,8 @@ class PoisonIsolation:
             return False
         words = f"{deaths} processes died with rows of this batch, and {succeeded} shards have succeeded"
         self._coordinator.fail(
-            batch.id, JobError("WorkerLost", f"{words}; {self._store.queries.last_crash_evidence(batch.id)}")
+            batch.id,
+            batch.attempt,
+            JobError("WorkerLost", f"{words}; {self._store.queries.last_crash_evidence(batch.id)}"),
         )
         return True
