@@ -82,6 +82,11 @@ def _row(signature: Signature, row: Mapping[Any, Any]) -> Any:
     only = _only_field(signature, row)
     if only is not None and only.dtype != "json":  # for which the row itself is a value
         values = list(row.values())
+        if len(values) > 1 and -1 in only.shape:  # whichever columns there are would fit
+            raise InvalidInput(
+                f"the model's only input {shown(only.name)} takes vectors of any length, and no column has its name, so that "
+                f"columns cannot be told from one another: of {shown(list(row))} send those you mean as an array (.to_numpy())"
+            )
         return values[0] if len(values) == 1 else values
     return {name: _plain(value) for name, value in row.items()}
 

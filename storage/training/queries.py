@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
-
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobState, at, utc
 from forebay.contract.model import ModelVersion
@@ -114,12 +112,6 @@ class TrainingQueries:
     def older_run_waits(self, job: ClaimedJob) -> bool:
         """Whether an older run waits in the same queue for machines: of two runs that wait for each other's, one must yield."""
         return bool(self._ledger.scalar(OLDER_RUN, queue=job.queue, id=job.id))
-
-
-def last_checkpoint(connection: Connection, id: str) -> Checkpoint | None:
-    """A run's newest checkpoint, within a transaction of the caller's."""
-    row = CHECKPOINTS.execute(connection, id=id).fetchone()
-    return None if row is None else checkpoint(row)
 
 
 def checkpoint(row: Any) -> Checkpoint:

@@ -26,8 +26,8 @@ from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import add_version, aliased, point
-from forebay.storage.training.queries import CHECKPOINT_COLUMNS, TrainingQueries, checkpoint, last_checkpoint
-from forebay.storage.training.records import Checkpoint, Evaluation
+from forebay.storage.training.queries import CHECKPOINT_COLUMNS, TrainingQueries, checkpoint
+from forebay.storage.training.records import Evaluation
 
 # Locks the row on PostgreSQL and SQLite alike, until the transaction ends.
 HOLD = Statement(f"UPDATE jobs SET progress_done = progress_done {HELD} RETURNING id")
@@ -57,6 +57,7 @@ ADD_CHECKPOINT = Statement("""
 INSERT INTO checkpoints (job_id, step, epoch, attempt, blob, bytes, at)
 VALUES (:id, :step, :epoch, :attempt, :blob, :bytes, :now)
 ON CONFLICT (job_id, step) DO UPDATE SET epoch = :epoch, attempt = :attempt, blob = :blob, bytes = :bytes, at = :now""")
+DROP_CHECKPOINTS = Statement("DELETE FROM checkpoints WHERE job_id = :id AND step > :step")
 PRUNE_CHECKPOINTS = Statement(f"""
 DELETE FROM checkpoints WHERE job_id = :id AND step NOT IN (
     SELECT step FROM checkpoints WHERE job_id = :id ORDER BY step DESC LIMIT :keep) RETURNING {CHECKPOINT_COLUMNS}""")
@@ -80,17 +81,24 @@ class TrainingStore:
         self._ledger = ledger
         self.queries = TrainingQueries(ledger)
 
-    def start(self, job: ClaimedJob, request: TrainRequest) -> Checkpoint | None:
-        """Begin, or go on: the checkpoint from which to resume. What was measured after it is deleted."""
+    def start(self, job: ClaimedJob, request: TrainRequest) -> None:
+        """Keep what the run was asked for."""
         about = json.dumps(request.summary())
         with self._ledger.write() as connection:
             _hold(connection, job)
             OPEN.execute(connection, id=job.id, model=job.model, recipe=request.recipe, request=about)
-            last = last_checkpoint(connection, job.id)
-            DELETE_METRICS.execute(connection, id=job.id, step=last.step if last else -1)
-            if last is not None:
+
+    def resume(self, job: ClaimedJob, step: int | None) -> None:
+        """The attempt goes on from the checkpoint of this step, or begins anew without one. What was measured after it is
+        deleted, and so are later checkpoints, which cannot be used: new ones would count as older.
+        """  # fmt: skip
+        after = -1 if step is None else step
+        with self._ledger.write() as connection:
+            _hold(connection, job)
+            DELETE_METRICS.execute(connection, id=job.id, step=after)
+            DROP_CHECKPOINTS.execute(connection, id=job.id, step=after)
+            if step is not None:
                 RESUMED.execute(connection, id=job.id)
-        return last
 
     def set_data(self, job: ClaimedJob, data: DataSummary) -> None:
         """Keep what the trainer found in its data."""

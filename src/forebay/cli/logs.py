@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from forebay.contract.errors import InvalidInput
@@ -30,16 +31,19 @@ def print_logs(home: Path, name: str | None, lines: int, *, follow: bool) -> Non
 
 
 def _print_last(log: str, path: Path, lines: int, *, alone: bool) -> int:
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:  # it was deleted just now
         last = deque(file, maxlen=lines)
         for line in last:
             _print(log, line, alone=alone)
         return file.tell()
+    return 0
 
 
 def _print_from(log: str, path: Path, start: int, *, alone: bool) -> int:
-    """Print whole lines that came since byte `start`; the byte at which the next one begins. A shorter file is a new one."""
-    with path.open("rb") as file:
+    """Print whole lines that came since byte `start`; the byte at which the next one begins. A shorter file is a new one, and
+    one that was deleted may come again.
+    """  # fmt: skip
+    with suppress(FileNotFoundError), path.open("rb") as file:
         if file.seek(0, 2) < start:
             start = 0
         file.seek(start)
@@ -47,7 +51,8 @@ def _print_from(log: str, path: Path, start: int, *, alone: bool) -> int:
             if line.endswith(b"\n"):
                 _print(log, line, alone=alone)
                 start += len(line)
-    return start
+        return start
+    return 0
 
 
 def _print(log: str, line: bytes, *, alone: bool) -> None:

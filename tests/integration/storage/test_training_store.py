@@ -60,7 +60,7 @@ def test_a_run_tells_what_was_found_measured_and_saved(store: JobStore, runs: Tr
     job = claimed(store)
     with pytest.raises(JobNotFound):
         runs.queries.run(job.id)
-    assert runs.start(job, REQUEST) is None
+    runs.start(job, REQUEST)
     runs.set_data(job, DATA)
     points = [Point(step, 0, "train", {"loss": 1 / step}, rows_per_s=5.0, steps=20) for step in (5, 10)]
     runs.add_metrics(job, [*points, Point(10, 1, "validation", {"accuracy": 0.5})], "epoch 1")
@@ -97,9 +97,10 @@ def test_a_later_attempt_goes_on_from_the_last_checkpoint_and_measures_the_rest_
     runs.add_metrics(job, [Point(step, 0, "train", {"loss": 1.0}) for step in (5, 10, 15)], "")
     store.free_crashed([job.id], "w@host", "gone")
     [again] = store.claim([job.id], "w2@host", 30)
-    last = runs.start(again, REQUEST)
-    assert last is not None
+    runs.start(again, REQUEST)
+    [last] = runs.queries.checkpoints(job.id)
     assert (last.step, last.blob, last.attempt) == (10, "sha256:a", 1)
+    runs.resume(again, 10)
     assert [m.step for m in runs.queries.curve(job.id)] == [5, 10]
     assert runs.queries.run(job.id).resumed == 1
 
@@ -113,6 +114,7 @@ def test_who_has_lost_the_lease_writes_nothing_and_registers_nothing(
     [again] = store.claim([job.id], "w2@host", 30)
     for write in (
         lambda: runs.start(job, REQUEST),
+        lambda: runs.resume(job, 1),
         lambda: runs.set_data(job, DATA),
         lambda: runs.add_metrics(job, [Point(1, 0, "train", {"loss": 1.0})], ""),
         lambda: runs.add_checkpoint(job, 1, 0, "sha256:a", 5, keep=2),

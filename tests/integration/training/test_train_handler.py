@@ -18,7 +18,7 @@ import pytest
 from forebay.contract.errors import BlobStoreFull
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.request import encode
-from forebay.contract.requests.training import Saved, TrainRequest
+from forebay.contract.requests.training import Point, Saved, TrainRequest
 from forebay.contract.settings import Settings
 from forebay.contract.wire import codec
 from forebay.storage.blobs.folders import unpack_folder
@@ -185,6 +185,21 @@ def test_a_crash_counts_an_attempt_and_the_next_goes_on_from_the_last_checkpoint
     assert (what, info.state, info.attempt) == ("succeeded", JobState.SUCCEEDED, 2)
     assert place.result(id)["metrics"]["loss"] == SUM
     assert place.store.queries.run(id).resumed == 1
+
+
+def test_an_attempt_without_a_usable_checkpoint_begins_anew_and_keeps_its_own(place: Place) -> None:
+    id = place.job(exit=6, once=True, step_s=0.1)
+    assert place.run(id)[0] == "released"
+    claimed = place.claim(id)
+    for blob in filter(Path.is_file, (place.folder / "blobs").rglob("*")):
+        blob.unlink()
+    for step in (900, 1000):  # of whatever the run was before
+        place.store.add_checkpoint(claimed, step, 9, f"sha256:{step:064x}", 5, keep=4)
+    place.store.add_metrics(claimed, [Point(1000, 9, "train", {"loss": 1.0})], "")
+    assert place.run_claimed(claimed) == "succeeded"
+    assert place.store.queries.run(id).resumed == 0, "it went on from nothing"
+    assert max(checkpoint.step for checkpoint in place.store.queries.checkpoints(id)) <= 10
+    assert max(measured.step for measured in place.store.queries.curve(id)) == 10
 
 
 def test_at_max_attempts_a_crash_fails_the_job_with_its_last_words(place: Place) -> None:

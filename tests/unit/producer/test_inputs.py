@@ -36,6 +36,19 @@ def test_numeric_columns_make_the_vector_of_a_model_with_one_input(table: Any) -
 
 
 @pytest.mark.parametrize("table", TABLES)
+def test_columns_are_not_guessed_for_a_vector_of_free_length(table: Any) -> None:
+    free = Signature((Field("x", "float32", (-1,)),))
+    for read in (several, batch):
+        with pytest.raises(
+            InvalidInput, match=r"'x' takes vectors of any length.*of \['id', 'a'\] send those you mean"
+        ):
+            read(free, table({"id": [1, 2], "a": [0.5, 1.5]}))
+    with pytest.raises(InvalidInput, match="vectors of any length"):
+        sample(free, pd.Series({"id": 1, "a": 0.5}))
+    assert [free.row(row)["x"].tolist() for row in several(free, table({"x": [[1.0, 2.0], [3.0]]}))] == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_the_only_column_is_the_only_input(table: Any) -> None:
     texts = table({"question": ["how", "why"]})
     assert [WORD.row(row)["text"] for row in several(WORD, texts)] == ["how", "why"]

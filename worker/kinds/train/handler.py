@@ -23,6 +23,7 @@ from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, RESUME_FILE, Trained, TrainRequest
 from forebay.contract.wire import codec
 from forebay.storage.jobs.records import ClaimedJob
+from forebay.storage.training.records import Checkpoint
 from forebay.storage.training.store import TrainingStore
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker.execution.attempts import Attempts, Canceled, Stopping
@@ -92,16 +93,23 @@ class TrainHandler:
     def _prepare(self, job: ClaimedJob, request: TrainRequest, folder: Path, attempts: Attempts) -> str | None:
         """Write what the trainer reads: the request, and the newest checkpoint whose blob is whole; that blob."""
         (folder / REQUEST_FILE).write_bytes(encode(request))
-        if attempts.retry_while_unavailable(partial(self._runs.start, job, request)) is None:
+        attempts.retry_while_unavailable(partial(self._runs.start, job, request))
+        usable = self._fetched(job, folder)
+        step = usable.step if usable else None
+        attempts.retry_while_unavailable(partial(self._runs.resume, job, step))
+        if usable is None:
             return None
+        log.info("training_resumed", job=job.id, attempt=job.attempt, step=step)
+        return usable.blob
+
+    def _fetched(self, job: ClaimedJob, folder: Path) -> Checkpoint | None:
         for checkpoint in self._runs.queries.checkpoints(job.id):
             try:
                 self.context.blobs.fetch(checkpoint.blob, folder / RESUME_FILE)
             except (BlobMissing, BlobCorrupt) as error:
                 log.warning("checkpoint_unusable", job=job.id, step=checkpoint.step, error=str(error))
-                continue
-            log.info("training_resumed", job=job.id, attempt=job.attempt, step=checkpoint.step)
-            return checkpoint.blob
+            else:
+                return checkpoint
         return None
 
     def _submit_peers(
