@@ -170,7 +170,7 @@ def _put(ledger: Ledger, table: Table, rows: Iterable[Row]) -> None:
             if ledger.sqlite:
                 connection.execute(table.insert(), chunk)
                 continue
-            cursor: Any = connection.connection.cursor()
+            cursor = connection.driver.cursor()
             names = ", ".join(f'"{name}"' for name in chunk[0])
             with cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
                 for row in chunk:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sqlalchemy import Connection
-
 from forebay.contract.job import JobError, JobKind, Transition, new_ids
 from forebay.contract.references import plain_text
 from forebay.contract.requests.batch import BatchRequest, Position, Shard
@@ -24,6 +22,7 @@ from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, c
 from forebay.storage.jobs.statements import END_LEASE, HELD, NO_LEASE, RESET, ROUTED_JOB, guard, new_state
 from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
 
 OPEN = Statement("""
@@ -223,7 +222,7 @@ class BatchStore:
         now = self.ledger.now()
         ids = new_ids(len(planned))
         jobs = [new_row(_new_job(batch, s, id), now) | {"crashes": crashes} for id, s in zip(ids, planned, strict=True)]
-        connection.execute(tables.jobs.insert(), jobs)
+        sql.INSERT.execute_many(connection, jobs)
         shards = [
             {"id": id, "batch_id": batch.id, "pieces": encode(shard.pieces).decode(), "part": shard.part, "rows": shard.rows,
              "bytes": shard.bytes, "rows_done": 0, "rows_failed": 0, "seconds": 0.0, "outcome": None,

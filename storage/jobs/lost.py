@@ -67,5 +67,5 @@ def free_lost(
         kept = [attempts[job.id] for job in freed if job.id in attempts]
         if kept:
             fixed = {"now": values["now"], "reason": values["reason"]}
-            KEEP_LOST.execute_many(connection, [{**row._mapping, **fixed} for row in kept])
+            KEEP_LOST.execute_many(connection, [{**row._asdict(), **fixed} for row in kept])
         return freed, over

@@ -129,15 +129,13 @@ class JobQueries:
 
     def outcomes(self, ids: Sequence[str]) -> list[Outcome]:
         """Those of the jobs that are finished, with their results or errors, in no order."""
-        with self._ledger.read() as connection:
-            rows = OUTCOMES.dicts(connection, ids=ids)
         return [
             Outcome(
-                id=row["id"], state=JobState(row["state"]), result=row["result"], result_ref=row["result_ref"],
-                error=_job_error(row["error_type"], row["error_message"]), worker=worker_of(row["worker"]),
-                attempt=row["attempt"], kind=JobKind(row["kind"]),
+                id=row.id, state=JobState(row.state), result=row.result, result_ref=row.result_ref,
+                error=_job_error(row.error_type, row.error_message), worker=worker_of(row.worker),
+                attempt=row.attempt, kind=JobKind(row.kind),
             )
-            for row in rows
+            for row in self._ledger.rows(OUTCOMES, ids=ids)
         ]  # fmt: skip
 
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
@@ -173,7 +171,7 @@ class JobQueries:
         where, values = (of_model, {"model": model}) if model else ("1 = 1", {})
         open_, over = count_statements(where)
         counts = {JobState(row.state): row.jobs for row in self._ledger.rows(open_, **values)}
-        return counts | {JobState(s): int(jobs) for s, jobs in self._ledger.row(over, **values)._mapping.items()}
+        return counts | {JobState(s): int(jobs) for s, jobs in self._ledger.row(over, **values)._asdict().items()}
 
     def depths(self) -> dict[str, tuple[int, float | None, int]]:
         """By queue: jobs waiting, the age of the oldest of them in seconds (None without any), jobs running."""

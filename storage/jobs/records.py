@@ -135,7 +135,11 @@ def new_row(job: NewJob, now: float) -> dict[str, Any]:
         "progress_message": "", "parent_id": job.parent_id, "client": job.client, "input": job.input, "input_ref": job.input_ref,
         "metadata": json_text("metadata", dict(job.metadata), sort_keys=True) if job.metadata else "{}",
         "idempotency_key": job.idempotency_key, "request_hash": job.request_hash, "submitted_by": job.submitted_by,
+        "crashes": 0,
     }  # fmt: skip
+
+
+NEW_ROW = tuple(new_row(NewJob("", JobKind.PREDICT, "", 0, ""), 0.0))  # its columns
 
 
 def claimed_job(row: dict[str, Any], now: float) -> ClaimedJob:

@@ -7,7 +7,8 @@ else two of them could wait for each other.
 from __future__ import annotations
 
 from forebay.contract.job import FINAL, TRANSITIONS, JobState, Transition
-from forebay.storage.ledger.statement import Statement
+from forebay.storage.jobs.records import NEW_ROW
+from forebay.storage.ledger.statement import Statement, insert
 
 _FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
@@ -32,6 +33,8 @@ END_LEASE = "lease_until = NULL, finished_at = :now"
 HELD = f"WHERE id = :id AND attempt = :attempt AND {guard(Transition.SUCCEED)}"  # by the attempt that writes
 
 # --- what users ask for
+
+INSERT = insert("jobs", NEW_ROW)
 
 # PostgreSQL only. One lock for each of 256 buckets of keys, in order: many keys must not fill its table of locks.
 LOCK_KEYS = Statement("""

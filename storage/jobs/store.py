@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
-
 from forebay.contract.errors import IllegalTransition, InvalidInput, QueueFull
 from forebay.contract.job import JobKind, JobState, Transition, after
 from forebay.contract.references import plain_text
@@ -29,8 +27,8 @@ from forebay.storage.jobs.records import (
     routed_jobs,
 )
 from forebay.storage.jobs.sweeps import JobSweeps
-from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
 
 ERROR_TYPE_LENGTH = 200
@@ -44,7 +42,6 @@ class JobStore:
         self.ledger = ledger
         self.queries = JobQueries(ledger)
         self.sweeps = JobSweeps(ledger)
-        self._insert = tables.jobs.insert()
 
     def add(self, jobs: Sequence[NewJob], *, max_queue_size: int | None = None) -> list[str]:
         """Commit all jobs in one transaction and give their ids, in order.
@@ -63,7 +60,7 @@ class JobStore:
             if not fresh:
                 return ids
             if max_queue_size is None or self._fits(connection, jobs[0].queue, len(fresh), max_queue_size):
-                connection.execute(self._insert, fresh)
+                sql.INSERT.execute_many(connection, fresh)
                 return ids
         raise self.refusal(jobs[0].queue, len(fresh), max_queue_size)
 

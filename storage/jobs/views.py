@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
-
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobInfo, JobKind, JobState, at, utc
 from forebay.storage.jobs.queries import (
@@ -27,6 +25,7 @@ from forebay.storage.jobs.queries import (
     metadata_filter,
 )
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
 
 FIRST_ID, LAST_ID = "0" * 32, "g" * 32  # an id is hexadecimal, and sorts by the time it was made

@@ -12,7 +12,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
+
+from forebay.storage.ledger.driver import Connection
 
 XID = "SELECT CAST(pg_current_xact_id() AS text)"
 # Whoever has lost its client may still hold its rows, or be about to commit.
@@ -21,7 +23,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE backend_xid = CAST(CAST(CAST(:mark AS text) AS xid8) AS xid) AND datname = current_database()""")
 STATUS = text("SELECT pg_xact_status(CAST(CAST(:mark AS text) AS xid8))")
 
-KEEP = "INSERT INTO last_commit (id, mark) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET mark = excluded.mark"
+KEEP = "INSERT INTO last_commit (id, mark) VALUES (1, :mark) ON CONFLICT (id) DO UPDATE SET mark = excluded.mark"
 LAST = "SELECT mark FROM last_commit WHERE id = 1"
 
 
@@ -48,11 +50,13 @@ class PostgresCommits:
         from psycopg.pq import ExecStatus
 
         relaxed = "" if durable else "SET LOCAL synchronous_commit = off; "
-        server = _driver(connection).pgconn
+        server = connection.driver.pgconn
         result = server.exec_(f"BEGIN; {relaxed}{XID}".encode())
         if result.status != ExecStatus.TUPLES_OK:
             connection.invalidate()
-            raise psycopg.OperationalError(server.get_error_message() or "the server did not begin a transaction")
+            error = psycopg.OperationalError(server.get_error_message() or "the server did not begin a transaction")
+            raise connection.failure("BEGIN", error)
+        connection.dirty = True
         return str(int(result.get_value(0, 0)))
 
     def seal(self, connection: Connection, mark: str) -> None:
@@ -82,15 +86,16 @@ class SqliteCommits:
         self._ours, self._numbers = secrets.token_hex(8), itertools.count()
 
     def begin(self, connection: Connection, durable: bool) -> SqliteMark:
-        """The transaction has begun, by an event of the engine."""
-        del durable
-        return SqliteMark(f"{self._ours}-{next(self._numbers)}", _driver(connection).total_changes)
+        """Take the write lock at once: that is what rules out "database is locked"."""
+        connection.set_synchronous("FULL" if durable else "NORMAL")
+        connection.run("BEGIN IMMEDIATE", {})
+        connection.dirty = True
+        return SqliteMark(f"{self._ours}-{next(self._numbers)}", connection.driver.total_changes)
 
     def seal(self, connection: Connection, mark: SqliteMark) -> None:
         """One that has changed nothing has nothing to lose, and must not cost a write."""
-        driver = _driver(connection)
-        if driver.total_changes != mark.changes:
-            driver.execute(KEEP, (mark.name,))
+        if connection.driver.total_changes != mark.changes:
+            connection.run(KEEP, {"mark": mark.name})
 
     def was_done(self, engine: Engine, mark: SqliteMark) -> bool:
         with engine.connect() as connection:
@@ -98,7 +103,3 @@ class SqliteCommits:
 
     def end(self, engine: Engine, mark: SqliteMark) -> None:
         """Nothing is left of it."""
-
-
-def _driver(connection: Connection) -> Any:
-    return connection.connection.driver_connection

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
@@ -20,6 +20,7 @@ from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, OutcomeUn
 from forebay.contract.places import make_private_folder
 from forebay.contract.setting_kinds import mask_password
 from forebay.storage.ledger.commits import Commits, PostgresCommits, SqliteCommits
+from forebay.storage.ledger.driver import Connection, Pool, Result
 from forebay.storage.ledger.engines import postgres_engine, sqlite_engine
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.ledger.writer_lock import WriterLock
@@ -31,13 +32,6 @@ CLOCK_REFRESH_S = 60
 SETTLE_S = 10.0
 
 FORK_WAIT_S = 2.0
-
-
-T = TypeVar("T")
-
-
-class _Cut(Exception):
-    """The connection of a read is gone, and perhaps nothing but that."""
 
 
 def steady_time() -> float:
@@ -74,56 +68,40 @@ class Ledger:
         self._settle_s = settle_s
         self.engine = sqlite_engine(url, BUSY_TIMEOUT_S) if self.sqlite else postgres_engine(url, statement_limit_s)
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
-        self._one_writer: AbstractContextManager[Any] = (
-            WriterLock(url, BUSY_TIMEOUT_S) if self.sqlite else nullcontext()
-        )
+        self._writer_lock = WriterLock(url, BUSY_TIMEOUT_S) if self.sqlite else None
+        self._one_writer: AbstractContextManager[Any] = self._writer_lock or nullcontext()
+        self._pool = Pool(self.engine)
         self._commits: Commits = SqliteCommits() if self.sqlite else PostgresCommits()
-        self._reader = self._writer = self._quick_writer = self.engine  # whose transactions `commits` begins
-        if self.sqlite:
-            self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-            self._writer = self.engine.execution_options(forebay_write="FULL")
-            self._quick_writer = self.engine.execution_options(forebay_write="NORMAL")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection on which every statement sees what is committed."""
-        with self._clear_errors(), self._reader.connect() as connection, self._limited(connection):
+        with self._clear_errors(), closing(self._pool.take(ping=True)) as connection, self._limited(connection):
             yield connection
 
     def rows(self, statement: Statement, /, **values: Any) -> Sequence[Any]:
         """What a query gives."""
-        return self._ask(lambda connection: statement.execute(connection, **values).fetchall())
+        return self.ask(statement, **values).all()
 
     def row(self, statement: Statement, /, **values: Any) -> Any:
         """The first row of a query, None when there is none."""
-        return self._ask(lambda connection: statement.execute(connection, **values).fetchone())
+        return self.ask(statement, **values).first()
 
     def scalar(self, statement: Statement, /, **values: Any) -> Any:
         """The first value of a query, None when there is none."""
-        return self._ask(lambda connection: statement.execute(connection, **values).scalar())
+        return self.ask(statement, **values).scalar()
 
-    def _ask(self, question: Callable[[Connection], T]) -> T:
-        """What a read gives. It is asked again where its connection is cut: that a pool of them knows of none is not rare."""
-        with suppress(_Cut), self.read() as connection:
+    def ask(self, statement: Statement, /, **values: Any) -> Result:
+        """What a query gives. It is asked again where its connection is cut: that a pool of them knows of none is not rare."""
+        with self._clear_errors():
             try:
-                return question(connection)
+                with closing(self._pool.take()) as connection, self._limited(connection):
+                    return statement.execute(connection, **values)
             except DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-                raise _Cut from error
-        with self.read() as connection:
-            return question(connection)
-
-    def quick_scalar(self, statement: Statement, /, **values: Any) -> Any:
-        """The same for a small query that is asked very often.
-
-        On SQLite the driver answers directly: SQLAlchemy's share would be ten times the query's, at every submit.
-        """
-        if not self.sqlite:
-            return self.scalar(statement, **values)
-        with self._clear_errors(), closing(self.engine.raw_connection()) as pooled:
-            row = pooled.cursor().execute(statement.sqlite.text, statement.bind(values, sqlite=True)).fetchone()
-        return row[0] if row else None
+            with closing(self._pool.take()) as connection, self._limited(connection):
+                return statement.execute(connection, **values)
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -135,31 +113,43 @@ class Ledger:
         Without `durable` the commit does not wait for the disk: for what a power cut may undo, such as a claim, whose
         worker dies with it.
         """
-        engine = self._writer if durable else self._quick_writer
-        with self._clear_errors(), self._one_writer, engine.connect() as connection:
-            transaction = connection.begin()
-            mark = self._commits.begin(connection, durable)
-            try:
-                yield connection
-                self._commits.seal(connection, mark)
-            except BaseException:
-                if connection.invalidated:
-                    with suppress(SQLAlchemyError):  # else the server finds out in its own time
-                        self._commits.end(self._reader, mark)
-                raise
-            try:
-                transaction.commit()
-            except DBAPIError as error:
-                connection.invalidate()
-                if not self._was_committed(mark, error):
+        with self._clear_errors(), self._one_writer:
+            connection, mark = self._begin(durable)
+            with closing(connection):
+                try:
+                    yield connection
+                    self._commits.seal(connection, mark)
+                except BaseException:
+                    if connection.invalidated:
+                        with suppress(SQLAlchemyError):  # else the server finds out in its own time
+                            self._commits.end(self.engine, mark)
                     raise
+                try:
+                    connection.commit()
+                except DBAPIError as error:
+                    connection.invalidate()
+                    if not self._was_committed(mark, error):
+                        raise
+
+    def _begin(self, durable: bool) -> tuple[Connection, Any]:
+        """A connection and its transaction's mark. One that its server has dropped, since it was last used, is replaced."""
+        for last in (False, True):
+            connection = self._pool.take()
+            try:
+                return connection, self._commits.begin(connection, durable)
+            except BaseException:
+                dropped = connection.invalidated
+                connection.close()
+                if last or not dropped:
+                    raise
+        raise AssertionError
 
     def _was_committed(self, mark: Any, error: DBAPIError) -> bool:
         until, pause = time.monotonic() + self._settle_s, 0.01
         done: bool | None = None
         while done is None:
             try:
-                done = self._commits.was_done(self._reader, mark)
+                done = self._commits.was_done(self.engine, mark)
             except DBAPIError as still:
                 error = still
             if done is None:
@@ -193,13 +183,18 @@ class Ledger:
 
     def close(self) -> None:
         """Give back every connection."""
-        self.engine.dispose()
+        self._pool.close_idle()
+        if self._writer_lock is not None:
+            self._writer_lock.close()
 
     def prepare_fork(self) -> None:
         """Close SQLite's connections, which a forked process must not even close; those in use are waited for, a moment."""
+        if self._writer_lock is None:
+            return
         until = time.monotonic() + FORK_WAIT_S
-        while self.sqlite:
-            self.engine.pool.dispose()
+        self._writer_lock.close(FORK_WAIT_S)
+        while True:
+            self._pool.close_idle()
             if not self.engine.pool.checkedout() or time.monotonic() > until:  # type: ignore[attr-defined] # QueuePool
                 return
             time.sleep(0.001)
@@ -210,7 +205,7 @@ class Ledger:
         if self._limit is None or not self.sqlite:
             yield
             return
-        driver: Any = connection.connection.driver_connection
+        driver = connection.driver
         until = time.monotonic() + self._limit
         driver.set_progress_handler(lambda: time.monotonic() > until, 10_000)
         try:

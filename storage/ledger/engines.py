@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 
 from forebay.contract.errors import MissingExtra
 
@@ -22,16 +22,9 @@ def sqlite_engine(url: str, busy_timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we begin transactions ourselves, below
+        connection.isolation_level = None  # Commits begins transactions
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", WAL_LIMIT):
             connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        synchronous = connection.get_execution_options().get("forebay_write")
-        if synchronous:  # taking the write lock at once is what rules out "database is locked"
-            connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
@@ -45,7 +38,6 @@ def postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
         return create_engine(
             url,
             isolation_level="AUTOCOMMIT",
-            pool_pre_ping=True,
             pool_size=8,
             max_overflow=32,
             connect_args=given,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.driver import Connection
 
 _LOCK = 0x464F5245  # any number of our own for PostgreSQL's advisory lock
 
@@ -22,7 +23,7 @@ def upgrade(ledger: Ledger) -> str:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
+        config.attributes["connection"] = connection.alchemy
         command.upgrade(config, "head")
         return _revision(connection) or ""
 
@@ -36,4 +37,4 @@ def current(ledger: Ledger) -> str | None:
 def _revision(connection: Connection) -> str | None:
     from alembic.migration import MigrationContext
 
-    return MigrationContext.configure(connection).get_current_revision()
+    return MigrationContext.configure(connection.alchemy).get_current_revision()

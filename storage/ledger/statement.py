@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, TextClause, text
+from forebay.storage.ledger.driver import Connection, Result
 
 _ROW_LOCK = re.compile(r"\s*\bFOR UPDATE( SKIP LOCKED)?")
 _LIST = re.compile(r"= ANY\(:(\w+)\)")
+_PARAMETER = re.compile(r"(?<![:\w]):(\w+)(?!:)")
 
 
 class Statement:
@@ -24,14 +25,14 @@ class Statement:
     def __init__(self, sql: str) -> None:
         self._sql = sql
 
-    def execute(self, connection: Connection, /, **values: Any) -> CursorResult[Any]:
+    def execute(self, connection: Connection, /, **values: Any) -> Result:
         """Execute it within the transaction of `connection`."""
-        sqlite = connection.dialect.name == "sqlite"
-        return connection.execute(self.sqlite if sqlite else self._postgresql, self.bind(values, sqlite))
+        sql = self.sqlite if connection.sqlite else self._postgresql
+        return connection.run(sql, self.bind(values, connection.sqlite))
 
     def execute_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
         """Execute it once for each of the rows, none of which holds a list."""
-        connection.execute(self.sqlite if connection.dialect.name == "sqlite" else self._postgresql, list(rows))
+        connection.run_many(self.sqlite if connection.sqlite else self._postgresql, list(rows))
 
     def bind(self, values: dict[str, Any], sqlite: bool) -> dict[str, Any]:
         """The values as the driver wants them."""
@@ -40,20 +41,25 @@ class Statement:
         return values
 
     def dicts(self, connection: Connection, /, **values: Any) -> list[dict[str, Any]]:
-        """Execute it and give the rows as dicts: where there are many, much faster than to ask each row for each column."""
+        """Execute it and give the rows as dicts."""
         result = self.execute(connection, **values)
-        names = tuple(result.keys())
-        return [dict(zip(names, row, strict=True)) for row in result.all()]  # one fetch for all rows
+        return [dict(zip(result.names, row, strict=True)) for row in result.tuples]
 
     @cached_property
-    def sqlite(self) -> TextClause:
+    def sqlite(self) -> str:
         """The statement as SQLite has it."""
-        return text(_LIST.sub(r"IN (SELECT value FROM json_each(:\1))", _ROW_LOCK.sub("", self._sql)))
+        return _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", _ROW_LOCK.sub("", self._sql))
 
     @cached_property
-    def _postgresql(self) -> TextClause:
-        return text(self._sql)
+    def _postgresql(self) -> str:
+        return _PARAMETER.sub(r"%(\1)s", self._sql.replace("%", "%%"))
 
     @cached_property
     def _lists(self) -> frozenset[str]:
         return frozenset(_LIST.findall(self._sql))
+
+
+def insert(table: str, columns: Iterable[str]) -> Statement:
+    """The statement that adds rows of these columns."""
+    names = list(columns)
+    return Statement(f"INSERT INTO {table} ({', '.join(names)}) VALUES (:{', :'.join(names)})")

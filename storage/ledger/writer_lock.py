@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 import time
 from typing import IO
@@ -24,18 +25,30 @@ class WriterLock:
         self._path = f"{make_url(url).database}-writer"
         self._threads = threading.Lock()
         self._file: IO[bytes] | None = None
+        self._pid = 0
 
     def __enter__(self) -> None:
         self._threads.acquire()
         try:
-            self._file = open(self._path, "ab")  # noqa: PTH123 - closed, and so given back, in __exit__
+            if self._file is None or self._pid != os.getpid():  # a forked process must not share its parent's hold
+                self._file, self._pid = open(self._path, "ab"), os.getpid()  # noqa: PTH123 - kept open
             self._lock(self._file)
         except BaseException:
-            self._release()
+            self._threads.release()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._release()
+        assert self._file is not None  # noqa: S101 - __enter__ has opened it
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Close the file, unless it is in use for longer than that: a forked process would share it."""
+        if self._threads.acquire(timeout=timeout_s):
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
+            self._threads.release()
 
     def _lock(self, file: IO[bytes]) -> None:
         deadline, pause = time.monotonic() + self._timeout_s, 0.0001
@@ -49,9 +62,3 @@ class WriterLock:
                     ) from None
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.001)
-
-    def _release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._threads.release()

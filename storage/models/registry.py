@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from forebay.contract.errors import InvalidInput, ModelNotFound
@@ -23,6 +22,7 @@ from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import json_text
 from forebay.storage.ledger import tables
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
 
 COLUMNS = """v.name, v.version, v.runtime, v.artifact, v.artifact_form, v.artifact_bytes, v.inputs, v.outputs, v.max_batch_size,
@@ -86,7 +86,7 @@ class ModelRegistry:
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Like `get`, without the aliases and with one small query: what each submit asks."""
-        version = self._ledger.quick_scalar(GET_NUMBER[_form(ref)], **_values(ref))
+        version = self._ledger.scalar(GET_NUMBER[_form(ref)], **_values(ref))
         known = self._known.get((ref.name, version)) if version is not None else None
         if known is None:
             known = self.get(ref)

@@ -13,17 +13,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
-
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import plain_text
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest, better
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, new_row
-from forebay.storage.jobs.statements import CANCEL, CANCEL_CHILDREN, HELD, SUCCEED
-from forebay.storage.ledger import tables
+from forebay.storage.jobs.statements import CANCEL, CANCEL_CHILDREN, HELD, INSERT, SUCCEED
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import add_version, aliased, point
 from forebay.storage.training.queries import CHECKPOINT_COLUMNS, TrainingQueries, checkpoint
@@ -182,7 +180,7 @@ class TrainingStore:
         with self._ledger.write() as connection:
             _hold(connection, job)
             CANCEL_CHILDREN.execute(connection, ids=[job.id], now=now)
-            connection.execute(tables.jobs.insert(), [new_row(node, now) for node in nodes])
+            INSERT.execute_many(connection, [new_row(node, now) for node in nodes])
         return [
             RoutedJob(node.id, node.model, node.version, node.queue, node.priority, exclusive=True) for node in nodes
         ]

@@ -608,7 +608,7 @@ def test_a_key_is_free_again_once_its_job_is_purged(store: JobStore, clock: Fake
 @pytest.mark.postgres
 def test_a_job_retried_while_retention_looks_at_it_is_kept(store: JobStore, clock: FakeClock) -> None:
     if store.ledger.sqlite:
-        assert "FOR UPDATE" not in PURGE.sqlite.text, "one writer at a time: the two cannot overlap"
+        assert "FOR UPDATE" not in PURGE.sqlite, "one writer at a time: the two cannot overlap"
         return
     id = in_state(store, JobState.FAILED)
     clock.forward(100)

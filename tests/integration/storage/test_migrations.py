@@ -27,7 +27,9 @@ def twin_database(database: str, request: pytest.FixtureRequest) -> Iterator[str
 
 def differences(ledger: Ledger) -> list[Any]:
     with ledger.read() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(
+            connection.alchemy, opts={"compare_type": True, "compare_server_default": True}
+        )
         return list(compare_metadata(context, tables.metadata))
 
 
@@ -45,7 +47,7 @@ def indexes(ledger: Ledger) -> dict[str, tuple[Any, ...]]:
 def from_tables(url: str) -> Ledger:
     ledger = Ledger(url, create=True)
     with ledger.write() as connection:
-        tables.metadata.create_all(connection)
+        tables.metadata.create_all(connection.alchemy)
     return ledger
 
 

@@ -50,7 +50,7 @@ def test_the_figures_of_the_hot_path_leave_no_job_behind(ledger: Ledger) -> None
         pytest.param(count_statements("1 = 1")[0], id="counts"),
         pytest.param(count_statements("1 = 1")[1], id="counts of ended"),
         pytest.param(count_statements("+model = 'a'")[1], id="counts of a model"),
-        pytest.param(Statement(DEPTHS.sqlite.text.partition("UNION ALL")[0]), id="depths"),
+        pytest.param(Statement(DEPTHS.sqlite.partition("UNION ALL")[0]), id="depths"),
     ],
 )
 def test_on_sqlite_no_count_goes_through_the_whole_table(sqlite_ledger: Ledger, statement: Statement) -> None:
