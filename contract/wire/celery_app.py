@@ -36,15 +36,11 @@ TRANSPORT_OPTIONS: dict[str, Any] = SOCKET_OPTIONS | {
     "priority_steps": list(PRIORITY_STEPS),
     "sep": PRIORITY_SEPARATOR,
     "queue_order_strategy": "priority",
-    # A message that outlives this in a worker's buffer is delivered twice; the second claims nothing.
-    "visibility_timeout": 600,
-    "unacked_restore_throttle": 1,
 }
 
-# A sender does not wait for Redis to come up, as kombu would for 6 s: the job is in the ledger, and the sweeper sends it. The
-# second try is for a connection that was good until Redis restarted.
-SENDING_OPTIONS: dict[str, Any] = TRANSPORT_OPTIONS | {
-    "max_retries": 1, "interval_start": 0, "interval_step": 0, "socket_timeout": SEND_TIMEOUT_S, "socket_connect_timeout": 3,
+# A sender does not wait for Redis to come up: the job is in the ledger, and the sweeper sends it.
+SENDING_OPTIONS: dict[str, Any] = {
+    "socket_timeout": SEND_TIMEOUT_S, "socket_connect_timeout": SEND_TIMEOUT_S, "socket_keepalive": True,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct, ValidationError, convert, to_builtins
+from msgspec import Meta, Struct, ValidationError, convert
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import MAX_VERSION, JobId, ModelName
@@ -24,7 +24,13 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 
 def redis_keys(queue: str) -> list[str]:
     """The Redis lists that make up a queue, the most urgent first."""
-    return [f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue for step in PRIORITY_STEPS]
+    return [redis_key(queue, step) for step in PRIORITY_STEPS]
+
+
+def redis_key(queue: str, priority: int) -> str:
+    """The Redis list for jobs of this priority."""
+    step = max(step for step in PRIORITY_STEPS if step <= priority)
+    return f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue
 
 
 def misplaced_key(key: str) -> str:
@@ -92,12 +98,6 @@ def job_messages(
     for (queue, priority, exclusive, model, version), group in groupby(sorted(jobs, key=address), key=address):
         while ids := [job.id for job in islice(group, 1 if exclusive else size)]:
             yield JobMessage(queue, priority, TaskArgs(model, version, ids, exclusive, batch_wait))
-
-
-def dump_args(args: TaskArgs) -> list[Any]:
-    """The arguments as Celery sends them: a list of plain values."""
-    found: list[Any] = to_builtins(args)
-    return found
 
 
 def parse_args(args: Any) -> TaskArgs:

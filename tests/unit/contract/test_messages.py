@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import to_builtins
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import new_ids
@@ -13,7 +14,6 @@ from forebay.contract.wire.messages import (
     BatchWait,
     JobMessage,
     RoutedJob,
-    dump_args,
     job_messages,
     parse_args,
     redis_keys,
@@ -84,7 +84,7 @@ def test_ten_thousand_jobs_are_forty_messages() -> None:
 @given(job_lists())
 def test_what_messages_hold_passes_the_check(routed_jobs: list[RoutedJob]) -> None:
     for job_message in job_messages(routed_jobs, batch_wait=BatchWait(0.5, 4)):
-        assert parse_args(dump_args(job_message.args)) == job_message.args
+        assert parse_args(to_builtins(job_message.args)) == job_message.args
 
 
 JSON = st.recursive(
