@@ -33,7 +33,7 @@ def connection(stack: WorkerStack) -> Iterator[redis.Redis]:
     assert "Unrecoverable" not in worker.said()
 
 
-KEYS = ["cpu", "cpu:3", "cpu:9", "unacked", "unacked_index", "_kombu.binding.celery.pidbox"]
+KEYS = ["cpu", "cpu:3", "cpu:9", "_kombu.binding.celery.pidbox"]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -58,17 +58,6 @@ def test_a_worker_starts_beside_keys_of_a_wrong_type(own: WorkerStack) -> None:
         worker = own.worker().ready()
         assert own.client.predict("doubler/1", 21).result(60) == 42
         assert worker.alive
-
-
-def test_a_worker_starts_beside_a_strangers_note_of_an_unacknowledged_message(own: WorkerStack) -> None:
-    with redis.Redis.from_url(own.settings.broker) as connection:
-        for tag, note in {"one": "[]", "two": "no JSON", "three": "[5, 5, 5]"}.items():
-            connection.hset("unacked", tag, note)
-            connection.zadd("unacked_index", {tag: 1})
-        own.model("Doubler")
-        own.worker().ready()
-        assert own.client.predict("doubler/1", 21).result(60) == 42
-        assert not connection.exists("unacked", "unacked_index")
 
 
 def read_only(connection: redis.Redis, server: ValkeyServer, folder: Path) -> Callable[[], object]:

@@ -46,6 +46,7 @@ def worker_app(settings: Settings) -> Celery:
     """The Celery app of a worker: the tasks it takes, and none of those that come with Celery."""
     install()
     app = make_app(settings)
+    app.events_cls = "forebay.worker.parent.celery.consumer:Events"
     app.conf.update(
         worker_proc_alive_timeout=CHILD_START_S,
         worker_consumer="forebay.worker.parent.celery.consumer:Consumer",

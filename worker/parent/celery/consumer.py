@@ -10,6 +10,8 @@ from typing import Any
 
 import redis
 import structlog
+from celery.app.events import Events as StockEvents
+from celery.events.dispatcher import EventDispatcher
 from celery.worker.consumer.consumer import Consumer as StockConsumer
 from celery.worker.state import maybe_shutdown
 
@@ -20,12 +22,39 @@ log = structlog.get_logger()
 RETRY_S = (0.5, 0.5, 5.0)  # before Redis is tried again: the first pause, how much longer each is, the longest
 STEP_S = 0.1  # in which a pause looks for a stop
 TAKEN_S = 0.5  # Redis refuses a BRPOP at once
+GATHER_EVENTS_S = 0.1
+UNHEARD_S = 1.0
 LAST_MESSAGE_S = 1.5  # a BRPOP that was sent comes back within a second, perhaps with a message
 
 
-class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
+class TaskEvents(EventDispatcher):  # type: ignore[misc] # celery ships no types
+    """Tells Flower of tasks, if Flower is there: an event costs a worker as much as a small job.
+
+    Redis says how many clients got an event. When it was none, nothing more is said of tasks for a moment.
+    """
+
+    _unheard_until = 0.0
+
+    def send(self, type: str, **fields: Any) -> None:
+        if time.monotonic() >= self._unheard_until or not type.startswith("task-"):
+            super().send(type, **fields)
+
+    def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
+        super()._publish(event, producer, routing_key, **options)
+        if routing_key.startswith("task.") and producer is not None and producer.channel.heard_by == 0:
+            self._unheard_until = time.monotonic() + UNHEARD_S
+
+
+class Events(StockEvents):  # type: ignore[misc]
+    """Celery's `app.events` with that dispatcher."""
+
+    dispatcher_cls = TaskEvents
+
+
+class Consumer(StockConsumer):  # type: ignore[misc]
     """Named in the setting `worker_consumer`."""
 
+    events_due = 0.0
     outage = False
     refusals = 0  # in this outage
     ends_outage: Any = None  # the timer
@@ -54,6 +83,13 @@ class Consumer(StockConsumer):  # type: ignore[misc] # celery ships no types
         if self.outage:  # it is over when Redis has taken the first BRPOP, and not only the connection
             self.ends_outage = self.timer.call_after(TAKEN_S, self._end_outage)
         super().on_ready()
+
+    def on_send_event_buffered(self) -> None:
+        """Publish events together: each publishing costs as much as the events of many jobs."""
+        now = time.monotonic()
+        if now >= self.events_due:
+            self.events_due = now + GATHER_EVENTS_S
+            self.timer.call_after(GATHER_EVENTS_S, self._flush_events)
 
     def reconnect(self) -> None:
         """Drop the connection and make a new one. Any thread may ask for it."""

@@ -34,8 +34,6 @@ def set_aside_misplaced(client: redis.Redis, queues: Iterable[str]) -> int:
 def _expected(client: redis.Redis, queues: Iterable[str]) -> Iterator[tuple[str, str]]:
     for queue in queues:
         yield from ((key, "list") for key in redis_keys(queue))
-    yield Channel.unacked_key, "hash"
-    yield Channel.unacked_index_key, "zset"
     for raw in client.scan_iter(match=BINDINGS, count=1000):
         key = _text(raw)
         yield key, "zset" if key == DEADLINES else "set"

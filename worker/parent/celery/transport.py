@@ -3,13 +3,14 @@
 Stock kombu dies of a queue entry or broadcast that is valid JSON but not a message (`[]`, `5`), puts it back, and so kills
 the next worker too. Only the outer form is checked here; the Strategy checks what is inside.
 
-It dies of a Redis that refuses a command too. What can be done without, its record of unacknowledged messages, is done
-without; a key of the wrong type is renamed; and anything else is an outage to the Consumer.
+It dies of a Redis that refuses a command too. A key of the wrong type is renamed; anything else is an outage to the Consumer.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ import redis
 import structlog
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as stock
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
 from forebay.worker.parent.celery.misplaced_keys import is_wrong_type, set_aside_misplaced
 
@@ -115,70 +116,32 @@ class CheckedRedis(redis.Redis):
         return reply
 
 
-class QoS(stock.QoS):  # type: ignore[misc] # kombu ships no types
-    """kombu's record of unacknowledged messages, usable after its channel has been closed.
+class QoS(virtual.QoS):  # type: ignore[misc] # kombu ships no types
+    """Which messages this process holds, in its own memory only.
 
-    Messages that wait in the worker outlive the connection they came by. Stock kombu then looks for the address that closing
-    the connection has cleared, and the worker ends with AttributeError. Here nothing is done: the message comes again, or the
-    sweeper sends its jobs, and whoever claims first runs them.
+    Stock kombu notes each message in Redis, twice, so that others deliver it again long after this process has died. Here the
+    ledger has the jobs, and a sweep sends them sooner than that. What is given back goes to the front, where it came from.
+
+    Messages that wait in the worker outlive the connection they came by; then nothing is done: a sweep sends their jobs.
     """
 
-    _refused = False
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a message that came in; it is worked on also when Redis has no room for the note, or refuses writing."""
-        try:
-            super().append(message, delivery_tag)
-        except redis.ResponseError as error:
-            self._note_refusal(error)
-            virtual.QoS.append(self, message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        if self._closed:
-            return
-        try:
-            super().ack(delivery_tag)
-        except redis.ResponseError as error:  # should it come again, nothing is left to claim
-            self._note_refusal(error)
-            virtual.QoS.ack(self, delivery_tag)
+    restore_at_shutdown = True
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if self._closed:
-            return
-        try:
-            super().reject(delivery_tag, requeue=requeue)
-        except redis.ResponseError as error:
-            self._note_refusal(error)
-            virtual.QoS.ack(self, delivery_tag)
-            if requeue:
-                raise  # whoever gives jobs back has to know that they were not taken
+        if requeue and not self._closed and delivery_tag in self._delivered:
+            self.channel.put_back(self._delivered[delivery_tag])
+        self.ack(delivery_tag)
 
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Put back what others have not acknowledged for long, if Redis allows it."""
-        try:
-            super().restore_visible(*args, **kwargs)
-        except redis.ResponseError as error:
-            self._note_refusal(error)
-
-    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        try:
-            super().restore_by_tag(tag, client, leftmost)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # a stranger's note
-            log.warning("junk_dropped", place=self.unacked_key, reason=repr(error)[:SHOWN_BYTES])
-            self._remove_from_indices(tag).execute()
-
-    def _note_refusal(self, error: redis.ResponseError) -> None:
-        if not self.channel.set_aside_misplaced(error) and not self._refused:
-            self._refused = True
-            log.warning("unacked_not_recorded", error=str(error)[:SHOWN_BYTES])  # once for each connection
-
-    def restore_unacked(self, client: Any = None) -> None:
+    def restore_unacked(self) -> list[Any]:
         """Put back what was not acknowledged, if Redis can be had."""
+        self._flush()
         try:
-            super().restore_unacked(client)
+            for message in reversed(list(self._delivered.values())):
+                self.channel.put_back(message)
         except (AttributeError, OSError, redis.RedisError) as error:
             log.debug("messages_not_restored", messages=len(self._delivered), error=repr(error))
-            self._delivered.clear()
+        self._delivered.clear()
+        return []
 
     @property
     def _closed(self) -> bool:
@@ -190,6 +153,29 @@ class Channel(stock.Channel):  # type: ignore[misc]
     """kombu's channel, reading through CheckedRedis and checking broadcasts."""
 
     QoS = QoS
+    heard_by = 1  # how many clients got the last event
+    _client: redis.Redis | None = None
+
+    @contextmanager
+    def conn_or_acquire(self, client: redis.Redis | None = None) -> Iterator[redis.Redis]:
+        """A client; stock kombu makes one for every command, which costs more than the command."""
+        if client is None:
+            client = self._client
+            if client is None or client.connection_pool is not self.pool:
+                self._client = client = self._create_client()
+        yield client
+
+    def put_back(self, message: Any) -> None:
+        """Put a message back to where it came from, in front of those that wait."""
+        where = message.delivery_info
+        with self.conn_or_acquire() as client:
+            self._do_restore_message(message._raw, where["exchange"], where["routing_key"], client)
+
+    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **_: Any) -> None:
+        payload = dumps(message)
+        with self.conn_or_acquire() as client:
+            topics = self._get_publish_topics(exchange, routing_key)
+            self.heard_by = sum(client.publish(topic, payload) for topic in topics)
 
     def set_aside_misplaced(self, error: redis.ResponseError, *queues: str) -> bool:
         """Whether keys of a wrong type were the cause of this error, and have been renamed."""
