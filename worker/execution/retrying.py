@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, OutcomeUnknown
 
@@ -32,15 +34,16 @@ def retry_while_unavailable(
     def passes(error: BaseException) -> bool:
         return isinstance(error, away) and not (isinstance(error, LedgerOutdated | OutcomeUnknown) or gives_way(error))
 
+    try:  # nearly always: tenacity would cost more than the action
+        return action()
+    except Exception as error:
+        if not passes(error):
+            raise
+        log.warning("ledger_awaited", error=str(error))
+    time.sleep(random.uniform(0, FIRST_S))
     return Retrying(
         retry=retry_if_exception(passes),
         wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
         stop=stop_after_delay(outage_timeout_s),
-        before_sleep=_log_first,
         reraise=True,
     )(action)
-
-
-def _log_first(state: RetryCallState) -> None:
-    if state.attempt_number == 1 and state.outcome is not None:
-        log.warning("ledger_awaited", error=str(state.outcome.exception()))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from operator import add, attrgetter
 
 
 class Fate(StrEnum):
@@ -52,7 +53,7 @@ class Summary:
         )  # fmt: skip
 
     def __add__(self, other: Summary) -> Summary:
-        return Summary(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Summary(*map(add, _values(self), _values(other)))
 
     def __str__(self) -> str:
         padding = f", padding {self.padding:.0%}" if self.padded else ""
@@ -64,3 +65,6 @@ class Summary:
     def padding(self) -> float:
         """Which share of what the device computed was padding."""
         return 1 - self.tokens / self.padded if self.padded else 0.0
+
+
+_values = attrgetter(*(field.name for field in fields(Summary)))

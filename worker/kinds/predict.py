@@ -31,6 +31,7 @@ from forebay.worker.execution.summary import Summary
 log = structlog.get_logger()
 
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
+QUICK_S = 0.1
 CANCEL_CHECK_S = 0.5  # between two reads of which jobs are to be canceled
 
 
@@ -75,11 +76,15 @@ class PredictHandler:
         total = self._run_jobs(loaded, jobs, attempts, stops)
         if attempts.stopping:
             attempts.release_all([job.claimed for job in jobs if job.unfinished and not job.lost])
-        log.info(
+        seconds = time.perf_counter() - started
+        quick = seconds < QUICK_S and total.succeeded == len(
+            claimed
+        )  # metrics count it; a line would cost as much as the job
+        (log.debug if quick else log.info)(
             "batch_done", model=ref, queue=first.queue, worker=attempts.worker, jobs=len(claimed),
             succeeded=total.succeeded, failed=total.failed, stopped=total.stopped, postponed=total.postponed,
             lost=total.lost, rows=total.rows, batches=total.batches, padding=round(total.padding, 3),
-            attempt=max(job.attempt for job in claimed), seconds=round(time.perf_counter() - started, 4),
+            attempt=max(job.attempt for job in claimed), seconds=round(seconds, 4),
         )  # fmt: skip
 
     def _run_jobs(

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fakeredis import FakeRedis
 from sqlalchemy import text
 
 from forebay.contract.errors import BlobUnavailable
@@ -38,10 +39,8 @@ ROWS = 64
 TAKE_OVER = "UPDATE jobs SET worker = 'other', attempt = attempt + 1 WHERE id = :id"
 
 
-class Broker:
-    """Takes the place of Redis: nothing waits there."""
-
-    def publish(self, channel: str, ids: str) -> None: ...
+class Broker(FakeRedis):
+    """Takes the place of Redis, in whose queues something waits."""
 
     def llen(self, key: str) -> int:
         return 1

@@ -42,8 +42,19 @@ class Broker:
     def __init__(self) -> None:
         self.ids: list[str] = []
 
-    def publish(self, channel: str, ids: str) -> None:
+    @property
+    def connection_pool(self) -> "Broker":
+        return self
+
+    def get_connection(self) -> "Broker":
+        return self
+
+    def send_command(self, command: str, channel: str, ids: str) -> None:
+        assert command == "PUBLISH"
         self.ids += ids.split(",")
+
+    def read_response(self) -> int:
+        return 1
 
 
 class Bench:
