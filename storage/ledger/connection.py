@@ -32,6 +32,7 @@ CLOCK_REFRESH_S = 60
 SETTLE_S = 10.0
 
 FORK_WAIT_S = 2.0
+MOST_CONNECTIONS = {True: 80, False: 40}  # of a process, to SQLite and to PostgreSQL
 
 
 def steady_time() -> float:
@@ -70,7 +71,7 @@ class Ledger:
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self._writer_lock = WriterLock(url, BUSY_TIMEOUT_S) if self.sqlite else None
         self._one_writer: AbstractContextManager[Any] = self._writer_lock or nullcontext()
-        self._pool = Pool(self.engine)
+        self._pool = Pool(self.engine, MOST_CONNECTIONS[self.sqlite])
         self._commits: Commits = SqliteCommits() if self.sqlite else PostgresCommits()
 
     @contextmanager
@@ -193,10 +194,7 @@ class Ledger:
             return
         until = time.monotonic() + FORK_WAIT_S
         self._writer_lock.close(FORK_WAIT_S)
-        while True:
-            self._pool.close_idle()
-            if not self.engine.pool.checkedout() or time.monotonic() > until:  # type: ignore[attr-defined] # QueuePool
-                return
+        while not self._pool.close_idle() and time.monotonic() < until:
             time.sleep(0.001)
 
     @contextmanager

@@ -5,52 +5,76 @@ much as a small statement itself. Its pool, its dialects and its errors are used
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import sqlalchemy
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, TimeoutError
+
+WAIT_S = 30
 
 
 class Pool:
-    """The connections that nobody uses just now. Thread-safe.
+    """The connections of one process. Thread-safe. It does less for each use of one than SQLAlchemy's, whose work takes longer
+    than a small statement.
+    """  # fmt: skip
 
-    They are taken from the engine's pool, which does more for each use of one than the driver does for a small statement.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, limit: int) -> None:
+        """About `limit` may be in use at a time; whoever wants one more waits."""
+        self.engine, self._limit = engine, limit
         self.sqlite = engine.dialect.name == "sqlite"
-        self._idle: list[Connection] = []
+        self._inherited: list[object] = []
+        self._begin()
+
+    def _begin(self) -> None:
         self._pid = os.getpid()
+        self._idle: list[Connection] = []
+        self._taken: set[Connection] = set()
 
     def take(self, *, ping: bool = False) -> Connection:
-        """A connection; with `ping`, one that PostgreSQL has dropped meanwhile is replaced."""
-        if self._pid != os.getpid():  # forked: the connections are the parent's
-            self._pid, self._idle, _kept = os.getpid(), [], self._idle
-            _inherited.append(_kept)
+        """A connection, for its `close` to give back; with `ping`, one that PostgreSQL has dropped meanwhile is replaced."""
+        if self._pid != os.getpid():  # forked: they are the parent's, and must not even be closed
+            self._inherited += [self._idle, self._taken]
+            self._begin()
+        if len(self._taken) >= self._limit:
+            self._wait()
         try:
             connection = self._idle.pop()
         except IndexError:
-            return Connection(self)
-        return connection if not ping or self.sqlite or connection.answers() else Connection(self)
+            connection = Connection(self)
+        else:
+            if ping and not self.sqlite and not connection.answers():
+                connection = Connection(self)
+        self._taken.add(connection)
+        return connection
 
-    def give_back(self, connection: Connection) -> None:
-        self._idle.append(connection)
+    def _wait(self) -> None:
+        until = time.monotonic() + WAIT_S
+        while len(self._taken) >= self._limit:
+            if time.monotonic() > until:
+                raise TimeoutError(f"all {self._limit} connections of this process have been in use for {WAIT_S} s")
+            time.sleep(0.005)
 
-    def close_idle(self) -> None:
+    def give_back(self, connection: Connection, usable: bool) -> None:
+        if connection in self._taken:  # or this process is another one now
+            self._taken.discard(connection)
+            if usable:
+                self._idle.append(connection)
+            else:
+                connection.discard()
+
+    def close_idle(self) -> bool:
+        """Close what nobody uses; whether that was all."""
         while self._idle:
             self._idle.pop().discard()
-        self.engine.dispose()
-
-
-_inherited: list[object] = []  # what a forked process must not even close
+        return not self._taken
 
 
 class Connection:
-    """One connection of the driver, which is its `driver`; `close` gives it back."""
+    """One connection of the driver, which is its `driver`."""
 
     def __init__(self, pool: Pool) -> None:
         self.engine, self.sqlite = pool.engine, pool.sqlite
@@ -99,7 +123,7 @@ class Connection:
         return self._invalidated or (self._alchemy is not None and self._alchemy.invalidated)
 
     def invalidate(self) -> None:
-        """Close it for good. Whatever cut it has cut the others too."""
+        """It is gone, and whatever cut it has cut those that idle."""
         if not self.invalidated:
             self._pooled.invalidate()
         self._invalidated = True
@@ -123,17 +147,20 @@ class Connection:
 
     def close(self) -> None:
         """Give the connection back; what was not committed is rolled back."""
-        if self.dirty or self._alchemy is not None or self._invalidated:
-            self.discard()
-        else:
-            self._pool.give_back(self)
+        usable = not self.invalidated
+        try:
+            if usable and self._alchemy is not None:
+                self._alchemy.rollback()  # which ends its part of what has been committed already
+            if usable and self.dirty:
+                self.driver.rollback()
+                self.dirty = False
+        except (self._errors, DBAPIError):
+            usable = False
+        self._pool.give_back(self, usable)
 
     def discard(self) -> None:
-        """Give it back to the engine, which rolls back what was not committed."""
-        if self._alchemy is not None:
-            self._alchemy.close()
-        else:
-            self._pooled.close()
+        """Close it for good."""
+        self._pooled.close()
 
     def set_synchronous(self, level: str) -> None:
         """SQLite only: how far a commit waits for the disk."""

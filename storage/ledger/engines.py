@@ -1,10 +1,10 @@
-"""SQLAlchemy's engines for the two kinds of database."""
+"""SQLAlchemy's engines for the two kinds of database. Their connections are kept by driver.Pool."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, NullPool, create_engine, event
 
 from forebay.contract.errors import MissingExtra
 
@@ -17,7 +17,7 @@ KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count":
 
 def sqlite_engine(url: str, busy_timeout_s: float) -> Engine:
     engine = create_engine(
-        url, connect_args={"timeout": busy_timeout_s, "check_same_thread": False}, pool_size=16, max_overflow=64
+        url, connect_args={"timeout": busy_timeout_s, "check_same_thread": False}, poolclass=NullPool
     )
 
     @event.listens_for(engine, "connect")
@@ -38,8 +38,7 @@ def postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
         return create_engine(
             url,
             isolation_level="AUTOCOMMIT",
-            pool_size=8,
-            max_overflow=32,
+            poolclass=NullPool,
             connect_args=given,
         )
     except ImportError as error:
