@@ -81,7 +81,7 @@ class ModelRegistry:
 
     def example(self, name: str, version: int) -> bytes | None:
         """The row that was registered with a version, as the codec wrote it; None when there is none."""
-        found = self._ledger.quick_scalar(EXAMPLE, name=name, version=version)
+        found = self._ledger.scalar(EXAMPLE, name=name, version=version)
         return None if found is None else bytes(found)
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
