@@ -188,11 +188,9 @@ def test_a_crash_counts_an_attempt_and_the_next_goes_on_from_the_last_checkpoint
 
 
 def test_an_attempt_without_a_usable_checkpoint_begins_anew_and_keeps_its_own(place: Place) -> None:
-    id = place.job(exit=6, once=True, step_s=0.1)
-    assert place.run(id)[0] == "released"
+    id = place.job(step_s=0.1)
     claimed = place.claim(id)
-    for blob in filter(Path.is_file, (place.folder / "blobs").rglob("*")):
-        blob.unlink()
+    (place.folder / "blobs").mkdir(exist_ok=True)  # there are none in it
     for step in (900, 1000):  # of whatever the run was before
         place.store.add_checkpoint(claimed, step, 9, f"sha256:{step:064x}", 5, keep=4)
     place.store.add_metrics(claimed, [Point(1000, 9, "train", {"loss": 1.0})], "")
