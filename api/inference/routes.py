@@ -84,7 +84,7 @@ async def statistics(request: Request) -> Response:
     """GET …/stats, and /v2/models/stats"""
     client, ref = api_of(request).client, _ref(request) if request.path_params else None
     versions = [await _model(request)] if _is_one(ref) else await client.models.list(ref.name if ref else None)
-    reports = await run_in_threadpool(WorkerRegistry(client.sync.session.ledger).reports)
+    reports = await client.call(WorkerRegistry(client.sync.session.ledger).reports)
     return json_response(metadata.statistics(versions, [report.statistics for report in reports]))
 
 
@@ -184,7 +184,8 @@ async def _model(request: Request) -> ModelVersion:
 
 
 async def _workers(request: Request) -> list[WorkerInfo]:
-    return await run_in_threadpool(api_of(request).client.sync.session.live_workers)
+    client = api_of(request).client
+    return await client.call(client.sync.session.live_workers)
 
 
 async def _optional(request: Request, kind: type[T]) -> T:
