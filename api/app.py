@@ -14,7 +14,7 @@ from forebay.api.door import Door
 from forebay.api.errors import Dialect
 from forebay.api.inference.routes import INFERENCE
 from forebay.api.native import jobs, models, results
-from forebay.api.openai.routes import OPENAI
+from forebay.api.openai.routes import FILES, OPENAI
 from forebay.contract.errors import ForebayError
 
 
@@ -43,7 +43,7 @@ CORS_TAKEN = [
 CORS_GIVEN = ["inference-header-content-length", "location", "preference-applied", "retry-after", "x-request-id"]
 OPERATIONS = RouteGroup(Dialect.NATIVE, "/", [Route("/healthz", healthz), Route("/readyz", readyz)])
 NATIVE = RouteGroup(Dialect.NATIVE, "/", [*jobs.ROUTES, *results.ROUTES, *models.ROUTES])
-GROUPS: tuple[RouteGroup, ...] = (NATIVE, OPERATIONS, INFERENCE, OPENAI)
+GROUPS: tuple[RouteGroup, ...] = (NATIVE, OPERATIONS, INFERENCE, FILES, OPENAI)
 
 
 def make_app(api: Api) -> ASGIApp:

@@ -35,12 +35,12 @@ MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgp
 
 @dataclass(frozen=True, slots=True)
 class RouteGroup:
-    """Routes below one prefix, which speak one dialect. `max_body_bytes` is set where it is not the setting's."""
+    """Routes below one prefix, which speak one dialect. `limit` names the setting of how large a body may be."""
 
     dialect: Dialect
     prefix: str
     routes: Sequence[BaseRoute]
-    max_body_bytes: int | None = None
+    limit: str = "api_max_body_bytes"
 
 
 @dataclass(frozen=True, slots=True)

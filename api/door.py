@@ -59,9 +59,7 @@ class Door:
             await send(message)
 
         try:
-            limit = self._api.settings.api_max_body_bytes
-            if group is not None and group.max_body_bytes is not None:
-                limit = group.max_body_bytes
+            limit = getattr(self._api.settings, group.limit if group is not None else "api_max_body_bytes")
             scope.update({"app": self, "forebay": self._api, "dialect": dialect})
             scope.update({"max_body_bytes": limit, "request_id": request_id.decode()})
             _check_length(headers, limit)

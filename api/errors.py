@@ -57,6 +57,12 @@ class BodyIncomplete(HttpError):
     status, code = 408, "request-timeout"
 
 
+class NotFound(HttpError):
+    """There is nothing of this id."""
+
+    status, code = 404, "not-found"
+
+
 class NotAcceptable(HttpError):
     """The answer has none of the media types that were asked for."""
 

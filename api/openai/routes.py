@@ -7,8 +7,21 @@ from starlette.routing import Route
 from forebay.api.context import RouteGroup
 from forebay.api.errors import Dialect
 from forebay.api.openai.embeddings import create_embeddings
+from forebay.api.openai.files import create_file, delete_file, get_content, get_file, list_files
 from forebay.api.openai.models import generate_text, get_model, list_models
 
+FILES = RouteGroup(
+    Dialect.OPENAI,
+    "/v1/files",
+    [
+        Route("/v1/files", create_file, methods=["POST"]),
+        Route("/v1/files", list_files),
+        Route("/v1/files/{id}", get_file),
+        Route("/v1/files/{id}", delete_file, methods=["DELETE"]),
+        Route("/v1/files/{id}/content", get_content),
+    ],
+    "api_max_file_bytes",
+)
 OPENAI = RouteGroup(
     Dialect.OPENAI,
     "/v1/",

@@ -12,11 +12,11 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import structlog
@@ -31,26 +31,15 @@ from forebay.contract.errors import (
     MissingExtra,
 )
 from forebay.contract.places import make_private_folder, refuse_unshared
+from forebay.storage.blobs.stored import StoredFile
 
 log = structlog.get_logger()
 
+CHUNK = 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY, LOCK, LEDGERS = ".tmp", ".lock", ".ledgers"
 FOLDERS = (*(f"{i:02x}" for i in range(256)), TEMPORARY)
 _REF = re.compile(r"sha256:([0-9a-f]{64})")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A blob, or what a writer that died has left: its path below the store, and what changes when it is stored again."""
-
-    path: str
-    bytes: int
-    version: str
-
-    @property
-    def ref(self) -> str:
-        return f"sha256:{self.path.rpartition('/')[2]}"
 
 
 class BlobStore:
@@ -78,10 +67,36 @@ class BlobStore:
 
     def put_file(self, path: Path) -> str:
         """Store a local file's content without holding it in memory, and give its name."""
-        digest = file_digest(path)
+        with path.open("rb") as file:
+            return self.put_stream(file)
+
+    def put_stream(self, file: BinaryIO) -> str:
+        """Store what an open file has from its beginning, without holding it in memory, and give its name."""
+        digest = hashlib.sha256()
+        file.seek(0)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+
+        def write(temporary: str) -> None:
+            file.seek(0)
+            with self._fs.open(temporary, "wb") as target:
+                shutil.copyfileobj(file, target, CHUNK)
+
         with self._clear_errors("write"):
-            self._place(digest, path.stat().st_size, lambda temporary: self._fs.put_file(str(path), temporary))
-        return f"sha256:{digest}"
+            self._place(digest.hexdigest(), file.tell(), write)
+        return f"sha256:{digest.hexdigest()}"
+
+    def chunks(self, ref: str) -> Iterator[bytes]:
+        """A blob piece by piece; BlobCorrupt before the last one when they are not what the name says."""
+        with self._clear_errors("read"), self._fs.open(self._path(_digest(ref)), "rb") as file:
+            digest, chunk = hashlib.sha256(), file.read(CHUNK)
+            while chunk:
+                digest.update(chunk)
+                following = file.read(CHUNK)
+                if not following:
+                    self._verify(ref, digest.hexdigest())
+                yield chunk
+                chunk = following
 
     def get(self, ref: str) -> bytes:
         """The bytes of a blob; BlobCorrupt when they are not what the name says."""
@@ -134,13 +149,13 @@ class BlobStore:
             try:
                 if self._local:
                     with os.scandir(root) as entries:
-                        return [_stored(folder, entry.name, entry.stat()) for entry in entries]
+                        return [StoredFile.local(folder, entry.name, entry.stat()) for entry in entries]
                 self._fs.invalidate_cache(root)
                 infos = [info for info in self._fs.ls(root, detail=True) if info["type"] == "file"]
                 self._fs.invalidate_cache(root)  # what readers see must not come from it
             except FileNotFoundError:
                 return []
-        return [StoredFile(f"{folder}/{i['name'].rpartition('/')[2]}", int(i["size"] or 0), _version(i)) for i in infos]
+        return [StoredFile.remote(f"{folder}/{i['name'].rpartition('/')[2]}", i) for i in infos]
 
     def remove_unused(
         self, found: Sequence[StoredFile], used: Callable[[Sequence[str]], Collection[str]]
@@ -167,12 +182,12 @@ class BlobStore:
         folder, _, name = path.rpartition("/")
         try:
             if self._local:
-                return _stored(folder, name, os.stat(f"{self._root}/{path}"))  # noqa: PTH116
+                return StoredFile.local(folder, name, os.stat(f"{self._root}/{path}"))  # noqa: PTH116
             self._fs.invalidate_cache(f"{self._root}/{folder}")
             info = self._fs.info(f"{self._root}/{path}")
         except FileNotFoundError:
             return None
-        return StoredFile(path, int(info["size"] or 0), _version(info))
+        return StoredFile.remote(path, info)
 
     @contextmanager
     def _lock(self, kind: int) -> Iterator[None]:
@@ -287,13 +302,3 @@ def _digest(ref: str) -> str:
     if match is None:
         raise InvalidInput(f"{ref!r} is not a blob; a blob is named sha256:<64 hex digits>")
     return match[1]
-
-
-def _stored(folder: str, name: str, found: os.stat_result) -> StoredFile:
-    return StoredFile(f"{folder}/{name}", found.st_size, f"{found.st_mtime_ns}")
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    """When an object was stored last, as its store says it."""
-    when = next((info[key] for key in ("LastModified", "updated", "last_modified", "mtime") if info.get(key)), "")
-    return str(when)

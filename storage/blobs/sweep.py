@@ -15,7 +15,8 @@ from itertools import cycle
 
 import structlog
 
-from forebay.storage.blobs.store import FOLDERS, BlobStore, StoredFile
+from forebay.storage.blobs.store import FOLDERS, BlobStore
+from forebay.storage.blobs.stored import StoredFile
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
@@ -25,6 +26,7 @@ USED = Statement("""
 SELECT input_ref AS ref FROM jobs WHERE input_ref IS NOT NULL AND input_ref = ANY(:refs)
 UNION SELECT result_ref FROM jobs WHERE result_ref IS NOT NULL AND result_ref = ANY(:refs)
 UNION SELECT blob FROM checkpoints WHERE blob = ANY(:refs)
+UNION SELECT blob FROM files WHERE blob = ANY(:refs)
 UNION SELECT artifact FROM model_versions WHERE artifact = ANY(:refs)""")
 MARKS = Statement("SELECT path, version, since FROM unused_blobs WHERE folder = :folder")
 MARK = Statement("""
@@ -80,7 +82,7 @@ class BlobSweep:
         return str(name)
 
     def used(self, refs: Sequence[str]) -> set[str]:
-        """Those of these blobs that a job, a checkpoint or a version refers to."""
+        """Those of these blobs that a job, a checkpoint, a file or a version refers to."""
         return {row.ref for row in self._ledger.rows(USED, refs=refs)} if refs else set()
 
     def _sweep_folder(self, folder: str, until: float) -> Iterator[StoredFile]:

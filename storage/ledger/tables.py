@@ -228,33 +228,22 @@ training_runs = Table(
     Index("ix_training_runs_model", "model", "id"),
 )
 
+# `measured` is by metric.
 job_metrics = Table(
-    "job_metrics",
-    metadata,
-    Column("job_id", String(32), nullable=False),
-    Column("split", String(16), nullable=False),
-    Column("step", Integer, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("at", Double, nullable=False),
-    Column("measured", Text, nullable=False),  # by metric
-    Column("rows_per_s", Double),
+    "job_metrics", metadata, Column("job_id", String(32), nullable=False), Column("split", String(16), nullable=False),
+    Column("step", Integer, nullable=False), Column("epoch", Integer, nullable=False), Column("at", Double, nullable=False),
+    Column("measured", Text, nullable=False), Column("rows_per_s", Double),
     PrimaryKeyConstraint("job_id", "split", "step"),
     ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
-)
+)  # fmt: skip
 
 checkpoints = Table(
-    "checkpoints",
-    metadata,
-    Column("job_id", String(32), nullable=False),
-    Column("step", Integer, nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("attempt", SmallInteger, nullable=False),
-    Column("blob", String(80), nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    Column("at", Double, nullable=False),
-    PrimaryKeyConstraint("job_id", "step"),
+    "checkpoints", metadata, Column("job_id", String(32), nullable=False), Column("step", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False), Column("attempt", SmallInteger, nullable=False),
+    Column("blob", String(80), nullable=False), Column("bytes", BigInteger, nullable=False),
+    Column("at", Double, nullable=False), PrimaryKeyConstraint("job_id", "step"),
     ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
-)
+)  # fmt: skip
 
 evaluations = Table(
     "evaluations",
@@ -292,19 +281,25 @@ api_keys = Table(
     Column("revoked_at", Double),
 )  # fmt: skip
 
+# Of the API: uploads, and what batches made of them. The owner is the API key's name, or empty.
+files = Table(
+    "files", metadata, Column("id", String(40), primary_key=True), Column("owner", String(100), nullable=False),
+    Column("filename", Text, nullable=False), Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False), Column("blob", String(80), nullable=False),
+    Column("created_at", Double, nullable=False), Column("expires_at", Double),
+    Index("ix_files_owner", "owner", "id"), Index("ix_files_blob", "blob"),
+    _partial_index("ix_files_expires", "expires_at IS NOT NULL", "expires_at"),
+)  # fmt: skip
+
 # SQLite's alone: which transaction was committed last (commits.py).
 last_commit = Table(
     "last_commit", metadata, Column("id", Integer, primary_key=True), Column("mark", String(64), nullable=False)
 )
 
+# `stats` are contract.statistics, since the worker started.
 workers = Table(
-    "workers",
-    metadata,
-    Column("name", String(200), primary_key=True),
-    Column("host", String(200), nullable=False),
-    Column("device", String(64), nullable=False),
-    Column("queues", Text, nullable=False),
-    Column("started_at", Double, nullable=False),
-    Column("heartbeat_at", Double, nullable=False),
-    Column("stats", Text, nullable=False, server_default="{}"),  # contract.statistics, since the worker started
-)
+    "workers", metadata, Column("name", String(200), primary_key=True), Column("host", String(200), nullable=False),
+    Column("device", String(64), nullable=False), Column("queues", Text, nullable=False),
+    Column("started_at", Double, nullable=False), Column("heartbeat_at", Double, nullable=False),
+    Column("stats", Text, nullable=False, server_default="{}"),
+)  # fmt: skip

@@ -14,7 +14,6 @@ from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import DataSummary
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.training.records import Checkpoint, Evaluation, Measured, Run, Running
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import io
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -41,9 +42,10 @@ class RunningApi:
     def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60
     ) -> Answer:
-        """One request on a connection of its own; a body that is not bytes is sent as JSON."""
+        """One request on a connection of its own; a body that is neither bytes nor an open file is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        plain = body is None or isinstance(body, bytes | io.BufferedIOBase)
+        data = body if plain else json.dumps(body).encode()
         try:
             connection.request(method, path, data, dict(headers or {}))
             response = connection.getresponse()

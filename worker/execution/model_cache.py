@@ -62,8 +62,7 @@ class LoadedModel:
 
     def count_tokens(self, rows: Sequence[Row]) -> int | None:
         """How many tokens the model reads of these rows; None when its runtime does not count them."""
-        hook = getattr(self.model, "count_tokens", None)
-        return None if hook is None else hook(rows)
+        return getattr(self.model, "count_tokens", lambda _: None)(rows)
 
     def output(self, made: Any) -> Any:
         """What the model made of a row, as the signature declares it. Raises what it made if that is an exception."""

@@ -17,6 +17,7 @@ from forebay.contract.settings import Settings
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob, redis_keys
 from forebay.storage.batches.store import BatchStore
+from forebay.storage.files import FileStore
 from forebay.storage.jobs.store import JobStore
 from forebay.worker.announcer import Announcer
 
@@ -45,6 +46,7 @@ class Sweeper:
     ) -> None:
         self._store = store
         self._batches = BatchStore(store.ledger)
+        self._files = FileStore(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
         self._redis = broker
@@ -63,6 +65,7 @@ class Sweeper:
         resent = self._resend()
         deleted = self._store.sweeps.purge(self._settings.retention_s)
         self._announcer.announce([*failed, *expired])
+        self._files.drop_expired()
         self._store.ledger.checkpoint()
         result = SweepResult(len(freed), len(failed), len(expired), due, resent, deleted)
         if any(asdict(result).values()):

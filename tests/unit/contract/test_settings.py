@@ -69,6 +69,7 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
         ("https://c", '"https://c"', ("https://c",)),
         (",", "[]", ()),
     ],
+    "api_max_file_bytes": [("1KiB", '"1KiB"', 1024), ("2", "2", 2), ("3", "3", 3)],
     "api_max_body_bytes": [("1KiB", '"1KiB"', 1024), ("2", "2", 2), ("3", "3", 3)],
     "dashboard_host": [("0.0.0.0", '"0.0.0.0"', "0.0.0.0"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],  # noqa: S104
     "dashboard_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],

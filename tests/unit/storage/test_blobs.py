@@ -22,7 +22,7 @@ from forebay.contract.errors import (
     Transient,
 )
 from forebay.storage.blobs.folders import pack_folder, unpack_folder
-from forebay.storage.blobs.store import LOCK, BlobStore, file_digest
+from forebay.storage.blobs.store import CHUNK, LOCK, BlobStore, file_digest
 
 REF_OF_NOTHING = f"sha256:{hashlib.sha256(b'never stored').hexdigest()}"
 
@@ -332,3 +332,25 @@ def test_a_local_blob_is_on_disk_before_its_name_is_given(tmp_path: Path, monkey
     root = tmp_path / "blobs"
     assert synced[0].startswith(str(root / ".tmp" / digest))
     assert synced[1:] == [str(root / digest[:2]), str(root)]
+
+
+def test_an_open_file_is_stored_from_its_beginning_and_read_in_pieces(blobs: BlobStore) -> None:
+    data = os.urandom(2 * CHUNK + 5)
+    file = io.BytesIO(data)
+    file.seek(9)
+    ref = blobs.put_stream(file)
+    assert ref == blobs.put(data)
+    pieces = list(blobs.chunks(ref))
+    assert [len(piece) for piece in pieces] == [CHUNK, CHUNK, 5]
+    assert b"".join(pieces) == data
+    assert list(blobs.chunks(blobs.put_stream(io.BytesIO()))) == []
+
+
+def test_a_damaged_blob_is_not_given_to_its_end(blobs: BlobStore, root: Path) -> None:
+    ref = blobs.put(b"a" * (CHUNK + 1))
+    [path] = files(root)
+    path.write_bytes(b"a" * CHUNK + b"b")
+    chunks = blobs.chunks(ref)
+    assert len(next(chunks)) == CHUNK
+    with pytest.raises(BlobCorrupt):
+        next(chunks)

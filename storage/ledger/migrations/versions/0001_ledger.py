@@ -237,6 +237,20 @@ def upgrade() -> None:
         sa.Column("revoked_at", sa.Double),
     )
     op.create_table(
+        "files",
+        sa.Column("id", sa.String(40), primary_key=True),
+        sa.Column("owner", sa.String(100), nullable=False),
+        sa.Column("filename", sa.Text, nullable=False),
+        sa.Column("purpose", sa.String(32), nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.Column("blob", sa.String(80), nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("expires_at", sa.Double),
+    )
+    _index("ix_files_owner", "files", ["owner", "id"])
+    _index("ix_files_blob", "files", ["blob"])
+    _index("ix_files_expires", "files", ["expires_at"], "expires_at IS NOT NULL")
+    op.create_table(
         "last_commit", sa.Column("id", sa.Integer, primary_key=True), sa.Column("mark", sa.String(64), nullable=False)
     )
     op.create_table(
