@@ -8,14 +8,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from forebay.api import openapi
 from forebay.api.access import Access
-from forebay.api.context import Api, RouteGroup, api_of
+from forebay.api.context import Api, RouteGroup, api_of, needs
 from forebay.api.door import Door
 from forebay.api.errors import Dialect
 from forebay.api.inference.routes import INFERENCE
-from forebay.api.native import jobs, models, results
 from forebay.api.openai.routes import FILES, OPENAI
 from forebay.contract.errors import ForebayError
+from forebay.contract.metrics.exposition import CONTENT_TYPE, api_families, expose
 
 
 async def healthz(_: Request) -> Response:
@@ -35,14 +36,25 @@ async def readyz(request: Request) -> Response:
     return PlainTextResponse("ready\n")
 
 
+@needs("read")
+async def metrics(request: Request) -> Response:
+    """This server's requests, in Prometheus' text format."""
+    door: Door = request.scope["app"]
+    return Response(expose(api_families(door.counted())), headers={"Content-Type": CONTENT_TYPE})
+
+
 # What another website's page may send and see, where its origin is named in the settings.
 CORS_TAKEN = [
     "authorization", "content-type", "idempotency-key", "inference-header-content-length", "last-event-id", "prefer",
     "x-request-id",
 ]  # fmt: skip
 CORS_GIVEN = ["inference-header-content-length", "location", "preference-applied", "retry-after", "x-request-id"]
-OPERATIONS = RouteGroup(Dialect.NATIVE, "/", [Route("/healthz", healthz), Route("/readyz", readyz)])
-NATIVE = RouteGroup(Dialect.NATIVE, "/", [*jobs.ROUTES, *results.ROUTES, *models.ROUTES])
+OPERATIONS = RouteGroup(
+    Dialect.NATIVE,
+    "/",
+    [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *openapi.ROUTES],
+)
+NATIVE = RouteGroup(Dialect.NATIVE, "/", openapi.NATIVE_ROUTES)
 GROUPS: tuple[RouteGroup, ...] = (NATIVE, OPERATIONS, INFERENCE, FILES, OPENAI)
 
 

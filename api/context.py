@@ -110,6 +110,7 @@ def needs(scope: str) -> Callable[[Handler], Handler]:
                 raise Forbidden(f"the API key {caller.name!r} has no scope {scope!r}")
             return await handler(request)
 
+        checked.scope = scope  # type: ignore[attr-defined] # a test asks each route for it
         return checked
 
     return declare

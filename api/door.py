@@ -16,6 +16,7 @@ from forebay.api.access import Access
 from forebay.api.context import Api, RouteGroup
 from forebay.api.errors import BodyTooLarge, Dialect, HttpError, error_response
 from forebay.contract.errors import ForebayError
+from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.queues import format_bytes
 from forebay.contract.references import plain_text
 
@@ -33,6 +34,8 @@ class Door:
     def __init__(self, api: Api, groups: Sequence[RouteGroup], access: Access) -> None:
         self._api = api
         self._access = access
+        self.statistics = Statistics()
+        self._in_flight: dict[str, int] = dict.fromkeys(Dialect, 0)
         self._router = Router([route for group in groups for route in group.routes], redirect_slashes=False)
         self._groups = sorted(groups, key=lambda group: -len(group.prefix))
 
@@ -46,6 +49,7 @@ class Door:
         group = next((g for g in self._groups if scope["path"].startswith(g.prefix)), None)
         dialect = group.dialect if group is not None else Dialect.NATIVE
         status = 0
+        self._in_flight[dialect] += 1
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -77,6 +81,10 @@ class Door:
             await response(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - started
+            self._in_flight[dialect] -= 1
+            route = getattr(scope.get("route"), "path", "none")
+            self.statistics.count("http_requests_total", dialect, route, f"{status // 100}xx")
+            self.statistics.observe("http_request_seconds", seconds, dialect, route)
             write = log.debug if scope["path"] in QUIET else log.info
             write(
                 "http_request",
@@ -87,6 +95,12 @@ class Door:
                 id=request_id.decode(),
                 **({"key": caller.name} if (caller := scope.get("caller")) and caller.name else {}),
             )
+
+    def counted(self) -> Statistics:
+        """What this server has counted since it started."""
+        for dialect, requests in self._in_flight.items():
+            self.statistics.set("http_requests_in_flight", requests, dialect)
+        return self.statistics
 
     def _report(self, error: Exception, request_id: bytes) -> None:
         if isinstance(error, HttpError | HTTPException):

@@ -134,7 +134,7 @@ def configure(
 ) -> uvicorn.Config:
     """How uvicorn serves the application; ForebayError when there is no such certificate or key."""
     config = uvicorn.Config(
-        app, host, port, http=WatchedProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
+        app, host, port, http=WatchedProtocol, ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
         server_header=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S,
         limit_concurrency=_most_connections(), ssl_certfile=certfile, ssl_keyfile=keyfile,
     )  # fmt: skip

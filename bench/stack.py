@@ -33,7 +33,7 @@ def embedded_stack(workers: int = 1, queue: str = "cpu") -> Iterator[tuple[Clien
         os.environ["FOREBAY_TORCH_THREADS"] = "1"
     with temporary_folder() as folder, ExitStack() as running:
         home = folder / "home"
-        stack = start_detached(home, ["--no-dashboard", "--queues", queue])
+        stack = start_detached(home, ["--no-dashboard", "--no-api", "--queues", queue])
         running.callback(stop_stack, home)
         settings = Settings.load(home=home, broker=stack.broker, database=stack.database)
         client = running.enter_context(Client(settings))

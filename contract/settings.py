@@ -101,7 +101,7 @@ class Settings:
     dashboard_host: Text = _setting("127.0.0.1", "address the dashboard listens on")
     dashboard_port: Port = _setting(5555, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
     api_host: Text = _setting("127.0.0.1", "address `forebay serve` listens on")
-    api_port: Port = _setting(8000, "its port; 0 takes a free one")
+    api_port: Port = _setting(8000, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
     api_origins: Names = _setting((), "origins whose pages may send requests, such as `https://app.example`")
     api_max_body_bytes: Bytes = _setting(64 * 2**20, "requests with a larger body are refused")
     api_max_file_bytes: Bytes = _setting(200 * 2**20, "uploads of files that are larger are refused")

@@ -15,6 +15,7 @@ PREFIX = "forebay_"
 MODEL = ("model", "version")
 JOB = (*MODEL, "kind")
 RUN = ("model", "job")
+ROUTE = ("dialect", "route")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
@@ -98,7 +99,17 @@ LEDGER: Mapping[str, Metric] = {
     "worker_heartbeat_age_seconds": Metric("gauge", "Time since the worker's last heartbeat.", ("worker",)),
 }  # fmt: skip
 
-METRICS: Mapping[str, Metric] = {**WORKER, **LEDGER}
+API: Mapping[str, Metric] = {
+    "http_requests_total": Metric(
+        "counter", "Requests that `forebay serve` has answered, by route and class of status (2xx).", (*ROUTE, "status")
+    ),
+    "http_request_seconds": Metric(
+        "histogram", "From a request's head to the end of its answer, waits included.", ROUTE, SECONDS
+    ),
+    "http_requests_in_flight": Metric("gauge", "Requests that are being answered.", ("dialect",)),
+}
+
+METRICS: Mapping[str, Metric] = {**WORKER, **LEDGER, **API}
 
 
 def as_markdown() -> str:

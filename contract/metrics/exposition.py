@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format, which the dashboard and workers serve at `/metrics`.
+"""Metrics in Prometheus' text format, which the dashboard, workers and the HTTP server serve at `/metrics`.
 
 prometheus_client is imported nowhere else.
 """
@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from forebay.contract.metrics.declared import LEDGER, PREFIX, WORKER
+from forebay.contract.metrics.declared import API, LEDGER, PREFIX, WORKER
 from forebay.contract.metrics.statistics import Histogram, Labels, Statistics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -40,6 +40,15 @@ def worker_families(workers: Mapping[str, tuple[Statistics, bool]]) -> Iterator[
                 continue
             for labels, value in getattr(statistics, f"{metric.kind}s").get(name, {}).items():
                 _add(family, (worker, *labels), value, metric.buckets)
+        yield family
+
+
+def api_families(statistics: Statistics) -> Iterator[Metric]:
+    """What one HTTP server has counted since it started."""
+    for name, metric in API.items():
+        family = FAMILIES[metric.kind](PREFIX + name, metric.help, labels=metric.labels)
+        for labels, value in getattr(statistics, f"{metric.kind}s").get(name, {}).items():
+            _add(family, labels, value, metric.buckets)
         yield family
 
 

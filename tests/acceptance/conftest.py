@@ -30,7 +30,7 @@ def digits_pt2(net, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def user(tmp_path_factory: pytest.TempPathFactory, digits_pt2: Path) -> Iterator[User]:
     """Somebody with a stack whose only worker serves the queue `cpu`, and the model `digits` registered."""
     user = User(tmp_path_factory.mktemp("user"))
-    with user.up("--no-dashboard", "--queues", "cpu"):
+    with user.up("--no-dashboard", "--no-api", "--queues", "cpu"):
         user.ok("models", "register", "digits", str(digits_pt2), "--max-batch-size", "64")
         yield user
 

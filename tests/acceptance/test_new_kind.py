@@ -85,7 +85,7 @@ def test_a_new_kind_costs_one_short_file_a_request_a_method_and_a_command() -> N
 
 
 def test_it_runs_from_python_and_from_the_shell(contributor: User) -> None:
-    with contributor.up("--no-dashboard", "--queues", "cpu"):
+    with contributor.up("--no-dashboard", "--no-api", "--queues", "cpu"):
         contributor.ok(
             "models", "register", "doubles", "--runtime", "python", "--option", "class=support.models:Doubler"
         )

@@ -63,7 +63,7 @@ def test_a_detached_stack_is_ready_when_up_returns(user):
     assert user.home.stat().st_mode & 0o077 == 0, "other users may enter the home"
     assert status["stack"]["ready"] is True
     processes = status["stack"]["processes"]
-    assert set(processes) == {"queue", "worker", "dashboard"}
+    assert set(processes) == {"queue", "worker", "api", "dashboard"}
     assert all(psutil.pid_exists(pid) for pid in processes.values())
     assert [worker["queues"] for worker in status["workers"]] == [["cpu"]]
     text = user.ok("status")
@@ -100,7 +100,7 @@ def test_up_where_a_stack_runs_says_so_and_gives_its_addresses(user):
 def test_logs_are_printed_one_or_all(user):
     assert "child_ready" in user.ok("logs", "worker", "-n", "1000")
     assert {line.split()[0] for line in user.ok("logs", "-n", "3").splitlines()} >= {"worker", "valkey"}
-    assert "there are dashboard, up, worker, valkey" in refusal(user.run("logs", "workers"))
+    assert "there are api, dashboard, up, worker, valkey" in refusal(user.run("logs", "workers"))
 
 
 def test_the_password_is_for_this_users_eyes_only(user):
@@ -116,7 +116,7 @@ def test_the_password_is_for_this_users_eyes_only(user):
     assert [text for text in [listed, *told, *logs] if password in text] == []
 
 
-@pytest.mark.parametrize("part", ["queue", "dashboard", "worker"])
+@pytest.mark.parametrize("part", ["queue", "dashboard", "api", "worker"])
 def test_a_killed_part_comes_back_and_leaves_nothing_behind(user, part):
     before = user.stack()
     everything = {p.pid: p for p in user.marked()}
@@ -127,8 +127,9 @@ def test_a_killed_part_comes_back_and_leaves_nothing_behind(user, part):
     after = user.stack()
     assert {name for name, pid in before["processes"].items() if after["processes"].get(name) != pid} == {part}
     assert after["broker"] == before["broker"], "who knew the queue's address finds it there again"
-    if part == "dashboard":
-        wait_until(lambda: user.run("doctor", "--url", after["dashboard"]).returncode == 0, "it answers", TIMEOUT_S)
+    if part in ("api", "dashboard"):
+        url = after[part] if part == "dashboard" else f"{after[part]}/readyz"
+        wait_until(lambda: user.run("doctor", "--url", url).returncode == 0, "it answers", TIMEOUT_S)
 
 
 def test_jobs_succeed_after_every_part_was_killed(user, digits_pt2):
@@ -160,7 +161,7 @@ def test_down_ends_everything_and_waiting_jobs_run_in_the_next_stack(user):
 
 
 def test_a_stack_that_was_killed_is_cleared_away_by_the_next_one_which_may_be_stopped_while_it_starts(somebody):
-    with running(somebody, "up", "--no-dashboard", "--queues", "cpu") as first:
+    with running(somebody, "up", "--no-dashboard", "--no-api", "--queues", "cpu") as first:
         wait_until((somebody.home / "stack.json").exists, "the stack has begun", TIMEOUT_S)
         wait_until(lambda: set(somebody.stack()["processes"]) == {"queue", "worker"}, "its parts run", TIMEOUT_S)
         first.kill()
@@ -169,7 +170,7 @@ def test_a_stack_that_was_killed_is_cleared_away_by_the_next_one_which_may_be_st
         try:
             assert len(alive(orphans)) >= 2, "nothing tells them that their parent was killed"
             assert somebody.json("status")["stack"] is None
-            with running(somebody, "up", "--no-dashboard", "--queues", "cpu") as second:
+            with running(somebody, "up", "--no-dashboard", "--no-api", "--queues", "cpu") as second:
                 wait_until(lambda: not alive(orphans), "the next stack has ended them", TIMEOUT_S)
                 wait_until(lambda: _runs(somebody, second), "the next stack has begun", TIMEOUT_S)
                 interrupt_and_check(somebody, second, signal.SIGTERM)

@@ -34,7 +34,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
         {"image": pa.array(images.tolist(), pa.list_(pa.list_(pa.float32(), 8), 8)), "label": digits.target}
     )
     pq.write_table(table, user.folder / "digits.parquet")
-    with user.up("--no-dashboard"):
+    with user.up("--no-dashboard", "--no-api"):
         yield user
 
 

@@ -31,7 +31,7 @@ TIMEOUT_S = 400  # a busy machine is no reason to fail
 # Short, so that what a sweep or a lapsed lease brings back is back within a test's patience.
 QUICK = {
     "FOREBAY_LEASE_S": "3", "FOREBAY_HEARTBEAT_S": "0.5", "FOREBAY_SWEEP_S": "0.5", "FOREBAY_RESEND_S": "1",
-    "FOREBAY_TORCH_THREADS": "1", "FOREBAY_DASHBOARD_PORT": "0",
+    "FOREBAY_TORCH_THREADS": "1", "FOREBAY_DASHBOARD_PORT": "0", "FOREBAY_API_PORT": "0",
     "FOREBAY_ALLOWED_PYTHON_MODELS": "support.models",
 }  # fmt: skip
 

@@ -137,9 +137,10 @@ def test_what_a_service_waits_for_can_come_true() -> None:
             assert wait["condition"] == condition, f"{name} waits for {other}"
 
 
-def test_nothing_but_the_dashboard_is_published_and_that_on_loopback() -> None:
+def test_only_http_and_the_dashboard_are_published_and_those_on_loopback() -> None:
     assert [(name, service["ports"]) for name, service in SERVICES.items() if "ports" in service] == [
-        ("dashboard", ["127.0.0.1:5555:5555"])
+        ("dashboard", ["127.0.0.1:5555:5555"]),
+        ("api", ["127.0.0.1:8000:8000"]),
     ]
 
 

@@ -6,6 +6,7 @@ torch, Flower and Alembic are imported by the commands that need them, so that `
 from __future__ import annotations
 
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,10 +81,11 @@ def up(
     home: Home = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when everything is ready.")] = False,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Leave Flower out.")] = False,
+    no_api: Annotated[bool, typer.Option("--no-api", help="Leave HTTP out.")] = False,
     queues: Annotated[str | None, typer.Option(help="Queues the worker serves, by comma.", show_default=False)] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Worker children on the CPU.")] = 1,
 ) -> None:
-    """Start queue, ledger, worker and dashboard, until Ctrl-C.
+    """Start queue, ledger, worker, HTTP and dashboard, until Ctrl-C.
 
     Example: `forebay up --detach`, and later `forebay down`.
     """
@@ -98,18 +100,20 @@ def up(
     if detach:
         arguments = ["--concurrency", str(concurrency)]
         arguments += ["--no-dashboard"] if no_dashboard else []
+        arguments += ["--no-api"] if no_api else []
         arguments += ["--queues", queues] if queues else []
         _print_addresses(start_detached(settings.home, arguments))
         return
     configure_logs(settings)
-    stack = Stack(settings.home, dashboard=not no_dashboard, queues=queues, concurrency=concurrency)
+    api = not no_api and find_spec("starlette") is not None
+    stack = Stack(settings.home, dashboard=not no_dashboard, api=api, queues=queues, concurrency=concurrency)
     raise typer.Exit(stack.run(_print_addresses))
 
 
 @app.command(rich_help_panel=PANEL)
 def logs(
     name: Annotated[
-        str | None, typer.Argument(metavar="[worker|dashboard|valkey|up]", help="One log only.", show_default="all")
+        str | None, typer.Argument(metavar="[worker|api|dashboard|valkey|up]", help="One log only.", show_default="all")
     ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come, until Ctrl-C.")] = False,
@@ -159,6 +163,8 @@ def status(home: Home = None, json: Json = False) -> None:
         )
         return
     typer.echo(f"stack    {_processes(stack) if stack else f'none runs in {settings.home}'}")
+    if stack and stack.api:
+        typer.echo(f"api      {stack.api}")
     if stack and stack.dashboard:
         typer.echo(f"dashboard {stack.dashboard}")
     typer.echo(f"queue    {mask_password(settings.broker) or 'none'}")
@@ -247,6 +253,7 @@ def _print_addresses(stack: StackState) -> None:
         "home": stack.home,
         "ledger": mask_password(stack.database),
         "queue": mask_password(stack.broker),
+        "api": stack.api or "left out",
         "dashboard": stack.dashboard or "left out",
     }
     for name, value in addresses.items():

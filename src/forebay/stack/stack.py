@@ -1,4 +1,4 @@
-"""`forebay up`: the embedded queue, the ledger, a worker and the dashboard as one thing that starts and stops together.
+"""`forebay up`: the embedded queue, the ledger, a worker, HTTP and the dashboard as one thing that starts and stops together.
 
 What is configured already (FOREBAY_BROKER, FOREBAY_DATABASE) is used instead of being started. Everything this starts it
 also ends, by pid, and it ends nothing else. `<home>/stack.json` describes what runs, for this user's eyes only.
@@ -49,7 +49,7 @@ class StackError(ForebayError):
 
 
 class StackState(msgspec.Struct, frozen=True):
-    """The content of `<home>/stack.json`. `dashboard` is an address, "" without one."""
+    """The content of `<home>/stack.json`. `api` and `dashboard` are addresses, "" without one."""
 
     pid: int
     started: float  # of that process, by the system's clock: another one may get its pid
@@ -57,6 +57,7 @@ class StackState(msgspec.Struct, frozen=True):
     broker: str
     database: str
     home: str
+    api: str
     dashboard: str  # with its token
     stop_s: float  # how long stopping may take
     processes: dict[str, int]
@@ -68,7 +69,9 @@ OnReady = Callable[[StackState], object]
 class Stack:
     """The embedded stack of one home, run by this process until it is told to stop."""
 
-    def __init__(self, home: Path, *, dashboard: bool, queues: str | None = None, concurrency: int = 1) -> None:
+    def __init__(
+        self, home: Path, *, dashboard: bool, api: bool, queues: str | None = None, concurrency: int = 1
+    ) -> None:
         self._home = home
         self._file = home / STACK_FILE
         self._mark = Mark(MARK, str(home))
@@ -76,10 +79,15 @@ class Stack:
         self._worker = self._part(
             "worker", "--concurrency", str(concurrency), *(["--queues", queues] if queues else [])
         )
-        self._parts = [self._worker, *([self._part("dashboard")] if dashboard else [])]
+        self._optional = {
+            name: self._part(command, name=name)
+            for name, command, wanted in (("api", "serve", api), ("dashboard", "dashboard", dashboard))
+            if wanted
+        }
+        self._parts = [self._worker, *self._optional.values()]
         self._supervisor = ProcessSupervisor(self._parts, self._mark)
         self._valkey: Valkey | None = None
-        self._dashboard = ""
+        self._api = self._dashboard = ""
         self._parts_stop_s = float(PARTS_STOP_S)
 
     def run(self, on_ready: OnReady) -> int:
@@ -109,8 +117,8 @@ class Stack:
                 self._valkey.stop()
             self._file.unlink(missing_ok=True)
 
-    def _part(self, *arguments: str) -> ManagedProcess:
-        name, command = arguments[0], [sys.executable, "-m", "forebay", *arguments]
+    def _part(self, *arguments: str, name: str = "") -> ManagedProcess:
+        name, command = name or arguments[0], [sys.executable, "-m", "forebay", *arguments]
         return ManagedProcess(name, command, output=self._home / "logs" / f"{name}.log")
 
     def _start(self) -> Settings:
@@ -121,7 +129,11 @@ class Stack:
             settings = Settings.load(home=self._home, broker=self._valkey.url)
         self._parts_stop_s = settings.shutdown_grace_s + PARTS_STOP_S
         os.environ.update({"FOREBAY_BROKER": settings.broker, "FOREBAY_DATABASE": settings.database})
-        if len(self._parts) > 1:
+        if "api" in self._optional:
+            port = free_port(settings.api_host, settings.api_port)
+            os.environ["FOREBAY_API_PORT"] = str(port)
+            self._api = f"http://{settings.api_host}:{port}"
+        if "dashboard" in self._optional:
             port = free_port(settings.dashboard_host, settings.dashboard_port)
             os.environ["FOREBAY_DASHBOARD_PORT"] = str(port)
             self._dashboard = f"http://{settings.dashboard_host}:{port}"
@@ -173,7 +185,7 @@ class Stack:
         address = f"{self._dashboard}/?token={token}" if token else self._dashboard
         state = StackState(
             os.getpid(), psutil.Process().create_time(), ready, settings.broker, settings.database, str(self._home),
-            address, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
+            self._api, address, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
         )  # fmt: skip
         temporary = self._file.with_suffix(".tmp")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

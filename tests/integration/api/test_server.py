@@ -160,3 +160,16 @@ def test_a_port_that_is_taken_is_named(settings: Settings, api: RunningApi) -> N
     with pytest.raises(ForebayError, match=rf"the API cannot listen on 127.0.0.1:{api.port}: "):
         server.serve(settings, "127.0.0.1", api.port)
     assert threading.active_count() < 20
+
+
+def test_metrics_count_requests_by_route_and_dialect(api: RunningApi) -> None:
+    api.ask("GET", "/api/v1/jobs")
+    api.ask("GET", "/v2/models/none")
+    api.ask("GET", "/nothing")
+    answer = api.ask("GET", "/metrics")
+    lines = answer.body.decode().splitlines()
+    assert 'forebay_http_requests_total{dialect="native",route="/api/v1/jobs",status="2xx"} 1.0' in lines
+    assert 'forebay_http_requests_total{dialect="inference",route="/v2/models/{name}",status="4xx"} 1.0' in lines
+    assert 'forebay_http_requests_total{dialect="native",route="none",status="4xx"} 1.0' in lines
+    assert 'forebay_http_request_seconds_count{dialect="native",route="/api/v1/jobs"} 1.0' in lines
+    assert 'forebay_http_requests_in_flight{dialect="native"} 1.0' in lines

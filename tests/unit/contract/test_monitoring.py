@@ -10,14 +10,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from forebay.contract.metrics.declared import LEDGER, METRICS, PREFIX, WORKER, as_markdown
-from forebay.contract.metrics.exposition import expose, ledger_families, worker_families
+from forebay.contract.metrics.declared import API, LEDGER, METRICS, PREFIX, WORKER, as_markdown
+from forebay.contract.metrics.exposition import api_families, expose, ledger_families, worker_families
 from forebay.contract.metrics.statistics import Statistics
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_rows", "_cores")
 COUNTS = {"jobs", "queue_jobs", "queue_workers", "worker_children", "messages_held", "jobs_in_flight", "worker_up", "worker_info",
-          "ledger_up", "training_epoch", "training_loss", "training_rows_per_second"}  # fmt: skip
+          "ledger_up", "http_requests_in_flight", "training_epoch", "training_loss", "training_rows_per_second"}  # fmt: skip
 NAME = re.compile(r"\b(?:forebay|flower)_[a-z0-9_]+")
 BRACES = re.compile(r"(\b(?:forebay|flower)_[a-z0-9_]+)\{([^}]*)\}")
 FLOWERS = {"flower_events_total", "flower_worker_online"}
@@ -75,12 +75,12 @@ def test_a_name_says_its_unit_and_a_counter_that_it_is_one(name: str) -> None:
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert metric.help.endswith(".")
-    assert metric.kind == "gauge" or name in WORKER
+    assert metric.kind == "gauge" or name in {*WORKER, *API}
 
 
 def test_what_is_exposed_parses_and_has_the_declared_names_and_labels() -> None:
     statistics = Statistics()
-    for name, metric in WORKER.items():
+    for name, metric in {**WORKER, **API}.items():
         labels = [f'{label}\'s "value"\n' for label in metric.labels]
         if metric.kind == "counter":
             statistics.count(name, *labels, by=3)
@@ -89,7 +89,9 @@ def test_what_is_exposed_parses_and_has_the_declared_names_and_labels() -> None:
         else:
             statistics.observe(name, metric.buckets[1], *labels, times=5)
     values = {name: {tuple(metric.labels): 1.0} for name, metric in LEDGER.items()}
-    text = expose([*ledger_families(values), *worker_families({"w1": (statistics, True)})]).decode()
+    text = expose(
+        [*ledger_families(values), *worker_families({"w1": (statistics, True)}), *api_families(statistics)]
+    ).decode()
     seen: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation == METRICS[_named(family)].help
