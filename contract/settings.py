@@ -90,7 +90,9 @@ class Settings:
     max_inline_bytes: Bytes = _setting(64 * 2**10, "payloads above this go to the blob store")
     max_payload_bytes: Bytes = _setting(8 * 2**20, "inputs above this are refused")
     model_cache_bytes: Bytes = _setting(0, "budget for the models that one child holds")
-    child_memory_bytes: Bytes = _setting(0, "memory that one child may take for itself")
+    child_memory_bytes: Bytes = _setting(
+        0, "memory that one child may take for itself; 0 is 80 % of the machine's or container's"
+    )
     torch_threads: Annotated[int, between(0, 1024)] = _setting(0, "torch threads per child")
     preload: Names = _setting(("torch",), "modules that a child imports before its first job")
     device: Annotated[str, Kind(parse_device)] = _setting("cpu", "the device of one worker process: cpu, cuda:0, …")
@@ -98,6 +100,7 @@ class Settings:
     worker_run: Text = _setting("", "which start of that process it is; it sets this itself")
     worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")
     allowed_python_models: Names = _setting((), "import paths that `python` and `safetensors` models may use")
+    allowed_hosts: Names = _setting((), "hosts with private addresses that URLs of inputs may name; * is all")
     dashboard_host: Text = _setting("127.0.0.1", "address the dashboard listens on")
     dashboard_port: Port = _setting(5555, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
     api_host: Text = _setting("127.0.0.1", "address `forebay serve` listens on")

@@ -14,6 +14,7 @@ from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis, make_app
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob
+from forebay.datasets.formats.addresses import allow_hosts
 from forebay.producer.group_commit import GroupCommit
 from forebay.producer.quota import QueueQuota
 from forebay.producer.sender import Sender
@@ -37,6 +38,7 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        allow_hosts(settings.allowed_hosts)
         self._inherited: list[object] = []
         self._open()
         _open_sessions.add(self)

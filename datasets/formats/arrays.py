@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -89,9 +90,7 @@ class Npz:
 
 def _header(handle: Any, file: InputFile) -> tuple[tuple[int, ...], np.dtype[Any]]:
     with decoding(file.path, "a .npy array"):
-        major, _ = npy_format.read_magic(handle)
-        read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
-        shape, fortran, dtype = read(handle)
+        shape, fortran, dtype = _read_header(handle, file.size)
     if not _is_read(dtype):
         raise InvalidInput(f"{file.path}: expected an array of numbers of up to 64 bits, found dtype {dtype}")
     if fortran and len(shape) > 1:
@@ -101,13 +100,23 @@ def _header(handle: Any, file: InputFile) -> tuple[tuple[int, ...], np.dtype[Any
     return tuple(shape), dtype
 
 
+def _read_header(handle: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """ValueError when the array that it announces has more bytes than the file: it would be allocated before it is read."""
+    major, _ = npy_format.read_magic(handle)
+    read = npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0
+    shape, fortran, dtype = read(handle)
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"its header says {shape!a:.80} of {dtype}, which are more bytes than the {size} that it has")
+    return shape, fortran, dtype
+
+
 def _is_read(dtype: np.dtype[Any]) -> bool:
     """Whether these are numbers of up to 64 bits: not long doubles, complex numbers or objects."""
     return dtype.newbyteorder("=") in ARRAY_DTYPES.values()
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape[1:]) * dtype.itemsize
 
 
 @contextmanager
@@ -122,7 +131,14 @@ def _opened(file: InputFile) -> Iterator[Any]:
         yield archive
 
 
+def _entry(archive: Any, name: str) -> Any:
+    names = archive.zip.NameToInfo
+    return names[name] if name in names else names[f"{name}.npy"]
+
+
 def _array(archive: Any, name: str, file: InputFile) -> Any:
+    with archive.zip.open(entry := _entry(archive, name)) as member:
+        _read_header(member, entry.file_size)
     array = archive[name]
     if not (array.dtype.kind == "U" or _is_read(array.dtype)) or not array.ndim:
         what = "a single value" if not array.ndim else f"dtype {array.dtype}"

@@ -33,6 +33,7 @@ class Arrow:
         with _opened(file) as batches:
             next(batches)
             for batch in batches:
+                batch.validate(full=True)  # offsets of a damaged file point anywhere
                 stop = batch.num_rows if last == TO_THE_END else min(batch.num_rows, last - at)
                 for start in range(max(0, first - at), stop, CHUNK_ROWS):
                     part = batch.slice(start, min(CHUNK_ROWS, stop - start))

@@ -17,6 +17,7 @@ from forebay.contract.errors import ForebayError, InvalidInput, MissingExtra, St
 from forebay.contract.places import refuse_unshared
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES, InputFile
+from forebay.datasets.formats.addresses import check_host, http_options
 
 HASH_BYTES = 1 << 20
 _GLOB = frozenset("*?[")
@@ -43,8 +44,9 @@ def find_files(given: str | Path | Sequence[str | Path], suffixes: Sequence[str]
 
 def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for a path or URL, and the path in it."""
+    check_host(url)
     try:
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = fsspec.url_to_fs(url, **http_options(url))
     except ImportError as error:
         raise MissingExtra(f"{shown(url)} needs another package: {error}") from error
     except ValueError as error:
@@ -106,9 +108,16 @@ def _opened(path: str, opened: Callable[[], Any]) -> Any:
     try:
         return opened()
     except FileNotFoundError as error:
+        _raise_refusal(error)
         raise InvalidInput(
             f"{shown(path)}: there is no such file here; every worker needs access to the input"
         ) from error
+
+
+def _raise_refusal(error: BaseException) -> None:
+    """Raise the refusal of a host that fsspec took for a missing file."""
+    if isinstance(error.__cause__, InvalidInput):
+        raise error.__cause__
 
 
 def local_path(path: str) -> str | None:
@@ -125,6 +134,7 @@ def _find(url: str, suffixes: tuple[str, ...]) -> list[InputFile]:
         with store_errors(url):
             return _listed(fs, path, url, suffixes)
     except FileNotFoundError as error:
+        _raise_refusal(error)
         raise InvalidInput(f"{shown(url)}: there is no such file or folder") from error
     except OSError as error:
         raise InvalidInput(f"{shown(url)} cannot be read: {error}") from error

@@ -20,6 +20,7 @@ from forebay.datasets.columns import Column
 from forebay.datasets.formats.files import is_store_error
 
 CHUNK_BYTES, CHUNK_ROWS = 8 << 20, 16_384  # about what a reader yields at once, at most
+ISOLATED = (PARQUET, ARROW)  # pyarrow aborts on some damaged files
 ANY_CUTS = 1 << 30  # for a block that may be cut anywhere
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
@@ -128,6 +129,16 @@ class TextSource(Source, Protocol):
 
 @cache
 def get_source(format: str) -> Source:
+    """The format's source; one whose decoder can end a process asks another process, but for the rows themselves."""
+    if format in ISOLATED:
+        isolated = importlib.import_module("forebay.datasets.formats.isolated")
+        return cast(Source, isolated.Isolated(format))
+    return own_source(format)
+
+
+@cache
+def own_source(format: str) -> Source:
+    """The source that does everything in this process."""
     module, _, name = _MODULES[format].partition(":")
     return cast(Source, getattr(importlib.import_module(f"forebay.datasets.formats.{module}"), name)())
 

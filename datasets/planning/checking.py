@@ -18,8 +18,9 @@ from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, is_text, list_lengths, shape_may_be
 from forebay.datasets.formats.arrays import COLUMN
 from forebay.datasets.formats.images import IMAGE
+from forebay.datasets.formats.isolated import Isolated
 from forebay.datasets.formats.jsonl import INPUT
-from forebay.datasets.formats.source import Chunk, Sample, check_columns, get_source
+from forebay.datasets.formats.source import Chunk, Sample, Source, check_columns, get_source
 from forebay.datasets.planning.schema import kept_columns
 from forebay.datasets.reading.inputs import casts_safely, convert
 from forebay.datasets.reading.rows import columns_read
@@ -96,10 +97,9 @@ def check_rows(request: BatchRequest, signature: Signature, file: InputFile) -> 
     blocks = source.layout(file, columns_read(request), request.row_bytes)
     if not blocks:
         return None
-    chunk = next(source.read(file, 0, blocks[0].last, columns_read(request)), None)
-    if chunk is None:
+    head = _head(source, file, blocks[0].last, columns_read(request))
+    if head is None:
         return None
-    head = chunk.part(0, CHECKED_ROWS)
     inputs = convert(head, request.columns, signature, request.format)
     if len(head) and not len(inputs.good):
         i, error = min(inputs.bad.items())
@@ -109,6 +109,13 @@ def check_rows(request: BatchRequest, signature: Signature, file: InputFile) -> 
             f"{shown(file.path)}: column {named}, {where}: {error}; none of the first {len(head)} rows can be used"
         )
     return head
+
+
+def _head(source: Source, file: InputFile, last: int, columns: Sequence[str]) -> Chunk | None:
+    if isinstance(source, Isolated):
+        return source.head(file, last, columns, CHECKED_ROWS)
+    chunk = next(source.read(file, 0, last, columns), None)
+    return None if chunk is None else chunk.part(0, CHECKED_ROWS)
 
 
 def check_outputs(request: BatchRequest, signature: Signature) -> None:

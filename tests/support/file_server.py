@@ -8,11 +8,14 @@ from pathlib import Path
 
 
 class FileServer:
-    """Serves a folder on loopback. `busy` of the next requests for data get a 503; while `stuck` is set nobody gets any."""
+    """Serves a folder on loopback. `busy` of the next requests for data get a 503; `redirects` leads paths elsewhere;
+    while `stuck` is set nobody gets any.
+    """  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.busy = 0
+        self.redirects: dict[str, str] = {}
         self.stuck, self.closing = threading.Event(), threading.Event()
         self.asked = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -34,6 +37,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
+            if self._redirect():
+                return
             path = server.folder / self.path.lstrip("/")
             self.send_response(200 if path.is_file() else 404)
             self.send_header("Accept-Ranges", "bytes")
@@ -45,6 +50,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             while server.stuck.is_set() and not server.closing.is_set():
                 server.closing.wait(0.05)
             path = server.folder / self.path.lstrip("/")
+            if self._redirect():
+                return
             if server.busy > 0:
                 server.busy -= 1
                 self._answer(503, b"slow down")
@@ -52,6 +59,15 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(404, b"")
             else:
                 self._send(path.read_bytes())
+
+        def _redirect(self) -> bool:
+            target = server.redirects.get(self.path)
+            if target is not None:
+                self.send_response(302)
+                self.send_header("Location", target)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            return target is not None
 
         def _send(self, data: bytes) -> None:
             span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))

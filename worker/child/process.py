@@ -9,8 +9,10 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +26,7 @@ from forebay.contract.settings import Settings
 from forebay.contract.signature import Row
 from forebay.contract.wire import codec
 from forebay.contract.wire.celery_app import connect_redis
+from forebay.datasets.formats.addresses import allow_hosts
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.ceilings import CeilingStore
@@ -40,6 +43,8 @@ from forebay.worker.task_report import TaskReport
 log = structlog.get_logger()
 
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
+MEMORY_SHARE = 0.8  # of the machine's memory, for one child at most
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 _runner: Runner | None = None
 
@@ -53,6 +58,7 @@ def start() -> None:
     settings = Settings.load()
     page = attach_to_parent(settings.home)  # before all else: a death while torch is imported is told too
     configure_logs(settings)
+    allow_hosts(settings.allowed_hosts)
     if not settings.trains_only:
         bound_memory(settings.child_memory_bytes)
         preload(settings)
@@ -134,11 +140,21 @@ def _counts() -> dict[str, Any]:
 def bound_memory(limit: int) -> None:
     """Let this process take no more than `limit` bytes of private writable memory: what asks for more gets a MemoryError.
 
-    Not the address space: CUDA reserves far more of that than it ever uses. 0 is no limit.
+    Not the address space: CUDA reserves far more of that than it ever uses. 0 is MEMORY_SHARE of the machine's memory, or of the
+    container's.
     """
-    if limit:
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    limit = limit or int(_memory() * MEMORY_SHARE)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _memory() -> int:
+    """What this process may have at most: the machine's memory, or less where a control group has a limit."""
+    total = int(psutil.virtual_memory().total)
+    for path in CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # "max": no limit
+            total = min(total, int(path.read_text()))
+    return total
 
 
 def device_kind(device: str) -> str:
@@ -156,5 +172,5 @@ def default_budget(device: str, child_memory: int = 0) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE)
-    total = psutil.virtual_memory().total
+    total = _memory()
     return int(min(total, child_memory or total) * CPU_SHARE)

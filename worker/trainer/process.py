@@ -18,6 +18,8 @@ from pathlib import Path
 from forebay.contract.errors import ForebayError
 from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, Event, Refused, TrainRequest
+from forebay.contract.settings import Settings
+from forebay.datasets.formats.addresses import allow_hosts
 from forebay.worker.trainer.stopping import Stop, Stopped
 
 TRAINED, REFUSED, STOPPED = 0, 3, 4
@@ -43,6 +45,7 @@ def _run(given: argparse.Namespace, tell: Callable[[Event], None], stop: Stop) -
     from forebay.worker.trainer.run import train
 
     _quiet()
+    allow_hosts(Settings.load().allowed_hosts)
     rank = own_rank(given.device)
     try:
         request = decode((given.folder / REQUEST_FILE).read_bytes(), TrainRequest)

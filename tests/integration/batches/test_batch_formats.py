@@ -17,8 +17,9 @@ from msgspec.structs import asdict
 from PIL import Image
 
 from forebay import InvalidInput, JobFailed
+from forebay.producer.requests import batch as batch_requests
 from forebay.storage.batches.views import BatchViews
-from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
+from support.datasets import ABORTING, errors_of, faults_of, rows_of, vectors, write_parquet
 from support.worker_stack import WorkerStack
 
 VECTOR = {"x": {"dtype": "float32", "shape": [2]}}
@@ -334,3 +335,21 @@ def test_what_csv_cannot_hold_is_refused_at_submit(stack: WorkerStack, tmp_path:
     with pytest.raises(InvalidInput, match="output_format"):
         stack.client.batch("total", tmp_path / "in", tmp_path / "out", columns="x", output_format="excel")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_ends_its_reader_is_named_at_submit_and_by_the_planning_child_which_lives(
+    stack: WorkerStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{name}.parquet" for name in ("first", "aborting", "last")]
+    for file in files:
+        pq.write_table(pa.table({"x": ["a", "b"]}), file)
+    files[1].write_bytes(ABORTING)
+    said = r"aborting\.parquet' cannot be read as parquet: it ends the process that reads it \(SIGABRT\)"
+    with pytest.raises(InvalidInput, match=said):
+        stack.client.batch("shout", files[1], tmp_path / "refused", columns="x")
+    monkeypatch.setattr(batch_requests, "CHECK_S", -1.0)  # no time for any but the first and the last
+    job = stack.client.batch("shout", files, tmp_path / "out", columns="x")
+    with pytest.raises(JobFailed, match=said):
+        job.result(120)
+    run(stack, "shout", files[0], tmp_path / "next", columns="x")
+    assert stack.workers[0].said().count("event=child_ready") == 1, "no child has died"

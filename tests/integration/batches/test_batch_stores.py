@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from forebay import InvalidInput
+from forebay import InvalidInput, JobFailed
 from forebay.contract.errors import StoreUnavailable
+from forebay.datasets.formats.addresses import allow_hosts
 from forebay.producer.handles.kinds import BatchJob
 from support.datasets import faults_of, rows_of, vectors, write_parquet
 from support.file_server import FileServer
@@ -24,7 +25,9 @@ SLOW = {"inputs": {"x": {"dtype": "float32", "shape": [4]}}, "outputs": {"y": {"
 
 @pytest.fixture
 def stack(tmp_path: Path, broker: str) -> Iterator[WorkerStack]:
-    with closing(WorkerStack(tmp_path, broker, STORE_TIMEOUT_S="2s", LEASE_S="600")) as stack:
+    with closing(
+        WorkerStack(tmp_path, broker, STORE_TIMEOUT_S="2s", LEASE_S="600", ALLOWED_HOSTS="127.0.0.1")
+    ) as stack:
         yield stack
 
 
@@ -157,3 +160,20 @@ def test_input_and_output_lie_in_s3(stack: WorkerStack, bucket: str, tmp_path: P
     assert found == [{"id": i, "y": 2.0 * i} for i in range(300)]
     with pytest.raises(InvalidInput, match="holds what batch"):
         stack.client.batch(model, f"{bucket}/in/*.parquet", f"{bucket}/out", columns="x", keep="id", shard_rows=50)
+
+
+def test_a_redirect_into_a_private_network_is_refused_at_submit_and_by_the_worker(
+    stack: WorkerStack, server: FileServer, tmp_path: Path
+) -> None:
+    port = server.url.rpartition(":")[2]
+    (server.folder / "in.csv").write_text("a,b\n1,2\n")
+    server.redirects["/moved.csv"] = f"http://localhost:{port}/in.csv"
+    model = stack.model("Total", inputs={"x": {"dtype": "float32", "shape": [2]}})
+    refusal = r"'localhost' has the address .* which is not public"
+    with pytest.raises(InvalidInput, match=refusal):
+        stack.client.batch(model, f"{server.url}/moved.csv", tmp_path / "refused", columns=["a", "b"])
+    allow_hosts(["127.0.0.1", "localhost"])  # this client's mistake; the worker has its own setting
+    job = stack.client.batch(model, f"{server.url}/moved.csv", tmp_path / "out", columns=["a", "b"])
+    stack.worker()
+    with pytest.raises(JobFailed, match=refusal):
+        job.result(120)
