@@ -1,5 +1,7 @@
 """OpenAI's API as its own client uses it: models, embeddings, errors."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -143,3 +145,13 @@ def test_an_unknown_address_is_told_in_the_form_of_openai(api: RunningApi) -> No
     answer = api.ask("GET", "/v1/assistants")
     assert answer.status == 404
     assert answer.json["error"]["message"] == "there is nothing at this address"
+
+
+def test_the_example_finds_the_sentence_that_is_near(api: RunningApi, stack: WorkerStack) -> None:
+    example = Path(__file__).parents[3] / "examples" / "embeddings_openai.py"
+    done = subprocess.run(
+        [sys.executable, example, f"127.0.0.1:{api.port}"], capture_output=True, text=True, check=True
+    )
+    first, *_, last = done.stdout.splitlines()
+    assert first.endswith("Turbines turn falling water into power.")
+    assert last.endswith("tokens read by minilm/1")

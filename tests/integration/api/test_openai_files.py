@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from forebay.contract.settings import Settings
+from forebay.storage.api_keys import ApiKeys
 from forebay.storage.ledger.connection import Ledger
 from support.api import RunningApi, running_api
 
@@ -35,8 +36,8 @@ def client(api: RunningApi) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def client_of(api: RunningApi) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key="none", max_retries=0)
+def client_of(api: RunningApi, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=key, max_retries=0)
 
 
 def test_a_file_comes_back_as_it_was_sent_and_is_gone_once_deleted(client: openai.OpenAI) -> None:
@@ -69,6 +70,20 @@ def test_lists_are_paged_newest_first_or_oldest_first_and_by_purpose(client: ope
     assert [file.id for file in client.files.list(purpose="evals")] == [ids[3]]
     with pytest.raises(openai.BadRequestError, match="limit"):
         client.files.list(limit=0)
+
+
+def test_a_file_is_seen_by_the_key_that_uploaded_it_alone(api: RunningApi, sqlite_ledger: Ledger) -> None:
+    keys = ApiKeys(sqlite_ledger)
+    ada, bob = (client_of(api, keys.create(name, ["submit", "read"])) for name in ("ada", "bob"))
+    with ada, bob:
+        made = ada.files.create(file=("a", b"x"), purpose="batch")
+        assert [file.id for file in ada.files.list()] == [made.id]
+        assert bob.files.list().data == []
+        for ask in (bob.files.retrieve, bob.files.content, bob.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                ask(made.id)
+        with client_of(api, "fb_other") as nobody, pytest.raises(openai.AuthenticationError):
+            nobody.files.list()
 
 
 @pytest.mark.parametrize(
