@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, OutcomeUnknown
 from forebay.contract.places import make_private_folder
 from forebay.contract.setting_kinds import mask_password
+from forebay.storage.ledger.boot_clock import BOOT_ID, boot_offset, steady_time
 from forebay.storage.ledger.commits import Commits, PostgresCommits, SqliteCommits
 from forebay.storage.ledger.driver import Connection, Pool, Result
 from forebay.storage.ledger.engines import postgres_engine, sqlite_engine
@@ -27,17 +29,13 @@ from forebay.storage.ledger.writer_lock import WriterLock
 
 log = structlog.get_logger()
 
+LAST_HEARTBEAT = text("SELECT max(heartbeat_at) FROM workers")
 BUSY_TIMEOUT_S = 60
 CLOCK_REFRESH_S = 60
 SETTLE_S = 10.0
 
 FORK_WAIT_S = 2.0
 MOST_CONNECTIONS = {True: 80, False: 40}  # of a process, to SQLite and to PostgreSQL
-
-
-def steady_time() -> float:
-    """Seconds since some moment, whatever becomes of this machine's clock; time in which it was suspended counts."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Ledger:
@@ -60,9 +58,10 @@ class Ledger:
         """
         self.url = url
         self.sqlite = url.startswith("sqlite")
-        self._clock = clock or (time.time if self.sqlite else steady_time)
-        self._offset = 0.0
-        self._offset_until = 0.0
+        self._clock = clock or steady_time
+        self._offset, self._offset_until = 0.0, 0.0
+        if self.sqlite and (clock is not None or not BOOT_ID.exists()):
+            self._clock, self._offset_until = clock or time.time, inf
         if self.sqlite:
             _check_file(url, create)
         self._limit = statement_limit_s
@@ -167,7 +166,7 @@ class Ledger:
     def now(self) -> float:
         """Seconds since the epoch by the ledger's clock: leases must not depend on which machine's clock is fast."""
         now = self._clock()
-        if not self.sqlite and now >= self._offset_until:
+        if now >= self._offset_until:
             self._measure_offset()
         return now + self._offset
 
@@ -212,12 +211,21 @@ class Ledger:
             driver.set_progress_handler(None, 0)
 
     def _measure_offset(self) -> None:
+        if self.sqlite:
+            self._offset, self._offset_until = boot_offset(str(make_url(self.url).database), self._latest), inf
+            return
         with self.read() as connection:
             before = self._clock()
             theirs = connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
             after = self._clock()
         self._offset = float(theirs) - (before + after) / 2
         self._offset_until = after + CLOCK_REFRESH_S
+
+    def _latest(self) -> float:
+        """A time that is not ahead of the ledger's, and hardly behind it when workers have been at work."""
+        with suppress(LedgerUnavailable), self.read() as connection:
+            return float(connection.execute(LAST_HEARTBEAT).scalar() or 0.0)
+        return 0.0
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:

@@ -14,13 +14,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from forebay.contract.errors import LedgerUnavailable
-from forebay.contract.job import JobKind, new_ids
+from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.storage.jobs.records import NewJob, Postponed
 from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger import boot_clock, connection
 from forebay.storage.ledger.connection import CLOCK_REFRESH_S, Ledger
 from forebay.storage.ledger.migrate import current
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.workers import WorkerRegistry
 from support.ledgers import add_and_claim, in_processes, new_ledger, upgrade_once
 from support.servers import PostgresServer, free_port
 from support.waiting import FakeClock
@@ -215,12 +217,11 @@ def test_the_clock_of_a_postgresql_ledger_is_the_servers_whatever_ours_says(post
         ours.close()
 
 
-@pytest.mark.postgres
 @pytest.mark.parametrize("step_s", [600, -600, 86_400, -86_400])
 def test_a_machine_whose_clock_is_set_neither_ends_leases_nor_holds_jobs_back(
-    postgres_database: str, monkeypatch: pytest.MonkeyPatch, step_s: float
+    empty_database: str, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
-    with new_ledger(postgres_database) as ledger:
+    with new_ledger(empty_database) as ledger:
         store, true = JobStore(ledger), time.time
         [held, later] = store.add([NewJob(id, JobKind.PREDICT, "m", 1, "cpu") for id in new_ids(2)])
         assert len(store.claim([held], "w", 30)) == 1
@@ -230,8 +231,44 @@ def test_a_machine_whose_clock_is_set_neither_ends_leases_nor_holds_jobs_back(
         [claimed] = store.claim([later], "w", 30)
         assert store.postpone([Postponed(later, claimed.attempt, 0.0, "busy")]) == ([later], [])
         assert [job.id for job in store.sweeps.take_due()] == [later]
-    with new_ledger(postgres_database) as ledger:
-        assert JobStore(ledger).sweeps.free_lapsed() == ([], []), "who has opened it since agrees"
+        [one] = store.add([NewJob(*new_ids(1), JobKind.PREDICT, "m", 1, "cpu", deadline_at=ledger.now() + 60)])
+        with closing(Ledger(empty_database)) as client:  # whose clock was set before it opened the ledger
+            [other] = JobStore(client).add(
+                [NewJob(*new_ids(1), JobKind.PREDICT, "m", 1, "cpu", deadline_at=client.now() + 60)]
+            )
+            assert abs(client.now() - ledger.now()) < 30
+        assert store.sweeps.expire() == []
+        assert len(store.claim([one, other], "w", 30)) == 2
+        assert store.sweeps.purge(3600) == 0
+        monkeypatch.undo()  # and set back
+        assert store.sweeps.free_lapsed() == ([], [])
+        assert {row.state for row in map(store.queries.get, [held, one, other])} == {JobState.RUNNING}
+
+
+def test_after_a_restart_of_the_machine_a_sqlite_ledgers_clock_is_right_again_and_never_behind(
+    sqlite_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booted = tmp_path / "boot_id"
+    monkeypatch.setattr(boot_clock, "BOOT_ID", booted)
+    true, steady = time.time, [100.0]
+    monkeypatch.setattr(connection, "steady_time", lambda: steady[0])
+    monkeypatch.setattr(boot_clock, "steady_time", lambda: steady[0])
+
+    def start(boot: str, set_wrong_by: float = 0.0) -> float:
+        booted.write_text(f"{boot}\n")
+        monkeypatch.setattr(time, "time", lambda: true() + set_wrong_by)
+        with closing(Ledger(sqlite_ledger.url)) as ledger:
+            return ledger.now() - true()
+
+    assert abs(start("first")) < 30
+    assert abs(start("first", set_wrong_by=86_400)) < 30
+    with (tmp_path / "ledger.db-clock").open("a") as file:
+        file.write("\ntorn by a power cut 17")
+    steady[0] = 7.0
+    assert abs(start("second")) < 30, "the kernel counts anew, and the file says so"
+    with closing(Ledger(sqlite_ledger.url)) as ledger:
+        WorkerRegistry(ledger).heartbeat("w", "host", "cpu", (), 0.0)
+    assert -30 < start("third", set_wrong_by=-86_400) < 30, "not before what the workers have written"
 
 
 @pytest.mark.parametrize("count", [0, 1, 300, 50_000])
