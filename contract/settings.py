@@ -100,7 +100,7 @@ class Settings:
     worker_run: Text = _setting("", "which start of that process it is; it sets this itself")
     worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")
     allowed_python_models: Names = _setting((), "import paths that `python` and `safetensors` models may use")
-    allowed_hosts: Names = _setting((), "hosts with private addresses that URLs of inputs may name; * is all")
+    allowed_hosts: Names = _setting((), "hosts with private addresses that URLs of inputs may name; `*` is all")
     dashboard_host: Text = _setting("127.0.0.1", "address the dashboard listens on")
     dashboard_port: Port = _setting(5555, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
     api_host: Text = _setting("127.0.0.1", "address `forebay serve` listens on")
