@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 LARGE = 64 * 1024  # bytes; what is larger is decoded in a thread, so that others need not wait for it
+_large = CapacityLimiter(2)  # JSON takes many times its size while it is decoded
 
 
 @needs("read")
@@ -194,7 +195,7 @@ async def _optional(request: Request, kind: type[T]) -> T:
 
 
 async def _in_thread_if(large: bool, work: Callable[[], T]) -> T:
-    return await run_in_threadpool(work) if large else work()
+    return await to_thread.run_sync(work, limiter=_large) if large else work()
 
 
 def _routes() -> list[Route]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tritonclient.http import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from forebay.api import access
 from forebay.api.access import check_address
@@ -66,6 +68,18 @@ def test_from_the_first_key_on_every_request_needs_one_with_the_scope(api: Runni
     assert api.ask("POST", "/api/v1/models", {"name": "x"}, bearer(keys.create("eve", ["admin"]))).status == 422
     refused = api.ask("GET", "/v2/models", headers=bearer("no"))
     assert (refused.status, list(refused.json)) == (401, ["error"])
+
+
+def test_tritons_client_sends_a_key_in_its_headers(api: RunningApi, sqlite_ledger: Ledger) -> None:
+    read = bearer(ApiKeys(sqlite_ledger).create("bob", ["read"]))
+    with InferenceServerClient(f"127.0.0.1:{api.port}") as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.get_server_metadata(headers=read)["name"] == "forebay"
+        for headers, status in (({}, "401"), (read, "403")):
+            with pytest.raises(InferenceServerException) as error:
+                client.load_model("m", headers=headers)
+            assert error.value.status() == status
 
 
 def test_a_key_that_was_revoked_or_has_expired_lets_nobody_in(api: RunningApi, sqlite_ledger: Ledger) -> None:
