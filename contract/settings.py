@@ -194,6 +194,11 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
+def inherited() -> dict[str, str]:
+    """The environment that a process started now would inherit."""
+    return dict(os.environ)
+
+
 def _nearest_home() -> Path:
     """The home in the working folder or in one above it; where there is none, the one that would be made here.
 

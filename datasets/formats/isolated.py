@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from forebay.contract.errors import ForebayError, InvalidInput, StoreUnavailable
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import InputFile
+from forebay.contract.settings import inherited
 from forebay.datasets.formats.addresses import allow_hosts, allowed_hosts
 from forebay.datasets.formats.source import Block, Chunk, Sample, own_source
 
@@ -95,7 +96,7 @@ class _Process:
     """The other process, as this one sees it."""
 
     def __init__(self) -> None:
-        self._environment = dict(os.environ)
+        self._environment = inherited()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "forebay.datasets.formats.isolated"], bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -120,7 +121,7 @@ class _Process:
 
     def up_to_date(self) -> bool:
         """Whether it knows this process's environment, where stores find their credentials."""
-        return self._environment == dict(os.environ)
+        return self._environment == inherited()
 
     def end(self) -> None:
         """End it, whatever it is doing."""
