@@ -67,7 +67,7 @@ def named(values: Any, names: Sequence[str]) -> Any:
     """An array `(n,)` as `{name: value}` by n names, one of more dimensions as lists of those; all else as it is."""
     if not isinstance(values, np.ndarray) or values.shape[-1:] != (len(names),):
         return values
-    return dict(zip(names, values, strict=True)) if values.ndim == 1 else [named(row, names) for row in values]
+    return dict(zip(names, values.tolist(), strict=True)) if values.ndim == 1 else [named(row, names) for row in values]
 
 
 def is_array(value: Any) -> bool:

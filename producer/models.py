@@ -39,6 +39,8 @@ Evaluations = list[Evaluation]
 
 MAX_TIMEOUT_S = 7 * 86_400
 MAX_EXAMPLE_BYTES = 16 << 20
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
+EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
@@ -219,6 +221,8 @@ def _runtime_of(path: Path | None, runtime: str | None) -> str:
 def _existing(artifact: str | Path | None) -> Path | None:
     if artifact is None:
         return None
+    if callable(getattr(artifact, "forward", None)):
+        raise InvalidInput(f"the artifact is a {type(artifact).__name__}, not a file: {EXPORT}")
     try:
         path = Path(artifact).expanduser()
         if not path.exists():
@@ -248,6 +252,11 @@ def _guess_runtime(path: Path | None) -> str:
         return "torch-export" if path.suffix == ".pt2" else "safetensors"
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
         return "sentence-transformers"
+    if path.suffix in PICKLED:
+        raise InvalidInput(
+            f"{shown(path.name)} looks like a file of torch.save or TorchScript, which runs code when it is opened and is not "
+            f"served: {EXPORT}; or save its weights as .safetensors"
+        )
     raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(RUNTIMES)}")
 
 
@@ -275,7 +284,13 @@ def _completed(own: Described | None, given: Any) -> Any:
     """The outputs as given, with dtype and shape from the archive where only classes are named."""
     if own is None or not isinstance(given, Mapping):
         return own if given is None else given
+    unknown = next((name for name, spec in given.items() if name not in own and _names_classes(spec)), None)
+    if unknown is not None:
+        raise InvalidInput(f"outputs: the artifact has no output {shown(unknown)}; it has {', '.join(map(shown, own))}")
     return {
-        name: {**own[name], **spec} if name in own and isinstance(spec, Mapping) and [*spec] == ["classes"] else spec
-        for name, spec in given.items()
+        name: {**own[name], **spec} if name in own and _names_classes(spec) else spec for name, spec in given.items()
     }
+
+
+def _names_classes(spec: Any) -> bool:
+    return isinstance(spec, Mapping) and [*spec] == ["classes"]

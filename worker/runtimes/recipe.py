@@ -21,7 +21,7 @@ from forebay.datasets.columns import Values
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
 from forebay.worker.trainer import recipes
-from forebay.worker.trainer.artifact import read_artifact
+from forebay.worker.trainer.artifact import KEPT_KEYS, read_artifact, read_keys, row_keys
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target, in_unit, served
 from forebay.worker.trainer.recipes.images import a_pixel
 
@@ -48,7 +48,9 @@ class Recipe:
         except RuntimeError as error:
             raise ModelLoadFailed(f"{spec.ref}: {error}") from error
         module = module.eval().to(device)
-        return RecipeModel(module, tuned(module, spec, device), device, recipe, loss, artifact.target)
+        made = RecipeModel(module, tuned(module, spec, device), device, recipe, loss, artifact.target)
+        made.keys = read_keys(path)
+        return made
 
 
 class RecipeModel:
@@ -63,6 +65,7 @@ class RecipeModel:
         self._recipe = recipe
         self._loss = loss
         self._target = target
+        self.keys = np.zeros(0, np.uint64)  # of rows it was trained on
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,6 +91,17 @@ class RecipeModel:
     def predict_columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """One forward pass over whole columns `(batch, *shape)`."""
         return self._columns(self._encoded(dict(columns), len(next(iter(columns.values())))))
+
+    def trained_on(self, columns: Mapping[str, Values]) -> tuple[int, int]:
+        """Of how many of these rows it is known whether they were trained on, and how many were: all, or a sample of them
+        where there were more than are kept.
+        """  # fmt: skip
+        if not len(self.keys):
+            return 0, 0
+        keys = row_keys(self._recipe.encode(columns))
+        if len(self.keys) == KEPT_KEYS:
+            keys = keys[keys <= self.keys[-1]]
+        return len(keys), int(np.isin(keys, self.keys).sum())
 
     def sample_row(self) -> Row:
         return {name: _sample(field) for name, field in self._recipe.inputs().items()}

@@ -5,12 +5,15 @@ The trainer writes it, the runtime `recipe` reads it. Nothing in it is unpickled
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of, outputs_
 
 RUNTIME = "recipe"
 RECIPE_FILE, WEIGHTS_FILE = "recipe.json", "weights.safetensors"
+KEYS_FILE, KEPT_KEYS = "training_rows.npy", 65_536
 FORM = 1  # of recipe.json
 
 
@@ -54,10 +58,35 @@ def outputs(task: str, target: Target) -> dict[str, Any]:
     return {target.name: {"dtype": "float32", "shape": []}}
 
 
-def write_artifact(folder: Path, artifact: Artifact, weights: Mapping[str, Tensor]) -> None:
+def row_keys(arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
+    """A key for each row of encoded inputs, equal for equal rows however far they are padded with zeros."""
+    digests = (hashlib.blake2b(digest_size=8) for _ in arrays[0])
+    keys = []
+    for i, digest in enumerate(digests):
+        for array in arrays:
+            digest.update(array[i].tobytes().rstrip(b"\0") + b"\1")
+        keys.append(digest.digest())
+    return np.frombuffer(b"".join(keys), np.uint64)
+
+
+def write_artifact(
+    folder: Path, artifact: Artifact, weights: Mapping[str, Tensor], trained_on: Sequence[Tensor] = ()
+) -> None:
+    """`trained_on` are the encoded inputs of the training split; the smallest KEPT_KEYS keys of their rows are kept."""
     folder.mkdir(parents=True, exist_ok=True)
+    if trained_on:
+        keys = np.unique(row_keys([tensor.numpy() for tensor in trained_on]))
+        np.save(folder / KEYS_FILE, keys[:KEPT_KEYS], allow_pickle=False)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
     (folder / RECIPE_FILE).write_bytes(msgspec.json.format(encode(artifact), indent=1))
+
+
+def read_keys(folder: Path) -> NDArray[np.uint64]:
+    """The sorted keys of rows that a version was trained on; none where none were kept."""
+    try:
+        return np.asarray(np.load(folder / KEYS_FILE, allow_pickle=False), np.uint64)
+    except (OSError, ValueError):
+        return np.zeros(0, np.uint64)
 
 
 def read_artifact(folder: Path) -> tuple[Artifact, dict[str, Tensor]]:

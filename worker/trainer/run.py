@@ -131,7 +131,7 @@ def _finish(folder: Path, ready: Prepared, module: TrainingModule, trainer: pl.T
         metrics, confusion = score(
             _outputs(module, held, ready.loss, ready.request.max_batch_size), held.targets, target
         )
-    write_artifact(folder / ARTIFACT_FOLDER, ready.artifact, module.net.state_dict())
+    write_artifact(folder / ARTIFACT_FOLDER, ready.artifact, module.net.state_dict(), ready.rows[TRAIN].inputs)
     return Trained(
         metrics=metrics,
         runtime=RUNTIME,

@@ -1,5 +1,6 @@
 """Training runs in this process: what each recipe learns, that serving applies what training found, that a run can go on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,10 @@ def test_sequences_of_numbers_may_differ_in_length(tmp_path: Path) -> None:
     assert [row["label"] for row in alone] == ["up", "up"]
     together = model.predict([{"sequence": long}, {"sequence": short}])
     np.testing.assert_allclose(together[1]["probabilities"], alone[1]["probabilities"], atol=1e-6)
+    rows = [np.float32(json.loads(line)["s"]) for line in path.read_text().splitlines()]
+    one_by_one = np.sum([model.trained_on({"sequence": [row]}) for row in rows], axis=0)
+    assert one_by_one.tolist() == [*model.trained_on({"sequence": rows})], "however far they are padded"
+    assert one_by_one[1] > 0
 
 
 def test_images_of_a_folder_are_served_as_the_bytes_of_a_file(tmp_path: Path) -> None:
@@ -156,6 +161,30 @@ def test_serving_gives_the_metrics_that_the_run_told_in_any_batches(mixed: Run) 
         scorer.add(columns_of(made), truth)
         assert scorer.metrics() == pytest.approx(dict(mixed.trained.metrics), abs=1e-5)
         assert scorer.confusion() == mixed.trained.confusion
+
+
+def test_rows_that_were_trained_on_are_known_again_in_any_chunk_and_other_rows_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = two_classes(tmp_path, rows=400, params={"epochs": 1})
+    model, _ = run(asked).served()
+    data = np.load(tmp_path / "data.npz")
+    columns = {name: data[name] for name in "ab"}
+    known, seen = model.trained_on(columns)
+    assert (known, seen) == (400, len(model.keys))
+    assert 150 < seen < 250, "half of them were held out"
+    parts = [
+        model.trained_on({name: list(column[i : i + 7]) for name, column in columns.items()}) for i in range(0, 400, 7)
+    ]
+    assert np.sum(parts, axis=0).tolist() == [400, seen]
+    assert model.trained_on({name: column + 1 for name, column in columns.items()}) == (400, 0)
+    monkeypatch.setattr("forebay.worker.trainer.artifact.KEPT_KEYS", 40)
+    monkeypatch.setattr("forebay.worker.runtimes.recipe.KEPT_KEYS", 40)
+    (tmp_path / "few").mkdir()
+    sampled, _ = run(two_classes(tmp_path / "few", rows=400, params={"epochs": 1})).served()
+    known, found = sampled.trained_on(columns)
+    assert found == 40
+    assert found / known == pytest.approx(seen / 400, abs=0.2)
 
 
 def test_whole_columns_give_what_rows_give_with_the_names_of_the_classes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import redis
 import torch
 from sqlalchemy import text
 
-from forebay import Client, JobExpired, JobFailed, as_completed
+from forebay import Client, InvalidInput, JobExpired, JobFailed, as_completed
 from forebay.contract.job import JobState
 from forebay.contract.wire.messages import announce_channel, redis_keys
 from forebay.producer.handles.job import Job
@@ -44,6 +44,8 @@ def test_results_equal_a_direct_forward(stack: WorkerStack, tmp_path: Path) -> N
     exported = torch.export.export(net, (torch.zeros(2, 4),), dynamic_shapes=({0: batch},))
     torch.export.save(exported, tmp_path / "net.pt2")
     outputs = {"output": {"classes": ["a", "b", "c"]}}
+    with pytest.raises(InvalidInput, match="the artifact has no output 'scores'; it has 'output'"):
+        stack.client.models.register("net", tmp_path / "net.pt2", outputs={"scores": outputs["output"]})
     made = stack.client.models.register("net", tmp_path / "net.pt2", outputs=outputs, max_batch_size=16)
     assert (made.classes, made.signature.outputs[0].shape) == (("a", "b", "c"), (3,))
     model = made.ref

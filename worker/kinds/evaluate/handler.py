@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import structlog
 
 from forebay.contract.errors import InvalidInput
@@ -38,6 +40,8 @@ from forebay.worker.kinds.evaluate.comparing import Comparison
 
 log = structlog.get_logger()
 
+CHECKED_ROWS = 200_000  # of the first ones it is seen whether the version was trained on them
+LEAST_SEEN = 0.01  # of them; a few rows may be alike by chance
 SHOW_EVERY_S = 1.0  # between two looks at the ledger: whether to stop, and to say how far it is
 
 
@@ -67,9 +71,13 @@ class EvaluateHandler:
         pieces, rows = _pieces(request)
         comparison = Comparison(request.output, self._classes(loaded, attempts), rows, spec.ref)
         progress = _Progress(self._store, job, attempts, rows)
+        known = seen = 0
         chunk_rows = min(CHUNK_ROWS, CHUNK_BATCHES * spec.max_batch_size)
         for chunk in read_pieces(request.reading, ShardRange(pieces), chunk_rows) if pieces else ():
             inputs = convert(chunk, request.columns, spec.signature, request.format, oriented=spec.oriented)
+            if progress.done < CHECKED_ROWS and hasattr(loaded.model, "trained_on") and len(inputs.good):
+                with suppress(InvalidInput):  # a row that cannot be encoded is told of when it is run
+                    known, seen = np.add((known, seen), loaded.model.trained_on(inputs.values))
             made = run_chunk(self._context.engine, loaded, inputs, progress.ran)
             truth = _truth(chunk, request)
             comparison.add(made.outputs, [truth[i] for i in made.ok], made.errors)
@@ -80,7 +88,8 @@ class EvaluateHandler:
         return Evaluation(
             job.id, job.model, job.version, request.dataset, sha256, comparison.rows,
             comparison.metrics(), comparison.confusion(), comparison.classes or None,
-            1000 * progress.seconds / max(1, progress.done), comparison.failed, warning=_seen(spec, request, sha256),
+            1000 * progress.seconds / max(1, progress.done), comparison.failed,
+            warning=_seen(spec, request, sha256) or _seen_rows(spec, seen / max(1, known)),
         )  # fmt: skip
 
     def _classes(self, loaded: LoadedModel, attempts: Attempts) -> Sequence[str]:
@@ -147,6 +156,16 @@ def _seen(spec: ModelVersion, request: EvaluateRequest, sha256: str) -> str:
     return (
         f"{spec.ref} was trained on {what}: the metrics are too good wherever rows were in its training split; evaluate on "
         "rows that it has not seen"
+    )
+
+
+def _seen_rows(spec: ModelVersion, share: float) -> str:
+    """A warning where rows of the data set are among those of the training split, whatever file they are in."""
+    if share < LEAST_SEEN:
+        return ""
+    return (
+        f"{spec.ref} was trained on rows with the same inputs as {share:.0%} of these: the metrics are too good there; evaluate "
+        "on rows that it has not seen"
     )
 
 
