@@ -91,6 +91,12 @@ def client_of(request: Request) -> AsyncClient:
     return api_of(request).client.submitting_for(f"{dialect}:{caller.name}" if caller.name else str(dialect))
 
 
+def header_key(request: Request) -> str | None:
+    """The header Idempotency-Key: a string of RFC 8941, or as it is."""
+    key = request.headers.get("idempotency-key")
+    return key[1:-1] if key is not None and len(key) > 1 and key[0] == key[-1] == '"' else key
+
+
 def own_key(request: Request, idempotency_key: str) -> str:
     """A caller's idempotency key as the ledger has it: no other caller's is the same."""
     name = request.scope["caller"].name

@@ -18,6 +18,7 @@ from forebay.api.context import (
     api_of,
     body_of,
     client_of,
+    header_key,
     json_response,
     media_type,
     needs,
@@ -157,13 +158,9 @@ def options_of(request: Request, body: Options) -> PredictOptions:
     """The options that were given, in the body and by the header Idempotency-Key."""
     given = {name: getattr(body, name) for name in Options.__struct_fields__}
     options = {name: value for name, value in given.items() if value is not UNSET}
-    key = request.headers.get("idempotency-key")
-    if key is not None:
-        key = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key  # a string of RFC 8941, or as it is
-        if options.setdefault("idempotency_key", key) != key:
-            raise InvalidInput(
-                "the header Idempotency-Key and the body's idempotency_key differ - at `$.idempotency_key`"
-            )
+    key = header_key(request)
+    if key is not None and options.setdefault("idempotency_key", key) != key:
+        raise InvalidInput("the header Idempotency-Key and the body's idempotency_key differ - at `$.idempotency_key`")
     if "idempotency_key" in options:
         options["idempotency_key"] = own_key(request, options["idempotency_key"])
     return cast(PredictOptions, options)

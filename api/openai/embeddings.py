@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from forebay.api.context import api_of, json_response, needs, read_json
+from forebay.api.context import api_of, client_of, header_key, json_response, needs, own_key, read_json
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.producer.inputs import InputsFor
@@ -88,7 +88,10 @@ async def create_embeddings(request: Request) -> Response:
         meant.append(version)
         return asked.inputs(version)
 
-    job = await api.client.predict(asked.model, InputsFor(read), batched=True, usage=True)
+    key = header_key(request)
+    job = await client_of(request).predict(
+        asked.model, InputsFor(read), batched=True, usage=True, idempotency_key=key and own_key(request, key)
+    )
     result = await api.result(job)
     return json_response(await asyncio.to_thread(asked.answer, meant[0].ref, result))
 

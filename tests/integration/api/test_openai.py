@@ -79,7 +79,16 @@ def test_embeddings_are_those_of_a_direct_encode(
     tokens = int(direct.preprocess(TEXTS)["attention_mask"].sum())
     assert (made.model, made.usage.prompt_tokens, made.usage.total_tokens) == ("minilm/1", tokens, tokens)
     [job] = [job for job in stack.client.jobs() if job.id not in before]
-    assert (job.kind, job.model, job.version) == (JobKind.PREDICT, "minilm", 1)
+    assert (job.kind, job.model, job.version, job.submitted_by) == (JobKind.PREDICT, "minilm", 1, "openai")
+
+
+def test_a_request_that_comes_again_with_its_key_is_the_same_job(client: openai.OpenAI, stack: WorkerStack) -> None:
+    before = len(stack.client.jobs())
+    for _ in range(2):
+        client.embeddings.create(model="minilm", input="a", extra_headers={"Idempotency-Key": "k"})
+    assert len(stack.client.jobs()) == before + 1
+    with pytest.raises(openai.BadRequestError, match="'k'"):
+        client.embeddings.create(model="minilm", input="b", extra_headers={"Idempotency-Key": "k"})
 
 
 def test_one_text_and_a_list_of_it_give_the_same(client: openai.OpenAI) -> None:

@@ -112,6 +112,8 @@ def test_an_upload_with_fields_that_will_not_do_is_refused(
         (b"{}", "application/json", 415),
         (b"--x\r\nrubbish", "multipart/form-data; boundary=x", 400),
         (b"--x--\r\n", "multipart/form-data", 400),
+        (b"--x\r\n" + b"a" * 100_000 + b": b\r\n\r\n\r\n--x--\r\n", "multipart/form-data; boundary=x", 400),
+        (PART % b'name="a"' * 20 + b"\r\n--x--\r\n", "multipart/form-data; boundary=x", 400),
         (PART % b'name="purpose"' + b"batch\r\n--x--\r\n", "multipart/form-data; boundary=x", 400),
         (PART % b'name="file"; filename="a"' + b"never en", "multipart/form-data; boundary=x", 400),
     ],
