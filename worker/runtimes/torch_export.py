@@ -136,7 +136,10 @@ def _load(path: Path, facts: Pt2, spec: ModelVersion) -> ExportedProgram:
     beside = path.parent if os.access(path.parent, os.W_OK) else None  # /tmp may be memory, and too small for a model
     with tempfile.TemporaryDirectory(prefix=".pt2-", dir=beside) as folder, _weights_only():
         copy = Path(folder) / "model.pt2"
-        _write_safe_copy(path, facts, copy)
+        try:
+            _write_safe_copy(path, facts, copy)
+        except zipfile.BadZipFile as error:
+            raise ModelLoadFailed(f"{spec.ref}: the .pt2 is damaged: {error}; register it again") from error
         try:
             return torch.export.load(copy)
         except Exception as error:  # torch.export raises whatever its layers raise

@@ -94,6 +94,20 @@ def test_a_declared_input_that_the_program_lacks_fails_the_load(tmp_path):
         load(path, declared)
 
 
+def test_damaged_weights_fail_the_load_in_words(tmp_path):
+    path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
+    with zipfile.ZipFile(path) as archive:
+        weight = next(info for info in archive.infolist() if "/data/weights/weight_0" in info.filename)
+    data = bytearray(path.read_bytes())
+    name, extra = (
+        int.from_bytes(data[weight.header_offset + at : weight.header_offset + at + 2], "little") for at in (26, 28)
+    )
+    data[weight.header_offset + 30 + name + extra] ^= 1  # the first byte of its content
+    path.write_bytes(data)
+    with pytest.raises(ModelLoadFailed, match=r"damaged.*CRC"):
+        load(path)
+
+
 def test_a_static_batch_is_refused_with_the_words_to_type(tmp_path):
     path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2")
     with pytest.raises(InvalidInput, match=r"dynamic_shapes=\{'x': \{0: torch\.export\.Dim\('batch'\)\}\}"):
