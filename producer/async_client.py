@@ -133,6 +133,7 @@ class AsyncModels:
 
     register = _awaited(Models.register)
     get = _awaited(Models.get)
+    example = _awaited(Models.example)
     list = _awaited(Models.list)
     search = _awaited(Models.search)
     evaluations = _awaited(Models.evaluations)

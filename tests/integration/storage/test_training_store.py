@@ -82,9 +82,8 @@ def test_only_the_last_checkpoints_are_kept_and_the_other_blobs_are_told(store: 
     assert runs.add_checkpoint(job, 10, 0, "sha256:a", 5, keep=2) == []
     assert runs.add_checkpoint(job, 20, 0, "sha256:b", 5, keep=2) == []
     assert runs.add_checkpoint(job, 30, 1, "sha256:b", 5, keep=2) == ["sha256:a"]
-    assert (
-        runs.add_checkpoint(job, 40, 1, "sha256:c", 5, keep=2) == []
-    )  # step 20 went, but step 30 has the same content
+    assert runs.add_checkpoint(job, 40, 1, "sha256:c", 5, keep=2) == ["sha256:b"], "step 20 went"
+    assert runs.queries.used_checkpoints(["sha256:a", "sha256:b"]) == {"sha256:b"}, "step 30 has the same content"
     assert [(c.step, c.blob) for c in runs.queries.checkpoints(job.id)] == [(40, "sha256:c"), (30, "sha256:b")]
 
 
