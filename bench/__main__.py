@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from bench import batch_jobs, predict_jobs, results, targets
 from bench.workloads import BATCH_JOBS, JOBS
 from forebay.contract.errors import InvalidInput
 from forebay.producer.cli.output import clear_errors
+
+STORED = Path(__file__).parent / "results"
 
 # Workers and the hand-written Celery tasks import bench too, wherever they run.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -29,6 +32,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
     jobs: Annotated[int | None, typer.Option(min=64, help="Jobs, or rows, in a run.", show_default=False)] = None,
     docs: Annotated[Path | None, typer.Option(help="Write a table and a chart here.", show_default=False)] = None,
+    store: Annotated[bool, typer.Option("--store", help="Keep the figures in bench/results for later runs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure Forebay against a bare torch loop and plain Celery, in turn, in one run.
@@ -52,6 +56,13 @@ def bench(
     if docs is not None:
         for path in results.write(measured, checked, docs, rounds):
             typer.echo(f"wrote {path}", err=True)
+    for line in results.compared(measured, STORED):
+        typer.echo(line, err=True)
+    if store:
+        STORED.mkdir(exist_ok=True)
+        path = STORED / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}.json"
+        path.write_text(results.as_json(measured, checked) + "\n", encoding="utf-8")
+        typer.echo(f"wrote {path}", err=True)
     if json:
         typer.echo(results.as_json(measured, checked))
         return

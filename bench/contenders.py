@@ -28,6 +28,7 @@ class Contender(Protocol):
     """Something that runs a workload."""
 
     name: str
+    pids: list[int]  # of the processes that it has started; theirs are found below
 
     def run_all(self, workload: str, rows: Any) -> NDArray[np.float32]:
         """All results, in order."""
@@ -43,6 +44,7 @@ class BareLoop:
     """The limit: the model in this process, no queue, in the batches Forebay would use."""
 
     name = "bare loop"
+    pids: list[int] = []  # noqa: RUF012 - none
 
     def run_all(self, workload: str, rows: Any) -> NDArray[np.float32]:
         """The whole input in one pass of batches."""
@@ -75,6 +77,7 @@ class PlainCelery:
         options = ("-A", "bench.plain_celery", "worker", "-P", "prefork", "-c", "1")
         command = [sys.executable, "-m", "celery", *options]
         self._worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.pids = [self._worker.pid, self._redis.pid or 0]
 
     def run_all(self, workload: str, rows: Any) -> NDArray[np.float32]:
         """One task for each row; from 4 threads where the workload says so."""
@@ -103,7 +106,7 @@ class CeleryLists:
     name = "Celery, lists of 64 by hand"
 
     def __init__(self, celery: PlainCelery) -> None:
-        self.tasks = celery.tasks
+        self.tasks, self.pids = celery.tasks, celery.pids
 
     def run_all(self, workload: str, rows: Any) -> NDArray[np.float32]:
         """One task for 64 rows."""
@@ -126,7 +129,8 @@ class Forebay:
 
     def __init__(self, folder: Path, models: set[str]) -> None:
         self._stack = ExitStack()
-        self.client, _ = self._stack.enter_context(embedded_stack())
+        self.client, state = self._stack.enter_context(embedded_stack())
+        self.pids = [state.pid]
         artifacts = {
             "mlp": lambda: workloads.export(folder),
             "wide": lambda: workloads.export(folder),

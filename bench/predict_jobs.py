@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bench import workloads
 from bench.contenders import BareLoop, CeleryLists, Contender, Forebay, PlainCelery
+from bench.processor import processor_s
 from bench.results import Results
 from bench.stack import temporary_folder
 
@@ -42,7 +43,10 @@ def _measure(workload: str, contenders: list[Contender], rounds: int, jobs: int 
     for i in range(rounds):
         for contender in contenders:
             take = _round_trips if results.round_trips else _throughput
+            before = processor_s(contender.pids)
             made = take(contender, inputs, results)
+            used = processor_s(contender.pids)
+            results.add_processor(contender.name, {role: (used[role] - before[role]) / len(inputs) for role in used})
             if not np.allclose(made, expected, atol=1e-4):  # padding changes a text's last digits
                 raise SystemExit(f"{contender.name}: a result differs from the direct forward pass")
         console.print(f"{workload} round {i + 1} of {rounds}")

@@ -13,9 +13,10 @@ from pathlib import Path
 from rich.table import Table
 
 from bench import targets, workloads
+from bench.processor import Seconds
 from bench.targets import Target
 
-BARE_LOOP = "bare loop"
+BARE_LOOP, FOREBAY = "bare loop", "forebay"
 BASELINES = ("plain Celery", "Celery, shards by hand")
 
 
@@ -26,6 +27,7 @@ class Results:
     workload: str
     rates: dict[str, list[float]] = field(default_factory=dict)
     p99: dict[str, list[float]] = field(default_factory=dict)
+    processor: dict[str, list[Seconds]] = field(default_factory=dict)  # by contender and round: seconds a job, by role
 
     @property
     def round_trips(self) -> bool:
@@ -50,6 +52,15 @@ class Results:
         if p99 is not None:
             self.p99.setdefault(contender, []).append(p99)
 
+    def add_processor(self, contender: str, seconds: Seconds) -> None:
+        """Note how much processor time a job took in a round, by role."""
+        self.processor.setdefault(contender, []).append(seconds)
+
+    def processor_us(self, contender: str) -> dict[str, float]:
+        """Microseconds a job, by role: of each the median of the rounds. Empty where it was not measured."""
+        rounds = self.processor.get(contender, [])
+        return {role: 1e6 * statistics.median(each[role] for each in rounds) for role in (rounds[0] if rounds else ())}
+
     def medians(self) -> dict[str, float]:
         """The median of the rounds, by contender."""
         return {name: statistics.median(values) for name, values in self.rates.items()}
@@ -59,19 +70,22 @@ class Results:
         pairs = zip(self.rates[name], self.rates[to], strict=True)
         return statistics.median(b / a if self.round_trips else a / b for a, b in pairs)
 
-    def cells(self) -> Iterator[tuple[str, str, str, str, str]]:
-        """A table's rows: contender, figure, spread, ratio to the baseline, ratio to the bare loop."""
+    def cells(self) -> Iterator[tuple[str, ...]]:
+        """A table's rows: contender, figure, spread, ratio to the baseline, ratio to the bare loop, processor time."""
         for name, median in self.medians().items():
             if self.round_trips:
                 figure, spread = f"{median:.2f}", f"{statistics.median(self.p99[name]):.1f}"
             else:
                 figure, spread = f"{median:,.0f}", f"{min(self.rates[name]):,.0f} - {max(self.rates[name]):,.0f}"
             ratios = self.ratio(name, self.baseline), self.ratio(name, BARE_LOOP)
-            yield name, figure, spread, f"{ratios[0]:.2f}", f"{ratios[1]:.3f}"
+            used = self.processor_us(name)
+            by_role = " + ".join(f"{role} {us:,.0f}" for role, us in used.items() if round(us))
+            yield name, figure, spread, f"{ratios[0]:.2f}", f"{ratios[1]:.3f}", f"{sum(used.values()):,.0f}: {by_role}"
 
-    def header(self, baseline: str, bare_loop: str) -> tuple[str, str, str, str, str]:
+    def header(self, baseline: str, bare_loop: str) -> tuple[str, ...]:
         """What stands above `cells`."""
-        return "contender", self.unit, "p99 ms" if self.round_trips else "min - max", baseline, bare_loop
+        spread = "p99 ms" if self.round_trips else "min - max"
+        return "contender", self.unit, spread, baseline, bare_loop, "processor µs a job"
 
 
 def as_json(results: Sequence[Results], checked: Sequence[Target] = ()) -> str:
@@ -81,10 +95,27 @@ def as_json(results: Sequence[Results], checked: Sequence[Target] = ()) -> str:
             "median": r.medians(),
             "all": r.rates,
             "p99": {name: statistics.median(values) for name, values in r.p99.items()},
+            "processor_us": {name: r.processor_us(name) for name in r.processor},
         }
         for r in results
     }
     return json.dumps(raced | {target.name: target.values for target in checked})
+
+
+def compared(results: Sequence[Results], folder: Path) -> Iterator[str]:
+    """What has become of Forebay's figures since the last run that is stored in `folder`, a line for each workload."""
+    stored = sorted(folder.glob("*.json"))
+    before = json.loads(stored[-1].read_text(encoding="utf-8")) if stored else {}
+    for r in results:
+        old = before.get(r.workload)
+        if old is None or FOREBAY not in old["median"]:
+            continue
+        ratio = old["median"][FOREBAY] / old["median"][r.baseline]
+        if r.round_trips:
+            ratio = 1 / ratio
+        line = f"{r.workload}: {r.ratio(FOREBAY, r.baseline):.2f} times {r.baseline}, {ratio:.2f} in {stored[-1].name}"
+        used, then = sum(r.processor_us(FOREBAY).values()), sum(old.get("processor_us", {}).get(FOREBAY, {}).values())
+        yield f"{line}; processor {used:,.0f} µs a job, {then:,.0f} then" if used and then else line
 
 
 def as_tables(results: Sequence[Results], checked: Sequence[Target]) -> Iterator[Table]:

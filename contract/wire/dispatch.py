@@ -25,6 +25,7 @@ from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.references import versioned
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.wire.celery_app import SENDING_OPTIONS
+from forebay.contract.wire.held_connection import HeldConnection
 from forebay.contract.wire.messages import (
     PREDICT_TASK,
     JobMessage,
@@ -47,9 +48,9 @@ class Dispatcher:
     def __init__(self, app: Celery) -> None:
         self._address = str(app.conf.broker_url)
         # A connection of our own: Celery's are shared by all apps of a process, and whoever closes them closes them for all.
-        # The second try is for one that was good until Redis restarted.
-        again = Retry(NoBackoff(), 1, (redis.ConnectionError,))
-        self._redis = redis.Redis.from_url(self._address, **SENDING_OPTIONS, retry=again)
+        self._redis = HeldConnection(
+            redis.Redis.from_url(self._address, **SENDING_OPTIONS, retry=Retry(NoBackoff(), 0))
+        )
         self._origin = f"{os.getpid()}@{socket.gethostname()}"
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class Dispatcher:
         try:
             for key, encoded in by_key.items():
                 for start in range(0, len(encoded), AT_ONCE):
-                    self._redis.lpush(key, *encoded[start : start + AT_ONCE])
+                    self._redis.call("LPUSH", key, *encoded[start : start + AT_ONCE])
         except UNREACHABLE as error:
             raise BrokerUnavailable(f"cannot send to the queue at {mask_password(self._address)}: {error}") from error
 

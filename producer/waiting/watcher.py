@@ -158,6 +158,8 @@ class Watcher:
                 if message is None:
                     return ids
                 ids += bytes(message["data"]).decode("ascii", "replace").split(",")
+                if 0 < len(self._awaited) <= len(ids):
+                    break  # nothing else is awaited, so nothing is worth another look
                 timeout = 0.0  # and whatever came with it
         except (redis.RedisError, OSError):
             self._pubsub.close()

@@ -101,9 +101,17 @@ RETURNING id""")
 OWNED = Statement(f"""
 SELECT id, attempt, client, cancel_requested_at FROM jobs
 WHERE id = ANY(:ids) AND {guard(Transition.SUCCEED)} ORDER BY id FOR UPDATE""")
-SUCCEED = Statement(f"""
+SUCCEED = Statement(
+    f"""
 UPDATE jobs SET {new_state(Transition.SUCCEED)}, {END_LEASE}, result = :result, result_ref = :result_ref,
-    progress_done = progress_total, error_type = NULL, error_message = NULL {HELD}""")
+    progress_done = progress_total, error_type = NULL, error_message = NULL {HELD}""",
+    many=f"""
+UPDATE jobs SET {new_state(Transition.SUCCEED)}, lease_until = NULL, finished_at = made.at, result = made.result,
+    result_ref = made.ref, progress_done = progress_total, error_type = NULL, error_message = NULL
+FROM unnest(CAST(:id AS text[]), CAST(:attempt AS smallint[]), CAST(:now AS double precision[]), CAST(:result AS bytea[]),
+    CAST(:result_ref AS text[])) AS made (id, attempt, at, result, ref)
+WHERE jobs.id = made.id AND jobs.attempt = made.attempt AND {guard(Transition.SUCCEED)}""",
+)
 FAIL = Statement(f"""
 UPDATE jobs SET {new_state(Transition.FAIL)}, {END_LEASE}, error_type = :error_type, error_message = :error_message
 WHERE id = :id AND attempt = :attempt AND {guard(Transition.FAIL)}""")

@@ -101,6 +101,9 @@ class Connection:
 
     def run_many(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute one statement for each of the rows."""
+        if len(rows) == 1:  # psycopg does far more for many
+            self.run(sql, rows[0])
+            return
         cursor = self.driver.cursor()
         self._tell_listeners(cursor, sql, rows, True)
         try:

@@ -20,10 +20,14 @@ _PARAMETER = re.compile(r"(?<![:\w]):(\w+)(?!:)")
 
 
 class Statement:
-    """One SQL statement with named parameters (`:name`); `= ANY(:names)` takes a list."""
+    """One SQL statement with named parameters (`:name`); `= ANY(:names)` takes a list.
 
-    def __init__(self, sql: str) -> None:
+    `many` is how PostgreSQL does the same for many rows at once: each of its parameters is an array with a value of each row.
+    """
+
+    def __init__(self, sql: str, many: str | None = None) -> None:
         self._sql = sql
+        self._many = None if many is None else _for_psycopg(many)
 
     def execute(self, connection: Connection, /, **values: Any) -> Result:
         """Execute it within the transaction of `connection`."""
@@ -32,7 +36,11 @@ class Statement:
 
     def execute_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
         """Execute it once for each of the rows, none of which holds a list."""
-        connection.run_many(self.sqlite if connection.sqlite else self._postgresql, list(rows))
+        rows = list(rows)
+        if connection.sqlite or self._many is None or len(rows) < 2:
+            connection.run_many(self.sqlite if connection.sqlite else self._postgresql, rows)
+        else:
+            connection.run(self._many, {name: [row[name] for row in rows] for name in rows[0]})
 
     def bind(self, values: dict[str, Any], sqlite: bool) -> dict[str, Any]:
         """The values as the driver wants them."""
@@ -52,11 +60,15 @@ class Statement:
 
     @cached_property
     def _postgresql(self) -> str:
-        return _PARAMETER.sub(r"%(\1)s", self._sql.replace("%", "%%"))
+        return _for_psycopg(self._sql)
 
     @cached_property
     def _lists(self) -> frozenset[str]:
         return frozenset(_LIST.findall(self._sql))
+
+
+def _for_psycopg(sql: str) -> str:
+    return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
 
 
 def insert(table: str, columns: Iterable[str]) -> Statement:
