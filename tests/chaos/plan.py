@@ -75,11 +75,11 @@ def _predictions(seed: int, chance: random.Random, jobs: int, seconds: float) ->
 
 
 def _others(chance: random.Random, kind: JobKind, seconds: float) -> list[Submission]:
-    """The first of a batch kills at one of its rows, the second of each kind is canceled and retried, the fourth canceled."""
+    """The second of each kind is canceled and retried, the third batch kills at one of its rows, the fourth is canceled."""
     every, rows, share = OTHERS[kind]
     made = []
     for i in range(max(1, round(seconds / every))):
-        spec = JobSpec(Effect.KILL if kind is JobKind.BATCH and i == 0 else Effect.FINE, rows, kind=kind)
+        spec = JobSpec(Effect.KILL if kind is JobKind.BATCH and i == 2 else Effect.FINE, rows, kind=kind)
         cancel = chance.uniform(1, 0.1 * seconds) if i in (1, 3) else None
         at = round(chance.uniform(0, share * seconds), 3)
         made.append(Submission(at, (spec,), cancel_after_s=cancel, retry=i == 1))
