@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.routing import Router
+from starlette.routing import Match, Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from forebay.api.access import Access
@@ -76,6 +76,8 @@ class Door:
             if status:  # the answer has begun: all that is left is to cut it off
                 raise
             response = error_response(error, dialect, request_id.decode())
+            if isinstance(error, HTTPException) and error.status_code == 405:
+                response.headers["allow"] = self._methods(scope)
             if response.status_code in (408, 413):  # the rest of the body is not read
                 response.headers["connection"] = "close"
             await response(scope, receive, answer)
@@ -101,6 +103,12 @@ class Door:
         for dialect, requests in self._in_flight.items():
             self.statistics.set("http_requests_in_flight", requests, dialect)
         return self.statistics
+
+    def _methods(self, scope: Scope) -> str:
+        """The methods that an address takes: each route has one of its own, and knows of no other."""
+        routes = [route for route in self._router.routes if isinstance(route, Route)]
+        taken = [route.methods or set() for route in routes if route.matches(scope)[0] is not Match.NONE]
+        return ", ".join(sorted(set().union(*taken)))
 
     def _report(self, error: Exception, request_id: bytes) -> None:
         if isinstance(error, HttpError | HTTPException):

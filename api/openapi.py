@@ -36,6 +36,7 @@ class Operation(NamedTuple):
 
 
 _SUBMIT = Operation({200: b.Submitted, 202: b.Submitted}, body=b.Submit, headers=("Idempotency-Key", "Prefer"))
+_MANY = {"application/x-ndjson": {"type": "array", "minItems": 1}, "application/msgpack": BINARY}
 _CALL = Operation({200: b.Submitted}, body=b.Submit, headers=("Idempotency-Key",))
 _UPLOAD = {"type": "object", "properties": {"model": {"$ref": "#/components/schemas/Register"}, "artifact": BINARY}}
 _REGISTER = Operation(
@@ -46,7 +47,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/api/v1/jobs"): _SUBMIT,
     ("GET", "/api/v1/jobs"): Operation({200: b.JobList}, query=b.JobQuery),
     ("POST", "/api/v1/jobs:many"): Operation(
-        {202: b.SubmittedMany}, query=b.SubmitMany, body={"application/jsonl": TEXT, "application/msgpack": BINARY},
+        {202: b.SubmittedMany}, query=b.SubmitMany, body=_MANY,
         headers=("Idempotency-Key",),
     ),
     ("GET", "/api/v1/jobs/{id}"): Operation({200: b.JobBody}, query=b.Wait),
@@ -67,17 +68,19 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("DELETE", "/api/v1/models/{name}/aliases/{alias}"): Operation({204: None}),
     ("GET", "/api/v1/models/{ref}"): Operation({200: b.ModelBody}),
     ("DELETE", "/api/v1/models/{ref}"): Operation({204: None}),
+    ("GET", "/api/v1/models/{name}/{version}"): Operation({200: b.ModelBody}),
+    ("DELETE", "/api/v1/models/{name}/{version}"): Operation({204: None}),
     ("GET", "/api/v1/queues"): Operation({200: b.QueueList}),
 }  # fmt: skip
 NATIVE_ROUTES: Sequence[Route] = [*jobs.ROUTES, *results.ROUTES, *models.ROUTES]
 
 
 def routes_by_operation() -> dict[tuple[str, str], Route]:
-    """The native routes by method and path, as OpenAPI writes paths."""
+    """The native routes by method and path."""
     found = {}
     for route in NATIVE_ROUTES:
         [method] = (route.methods or set()) - {"HEAD"}
-        found[method, re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)] = route
+        found[method, route.path] = route
     return found
 
 
@@ -123,9 +126,8 @@ def _operation(operation: Operation, method: str, path: str, route: Route) -> di
         parameters += _query(operation.query)
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     answers = {str(status): _answer(status, kind) for status, kind in operation.answers.items()}
-    name = f"{method.lower()}{re.sub(r'[^a-z0-9]+', '_', path.lower())}"
     made: dict[str, Any] = {
-        "operationId": name.rstrip("_"),
+        "operationId": _operation_id(method, path),
         "summary": " ".join((route.endpoint.__doc__ or "").split()),
         "parameters": parameters,
         "responses": answers | {"default": {"description": "What was wrong.", "content": problem}},
@@ -137,7 +139,24 @@ def _operation(operation: Operation, method: str, path: str, route: Route) -> di
 
 def _answer(status: int, kind: Any) -> dict[str, Any]:
     described = {200: "Done.", 201: "Registered.", 202: "Accepted.", 204: "Done."}[status]
-    return {"description": described} | ({} if kind is None else {"content": _content(kind)})
+    links = {"links": _links()} if kind is b.Submitted else {}
+    return {"description": described, **links} | ({} if kind is None else {"content": _content(kind)})
+
+
+def _links() -> dict[str, Any]:
+    """What can be done with a job that was submitted."""
+    return {
+        _operation_id(method, path): {
+            "operationId": _operation_id(method, path),
+            "parameters": {"id": "$response.body#/id"},
+        }
+        for method, path in OPERATIONS
+        if "{id}" in path
+    }
+
+
+def _operation_id(method: str, path: str) -> str:
+    return f"{method.lower()}{re.sub(r'[^a-z0-9]+', '_', path.lower())}".rstrip("_")
 
 
 def _content(kind: Any) -> dict[str, Any]:

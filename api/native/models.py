@@ -63,13 +63,13 @@ async def list_models(request: Request) -> Response:
 @needs("read")
 async def show(request: Request) -> Response:
     """The version that `name`, `name/3` or `name@alias` means now."""
-    return json_response(ModelBody.of(await api_of(request).client.models.get(request.path_params["ref"])))
+    return json_response(ModelBody.of(await api_of(request).client.models.get(_ref(request))))
 
 
 @needs("models")
 async def delete(request: Request) -> Response:
     """Delete one version, named by number or alias."""
-    await api_of(request).client.models.delete(request.path_params["ref"])
+    await api_of(request).client.models.delete(_ref(request))
     return Response(status_code=204)
 
 
@@ -107,6 +107,12 @@ async def queues(request: Request) -> Response:
     return json_response(QueueList(bodies))
 
 
+def _ref(request: Request) -> str:
+    """The reference that the path is: `name/3` has two parts."""
+    path = request.path_params
+    return f"{path['name']}/{path['version']}" if "version" in path else str(path["ref"])
+
+
 def _registered(model: ModelVersion) -> Response:
     return json_response(body := ModelBody.of(model), 201, {"Location": body.url})
 
@@ -123,8 +129,10 @@ ROUTES = [
     Route("/api/v1/models:search", search, methods=["POST"]),
     Route("/api/v1/models/{name}/aliases/{alias}", set_alias, methods=["PUT"]),
     Route("/api/v1/models/{name}/aliases/{alias}", drop_alias, methods=["DELETE"]),
-    Route("/api/v1/models/{ref:path}", show, methods=["GET"]),
-    Route("/api/v1/models/{ref:path}", delete, methods=["DELETE"]),
+    Route("/api/v1/models/{ref}", show, methods=["GET"]),
+    Route("/api/v1/models/{ref}", delete, methods=["DELETE"]),
+    Route("/api/v1/models/{name}/{version}", show, methods=["GET"]),
+    Route("/api/v1/models/{name}/{version}", delete, methods=["DELETE"]),
     Route("/api/v1/queues", queues, methods=["GET"]),
     Route("/register", register, methods=["POST"]),
     Route("/discover", search, methods=["POST"]),
