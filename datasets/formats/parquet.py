@@ -46,6 +46,7 @@ class Parquet:
                 start, stop = max(0, first - at), min(len(batch), last - at)
                 if start < stop:
                     part = batch.slice(start, stop - start)
+                    part.validate(full=True)  # text of a damaged file need not be UTF-8
                     named = {name: part.column(name) for name in columns}
                     yield Chunk(named, np.arange(at + start, at + stop, dtype=np.int64))
                 at += len(batch)
