@@ -51,7 +51,8 @@ class PostgresCommits:
 
         relaxed = "" if durable else "SET LOCAL synchronous_commit = off; "
         server = connection.driver.pgconn
-        result = server.exec_(f"BEGIN; {relaxed}{XID}".encode())
+        with connection.busy():
+            result = server.exec_(f"BEGIN; {relaxed}{XID}".encode())
         if result.status != ExecStatus.TUPLES_OK:
             connection.invalidate()
             error = psycopg.OperationalError(server.get_error_message() or "the server did not begin a transaction")

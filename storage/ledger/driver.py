@@ -7,12 +7,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import sqlalchemy
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, TimeoutError
+
+from forebay.storage.ledger.silence import watch
 
 WAIT_S = 30
 
@@ -33,6 +36,12 @@ class Pool:
         self._pid = os.getpid()
         self._idle: list[Connection] = []
         self._taken: set[Connection] = set()
+        if not self.sqlite:
+            watch(self)
+
+    def taken(self) -> list[Connection]:
+        """Those that are in use."""
+        return list(self._taken)
 
     def take(self, *, ping: bool = False) -> Connection:
         """A connection, for its `close` to give back; with `ping`, one that PostgreSQL has dropped meanwhile is replaced."""
@@ -46,8 +55,11 @@ class Pool:
         except IndexError:
             connection = Connection(self)
         else:
-            if ping and not self.sqlite and not connection.answers():
-                connection = Connection(self)
+            if ping and not self.sqlite:
+                self._taken.add(connection)  # so that it is watched
+                if not connection.answers():
+                    self._taken.discard(connection)
+                    connection = Connection(self)
         self._taken.add(connection)
         return connection
 
@@ -86,11 +98,22 @@ class Connection:
         self._invalidated = False
         self._synchronous = ""
         self.dirty = False  # whether something was begun and not committed
+        self.busy_since = 0.0  # when the statement was sent that it waits for; 0: for none
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """It waits for its server meanwhile."""
+        self.busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.busy_since = 0.0
 
     def run(self, sql: str, values: Mapping[str, Any]) -> Result:
         """Execute one statement, as the driver has it, and fetch what it gives."""
         cursor = self.driver.cursor()
         self._tell_listeners(cursor, sql, values, False)
+        self.busy_since = time.monotonic()
         try:
             cursor.execute(sql, values)
             if cursor.description is None:
@@ -98,6 +121,8 @@ class Connection:
             return Result(cursor.fetchall(), tuple([column[0] for column in cursor.description]), cursor)
         except self._errors as error:
             raise self.failure(sql, error) from error
+        finally:
+            self.busy_since = 0.0
 
     def run_many(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Execute one statement for each of the rows."""
@@ -107,7 +132,8 @@ class Connection:
         cursor = self.driver.cursor()
         self._tell_listeners(cursor, sql, rows, True)
         try:
-            cursor.executemany(sql, rows)
+            with self.busy():
+                cursor.executemany(sql, rows)
         except self._errors as error:
             raise self.failure(sql, error) from error
 
@@ -135,7 +161,8 @@ class Connection:
     def answers(self) -> bool:
         """Whether the server still knows this connection."""
         try:
-            self.engine.dialect.do_ping(self._pooled)
+            with self.busy():
+                self.engine.dialect.do_ping(self._pooled)
         except self._errors:
             self.invalidate()
         return not self._invalidated
@@ -143,7 +170,8 @@ class Connection:
     def commit(self) -> None:
         """Commit what was begun."""
         try:
-            self.engine.dialect.do_commit(self._pooled)
+            with self.busy():
+                self.engine.dialect.do_commit(self._pooled)
         except self._errors as error:
             raise self.failure("COMMIT", error) from error
         self.dirty = False
@@ -180,7 +208,8 @@ class Connection:
 
     def execute(self, clause: Any, values: Any = None) -> Any:
         """Execute what SQLAlchemy has to put into words."""
-        return self.alchemy.execute(clause, values)
+        with self.busy():
+            return self.alchemy.execute(clause, values)
 
     def exec_driver_sql(self, sql: str) -> Any:
         return self.alchemy.exec_driver_sql(sql)

@@ -1,11 +1,13 @@
 """The connection to the ledger: many writers, and a message with the next step for whatever is wrong with it."""
 
+import os
+import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.storage.jobs.records import NewJob, Postponed
 from forebay.storage.jobs.store import JobStore
-from forebay.storage.ledger import boot_clock, connection
+from forebay.storage.ledger import boot_clock, connection, silence
 from forebay.storage.ledger.connection import CLOCK_REFRESH_S, Ledger
 from forebay.storage.ledger.migrate import current
 from forebay.storage.ledger.statement import Statement
@@ -280,3 +282,47 @@ def test_a_list_of_any_length_is_one_parameter(ledger: Ledger, count: int) -> No
         )
         found = Statement("SELECT name FROM models WHERE name = ANY(:ids)").execute(connection, ids=ids)
         assert Counter(found.scalars()) == Counter(ids[:300])
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is noticed within a second."""
+    monkeypatch.setattr(silence, "SILENT_S", 0.3)
+    monkeypatch.setattr(silence, "EVERY_S", 0.1)
+
+
+@contextmanager
+def silenced(ledger: Ledger) -> Iterator[int]:
+    """The server process of the connection that was used last hears nothing and says nothing; new connections are served."""
+    [*_, idle] = ledger._pool._idle
+    pid = idle.driver.info.backend_pid
+    try:
+        os.kill(pid, signal.SIGSTOP)
+    except PermissionError:
+        pytest.skip("the server is another user's")
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.postgres
+@pytest.mark.usefixtures("watched")
+def test_a_connection_that_goes_silent_is_replaced_whatever_it_was_asked(postgres_database: str) -> None:
+    with new_ledger(postgres_database) as ledger:
+        store = JobStore(ledger)
+        [id] = store.add([NewJob(*new_ids(1), JobKind.PREDICT, "m", 1, "cpu")])
+        with silenced(ledger):
+            assert store.queries.get(id).state is JobState.QUEUED
+        with silenced(ledger):
+            ledger.ping()
+        with silenced(ledger):
+            assert len(store.claim([id], "w", 30)) == 1
+
+
+@pytest.mark.postgres
+@pytest.mark.usefixtures("watched")
+def test_a_statement_that_takes_long_is_waited_for(postgres_database: str) -> None:
+    with closing(Ledger(postgres_database)) as ledger, ledger.read() as connection:
+        assert connection.execute(text("SELECT 7 FROM pg_sleep(1.5)")).scalar() == 7
+        assert not connection.invalidated
