@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from forebay.api.context import parse_json
+from forebay.api.context import decode_json, parse_json
 from forebay.api.inference.tensors import (
     BF16,
     BYTES,
@@ -99,7 +99,11 @@ class Asked(NamedTuple):
     raw: bytes | None = None  # the data of the model's only input, in the place of tensors
 
 
-_READ: Mapping[str, Callable[[bytes], Any]] = {"str": bytes.decode, "json": msgspec.json.decode, "bytes": bytes}
+_READ: Mapping[str, Callable[[bytes], Any]] = {
+    "str": bytes.decode,
+    "json": lambda text: decode_json(text, object),
+    "bytes": bytes,
+}
 
 
 def parse(body: bytes, header_length: str | None) -> Asked:

@@ -88,9 +88,9 @@ def find_job(client: Client, id: str) -> Job:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """`text` as JSON; InvalidInput, which calls the text `what`, for anything else, NaN and infinity included."""
+    """`text` as JSON; InvalidInput, which calls the text `what`, for anything else, NaN and a repeated key included."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeated_key)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise InvalidInput(f"{what} is not JSON: {shown(text)}: {reason}") from error
@@ -203,6 +203,14 @@ def _json_or_text(text: str) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} is there twice")
+    return found
 
 
 def _to_stderr(_logger: Any, method: str, event: MutableMapping[str, Any]) -> str:

@@ -111,6 +111,8 @@ def test_what_a_model_does_not_take_is_422_and_nothing_is_stored(
     ("body", "status", "field"),
     [
         (b"{", 400, None), (b"", 400, None), (b"\xff", 400, None), (DEEP, 400, None), (b'{"model": NaN}', 400, None),
+        (b'{"model": "echo", "inputs": {"a": 1, "\\u0061": 2}}', 422, None),
+        (b'{"model": "no", "model": "echo", "inputs": 1}', 422, None),
         ({"inputs": 1}, 422, None), ({"model": "echo", "inputs": 1, "priority": 10}, 422, "priority"),
         ({"model": "echo", "inputs": 1, "priority": "1"}, 422, "priority"), ({"model": "echo", "inputs": 1, "x": 1}, 422, None),
         ({"model": "echo", "inputs": 1, "kind": "batch"}, 422, "kind"), ({"model": "no", "inputs": 1}, 404, None),

@@ -339,7 +339,7 @@ def test_ctrl_c_leaves_the_jobs_alone_and_says_so(shell: Shell, monkeypatch: pyt
         (["double", "[1,"], "INPUT is not JSON"),
         (["double", "text"], "INPUT is not JSON"),
         (["double", "[1, 2, 3]"], "expected float32 of shape [2]"),
-        (["double", "NaN"], "NaN is not a JSON number"),
+        (["double", "NaN"], "NaN is not a JSON number"), (["double", '[{"a": 1, "a": 2}]'], "the key 'a' is there twice"),
         (["double", "--file", "nowhere.npy"], "cannot read 'nowhere.npy'"),
         (["double", "--file", "."], "must end in"),
         (["double", "--file", "a.csv"], ".npy, .npz, .json"),
