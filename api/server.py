@@ -133,6 +133,8 @@ def configure(
     app: ASGIApp, host: str, port: int, certfile: Path | None = None, keyfile: Path | None = None
 ) -> uvicorn.Config:
     """How uvicorn serves the application; ForebayError when there is no such certificate or key."""
+    if keyfile and not certfile:
+        raise ForebayError(f"cannot serve TLS with the key {keyfile} alone: its certificate is missing")
     config = uvicorn.Config(
         app, host, port, http=WatchedProtocol, ws="none", lifespan="off", log_config=None, log_level="warning", access_log=False,
         server_header=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S,

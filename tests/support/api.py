@@ -4,10 +4,14 @@ import asyncio
 import http.client
 import io
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -74,6 +78,34 @@ def running_api(settings: Settings) -> Iterator[RunningApi]:
             server.handle_exit(15, None)
             thread.join(60)
     assert not thread.is_alive()
+
+
+@dataclass(frozen=True)
+class ServeCommand:
+    """A process of `forebay serve`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+@contextmanager
+def serve_command(settings: Settings, log: Path, *options: str) -> Iterator[ServeCommand]:
+    """`forebay serve` on a free port; it is killed in the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "forebay", "serve", "--port", "0", *options],
+            env=settings.child_environment(), stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        found = wait_until(lambda: re.search(r"api_ready.*(https?://[\w.]+:\d+)", log.read_text()), "it is ready")
+        yield ServeCommand(process, found[1])
+    finally:
+        process.kill()
+        process.wait(60)
 
 
 def _run(server: ApiServer, listening: Any) -> None:

@@ -4,8 +4,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,8 +15,7 @@ from forebay.api import server
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.settings import Settings
 from forebay.storage.ledger.connection import Ledger
-from support.api import RunningApi, running_api
-from support.waiting import wait_until
+from support.api import RunningApi, running_api, serve_command
 
 
 @pytest.fixture
@@ -132,21 +129,12 @@ def test_hostile_requests_crash_nothing(api: RunningApi) -> None:
 
 def test_the_command_serves_on_a_free_port_and_ends_with_0(settings: Settings, tmp_path: Path) -> None:
     log = tmp_path / "api.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "forebay", "serve", "--port", "0"],
-            env=settings.child_environment(), stdout=output, stderr=output,
-        )  # fmt: skip
-    try:
-        found = wait_until(lambda: re.search(r"api_ready.*127.0.0.1:(\d+)", log.read_text()), "it is ready")
-        with socket.create_connection(("127.0.0.1", int(found[1])), 60) as idle:
-            idle.sendall(b"GET /healthz?x=%0A HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert idle.recv(4096).startswith(b"HTTP/1.1 200 ")
-            assert 'key="f' not in log.read_text()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-    finally:
-        process.kill()
+    with serve_command(settings, log) as served, socket.create_connection(("127.0.0.1", served.port), 60) as idle:
+        idle.sendall(b"GET /healthz?x=%0A HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert 'key="f' not in log.read_text()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
     assert "Traceback" not in log.read_text()
 
 
