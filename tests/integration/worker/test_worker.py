@@ -341,7 +341,7 @@ def test_a_frozen_worker_that_comes_back_cannot_write_what_it_made(own: WorkerSt
 
 
 def test_a_child_that_cannot_start_takes_no_job(own: WorkerStack) -> None:
-    broken = own.worker("broken", BLOBS="nonsense://x")
+    broken = own.worker("broken", PRELOAD="no_such_module")
     job = own.client.predict(own.model("Doubler"), 4)
     wait_until(lambda: "child_failed" in broken.said(), "its child has failed")
     wait_until(lambda: broken.said().count("child_failed") > 1, "another was tried")
