@@ -39,6 +39,7 @@ async def result_of(server: ServeCommand, id: str) -> int:
         assert length is not None
         body = await reader.readexactly(int(length[1]))
     writer.close()
+    await writer.wait_closed()
     assert status == 200, body
     return int(json.loads(body))
 
@@ -48,6 +49,7 @@ async def in_flight(server: ServeCommand) -> int:
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     told = (await reader.read()).decode()
     writer.close()
+    await writer.wait_closed()
     found = re.search(r'http_requests_in_flight\{dialect="native"\} (\d+)', told)
     return int(found[1]) if found else 0
 

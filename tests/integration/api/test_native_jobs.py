@@ -4,9 +4,12 @@ import base64
 import http.client
 import io
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,8 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     stack.model("Echo")
     stack.model("Echo", "floats", inputs=NUMBER)
     stack.model("Echo", "big", inputs={"n": {"dtype": "int64", "shape": []}, "b": {"dtype": "bytes"}})
+    stack.model("NearestDigit", "digits", inputs={"input": {"dtype": "float32", "shape": [64]}})
+    stack.client.models.set_alias("digits", "champion", 1)
     stack.worker().ready()
     return stack
 
@@ -260,3 +265,17 @@ def test_a_stop_answers_those_who_wait_with_503_and_the_job(stack: WorkerStack) 
     assert stack.store.queries.get(told["job_id"]).state is JobState.QUEUED
     stack.store.claim([told["job_id"]], "w", 30)
     stack.store.finish([Finished(told["job_id"], 1, result=codec.encode(1))])
+
+
+@pytest.mark.parametrize(("program", "example"), [("curl", "quickstart_curl.sh"), ("node", "quickstart_fetch.mjs")])
+def test_the_examples_of_other_clients_work(api: RunningApi, stack: WorkerStack, program: str, example: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    path = Path(__file__).parents[3] / "examples" / example
+    command = ["sh" if program == "curl" else program, str(path), f"127.0.0.1:{api.port}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *jobs = done.stdout.splitlines()
+    assert first == "the first image shows a 0"
+    assert [line.partition(": ")[2] for line in jobs] == ["a 0", "a 1"]
+    assert all(stack.client.job(line[4:36]).info().model == "digits" for line in jobs)
