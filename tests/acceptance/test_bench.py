@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def measured(folder: Path, *command: str) -> Any:
@@ -39,3 +42,10 @@ def test_the_gpu_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
     found = measured(tmp_path, "bench.gpu", "--device", "cpu", "--small")
     assert set(found["cases"]) == {"cnn", "encoder", "mlp"}
     assert "a try" in found["device"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_predictions_over_http_are_measured_without_an_error_and_each_is_a_job(tmp_path: Path) -> None:
+    found = measured(tmp_path, "bench.http", "--seconds", "1")
+    assert [(one["requests"] > 0, one["errors"]) for one in found["forebay"]] == [(True, 0)]

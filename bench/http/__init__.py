@@ -1,0 +1,1 @@
+"""Workload W5: predictions over HTTP, measured by wrk."""
