@@ -20,7 +20,7 @@ from forebay.contract.requests.request import encode
 from forebay.contract.requests.shards import ShardOutcome
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.row_errors import ErrorKind, ErrorSample
-from forebay.storage.ledger import tables
+from forebay.storage.ledger import job_tables, tables
 from forebay.storage.ledger.connection import Ledger
 
 DAYS = 30
@@ -109,11 +109,11 @@ def _row(chance: random.Random, i: int, created: float, kind: JobKind, state: Jo
 
 def fill(ledger: Ledger, count: int) -> None:
     """Put `count` jobs into an empty ledger, as fast as each database takes them, and let it gather its statistics."""
-    _put(ledger, tables.jobs, rows(count, ledger.now()))
+    _put(ledger, job_tables.jobs, rows(count, ledger.now()))
     shards = _ids(ledger, "SELECT id FROM jobs WHERE parent_id = :large ORDER BY id", large=LARGE)
     runs = _ids(ledger, "SELECT id FROM jobs WHERE kind = 'train' ORDER BY id DESC")
-    _put(ledger, tables.batches, _batches())
-    _put(ledger, tables.shards, (_shard(i, id) for i, id in enumerate(shards)))
+    _put(ledger, job_tables.batches, _batches())
+    _put(ledger, job_tables.shards, (_shard(i, id) for i, id in enumerate(shards)))
     _put(ledger, tables.training_runs, map(_run, runs))
     _put(ledger, tables.job_metrics, _points(runs, LONG_POINTS if count > CHUNK else POINTS))
     with ledger.read() as connection:

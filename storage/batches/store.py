@@ -20,7 +20,7 @@ from forebay.storage.batches.records import Batch
 from forebay.storage.jobs import statements as sql
 from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, claimed_job, ended, new_row, routed_jobs
 from forebay.storage.jobs.statements import END_LEASE, HELD, NO_LEASE, RESET, ROUTED_JOB, guard, new_state
-from forebay.storage.ledger import tables
+from forebay.storage.ledger import job_tables
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
@@ -229,7 +229,7 @@ class BatchStore:
              "planned": encode(shard.pieces).decode() if planned_now else None}
             for id, shard in zip(ids, planned, strict=True)
         ]  # fmt: skip
-        connection.execute(tables.shards.insert(), shards)
+        connection.execute(job_tables.shards.insert(), shards)
         return [
             RoutedJob(id, batch.model, batch.version, batch.queue, batch.priority, crashes, exclusive=True)
             for id in ids
