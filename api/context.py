@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -63,6 +64,7 @@ class Api:
         self.client = client
         self.settings = client.settings
         self.stopping = False
+        self.new_batch = threading.Event()
 
     def stop_waiting(self) -> None:
         """Answer every request that waits for a job, and every later one at once: this server is being stopped."""
@@ -88,9 +90,14 @@ def api_of(request: Request) -> Api:
 
 def client_of(request: Request) -> AsyncClient:
     """The client to submit with: each job keeps in which dialect it came, and by which API key."""
+    return api_of(request).client.submitting_for(submitted_by(request))
+
+
+def submitted_by(request: Request) -> str:
+    """What a job keeps of who sent it: the dialect, and the API key's name."""
     caller: Caller = request.scope["caller"]
     dialect: Dialect = request.scope["dialect"]
-    return api_of(request).client.submitting_for(f"{dialect}:{caller.name}" if caller.name else str(dialect))
+    return f"{dialect}:{caller.name}" if caller.name else str(dialect)
 
 
 def header_key(request: Request) -> str | None:

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from forebay.api.access import check_address
 from forebay.api.app import make_app
 from forebay.api.context import Api
+from forebay.api.openai.batch_loop import BatchLoop
 from forebay.contract.errors import ForebayError
 from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
@@ -90,14 +91,17 @@ class ApiServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, api: Api) -> None:
         super().__init__(config)
         self._api = api
+        self._batches = BatchLoop(api.client.sync.session, api.new_batch)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal comes."""
         self._loop = asyncio.get_running_loop()
+        self._batches.start()
         try:
             await super().serve(sockets)
         finally:
+            await asyncio.to_thread(self._batches.stop)
             await self._api.client.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as uvicorn calls it

@@ -108,6 +108,9 @@ class Settings:
     api_origins: Names = _setting((), "origins whose pages may send requests, such as `https://app.example`")
     api_max_body_bytes: Bytes = _setting(64 * 2**20, "requests with a larger body are refused")
     api_max_file_bytes: Bytes = _setting(200 * 2**20, "uploads of files that are larger are refused")
+    api_max_batch_lines: Annotated[int, between(1, 10_000_000)] = _setting(
+        50_000, "batches over HTTP of files with more requests are refused"
+    )
     metrics_host: Text = _setting("127.0.0.1", "address workers serve `/metrics`, `/healthz` and `/readyz` on")
     metrics_port: Port = _setting(0, "port of a machine's first worker; the next worker takes the next port")
     operators: Names = _setting((), "which of the dashboard's users may cancel and retry jobs")

@@ -48,9 +48,10 @@ class Submission(NamedTuple):
 class Submitter:
     """Makes jobs durable and sends them. Thread-safe; concurrent submits share a commit and a message."""
 
-    def __init__(self, session: Session, submitted_by: str | None = None) -> None:
+    def __init__(self, session: Session, submitted_by: str | None = None, parent_id: str | None = None) -> None:
         self._session = session
         self._submitted_by = submitted_by
+        self._parent_id = parent_id
 
     def resolve(self, kind: JobKind, model: Model, options: Mapping[str, Any]) -> ResolvedOptions:
         """What a submit for `model` asks for, checked; the version is the one that is meant now."""
@@ -93,6 +94,14 @@ class Submitter:
             except InvalidInput as error:
                 raise type(error)(f"inputs[{i}]: {error}") from error
         return self._prepare(resolved, packed)
+
+    def submit_by_key(self, options: ResolvedOptions, inputs_by_key: Mapping[str, Any]) -> list[Job]:
+        """A predict job for each input, under an idempotency key of its own, which always means the same input: all or none."""
+        packed = {key: self.pack(options, value) for key, value in inputs_by_key.items()}
+        maximum = self._session.quota.take(options.queue, len(packed), keyed=True)
+        ids = zip(new_ids(len(packed)), packed.items(), strict=True)
+        jobs = [self._new_job(id, options, data, rows, key, None) for id, (key, (data, rows)) in ids]
+        return self.submit(Submission(Job, options, jobs, maximum))
 
     def submit_request(self, handle: type[J], options: ResolvedOptions, request: Request, id: str | None = None) -> J:
         """One job whose payload is a request."""
@@ -165,7 +174,7 @@ class Submitter:
             id=id, kind=options.kind, model=options.model.name, version=options.model.version, queue=options.queue,
             priority=options.priority, max_attempts=options.max_attempts, rows=rows, deadline_at=options.deadline_at,
             client=self._session.id, idempotency_key=key, request_hash=request_hash, metadata=options.metadata, input=inline,
-            input_ref=ref, submitted_by=self._submitted_by,
+            input_ref=ref, submitted_by=self._submitted_by, parent_id=self._parent_id,
         )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""OpenAI's API below /v1: models, embeddings."""
+"""OpenAI's API below /v1: models, embeddings, files, batches."""

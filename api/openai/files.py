@@ -102,13 +102,13 @@ async def list_files(request: Request) -> Response:
 @needs("read")
 async def get_file(request: Request) -> Response:
     """One file."""
-    return json_response(FileObject.of(await known_file(request)))
+    return json_response(FileObject.of(await find_file(request, request.path_params["id"])))
 
 
 @needs("read")
 async def get_content(request: Request) -> Response:
     """What is in a file, streamed; the connection is cut before its end when the blob store does not give it whole."""
-    file = await known_file(request)
+    file = await find_file(request, request.path_params["id"])
     chunks = api_of(request).client.sync.session.blobs.chunks(file.blob)
     first = await asyncio.to_thread(next, chunks, b"")  # an error of it is still an answer
     headers = {"Content-Length": str(file.bytes)}
@@ -124,12 +124,12 @@ async def delete_file(request: Request) -> Response:
     return json_response({"id": id, "object": "file", "deleted": True})
 
 
-async def known_file(request: Request) -> FileRecord:
-    """The caller's file that the path names; NotFound when there is none."""
-    api, id = api_of(request), request.path_params["id"]
+async def find_file(request: Request, id: str, field: str = "id") -> FileRecord:
+    """The caller's file of this id, which stands in `field`; NotFound when there is none."""
+    api = api_of(request)
     file = await api.client.call(_files(api).get, id, request.scope["caller"].name)
     if file is None:
-        raise _not_found(id)
+        raise _not_found(id, field)
     return file
 
 
@@ -166,5 +166,5 @@ def _files(api: Api) -> FileStore:
     return FileStore(api.client.sync.session.ledger)
 
 
-def _not_found(id: str) -> NotFound:
-    return NotFound(f"no file has the id {shown(id)}; it never existed, was deleted or has expired - at `$.id`")
+def _not_found(id: str, field: str = "id") -> NotFound:
+    return NotFound(f"no file has the id {shown(id)}; it never existed, was deleted or has expired - at `$.{field}`")

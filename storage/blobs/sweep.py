@@ -27,6 +27,8 @@ SELECT input_ref AS ref FROM jobs WHERE input_ref IS NOT NULL AND input_ref = AN
 UNION SELECT result_ref FROM jobs WHERE result_ref IS NOT NULL AND result_ref = ANY(:refs)
 UNION SELECT blob FROM checkpoints WHERE blob = ANY(:refs)
 UNION SELECT blob FROM files WHERE blob = ANY(:refs)
+UNION SELECT input_blob FROM request_batches
+WHERE input_blob = ANY(:refs) AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
 UNION SELECT artifact FROM model_versions WHERE artifact = ANY(:refs)""")
 MARKS = Statement("SELECT path, version, since FROM unused_blobs WHERE folder = :folder")
 MARK = Statement("""

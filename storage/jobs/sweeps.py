@@ -52,11 +52,14 @@ UPDATE jobs SET sent_at = :now WHERE id IN (
     SELECT id FROM jobs WHERE id = ANY(:ids) AND state = 'queued' AND sent_at < :before ORDER BY id FOR UPDATE SKIP LOCKED)
 RETURNING {ROUTED_JOB}""")
 
-# A shard tells what its batch has written, also to a retry of the batch: it goes after it.
+# A shard tells what its batch has written, also to a retry of the batch: it goes after it. The jobs of a batch of requests are
+# read as that ends.
 PURGE = Statement("""
 DELETE FROM jobs WHERE id IN (
     SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'canceled', 'expired') AND finished_at < :before
-    AND (parent_id IS NULL OR NOT EXISTS (SELECT 1 FROM jobs AS batch WHERE batch.id = jobs.parent_id))
+    AND (parent_id IS NULL OR NOT EXISTS (SELECT 1 FROM jobs AS batch WHERE batch.id = jobs.parent_id)
+        AND NOT EXISTS (SELECT 1 FROM request_batches AS batch WHERE batch.id = jobs.parent_id
+            AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')))
     LIMIT :limit FOR UPDATE SKIP LOCKED)""")
 
 

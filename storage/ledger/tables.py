@@ -163,6 +163,19 @@ files = Table(
     partial_index("ix_files_expires", "expires_at IS NOT NULL", "expires_at"),
 )  # fmt: skip
 
+# Of the API: requests that came as a file. `about` is request_batches.RequestBatch; its jobs have it as their parent.
+request_batches = Table(
+    "request_batches", metadata, Column("id", String(32), primary_key=True), Column("owner", String(100), nullable=False),
+    Column("status", String(16), nullable=False), Column("request_hash", String(64), nullable=False),
+    Column("idempotency_key", Text), Column("input_blob", String(80), nullable=False),
+    Column("created_at", Double, nullable=False), Column("holder", String(32), nullable=False),
+    Column("lease_until", Double, nullable=False), Column("step", Integer, nullable=False),
+    Column("about", Text, nullable=False),
+    Index("ix_request_batches_owner", "owner", "id"), Index("ix_request_batches_hash", "request_hash", "created_at"),
+    partial_index("ux_request_batches_key", "idempotency_key IS NOT NULL", "idempotency_key", unique=True),
+    partial_index("ix_request_batches_open", "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')", "id"),
+)  # fmt: skip
+
 # SQLite's alone: which transaction was committed last (commits.py).
 last_commit = Table(
     "last_commit", metadata, Column("id", Integer, primary_key=True), Column("mark", String(64), nullable=False)

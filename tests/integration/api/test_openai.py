@@ -1,5 +1,6 @@
 """OpenAI's API as its own client uses it: models, embeddings, errors."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from forebay.contract.job import JobKind
 from support.api import RunningApi, running_api
+from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
 TEXTS = ["water behind a dam", "hi", "a long text about water that is held in front of the turbines"]
@@ -91,6 +93,20 @@ def test_a_request_that_comes_again_with_its_key_is_the_same_job(client: openai.
         client.embeddings.create(model="minilm", input="b", extra_headers={"Idempotency-Key": "k"})
 
 
+def test_a_batch_gives_the_embeddings_of_the_route_and_the_sum_of_their_tokens(client: openai.OpenAI) -> None:
+    asked = [{"custom_id": text, "method": "POST", "url": "/v1/embeddings", "body": {"model": "minilm", "input": text}}
+             for text in TEXTS]  # fmt: skip
+    file = client.files.create(file=("in", "\n".join(map(json.dumps, asked)).encode()), purpose="batch")
+    made = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    batch = wait_until(lambda: found if (found := client.batches.retrieve(made.id)).completed_at else None, "it ends")
+    direct = client.embeddings.create(model="minilm", input=TEXTS, encoding_format="float")
+    told = [json.loads(line) for line in client.files.content(batch.output_file_id or "").text.splitlines()]
+    vectors = [one["response"]["body"]["data"][0]["embedding"] for one in told]
+    np.testing.assert_allclose(vectors, [one.embedding for one in direct.data], atol=1e-5)
+    assert batch.usage is not None
+    assert (batch.usage.input_tokens, batch.usage.total_tokens) == (direct.usage.prompt_tokens,) * 2
+
+
 def test_one_text_and_a_list_of_it_give_the_same(client: openai.OpenAI) -> None:
     one = client.embeddings.create(model="minilm", input="hi")
     several = client.embeddings.create(model="minilm", input=["hi"], dimensions=384)
@@ -164,3 +180,10 @@ def test_the_example_finds_the_sentence_that_is_near(api: RunningApi, stack: Wor
     first, *_, last = done.stdout.splitlines()
     assert first.endswith("Turbines turn falling water into power.")
     assert last.endswith("tokens read by minilm/1")
+
+
+def test_the_example_of_a_batch_gets_a_vector_for_each_text(api: RunningApi) -> None:
+    example = Path(__file__).parents[3] / "examples" / "batch_openai.py"
+    command = [sys.executable, example, f"127.0.0.1:{api.port}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "completed: 1000 vectors of 384 numbers by minilm/1\n"

@@ -251,6 +251,25 @@ def upgrade() -> None:
     _index("ix_files_blob", "files", ["blob"])
     _index("ix_files_expires", "files", ["expires_at"], "expires_at IS NOT NULL")
     op.create_table(
+        "request_batches",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("owner", sa.String(100), nullable=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("request_hash", sa.String(64), nullable=False),
+        sa.Column("idempotency_key", sa.Text),
+        sa.Column("input_blob", sa.String(80), nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("holder", sa.String(32), nullable=False),
+        sa.Column("lease_until", sa.Double, nullable=False),
+        sa.Column("step", sa.Integer, nullable=False),
+        sa.Column("about", sa.Text, nullable=False),
+    )
+    _index("ix_request_batches_owner", "request_batches", ["owner", "id"])
+    _index("ix_request_batches_hash", "request_batches", ["request_hash", "created_at"])
+    _index("ux_request_batches_key", "request_batches", ["idempotency_key"], "idempotency_key IS NOT NULL", unique=True)
+    open_ = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+    _index("ix_request_batches_open", "request_batches", ["id"], open_)
+    op.create_table(
         "last_commit", sa.Column("id", sa.Integer, primary_key=True), sa.Column("mark", sa.String(64), nullable=False)
     )
     op.create_table(
