@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from celery.events import EventReceiver
 from flower.events import Events
+from kombu.exceptions import OperationalError
 from msgspec import UNSET, Meta, UnsetType, ValidationError
 
 from forebay.contract.setting_kinds import mask_password
@@ -144,7 +145,7 @@ class EventFeed(Events):  # type: ignore[misc] # Flower ships no types
         while not self._stopped.is_set():
             try:
                 self._capture()
-            except UNREACHABLE as error:
+            except (*UNREACHABLE, OperationalError) as error:
                 self._disconnected(error)
             except Exception as error:  # noqa: BLE001 - a malformed message on the event channel must not end the feed
                 log.warning("event_rejected", broker=self._address, error=f"{type(error).__name__}: {error}")

@@ -29,8 +29,8 @@ def test_every_contender_gives_the_results_of_the_direct_forward_pass_and_the_do
     assert set(found["W1"]["median"]) == {"bare loop", "plain Celery", "Celery, lists of 64 by hand", "forebay"}
     assert all(rate > 0 for rate in found["W1"]["median"].values())
     used = found["W1"]["processor_us"]
-    assert all(used["forebay"][role] > 0 for role in ("client", "worker", "child"))
-    assert set(used["plain Celery"]) == set(used["forebay"])
+    assert {"client", "worker", "child"} <= set(used["plain Celery"]) == set(used["forebay"])
+    assert sum(used["plain Celery"].values()) > 0  # 64 of Forebay's may cost less than the system's clock can tell
     assert found["poison"]["ratio"] > 0
     page = (tmp_path / "out" / "benchmark.md").read_text()
     assert "| forebay |" in page
