@@ -138,7 +138,9 @@ def _load(path: Path, facts: Pt2, spec: ModelVersion) -> ExportedProgram:
         copy = Path(folder) / "model.pt2"
         try:
             _write_safe_copy(path, facts, copy)
-        except zipfile.BadZipFile as error:
+        except OSError:
+            raise  # the disk's, not the file's
+        except Exception as error:  # whatever zipfile and what it decompresses with raise for a damaged archive
             raise ModelLoadFailed(f"{spec.ref}: the .pt2 is damaged: {error}; register it again") from error
         try:
             return torch.export.load(copy)

@@ -94,7 +94,8 @@ def test_a_declared_input_that_the_program_lacks_fails_the_load(tmp_path):
         load(path, declared)
 
 
-def test_damaged_weights_fail_the_load_in_words(tmp_path):
+@pytest.mark.parametrize(("place", "why"), [("content", r"damaged.*CRC"), ("name", r"damaged.*utf-8")])
+def test_damaged_weights_fail_the_load_in_words(tmp_path, place, why):
     path = export(Net(), (torch.zeros(2, 4),), tmp_path / "net.pt2", dynamic_shapes=({0: Dim("batch")},))
     with zipfile.ZipFile(path) as archive:
         weight = next(info for info in archive.infolist() if "/data/weights/weight_0" in info.filename)
@@ -102,9 +103,13 @@ def test_damaged_weights_fail_the_load_in_words(tmp_path):
     name, extra = (
         int.from_bytes(data[weight.header_offset + at : weight.header_offset + at + 2], "little") for at in (26, 28)
     )
-    data[weight.header_offset + 30 + name + extra] ^= 1  # the first byte of its content
+    if place == "content":
+        data[weight.header_offset + 30 + name + extra] ^= 1
+    else:  # it says that its name is UTF-8, and it is not
+        data[weight.header_offset + 7] |= 0x08
+        data[weight.header_offset + 33] = 0xFB
     path.write_bytes(data)
-    with pytest.raises(ModelLoadFailed, match=r"damaged.*CRC"):
+    with pytest.raises(ModelLoadFailed, match=why):
         load(path)
 
 
