@@ -135,6 +135,8 @@ def _entries(infos: list[zipfile.ZipInfo], size: int) -> tuple[str, dict[str, in
     root = infos[0].filename.split("/")[0] + "/"
     for info in infos:
         _check_entry(info, root)
+    if any(not 0 <= info.header_offset < size for info in infos):
+        raise InvalidInput("its table of contents points out of the file; it is damaged")
     if sum(sizes.values()) > size:
         raise ModelRefused("its table of contents claims more bytes than the file has")
     return root, sizes

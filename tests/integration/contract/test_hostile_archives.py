@@ -133,6 +133,16 @@ def test_an_entry_named_twice_is_refused(small, tmp_path):
         load(path)
 
 
+def test_a_table_of_contents_that_points_out_of_the_file_is_refused(small, tmp_path):
+    path = rebuilt(small, tmp_path, lambda entries: None)
+    data = bytearray(path.read_bytes())
+    start = data.rindex(b"PK\x05\x06") + 16  # where the table starts; the entries are looked for relative to it
+    data[start : start + 4] = (int.from_bytes(data[start : start + 4], "little") + 1000).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput, match=f"{path.name}: .*points out of the file"):
+        read_pt2(path)
+
+
 @pytest.mark.parametrize("size", [10**6, -1])
 def test_a_tensor_that_reaches_out_of_its_payload_is_refused(small, tmp_path, size):
     grow = edited(WEIGHTS, lambda c: c["config"]["linear.weight"]["tensor_meta"]["sizes"][0].update(as_int=size))
