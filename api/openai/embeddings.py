@@ -97,7 +97,12 @@ async def create_embeddings(request: Request) -> Response:
 
 
 def _base64(vectors: NDArray[Any]) -> list[str]:
-    return [base64.b64encode(vector.tobytes()).decode() for vector in vectors.astype("<f4")]
+    try:
+        with np.errstate(over="raise"):
+            narrow = vectors.astype("<f4")
+    except FloatingPointError as error:
+        raise InvalidInput("the vector has a number too large for float32, which base64 stands for") from error
+    return [base64.b64encode(vector.tobytes()).decode() for vector in narrow]
 
 
 def _floats(vectors: NDArray[Any]) -> list[Any]:

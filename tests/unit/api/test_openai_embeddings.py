@@ -30,3 +30,9 @@ def test_a_vector_that_json_cannot_carry_is_refused_as_floats_and_given_as_base6
     with pytest.raises(InvalidInput, match="NaN or infinity"):
         EmbeddingRequest("m", "a").answer("m/1", result)
     assert EmbeddingRequest("m", "a", "base64").answer("m/1", result)["data"][0]["embedding"] == "AADAfw=="
+
+
+def test_a_number_too_large_for_float32_is_refused_as_base64_not_made_infinite() -> None:
+    result = {"output": np.array([[1e300]]), "usage": {"tokens": 1}}
+    with pytest.raises(InvalidInput, match="too large for float32"):
+        EmbeddingRequest("m", "a", "base64").answer("m/1", result)
