@@ -33,6 +33,7 @@ class Client:
     `max_attempts` caps its executions. The same `idempotency_key` and request give the existing job. `metadata` is a JSON
     object to find jobs by. With `batched`, an input of `predict` has a leading batch dimension, and so has its result. With
     `usage` the result is `{"output": the value, "usage": {"tokens": how many the model read}}`, None where they are not counted.
+    With `stream` this client hears of the text that a model generates, where its runtime tells it, while the job runs.
     """
 
     def __init__(

@@ -66,6 +66,7 @@ class TrainOptions(SubmitOptions, total=False):
 class PredictOptions(SubmitOptions, total=False):
     batched: bool
     usage: bool
+    stream: bool
 
 
 class Defaults(NamedTuple):
@@ -94,6 +95,7 @@ class ResolvedOptions:
     metadata: Mapping[str, Any]
     batched: bool
     usage: bool
+    stream: bool
 
     def request_hash(self, data: bytes) -> str:
         """Equal for equal requests: the same model version and input, to be run in the same way."""
@@ -124,6 +126,7 @@ def resolve_options(
         metadata=check_metadata(options.get("metadata")),
         batched=options.get("batched", False),
         usage=options.get("usage", False),
+        stream=options.get("stream", False),
     )
 
 

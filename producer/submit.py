@@ -69,7 +69,7 @@ class Submitter:
                 rows = signature.rows(inputs.batch(signature, value))
             else:
                 rows = [signature.row(inputs.sample(signature, value))]
-            data = pack_input(rows, options.batched, options.usage)
+            data = pack_input(rows, options.batched, options.usage, options.stream)
             self._session.payloads.check(data)
         except InvalidInput as error:
             raise type(error)(f"model {options.model.ref}: {error}") from error

@@ -1,6 +1,7 @@
 """What travels through Redis: messages of job ids to the workers, and announcements of finished jobs back.
 
-Every Celery task name, Redis key and channel of Forebay is declared here and nowhere else. No message carries a payload.
+Every Celery task name, Redis key and channel of Forebay is declared here and nowhere else. No message carries a payload, but for
+the text of jobs that still run: it is only shown, and what counts is the result in the ledger.
 """
 
 from __future__ import annotations
@@ -41,6 +42,21 @@ def misplaced_key(key: str) -> str:
 def announce_channel(client: str) -> str:
     """The Redis channel on which the ids of a client's finished jobs are announced."""
     return f"forebay.done.{client}"
+
+
+def text_channel(client: str) -> str:
+    """The Redis channel on which the text of a client's running jobs comes: a JSON list of TextPiece."""
+    return f"forebay.text.{client}"
+
+
+class TextPiece(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Text that a job has generated and will not take back: choice `choice` of its row `row`, from character `start` on."""
+
+    job: JobId
+    row: Annotated[int, Meta(ge=0)]
+    choice: Annotated[int, Meta(ge=0)]
+    start: Annotated[int, Meta(ge=0)]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
-"""A job's input and result as bytes. An input is the list of its rows, whether the user sent a batch, and whether its usage is
-to be told; a result is the value itself, stacked again for a batch.
+"""A job's input and result as bytes. An input is the list of its rows, whether the user sent a batch, whether its usage is to be
+told, and its text while it runs; a result is the value itself, stacked again for a batch.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from forebay.contract.wire import codec
 
 class PackedRows(NamedTuple):
     """The rows of one job. If it is `batched`, its result gets a leading batch dimension; with `usage` it is
-    `{"output": the value, "usage": {"tokens": how many the model read, None where its runtime does not count them}}`.
+    `{"output": the value, "usage": {"tokens": how many the model read, None where its runtime does not count them}}`. With
+    `stream` its client is told of the text that it generates, where its runtime tells it, while it runs.
     """  # fmt: skip
 
     batched: bool
     rows: list[Row]
     usage: bool = False
+    stream: bool = False
 
 
-def pack_input(rows: Sequence[Row], batched: bool, usage: bool = False) -> bytes:
+def pack_input(rows: Sequence[Row], batched: bool, usage: bool = False, stream: bool = False) -> bytes:
     """The rows of one job."""
-    return codec.encode([batched, list(rows), usage] if usage else [batched, list(rows)])
+    marks = [usage, stream] if stream else [usage] if usage else []
+    return codec.encode([batched, list(rows), *marks])
 
 
 def unpack_input(data: bytes) -> PackedRows:
     """What was packed; InvalidInput when the bytes are not an input."""
     value = codec.decode(data)
-    if not (isinstance(value, list) and [type(part) for part in value] in ([bool, list], [bool, list, bool])):
+    known = [bool, list, bool, bool]
+    if not isinstance(value, list) or len(value) < 2 or [type(part) for part in value] != known[: len(value)]:
         raise InvalidInput("these bytes are not a job's input")
     return PackedRows(*value)
 

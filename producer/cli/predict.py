@@ -57,7 +57,7 @@ def predict(
     left, client = countdown(timeout), connect()
     version = client.models.get(model)
     inputs = read_inputs(version.signature, input, file, each=each, batched=batched)
-    jobs = _submit(client, version.ref, inputs, PredictOptions(**options, batched=batched, usage=False))
+    jobs = _submit(client, version.ref, inputs, PredictOptions(**options, batched=batched, usage=False, stream=False))
     if no_wait:
         print_ids(jobs, as_json)
         return

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
+import msgspec
 import redis
 import structlog
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable
-from forebay.contract.wire.messages import announce_channel
+from forebay.contract.wire.messages import TextPiece, announce_channel, text_channel
 from forebay.storage.jobs.records import Outcome
 from forebay.storage.jobs.store import JobStore
 
@@ -36,6 +38,7 @@ class Handle(Protocol):
 
 
 H = TypeVar("H", bound=Handle)
+ReceiveText = Callable[[TextPiece], None]
 
 
 class Watcher:
@@ -44,7 +47,8 @@ class Watcher:
     def __init__(self, store: JobStore, broker: redis.Redis, client: str) -> None:
         self._store = store
         self._redis = broker
-        self._channel = announce_channel(client)
+        self._channel, self._text_channel = announce_channel(client), text_channel(client)
+        self._text_wanted: dict[str, set[ReceiveText]] = {}
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._awaited: dict[str, Handle] = {}
         self._waits: dict[str, int] = {}  # how many wait for each of them
@@ -101,6 +105,20 @@ class Watcher:
                 self._waits.pop(handle.id, None)
                 self._awaited.pop(handle.id, None)
 
+    @contextmanager
+    def text_of(self, id: str, receive: ReceiveText) -> Iterator[None]:
+        """Within it, hand on what this job of this client generates, as it comes; `receive` is called by the watcher's thread."""
+        with self._lock:
+            self._text_wanted.setdefault(id, set()).add(receive)
+        try:
+            yield
+        finally:
+            with self._lock:
+                left = self._text_wanted[id]
+                left.discard(receive)
+                if not left:
+                    del self._text_wanted[id]
+
     def refresh(self, ids: Iterable[str]) -> None:
         """Read these jobs from the ledger now and deliver those that have ended."""
         wanted = list(ids)
@@ -139,7 +157,7 @@ class Watcher:
     def _subscribe(self) -> bool:
         try:
             pubsub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call] # redis-py
-            pubsub.subscribe(self._channel)
+            pubsub.subscribe(self._channel, self._text_channel)
         except (redis.RedisError, OSError):
             return False
         self._pubsub = pubsub
@@ -157,15 +175,30 @@ class Watcher:
             while (message := self._pubsub.get_message(timeout=timeout)) or timeout:
                 if message is None:
                     return ids
-                ids += bytes(message["data"]).decode("ascii", "replace").split(",")
-                if 0 < len(self._awaited) <= len(ids):
-                    break  # nothing else is awaited, so nothing is worth another look
+                if message["channel"] == self._text_channel.encode():
+                    self._hand_on_text(message["data"])
+                else:
+                    ids += bytes(message["data"]).decode("ascii", "replace").split(",")
+                    if 0 < len(self._awaited) <= len(ids):
+                        break  # nothing else is awaited, so nothing is worth another look
                 timeout = 0.0  # and whatever came with it
         except (redis.RedisError, OSError):
             self._pubsub.close()
             self._pubsub = None
         with self._lock:
             return [id for id in ids if id in self._handles]
+
+    def _hand_on_text(self, data: bytes) -> None:
+        try:
+            pieces = msgspec.json.decode(data, type=list[TextPiece])
+        except msgspec.MsgspecError as error:  # any client of Redis can send one
+            log.warning("text_unreadable", error=str(error))
+            return
+        for piece in pieces:
+            with self._lock:
+                wanted = list(self._text_wanted.get(piece.job, ()))
+            for receive in wanted:
+                receive(piece)
 
     def _poll(self) -> None:
         now = time.monotonic()

@@ -45,7 +45,7 @@ def worker(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
 
 
 def finished(job: ClaimedJob, model: Callable[[Any], Any]) -> Finished:
-    batched, rows, _ = unpack_input(job.input or b"")
+    batched, rows, *_ = unpack_input(job.input or b"")
     try:
         made = [model(row) for row in rows]
     except ValueError as error:

@@ -20,21 +20,24 @@ ROWS = st.lists(
 
 @given(ROWS, st.booleans())
 def test_an_input_comes_back_as_it_was_packed(rows: list[Any], batched: bool) -> None:
-    assert unpack_input(pack_input(rows, batched)) == (batched, rows, False)
-    assert unpack_input(pack_input(rows, batched, usage=True)) == (batched, rows, True)
+    assert unpack_input(pack_input(rows, batched)) == (batched, rows, False, False)
+    assert unpack_input(pack_input(rows, batched, usage=True)) == (batched, rows, True, False)
+    assert unpack_input(pack_input(rows, batched, stream=True)) == (batched, rows, False, True)
 
 
 def test_rows_of_arrays_come_back_with_dtype_and_shape() -> None:
     rows = [{"x": np.full((2, 3), i, np.float32)} for i in range(4)]
-    batched, back, _ = unpack_input(pack_input(rows, True))
+    batched, back, *_ = unpack_input(pack_input(rows, True))
     assert batched is True
     assert [row["x"].dtype.name for row in back] == ["float32"] * 4
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(rows, back, strict=True))
 
 
 @pytest.mark.parametrize(
-    "value", [None, 7, "x", {}, [], [True], [True, [1], 2], [1, [1]], [[1], True], [True, {"a": 1}]]
-)
+    "value",
+    [None, 7, "x", {}, [], [True], [True, [1], 2], [True, [1], True, 2], [True, [1], *[True] * 3], [1, [1]], [[1], True],
+     [True, {"a": 1}]],
+)  # fmt: skip
 def test_bytes_that_are_no_input_are_refused(value: Any) -> None:
     with pytest.raises(InvalidInput, match="not a job's input"):
         unpack_input(codec.encode(value))
@@ -43,7 +46,7 @@ def test_bytes_that_are_no_input_are_refused(value: Any) -> None:
 @given(st.binary(max_size=40))
 def test_any_bytes_are_an_input_or_refused(data: bytes) -> None:
     try:
-        batched, rows, _ = unpack_input(data)
+        batched, rows, *_ = unpack_input(data)
     except InvalidInput:
         return
     assert isinstance(rows, list)
