@@ -1,12 +1,7 @@
-"""`client.models`: registering artifacts, finding versions, moving aliases.
-
-What can be known of an artifact without loading it (its runtime, its signature, whether it is safe to open) is checked
-here, before anything is stored. No torch.
-"""
+"""`client.models`: registering artifacts, finding versions, moving aliases."""
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,31 +14,25 @@ from msgspec.structs import asdict
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
 from forebay.contract.model import Model, ModelVersion, parse_model
-from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.queues import Resources, route
-from forebay.contract.references import check_name, shown
+from forebay.contract.references import check_name
 from forebay.contract.requests.fields import check
 from forebay.contract.signature import BATCH_HINT, Signature
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
+from forebay.producer.artifacts import Described, artifact_signature, check_options, existing_artifact, runtime_of
 from forebay.producer.inputs import sample
 from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
 from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.training.records import Evaluation
 
-Described = Mapping[str, Mapping[str, Any]]
 Versions = list[ModelVersion]
 Names = list[str]
 Evaluations = list[Evaluation]
 
 MAX_TIMEOUT_S = 7 * 86_400
 MAX_EXAMPLE_BYTES = 16 << 20
-PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
-EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
-RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", "python")
-_RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
-NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 
 
 class ServingOptions(Struct, frozen=True):
@@ -94,7 +83,8 @@ class Models:
     ) -> ModelVersion:
         """Register an artifact as the next version of `name` and give that version.
 
-        `artifact` is a .pt2 or .safetensors file or a sentence-transformers folder; None for a `python` model without one.
+        `artifact` is a .pt2 or .safetensors file, or a folder of sentence-transformers or of a Hugging Face language model; None
+        for a `python` model without one.
         `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out. An output
         may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.
@@ -108,11 +98,11 @@ class Models:
         Raises InvalidInput or ModelRefused before anything is stored.
         """
         check_name(name)
-        path = _existing(artifact)
-        runtime = _runtime_of(path, runtime)
+        path = existing_artifact(artifact)
+        runtime = runtime_of(path, runtime)
         checked_options = check_metadata(options, "options")
-        _check_options(runtime, checked_options)
-        signature = _signature(runtime, path, inputs, outputs)
+        check_options(runtime, checked_options)
+        signature = artifact_signature(runtime, path, inputs, outputs)
         row = None if example is None else _packed(signature, example)
         serving = check(
             {
@@ -200,8 +190,8 @@ def signature_of(
     artifact: str | Path | None, runtime: str | None, inputs: Described | None, outputs: Described | None
 ) -> Signature:
     """The signature that `register` would give the version."""
-    path = _existing(artifact)
-    return _signature(_runtime_of(path, runtime), path, inputs, outputs)
+    path = existing_artifact(artifact)
+    return artifact_signature(runtime_of(path, runtime), path, inputs, outputs)
 
 
 def _packed(signature: Signature, example: Any) -> bytes:
@@ -212,85 +202,3 @@ def _packed(signature: Signature, example: Any) -> bytes:
     if len(data) > MAX_EXAMPLE_BYTES:
         raise InvalidInput(f"example: {len(data):,} bytes; at most {MAX_EXAMPLE_BYTES:,} are kept: give a smaller one")
     return data
-
-
-def _runtime_of(path: Path | None, runtime: str | None) -> str:
-    return _guess_runtime(path) if runtime is None else _check_runtime(runtime)
-
-
-def _existing(artifact: str | Path | None) -> Path | None:
-    if artifact is None:
-        return None
-    if callable(getattr(artifact, "forward", None)):
-        raise InvalidInput(f"the artifact is a {type(artifact).__name__}, not a file: {EXPORT}")
-    try:
-        path = Path(artifact).expanduser()
-        if not path.exists():
-            raise InvalidInput(
-                f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder"
-            )
-        if path.is_dir() and not any(path.iterdir()):
-            raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
-    except (OSError, TypeError, RuntimeError) as error:  # not permitted, a name too long, no path, an unknown ~user
-        reason = getattr(error, "strerror", None) or shown(str(error))
-        raise InvalidInput(f"the artifact {shown(artifact)} cannot be read: {reason}") from error
-    return path
-
-
-def _check_runtime(name: Any) -> str:
-    if not isinstance(name, str) or not _RUNTIME.fullmatch(name):
-        raise InvalidInput(f"{shown(name)} is not a runtime; there are {', '.join(RUNTIMES)}, and those of plugins")
-    return name
-
-
-def _guess_runtime(path: Path | None) -> str:
-    if path is None:
-        raise InvalidInput(
-            "a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}"
-        )
-    if path.is_file() and path.suffix in (".pt2", ".safetensors"):
-        return "torch-export" if path.suffix == ".pt2" else "safetensors"
-    if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
-        return "sentence-transformers"
-    if path.suffix in PICKLED:
-        raise InvalidInput(
-            f"{shown(path.name)} looks like a file of torch.save or TorchScript, which runs code when it is opened and is not "
-            f"served: {EXPORT}; or save its weights as .safetensors"
-        )
-    raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(RUNTIMES)}")
-
-
-def _check_options(runtime: str, options: Mapping[str, Any]) -> None:
-    if not isinstance(options.get("orientation", True), bool):
-        raise InvalidInput(f"options: orientation is true or false, got {shown(options['orientation'])}")
-    key = NEEDS_OPTION.get(runtime)
-    if key and not isinstance(options.get(key), str):
-        raise InvalidInput(
-            f"runtime {runtime!r} needs options={{{key!r}: 'package.module:name'}}, got {shown(options)}"
-        )
-
-
-def _signature(runtime: str, path: Path | None, inputs: Described | None, outputs: Described | None) -> Signature:
-    if runtime == "torch-export" and path is not None:
-        own_inputs, own_outputs = read_pt2_signature(path)
-        inputs = own_inputs if inputs is None else inputs
-        outputs = _completed(own_outputs, outputs)
-    if runtime == "sentence-transformers" and inputs is None:
-        inputs = {"text": {"dtype": "str"}}
-    return Signature.parse(inputs, outputs)
-
-
-def _completed(own: Described | None, given: Any) -> Any:
-    """The outputs as given, with dtype and shape from the archive where only classes are named."""
-    if own is None or not isinstance(given, Mapping):
-        return own if given is None else given
-    unknown = next((name for name, spec in given.items() if name not in own and _names_classes(spec)), None)
-    if unknown is not None:
-        raise InvalidInput(f"outputs: the artifact has no output {shown(unknown)}; it has {', '.join(map(shown, own))}")
-    return {
-        name: {**own[name], **spec} if name in own and _names_classes(spec) else spec for name, spec in given.items()
-    }
-
-
-def _names_classes(spec: Any) -> bool:
-    return isinstance(spec, Mapping) and [*spec] == ["classes"]

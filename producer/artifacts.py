@@ -1,0 +1,121 @@
+"""What can be known of an artifact without loading it: its runtime, its signature, whether it is safe to open. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from forebay.contract import generation
+from forebay.contract.errors import InvalidInput
+from forebay.contract.pt2.archive import read_pt2_signature
+from forebay.contract.references import shown
+from forebay.contract.signature import Signature
+
+Described = Mapping[str, Mapping[str, Any]]
+
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
+EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
+GENERATES_TEXT = ("text-generation", "openai")
+RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", *GENERATES_TEXT, "python")
+NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
+_RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+
+
+def existing_artifact(artifact: str | Path | None) -> Path | None:
+    if artifact is None:
+        return None
+    if callable(getattr(artifact, "forward", None)):
+        raise InvalidInput(f"the artifact is a {type(artifact).__name__}, not a file: {EXPORT}")
+    try:
+        path = Path(artifact).expanduser()
+        if not path.exists():
+            raise InvalidInput(
+                f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder"
+            )
+        if path.is_dir() and not any(path.iterdir()):
+            raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
+    except (OSError, TypeError, RuntimeError) as error:  # not permitted, a name too long, no path, an unknown ~user
+        reason = getattr(error, "strerror", None) or shown(str(error))
+        raise InvalidInput(f"the artifact {shown(artifact)} cannot be read: {reason}") from error
+    return path
+
+
+def runtime_of(path: Path | None, runtime: str | None) -> str:
+    return _guess_runtime(path) if runtime is None else _check_runtime(runtime)
+
+
+def check_options(runtime: str, options: Mapping[str, Any]) -> None:
+    if not isinstance(options.get("orientation", True), bool):
+        raise InvalidInput(f"options: orientation is true or false, got {shown(options['orientation'])}")
+    key = NEEDS_OPTION.get(runtime)
+    if key and not isinstance(options.get(key), str):
+        raise InvalidInput(
+            f"runtime {runtime!r} needs options={{{key!r}: 'package.module:name'}}, got {shown(options)}"
+        )
+
+
+def artifact_signature(
+    runtime: str, path: Path | None, inputs: Described | None, outputs: Described | None
+) -> Signature:
+    if runtime == "torch-export" and path is not None:
+        own_inputs, own_outputs = read_pt2_signature(path)
+        inputs = own_inputs if inputs is None else inputs
+        outputs = _completed(own_outputs, outputs)
+    if runtime == "sentence-transformers" and inputs is None:
+        inputs = {"text": {"dtype": "str"}}
+    if runtime in GENERATES_TEXT:
+        inputs = generation.INPUTS if inputs is None else inputs
+        outputs = generation.OUTPUTS if outputs is None else outputs
+    return Signature.parse(inputs, outputs)
+
+
+def _check_runtime(name: Any) -> str:
+    if not isinstance(name, str) or not _RUNTIME.fullmatch(name):
+        raise InvalidInput(f"{shown(name)} is not a runtime; there are {', '.join(RUNTIMES)}, and those of plugins")
+    return name
+
+
+def _guess_runtime(path: Path | None) -> str:
+    if path is None:
+        raise InvalidInput(
+            "a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}"
+        )
+    if path.is_file() and path.suffix in (".pt2", ".safetensors"):
+        return "torch-export" if path.suffix == ".pt2" else "safetensors"
+    if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
+        return "sentence-transformers"
+    if path.is_dir() and _generates_text(path / "config.json"):
+        return "text-generation"
+    if path.suffix in PICKLED:
+        raise InvalidInput(
+            f"{shown(path.name)} looks like a file of torch.save or TorchScript, which runs code when it is opened and is not "
+            f"served: {EXPORT}; or save its weights as .safetensors"
+        )
+    raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(RUNTIMES)}")
+
+
+def _generates_text(config: Path) -> bool:
+    try:
+        named = json.loads(config.read_bytes())["architectures"]
+        return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _completed(own: Described | None, given: Any) -> Any:
+    """The outputs as given, with dtype and shape from the archive where only classes are named."""
+    if own is None or not isinstance(given, Mapping):
+        return own if given is None else given
+    unknown = next((name for name, spec in given.items() if name not in own and _names_classes(spec)), None)
+    if unknown is not None:
+        raise InvalidInput(f"outputs: the artifact has no output {shown(unknown)}; it has {', '.join(map(shown, own))}")
+    return {
+        name: {**own[name], **spec} if name in own and _names_classes(spec) else spec for name, spec in given.items()
+    }
+
+
+def _names_classes(spec: Any) -> bool:
+    return isinstance(spec, Mapping) and [*spec] == ["classes"]
