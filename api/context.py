@@ -77,8 +77,8 @@ class Api:
 
     async def result(self, job: AsyncJob, timeout: float = MAX_WAIT_S) -> Any:
         """The job's result; an error that names the job when it has not ended in time, or the server is being stopped."""
-        if not await self.ended(job, timeout):
-            text = f"job {job.id} has not ended after {min(timeout, MAX_WAIT_S):g} s and goes on"
+        if not await job.wait(timeout):
+            text = f"job {job.id} has not ended after {timeout:g} s and goes on"
             raise ServerStopping(job_id=job.id) if self.stopping else WaitTimeout(text, job_id=job.id)
         return await job.result(0)
 

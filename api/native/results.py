@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from forebay.api.context import Api, api_of, json_response, needs, read_query
+from forebay.api.context import MAX_WAIT_S, Api, api_of, json_response, needs, read_query
 from forebay.api.errors import Gone, NotAcceptable, NotEnded
 from forebay.api.native.bodies import Wait
 from forebay.api.native.values import result_as_json
@@ -37,7 +37,7 @@ async def result(request: Request) -> Response:
     write = _writer(request)
     job = await known_job(request)
     if wait:
-        value = await api.result(job, wait)
+        value = await api.result(job, min(wait, MAX_WAIT_S))
     elif await job.wait(0):
         value = await job.result(0)
     else:

@@ -9,10 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from forebay.api.context import api_of, json_response, needs
-from forebay.contract.errors import ModelNotFound
 from forebay.contract.model import ModelVersion
-
-NO_TEXT = "no registered model generates text; /v1/embeddings runs those that embed it"
 
 
 @needs("read")
@@ -30,12 +27,6 @@ async def get_model(request: Request) -> Response:
     """The version that a reference means now; `digits/3` comes as a path."""
     ref = request.path_params["model"]
     return json_response(_model(ref, await api_of(request).client.models.get(ref)))
-
-
-@needs("submit")
-async def generate_text(_: Request) -> Response:
-    """Completions, of which there are none yet."""
-    raise ModelNotFound(NO_TEXT)
 
 
 def _references(version: ModelVersion) -> Sequence[str]:

@@ -7,9 +7,10 @@ from starlette.routing import Route
 from forebay.api.context import RouteGroup
 from forebay.api.errors import Dialect
 from forebay.api.openai.batches import cancel_batch, create_batch, get_batch, list_batches
+from forebay.api.openai.completions import create_chat_completion, create_completion
 from forebay.api.openai.embeddings import create_embeddings
 from forebay.api.openai.files import create_file, delete_file, get_content, get_file, list_files
-from forebay.api.openai.models import generate_text, get_model, list_models
+from forebay.api.openai.models import get_model, list_models
 
 FILES = RouteGroup(
     Dialect.OPENAI,
@@ -34,7 +35,7 @@ OPENAI = RouteGroup(
         Route("/v1/batches", list_batches),
         Route("/v1/batches/{id}", get_batch),
         Route("/v1/batches/{id}/cancel", cancel_batch, methods=["POST"]),
-        Route("/v1/chat/completions", generate_text, methods=["POST"]),
-        Route("/v1/completions", generate_text, methods=["POST"]),
+        Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
+        Route("/v1/completions", create_completion, methods=["POST"]),
     ],
 )

@@ -119,6 +119,11 @@ class Watcher:
                 if not left:
                     del self._text_wanted[id]
 
+    def text_wanted(self) -> list[str]:
+        """The jobs whose text is handed on now."""
+        with self._lock:
+            return list(self._text_wanted)
+
     def refresh(self, ids: Iterable[str]) -> None:
         """Read these jobs from the ledger now and deliver those that have ended."""
         wanted = list(ids)

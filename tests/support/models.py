@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from forebay import Transient
+from forebay.contract.generation import Choice, GenerationRequest, TokenLogprob, completion, parse_generation
 
 RUNS, HOLD, HELD = "runs.txt", "hold", "held"
 
@@ -297,3 +298,29 @@ class Vectors:
             raise ValueError("a bad text")
         _write([number_of(row) for row in rows])
         return [np.array([len(row), number_of(row) % 1000, 0.1], np.float32) for row in rows]  # (3,)
+
+
+class Writer:
+    """Says a row's words again as a model that generates text would, in capitals for every second choice; refuses `bad`."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        _wait_while_held()
+        return [self._completion(parse_generation(row["request"])) for row in rows]
+
+    def _completion(self, asked: GenerationRequest) -> dict[str, Any]:
+        text = asked.messages[-1].content if asked.messages else str(asked.prompt)
+        if text == "bad":
+            raise ValueError("a bad text")
+        given, sampling = text.split(), asked.sampling
+        words = given[: sampling.max_tokens]
+        choices: list[Choice] = []
+        for i in range(sampling.n):
+            said = [word.upper() if i % 2 else word for word in words]
+            choice = Choice(text=" ".join(said), finish_reason="stop" if len(words) == len(given) else "length")
+            if sampling.logprobs is not None:
+                tops = [TokenLogprob(token=f"top{k}", logprob=-1.0 - k, bytes=[116]) for k in range(sampling.logprobs)]
+                choice["logprobs"] = [
+                    TokenLogprob(token=word, logprob=-0.5, bytes=list(word.encode())) | {"top_logprobs": tops} for word in said
+                ]  # fmt: skip
+            choices.append(choice)
+        return completion(choices, len(given), len(words) * sampling.n)

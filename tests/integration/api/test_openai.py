@@ -160,12 +160,6 @@ def test_a_job_that_fails_is_told_and_not_tried_again(api: RunningApi, stack: Wo
     assert len(stack.client.jobs()) == before + 1
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions"])
-def test_text_is_not_generated_and_the_answer_says_why(client: openai.OpenAI, path: str) -> None:
-    with pytest.raises(openai.NotFoundError, match="no registered model generates text"):
-        client.post(path, body={"model": "minilm", "messages": [], "prompt": "a"}, cast_to=object)
-
-
 def test_an_unknown_address_is_told_in_the_form_of_openai(api: RunningApi) -> None:
     answer = api.ask("GET", "/v1/assistants")
     assert answer.status == 404
