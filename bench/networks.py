@@ -101,3 +101,11 @@ class Fussy:
         if bool((x[:, 0] == POISON).any()):
             raise ValueError(f"a row begins with {POISON:g}")
         return list(self._net(x).numpy())
+
+
+class Corners:
+    """A `python` model that costs next to nothing: an image (channels, height, width) -> its first pixel (channels,)."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        """Rows as they come."""
+        return [(row["image"] if isinstance(row, dict) else row)[:, 0, 0] for row in rows]

@@ -15,7 +15,7 @@ import psutil
 import redis
 from rich.console import Console
 
-from bench import workloads
+from bench import images, workloads
 from bench.stack import WAIT_S, embedded_stack, temporary_folder
 from forebay.contract.errors import JobFailed
 from forebay.contract.job import JobState
@@ -25,6 +25,7 @@ ABOUT = {
     "poison": "2,000 jobs as in W1, one in 100 of them poisonous: their rate to that of clean ones",
     "scale": "W2 by two workers with one thread each: their rate to that of one",
     "memory": "100,000 queued jobs: what Redis holds, and how much the worker grows while it runs them",
+    "payload": "64 images of 150 kB a job, predict_many: bytes/s to those of `cp` and `sha256sum`",
 }
 POISON_EVERY = 100
 QUEUED = 100_000
@@ -43,7 +44,7 @@ class Target:
 def check(name: str, rounds: int, console: Console) -> Target:
     """Measure one target of ABOUT."""
     console.print(f"{name}: {ABOUT[name]}")
-    return {"poison": _poison, "scale": _scale, "memory": _memory}[name](rounds)
+    return {"poison": _poison, "scale": _scale, "memory": _memory, "payload": _payload}[name](rounds)
 
 
 def _poison(rounds: int) -> Target:
@@ -86,6 +87,12 @@ def _scale(rounds: int) -> Target:
             ratios.append(both / alone)
     ratio = statistics.median(ratios)
     return Target("scale", f"{ratio:.2f} times one worker", ">= 1.8", {"ratio": ratio, "all": ratios})
+
+
+def _payload(rounds: int) -> Target:
+    ratios = images.payload(rounds)
+    ratio = statistics.median(ratios)
+    return Target("payload", f"{ratio:.2f}", ">= 0.5", {"ratio": ratio, "all": ratios})
 
 
 def _memory(_rounds: int) -> Target:

@@ -88,7 +88,7 @@ class Settings:
     store_timeout_s: Seconds = _setting(600.0, "how long reading or writing a piece of a batch's files may take")
     outage_timeout_s: Seconds = _setting(600.0, "how long results wait for the ledger or a full blob store")
     max_inline_bytes: Bytes = _setting(64 * 2**10, "payloads above this go to the blob store")
-    max_payload_bytes: Bytes = _setting(8 * 2**20, "inputs above this are refused")
+    max_payload_bytes: Bytes = _setting(64 * 2**20, "inputs above this are refused")
     model_cache_bytes: Bytes = _setting(0, "budget for the models that one child holds")
     child_memory_bytes: Bytes = _setting(
         0, "memory that one child may take for itself; 0 is 80 % of the machine's or container's"

@@ -18,6 +18,7 @@ from forebay.contract.queues import QueueSpec, Resources, route
 from forebay.contract.references import shown
 from forebay.contract.requests.training import Split
 from forebay.contract.values import plain_json
+from forebay.contract.wire.codec import Parts
 from forebay.storage.jobs.records import json_text
 
 Deadline = float | dt.timedelta | dt.datetime
@@ -97,10 +98,13 @@ class ResolvedOptions:
     usage: bool
     stream: bool
 
-    def request_hash(self, data: bytes) -> str:
+    def request_hash(self, parts: Parts) -> str:
         """Equal for equal requests: the same model version and input, to be run in the same way."""
         about = f"{self.model.ref} {self.queue} {self.priority} {self.max_attempts} {sorted(self.metadata.items())}"
-        return hashlib.sha256(about.encode() + b"\0" + data).hexdigest()
+        digest = hashlib.sha256(about.encode() + b"\0")
+        for part in parts:
+            digest.update(part)
+        return digest.hexdigest()
 
 
 def resolve_options(

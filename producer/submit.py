@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -11,21 +11,24 @@ from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import Model, ModelVersion, parse_model
 from forebay.contract.references import shown
 from forebay.contract.requests.request import Request, encode
+from forebay.contract.values import is_array
+from forebay.contract.wire.codec import Parts
 from forebay.contract.wire.messages import RoutedJob
-from forebay.contract.wire.payload import pack_input
+from forebay.contract.wire.payload import pack_parts
 from forebay.producer import inputs
 from forebay.producer.group_commit import PendingSubmit
 from forebay.producer.handles.job import Job
 from forebay.producer.options import ResolvedOptions, resolve_options
 from forebay.producer.sender import PendingSend
 from forebay.producer.session import Session
+from forebay.storage.blobs.payloads import Stored
 from forebay.storage.jobs.records import NewJob
 
 J = TypeVar("J", bound=Job)
 
 
 class PackedInput(NamedTuple):
-    data: bytes
+    parts: Parts
     rows: int
 
 
@@ -69,38 +72,45 @@ class Submitter:
                 rows = signature.rows(inputs.batch(signature, value))
             else:
                 rows = [signature.row(inputs.sample(signature, value))]
-            data = pack_input(rows, options.batched, options.usage, options.stream)
-            self._session.payloads.check(data)
+            parts = pack_parts(rows, options.batched, options.usage, options.stream)
+            self._session.payloads.check(*parts)
         except InvalidInput as error:
             raise type(error)(f"model {options.model.ref}: {error}") from error
         except Exception as error:
             raise InvalidInput(
                 f"model {options.model.ref}: the input cannot be read: {type(error).__name__} {shown(str(error))}"
             ) from error
-        return PackedInput(data, len(rows))
+        return PackedInput(parts, len(rows))
 
     def prepare_one(self, model: Model, value: Any, options: Mapping[str, Any]) -> Submission:
         """A predict job for one input."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
-        return self._prepare(resolved, [self.pack(resolved, _inputs_for(resolved.model, value))])
+        return self._prepare(resolved, [self.pack(resolved, _inputs_for(resolved.model, value))], 1)
 
     def prepare_many(self, model: Model, values: Iterable[Any], options: Mapping[str, Any]) -> Submission:
         """A predict job for each input, all or none; job i of an idempotency key has the key `key:i`, a single one `key`."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
-        packed = []
-        for i, value in enumerate(inputs.several(resolved.model.signature, _inputs_for(resolved.model, values))):
+        given = _inputs_for(resolved.model, values)
+        samples = inputs.several(resolved.model.signature, given)
+        count = next((len(known) for known in (samples, given) if isinstance(known, Sized)), None)
+        return self._prepare(resolved, self._pack_all(resolved, samples, _lasts(samples) or _lasts(given)), count)
+
+    def _pack_all(self, options: ResolvedOptions, samples: Iterable[Any], last: bool) -> Iterator[PackedInput]:
+        for i, sample in enumerate(samples):
             try:
-                packed.append(self.pack(resolved, value))
+                parts, rows = self.pack(options, sample)
             except InvalidInput as error:
                 raise type(error)(f"inputs[{i}]: {error}") from error
-        return self._prepare(resolved, packed)
+            # Whoever makes one sample after the other may do it in the same memory, and several are stored at once.
+            yield PackedInput(parts if last else [b"".join(parts)], rows)
 
     def submit_by_key(self, options: ResolvedOptions, inputs_by_key: Mapping[str, Any]) -> list[Job]:
         """A predict job for each input, under an idempotency key of its own, which always means the same input: all or none."""
         packed = {key: self.pack(options, value) for key, value in inputs_by_key.items()}
         maximum = self._session.quota.take(options.queue, len(packed), keyed=True)
-        ids = zip(new_ids(len(packed)), packed.items(), strict=True)
-        jobs = [self._new_job(id, options, data, rows, key, None) for id, (key, (data, rows)) in ids]
+        stored = self._session.payloads.store_all(parts for parts, _ in packed.values())
+        ids = zip(new_ids(len(packed)), packed.items(), stored, strict=True)
+        jobs = [self._new_job(id, options, place, rows, key, None) for id, (key, (_, rows)), place in ids]
         return self.submit(Submission(Job, options, jobs, maximum))
 
     def submit_request(self, handle: type[J], options: ResolvedOptions, request: Request, id: str | None = None) -> J:
@@ -108,7 +118,8 @@ class Submitter:
         maximum = self._room_for(options, 1)
         key = options.idempotency_key
         fingerprint = request.fingerprint(options.model.ref) if key else None
-        job = self._new_job(id or new_ids(1)[0], options, encode(request), 1, key, fingerprint)
+        stored = self._session.payloads.store(encode(request))
+        job = self._new_job(id or new_ids(1)[0], options, stored, 1, key, fingerprint)
         return cast(J, self.submit(Submission(handle, options, [job], maximum))[0])
 
     def submit(self, submission: Submission) -> list[Job]:
@@ -154,28 +165,45 @@ class Submitter:
             self._session.watcher.refresh(id for id in stored if id not in new)
         return found
 
-    def _prepare(self, options: ResolvedOptions, packed: Sequence[PackedInput]) -> Submission:
-        maximum = self._room_for(options, len(packed))
-        key, one = options.idempotency_key, len(packed) == 1
-        jobs = []
-        for i, (id, (data, rows)) in enumerate(zip(new_ids(len(packed)), packed, strict=True)):
-            hash = options.request_hash(data) if key else None
-            jobs.append(self._new_job(id, options, data, rows, key if one or not key else f"{key}:{i}", hash))
+    def _prepare(self, options: ResolvedOptions, packed: Iterable[PackedInput], count: int | None) -> Submission:
+        """Stores large payloads as they come. When it is known how `count` many, a full queue refuses them before that."""
+        maximum = self._room_for(options, count) if count is not None else None
+        key, rows, hashes = options.idempotency_key, list[int](), list[str | None]()
+
+        def payloads() -> Iterator[Parts]:
+            for parts, size in packed:
+                rows.append(size)
+                hashes.append(options.request_hash(parts) if key else None)
+                yield parts
+
+        stored = list(self._session.payloads.store_all(payloads()))
+        if count is None:
+            maximum = self._room_for(options, len(stored))
+        one = len(stored) == 1
+        jobs = [
+            self._new_job(id, options, stored[i], rows[i], key if one or not key else f"{key}:{i}", hashes[i])
+            for i, id in enumerate(new_ids(len(stored)))
+        ]
         return Submission(Job, options, jobs, maximum)
 
     def _room_for(self, options: ResolvedOptions, count: int) -> int | None:
         return self._session.quota.take(options.queue, count, keyed=options.idempotency_key is not None)
 
     def _new_job(
-        self, id: str, options: ResolvedOptions, data: bytes, rows: int, key: str | None, request_hash: str | None
+        self, id: str, options: ResolvedOptions, stored: Stored, rows: int, key: str | None, request_hash: str | None
     ) -> NewJob:
-        inline, ref = self._session.payloads.store(data)
+        inline, ref = stored
         return NewJob(
             id=id, kind=options.kind, model=options.model.name, version=options.model.version, queue=options.queue,
             priority=options.priority, max_attempts=options.max_attempts, rows=rows, deadline_at=options.deadline_at,
             client=self._session.id, idempotency_key=key, request_hash=request_hash, metadata=options.metadata, input=inline,
             input_ref=ref, submitted_by=self._submitted_by, parent_id=self._parent_id,
         )  # fmt: skip
+
+
+def _lasts(values: Any) -> bool:
+    """Whether what has been taken from them stays as it is while the next one is."""
+    return type(values) in (list, tuple) or is_array(values)
 
 
 def _inputs_for(model: ModelVersion, value: Any) -> Any:

@@ -28,8 +28,13 @@ class PackedRows(NamedTuple):
 
 def pack_input(rows: Sequence[Row], batched: bool, usage: bool = False, stream: bool = False) -> bytes:
     """The rows of one job."""
+    return b"".join(pack_parts(rows, batched, usage, stream))
+
+
+def pack_parts(rows: Sequence[Row], batched: bool, usage: bool = False, stream: bool = False) -> codec.Parts:
+    """The same in parts, which may be views of the rows' arrays."""
     marks = [usage, stream] if stream else [usage] if usage else []
-    return codec.encode([batched, list(rows), *marks])
+    return codec.encode_parts([batched, list(rows), *marks])
 
 
 def unpack_input(data: bytes) -> PackedRows:

@@ -12,14 +12,13 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import fsspec
-import structlog
 
 from forebay.contract.errors import (
     BlobCorrupt,
@@ -32,8 +31,6 @@ from forebay.contract.errors import (
 )
 from forebay.contract.places import make_private_folder, refuse_unshared
 from forebay.storage.blobs.stored import StoredFile
-
-log = structlog.get_logger()
 
 CHUNK = 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -58,12 +55,9 @@ class BlobStore:
             raise InvalidInput(f"FOREBAY_BLOBS {url!r}: {error}") from error
         self._local = "file" in self._fs.protocol
 
-    def put(self, data: bytes) -> str:
-        """Store the bytes and give their name."""
-        digest = hashlib.sha256(data).hexdigest()
-        with self._clear_errors("write"):
-            self._place(digest, len(data), lambda temporary: self._fs.pipe_file(temporary, data))
-        return f"sha256:{digest}"
+    def put(self, *parts: bytes | bytearray | memoryview) -> str:
+        """Store bytes, given in one part or in several, and give their name."""
+        return self._store(piece for part in parts for piece in _pieces(memoryview(part)))
 
     def put_file(self, path: Path) -> str:
         """Store a local file's content without holding it in memory, and give its name."""
@@ -72,19 +66,8 @@ class BlobStore:
 
     def put_stream(self, file: BinaryIO) -> str:
         """Store what an open file has from its beginning, without holding it in memory, and give its name."""
-        digest = hashlib.sha256()
         file.seek(0)
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-
-        def write(temporary: str) -> None:
-            file.seek(0)
-            with self._fs.open(temporary, "wb") as target:
-                shutil.copyfileobj(file, target, CHUNK)
-
-        with self._clear_errors("write"):
-            self._place(digest.hexdigest(), file.tell(), write)
-        return f"sha256:{digest.hexdigest()}"
+        return self._store(iter(partial(file.read, CHUNK), b""))
 
     def chunks(self, ref: str) -> Iterator[bytes]:
         """A blob piece by piece; BlobCorrupt before the last one when they are not what the name says."""
@@ -228,42 +211,30 @@ class BlobStore:
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}"
 
-    def _place(self, digest: str, size: int, write: Any) -> None:
-        path = self._path(digest)
-        if self._local and self._is_whole(path, digest, size) and self._touch(path):
-            return
-        temporary = f"{self._root}/{TEMPORARY}/{digest}.{secrets.token_hex(6)}"
-        if self._local:
-            make_private_folder(Path(self._root))
-        self._fs.makedirs(f"{self._root}/{TEMPORARY}", exist_ok=True)
-        self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
-        self._write(write, temporary, path)
-
-    def _is_whole(self, path: str, digest: str, size: int) -> bool:
-        """Whether a local blob is there and what its name says: one that a power cut or a disk has damaged is written anew.
-
-        In an object store writing costs no more than reading, and makes the blob look new: there it is always written.
-        """
-        if not self._fs.exists(path) or self._fs.size(path) != size:
-            return False
-        with self._fs.open(path, "rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
-        if not whole:
-            log.warning("blob_mended", blobs=self.url, blob=f"sha256:{digest}")
-        return whole
-
-    def _write(self, write: Any, temporary: str, path: str) -> None:
-        try:
-            write(temporary)
-            self._sync(temporary)
-            with self._lock(fcntl.LOCK_SH):
-                self._fs.mv(temporary, path)
-            self._sync(path.rpartition("/")[0])
-            self._sync(self._root)  # where that folder may be new
-        except BaseException:
-            if self._fs.exists(temporary):
-                self._fs.rm_file(temporary)
-            raise
+    def _store(self, pieces: Iterable[bytes]) -> str:
+        """Write and hash once, and put the whole in place; of a blob that is there already too, which mends a damaged one."""
+        digest, temporary = hashlib.sha256(), f"{self._root}/{TEMPORARY}/{secrets.token_hex(16)}"
+        with self._clear_errors("write"):
+            if self._local:
+                make_private_folder(Path(self._root))
+            self._fs.makedirs(f"{self._root}/{TEMPORARY}", exist_ok=True)
+            try:
+                with self._fs.open(temporary, "wb") as file:
+                    for piece in pieces:
+                        digest.update(piece)
+                        file.write(piece)
+                self._sync(temporary)
+                path = self._path(digest.hexdigest())
+                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                with self._lock(fcntl.LOCK_SH):
+                    self._fs.mv(temporary, path)
+                self._sync(path.rpartition("/")[0])
+                self._sync(self._root)  # where that folder may be new
+            except BaseException:
+                if self._fs.exists(temporary):
+                    self._fs.rm_file(temporary)
+                raise
+        return f"sha256:{digest.hexdigest()}"
 
     def _sync(self, path: str) -> None:
         """Have a local file or folder on disk: the ledger's row that names a blob outlives a power cut, so must the blob."""
@@ -289,6 +260,11 @@ class BlobStore:
             raise (BlobStoreFull if full else BlobUnavailable)(
                 f"cannot {verb} a blob in {self.url}: {error}"
             ) from error
+
+
+def _pieces(part: memoryview) -> Iterator[bytes]:
+    """Copies, so that what is hashed is what is written even when a caller changes its array meanwhile."""
+    return (bytes(part[start : start + CHUNK]) for start in range(0, len(part), CHUNK))
 
 
 def file_digest(path: Path) -> str:

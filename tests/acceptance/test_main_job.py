@@ -335,8 +335,8 @@ def test_what_cannot_be_submitted_is_refused_with_what_to_do(client, rows):
         client.predict("digits/99", rows[0])
     with pytest.raises(InvalidInput, match=r"inputs\[1\].*expected float32 of shape \[64\]"):
         client.predict_many("digits", [rows[0], rows[1][:63]])
-    with pytest.raises(PayloadTooLarge, match="the limit is 8 MiB"):
-        client.predict("echo", np.zeros(10 * 2**20, np.uint8))
+    with pytest.raises(PayloadTooLarge, match="the limit is 64 MiB"):
+        client.predict("echo", np.zeros(65 * 2**20, np.uint8))
     client.models.register("giant", runtime="python", options={"class": "a:B"}, resources={"gpu": 8})
     with pytest.raises(NoQueueFits, match="needs 8 gpu"):
         client.predict("giant", 1)

@@ -21,6 +21,8 @@ from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.model_cache import ModelCache, ModelLoader
 from forebay.worker.shared_page import SharedPage
 
+RECENT_BYTES = 64 << 20  # of payloads, for jobs with equal inputs, or that are tried again
+
 
 class ChildContext:
     """Shared by all handlers of a child. `models` loads versions on its device, `engine` runs their batches."""
@@ -33,7 +35,7 @@ class ChildContext:
         self.page, self.metrics, self.cache = page, metrics, cache
         self.jobs = JobStore(ledger)
         self.registry = ModelRegistry(ledger)
-        self.payloads = Payloads(blobs, settings)
+        self.payloads = Payloads(blobs, settings, RECENT_BYTES)
         self.announcer = Announcer(broker)
         self.models = ModelLoader(self.registry, cache, page, settings)
         self.engine = Engine(ceilings, metrics)

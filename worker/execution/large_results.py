@@ -12,7 +12,8 @@ import structlog
 
 from forebay.contract.errors import BlobStoreFull, ForebayError, Transient
 from forebay.contract.job import Transition
-from forebay.storage.blobs.payloads import Payloads
+from forebay.contract.wire.codec import Parts
+from forebay.storage.blobs.payloads import Payloads, size_of
 from forebay.storage.jobs.records import ClaimedJob, Finished, Postponed
 from forebay.worker.execution.attempts import Attempts, outcome_of_error
 from forebay.worker.execution.summary import Summary
@@ -26,10 +27,14 @@ TICK_S = 0.1  # between two looks whether this process has to stop
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LargeResult:
-    """The encoded result of a claimed job, too large for its row."""
+    """The encoded result of a claimed job, too large for its row, in parts."""
 
     job: ClaimedJob
-    data: bytes
+    parts: Parts
+
+    @property
+    def nbytes(self) -> int:
+        return size_of(self.parts)
 
 
 class LargeResults:
@@ -59,18 +64,19 @@ class LargeResults:
     def _put(self, result: LargeResult) -> Finished | Postponed:
         job = result.job
         try:
-            return Finished(job.id, job.attempt, *self._payloads.store(result.data))
+            return Finished(job.id, job.attempt, *self._payloads.store(*result.parts))
         except BlobStoreFull:
             raise
         except Exception as error:  # noqa: BLE001 - a result that cannot be stored fails its job alone
             return outcome_of_error(job, error, passing=isinstance(error, Transient))
 
     def _keep(self, result: LargeResult) -> bool:
-        size = len(result.data)
+        size = result.nbytes
         with self._lock:
-            total = sum(len(waiting.data) for waiting in self._waiting) + size
+            total = sum(waiting.nbytes for waiting in self._waiting) + size
             if len(self._waiting) >= MAX_WAITING or total > MAX_WAITING_BYTES:
                 return False
+            result = LargeResult(result.job, [b"".join(result.parts)])  # views would hold a whole batch's arrays
             self._attempts.hold(result.job)
             self._waiting[result] = time.monotonic()
             if self._thread is None:
@@ -99,7 +105,7 @@ class LargeResults:
     def _try_all(self) -> bool:
         """Try the smallest first, and none that is larger than what has found no room. Whether one is done."""
         with self._lock:
-            waiting = sorted(self._waiting.items(), key=lambda item: len(item[0].data))
+            waiting = sorted(self._waiting.items(), key=lambda item: item[0].nbytes)
         full: BlobStoreFull | None = None
         done = False
         try:

@@ -6,7 +6,7 @@ While a batch is on the device the next one is prepared and the last one's resul
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ log = structlog.get_logger()
 
 COMMIT_EVERY_S = 0.05  # finished jobs wait at most about this long for the commit they share
 QUICK_S = 0.1
+GROUP_BYTES = 128 << 20  # of payloads: about twice as much is in memory while their rows run
 CANCEL_CHECK_S = 0.5  # between two reads of which jobs are to be canceled
 
 
@@ -72,10 +73,14 @@ class PredictHandler:
             outcomes = [outcome_of_error(job, error, passing=passing, counted=not passing) for job in claimed]
             attempts.finish(first, outcomes)
             return
-        jobs = [PredictJob.decode(job, self._payloads, loaded) for job in claimed]
-        total = self._run_jobs(loaded, jobs, attempts, stops)
-        if attempts.stopping:
-            attempts.release_all([job.claimed for job in jobs if job.unfinished and not job.lost])
+        left, total = list(claimed), Summary()
+        for jobs in self._decoded(claimed, loaded):
+            total += self._run_jobs(loaded, jobs, attempts, stops)
+            del left[: len(jobs)]
+            if attempts.stopping:
+                attempts.release_all([*(job.claimed for job in jobs if job.unfinished and not job.lost), *left])
+                break
+            del jobs  # frees their rows before the next ones are read
         seconds = time.perf_counter() - started
         quick = seconds < QUICK_S and total.succeeded == len(
             claimed
@@ -86,6 +91,20 @@ class PredictHandler:
             lost=total.lost, rows=total.rows, batches=total.batches, padding=round(total.padding, 3),
             attempt=max(job.attempt for job in claimed), seconds=round(seconds, 4),
         )  # fmt: skip
+
+    def _decoded(self, claimed: Sequence[ClaimedJob], loaded: LoadedModel) -> Generator[list[PredictJob], None, None]:
+        """The jobs in order with their rows, so many at once as have GROUP_BYTES of payloads; a few more are read ahead."""
+        places = ((job.input, job.input_ref) for job in claimed)
+        group, size = list[PredictJob](), 0
+        with closing(self._payloads.load_all(places)) as payloads:
+            for job, data in zip(claimed, payloads, strict=True):
+                group.append(PredictJob.decode(job, data, loaded))
+                size += 0 if isinstance(data, Exception) else len(data)
+                if size > GROUP_BYTES:
+                    yield group
+                    group, size = [], 0
+            if group:
+                yield group
 
     def _run_jobs(
         self, loaded: LoadedModel, jobs: Sequence[PredictJob], attempts: Attempts, stops: StopRequests
@@ -161,10 +180,12 @@ class PredictJob:
         return self.unfinished < len(self.rows)
 
     @classmethod
-    def decode(cls, job: ClaimedJob, payloads: Payloads, loaded: LoadedModel) -> PredictJob:
+    def decode(cls, job: ClaimedJob, data: bytes | Exception, loaded: LoadedModel) -> PredictJob:
         """The job with its rows, or with the error that reading them gave."""
+        if isinstance(data, Exception):
+            return cls(job, error=data)
         try:
-            packed = unpack_input(payloads.load(job.input, job.input_ref))
+            packed = unpack_input(data)
             rows = loaded.preprocess(packed.rows)
             usage = {"usage": {"tokens": loaded.count_tokens(rows)}} if packed.usage else None
         except Exception as error:  # noqa: BLE001 - a job that cannot be read fails alone
@@ -191,8 +212,9 @@ class PredictJob:
         if error is None:
             try:
                 value = join_rows(self.outputs) if self.batched else self.outputs[0]
-                data = codec.encode(value if self.usage is None else {"output": value} | self.usage)
-                return Finished(job.id, job.attempt, data) if payloads.fits_inline(data) else LargeResult(job, data)
+                parts = codec.encode_parts(value if self.usage is None else {"output": value} | self.usage)
+                small = payloads.fits_inline(*parts)
+                return Finished(job.id, job.attempt, b"".join(parts)) if small else LargeResult(job, parts)
             except Exception as failure:  # noqa: BLE001 - an output that cannot be encoded fails its job alone
                 error = failure
         return outcome_of_error(job, error, passing=isinstance(error, Transient))

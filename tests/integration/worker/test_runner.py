@@ -318,11 +318,40 @@ def test_a_result_that_cannot_be_stored_for_now_is_made_again(
     bench: Bench, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (id,) = bench.add("x" * 300)
-    monkeypatch.setattr(bench.blobs, "put", lambda _: raising(BlobUnavailable("no room"))([]))
+    monkeypatch.setattr(bench.blobs, "put", lambda *_: raising(BlobUnavailable("no room"))([]))
     assert bench.runner.run([id]).postponed == 1
     monkeypatch.undo()
     clock.forward(1)
     assert bench.runner.run([id]).succeeded == 1
+
+
+def test_large_inputs_are_held_a_few_at_a_time_and_those_not_begun_are_given_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "GROUP_BYTES", 500)
+    ids = bench.add(*("x" * (300 + n) for n in range(7)))
+    sizes: list[int] = []
+
+    def act(rows: list[Any]) -> None:
+        sizes.append(len(rows))
+        if len(sizes) == 2:
+            bench.context.page.stop()
+
+    bench.before = act
+    assert bench.runner.run(ids).succeeded == 4
+    assert sizes == [2, 2], "not all that a message brings at once, nor a full batch"
+    assert bench.states(ids) == "ssssqqq"
+    assert {bench.info(id).attempt for id in ids[4:]} == {0}, "uncounted"
+
+
+def test_a_damaged_input_fails_alone_among_those_read_ahead(bench: Bench) -> None:
+    ids = bench.add(*("x" * (300 + n) for n in range(6)))
+    found = (path for path in Path(bench.blobs.url.removeprefix("file://")).rglob("*") if path.is_file())
+    path = sorted(found, key=lambda path: path.stat().st_size)[-4]
+    path.write_bytes(path.read_bytes().replace(b"x", b"y"))
+    bench.runner.run(ids)
+    assert bench.states(ids) == "ssfsss"
+    assert "damaged" in str(bench.info(ids[2]).error)
 
 
 @pytest.fixture
@@ -332,7 +361,7 @@ def full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(large_results, "TICK_S", 0.01)
     bench.payloads = Payloads(bench.blobs, Settings.load({}))  # the inputs lie in their rows
     patch = pytest.MonkeyPatch()
-    patch.setattr(bench.blobs, "put", lambda _: raising(BlobStoreFull("no room"))([]))
+    patch.setattr(bench.blobs, "put", lambda *_: raising(BlobStoreFull("no room"))([]))
     return patch
 
 

@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as nps
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.values import MAX_DEPTH, canonical, jsonable, plain_json
-from forebay.contract.wire.codec import decode, encode
+from forebay.contract.wire import codec
+from forebay.contract.wire.codec import LARGE, decode, encode, encode_parts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMERIC = st.one_of(
@@ -339,3 +340,29 @@ def test_json_data_takes_numpy_scalars_but_no_arrays_or_bytes() -> None:
     for value, hint in [(np.zeros(2), "tolist"), (b"x", "base64"), ({1: 2}, "keys"), ({1}, "set")]:
         with pytest.raises(InvalidInput, match=hint):
             plain_json({"a": value})
+
+
+LARGE_VALUES = [
+    np.zeros(LARGE, np.uint8),
+    [np.arange(LARGE, dtype=np.float32)] * 20,
+    {"x": np.ones((3, LARGE)), "rest": [1, {"bytes": b"x" * LARGE, "more": [b"y" * (LARGE - 1)]}], "": None},
+    {str(i): np.zeros(LARGE, bool) if i == 3 else i for i in range(70_000)},
+    [*range(70_000), np.array("x" * LARGE), np.array(["é" * LARGE]), np.zeros((2, LARGE), ">f8").T],
+]
+
+
+@pytest.mark.parametrize("value", LARGE_VALUES, ids=range(len(LARGE_VALUES)))
+def test_large_arrays_in_parts_are_the_same_bytes(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = encode_parts(value)
+    assert len(parts) > 2
+    monkeypatch.setattr(codec, "LARGE", 2**40)
+    [whole] = encode_parts(value)
+    assert b"".join(parts) == whole
+
+
+def test_a_large_array_is_handed_on_as_it_lies_in_memory() -> None:
+    array, text = np.random.default_rng(0).standard_normal((4, LARGE)), b"x" * LARGE
+    parts = encode_parts({"rows": list(array), "text": text})
+    views = [np.frombuffer(part, np.uint8) for part in parts if len(part) >= LARGE]
+    assert [np.shares_memory(view, array) for view in views] == [True] * 4 + [False]
+    assert any(part is text for part in parts)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,39 @@ def test_storing_again_mends_a_damaged_blob(blobs: BlobStore, root: Path, tmp_pa
     assert blobs.get(ref) == b"weights"
 
 
+def on_write(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> None:
+    """Have something happen before each piece of a blob is written."""
+    real = blobs._fs.open
+
+    def opened(path: str, mode: str = "rb") -> Any:
+        file = real(path, mode)
+        if mode == "wb":
+            write = file.f.write
+            monkeypatch.setattr(file, "write", lambda piece: (before(), write(piece))[1], raising=False)
+        return file
+
+    monkeypatch.setattr(blobs._fs, "open", opened)
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
 def test_a_write_that_breaks_off_leaves_nothing(blobs: BlobStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_off(path: str, data: bytes) -> None:
-        Path(path).write_bytes(data[:3])
-        raise OSError(28, "No space left on device")
+    seen: list[bytes] = []
+
+    def break_off() -> None:
+        if seen:
+            raise OSError(28, "No space left on device")
+        seen.append(b"")
 
     with monkeypatch.context() as patch:
-        patch.setattr(blobs._fs, "pipe_file", break_off)
+        on_write(blobs, patch, break_off)
         with pytest.raises(BlobUnavailable, match="No space left on device"):
-            blobs.put(b"too much")
+            blobs.put(b"too ", b"much")
     assert files(root) == []
     assert blobs.get(blobs.put(b"too much")) == b"too much"
 
@@ -104,16 +129,19 @@ def test_a_write_that_breaks_off_leaves_nothing(blobs: BlobStore, root: Path, mo
 def test_a_blob_is_in_place_only_when_it_is_whole(
     blobs: BlobStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, seen = blobs._fs.pipe_file, []
-
-    def write(path: str, data: bytes) -> Any:
-        seen.append([p for p in files(root) if ".tmp" not in p.parts])
-        return pipe(path, data)
-
-    monkeypatch.setattr(blobs._fs, "pipe_file", write)
-    ref = blobs.put(b"whole")
-    assert seen == [[]]
+    seen = []
+    on_write(blobs, monkeypatch, lambda: seen.append([p for p in files(root) if ".tmp" not in p.parts]))
+    ref = blobs.put(b"who", b"le")
+    assert seen == [[], []]
     assert [p.name for p in files(root)] == [ref.removeprefix("sha256:")]
+
+
+def test_an_array_that_is_changed_while_it_is_stored_gives_no_damaged_blob(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(3 * CHUNK)
+    on_write(blobs, monkeypatch, lambda: data.__setitem__(slice(None), os.urandom(len(data))))
+    assert len(blobs.get(blobs.put(memoryview(data)))) == len(data)
 
 
 def test_many_threads_may_store_the_same_and_different_bytes_at_once(blobs: BlobStore, root: Path) -> None:
@@ -300,22 +328,9 @@ def test_what_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, data: byte
     assert [p.name for p in tmp_path.iterdir()] == ["model.tar"]
 
 
-def fill(store: BlobStore, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    """Make the store's disk full for so many writes."""
-    real, left = store._fs.pipe_file, [times]
-
-    def pipe_file(path: str, data: bytes) -> None:
-        if left[0]:
-            left[0] -= 1
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, data)
-
-    monkeypatch.setattr(store._fs, "pipe_file", pipe_file)
-
-
 def test_a_full_store_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BlobStore((tmp_path / "blobs").as_uri())
-    fill(store, monkeypatch, 1)
+    on_write(store, monkeypatch, raising(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(BlobStoreFull, match="No space left"):
         store.put(b"data")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -330,7 +345,7 @@ def test_a_local_blob_is_on_disk_before_its_name_is_given(tmp_path: Path, monkey
     store = BlobStore((tmp_path / "blobs").as_uri())
     digest = store.put(b"data").removeprefix("sha256:")
     root = tmp_path / "blobs"
-    assert synced[0].startswith(str(root / ".tmp" / digest))
+    assert synced[0].startswith(str(root / ".tmp"))
     assert synced[1:] == [str(root / digest[:2]), str(root)]
 
 

@@ -1,14 +1,16 @@
 """Small payloads lie in the row, larger ones in the blob store, too large ones nowhere."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.contract.errors import PayloadTooLarge
+from forebay.contract.errors import BlobMissing, PayloadTooLarge
 from forebay.contract.settings import Settings
-from forebay.storage.blobs.payloads import Payloads
+from forebay.contract.wire.codec import Part
+from forebay.storage.blobs.payloads import THREADS, Payloads
 from forebay.storage.blobs.store import BlobStore
 
 
@@ -17,18 +19,22 @@ class Blobs(BlobStore):
 
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
+        self.read: list[str] = []
 
-    def put(self, data: bytes) -> str:
-        self.held[f"sha256:{len(self.held):064x}"] = data
+    def put(self, *parts: Part) -> str:
+        self.held[f"sha256:{len(self.held):064x}"] = b"".join(parts)
         return list(self.held)[-1]
 
     def get(self, ref: str) -> bytes:
+        self.read.append(ref)
+        if ref not in self.held:
+            raise BlobMissing(ref)
         return self.held[ref]
 
 
-def payloads(blobs: BlobStore) -> Payloads:
+def payloads(blobs: BlobStore, recent_bytes: int = 0) -> Payloads:
     settings = Settings.load({}, home=Path("/nowhere"), max_inline_bytes=10, max_payload_bytes=100)
-    return Payloads(blobs, settings)
+    return Payloads(blobs, settings, recent_bytes)
 
 
 @given(st.binary(max_size=30))
@@ -62,3 +68,44 @@ def test_a_large_payload_goes_through_a_real_blob_store(tmp_path: Path) -> None:
     inline, ref = stored.store(b"y" * 50)
     assert inline is None
     assert stored.load(inline, ref) == b"y" * 50
+
+
+def test_many_are_stored_in_order_and_few_are_taken_ahead() -> None:
+    stored = payloads(Blobs())
+    data = [bytes([n]) * (50 if n % 3 else 5) for n in range(30)]
+    taken: list[int] = []
+
+    def given() -> Iterator[list[bytes]]:
+        for n, each in enumerate(data):
+            taken.append(n)
+            yield [each[:1], each[1:]]
+
+    places = []
+    for n, place in enumerate(stored.store_all(given())):
+        assert len(taken) <= n + THREADS + 1
+        places.append(place)
+    assert [ref is not None for _, ref in places] == [n % 3 != 0 for n in range(30)]
+    assert list(stored.load_all(places)) == data
+
+
+def test_of_many_the_one_that_cannot_be_read_says_so_in_its_place() -> None:
+    stored = payloads(Blobs())
+    good = stored.store(b"y" * 50)
+    one, missing, inline, two = stored.load_all([good, (None, "gone"), (b"x", None), good])
+    assert isinstance(missing, BlobMissing)
+    assert (one, inline, two) == (b"y" * 50, b"x", b"y" * 50)
+
+
+def test_what_was_read_last_is_read_once_within_its_bound() -> None:
+    blobs = Blobs()
+    stored = payloads(blobs, recent_bytes=100)
+    a, b, c, large = (stored.store(x * size) for x, size in ((b"a", 40), (b"b", 40), (b"c", 40), (b"d", 101)))
+    for place in (a, b, a, c, a, b, large, large):
+        stored.load(*place)
+    assert blobs.read == [ref for _, ref in (a, b, c, b, large, large)], "c found no room beside a and b: b went"
+
+
+def test_a_payload_in_parts_is_counted_whole() -> None:
+    with pytest.raises(PayloadTooLarge, match="101 B"):
+        payloads(Blobs()).check(b"x" * 60, b"y" * 41)
+    assert payloads(Blobs()).store(b"x" * 4, b"y" * 6) == (b"xxxxyyyyyy", None)
