@@ -35,9 +35,11 @@ class Operation(NamedTuple):
     headers: Sequence[str] = ()
 
 
-_SUBMIT = Operation({200: b.Submitted, 202: b.Submitted}, body=b.Submit, headers=("Idempotency-Key", "Prefer"))
+_SUBMIT = Operation(
+    {200: b.Submitted, 202: b.Submitted}, query=b.Form, body=b.Submit, headers=("Idempotency-Key", "Prefer")
+)
 _MANY = {"application/x-ndjson": {"type": "array", "minItems": 1}, "application/msgpack": BINARY}
-_CALL = Operation({200: b.Submitted}, body=b.Submit, headers=("Idempotency-Key",))
+_CALL = Operation({200: b.Submitted}, query=b.Form, body=b.Submit, headers=("Idempotency-Key",))
 _UPLOAD = {"type": "object", "properties": {"model": {"$ref": "#/components/schemas/Register"}, "artifact": BINARY}}
 _REGISTER = Operation(
     {201: b.ModelBody},
@@ -54,7 +56,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/api/v1/jobs/{id}/cancel"): Operation({200: b.StateBody, 202: b.StateBody}),
     ("POST", "/api/v1/jobs/{id}/retry"): Operation({202: b.StateBody}),
     ("GET", "/api/v1/jobs/{id}/result"): Operation(
-        {200: {media: {} if media == "application/json" else BINARY for media in WRITERS}}, query=b.Wait
+        {200: {media: {} if media == "application/json" else BINARY for media in WRITERS}}, query=b.ResultQuery
     ),
     ("GET", "/api/v1/jobs/{id}/events"): Operation({200: {"text/event-stream": TEXT}}, headers=("Last-Event-ID",)),
     ("POST", "/call"): _CALL,

@@ -21,7 +21,7 @@ class ModelVersion:
     `max_batch_size` rows and, padded to its longest row, `max_batch_tokens` tokens (the runtime defines what a token is;
     None: any number). With `dtype` ("bfloat16", "float16") it computes under autocast; with `compile` the forward pass is
     compiled when the version is loaded. `timeout_s` limits each step of a batch: its forward pass, and what the runtime does
-    with a row before and after.
+    with a row before and after. `has_example` says whether a sample was registered with it.
     """
 
     name: str
@@ -42,6 +42,7 @@ class ModelVersion:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     created_at: datetime | None = None
     aliases: tuple[str, ...] = ()
+    has_example: bool = False
 
     @property
     def ref(self) -> str:

@@ -28,6 +28,11 @@ class InputsFor:
     read: Callable[[ModelVersion], Any]
 
 
+def for_model(model: ModelVersion, value: Any) -> Any:
+    """The value itself, or what InputsFor reads for this version."""
+    return value.read(model) if isinstance(value, InputsFor) else value
+
+
 def sample(signature: Signature, value: Any) -> Any:
     """One sample as plain values and arrays; InvalidInput for what has many rows, or no plain form."""
     if _table_rows(value) is not None:

@@ -21,7 +21,7 @@ from forebay.contract.signature import BATCH_HINT, Signature
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
 from forebay.producer.artifacts import Described, artifact_signature, check_options, existing_artifact, runtime_of
-from forebay.producer.inputs import sample
+from forebay.producer.inputs import for_model, sample
 from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
 from forebay.storage.blobs.folders import pack_folder
@@ -103,7 +103,6 @@ class Models:
         checked_options = check_metadata(options, "options")
         check_options(runtime, checked_options)
         signature = artifact_signature(runtime, path, inputs, outputs)
-        row = None if example is None else _packed(signature, example)
         serving = check(
             {
                 "max_batch_size": max_batch_size, "batch_wait_timeout_s": batch_wait_timeout_s,
@@ -115,6 +114,7 @@ class Models:
             name, 0, runtime, "", "none", 0, signature, resources=Resources.parse(resources).as_dict(),
             options=checked_options, metadata=check_metadata(metadata), **asdict(serving),
         )  # fmt: skip
+        row = None if example is None else _packed(draft, example)
         ref, form, size = self._store(path)
         return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size), row)
 
@@ -194,9 +194,9 @@ def signature_of(
     return artifact_signature(runtime_of(path, runtime), path, inputs, outputs)
 
 
-def _packed(signature: Signature, example: Any) -> bytes:
+def _packed(model: ModelVersion, example: Any) -> bytes:
     try:
-        data = codec.encode(signature.row(sample(signature, example)))
+        data = codec.encode(model.signature.row(sample(model.signature, for_model(model, example))))
     except InvalidInput as error:
         raise InvalidInput(f"example: {str(error).replace(BATCH_HINT, 'give one sample')}") from error
     if len(data) > MAX_EXAMPLE_BYTES:

@@ -85,12 +85,12 @@ class Submitter:
     def prepare_one(self, model: Model, value: Any, options: Mapping[str, Any]) -> Submission:
         """A predict job for one input."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
-        return self._prepare(resolved, [self.pack(resolved, _inputs_for(resolved.model, value))], 1)
+        return self._prepare(resolved, [self.pack(resolved, inputs.for_model(resolved.model, value))], 1)
 
     def prepare_many(self, model: Model, values: Iterable[Any], options: Mapping[str, Any]) -> Submission:
         """A predict job for each input, all or none; job i of an idempotency key has the key `key:i`, a single one `key`."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
-        given = _inputs_for(resolved.model, values)
+        given = inputs.for_model(resolved.model, values)
         samples = inputs.several(resolved.model.signature, given)
         count = next((len(known) for known in (samples, given) if isinstance(known, Sized)), None)
         return self._prepare(resolved, self._pack_all(resolved, samples, _lasts(samples) or _lasts(given)), count)
@@ -204,7 +204,3 @@ class Submitter:
 def _lasts(values: Any) -> bool:
     """Whether what has been taken from them stays as it is while the next one is."""
     return type(values) in (list, tuple) or is_array(values)
-
-
-def _inputs_for(model: ModelVersion, value: Any) -> Any:
-    return value.read(model) if isinstance(value, inputs.InputsFor) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,11 @@ from forebay.contract.model import ModelVersion
 Ref = Annotated[str, Meta(min_length=1, max_length=180, description="`name`, `name/3` or `name@alias`")]
 Key = Annotated[str, Meta(min_length=1, max_length=180)]
 Seconds = Annotated[float, Meta(ge=0)]
+ByClass = Annotated[
+    bool,
+    Meta(description="JSON has the values of outputs with classes by their names, {class: value}, not as an array"),
+]
+Example = Annotated[Any, Meta(description="one sample, as a job's inputs; it is kept, and workers warm up with it")]
 Described = dict[str, dict[str, Any]]
 
 
@@ -52,12 +57,15 @@ class ErrorBody(Struct):
 
 
 class Submitted(Struct, omit_defaults=True):
-    """A job that was accepted. `state`, and `result` or `error`, are there when it ended while the request waited."""
+    """A job that was accepted. `state`, and `result` or `error`, are there when it ended while the request waited; `classes`,
+    the names of the result's values by output, when its model has classes.
+    """  # fmt: skip
 
     id: str
     url: str
     state: JobState | UnsetType = UNSET
     result: Any = UNSET
+    classes: Mapping[str, Sequence[str]] | UnsetType = UNSET
     error: ErrorBody | UnsetType = UNSET
 
 
@@ -125,10 +133,22 @@ class StateBody(Struct):
     state: JobState
 
 
+class Form(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a result is told in JSON."""
+
+    by_class: ByClass = False
+
+
 class Wait(Struct, forbid_unknown_fields=True):
     """How long a request waits for a job to end."""
 
     wait: Annotated[Seconds, Meta(description="seconds to wait for the job to end, at most 60")] = 0.0
+
+
+class ResultQuery(Wait, kw_only=True, forbid_unknown_fields=True):
+    """How long to wait for a result, and how to tell it."""
+
+    by_class: ByClass = False
 
 
 class JobQuery(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -164,6 +184,7 @@ class ModelBody(Struct, kw_only=True):
     url: str
     runtime: str
     aliases: list[str]
+    has_example: bool
     inputs: list[FieldBody] | None
     outputs: list[FieldBody] | None
     max_batch_size: int
@@ -183,11 +204,11 @@ class ModelBody(Struct, kw_only=True):
         given = model.signature
         return cls(
             name=model.name, version=model.version, ref=model.ref, url=f"/api/v1/models/{model.ref}", runtime=model.runtime,
-            aliases=list(model.aliases), inputs=_fields(given.inputs), outputs=_fields(given.outputs),
-            max_batch_size=model.max_batch_size, batch_wait_timeout_s=model.batch_wait_timeout_s,
-            max_batch_tokens=model.max_batch_tokens, dtype=model.dtype, compile=model.compile, timeout_s=model.timeout_s,
-            artifact_bytes=model.artifact_bytes, resources=model.resources, options=model.options, metadata=model.metadata,
-            created_at=model.created_at,
+            aliases=list(model.aliases), has_example=model.has_example, inputs=_fields(given.inputs),
+            outputs=_fields(given.outputs), max_batch_size=model.max_batch_size, dtype=model.dtype, compile=model.compile,
+            batch_wait_timeout_s=model.batch_wait_timeout_s, max_batch_tokens=model.max_batch_tokens,
+            timeout_s=model.timeout_s, artifact_bytes=model.artifact_bytes, resources=model.resources,
+            options=model.options, metadata=model.metadata, created_at=model.created_at,
         )  # fmt: skip
 
 
@@ -210,6 +231,7 @@ class Register(Struct, kw_only=True, forbid_unknown_fields=True):
     """A version to register; docs/models.md says what each field is. The artifact, if there is one, is the file beside it."""
 
     name: str
+    example: Example = None
     runtime: str | None = None
     inputs: Described | None = None
     outputs: Described | None = None

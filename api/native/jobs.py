@@ -30,6 +30,7 @@ from forebay.api.context import (
 from forebay.api.errors import MalformedBody
 from forebay.api.native.bodies import (
     ErrorBody,
+    Form,
     JobBody,
     JobList,
     JobQuery,
@@ -58,7 +59,8 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?=$|[,;\s])")
 @needs("submit")
 async def submit(request: Request) -> Response:
     """Accept one job. `Prefer: wait=N` gives it with its result when it ends in time."""
-    job = await submitted(request)
+    form = read_query(request, Form)
+    job, model = await submitted(request)
     headers = {"Location": job_url(job.id)}
     wait = _WAIT.search(request.headers.get("prefer", ""))
     if wait is None:
@@ -67,7 +69,7 @@ async def submit(request: Request) -> Response:
     ended = await api_of(request).ended(job, seconds)
     headers["Preference-Applied"] = f"wait={seconds}"
     return json_response(
-        await _answer(job) if ended else Submitted(job.id, job_url(job.id)), 200 if ended else 202, headers
+        await _answer(job, model, form) if ended else Submitted(job.id, job_url(job.id)), 200 if ended else 202, headers
     )
 
 
@@ -95,9 +97,9 @@ async def submit_many(request: Request) -> Response:
 @needs("submit")
 async def call(request: Request) -> Response:
     """Submit one job and wait for its result."""
-    job = await submitted(request)
-    value = await api_of(request).result(job)
-    return json_response(Submitted(job.id, job_url(job.id), JobState.SUCCEEDED, result_as_json(value)))
+    form = read_query(request, Form)
+    job, model = await submitted(request)
+    return json_response(_succeeded(job, model, form, await api_of(request).result(job)))
 
 
 @needs("read")
@@ -140,18 +142,21 @@ async def retry(request: Request) -> Response:
     return json_response(StateBody(job.id, await job.state()), 202, {"Location": job_url(job.id)})
 
 
-async def submitted(request: Request) -> AsyncJob:
-    """The job that the request's body asks for, durable."""
+async def submitted(request: Request) -> tuple[AsyncJob, ModelVersion]:
+    """The job that the request's body asks for, durable, and the version that it is for."""
     body, is_json = await read_body(request, Submit)
     options = options_of(request, body)
     if body.metadata is not UNSET:
         options["metadata"] = cast("Mapping[str, Any]", body.metadata)
     batched = options.get("batched", False)
+    models: list[ModelVersion] = []
 
     def read(model: ModelVersion) -> Any:
+        models.append(model)
         return inputs_from_json(model.signature, body.inputs, batched) if is_json else body.inputs
 
-    return await client_of(request).predict(body.model, InputsFor(read), **options)
+    job = await client_of(request).predict(body.model, InputsFor(read), **options)
+    return job, models[0]
 
 
 def options_of(request: Request, body: Options) -> PredictOptions:
@@ -166,16 +171,20 @@ def options_of(request: Request, body: Options) -> PredictOptions:
     return cast(PredictOptions, options)
 
 
-async def _answer(job: AsyncJob) -> Submitted:
+async def _answer(job: AsyncJob, model: ModelVersion, form: Form) -> Submitted:
     """A job that has ended."""
-    state = job.sync.state  # known: no question to the ledger
     error = await job.exception(0)
-    if error is not None:
-        kind, reason = (
-            (error.type, error.reason) if isinstance(error, JobFailed) else (type(error).__name__, str(error))
-        )
-        return Submitted(job.id, job_url(job.id), state, error=ErrorBody(kind, reason))
-    return Submitted(job.id, job_url(job.id), state, result_as_json(await job.result(0)))
+    if error is None:
+        return _succeeded(job, model, form, await job.result(0))
+    kind, reason = (error.type, error.reason) if isinstance(error, JobFailed) else (type(error).__name__, str(error))
+    state = job.sync.state  # known: no question to the ledger
+    return Submitted(job.id, job_url(job.id), state, error=ErrorBody(kind, reason))
+
+
+def _succeeded(job: AsyncJob, model: ModelVersion, form: Form, value: Any) -> Submitted:
+    value = result_as_json(model.signature.by_class(value) if form.by_class else value)
+    classes = {field.name: field.classes for field in model.signature.outputs or () if field.classes}
+    return Submitted(job.id, job_url(job.id), JobState.SUCCEEDED, value, classes=classes or UNSET)
 
 
 def _lines(body: bytes) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from msgspec import UNSET
 from msgspec.structs import asdict
@@ -16,8 +17,10 @@ from starlette.routing import Route
 from forebay.api.context import api_of, json_response, media_type, needs, parse_json, read_json, read_query
 from forebay.api.errors import MalformedBody
 from forebay.api.native.bodies import Alias, ModelBody, ModelList, ModelQuery, QueueBody, QueueList, Register, Search
+from forebay.api.native.values import inputs_from_json
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
+from forebay.producer.inputs import InputsFor
 
 CHUNK = 1 << 20
 
@@ -29,14 +32,14 @@ async def register(request: Request) -> Response:
     """  # fmt: skip
     models = api_of(request).client.models
     if media_type(request) != "multipart/form-data":
-        return _registered(await models.register(**asdict(await read_json(request, Register))))
+        return _registered(await models.register(**_fields(await read_json(request, Register))))
     try:
         async with request.form(max_files=1, max_fields=1) as form:
             described, artifact = form.get("model"), form.get("artifact")
             if not isinstance(artifact, UploadFile) or not isinstance(described, str | UploadFile):
                 raise InvalidInput("the form needs the parts `model`, which is JSON, and `artifact`, which is a file")
             text = described if isinstance(described, str) else await described.read()
-            fields = asdict(parse_json(text, Register))
+            fields = _fields(parse_json(text, Register))
             with tempfile.TemporaryDirectory(prefix="forebay-api-") as folder:
                 # Of the client's file name only the ending counts, which says what the file is.
                 suffix = {".pt2": ".pt2", ".safetensors": ".safetensors"}.get(Path(artifact.filename or "").suffix, "")
@@ -111,6 +114,14 @@ def _ref(request: Request) -> str:
     """The reference that the path is: `name/3` has two parts."""
     path = request.path_params
     return f"{path['name']}/{path['version']}" if "version" in path else str(path["ref"])
+
+
+def _fields(body: Register) -> dict[str, Any]:
+    """What `models.register` takes; the example is read by the signature that the version gets."""
+    fields = asdict(body)
+    if body.example is not None:
+        fields["example"] = InputsFor(lambda model: inputs_from_json(model.signature, body.example, batched=False))
+    return fields
 
 
 def _registered(model: ModelVersion) -> Response:

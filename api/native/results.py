@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from forebay.api.context import MAX_WAIT_S, Api, api_of, json_response, needs, read_query
 from forebay.api.errors import Gone, NotAcceptable, NotEnded
-from forebay.api.native.bodies import Wait
+from forebay.api.native.bodies import ResultQuery
 from forebay.api.native.values import result_as_json
 from forebay.contract.errors import InvalidInput, JobNotFound, MissingExtra
 from forebay.contract.history import history
@@ -33,8 +33,8 @@ EVENT_POLL_S, EVENT_LAST_POLL_S = 0.5, 2.0
 @needs("read")
 async def result(request: Request) -> Response:
     """The result of a job that has succeeded, waited for up to `wait` seconds; how else it ended is an error."""
-    api, wait = api_of(request), read_query(request, Wait).wait
-    write = _writer(request)
+    api, query = api_of(request), read_query(request, ResultQuery)
+    wait, write = query.wait, _writer(request)
     job = await known_job(request)
     if wait:
         value = await api.result(job, min(wait, MAX_WAIT_S))
@@ -42,6 +42,8 @@ async def result(request: Request) -> Response:
         value = await job.result(0)
     else:
         raise NotEnded(f"job {job.id} has not ended yet; wait for it with ?wait=", job_id=job.id)
+    if query.by_class and write is _as_json:
+        value = (await api.client.models.get((await known_info(request)).ref)).signature.by_class(value)
     if write is _as_json and job.sync.has_inline_result:
         return write(value)
     return await api.client.call(write, value)

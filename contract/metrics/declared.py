@@ -21,6 +21,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 LOADS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TRAINING_OUTCOMES = ("succeeded", "failed", "stopped", "postponed", "released", "lost")
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
@@ -43,8 +44,7 @@ WORKER: Mapping[str, Metric] = {
     "job_wait_seconds": Metric("histogram", "From submission to the first claim of a job.", JOB, LONG),
     "job_run_seconds": Metric("histogram", "From the claim of a job to its end.", JOB, SECONDS),
     "training_attempts_total": Metric(
-        "counter", "Attempts of training jobs, by what became of them: succeeded, failed, stopped, postponed, released or lost.",
-        ("model", "outcome"),
+        "counter", f"Attempts of training jobs, by what became of them: {', '.join(TRAINING_OUTCOMES)}.", ("model", "outcome")
     ),
     "training_seconds": Metric("histogram", "Duration of an attempt of a training job.", ("model",), LONG),
     "batch_rows": Metric("histogram", "Rows of a forward pass.", MODEL, ROWS),

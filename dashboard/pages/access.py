@@ -39,12 +39,13 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why a request is denied: the status, the reason, and where to log in."""
+    """Why a request is denied: the status, the reason, and where to log in; with `by_token` the token would let in."""
 
     status: int
     reason: str
     login: str | None = None
     basic: bool = False
+    by_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class AccessControl:
         if path in PUBLIC_ON_LOOPBACK or self._has_token(request):
             changes = request.method not in ("GET", "HEAD", "OPTIONS")
             return Denial(403, FOREIGN) if changes and is_foreign(request) else None
-        return Denial(401, "open the address with ?token=… that `forebay up` printed and `forebay status` prints again")
+        reason = "open the address with ?token=… that `forebay up` printed and `forebay status` prints again"
+        return Denial(401, reason, by_token=True)
 
     def _has_token(self, request: HTTPServerRequest) -> bool:
         cookie = request.cookies.get(self._cookie_name)
@@ -183,7 +185,7 @@ class EntryHandler(RequestHandler):  # type: ignore[misc] # tornado ships types,
 
 
 class DeniedHandler(RequestHandler):  # type: ignore[misc]
-    """Answers a denied request, whatever its method."""
+    """Answers a denied request, whatever its method: a browser gets a page that needs nothing else of this server."""
 
     def initialize(self, denial: Denial) -> None:
         self._denial = denial
@@ -196,6 +198,9 @@ class DeniedHandler(RequestHandler):  # type: ignore[misc]
             return
         if denial.basic:
             self.set_header("WWW-Authenticate", 'Basic realm="forebay"')
-        self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.set_status(denial.status)
+        if "text/html" in self.request.headers.get("Accept", ""):
+            self.render("denied.html", denial=denial)
+            return
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish(denial.reason + "\n")

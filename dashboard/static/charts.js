@@ -36,9 +36,16 @@
     return value === null || value === undefined ? "–" : rounded(value) + "/s";
   }
 
+  // Where uPlot draws no points, it is for the lines to be seen: a value without a neighbour has none.
+  function alone(plot, line, shown) {
+    var values = plot.data[line];
+    function there(i) { return values[i] !== null && values[i] !== undefined; }
+    return shown ? null : values.map(function (_, i) { return i; }).filter(function (i) { return there(i) && !there(i - 1) && !there(i + 1); });
+  }
+
   function line(label, stroke, dash, show) {
     return {
-      label: label, stroke: stroke, width: 2, dash: dash, points: { size: 5 }, spanGaps: false,
+      label: label, stroke: stroke, width: 2, dash: dash, points: { size: 5, filter: alone }, spanGaps: false,
       value: function (_, value) { return show(value); }
     };
   }

@@ -36,6 +36,12 @@
     return Number(value.toPrecision(4)).toLocaleString("en-US", { maximumFractionDigits: 6 });
   }
 
+  // Of many points only the lines are drawn, and a single value has none.
+  function alone(plot, line, shown) {
+    var there = plot.data[line].map(function (value, i) { return value === null ? -1 : i; }).filter(function (i) { return i >= 0; });
+    return !shown && there.length === 1 ? there : null;
+  }
+
   function options(chart, place) {
     var look = {
       stroke: colour("--flower-text-muted"), grid: { stroke: colour("--bs-border-color"), width: 1 },
@@ -45,7 +51,7 @@
     var lines = chart.lines.map(function (line) {
       return {
         label: line.label, stroke: COLOURS[theme()][line.style % 6], width: 2, dash: DASHES[line.style % 6], spanGaps: true,
-        points: { size: 5, show: chart.steps.length < 60 }, value: function (_, value) { return shown(value); }
+        points: { size: 5, show: chart.steps.length < 60, filter: alone }, value: function (_, value) { return shown(value); }
       };
     });
     return {

@@ -245,6 +245,7 @@ def _show(model: ModelVersion) -> None:
             "inputs": _fields(model.signature.inputs) or "unchecked",
             "outputs": _fields(model.signature.outputs) or "unchecked",
             "classes": several(model.classes),
+            "example": "kept, for workers to warm up with" if model.has_example else None,
             "max batch size": model.max_batch_size,
             "max batch tokens": model.max_batch_tokens,
             "computes in": model.dtype,

@@ -27,7 +27,7 @@ from forebay.storage.ledger.statement import Statement
 
 COLUMNS = """v.name, v.version, v.runtime, v.artifact, v.artifact_form, v.artifact_bytes, v.inputs, v.outputs, v.max_batch_size,
 v.batch_wait_timeout_s, v.resources, v.options, v.metadata, v.created_at, v.max_batch_tokens, v.dtype, v.compile,
-v.timeout_s"""
+v.timeout_s, v.example IS NOT NULL AS has_example"""
 
 # What the three forms of a reference mean: `name/3`, `name@alias`, `name`.
 _NUMBERS = {
@@ -77,7 +77,7 @@ class ModelRegistry:
             made = add_version(connection, model, now)
             if example is not None:
                 SET_EXAMPLE.execute(connection, example=example, name=made.name, version=made.version)
-        return made
+        return replace(made, has_example=example is not None)
 
     def example(self, name: str, version: int) -> bytes | None:
         """The row that was registered with a version, as the codec wrote it; None when there is none."""
@@ -264,5 +264,5 @@ def _model(row: Any) -> ModelVersion:
         max_batch_size=row.max_batch_size, batch_wait_timeout_s=row.batch_wait_timeout_s,
         max_batch_tokens=row.max_batch_tokens, dtype=row.dtype, compile=bool(row.compile), timeout_s=row.timeout_s,
         resources=json.loads(row.resources), options=json.loads(row.options), metadata=json.loads(row.metadata),
-        created_at=at(row.created_at),
+        created_at=at(row.created_at), has_example=bool(row.has_example),
     )  # fmt: skip

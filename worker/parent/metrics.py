@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from forebay.contract.metrics.declared import WORKER
+from forebay.contract.metrics.declared import TRAINING_OUTCOMES, WORKER
 from forebay.contract.metrics.statistics import Statistics
 
 FRESH_S = 30.0  # how long a GPU's utilisation counts after a child last reported it
@@ -37,6 +37,13 @@ class WorkerMetrics:
         if by:
             with self._lock:
                 self._total.count(name, *labels, by=by)
+
+    def begin_training(self, model: str) -> None:
+        """Have the model's training series from its first attempt on, at zero."""
+        with self._lock:
+            self._total.observe("training_seconds", 0.0, model, times=0)
+            for outcome in TRAINING_OUTCOMES:
+                self._total.count("training_attempts_total", model, outcome, by=0)
 
     def add_child(self, counts: Mapping[str, Any]) -> None:
         """Add what a child has counted since its last report, and take over its gauges, under its `pid`."""
@@ -91,6 +98,8 @@ def _zeros() -> Statistics:
     for name, metric in WORKER.items():
         if metric.kind == "counter" and not metric.labels:
             zeros.count(name, by=0)
+    for outcome in ("done", "failed", "lost"):
+        zeros.count("pool_tasks_total", outcome, by=0)
     for action in ("freed", "failed", "expired", "due", "resent", "deleted"):
         zeros.count("sweeper_jobs_total", action, by=0)
     return zeros

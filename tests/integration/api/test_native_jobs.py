@@ -38,6 +38,8 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     stack.model("Echo", "big", inputs={"n": {"dtype": "int64", "shape": []}, "b": {"dtype": "bytes"}})
     stack.model("NearestDigit", "digits", inputs={"input": {"dtype": "float32", "shape": [64]}})
     stack.client.models.set_alias("digits", "champion", 1)
+    pet = {"dtype": "float64", "shape": [2], "classes": ["cat", "dog"]}
+    stack.model("Echo", "pets", inputs={"pet": {"dtype": "float64", "shape": [2]}}, outputs={"pet": pet})
     stack.worker().ready()
     return stack
 
@@ -91,6 +93,23 @@ def test_numbers_bytes_and_what_json_lacks_come_back_exactly(api: RunningApi) ->
         "base64": "AAA="
     }  # nothing is declared, nothing is guessed
     assert waited(api, "doubler", 9007199254740993)["result"] == 18014398509481986
+
+
+def test_a_result_comes_with_the_names_of_its_classes_and_by_them_where_that_is_asked(api: RunningApi) -> None:
+    named, body = {"cat": 0.25, "dog": 0.75}, {"model": "pets", "inputs": [0.25, 0.75]}
+    told = waited(api, "pets", body["inputs"])
+    assert (told["result"], told["classes"]) == ([0.25, 0.75], {"pet": ["cat", "dog"]})
+    assert "classes" not in waited(api, "floats", [1.0])
+    url = f"/api/v1/jobs/{told['id']}/result"
+    assert api.ask("GET", f"{url}?by_class=true").json == named
+    assert codec.decode(api.ask("GET", f"{url}?by_class=true", None, {"Accept": "application/msgpack"}).body).shape == (
+        2,
+    )
+    for path in ("/api/v1/jobs", "/predict", "/call"):
+        assert api.ask("POST", f"{path}?by_class=true", body, {"Prefer": "wait=60"}).json["result"] == named
+    several = api.ask("POST", "/call?by_class=1", {"model": "pets", "inputs": [[0.25, 0.75]] * 2, "batched": True})
+    assert several.json["result"] == [named, named]
+    assert api.ask("POST", "/call?by_class=perhaps", body).status == 422
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,23 @@ def test_a_chunked_body_ends_at_the_limit(api: RunningApi) -> None:
             b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + 4 * chunk
         )
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_an_example_is_kept_in_the_form_of_a_jobs_inputs_or_refused_and_a_version_tells_whether_it_has_one(
+    api: RunningApi,
+) -> None:
+    described = PLAIN | {"inputs": {"x": {"dtype": "float64", "shape": [2]}, "b": {"dtype": "bytes"}}}
+    given = {"x": [1, "NaN"], "b": {"base64": "AAA="}}
+    assert api.ask("POST", "/register", described).json["has_example"] is False
+    assert api.ask("POST", "/register", described | {"example": given}).json["has_example"] is True
+    for example, words in (({"x": [1], "b": {"base64": ""}}, "of shape [2]"), ({"x": [1, 2], "b": "A"}, "base64")):
+        refused = api.ask("POST", "/register", described | {"example": example})
+        assert (refused.status, refused.json["detail"][:8]) == (422, "example:"), refused.body
+        assert words in refused.json["detail"]
+    data = save({"w": np.zeros(4, np.float32)})
+    assert upload(api, WEIGHTS | {"example": [1, 2, 3, 4]}, "w.safetensors", data).json["has_example"] is True
+    models = api.api.client.sync.models
+    kept = models.example("plain/2")
+    assert (kept["x"].tolist()[0], np.isnan(kept["x"][1]), kept["b"]) == (1, True, b"\x00\x00")
+    assert models.example("weights")["x"].tolist() == [1, 2, 3, 4]
+    assert [m["has_example"] for m in api.ask("GET", "/api/v1/models?name=plain").json["models"]] == [False, True]

@@ -166,11 +166,58 @@ def test_axe_finds_no_serious_fault(world: World, dark: bool) -> None:
 def test_the_charts_are_drawn_of_the_jobs_that_ran(world: World) -> None:
     browser = world.open("/overview")
     wait_until(lambda: len(browser.all(".fb-plot canvas")) == 4, "four charts are drawn")
-    assert "61" in browser.text("[data-part=models]") or "60" in browser.text("[data-part=models]")
+    wait_until(lambda: {"60", "61"} & set(browser.text("[data-part=models]").split()), "the jobs are counted")
     dark = "return [...document.querySelectorAll('.fb-plot canvas')].map(c => c.toDataURL()).join()"
     before = browser.run(dark)
     browser.look(dark=True)
     wait_until(lambda: browser.run(dark) != before, "they are drawn anew in the other theme")
+
+
+def test_a_value_without_a_neighbour_is_drawn_as_a_point(world: World) -> None:
+    """Of a rate in one minute of an hour, and of a training curve with one value among many steps."""
+    drawn = """
+        const [holder, data, place, colour] = arguments, dot = document.body.appendChild(document.createElement("i"));
+        document.getElementById(holder).dataset.series = JSON.stringify(data);
+        document.dispatchEvent(new Event("forebay:placed"));
+        dot.style.color = colour;
+        const wanted = getComputedStyle(dot).color.match(/[0-9]+/g).map(Number);
+        return new Promise(done => requestAnimationFrame(() => {
+          const canvas = document.querySelector(place + " canvas");
+          const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+          let found = 0;
+          for (let i = 0; i < pixels.length; i += 4) {
+            found += pixels[i + 3] > 200 && wanted.every((value, j) => Math.abs(pixels[i + j] - value) < 40);
+          }
+          done(found);
+        }));"""
+    none: list[float | None] = [None] * 100
+    one = [*none[:40], 2.5, *none[41:]]
+    browser = world.open("/overview")
+    wait_until(lambda: len(browser.all(".fb-plot canvas")) == 4, "four charts are drawn")
+    rates = {"starts": [1.7e9 + 60 * i for i in range(100)], "succeeded": one, "failed": none}
+    series = rates | {name: [none] * 3 for name in ("wait", "run", "total")}
+    assert 3 < browser.run(drawn, "series", series, "#chart-rate", "var(--flower-success)") < 40
+    browser = world.open(f"/training/{world.backend.store.queries.find(kind=JobKind.TRAIN)[0].id}")
+    wait_until(lambda: browser.all("#curve-0 canvas"), "a curve is drawn")
+    lines = [
+        {"label": "train", "style": 1, "values": [*range(100)]},
+        {"label": "validation", "style": 0, "values": one},
+    ]
+    chart = {"title": "loss", "steps": [*range(100)], "lines": lines}
+    assert 3 < browser.run(drawn, "curves", [chart], "#curve-0", "#1f6f2e") < 40
+
+
+def test_a_browser_without_the_token_gets_a_page_with_the_next_step(world: World) -> None:
+    browser, cookies = world.browser, world.browser.driver.get_cookies()
+    browser.driver.delete_all_cookies()
+    browser.open(f"{world.dashboard.url}/jobs?state=failed")
+    assert browser.text("h1") == "Forebay: not logged in"
+    assert "forebay status" in browser.text("#reason")
+    browser.complaints()  # of the 401
+    browser.find("[name=token]").send_keys(world.dashboard.address.partition("token=")[2], Keys.ENTER)
+    browser.wait_for("h1", "Jobs")
+    assert "token" not in browser.driver.current_url
+    assert {cookie["name"] for cookie in cookies} >= {cookie["name"] for cookie in browser.driver.get_cookies()}
 
 
 def test_the_form_filters_and_the_links_page(world: World) -> None:

@@ -98,6 +98,9 @@ def test_without_a_login_the_token_lets_in_and_nothing_else_does(dashboard: Dash
         assert dashboard.get(f"{path}?token=wrong", {})[0] == 401, path
     assert {dashboard.get(path, {})[0] for path in ("/healthz", "/metrics", "/healthcheck")} == {200}
     assert "there is no ledger" in dashboard.get("/readyz", {})[1]
+    status, page = dashboard.get("/jobs", {"Accept": "text/html,*/*"})
+    assert (status, page[:15]) == (401, "<!doctype html>")
+    assert dashboard.get("/jobs", {"Accept": "application/json"})[1].startswith("open the address with ?token=")
     token = tmp_path / "dashboard-token"
     assert token.stat().st_mode & 0o077 == 0
     assert token.read_text() not in dashboard.get("/", {})[1]

@@ -172,7 +172,9 @@ def test_an_example_is_read_as_predict_reads_inputs_and_held_against_the_signatu
     }.items():
         asked = ["register", "b", "--runtime", "python", "--option", "class=a.b:C", "--inputs", PAIR]
         assert told in shell.error("models", *asked, "--example", example), example
-    assert [m["ref"] for m in shell.json("models", "list", "--json")] == ["a/1", "a/2", "a/3", "a/4"]
+    listed = [(m["ref"], m["has_example"]) for m in shell.json("models", "list", "--json")]
+    assert listed == [("a/1", True), ("a/2", True), ("a/3", True), ("a/4", False)]
+    assert ["kept" in shell.out("models", "show", f"a/{n}") for n in (3, 4)] == [True, False]
 
 
 def test_versions_are_found_by_what_they_take_and_carry(shell: Shell) -> None:

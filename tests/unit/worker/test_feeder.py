@@ -108,11 +108,11 @@ class Parent:
         self.returned.append(ids)
 
     def put(
-        self, ids: list[str], model: str = "m", wait: BatchWait | None = None, exclusive: bool = False
+        self, ids: list[str], model: str = "m", wait: BatchWait | None = None, exclusive: bool = False, version: int = 1
     ) -> FakeRequest:
         self.count += 1
         request = FakeRequest(f"message {self.count}")
-        self.feeder.put(ReceivedMessage(request, TaskArgs(model, 1, ids, exclusive, wait), 5))
+        self.feeder.put(ReceivedMessage(request, TaskArgs(model, version, ids, exclusive, wait), 5))
         return request
 
     def end(self, number: int, **how: Any) -> None:
@@ -133,6 +133,11 @@ def handed(parent: Parent) -> list[list[str]]:
 def test_an_idle_child_gets_what_waits_at_once(parent: Parent) -> None:
     parent.put(IDS[:1])
     assert handed(parent) == [IDS[:1]]
+
+
+def test_a_child_that_is_given_a_training_job_has_its_worker_tell_of_it_before_it_ends(parent: Parent) -> None:
+    parent.put(IDS[:1], "iris", exclusive=True, version=0)
+    assert parent.feeder.metrics.snapshot().counters["training_attempts_total"]["iris", "failed"] == 0
 
 
 def test_a_busy_child_lets_messages_of_a_model_gather(parent: Parent) -> None:

@@ -10,6 +10,7 @@ import redis
 
 from forebay.contract.errors import LedgerUnavailable
 from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.summary import Fate
 from forebay.worker.parent.metrics import WorkerMetrics
 from forebay.worker.parent.probes import Probes
 from support.waiting import FakeClock
@@ -191,3 +192,17 @@ def test_a_heartbeat_that_ended_or_hangs_is_not_well(probes: Probes, parts: Part
     parts.clock.forward(91)
     probes.loop_turned(FakePool(up=1, starting=0))
     assert probes.health() == ["the heartbeat hangs"]
+
+
+def test_training_and_tasks_have_their_series_before_the_first_has_ended() -> None:
+    worker = WorkerMetrics()
+    assert worker.snapshot().counters["pool_tasks_total"] == {("done",): 0, ("failed",): 0, ("lost",): 0}
+    worker.begin_training("iris")
+    now = worker.snapshot()
+    assert now.counters["training_attempts_total"] == {("iris", fate.value): 0 for fate in Fate}
+    assert now.histograms["training_seconds"]["iris",].count == 0
+    child = ChildMetrics()
+    child.trained("iris", "succeeded", 2.0)
+    worker.add_child(counted(child))
+    worker.begin_training("iris")
+    assert worker.snapshot().total("training_attempts_total", "iris", "succeeded") == 1

@@ -153,9 +153,12 @@ class PoolTask:
             raise TaskRevokedError("nothing waits")
         self._ids = list(dict.fromkeys(id for message in messages for id in message.args.ids))
         self._requests = [message.request for message in messages]
+        model, version = messages[0].args.model, messages[0].args.version
+        if version == 0:  # one that a training job is to make
+            self._feeder.metrics.begin_training(model)
         result = pool.apply_async(
             run_in_child,
-            args=(messages[0].args.model, messages[0].args.version, self._ids),
+            args=(model, version, self._ids),
             accept_callback=self._accepted,
             callback=self._done,
             error_callback=self._lost,
