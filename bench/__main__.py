@@ -27,7 +27,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 def bench(
     workloads: Annotated[
-        str, typer.Option(help="By comma: W1, W1s, W2, W4, W3r, W3t, and the targets poison, scale, memory.")
+        str,
+        typer.Option(
+            help="By comma: W1, W1s, W2, W4, W3r, W3t, and the targets poison, scale, memory, payload, images."
+        ),
     ] = "W1,W1s,W2,W4",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
     jobs: Annotated[int | None, typer.Option(min=64, help="Jobs, or rows, in a run.", show_default=False)] = None,

@@ -22,7 +22,7 @@ from forebay.datasets.formats.isolated import Isolated
 from forebay.datasets.formats.jsonl import INPUT
 from forebay.datasets.formats.source import Chunk, Sample, Source, check_columns, get_source
 from forebay.datasets.planning.schema import kept_columns
-from forebay.datasets.reading.inputs import casts_safely, convert
+from forebay.datasets.reading.inputs import casts_safely, convert, holds_images, takes_pixels
 from forebay.datasets.reading.rows import columns_read
 
 _DEFAULT_COLUMNS = {IMAGES: IMAGE, NPY: COLUMN, OPENAI: INPUT}
@@ -156,7 +156,7 @@ def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) ->
         return f"a column of {wrong[0]}" if wrong else f"{len(types)} columns" if short else None
     kind = types[0]
     if format == IMAGES:
-        return None if declared.dtype == "bytes" or _accepts_pixels(declared) else "images"
+        return None if declared.dtype == "bytes" or takes_pixels(declared) else "images"
     return None if _may_be(declared, kind) else str(kind)
 
 
@@ -170,6 +170,8 @@ def _may_be(declared: Field, kind: Any) -> bool:
         return is_text(kind)
     if declared.dtype == "bytes":
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+    if takes_pixels(declared) and holds_images(kind):
+        return True
     lengths, leaf = list_lengths(kind)
     if not is_number(leaf) or not casts_safely(leaf, declared):
         return False
@@ -181,7 +183,3 @@ def _may_be_cell(declared: Field, kind: Any) -> bool:
         number = is_number(kind) or pa.types.is_decimal(kind)
         return bool(number or is_text(kind) or pa.types.is_null(kind))
     return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _accepts_pixels(declared: Field) -> bool:
-    return declared.dtype == "uint8" and len(declared.shape) in (2, 3) and declared.shape[2:] in ((), (1,), (3,), (-1,))

@@ -30,7 +30,7 @@ from forebay.datasets.columns import (
     take,
     to_numpy,
 )
-from forebay.datasets.formats.images import PATH, decode_image
+from forebay.datasets.formats.images import PATH, decode_image, for_each
 from forebay.datasets.formats.source import Chunk
 
 
@@ -68,8 +68,10 @@ def convert(
     for name, given in columns.items():
         parts = [chunk.columns[column] for column in given]
         declared = fields.get(name)
-        if format == IMAGES and declared is not None and declared.dtype != "bytes":
-            found[name] = _each(declared, _pixels(chunk, given[0], declared, oriented), chunk.bad, bad)
+        files = plain(parts[0]) if isinstance(parts[0], pa.Array) and len(parts) == 1 else None
+        if files is not None and declared is not None and takes_pixels(declared) and holds_images(files.type):
+            paths = [path.as_py() for path in chunk.columns[PATH]] if format == IMAGES else None
+            found[name] = _each(declared, _pixels(files.to_pylist(), paths, declared, oriented), chunk.bad, bad)
         else:
             found[name] = _input(declared, parts, chunk.bad, bad)
     good = np.delete(np.arange(len(chunk)), list(bad))
@@ -117,17 +119,36 @@ def _number_cells(declared: Field, column: pa.Array) -> NDArray[Any] | None:
     return cast_numbers(np.where(there, numbers, np.nan), ARRAY_DTYPES[declared.dtype])
 
 
-def _pixels(chunk: Chunk, column: str, declared: Field, oriented: bool) -> list[Any]:
-    """Each image's pixels, gray or RGB as the declared shape asks for, or its error, which names its file."""
+def takes_pixels(declared: Field) -> bool:
+    """Whether the input is an image's pixels, of which the last dimension, or none, is the colors."""
+    shape = declared.shape
+    return declared.dtype == "uint8" and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,), (-1,))
+
+
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold image files: their bytes, or structs with `bytes`, as Hugging Face keeps them."""
+    if isinstance(kind, pa.StructType):
+        return kind.get_field_index("bytes") >= 0 and holds_images(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _pixels(files: Sequence[Any], paths: Sequence[str] | None, declared: Field, oriented: bool) -> list[Any]:
+    """Each image's pixels, gray or RGB as the declared shape asks for; None for one that is missing, or its error, which names
+    its file where it has one.
+    """  # fmt: skip
     gray = len(declared.shape) == 2 or declared.shape[2] == 1
-    found: list[Any] = []
-    for data, path in zip(chunk.columns[column], chunk.columns[PATH], strict=True):
+
+    def decode(i: int) -> Any:
+        data = files[i]["bytes"] if isinstance(files[i], dict) else files[i]
+        if data is None:
+            return None
         try:
-            pixels = decode_image(data.as_py(), gray=gray, oriented=oriented)
-            found.append(pixels[..., None] if gray and len(declared.shape) == 3 else pixels)
+            pixels = decode_image(data, gray=gray, oriented=oriented)
         except InvalidInput as error:
-            found.append(InvalidInput(f"{shown(path.as_py())}: {error}"))
-    return found
+            return InvalidInput(f"{shown(paths[i])}: {error}") if paths is not None else error
+        return pixels[..., None] if gray and len(declared.shape) == 3 else pixels
+
+    return for_each(decode, range(len(files)))
 
 
 def _whole(declared: Field | None, column: pa.Array) -> tuple[NDArray[Any], dict[int, Exception]] | None:

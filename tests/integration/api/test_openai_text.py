@@ -55,7 +55,9 @@ def held(stack: WorkerStack) -> Iterator[WorkerStack]:
 
 def test_a_conversation_is_answered_by_one_durable_job(client: openai.OpenAI, stack: WorkerStack) -> None:
     before = {job.id for job in stack.client.jobs()}
-    made = client.chat.completions.create(model="writer", messages=ASKED, metadata={"for": "test"}, user="ada", store=False)
+    made = client.chat.completions.create(
+        model="writer", messages=ASKED, metadata={"for": "test"}, user="ada", store=False
+    )
     [job] = [job for job in stack.client.jobs(metadata={"for": "test"}) if job.id not in before]
     assert (job.kind, job.ref, job.submitted_by) == (JobKind.PREDICT, "writer/1", "openai")
     assert (made.id, made.object, made.model) == (f"chatcmpl-{job.id}", "chat.completion", "writer/1")
@@ -86,7 +88,12 @@ def test_several_choices_with_logprobs_and_a_limit_come_in_openais_form(client: 
 
 @pytest.mark.parametrize(
     ("prompt", "texts", "tokens"),
-    [("a b", ["a b"], 2), (["a b", "c"], ["a b", "c"], 3), ([5, 7], ["(5, 7)"], 2), ([[5, 7], [6]], ["(5, 7)", "(6,)"], 3)],
+    [
+        ("a b", ["a b"], 2),
+        (["a b", "c"], ["a b", "c"], 3),
+        ([5, 7], ["(5, 7)"], 2),
+        ([[5, 7], [6]], ["(5, 7)", "(6,)"], 3),
+    ],
 )
 def test_prompts_are_gone_on_from_and_those_of_a_request_are_one_job(
     client: openai.OpenAI, stack: WorkerStack, prompt: Any, texts: list[str], tokens: int
@@ -234,7 +241,14 @@ def tell(stack: WorkerStack, api: RunningApi, *pieces: tuple[int, int, int, str]
 def test_text_comes_as_it_is_made_and_the_rest_from_the_ledger(
     client: openai.OpenAI, api: RunningApi, held: WorkerStack
 ) -> None:
-    told = [(0, 0, 0, "water"), (0, 0, 5, " be"), (0, 0, 3, "er behi"), (0, 0, 99, "lost"), (0, 7, 0, "x"), (3, 0, 0, "x")]
+    told = [
+        (0, 0, 0, "water"),
+        (0, 0, 5, " be"),
+        (0, 0, 3, "er behi"),
+        (0, 0, 99, "lost"),
+        (0, 7, 0, "x"),
+        (3, 0, 0, "x"),
+    ]
     teller = threading.Thread(target=tell, args=(held, api, *told))
     teller.start()
     stream = client.chat.completions.create(model="writer", messages=ASKED, stream=True)

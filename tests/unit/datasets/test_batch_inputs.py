@@ -94,6 +94,12 @@ FITS = [
     ("str", None, pa.binary(), False),
     ("bytes", None, pa.binary(), True),
     ("json", None, pa.struct([("a", pa.int64())]), True),
+    ("uint8", [-1, -1, 3], pa.binary(), True),
+    ("uint8", [32, 32], pa.struct([("bytes", pa.large_binary()), ("path", pa.string())]), True),
+    ("uint8", [-1, -1, 3], pa.struct([("path", pa.string())]), False),
+    ("uint8", [3, 32, 32], pa.binary(), False),
+    ("uint8", [64], pa.binary(), False),
+    ("float32", [32, 32, 3], pa.binary(), False),
 ]
 
 

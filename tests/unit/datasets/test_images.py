@@ -2,9 +2,12 @@
 
 import io
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -127,6 +130,31 @@ def test_whatever_a_decoder_raises_is_that_rows_error_and_names_its_file(tmp_pat
     errors = errors_of(out)
     assert len(errors) == len(broken())
     assert all(Path(error["file"]).name in error["message"] for error in errors)
+
+
+@pytest.mark.parametrize("form", ["binary", "dictionary", "struct"])
+def test_a_column_of_encoded_images_gives_what_their_files_give(tmp_path: Path, form: str) -> None:
+    files = [array(RAMP, "PNG"), array(RAMP[::-1], "PNG"), b"no image", None]
+    values: pa.Array = pa.array(files, pa.binary())
+    if form == "dictionary":
+        values = values.dictionary_encode()
+    if form == "struct":
+        values = pa.array([data and {"bytes": data, "path": "x.png"} for data in files])
+    pq.write_table(pa.table({"picture": values, "id": [0, 1, 2, 3]}), tmp_path / "images.parquet")
+    out = run_batch(
+        tmp_path / "out", files_of(tmp_path / "images.parquet"), lambda row: row["image"][0, 0].tolist(),
+        {"image": ("picture",)}, keep=("id",), signature=Signature.parse({"image": {"dtype": "uint8", "shape": [-1, -1, 1]}}),
+    )  # fmt: skip
+    assert [(row["id"], row["output"]) for row in rows_of(out)] == [(0, "[0]"), (1, "[64]")]
+    assert [error["row"] for error in errors_of(out)] == [2, 3]
+    assert "Pillow cannot read the image" in errors_of(out)[0]["message"]
+    assert "missing" in errors_of(out)[1]["message"]
+
+
+def test_several_images_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "CORES", 3)
+    together = Barrier(3, timeout=60)
+    assert images.for_each(lambda n: (together.wait(), n)[1], range(6)) == [*range(6)]
 
 
 def test_too_many_pixels_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.recipes import CLASSES
 from forebay.datasets.columns import Values
-from forebay.datasets.formats.images import decode_image
+from forebay.datasets.formats.images import decode_image, for_each
 from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.preprocessing import DROP, fit_scale
 from forebay.worker.trainer.recipes.tabular import perceptron
@@ -92,14 +92,19 @@ class ImageClassifier:
         """`(rows, 3, size, size)`; what cannot be read goes to `bad`, if there is one. A missing value is left black."""
         size = self._params["size"]
         made = np.zeros((len(files), 3, size, size), np.uint8)
-        for i, data in enumerate(files):
-            if data is None and bad is not None:
-                continue
+
+        def fill(i: int) -> InvalidInput | None:
             try:
-                made[i] = _small(data, size, self._params["orientation"])
+                if files[i] is not None or bad is None:
+                    made[i] = _small(files[i], size, self._params["orientation"])
             except InvalidInput as error:
+                return error
+            return None
+
+        for i, error in enumerate(for_each(fill, range(len(files)))):
+            if error is not None:
                 if bad is None:
-                    raise
+                    raise error
                 bad[i] = str(error)
         return made
 
