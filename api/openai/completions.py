@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from forebay.api.context import Api, api_of, client_of, header_key, json_response, needs, own_key, read_json
 from forebay.api.errors import Dialect, HttpError, error_response
@@ -60,9 +61,7 @@ async def _create(request: Request, chat: bool) -> Response:
         return json_response(asked.answer(ref, await api.result(job, WAIT_S), job.id))
     chunks = TextStream(api, asked, ref, job).chunks()
     first = await anext(chunks)  # until it is there, an error has a status of its own
-    return StreamingResponse(
-        _chained(first, chunks), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    return EventStream(first, chunks)
 
 
 class TextStream:
@@ -75,18 +74,19 @@ class TextStream:
         self._head = asked.head(ref, job.id) | {"object": kind} | ({"usage": None} if self._tells_usage else {})
         self._sent: dict[int, str] = {}
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes]:
         """Server-sent events. An error before the first one is raised; a later one is an event, in the place of `[DONE]`."""
         begun = False
         try:
-            async for piece in self._pieces():
-                if piece is None:
-                    yield b": the job goes on\n\n"
-                elif text := self._news(piece):
-                    yield self._text(piece.row * self._asked.choices + piece.choice, text)
-                else:
-                    continue
-                begun = True
+            async with aclosing(self._pieces()) as pieces:
+                async for piece in pieces:
+                    if piece is None:
+                        yield b": the job goes on\n\n"
+                    elif text := self._news(piece):
+                        yield self._text(piece.row * self._asked.choices + piece.choice, text)
+                    else:
+                        continue
+                    begun = True
             for chunk in self._rest(await self._api.result(self._job, 0)):
                 yield chunk
                 begun = True
@@ -97,7 +97,7 @@ class TextStream:
         else:
             yield b"data: [DONE]\n\n"
 
-    async def _pieces(self) -> AsyncIterator[TextPiece | None]:
+    async def _pieces(self) -> AsyncGenerator[TextPiece | None]:
         """Text as the worker tells it, until the job has ended; None after a time without any."""
         loop, told = asyncio.get_running_loop(), asyncio.Queue[TextPiece | None]()
 
@@ -157,10 +157,21 @@ class TextStream:
         return _event(self._head | {"choices": [choice]})
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk
+class EventStream(StreamingResponse):
+    """Sends server-sent events, and ends their generator at once when the client has gone away."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
+        super().__init__(self._all(first), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._rest):
+            await super().__call__(scope, receive, send)
+
+    async def _all(self, first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        async for event in self._rest:
+            yield event
 
 
 def _event(data: Any) -> bytes:

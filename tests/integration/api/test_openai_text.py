@@ -1,7 +1,6 @@
 """Chat and text completions as OpenAI's own client uses them: answers, streams, errors, and the jobs behind them."""
 
 import asyncio
-import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import redis
 
 from forebay.api.openai import completions
 from forebay.contract.generation import INPUTS, OUTPUTS
-from forebay.contract.job import JobKind, JobState
+from forebay.contract.job import JobKind
 from forebay.contract.wire.messages import TextPiece
 from forebay.worker.announcer import Announcer
 from support.api import RunningApi, running_api
@@ -297,7 +296,8 @@ def test_a_client_that_goes_away_leaves_its_job_running(
     answer = api.api.client.sync.session.watcher.text_wanted
     stream = client.chat.completions.with_streaming_response.create(model="writer", messages=ASKED, stream=True)
     with stream as response:
-        assert next(response.iter_lines()) == ": the job goes on"
+        lines = response.iter_lines()  # kept: the response is closed with its iterator
+        assert next(lines) == ": the job goes on"
         [job] = wait_until(answer, "somebody listens")
     wait_until(lambda: not answer(), "nobody listens any more")
     held.go_on()
@@ -316,15 +316,18 @@ def test_the_asynchronous_client_gets_the_same(api: RunningApi) -> None:
 
 
 def test_a_server_that_is_stopped_ends_its_streams_with_the_jobs_id(held: WorkerStack) -> None:
-    with running_api(held.settings) as api:
-        stopper = threading.Thread(target=lambda: (tell(held, api, (0, 0, 0, "water")), api.stop()))
-        stopper.start()
-        answer = api.ask("POST", "/v1/chat/completions", {"model": "writer", "messages": ASKED, "stream": True})
-        stopper.join()
-    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    first, error, _ = answer.body.decode().split("\n\n")
-    assert '"content":"water"' in first
-    told = json.loads(error.removeprefix("data: "))["error"]
-    assert told["code"] == "server_stopping"
+    with (
+        running_api(held.settings) as api,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key="none") as client,
+    ):
+        teller = threading.Thread(target=tell, args=(held, api, (0, 0, 0, "water")))
+        teller.start()
+        stream = client.chat.completions.create(model="writer", messages=ASKED, stream=True)
+        assert stream.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert next(stream).choices[0].delta.content == "water"
+        teller.join()
+        api.stop()
+        with pytest.raises(openai.APIError, match="goes on") as stopped:
+            list(stream)
     [job] = held.client.jobs(state="running")
-    assert (job.id in told["message"], job.state) == (True, JobState.RUNNING)
+    assert (stopped.value.code, job.id in str(stopped.value)) == ("server_stopping", True)
