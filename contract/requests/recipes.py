@@ -16,24 +16,31 @@ from msgspec import Meta, Struct
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.fields import Field, check, fields_of
-from forebay.contract.requests.training import METRICS
 
-CLASSES, NUMBERS = "classes", "numbers"  # what a recipe learns to tell
+CLASSES, NUMBERS, TEXT = "classes", "numbers", "text"  # what a recipe learns to tell
+FINETUNE = "finetune-text"
+_METRICS = {
+    CLASSES: ("loss", "accuracy", "precision", "recall", "f1", "auroc"),
+    NUMBERS: ("loss", "mae", "rmse", "r2"),
+    TEXT: ("loss", "perplexity"),
+}
 
 Width = Annotated[int, Meta(ge=1, le=65_536)]
+Epochs = Annotated[int, Meta(ge=1, le=1_000_000, description="how often the training split is gone through")]
+LearningRate = Annotated[float, Meta(ge=1e-12, le=1e3, description="learning rate")]
 
 
 class LoopParams(Struct, frozen=True, kw_only=True):
     """The parameters of the training loop, which every recipe has."""
 
-    epochs: Annotated[int, Meta(ge=1, le=1_000_000, description="how often the training split is gone through")] = 20
+    epochs: Epochs = 20
     batch_size: Annotated[
         int, Meta(ge=1, le=10_000_000, description="rows of one step, over all processes; `gd` takes all rows")
     ] = 32
     optimizer: Annotated[
         Literal["gd", "sgd", "adam", "adamw"], Meta(description="`gd` is gradient descent with all rows in each step")
     ] = "adam"
-    lr: Annotated[float, Meta(ge=1e-12, le=1e3, description="learning rate")] = 0.001
+    lr: LearningRate = 0.001
     momentum: Annotated[float, Meta(ge=0, le=0.9999, description="of `gd` and `sgd`")] = 0.0
     weight_decay: Annotated[float, Meta(ge=0, le=1e3, description="pulls weights towards zero")] = 0.0
     schedule: Annotated[
@@ -51,6 +58,9 @@ class LoopParams(Struct, frozen=True, kw_only=True):
         float, Meta(ge=0, le=1e9, description="how much better counts as better for `early_stopping_epochs`")
     ] = 0.0
     precision: Annotated[Literal["32", "bf16-mixed"], Meta(description="of the arithmetic")] = "32"
+    warmup_steps: Annotated[
+        int, Meta(ge=0, le=1_000_000_000, description="over which the learning rate rises to `lr` or its schedule")
+    ] = 0
     accumulate: Annotated[int, Meta(ge=1, le=1_000_000, description="batches whose gradients make one step")] = 1
     clip: Annotated[float, Meta(ge=0, le=1e9, description="longest gradient, by its norm; 0 any")] = 0.0
     class_weights: Annotated[
@@ -115,9 +125,30 @@ class SequenceParams(Struct, frozen=True, kw_only=True):
     ] = 256
 
 
+class FinetuneParams(Struct, frozen=True, kw_only=True):
+    """Of a low-rank adapter (LoRA) on a language model."""
+
+    base: Annotated[
+        str, Meta(title="a model, such as smollm@champion", description="the registered language model that is adapted")
+    ] = ""
+    rank: Annotated[int, Meta(ge=1, le=4096, description="of the product that is learned for each layer")] = 16
+    alpha: Annotated[float, Meta(gt=0, le=1e6, description="the product is scaled by alpha / rank")] = 32.0
+    dropout: Dropout = 0.0
+    targets: Annotated[
+        tuple[str, ...],
+        Meta(title="names such as q_proj,v_proj", description="layers that are adapted; none: all linear ones but the head"),
+    ] = ()  # fmt: skip
+    max_length: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="examples of more tokens are left out; 0: the model's context")
+    ] = 0
+    epochs: Epochs = 3
+    batch_size: Annotated[int, Meta(ge=1, le=10_000_000, description="examples of one step, over all processes")] = 8
+    lr: LearningRate = 2e-4
+
+
 @dataclass(frozen=True, slots=True)
 class RecipeInfo:
-    """A recipe of Forebay's own: what it tells (CLASSES or NUMBERS), its metric, the losses it can lower, its parameters."""
+    """A recipe of Forebay's own: what it tells (CLASSES, NUMBERS or TEXT), its metric, the losses it can lower, its parameters."""
 
     name: str
     help: str
@@ -146,6 +177,10 @@ RECIPES: Mapping[str, RecipeInfo] = {
         RecipeInfo(
             "sequence-classifier", "a class from a text or a list of numbers, by a recurrent network", CLASSES, "accuracy",
             _CLASS_LOSSES, SequenceParams,
+        ),
+        RecipeInfo(
+            FINETUNE, "a text from a prompt, or an answer in a conversation, by an adapter (LoRA) on a language model", TEXT,
+            "perplexity", ("cross-entropy",), FinetuneParams,
         ),
     )
 }  # fmt: skip
@@ -186,16 +221,15 @@ def default_metric(recipe: str) -> str:
 def check_metric(recipe: str, metric: str | None) -> str:
     """The metric, the recipe's own for None; InvalidInput for one that its task does not have."""
     known = RECIPES.get(recipe)
-    able = metrics_of(known.task) if known is not None else tuple(METRICS)
+    able = metrics_of(known.task) if known is not None else (*_METRICS[CLASSES], *_METRICS[NUMBERS][1:])
     if metric is not None and metric not in able:
         raise InvalidInput(f"recipe {recipe!r} cannot be judged by {shown(metric)}; choose one of {', '.join(able)}")
     return metric or default_metric(recipe)
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
-    """The metrics that are measured for CLASSES or for NUMBERS."""
-    numbers = ("mae", "rmse", "r2")
-    return ("loss", *numbers) if task == NUMBERS else tuple(name for name in METRICS if name not in numbers)
+    """The metrics that are measured for CLASSES, NUMBERS or TEXT while it is trained."""
+    return _METRICS[task]
 
 
 def _checked(kind: type[Struct], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from forebay.contract.requests.request import Request
 TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the splits of a data set; `test` is what is held out
 
 # In a trainer's folder: what it reads ...
-REQUEST_FILE, RESUME_FILE = "request.json", "resume.ckpt"
+REQUEST_FILE, RESUME_FILE, BASE_FOLDER = "request.json", "resume.ckpt", "base"
 # ... and what it writes.
 EVENTS_FILE, CHECKPOINT_FOLDER, ARTIFACT_FOLDER = "events.jsonl", "checkpoints", "artifact"
 
 # Of each metric that a run may be judged by: whether more is better.
 METRICS: Mapping[str, bool] = {
     "loss": False, "accuracy": True, "precision": True, "recall": True, "f1": True, "auroc": True,
-    "mae": False, "rmse": False, "r2": True,
+    "mae": False, "rmse": False, "r2": True, "perplexity": False, "exact_match": True,
 }  # fmt: skip
 
 MAX_INT = 2**31 - 1
@@ -131,8 +131,9 @@ class DataSummary(Struct, frozen=True, tag="data", tag_field="event"):
     """What the trainer found in its data: rows per split, the hash of its files, and what a user should know of it.
 
     `dropped` rows had missing values; `leaked` rows of the validation and test splits are also in the training split.
-    `classes` are the labels in the order of the outputs, () for numbers.
-    """
+    `classes` are the labels in the order of the outputs, () for numbers. `longer` examples of text were left out, for they have
+    more tokens than `max_length` or the model's context.
+    """  # fmt: skip
 
     rows: Mapping[str, int]
     sha256: str
@@ -140,6 +141,7 @@ class DataSummary(Struct, frozen=True, tag="data", tag_field="event"):
     classes: tuple[str, ...] = ()
     dropped: int = 0
     leaked: int = 0
+    longer: int = 0
 
 
 class Point(Struct, frozen=True, tag="point", tag_field="event"):

@@ -20,6 +20,7 @@ from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
+    BASE_FOLDER,
     RESUME_FILE,
     DataSummary,
     Event,
@@ -79,9 +80,13 @@ def request(recipe: str, files: tuple[InputFile, ...], target: str | None, **mor
     return msgspec.structs.replace(TrainRequest(recipe, files, "npz", target), **more)
 
 
-def run(asked: TrainRequest, resume: Path | None = None, allowed: tuple[str, ...] = ()) -> Run:
-    """The request in this process, in a folder of its own next to its data."""
+def run(
+    asked: TrainRequest, resume: Path | None = None, allowed: tuple[str, ...] = (), base: Path | None = None
+) -> Run:
+    """The request in this process, in a folder of its own next to its data; `base` is the model that it adapts."""
     folder = Path(tempfile.mkdtemp(dir=Path(asked.files[0].path).parent))
+    if base is not None:
+        (folder / BASE_FOLDER).symlink_to(base)
     if resume is not None:
         shutil.copy(resume, folder / RESUME_FILE)
     events: list[Event] = []

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+POOL = 50  # batches whose rows are sorted by length together
 
 
 class Batch(NamedTuple):
@@ -25,13 +28,24 @@ class Batch(NamedTuple):
     total: float
 
 
+class Ragged:
+    """Rows of different lengths. Those that are picked are padded with zeros at their right, to the longest of them."""
+
+    def __init__(self, rows: Sequence[NDArray[Any]]) -> None:
+        self._rows = rows
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return pad_sequence([torch.from_numpy(self._rows[i]) for i in rows.tolist()], batch_first=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a split as tensors, and what each weighs."""
+    """The rows of a split as tensors, and what each weighs. With `lengths`, batches hold rows of about the same."""
 
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Tensor | Ragged, ...]
     targets: Tensor
     weights: Tensor
+    lengths: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -59,7 +73,10 @@ class TrainingBatches:
         return math.ceil(len(self._rows) / self._size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.from_numpy(shuffled(len(self._rows), self._seed, self._position.epoch))
+        epoch, order = self._position.epoch, shuffled(len(self._rows), self._seed, self._position.epoch)
+        if self._rows.lengths is not None:
+            order = _grouped(order, self._rows.lengths, self._size, np.random.default_rng([self._seed, epoch, 1]))
+        order = torch.from_numpy(order)
         for number in range(self._position.batch, len(self)):
             yield self._share(order[number * self._size : (number + 1) * self._size])
 
@@ -79,7 +96,8 @@ class TrainingBatches:
         if short:
             mine = torch.cat([mine, batch[:1].expand(short)])
             weights = torch.cat([weights, torch.zeros(short)])
-        if len(mine) == len(self._rows) and self._world == 1:  # all of them, in any order: no need to copy
+        whole = len(mine) == len(self._rows) and self._world == 1 and self._rows.lengths is None
+        if whole:  # all of them, in any order: no need to copy
             return Batch(self._rows.inputs, self._rows.targets, self._rows.weights, total)
         inputs = tuple(tensor[mine] for tensor in self._rows.inputs)
         return Batch(inputs, self._rows.targets[mine], weights, total)
@@ -105,6 +123,17 @@ class ValidationBatches:
 def shuffled(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     order: NDArray[np.int64] = np.random.default_rng([seed, epoch]).permutation(rows)
     return order
+
+
+def _grouped(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], size: int, draw: np.random.Generator
+) -> NDArray[np.int64]:
+    """The order with batches of rows of about equal length: sorted within POOL batches, whole batches then drawn anew."""
+    pools = [order[i : i + POOL * size] for i in range(0, len(order), POOL * size)]
+    near = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+    whole = len(near) // size
+    drawn = near[: whole * size].reshape(whole, size)[draw.permutation(whole)]
+    return np.concatenate([drawn.ravel(), near[whole * size :]])
 
 
 def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:

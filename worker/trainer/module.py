@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.training import VALIDATION
-from forebay.worker.trainer.labels import PROBABILITIES, Target, in_unit, served
+from forebay.worker.trainer.labels import served
 from forebay.worker.trainer.loading import Batch, Position, step_seed
-from forebay.worker.trainer.preparation import Prepared
-from forebay.worker.trainer.scoring import Scorer
+from forebay.worker.trainer.preparation import OWN_LOSS, Prepared
 
 OWN = "forebay"  # the key of a checkpoint under which is kept what Lightning does not know of
 
@@ -30,14 +29,14 @@ class TrainingModule(pl.LightningModule):
     def __init__(self, ready: Prepared, steps: int, position: Position) -> None:
         """`steps` are those planned in all."""
         super().__init__()
-        self.net = ready.artifact.network(ready.recipe)
+        self.net = ready.network()
         self.position, self.steps = position, steps
         self.measured: dict[str, float] = {}
         self.loss_sums = torch.zeros(
             2, dtype=torch.float64
         )  # weighted losses and weights of this process in this epoch
-        self._params, self._loss, self._loss_of = ready.params, ready.loss, _LOSSES[ready.loss]
-        self._target, self._validation = ready.artifact.target, ready.rows[VALIDATION]
+        self._ready, self._params, self._loss, self._loss_of = ready, ready.params, ready.loss, _LOSSES[ready.loss]
+        self._validation = ready.rows[VALIDATION]
         self._seed, self._data_hash = ready.request.seed, ready.summary.sha256
         self._outputs: list[Tensor] = []
 
@@ -59,13 +58,13 @@ class TrainingModule(pl.LightningModule):
         shares = self._from_all(torch.cat(self._outputs))  # (processes, share, ...)
         self._outputs = []
         outputs = shares.transpose(0, 1).flatten(0, 1)[: len(self._validation)]
-        self.measured = score(outputs.cpu(), self._validation.targets, self._target)[0]
+        self.measured = self._ready.score(outputs.cpu(), self._validation)[0]
         # Here, for early stopping: Lightning calls callbacks before this hook, when the metrics are still the last ones.
         self.log_dict({name: torch.tensor(value) for name, value in self.measured.items()}, logger=False)
 
     def configure_optimizers(self) -> Any:
         optimizer = _OPTIMIZERS[self._params["optimizer"]](self.net.parameters(), self._params)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(self._params["schedule"], self.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(self._params, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -88,27 +87,15 @@ class TrainingModule(pl.LightningModule):
     def epoch_loss(self) -> float:
         """The mean training loss of this epoch, so far, over all processes, in the target's unit."""
         total = self._from_all(self.loss_sums).sum(0)
-        return self.unit(float(total[0]) / float(total[1]))
+        return self._ready.unit(float(total[0]) / float(total[1]))
 
     def unit(self, loss: float) -> float:
         """A training loss in the target's unit, which may have been scaled."""
-        return loss * self._target.deviation**2 if self._loss == "mse" else loss
+        return self._ready.unit(loss)
 
     def _from_all(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, `(processes, ...)`."""
         return tensor[None] if self.trainer.world_size == 1 else cast(Tensor, self.all_gather(tensor))
-
-
-def score(outputs: Tensor, targets: Tensor, target: Target) -> tuple[dict[str, float], list[list[int]] | None]:
-    """Metrics and confusion of served outputs `(rows, ...)`; `targets` as they are trained on."""
-    scorer = Scorer(target.classes)
-    if target.classes:
-        labels = [target.classes[i] for i in targets.tolist()]
-        scorer.add({PROBABILITIES: outputs.numpy()}, labels)
-    else:
-        predicted, truth = (in_unit(numbers, target) for numbers in (outputs, targets))
-        scorer.add(predicted, truth)
-    return scorer.metrics(), scorer.confusion()
 
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -123,7 +110,14 @@ def _bce(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(outputs.reshape(-1), targets.float(), reduction="none")
 
 
-_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": _mse, "cross-entropy": _cross_entropy, "bce": _bce}
+def _own(outputs: Tensor, targets: Tensor) -> Tensor:
+    del targets
+    return outputs
+
+
+_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": _mse, "cross-entropy": _cross_entropy, "bce": _bce, OWN_LOSS: _own,
+}  # fmt: skip
 
 
 def _sgd(parameters: Any, params: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -140,8 +134,13 @@ _OPTIMIZERS: Mapping[str, Callable[[Any, Mapping[str, Any]], torch.optim.Optimiz
 }
 
 
-def _factor(schedule: str, steps: int) -> Callable[[int], float]:
+def _factor(params: Mapping[str, Any], steps: int) -> Callable[[int], float]:
     """What the learning rate is multiplied by at a step."""
+    planned, warmup = _planned(params["schedule"], steps), max(1, params["warmup_steps"])
+    return lambda step: min(1.0, (step + 1) / warmup) * planned(step)
+
+
+def _planned(schedule: str, steps: int) -> Callable[[int], float]:
     if schedule == "cosine":
         return lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
     if schedule == "step":

@@ -2,40 +2,91 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.recipes import CLASSES, check_metric, check_params
 from forebay.contract.requests.training import TRAIN, VALIDATION, DataSummary, TrainRequest
-from forebay.worker.trainer.artifact import Artifact
+from forebay.worker.trainer.artifact import RUNTIME, Artifact, outputs, write_artifact
 from forebay.worker.trainer.data import Data, SplitData, load_data
+from forebay.worker.trainer.labels import PROBABILITIES, in_unit
 from forebay.worker.trainer.loading import Rows
 from forebay.worker.trainer.rank import Rank
 from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of
+from forebay.worker.trainer.scoring import Scorer
+
+
+OWN_LOSS = "own"  # a network with it gives the losses of its rows
 
 
 @dataclass(slots=True)
-class Prepared:
+class Prepared(ABC):
     """What a run needs beside the loop. Of the data it holds only what is trained on, so that it is in memory once."""
 
     request: TrainRequest
     params: Mapping[str, Any]
     metric: str
     summary: DataSummary
+    rows: Mapping[str, Rows]
+    loss: str
+    at_once: int  # rows of a batch that is only measured
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network, untrained: a batch's inputs to outputs, of which `loss` makes the loss of each row."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor, rows: Rows) -> tuple[dict[str, float], list[list[int]] | None]:
+        """Metrics and confusion of the served outputs of all of a split's rows."""
+
+    @abstractmethod
+    def write(self, folder: Path, net: nn.Module) -> Mapping[str, Any]:
+        """Write the artifact; runtime, inputs, outputs and options of the version, as `Trained` has them."""
+
+    def unit(self, loss: float) -> float:
+        """A training loss in the unit of what is learned."""
+        return loss
+
+
+@dataclass(slots=True)
+class PreparedTable(Prepared):
+    """A run of a recipe on columns of a table."""
+
     recipe: Recipe
     artifact: Artifact
-    rows: Mapping[str, Rows]
 
-    @property
-    def loss(self) -> str:
-        return loss_of(type(self.recipe), self.params)
+    def network(self) -> nn.Module:
+        return self.artifact.network(self.recipe)
+
+    def score(self, outputs: Tensor, rows: Rows) -> tuple[dict[str, float], list[list[int]] | None]:
+        target = self.artifact.target
+        scorer = Scorer(target.classes)
+        if target.classes:
+            labels = [target.classes[i] for i in rows.targets.tolist()]
+            scorer.add({PROBABILITIES: outputs.numpy()}, labels)
+        else:
+            predicted, truth = (in_unit(numbers, target) for numbers in (outputs, rows.targets))
+            scorer.add(predicted, truth)
+        return scorer.metrics(), scorer.confusion()
+
+    def write(self, folder: Path, net: nn.Module) -> Mapping[str, Any]:
+        write_artifact(folder, self.artifact, net.state_dict(), [t for t in self.rows[TRAIN].inputs if isinstance(t, Tensor)])
+        made = outputs(self.recipe.task, self.artifact.target)
+        return {"runtime": RUNTIME, "inputs": self.recipe.inputs(), "outputs": made}
+
+    def unit(self, loss: float) -> float:
+        """The target may have been scaled."""
+        return loss * self.artifact.target.deviation**2 if self.loss == "mse" else loss
 
 
-def prepare(request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> Prepared:
+def prepare_table(request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> PreparedTable:
     """InvalidInput, or another ForebayError, for a request or data that cannot be trained on."""
     kind = get_recipe(request.recipe, allowed)
     params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
@@ -47,7 +98,8 @@ def prepare(request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> Prepar
     balanced = params["class_weights"] == "balanced"
     weights = _class_weights(data) if balanced else None
     rows = {name: _rows(recipe, part, data, weights if name == TRAIN else None) for name, part in data.parts.items()}
-    return Prepared(request, params, metric, data.summary, recipe, artifact, rows)
+    loss, at_once = loss_of(kind, params), request.max_batch_size
+    return PreparedTable(request, params, metric, data.summary, rows, loss, at_once, recipe, artifact)
 
 
 def _check(kind: type[Recipe], params: Mapping[str, Any], data: Data) -> None:

@@ -11,8 +11,10 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.strategies import DDPStrategy
 
+from forebay.contract.requests.recipes import FINETUNE
 from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
+    BASE_FOLDER,
     CHECKPOINT_FOLDER,
     METRICS,
     RESUME_FILE,
@@ -23,12 +25,11 @@ from forebay.contract.requests.training import (
     Trained,
     TrainRequest,
 )
-from forebay.worker.trainer.artifact import RUNTIME, outputs, write_artifact
 from forebay.worker.trainer.callbacks import BestWeights, CheckpointSaver, EventWriter
 from forebay.worker.trainer.labels import served
 from forebay.worker.trainer.loading import Position, Rows, TrainingBatches, ValidationBatches
-from forebay.worker.trainer.module import TrainingModule, score
-from forebay.worker.trainer.preparation import Prepared, prepare
+from forebay.worker.trainer.module import TrainingModule
+from forebay.worker.trainer.preparation import Prepared, prepare_table
 from forebay.worker.trainer.rank import Rank
 from forebay.worker.trainer.stopping import Stop, Stopped
 
@@ -48,7 +49,7 @@ def train(
 
     InvalidInput, or another ForebayError, for what no further attempt would mend; Stopped when `stop` was asked.
     """
-    ready = prepare(request, rank, allowed)
+    ready = _prepared(folder, request, rank, allowed)
     if rank.index == 0:
         tell(ready.summary)
     if stop is not None and stop.asked:
@@ -66,6 +67,14 @@ def train(
         tell(_finish(folder, ready, module, trainer))
 
 
+def _prepared(folder: Path, request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> Prepared:
+    if request.recipe != FINETUNE:
+        return prepare_table(request, rank, allowed)
+    from forebay.worker.trainer.texts.preparation import prepare_text  # transformers and peft take seconds to load
+
+    return prepare_text(request, rank, folder / BASE_FOLDER)
+
+
 def _module(ready: Prepared, rank: Rank) -> tuple[TrainingModule, TrainingBatches]:
     params, rows, seed = ready.params, ready.rows[TRAIN], ready.request.seed
     size = len(rows) if params["optimizer"] == "gd" else params["batch_size"]
@@ -78,7 +87,7 @@ def _module(ready: Prepared, rank: Rank) -> tuple[TrainingModule, TrainingBatche
 
 def _validation(ready: Prepared, rank: Rank) -> ValidationBatches | None:
     rows = ready.rows[VALIDATION]
-    return ValidationBatches(rows, ready.request.max_batch_size, rank.index, rank.world) if len(rows) else None
+    return ValidationBatches(rows, ready.at_once, rank.index, rank.world) if len(rows) else None
 
 
 def _trainer(
@@ -126,21 +135,15 @@ def _finish(folder: Path, ready: Prepared, module: TrainingModule, trainer: pl.T
     held = next((ready.rows[name] for name in (TEST, VALIDATION) if len(ready.rows[name])), None)
     metrics: dict[str, float] = {}
     confusion = None
-    target = ready.artifact.target
     if held is not None:
-        metrics, confusion = score(
-            _outputs(module, held, ready.loss, ready.request.max_batch_size), held.targets, target
-        )
-    write_artifact(folder / ARTIFACT_FOLDER, ready.artifact, module.net.state_dict(), ready.rows[TRAIN].inputs)
+        metrics, confusion = ready.score(_outputs(module, held, ready.loss, ready.at_once), held)
     return Trained(
         metrics=metrics,
-        runtime=RUNTIME,
-        inputs=ready.recipe.inputs(),
-        outputs=outputs(ready.recipe.task, target),
+        **ready.write(folder / ARTIFACT_FOLDER, module.net),
         epochs=module.position.epoch,
         steps=trainer.global_step,
         stopped_early=module.position.epoch < ready.params["epochs"],
-        confusion=confusion if len(target.classes) <= MAX_CONFUSION_CLASSES else None,
+        confusion=confusion if confusion is None or len(confusion) <= MAX_CONFUSION_CLASSES else None,
     )
 
 

@@ -1,0 +1,177 @@
+"""Fine-tuning a language model, in this process: what is learned, what is left out, that a run can go on, what it writes."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from forebay.contract.errors import InvalidInput, ModelLoadFailed
+from forebay.contract.requests.batch import InputFile
+from forebay.contract.requests.examples import parse_example
+from forebay.contract.requests.training import TrainRequest
+from forebay.worker.trainer.texts.adapter import adapted, token_losses
+from forebay.worker.trainer.texts.tokens import tokenized
+from support.small_language_model import conversations, write_language_model, write_lines
+from support.training_runs import Run, request, run
+
+BASE = "small/1"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_language_model(tmp_path_factory.mktemp("base"))
+
+
+def asked(files: tuple[InputFile, ...], format: str = "jsonl", **params: Any) -> TrainRequest:
+    given = {"base": BASE, "epochs": 6, "lr": 0.01, "rank": 4, "batch_size": 8, **params}
+    return request("finetune-text", files, None, format=format, params=given, checkpoint_steps=5, checkpoint_keep=100)
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("tuned")
+    return run(asked(write_lines(folder / "chat.jsonl", conversations())), base=base)
+
+
+def perplexity(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> float:
+    """Token by token, as the definition has it."""
+    surprise: list[float] = []
+    for row in rows:
+        made = tokenized(tokenizer, parse_example(row))
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(made.ids).long()[None]).logits[0].log_softmax(-1)
+        surprise += [-float(logits[i - 1, made.ids[i]]) for i in np.flatnonzero(made.learned)]
+    return math.exp(np.mean(surprise))
+
+
+def test_the_held_out_perplexity_falls_and_the_version_is_an_adapter_of_its_base(tuned: Run, base: Path) -> None:
+    untrained, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
+    order = np.random.default_rng(0).permutation(200)[:40]  # what the split holds out
+    held_out = [conversations()[i] for i in order]
+    before = perplexity(untrained, tokenizer, held_out)
+    assert before > 100
+    assert tuned.trained.metrics["perplexity"] < 5
+    ours = adapted(untrained, tuned.folder / "artifact")
+    assert tuned.trained.metrics["perplexity"] == pytest.approx(perplexity(ours, tokenizer, held_out), rel=1e-4)
+    assert math.log(tuned.trained.metrics["perplexity"]) == pytest.approx(tuned.trained.metrics["loss"])
+    assert (tuned.trained.runtime, tuned.trained.options) == ("text-generation", {"base": BASE})
+    assert tuned.data.features == ("messages",)
+    written = {path.name: path.stat().st_size for path in (tuned.folder / "artifact").iterdir()}
+    assert written.keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    assert sum(written.values()) < 60_000
+    assert all(saved.stat().st_size < 200_000 for saved in (tuned.folder / "checkpoints").iterdir()), "they hold the base"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own, of transformers 5.23
+def test_the_adapter_computes_what_peft_computes_and_its_base_what_it_did(tuned: Run, base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    ids = AutoTokenizer.from_pretrained(base)("<s>user\n3 blue?</s>\n<s>assistant\n", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        before = model(ids).logits
+        ours = adapted(model, tuned.folder / "artifact")
+        made, after = ours(ids).logits, model(ids).logits
+        own = AutoModelForCausalLM.from_pretrained(base).eval()
+        theirs = peft.PeftModel.from_pretrained(own, tuned.folder / "artifact").eval()(ids).logits
+    torch.testing.assert_close(made, theirs, atol=0, rtol=0)
+    assert torch.equal(before, after)
+    assert not torch.allclose(made, before, atol=0.1)
+    shared = {tensor.data_ptr() for tensor in model.parameters()}
+    extra = sum(t.numel() for t in ours.parameters() if t.data_ptr() not in shared)
+    weights = load_file(tuned.folder / "artifact" / "adapter_model.safetensors")
+    assert extra == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_disturbed(tuned: Run, base: Path) -> None:
+    middle = tuned.saved[len(tuned.saved) // 2]
+    chat = tuned.folder.parent / "chat.jsonl"
+    again = run(asked((InputFile(str(chat), chat.stat().st_size),)), tuned.folder / middle.path, base=base)
+    assert dict(again.trained.metrics) == pytest.approx(dict(tuned.trained.metrics), rel=1e-5)
+    one, other = (load_file(r.folder / "artifact" / "adapter_model.safetensors") for r in (tuned, again))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
+    assert again.saved[0].step > middle.step
+
+
+def test_only_answers_are_learned_each_with_its_end(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    turns = [("system", "S"), ("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2")]
+    chat = parse_example({"messages": [{"role": role, "content": content} for role, content in turns]})
+    made = tokenized(tokenizer, chat)
+    whole = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], tokenize=False)
+    assert tokenizer.decode(made.ids) == whole
+    assert tokenizer.decode(made.ids[made.learned]) == "A1</s>\nA2</s>\n"
+    plain = tokenized(tokenizer, parse_example({"prompt": "2 + 2 = ", "completion": "4"}))
+    assert (tokenizer.decode(plain.ids), tokenizer.decode(plain.ids[plain.learned])) == ("2 + 2 = 4</s>", "4</s>")
+
+
+def test_a_batch_gives_each_row_the_loss_that_it_has_alone(base: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
+    texts = [("a", "b"), ("a long prompt " * 3, "yes"), ("?", "an answer that is longer than its prompt")]
+    rows = [tokenized(tokenizer, parse_example({"prompt": p, "completion": c})) for p, c in texts]
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([torch.from_numpy(row.ids).long() for row in rows], batch_first=True)
+    learned = pad([torch.from_numpy(row.learned) for row in rows], batch_first=True)
+    with torch.inference_mode():
+        together = token_losses(model, ids, learned)
+        for loss, row in zip(together, rows, strict=True):
+            logits = model(torch.from_numpy(row.ids).long()[None]).logits[0].log_softmax(-1)
+            alone = -np.mean([float(logits[i - 1, row.ids[i]]) for i in np.flatnonzero(row.learned)])
+            assert float(loss) == pytest.approx(alone, rel=1e-5)
+
+
+def test_examples_beyond_the_context_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    long = {"prompt": "x" * 200, "completion": "y"}  # of 128 tokens that it has
+    rows = [{"prompt": f"{i} + 1 = ", "completion": str(i + 1)} for i in range(30)]
+    path = tmp_path / "sums.parquet"
+    pq.write_table(pa.Table.from_pylist([*rows, long, long]), path)
+    made = run(asked((InputFile(str(path), path.stat().st_size),), "parquet", epochs=1), base=base)
+    assert (made.data.longer, sum(made.data.rows.values()), made.data.features) == (2, 30, ("prompt", "completion"))
+    with pytest.raises(InvalidInput, match="each of the 2 examples has more than 128 tokens"):
+        run(asked(write_lines(tmp_path / "long.jsonl", [long, long])), base=base)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": []}, "row 40: messages: expected a list of at least one message"),
+        ({"prompt": "a"}, "row 40: messages: missing"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, r"row 40: messages\[0\]: role: .*'bot'"),
+        ({"messages": conversations(1)[0]["messages"][:1]}, r"row 40: messages: the last one is what is learned.*\['user'\]"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}, r"messages\[1\].*empty"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_wrong_refuses_the_data_with_its_place(base: Path, tmp_path: Path, row: Any, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        run(asked(write_lines(tmp_path / "chat.jsonl", [*conversations(40), row])), base=base)
+
+
+def test_a_folder_that_is_not_an_adapter_of_this_base_is_refused(tuned: Run, base: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with pytest.raises(ModelLoadFailed, match="as a training job makes it"):
+        adapted(model, tmp_path)
+    config, weights = ((tuned.folder / "artifact" / name) for name in ("adapter_config.json", "adapter_model.safetensors"))
+    (tmp_path / weights.name).write_bytes(weights.read_bytes())
+    (tmp_path / config.name).write_text(config.read_text().replace('"use_qalora": false', '"use_qalora": true'))
+    with pytest.raises(ModelLoadFailed, match="'use_qalora' is True, which is not served"):
+        adapted(model, tmp_path)
+    (tmp_path / config.name).write_text(config.read_text().replace('"r": 4', '"r": 8'))
+    with pytest.raises(ModelLoadFailed, match="does not fit its base"):
+        adapted(model, tmp_path)
+
+
+def test_bfloat16_and_class_weights_are_refused_where_they_mean_nothing(base: Path, tmp_path: Path) -> None:
+    files = write_lines(tmp_path / "chat.jsonl", conversations(10))
+    with pytest.raises(InvalidInput, match="needs CUDA"):
+        run(asked(files, precision="bf16-mixed"), base=base)
+    with pytest.raises(InvalidInput, match="class_weights is for classes"):
+        run(asked(files, class_weights="balanced"), base=base)
+    with pytest.raises(InvalidInput, match="targets: "):
+        run(asked(files, targets=["no_such_layer"]), base=base)
