@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 from forebay.contract.references import ModelRef
 from forebay.contract.signature import Signature
 
+TEXT_GENERATION = "text-generation"  # the runtime of language models
+
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
@@ -48,6 +50,12 @@ class ModelVersion:
     def ref(self) -> str:
         """`name/version`, the reference that always means this version."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def base(self) -> ModelRef | None:
+        """The version that this one is an adapter of; None for a whole model."""
+        named = self.options.get("base") if self.runtime == TEXT_GENERATION else None
+        return None if named is None else ModelRef.parse(named)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -11,12 +11,19 @@ from pathlib import Path
 from msgspec import NODEFAULT, Struct, inspect
 
 from forebay.contract.requests.fields import Field, fields_of
-from forebay.contract.requests.recipes import ClassifierParams, ImageParams, LoopParams, SequenceParams
+from forebay.contract.requests.recipes import (
+    ClassifierParams,
+    FinetuneParams,
+    ImageParams,
+    LoopParams,
+    SequenceParams,
+)
 from forebay.contract.requests.training import TrainRequest
 
 DOCS = Path(__file__).with_name("training.md")
 TABLES: dict[str, type[Struct]] = {
-    kind.__name__: kind for kind in (TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams)
+    kind.__name__: kind
+    for kind in (TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams, FinetuneParams)
 }
 TABLE = re.compile(r"(<!-- table (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 CALLED = {"files": "dataset"}  # what `Client.train` calls a field

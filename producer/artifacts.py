@@ -87,7 +87,7 @@ def _guess_runtime(path: Path | None) -> str:
         return "torch-export" if path.suffix == ".pt2" else "safetensors"
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
         return "sentence-transformers"
-    if path.is_dir() and _generates_text(path / "config.json"):
+    if path.is_dir() and (_generates_text(path / "config.json") or (path / "adapter_config.json").is_file()):
         return "text-generation"
     if path.suffix in PICKLED:
         raise InvalidInput(

@@ -142,7 +142,7 @@ class Client:
 
         submit = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
         asked: dict[str, Any] = {name: value for name, value in options.items() if name not in submit}
-        request = training.make_request(**asked, metadata=options.get("metadata"))
+        request = training.make_request(self.models.get, **asked, metadata=options.get("metadata"))
         resolved = self._submitter.check(JobKind.TRAIN, training.draft(model, request), submit)
         return self._submitter.submit_request(TrainingJob, resolved, request)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
-from forebay.contract.model import Model, ModelVersion, parse_model
+from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_model
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_name
 from forebay.contract.requests.fields import check
@@ -102,6 +102,8 @@ class Models:
         runtime = runtime_of(path, runtime)
         checked_options = check_metadata(options, "options")
         check_options(runtime, checked_options)
+        if runtime == TEXT_GENERATION and "base" in checked_options:
+            checked_options = checked_options | {"base": adaptable(checked_options["base"], self.get).ref}
         signature = artifact_signature(runtime, path, inputs, outputs)
         serving = check(
             {
@@ -184,6 +186,20 @@ class Models:
             archive = Path(folder) / "artifact.tar"
             pack_folder(path, archive)
             return self._session.blobs.put_file(archive), "folder", archive.stat().st_size
+
+
+def adaptable(named: Any, find: Callable[[str], ModelVersion]) -> ModelVersion:
+    """The version that an adapter is to be on; InvalidInput when it takes none."""
+    if not isinstance(named, str) or not named:
+        raise InvalidInput(
+            "base: which language model is adapted? Name a registered version, such as base=smollm@champion"
+        )
+    base: ModelVersion = find(named)
+    if base.runtime != TEXT_GENERATION:
+        raise InvalidInput(f"base: {base.ref} has runtime {base.runtime!r}; only {TEXT_GENERATION!r} is adapted")
+    if base.base is not None:
+        raise InvalidInput(f"base: {base.ref} is itself an adapter of {base.base}; name that one")
+    return base
 
 
 def signature_of(

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.references import shown
+from forebay.contract.references import ModelRef, shown
 from forebay.contract.requests.fields import Field, check, fields_of
 
 CLASSES, NUMBERS, TEXT = "classes", "numbers", "text"  # what a recipe learns to tell
@@ -148,7 +148,7 @@ class FinetuneParams(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class RecipeInfo:
-    """A recipe of Forebay's own: what it tells (CLASSES, NUMBERS or TEXT), its metric, the losses it can lower, its parameters."""
+    """A recipe of Forebay's own: what it tells (CLASSES, NUMBERS or TEXT), its metric, its losses, its parameters."""
 
     name: str
     help: str
@@ -211,6 +211,11 @@ def check_params(recipe: str, params: Mapping[str, Any]) -> dict[str, Any]:
         if made["loss"] not in ("auto", *known.losses):
             raise InvalidInput(f"recipe {recipe!r} lowers {' or '.join(known.losses)}, not {made['loss']!r}")
     return made | unknown
+
+
+def base_of(recipe: str, params: Mapping[str, Any]) -> ModelRef | None:
+    """The version that a run adapts, if it adapts one."""
+    return ModelRef.parse(params["base"]) if recipe == FINETUNE else None
 
 
 def default_metric(recipe: str) -> str:

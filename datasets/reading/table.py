@@ -5,7 +5,7 @@ Reads the formats that batch jobs read. A missing value is NaN among numbers and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -78,6 +78,19 @@ def read_table(files: Sequence[InputFile], format: str, columns: Sequence[str], 
                 )
     text = format == CSV
     return Read(Table({name: _joined(found, text) for name, found in parts.items()}, rows), bad)
+
+
+def read_rows(files: Sequence[InputFile], format: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of the files in turn, with its place; InvalidInput for one that cannot be read."""
+    for file in files:
+        first = 0
+        for chunk in _chunks(file, format, columns):
+            for i, error in chunk.bad.items():
+                raise InvalidInput(f"{shown(file.path)}, row {first + i}: {error}")
+            named = {name: _values(chunk.columns[name]) for name in columns}
+            for i in range(len(chunk)):
+                yield f"{shown(file.path)}, row {first + i}", {name: values[i] for name, values in named.items()}
+            first += len(chunk)
 
 
 def _chunks(file: InputFile, format: str, columns: Sequence[str]) -> Any:

@@ -6,8 +6,9 @@ class, a target without numbers) the trainer refuses before its first epoch. Loa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,14 +17,19 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import Resources
 from forebay.contract.references import check_alias, check_name, shown
-from forebay.contract.requests.batch import IMAGES
+from forebay.contract.requests.batch import ARROW, IMAGES, JSONL, PARQUET
 from forebay.contract.requests.fields import check
-from forebay.contract.requests.recipes import RECIPES, check_metric, check_params
+from forebay.contract.requests.recipes import FINETUNE, RECIPES, check_metric, check_params
 from forebay.contract.requests.training import Split, TrainRequest
 from forebay.contract.signature import Signature
-from forebay.datasets.reading.table import FOLDER, column_names
+from forebay.datasets.examples import example_columns, parse_example
+from forebay.datasets.reading.table import FOLDER, column_names, read_rows
+from forebay.producer.models import adaptable
 from forebay.producer.options import check_metadata
 from forebay.producer.requests.files import DataSet, find_dataset
+
+TEXT_FORMATS = (JSONL, PARQUET, ARROW)
+CHECKED_ROWS = 10_000
 
 
 def draft(model: Any, request: TrainRequest) -> ModelVersion:
@@ -37,17 +43,24 @@ def draft(model: Any, request: TrainRequest) -> ModelVersion:
     )
 
 
-def make_request(*, recipe: str, dataset: DataSet, format: str | None = None, **options: Any) -> TrainRequest:
+def make_request(
+    find: Callable[[str], ModelVersion], *, recipe: str, dataset: DataSet, format: str | None = None, **options: Any
+) -> TrainRequest:
     """The request, checked against the recipes and the data set's columns; InvalidInput says what to change.
 
-    `options` are the other fields of TrainRequest, as a user gives them.
+    `options` are the other fields of TrainRequest, as a user gives them. `find` gives the version that a reference means.
     """
     _check_recipe(recipe)
     features, split = options.get("features") or (), options.get("split")
-    params = check_metadata(options.get("params"), "params")
+    params = check_params(recipe, check_metadata(options.get("params"), "params"))
+    if recipe == FINETUNE:
+        base = adaptable(params["base"], find)
+        params |= {"base": base.ref}
+        options = {"max_batch_size": base.max_batch_size} | options
+        options["resources"] = options.get("resources") or base.resources
     asked = options | {
         "recipe": recipe, "files": (), "format": "", "features": (features,) if isinstance(features, str) else features,
-        "split": _as_mapping(split), "params": check_params(recipe, params),
+        "split": _as_mapping(split), "params": params,
         "metric": check_metric(recipe, options.get("metric")), "metadata": check_metadata(options.get("metadata")),
         "resources": Resources.parse(options.get("resources")).as_dict(),
     }  # fmt: skip
@@ -60,10 +73,27 @@ def make_request(*, recipe: str, dataset: DataSet, format: str | None = None, **
     target = FOLDER if request.target is None and format == IMAGES else request.target
     request = msgspec.structs.replace(request, files=tuple(files), format=format, target=target)
     there = column_names(files, format)
-    if target is None and recipe in RECIPES:
+    if recipe == FINETUNE:
+        _check_examples(request, there)
+    elif target is None and recipe in RECIPES:
         raise InvalidInput(f"target: which column is to be learned? There are {', '.join(map(shown, there)):.1000}")
     request.check_columns(there)
     return request
+
+
+def _check_examples(request: TrainRequest, there: Sequence[str]) -> None:
+    """The first rows, each of which has to be right; the trainer looks at all of them."""
+    if request.target is not None or request.features:
+        raise InvalidInput(f"{FINETUNE} learns messages, or prompt and completion; leave target and features out")
+    if request.missing != "drop":
+        raise InvalidInput(f"missing: {FINETUNE} fills nothing in; leave it out")
+    if request.format not in TEXT_FORMATS:
+        raise InvalidInput(f"{FINETUNE} reads {', '.join(TEXT_FORMATS)}, not {request.format}")
+    for place, row in islice(read_rows(request.files, request.format, example_columns(there)), CHECKED_ROWS):
+        try:
+            parse_example(row)
+        except InvalidInput as error:
+            raise InvalidInput(f"{place}: {error}") from error
 
 
 def _as_mapping(split: Split | Mapping[str, Any] | None) -> Any:

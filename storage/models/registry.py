@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.job import at
-from forebay.contract.model import ModelVersion
+from forebay.contract.model import TEXT_GENERATION, ModelVersion
 from forebay.contract.queues import Resources
 from forebay.contract.references import ModelRef, check_alias, check_name
 from forebay.contract.signature import Signature
@@ -58,6 +58,8 @@ DROP_ALIAS = Statement("DELETE FROM model_aliases WHERE name = :name AND alias =
 DROP_VERSION = Statement("DELETE FROM model_versions WHERE name = :name AND version = :version")
 SET_EXAMPLE = Statement("UPDATE model_versions SET example = :example WHERE name = :name AND version = :version")
 EXAMPLE = Statement("SELECT example FROM model_versions WHERE name = :name AND version = :version")
+GENERATING = Statement(f"SELECT {COLUMNS} FROM model_versions v WHERE v.runtime = :runtime ORDER BY v.name, v.version")
+HOLD_VERSION = Statement("SELECT version FROM model_versions WHERE name = :name AND version = :version FOR UPDATE")
 COUNT_UNFINISHED = Statement("""
 SELECT count(*) FROM jobs WHERE model = :name AND version = :version AND state IN ('queued', 'running')""")
 
@@ -171,6 +173,10 @@ class ModelRegistry:
                 if busy := COUNT_UNFINISHED.execute(connection, name=model.name, version=model.version).scalar_one():
                     raise InvalidInput(f"{busy} jobs of {model.ref} wait or run; cancel them or let them end first")
                 DROP_VERSION.execute(connection, name=model.name, version=model.version)
+                if adapters := _adapters(connection, model):
+                    raise InvalidInput(
+                        f"{', '.join(adapters)} would have no base without {model.ref}; delete them first"
+                    )
         except IntegrityError as error:
             raise InvalidInput(f"an alias was pointed at {model.ref} just now; move it first") from error
         return model
@@ -185,7 +191,12 @@ def add_version(
     """`model` as its name's next version, within a transaction of the caller's.
 
     From its number on nobody else adds versions of the name: `complete` may add what must not change meanwhile.
+    ModelNotFound for an adapter whose base has been deleted.
     """
+    if (base := model.base) is not None:
+        held = HOLD_VERSION.execute(connection, name=base.name, version=base.version).fetchone()
+        if held is None:
+            raise ModelNotFound(f"the base {base} has been deleted; adapt another version")
     ADD_NAME.execute(connection, name=model.name)
     version = NEXT_VERSION.execute(connection, name=model.name).scalar_one()
     model = complete(model) if complete is not None else model
@@ -201,6 +212,11 @@ def aliased(connection: Connection, name: str, alias: str) -> ModelVersion | Non
 def point(connection: Connection, name: str, alias: str, version: int) -> None:
     """Point an alias at a version that is there, within a transaction of the caller's."""
     SET_ALIAS.execute(connection, name=name, alias=alias, version=version)
+
+
+def _adapters(connection: Connection, base: ModelVersion) -> list[str]:
+    generating = map(_model, GENERATING.execute(connection, runtime=TEXT_GENERATION))
+    return [model.ref for model in generating if str(model.base) == base.ref]
 
 
 def _form(ref: ModelRef) -> str:

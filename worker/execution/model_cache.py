@@ -12,27 +12,26 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import structlog
 
-from forebay.contract.errors import ForebayError, ModelLoadFailed, Transient
+from forebay.contract.errors import ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.settings import Settings
-from forebay.contract.signature import ARRAY_DTYPES, Field, Row
+from forebay.contract.signature import Row
 from forebay.storage.blobs.folders import unpack_folder
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.models.registry import ModelRegistry
-from forebay.worker.execution.ceilings import is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.retrying import retry_while_unavailable
+from forebay.worker.execution.warm_up import warm_up
 from forebay.worker.runtimes import Model, Runtime, get_runtime
 from forebay.worker.shared_page import LOAD, SharedPage, TimeLimitedModel
 
@@ -40,10 +39,6 @@ log = structlog.get_logger()
 
 Fetch = Callable[[ModelVersion], Path | None]
 Key = tuple[str, int]
-
-_WARM_UPS = 2  # the first allocates and picks kernels, the second runs as later ones will
-_FREE_DIMENSIONS = (1, 32, 224)  # sizes to try for a free dimension: too small for a model says nothing about it
-_UNKNOWABLE = ("bytes", "json")  # no made-up value of these means anything to a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +76,26 @@ class ModelLoader:
 
     def load(self, name: str, version: int) -> LoadedModel:
         """The loaded version. Waits while the ledger is away; raises what its runtime does."""
-        if (name, version) not in self._specs:
-            get = partial(self._registry.get, ModelRef(name, version))
-            self._specs[name, version] = retry_while_unavailable(get, self._settings.outage_timeout_s)
-        spec = self._specs[name, version]
+        spec = self._spec(ModelRef(name, version))
+        base = None if spec.base is None else self._spec(spec.base)
         with self._page.limit(self._settings.load_timeout_s, LOAD):
-            loaded = self._cache.get(spec)
+            loaded = self._cache.get(spec, base)
         if spec.timeout_s is None:
             return loaded
         return replace(loaded, model=TimeLimitedModel(loaded.model, self._page, spec.timeout_s))
+
+    def artifact(self, ref: ModelRef) -> tuple[ModelVersion, Path | None]:
+        """The version, and where its artifact lies, without loading it."""
+        spec = self._spec(ref)
+        return spec, self._cache.fetch(spec)
+
+    def _spec(self, ref: ModelRef) -> ModelVersion:
+        key = (ref.name, ref.version or 0)
+        if key not in self._specs:
+            self._specs[key] = retry_while_unavailable(
+                partial(self._registry.get, ref), self._settings.outage_timeout_s
+            )
+        return self._specs[key]
 
 
 class Artifacts:
@@ -138,7 +144,7 @@ class ModelCache:
         self.evictions = 0
         self.budget = budget_bytes
         self._metrics = metrics or ChildMetrics()
-        self._fetch = fetch
+        self.fetch = fetch
         self._device = device
         self._allowed = tuple(allowed)
         self._runtimes = runtimes
@@ -151,17 +157,21 @@ class ModelCache:
         with self._lock:
             return sum(loaded.nbytes for loaded in self._models.values())
 
-    def get(self, spec: ModelVersion) -> LoadedModel:
-        """The loaded version, now the most recently used; ModelLoadFailed or ModelRefused when it cannot be loaded."""
+    def get(self, spec: ModelVersion, base: ModelVersion | None = None) -> LoadedModel:
+        """The loaded version, now the most recently used; ModelLoadFailed or ModelRefused when it cannot be loaded.
+
+        An adapter runs on its loaded `base`, which is held as long as one of its adapters is.
+        """
         with self._lock:
+            whole = None if base is None else self.get(base)
             key = (spec.name, spec.version)
             if key in self._models:
                 self._models.move_to_end(key)
                 return self._models[key]
             # Room is made before the load as well: both at once may be more than the device has.
-            self._make_room(spec.artifact_bytes)
-            loaded = self._load(spec)
-            self._make_room(loaded.nbytes)
+            self._make_room(spec.artifact_bytes, whole)
+            loaded = self._load(spec, whole)
+            self._make_room(loaded.nbytes, whole)
             self._models[key] = loaded
             return loaded
 
@@ -174,12 +184,18 @@ class ModelCache:
         with self._lock:
             return {key: loaded.nbytes for key, loaded in self._models.items()}
 
-    def _make_room(self, needed: int) -> None:
-        while self._models and self.bytes + needed > self.budget:
-            self._drop(next(iter(self._models)))
+    def _make_room(self, needed: int, kept: LoadedModel | None) -> None:
+        others = [key for key, loaded in self._models.items() if loaded is not kept]
+        for key in others:
+            if self.bytes + needed <= self.budget:
+                return
+            if key in self._models:  # it has not gone with its base
+                self._drop(key)
 
     def _drop(self, key: Key) -> None:
         dropped = self._models.pop(key)
+        for adapter in [k for k, loaded in self._models.items() if loaded.spec.base == ModelRef(*key)]:
+            self._drop(adapter)
         self.evictions += 1
         self._metrics.evicted(key)
         name, size = dropped.spec.ref, dropped.nbytes
@@ -187,11 +203,14 @@ class ModelCache:
         release_memory(self._device)
         log.info("model_evicted", model=name, bytes=size, device=self._device, held_bytes=self.bytes)
 
-    def _load(self, spec: ModelVersion) -> LoadedModel:
+    def _load(self, spec: ModelVersion, whole: LoadedModel | None) -> LoadedModel:
         started, before = time.perf_counter(), used_bytes(self._device)
         try:
-            path = self._fetch(spec)
-            model = self._runtimes(spec.runtime, self._allowed).load(path, self._device, spec)
+            path = self.fetch(spec)
+            if whole is None:
+                model = self._runtimes(spec.runtime, self._allowed).load(path, self._device, spec)
+            else:
+                model = _adapted(whole, path, spec)
             warm = warm_up(model, spec, self._example(spec))
         except BaseException:
             self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started, failed=True)
@@ -211,67 +230,12 @@ class ModelCache:
         return LoadedModel(spec, model, size, warm)
 
 
-class WrongCount(ForebayError):
-    """A model gave another number of rows than it got."""
-
-
-def warm_up(model: Model, spec: ModelVersion, example: Row | None = None) -> bool:
-    """Runs the row that was registered, the model's own, or made-up ones; whether one passed.
-
-    ModelLoadFailed when one of the first two fails, when there is no room for a single row, or when a row gives no row; the
-    model's own Transient passes. A model may well refuse zeros that no user would send: that is only a warning.
-    """
-    failure: Exception | None = None
-    for row in _sample_rows(model, spec) if example is None else [example]:
-        try:
-            for _ in range(_WARM_UPS):
-                _run(model, row)
-        except Transient:  # says nothing about the model
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a model raises, it cannot serve
-            failure = failure or error
-        else:
-            return True
-    if failure is None:
-        return False
-    cause = f"{type(failure).__name__}: {failure}"
-    own = hasattr(model, "sample_row") and not getattr(model, "sample_made_up", False)
-    if example is not None or own or isinstance(failure, WrongCount) or is_out_of_memory(failure):
-        row = "its own row" if own else "a row of zeros"
-        row = row if example is None else "the example it was registered with"
-        raise ModelLoadFailed(f"{spec.ref} failed its warm-up on {row}: {cause}") from failure
-    log.warning(
-        "warm_up_failed", model=spec.ref, reason=cause,
-        note="a made-up row of zeros; rows of jobs may do. Register an example to warm up with",
-    )  # fmt: skip
-    return False
-
-
-def _run(model: Model, row: Row) -> None:
-    preprocess, postprocess = getattr(model, "preprocess", None), getattr(model, "postprocess", None)
-    made = list(model.predict([preprocess(row) if preprocess else row]))
-    if len(made) != 1:
-        raise WrongCount(f"predict gave {len(made)} rows for 1")
-    if postprocess:
-        postprocess(made[0])
-
-
-def _sample_rows(model: Model, spec: ModelVersion) -> Iterator[Row]:
-    """Rows to try until one passes: the model's own, or zeros with free dimensions of several sizes."""
-    own = getattr(model, "sample_row", None)
-    fields = spec.signature.inputs
-    if own is not None:
-        yield own()
-    elif fields is not None and not any(field.dtype in _UNKNOWABLE for field in fields):
-        free = any(-1 in field.shape for field in fields)
-        for size in _FREE_DIMENSIONS if free else _FREE_DIMENSIONS[:1]:
-            yield {field.name: _zeros(field, size) for field in fields}
-
-
-def _zeros(field: Field, free: int) -> Any:
-    if field.dtype == "str":
-        return "warm"
-    return np.zeros([free if length == -1 else length for length in field.shape], ARRAY_DTYPES[field.dtype])
+def _adapted(whole: LoadedModel, path: Path | None, spec: ModelVersion) -> Model:
+    adapt = getattr(whole.model, "adapted", None)
+    if adapt is None or path is None:
+        raise ModelLoadFailed(f"{spec.ref}: its base {whole.spec.ref} takes no adapters, or it has no artifact")
+    made: Model = adapt(path, spec)
+    return made
 
 
 def _measure(model: Model, grown: int, spec: ModelVersion) -> int:

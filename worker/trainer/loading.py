@@ -76,9 +76,9 @@ class TrainingBatches:
         epoch, order = self._position.epoch, shuffled(len(self._rows), self._seed, self._position.epoch)
         if self._rows.lengths is not None:
             order = _grouped(order, self._rows.lengths, self._size, np.random.default_rng([self._seed, epoch, 1]))
-        order = torch.from_numpy(order)
+        drawn = torch.from_numpy(order)
         for number in range(self._position.batch, len(self)):
-            yield self._share(order[number * self._size : (number + 1) * self._size])
+            yield self._share(drawn[number * self._size : (number + 1) * self._size])
 
     def state_dict(self) -> dict[str, Any]:
         """Tells Lightning that a run can go on within an epoch; where, `position` says."""
@@ -96,9 +96,10 @@ class TrainingBatches:
         if short:
             mine = torch.cat([mine, batch[:1].expand(short)])
             weights = torch.cat([weights, torch.zeros(short)])
-        whole = len(mine) == len(self._rows) and self._world == 1 and self._rows.lengths is None
-        if whole:  # all of them, in any order: no need to copy
-            return Batch(self._rows.inputs, self._rows.targets, self._rows.weights, total)
+        if len(mine) == len(self._rows) and self._world == 1:  # all of them: no need to copy tensors
+            mine = torch.arange(len(mine))
+            inputs = tuple(rows if isinstance(rows, Tensor) else rows[mine] for rows in self._rows.inputs)
+            return Batch(inputs, self._rows.targets, self._rows.weights, total)
         inputs = tuple(tensor[mine] for tensor in self._rows.inputs)
         return Batch(inputs, self._rows.targets[mine], weights, total)
 

@@ -22,7 +22,6 @@ from forebay.worker.trainer.rank import Rank
 from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of
 from forebay.worker.trainer.scoring import Scorer
 
-
 OWN_LOSS = "own"  # a network with it gives the losses of its rows
 
 
@@ -77,7 +76,9 @@ class PreparedTable(Prepared):
         return scorer.metrics(), scorer.confusion()
 
     def write(self, folder: Path, net: nn.Module) -> Mapping[str, Any]:
-        write_artifact(folder, self.artifact, net.state_dict(), [t for t in self.rows[TRAIN].inputs if isinstance(t, Tensor)])
+        write_artifact(
+            folder, self.artifact, net.state_dict(), [t for t in self.rows[TRAIN].inputs if isinstance(t, Tensor)]
+        )
         made = outputs(self.recipe.task, self.artifact.target)
         return {"runtime": RUNTIME, "inputs": self.recipe.inputs(), "outputs": made}
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.requests.batch import InputFile
-from forebay.contract.requests.examples import parse_example
 from forebay.contract.requests.training import TrainRequest
+from forebay.datasets.examples import parse_example
 from forebay.worker.trainer.texts.adapter import adapted, token_losses
 from forebay.worker.trainer.texts.tokens import tokenized
 from support.small_language_model import conversations, write_language_model, write_lines
@@ -67,7 +67,9 @@ def test_the_held_out_perplexity_falls_and_the_version_is_an_adapter_of_its_base
     written = {path.name: path.stat().st_size for path in (tuned.folder / "artifact").iterdir()}
     assert written.keys() == {"adapter_config.json", "adapter_model.safetensors"}
     assert sum(written.values()) < 60_000
-    assert all(saved.stat().st_size < 200_000 for saved in (tuned.folder / "checkpoints").iterdir()), "they hold the base"
+    assert all(saved.stat().st_size < 200_000 for saved in (tuned.folder / "checkpoints").iterdir()), (
+        "they hold the base"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own, of transformers 5.23
@@ -157,7 +159,9 @@ def test_a_folder_that_is_not_an_adapter_of_this_base_is_refused(tuned: Run, bas
     model = AutoModelForCausalLM.from_pretrained(base)
     with pytest.raises(ModelLoadFailed, match="as a training job makes it"):
         adapted(model, tmp_path)
-    config, weights = ((tuned.folder / "artifact" / name) for name in ("adapter_config.json", "adapter_model.safetensors"))
+    config, weights = (
+        (tuned.folder / "artifact" / name) for name in ("adapter_config.json", "adapter_model.safetensors")
+    )
     (tmp_path / weights.name).write_bytes(weights.read_bytes())
     (tmp_path / config.name).write_text(config.read_text().replace('"use_qalora": false', '"use_qalora": true'))
     with pytest.raises(ModelLoadFailed, match="'use_qalora' is True, which is not served"):

@@ -97,7 +97,9 @@ def test_a_metric_is_the_recipes_own_or_one_that_its_task_has() -> None:
         InvalidInput, match="'regressor' cannot be judged by 'accuracy'; choose one of loss, mae, rmse, r2"
     ):
         check_metric("regressor", "accuracy")
-    assert {*metrics_of("classes"), *metrics_of("numbers")} == set(METRICS)
+    assert check_metric("finetune-text", None) == "perplexity"
+    told = {*metrics_of("classes"), *metrics_of("numbers"), *metrics_of("text")}
+    assert told | {"exact_match"} == set(METRICS)  # which only an evaluation tells
 
 
 @pytest.mark.parametrize("kind", [*KINDS, TrainRequest, Split], ids=lambda kind: kind.__name__)

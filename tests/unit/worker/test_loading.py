@@ -1,25 +1,30 @@
 """An epoch's batches: all processes together take each global batch once, in an order that seed and epoch decide."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.worker.trainer.loading import Batch, Position, Rows, TrainingBatches, ValidationBatches, step_seed
+from forebay.worker.trainer.loading import Batch, Position, Ragged, Rows, TrainingBatches, ValidationBatches, step_seed
 
 
-def rows(count: int) -> Rows:
+def rows(count: int, ragged: bool = False) -> Rows:
     numbers = torch.arange(count)
-    return Rows((numbers[:, None].float(),), numbers, numbers % 3 + 1.0)
+    if not ragged:
+        return Rows((numbers[:, None].float(),), numbers, numbers % 3 + 1.0)
+    lengths = np.array([1 + 7 * i % 11 for i in range(count)])
+    texts = Ragged([np.full(length, i) for i, length in enumerate(lengths)])
+    return Rows((texts,), numbers, numbers % 3 + 1.0, lengths)
 
 
 def taken(batch: Batch) -> list[int]:
     return batch.targets[batch.weights > 0].tolist()
 
 
-@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 4), st.integers(0, 3))
-def test_processes_share_what_one_would_take(count: int, size: int, world: int, epoch: int) -> None:
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 4), st.integers(0, 3), st.booleans())
+def test_processes_share_what_one_would_take(count: int, size: int, world: int, epoch: int, ragged: bool) -> None:
     def batches(rank: int, world: int) -> list[Batch]:
-        return list(TrainingBatches(rows(count), size, 7, Position(epoch), rank, world))
+        return list(TrainingBatches(rows(count, ragged), size, 7, Position(epoch), rank, world))
 
     whole = batches(0, 1)
     shares = [batches(rank, world) for rank in range(world)]
@@ -47,6 +52,20 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     for position.epoch in range(3):
         orders.append([row for batch in batches for row in taken(batch)])
     assert len({tuple(order) for order in orders}) == 3
+
+
+def test_rows_of_a_batch_are_of_about_the_same_length_and_padded_to_its_longest() -> None:
+    def batches(epoch: int) -> list[Batch]:
+        return list(TrainingBatches(rows(110, ragged=True), 10, 0, Position(epoch), 0, 1))
+
+    for batch in batches(0):
+        [texts] = batch.inputs
+        lengths = 1 + 7 * batch.targets % 11
+        assert texts.shape == (10, lengths.max())
+        assert lengths.max() - lengths.min() <= 2
+        for text, row, length in zip(texts, batch.targets, lengths, strict=True):
+            assert text.tolist() == [int(row)] * int(length) + [0] * (texts.shape[1] - int(length))
+    assert [taken(batch) for batch in batches(0)] != [taken(batch) for batch in batches(1)]
 
 
 @given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 4))

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,3 +236,54 @@ def test_an_unknown_runtime_is_refused_with_the_known_ones():
 def test_the_cache_and_the_lookup_import_no_torch():
     code = "import sys, forebay.worker.runtimes, forebay.worker.execution.model_cache; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class FakeBase(FakeModel):
+    """A language model that takes adapters."""
+
+    def adapted(self, path, spec):
+        made = FakeModel(spec.options["size"], self.predict)
+        made.whole = self
+        return made
+
+
+class FakeBases(FakeRuntime):
+    def load(self, path, device, spec):
+        self.made.append(spec.ref)
+        return FakeBase(spec.options["size"], self.predict)
+
+
+def adapter(name: str, size: int = 5) -> ModelVersion:
+    return replace(version(name), runtime="text-generation", options={"size": size, "base": "base/1"})
+
+
+def with_adapters(budget: int, runtime: FakeRuntime | None = None) -> ModelCache:
+    made = runtime or FakeBases()
+    return ModelCache(budget, lambda spec: Path("artifact"), "cpu", runtimes=lambda name, allowed: made)
+
+
+def test_adapters_of_one_base_share_it():
+    models, base = with_adapters(1000), version("base", 100)
+    loaded = [models.get(adapter(name), base) for name in ("one", "two")]
+    whole = models.get(base)
+    assert {id(one.model.whole) for one in loaded} == {id(whole.model)}
+    assert (models.loads, models.bytes, models.sizes()) == (3, 110, {("base", 1): 100, ("one", 1): 5, ("two", 1): 5})
+
+
+def test_a_base_stays_while_an_adapter_of_it_is_used_and_takes_its_adapters_with_it():
+    models, base = with_adapters(120), version("base", 100)
+    models.get(adapter("one"), base)
+    models.get(version("other", 15))
+    models.get(adapter("two"), base)
+    models.get(adapter("three", 10), base)
+    assert names(models.held()) == ["two", "base", "three"]  # 115 of 120
+    models.get(adapter("huge", 500), base)
+    assert names(models.held()) == ["base", "huge"], "room cannot be made by dropping what it runs on"
+    models.get(version("other", 15))
+    assert names(models.held()) == ["other"]
+
+
+def test_an_adapter_whose_base_takes_none_is_refused():
+    models = with_adapters(100, FakeRuntime())
+    with pytest.raises(ModelLoadFailed, match="one/1: its base base/1 takes no adapters"):
+        models.get(adapter("one"), version("base"))

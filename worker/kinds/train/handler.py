@@ -16,11 +16,18 @@ from pathlib import Path
 
 import structlog
 
-from forebay.contract.errors import BlobCorrupt, BlobMissing
+from forebay.contract.errors import BlobCorrupt, BlobMissing, ModelLoadFailed
 from forebay.contract.job import JobKind
-from forebay.contract.requests.recipes import default_metric
+from forebay.contract.requests.recipes import base_of, default_metric
 from forebay.contract.requests.request import decode, encode
-from forebay.contract.requests.training import EVENTS_FILE, REQUEST_FILE, RESUME_FILE, Trained, TrainRequest
+from forebay.contract.requests.training import (
+    BASE_FOLDER,
+    EVENTS_FILE,
+    REQUEST_FILE,
+    RESUME_FILE,
+    Trained,
+    TrainRequest,
+)
 from forebay.contract.wire import codec
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.training.records import Checkpoint
@@ -92,7 +99,7 @@ class TrainHandler:
 
     def _prepare(self, job: ClaimedJob, request: TrainRequest, folder: Path, attempts: Attempts) -> str | None:
         """Write what the trainer reads: the request, and the newest checkpoint whose blob is whole; that blob."""
-        (folder / REQUEST_FILE).write_bytes(encode(request))
+        self._write_request(request, folder)
         attempts.retry_while_unavailable(partial(self._runs.start, job, request))
         usable = self._fetched(job, folder)
         step = usable.step if usable else None
@@ -101,6 +108,14 @@ class TrainHandler:
             return None
         log.info("training_resumed", job=job.id, attempt=job.attempt, step=step)
         return usable.blob
+
+    def _write_request(self, request: TrainRequest, folder: Path) -> None:
+        (folder / REQUEST_FILE).write_bytes(encode(request))
+        if (base := base_of(request.recipe, request.params)) is not None:
+            version, path = self.context.models.artifact(base)
+            if path is None or not path.is_dir():
+                raise ModelLoadFailed(f"base: the artifact of {version.ref} is not a model folder")
+            (folder / BASE_FOLDER).symlink_to(path.absolute())
 
     def _fetched(self, job: ClaimedJob, folder: Path) -> Checkpoint | None:
         for checkpoint in self._runs.queries.checkpoints(job.id):
@@ -192,7 +207,7 @@ class TrainHandler:
         node = decode(data, NodeRequest)
         if not self._runs_still(node):
             raise Canceled
-        (folder / REQUEST_FILE).write_bytes(encode(node.request))
+        self._write_request(node.request, folder)
         if node.checkpoint is not None:
             self.context.blobs.fetch(node.checkpoint, folder / RESUME_FILE)
         rendezvous = node.rendezvous(host=False, address=own_address(self._settings, node.endpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,19 @@ def new_version(
     packed = folder / PACKED
     pack_folder(folder / ARTIFACT_FOLDER, packed)
     lineage = msgspec.to_builtins(_lineage(job, request, data))
-    return ModelVersion(
+    model = ModelVersion(
         job.model, 0, trained.runtime, context.blobs.put_file(packed), "folder", packed.stat().st_size, signature,
         max_batch_size=request.max_batch_size, resources=request.resources, options=trained.options,
         metadata={**request.metadata, "metrics": dict(trained.metrics), "lineage": lineage},
+    )  # fmt: skip
+    return model if model.base is None else _served_like(model, context.registry.get(model.base))
+
+
+def _served_like(model: ModelVersion, base: ModelVersion) -> ModelVersion:
+    """An adapter with the options that its base is served with."""
+    return replace(
+        model, options={**base.options, **model.options}, max_batch_tokens=base.max_batch_tokens, dtype=base.dtype,
+        compile=base.compile, timeout_s=base.timeout_s, batch_wait_timeout_s=base.batch_wait_timeout_s,
     )  # fmt: skip
 
 

@@ -26,8 +26,25 @@ from forebay.contract.references import shown
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Of a LoraConfig: what may differ from peft's defaults, and what says nothing of how the adapter computes.
-_KNOWN = ("r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
-_TOLD = ("task_type", "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "init_lora_weights")
+_KNOWN = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+)
+_TOLD = (
+    "task_type",
+    "peft_type",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "init_lora_weights",
+)
 _PREFIX = "base_model.model."  # of peft's names
 
 
@@ -48,8 +65,8 @@ class AdaptedModel(nn.Module):
             raise InvalidInput(f"targets: {error}") from error
         self._hidden = (model,)  # a tuple: nn.Module would take it for its own
         self._config = config
-        self._names = {name.replace(".", "/"): name for name, _ in adapter_parameters(model).items()}
         own = adapter_parameters(model)
+        self._names = {name.replace(".", "/"): name for name in own}
         self.adapter = nn.ParameterDict({key: own[name] for key, name in self._names.items()})
 
     def forward(self, ids: Tensor, learned: Tensor) -> Tensor:
@@ -70,8 +87,8 @@ class AdaptedModel(nn.Module):
         (folder / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True), encoding="utf-8")
 
     def _apply(self, fn: Any, recurse: bool = True) -> AdaptedModel:
-        self._hidden[0]._apply(fn)
-        super()._apply(fn, recurse)
+        self._hidden[0]._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -115,7 +132,9 @@ def token_losses(model: nn.Module, ids: Tensor, learned: Tensor) -> Tensor:
     `ids` and `learned` `(rows, length)` are padded at their right, where it changes nothing: attention looks back only.
     """
     counted = learned[:, 1:]
-    at = counted.any(0).nonzero().squeeze(1)  # the positions before those that some row learns: logits cost a lot of memory
+    at = (
+        counted.any(0).nonzero().squeeze(1)
+    )  # the positions before those that some row learns: logits cost a lot of memory
     keep = {"logits_to_keep": at} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits = model(input_ids=ids, use_cache=False, **keep).logits
     logits = (logits if keep else logits[:, at]).float()

@@ -21,9 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import INPUTS, OUTPUTS
-from forebay.contract.requests.examples import example_columns, parse_example
+from forebay.contract.model import TEXT_GENERATION
 from forebay.contract.requests.recipes import check_metric, check_params
-from forebay.contract.requests.training import TRAIN, VALIDATION, DataSummary, TrainRequest
+from forebay.contract.requests.training import VALIDATION, DataSummary, TrainRequest
+from forebay.datasets.examples import example_columns, parse_example
 from forebay.datasets.formats.files import content_hash
 from forebay.datasets.reading.table import Table, column_names, read_table
 from forebay.worker.trainer import splitting
@@ -33,7 +34,6 @@ from forebay.worker.trainer.rank import Rank
 from forebay.worker.trainer.texts.adapter import AdaptedModel, adapter_config
 from forebay.worker.trainer.texts.tokens import Tokens, tokenized
 
-RUNTIME = "text-generation"
 BF16 = "bf16-mixed"
 SAFE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -57,7 +57,12 @@ class PreparedText(Prepared):
     def write(self, folder: Path, net: nn.Module) -> Mapping[str, Any]:
         assert isinstance(net, AdaptedModel)  # noqa: S101 - from `network`
         net.write(folder)
-        return {"runtime": RUNTIME, "inputs": INPUTS, "outputs": OUTPUTS, "options": {"base": self.params["base"]}}
+        return {
+            "runtime": TEXT_GENERATION,
+            "inputs": INPUTS,
+            "outputs": OUTPUTS,
+            "options": {"base": self.params["base"]},
+        }
 
 
 def text_metrics(surprise: float, tokens: float) -> dict[str, float]:
@@ -69,7 +74,7 @@ def text_metrics(surprise: float, tokens: float) -> dict[str, float]:
 def prepare_text(request: TrainRequest, rank: Rank, base: Path) -> PreparedText:
     """InvalidInput, or another ForebayError, for a request or data that cannot be trained on."""
     params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
-    _check(request, params, rank)
+    _check(params, rank)
     tokenizer = AutoTokenizer.from_pretrained(base, **SAFE)
     context = getattr(AutoConfig.from_pretrained(base, **SAFE), "max_position_embeddings", None) or math.inf
     most = min(params["max_length"] or context, context)
@@ -95,7 +100,7 @@ def prepare_text(request: TrainRequest, rank: Rank, base: Path) -> PreparedText:
     return PreparedText(request, params, metric, summary, rows, OWN_LOSS, batch, base)
 
 
-def _check(request: TrainRequest, params: Mapping[str, Any], rank: Rank) -> None:
+def _check(params: Mapping[str, Any], rank: Rank) -> None:
     if params["class_weights"] != "none":
         raise InvalidInput("class_weights is for classes; this recipe learns text")
     if params["precision"] == BF16 and (rank.device == "cpu" or not torch.cuda.is_available()):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import Message
-from forebay.contract.requests.examples import ASSISTANT, Example
+from forebay.datasets.examples import ASSISTANT, Example
 
 
 class Tokens(NamedTuple):

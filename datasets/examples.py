@@ -70,6 +70,8 @@ def _without_nulls(messages: Any) -> Any:
     if not isinstance(messages, list):
         return messages
     return [
-        {name: value for name, value in message.items() if value is not None} if isinstance(message, Mapping) else message
+        {name: value for name, value in message.items() if value is not None}
+        if isinstance(message, Mapping)
+        else message
         for message in messages
     ]
