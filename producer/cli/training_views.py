@@ -57,6 +57,7 @@ def run_fields(run: Run) -> dict[str, Any]:
         fields |= {
             "rows": _split_rows(data.rows),
             "left out": f"{data.dropped:,} rows with missing values" if data.dropped else None,
+            "too long": f"{data.longer:,} examples of too many tokens were left out" if data.longer else None,
             "leaked": f"{data.leaked:,} held-out rows are also in the training split" if data.leaked else None,
             "classes": several(data.classes),
             "features": several(data.features),

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from forebay import Client, Evaluation, InvalidInput, JobState, NoQueueFits
-from forebay.contract.errors import IllegalTransition
+from forebay.contract.errors import IllegalTransition, ModelNotFound
 from forebay.contract.job import JobError, JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.request import decode
@@ -88,6 +88,71 @@ def begun(shell: Shell, client: Client, data: str, **more: Any) -> ClaimedJob:
 
 
 # What is asked
+
+
+CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+
+
+@pytest.fixture
+def base(shell: Shell, client: Client) -> ModelVersion:
+    """A language model that nobody loads here, with what its adapters are to have of it."""
+    (shell.home / "small").mkdir()
+    (shell.home / "small" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    made = client.models.register("small", "small", max_batch_size=16, resources={"cpu": 1, "memory": "1MiB"})
+    client.models.set_alias("small", "champion", made.version)
+    return made
+
+
+def lines(shell: Shell, *rows: Any) -> str:
+    text = "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    (shell.home / "chat.jsonl").write_text(text)
+    return "chat.jsonl"
+
+
+def test_a_fine_tuning_names_its_base_by_version_and_takes_what_it_needs_from_it(
+    shell: Shell, client: Client, base: ModelVersion
+) -> None:
+    id = shell.out(
+        "train", "tuned", "--recipe", "finetune-text", "--dataset", lines(shell, CHAT, CHAT), "--param", "base=small@champion",
+        "--param", "rank=4", "--no-wait", "--metric", "loss",
+    )  # fmt: skip
+    request = request_of(shell, id.strip())
+    assert (request.params["base"], request.params["rank"], request.params["epochs"]) == ("small/1", 4, 3)
+    assert (request.max_batch_size, request.resources, request.metric) == (16, base.resources, "loss")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"params": {}}, "base: which language model is adapted?"),
+        ({"params": {"base": "nobody@champion"}}, "no model is called 'nobody'"),
+        ({"params": {"base": "tuned/1"}}, "tuned/1 is itself an adapter of small/1; name that one"),
+        ({"params": {"base": "other/1"}}, "other/1 has runtime 'safetensors'; only 'text-generation' is adapted"),
+        ({"target": "messages"}, "learns messages, or prompt and completion; leave target and features out"),
+        ({"missing": "mean"}, "missing: finetune-text fills nothing in"),
+        ({"metric": "accuracy"}, "cannot be judged by 'accuracy'; choose one of loss, perplexity"),
+        ({"dataset": "data.parquet"}, "neither messages, nor prompt and completion; it has 'x', 'y'"),
+        ({"dataset": "data.csv"}, "finetune-text reads jsonl, parquet, arrow, not csv"),
+        ({"rows": [CHAT, "{"]}, "chat.jsonl', row 1: the line is not JSON"),
+        ({"rows": [CHAT, {"prompt": "x"}]}, "chat.jsonl', row 1: messages: missing in this row"),
+        ({"rows": [{"messages": [{"role": "bot", "content": "x"}]}]}, r"row 0: messages\[0\]: role: .* got 'bot'"),
+        ({"rows": [{"prompt": "x", "completion": ""}]}, "row 0: completion: expected a text that is not empty"),
+        ({"rows": [{"messages": CHAT["messages"][:1]}]}, "row 0: messages: the last one is what is learned"),
+    ],
+)
+def test_a_fine_tuning_that_will_not_do_is_refused_at_submit(
+    shell: Shell, client: Client, base: ModelVersion, data: str, more: dict[str, Any], words: str
+) -> None:
+    (shell.home / "adapter").mkdir()
+    (shell.home / "adapter" / "adapter_config.json").write_text("{}")
+    client.models.register("tuned", "adapter", options={"base": "small@champion"})
+    (shell.home / "other.safetensors").write_bytes(b"")
+    client.models.register("other", "other.safetensors", options={"factory": "a:b"})
+    (shell.home / "data.csv").write_text("prompt,completion\n1,2\n")
+    asked = {"recipe": "finetune-text", "dataset": lines(shell, *more.pop("rows", [CHAT])), "params": {"base": "small"}}
+    with pytest.raises((InvalidInput, ModelNotFound), match=words):
+        client.train("new", **(asked | more))
+    assert client.jobs() == []
 
 
 def test_a_training_job_carries_what_was_asked_for_with_all_parameters(shell: Shell, client: Client, data: str) -> None:

@@ -215,6 +215,33 @@ def test_a_version_with_jobs_that_wait_or_run_is_not_deleted(registry: ModelRegi
     assert [j.id for j in store.queries.find(model="digits")] == [other, runs, waits], "finished jobs stay to be read"
 
 
+def test_a_base_is_not_deleted_before_its_adapters_and_an_adapter_needs_its_base(registry: ModelRegistry) -> None:
+    def adapter(base: str) -> ModelVersion:
+        return model("tuned", runtime="text-generation", options={"base": base})
+
+    for _ in range(2):
+        registry.register(model("small", runtime="text-generation"))
+    registry.register(adapter("small/1"))
+    with pytest.raises(InvalidInput, match=r"tuned/1 would have no base without small/1; delete them first"):
+        registry.delete("small/1")
+    assert registry.delete("small/2").version == 2
+    with pytest.raises(ModelNotFound, match="the base small/2 has been deleted"):
+        registry.register(adapter("small/2"))
+    registry.delete("tuned/1")
+    assert registry.delete("small/1").version == 1
+
+
+def test_a_base_deleted_while_an_adapter_of_it_is_registered_is_never_missed(registry: ModelRegistry) -> None:
+    for i in range(1, 9):
+        registry.register(model("small", runtime="text-generation"))
+        adapter = model("tuned", runtime="text-generation", options={"base": f"small/{i}"})
+        with ThreadPoolExecutor(2) as pool:
+            done = [pool.submit(registry.delete, f"small/{i}"), pool.submit(registry.register, adapter)]
+        failed = [one.exception() for one in done if one.exception() is not None]
+        assert len(failed) == 1
+        assert isinstance(failed[0], InvalidInput | ModelNotFound)
+
+
 @pytest.mark.parametrize("ref", ["digits/9", "digits@nobody", "nothing/1"])
 def test_what_is_not_there_cannot_be_deleted(registry: ModelRegistry, ref: str) -> None:
     registry.register(model())

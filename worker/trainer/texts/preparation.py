@@ -31,7 +31,7 @@ from forebay.worker.trainer import splitting
 from forebay.worker.trainer.loading import Ragged, Rows
 from forebay.worker.trainer.preparation import OWN_LOSS, Prepared
 from forebay.worker.trainer.rank import Rank
-from forebay.worker.trainer.texts.adapter import AdaptedModel, adapter_config
+from forebay.worker.trainer.texts.adapter import CONFIG_FILE, AdaptedModel, adapter_config
 from forebay.worker.trainer.texts.tokens import Tokens, tokenized
 
 BF16 = "bf16-mixed"
@@ -46,7 +46,9 @@ class PreparedText(Prepared):
 
     def network(self) -> nn.Module:
         dtype = torch.bfloat16 if self.params["precision"] == BF16 else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype, use_safetensors=True, **SAFE)
+        model = AutoModelForCausalLM.from_pretrained(
+            self.base, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **SAFE
+        )
         return AdaptedModel(model, adapter_config(self.params))
 
     def score(self, outputs: Tensor, rows: Rows) -> tuple[dict[str, float], list[list[int]] | None]:
@@ -74,7 +76,7 @@ def text_metrics(surprise: float, tokens: float) -> dict[str, float]:
 def prepare_text(request: TrainRequest, rank: Rank, base: Path) -> PreparedText:
     """InvalidInput, or another ForebayError, for a request or data that cannot be trained on."""
     params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
-    _check(params, rank)
+    _check(params, rank, base)
     tokenizer = AutoTokenizer.from_pretrained(base, **SAFE)
     context = getattr(AutoConfig.from_pretrained(base, **SAFE), "max_position_embeddings", None) or math.inf
     most = min(params["max_length"] or context, context)
@@ -100,7 +102,9 @@ def prepare_text(request: TrainRequest, rank: Rank, base: Path) -> PreparedText:
     return PreparedText(request, params, metric, summary, rows, OWN_LOSS, batch, base)
 
 
-def _check(params: Mapping[str, Any], rank: Rank) -> None:
+def _check(params: Mapping[str, Any], rank: Rank, base: Path) -> None:
+    if (base / CONFIG_FILE).exists():
+        raise InvalidInput(f"base: its {CONFIG_FILE} names another model to load; register that one without it")
     if params["class_weights"] != "none":
         raise InvalidInput("class_weights is for classes; this recipe learns text")
     if params["precision"] == BF16 and (rank.device == "cpu" or not torch.cuda.is_available()):
