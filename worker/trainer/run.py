@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.strategies import DDPStrategy
 
+from forebay.contract.errors import MissingExtra
 from forebay.contract.requests.recipes import FINETUNE
 from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
@@ -70,8 +71,10 @@ def train(
 def _prepared(folder: Path, request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> Prepared:
     if request.recipe != FINETUNE:
         return prepare_table(request, rank, allowed)
-    from forebay.worker.trainer.texts.preparation import prepare_text  # transformers and peft take seconds to load
-
+    try:
+        from forebay.worker.trainer.texts.preparation import prepare_text  # transformers and peft take seconds to load
+    except ImportError as error:
+        raise MissingExtra(f"recipe {FINETUNE!r} needs {error.name}", "generation") from error
     return prepare_text(request, rank, folder / BASE_FOLDER)
 
 
