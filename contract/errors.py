@@ -11,8 +11,13 @@ class ForebayError(Exception):
 class Transient(ForebayError):
     """Something is unavailable for now; the same request may succeed later.
 
-    A runtime's `load` or `predict` may raise it: the job is then queued again for later, instead of failing.
+    A runtime's `load` or `predict` may raise it: the job is then queued again for later, instead of failing; not before `wait_s`
+    seconds, and at the cost of none of its attempts unless it is `counted`.
     """
+
+    def __init__(self, message: str | None = None, *, wait_s: float = 0.0, counted: bool = True) -> None:
+        super().__init__(message)
+        self.wait_s, self.counted = wait_s, counted
 
 
 class InvalidInput(ForebayError, ValueError):
@@ -132,6 +137,18 @@ class ModelRefused(ForebayError):
 
 class ModelLoadFailed(ForebayError):
     """The model version could not be built or warmed up."""
+
+
+class EndpointUnavailable(Transient, ConnectionError):
+    """The server that runs the model cannot be reached, is busy, or fails."""
+
+
+class EndpointError(ForebayError):
+    """The server that runs the model refuses the request, with this HTTP status and in its own words."""
+
+    def __init__(self, message: str | None = None, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class WorkerLost(ForebayError):

@@ -109,12 +109,13 @@ class Choice(TypedDict):
 
 def completion(choices: Sequence[Choice], prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     """A row's result: the one choice with its usage, or several under `choices`."""
-    usage = Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
-    )
-    return {**choices[0], "usage": usage} if len(choices) == 1 else {"choices": list(choices), "usage": usage}
+    used = usage(prompt_tokens, completion_tokens)
+    return {**choices[0], "usage": used} if len(choices) == 1 else {"choices": list(choices), "usage": used}
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    total = prompt_tokens + completion_tokens
+    return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
 
 
 def parse_generation(value: Any) -> GenerationRequest:

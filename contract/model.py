@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from forebay.contract.references import ModelRef
+from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.signature import Signature
 
 TEXT_GENERATION = "text-generation"  # the runtime of language models
@@ -56,6 +57,11 @@ class ModelVersion:
         """The version that this one is an adapter of; None for a whole model."""
         named = self.options.get("base") if self.runtime == TEXT_GENERATION else None
         return None if named is None else ModelRef.parse(named)
+
+    @property
+    def remote(self) -> bool:
+        """Whether another server runs it: it needs no device, and its rows wait for answers side by side."""
+        return self.runtime == REMOTE
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -91,24 +91,30 @@ _INFERENCE = frozenset(JobKind) - TRAINING
 
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
-    """A declared queue: its machines' capacity, the kinds of job it accepts, and how many jobs may wait (None: any number)."""
+    """A declared queue: its machines' capacity, the kinds of job it accepts, and how many jobs may wait (None: any number).
+
+    A `remote` one is for models that other servers run, and only for these: who waits for an answer keeps no device from others.
+    """
 
     name: str
     capacity: Resources
     kinds: frozenset[JobKind] = frozenset(JobKind)
     max_queue_size: int | None = None
+    remote: bool = False
 
     def __post_init__(self) -> None:
         _check_queue_name(self.name)
 
     @classmethod
     def parse(cls, name: str, mapping: Mapping[str, Any]) -> QueueSpec:
-        """From a table of forebay.toml, with cpu, memory, gpu, gpu_memory, `kinds` (a list) and `max_queue_size`."""
-        given = _mapping(mapping, f"queue {shown(name)}", (*RESOURCE_NAMES, "kinds", "max_queue_size"))
+        """From a table of forebay.toml, with cpu, memory, gpu, gpu_memory, `kinds` (a list), `max_queue_size` and `remote`."""
+        given = _mapping(mapping, f"queue {shown(name)}", (*RESOURCE_NAMES, "kinds", "max_queue_size", "remote"))
         capacity = Resources.parse({key: value for key, value in given.items() if key in RESOURCE_NAMES})
-        return cls(
-            name, capacity, _kinds(given.get("kinds", list(JobKind))), _max_queue_size(given.get("max_queue_size"))
-        )
+        remote = given.get("remote", False)
+        if not isinstance(remote, bool) or (remote and capacity.gpu):
+            raise InvalidInput(f"remote is true or false, and true only without a gpu; got {shown(remote)}")
+        kinds = _kinds(given.get("kinds", sorted(_INFERENCE if remote else JobKind)))
+        return cls(name, capacity, kinds, _max_queue_size(given.get("max_queue_size")), remote)
 
     @property
     def trains(self) -> bool:
@@ -116,27 +122,32 @@ class QueueSpec:
 
     def as_dict(self) -> dict[str, Any]:
         limit = {} if self.max_queue_size is None else {"max_queue_size": self.max_queue_size}
-        return {**self.capacity.as_dict(), "kinds": sorted(self.kinds), **limit}
+        remote = {"remote": True} if self.remote else {}
+        return {**self.capacity.as_dict(), "kinds": sorted(self.kinds), **limit, **remote}
 
 
-def route(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str | None = None) -> str:
+def route(
+    queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str | None = None, remote: bool = False
+) -> str:
     """The name of the smallest queue that accepts `kind` and has the `resources`; or `queue`, if given, when it does.
 
-    Queues are compared by gpu, gpu_memory, memory, cpu, then name. InvalidInput when `queue` is not declared; NoQueueFits,
-    saying what is lacking, when no queue fits.
+    The job of a `remote` model goes to a remote queue, any other to one that is not. Queues are compared by gpu, gpu_memory,
+    memory, cpu, then name. InvalidInput when `queue` is not declared; NoQueueFits, saying what is lacking, when no queue fits.
     """
     if queue is not None:
-        return _route_to(queues, resources, kind, queue)
-    accepting = sorted((spec for spec in queues.values() if kind in spec.kinds), key=_by_size)
+        return _route_to(queues, resources, kind, queue, remote)
+    accepting = sorted((spec for spec in queues.values() if kind in spec.kinds and spec.remote == remote), key=_by_size)
     for spec in accepting:
         if not resources.shortages(spec.capacity):
             return spec.name
+    if not accepting and remote:
+        raise NoQueueFits(f"no remote queue accepts {kind} jobs; declare one with remote = true in forebay.toml")
     if not accepting:
         raise NoQueueFits(f"no queue accepts {kind} jobs; add {kind.value!r} to a queue's kinds in forebay.toml")
     raise _no_fit(resources, accepting[-1], "the largest queue")
 
 
-def _route_to(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str) -> str:
+def _route_to(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKind, queue: str, remote: bool) -> str:
     if queue not in queues:
         raise InvalidInput(
             f"there is no queue {shown(queue)}; the declared queues are {', '.join(sorted(queues)) or 'none'}"
@@ -146,6 +157,11 @@ def _route_to(queues: Mapping[str, QueueSpec], resources: Resources, kind: JobKi
         raise NoQueueFits(
             f"queue {queue!r} accepts no {kind} jobs, only {', '.join(sorted(spec.kinds))}; choose another"
         )
+    if spec.remote != remote:
+        words = (
+            "is only for models that other servers run" if spec.remote else "is not for models that other servers run"
+        )
+        raise NoQueueFits(f"queue {queue!r} {words} (remote = {str(spec.remote).lower()}); choose another")
     if resources.shortages(spec.capacity):
         raise _no_fit(resources, spec, "queue")
     return spec.name
@@ -229,6 +245,7 @@ def _max_queue_size(value: object) -> int | None:
 DEFAULT_QUEUES: Mapping[str, QueueSpec] = {
     "cpu": QueueSpec("cpu", Resources(cpu=8.0, memory=32 * 2**30), _INFERENCE),
     "gpu": QueueSpec("gpu", Resources(cpu=8.0, memory=64 * 2**30, gpu=1.0, gpu_memory=24 * 2**30), _INFERENCE),
+    "remote": QueueSpec("remote", Resources(cpu=8.0, memory=32 * 2**30), _INFERENCE, remote=True),
     "train": QueueSpec("train", Resources(cpu=8.0, memory=32 * 2**30), TRAINING),
     "train-gpu": QueueSpec(
         "train-gpu", Resources(cpu=8.0, memory=64 * 2**30, gpu=1.0, gpu_memory=24 * 2**30), TRAINING

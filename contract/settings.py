@@ -101,6 +101,9 @@ class Settings:
     worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")
     allowed_python_models: Names = _setting((), "import paths that `python` and `safetensors` models may use")
     allowed_hosts: Names = _setting((), "hosts with private addresses that URLs of inputs may name; `*` is all")
+    allowed_endpoints: Names = _setting(
+        (), "URLs that `openai` models may be at, each with the variables of the keys that may be sent there"
+    )
     dashboard_host: Text = _setting("127.0.0.1", "address the dashboard listens on")
     dashboard_port: Port = _setting(5555, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
     api_host: Text = _setting("127.0.0.1", "address `forebay serve` listens on")
@@ -168,6 +171,12 @@ class Settings:
         """Whether this worker process serves training queues and no others."""
         served = [self.queues[name] for name in self.worker_queues if name in self.queues]
         return bool(served) and all(queue.trains for queue in served)
+
+    @property
+    def remote_only(self) -> bool:
+        """Whether this worker process serves remote queues and no others."""
+        served = [self.queues[name] for name in self.worker_queues if name in self.queues]
+        return bool(served) and all(queue.remote for queue in served)
 
     def queue(self, name: str) -> QueueSpec:
         """The declared queue of this name; InvalidInput, listing those declared, when there is none."""

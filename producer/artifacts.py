@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from forebay.contract import generation
 from forebay.contract.errors import InvalidInput
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
+from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
 from forebay.contract.signature import Signature
 
 Described = Mapping[str, Mapping[str, Any]]
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
 EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
-GENERATES_TEXT = ("text-generation", "openai")
+GENERATES_TEXT = ("text-generation", REMOTE)
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", *GENERATES_TEXT, "python")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
@@ -47,7 +48,10 @@ def runtime_of(path: Path | None, runtime: str | None) -> str:
     return _guess_runtime(path) if runtime is None else _check_runtime(runtime)
 
 
-def check_options(runtime: str, options: Mapping[str, Any]) -> None:
+def check_options(runtime: str, options: Mapping[str, Any], endpoints: Iterable[str]) -> None:
+    """InvalidInput for options that the runtime does not take; `endpoints` are those that the operator allows."""
+    if runtime == REMOTE:
+        RemoteOptions.parse(options).check_allowed(endpoints)
     if not isinstance(options.get("orientation", True), bool):
         raise InvalidInput(f"options: orientation is true or false, got {shown(options['orientation'])}")
     key = NEEDS_OPTION.get(runtime)
@@ -58,7 +62,7 @@ def check_options(runtime: str, options: Mapping[str, Any]) -> None:
 
 
 def artifact_signature(
-    runtime: str, path: Path | None, inputs: Described | None, outputs: Described | None
+    runtime: str, path: Path | None, options: Mapping[str, Any], inputs: Described | None, outputs: Described | None
 ) -> Signature:
     if runtime == "torch-export" and path is not None:
         own_inputs, own_outputs = read_pt2_signature(path)
@@ -66,6 +70,13 @@ def artifact_signature(
         outputs = _completed(own_outputs, outputs)
     if runtime == "sentence-transformers" and inputs is None:
         inputs = {"text": {"dtype": "str"}}
+    if runtime == REMOTE:
+        if path is not None or inputs is not None or outputs is not None:
+            raise InvalidInput(
+                f"a model of runtime {REMOTE!r} has no artifact, and its endpoint tells its inputs and outputs"
+            )
+        if options.get("endpoint") == "embeddings":
+            inputs, outputs = {"text": {"dtype": "str"}}, {"embedding": {"dtype": "float32", "shape": [-1]}}
     if runtime in GENERATES_TEXT:
         inputs = generation.INPUTS if inputs is None else inputs
         outputs = generation.OUTPUTS if outputs is None else outputs

@@ -90,7 +90,8 @@ class Models:
         may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.
         `example` is one sample as `predict` takes it, or a dict of them by input. It is kept with the version, and workers warm
         up with it in the place of zeros; a version that fails on it is not served. `options` go to the runtime:
-        `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}` for python.
+        `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}` for python,
+        `{"base_url": "http://gpu7:8000/v1", "model": "Qwen3"}` for openai: see contract.requests.endpoints.RemoteOptions.
         `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype` computes under
         autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one call of preprocess
         or postprocess): a child that takes longer is killed, which counts as an attempt for its jobs.
@@ -101,10 +102,10 @@ class Models:
         path = existing_artifact(artifact)
         runtime = runtime_of(path, runtime)
         checked_options = check_metadata(options, "options")
-        check_options(runtime, checked_options)
+        check_options(runtime, checked_options, self._session.settings.allowed_endpoints)
         if runtime == TEXT_GENERATION and "base" in checked_options:
             checked_options = checked_options | {"base": adaptable(checked_options["base"], self.get).ref}
-        signature = artifact_signature(runtime, path, inputs, outputs)
+        signature = artifact_signature(runtime, path, checked_options, inputs, outputs)
         serving = check(
             {
                 "max_batch_size": max_batch_size, "batch_wait_timeout_s": batch_wait_timeout_s,
@@ -170,7 +171,9 @@ class Models:
         Each takes one of as many messages as there are workers, between its batches: a busy one may leave its to another.
         """
         model = self._registry.get(parse_model(ref))
-        queue = route(self._session.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, None)
+        queue = route(
+            self._session.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, remote=model.remote
+        )
         workers = [worker.name for worker in self._session.live_workers() if queue in worker.queues]
         # Without ids there is nothing to run: the model is only loaded.
         message = JobMessage(queue, 0, TaskArgs(model.name, model.version, [], exclusive=False))
@@ -203,11 +206,12 @@ def adaptable(named: Any, find: Callable[[str], ModelVersion]) -> ModelVersion:
 
 
 def signature_of(
-    artifact: str | Path | None, runtime: str | None, inputs: Described | None, outputs: Described | None
-) -> Signature:
+    artifact: str | Path | None, runtime: str | None, options: Mapping[str, Any] | None, inputs: Described | None,
+    outputs: Described | None,
+) -> Signature:  # fmt: skip
     """The signature that `register` would give the version."""
     path = existing_artifact(artifact)
-    return artifact_signature(runtime_of(path, runtime), path, inputs, outputs)
+    return artifact_signature(runtime_of(path, runtime), path, options or {}, inputs, outputs)
 
 
 def _packed(model: ModelVersion, example: Any) -> bytes:

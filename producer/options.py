@@ -124,7 +124,7 @@ def resolve_options(
         model=model,
         priority=whole_number("priority", options.get("priority", defaults.priority), 0, 9),
         max_attempts=whole_number("max_attempts", options.get("max_attempts", defaults.max_attempts), 1, 100),
-        queue=route(queues, Resources.parse(model.resources), kind, queue),
+        queue=route(queues, Resources.parse(model.resources), kind, queue, remote=model.remote),
         deadline_at=_deadline_at(options.get("deadline"), now),
         idempotency_key=_check_key(options.get("idempotency_key")),
         metadata=check_metadata(options.get("metadata")),

@@ -41,7 +41,7 @@ def index(
 def why_unready(model: ModelVersion, queues: Mapping[str, QueueSpec], workers: Sequence[WorkerInfo]) -> str:
     """Why nobody would run a request for this version now; empty when somebody would."""
     try:
-        queue = route(queues, Resources.parse(model.resources), JobKind.PREDICT, None)
+        queue = route(queues, Resources.parse(model.resources), JobKind.PREDICT, remote=model.remote)
     except NoQueueFits as error:
         return str(error)
     served = any(queue in worker.queues for worker in workers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from msgspec import Struct
 
@@ -34,7 +36,9 @@ class RowCounts(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What a batch that has succeeded wrote. `parts` hold the rows with results, `errors` those that failed."""
+    """What a batch that has succeeded wrote. `parts` hold the rows with results, `errors` those that failed; `usage` sums the
+    tokens of a language model (prompt_tokens, completion_tokens, total_tokens), and is None for any other.
+    """  # fmt: skip
 
     batch: str
     model: str
@@ -45,3 +49,4 @@ class Manifest(Struct, frozen=True):
     finished_at: datetime | None
     parts: tuple[OutputFile, ...]
     errors: tuple[OutputFile, ...]
+    usage: Mapping[str, Any] | None = None

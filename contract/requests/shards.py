@@ -39,8 +39,8 @@ class WrittenFile(Struct, frozen=True):
 
 
 class ShardOutcome(Struct, frozen=True):
-    """How a shard ended: rows with results, rows with errors, the files that hold them (None: no such rows), and why the
-    latter failed.
+    """How a shard ended: rows with results, rows with errors, the files that hold them (None: no such rows), why the latter
+    failed, and the tokens of prompts and of what a language model made of them.
     """  # fmt: skip
 
     rows: int
@@ -49,6 +49,8 @@ class ShardOutcome(Struct, frozen=True):
     part: WrittenFile | None = None
     errors: WrittenFile | None = None
     kinds: tuple[ErrorKind, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
     @property
     def files(self) -> tuple[WrittenFile, ...]:

@@ -25,11 +25,14 @@ _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, Val
 
 @dataclass(slots=True)
 class ModelOutputs:
-    """A model's outputs for the rows `ok` of a chunk, as columns by name or one by one, and the errors of other rows."""
+    """A model's outputs for the rows `ok` of a chunk, as columns by name or one by one, the errors of other rows, and the tokens
+    of prompts and of what was made of them.
+    """  # fmt: skip
 
     ok: NDArray[np.int64]
     outputs: Outputs
     errors: dict[int, Exception]
+    tokens: Sequence[int] | NDArray[np.int64] = (0, 0)
 
 
 class PartSchema:

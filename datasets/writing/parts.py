@@ -43,10 +43,12 @@ class Part:
         self._schema = schema
         self._model = model
         self._counts = ErrorCounts()
+        self._tokens = np.zeros(2, np.int64)
 
     def add(self, rows: Rows, made: ModelOutputs) -> tuple[int, int]:
         """Write a chunk; the numbers of rows with results and with errors."""
         errors = dict(made.errors)
+        self._tokens += made.tokens
         if self._request.format == OPENAI:
             self._add_lines(rows, made, errors)
         else:
@@ -58,7 +60,7 @@ class Part:
     def close(self, seconds: float) -> ShardOutcome:
         part, errors = self._good.close(), self._bad.close()
         rows, failed = part.rows if part else 0, errors.rows if errors else 0
-        return ShardOutcome(rows, failed, seconds, part, errors, self._counts.kinds())
+        return ShardOutcome(rows, failed, seconds, part, errors, self._counts.kinds(), *self._tokens.tolist())
 
     def discard(self) -> None:
         self._good.file.discard()

@@ -60,6 +60,7 @@ OutputsOption = Annotated[str | None, option("JSON", "One sample's outputs, as J
     "forebay models register digits digits.pt2 --gpu-memory 2GiB",
     "forebay models register minilm ./all-MiniLM-L6-v2 --alias champion --example 'How warm is the sea?'",
     "forebay models register double --runtime python --option class=shop.models:Double",
+    "forebay models register qwen --runtime openai --option base_url=http://gpu7:8000/v1 --option model=Qwen3",
 )
 @request_options("serving", ServingOptions, without=("timeout_s",))
 @request_options("resources", ResourceOptions)
@@ -88,11 +89,11 @@ def register(
     if alias is not None:
         check_alias(alias)
     models = connect().models
-    described = json_option(inputs, "--inputs"), json_option(outputs, "--outputs")
+    described, given = (json_option(inputs, "--inputs"), json_option(outputs, "--outputs")), pairs(options, "--option")
     model = models.register(
         name, artifact, runtime=runtime, inputs=described[0], outputs=described[1],
-        example=None if example is None else _example(example, signature_of(artifact, runtime, *described)),
-        timeout_s=timeout, resources=resources, options=pairs(options, "--option"), metadata=pairs(metadata, "--metadata"),
+        example=None if example is None else _example(example, signature_of(artifact, runtime, given, *described)),
+        timeout_s=timeout, resources=resources, options=given, metadata=pairs(metadata, "--metadata"),
         **serving,
     )  # fmt: skip
     if alias is not None:

@@ -142,7 +142,7 @@ def test_queues_and_the_ledgers_revision_are_shown(user, waiting):
         ("queues", "--json"), ("queues",), ("db", "current", "--json"), ("db", "upgrade"), ("sweep", "--json")
     )
     found = {queue["name"]: queue for queue in json.loads(queues.stdout)}
-    assert set(found) == {"cpu", "gpu", "train", "train-gpu"}
+    assert set(found) == {"cpu", "gpu", "remote", "train", "train-gpu"}
     assert (found["gpu"]["depth"], len(found["cpu"]["workers"])) == (1, 1)
     assert "WAITING" in table.stdout
     assert json.loads(current.stdout)["revision"] in upgrade.stdout

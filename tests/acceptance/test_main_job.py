@@ -257,7 +257,7 @@ def test_queues_tell_what_waits_and_who_serves_them(client, waiting):
     before = {queue.name: queue for queue in client.queues()}["gpu"].depth
     waiting(), waiting()
     queues = {queue.name: queue for queue in client.queues()}
-    assert list(queues) == ["cpu", "gpu", "train", "train-gpu"]
+    assert list(queues) == ["cpu", "gpu", "remote", "train", "train-gpu"]
     assert len(queues["cpu"].workers) == 1
     assert (queues["gpu"].workers, queues["gpu"].depth - before, queues["gpu"].running) == ((), 2, 0)
     assert queues["gpu"].oldest_age_s is not None

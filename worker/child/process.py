@@ -61,7 +61,8 @@ def start() -> None:
     allow_hosts(settings.allowed_hosts)
     if not settings.trains_only:
         bound_memory(settings.child_memory_bytes)
-        preload(settings)
+        if not settings.remote_only:
+            preload(settings)
     _runner = Runner(make_context(settings, page))
     log.info(
         "child_ready",

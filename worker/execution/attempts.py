@@ -281,8 +281,9 @@ def outcome_of_error(job: ClaimedJob, error: Exception, *, passing: bool, counte
     """How an attempt ends that met an error. One that is `passing` is tried again while attempts are left; not `counted`, it
     costs none of them.
     """  # fmt: skip
+    counted = counted and getattr(error, "counted", True)
     if passing and (not counted or job.tries < job.max_attempts):
-        wait = delay_s(job.tries if counted else job.attempt)
+        wait = max(delay_s(job.tries if counted else job.attempt), getattr(error, "wait_s", 0.0))
         return Postponed(job.id, job.attempt, wait, f"{type(error).__name__}: {error}", counted=counted)
     return Finished(job.id, job.attempt, error=JobError(type(error).__name__, str(error) or repr(error)))
 

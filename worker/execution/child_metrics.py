@@ -64,6 +64,20 @@ class ChildMetrics:
                 self._counted.count("batch_tokens_total", *labels, by=tokens)
                 self._counted.count("batch_padding_tokens_total", *labels, by=padded - tokens)
 
+    def answered(
+        self, model: Key, requests: Mapping[str, int], seconds: Sequence[float], prompt: int, completion: int
+    ) -> None:
+        """Requests to an endpoint ended, by outcome; those with an answer took so long each, and so many tokens."""
+        labels = _labels(model)
+        with self._lock:
+            for outcome, count in requests.items():
+                self._counted.count("endpoint_requests_total", *labels, outcome, by=count)
+            if seconds:
+                self._counted.observe_all("forward_seconds", seconds, *labels)
+            for name, tokens in (("prompt_tokens_total", prompt), ("completion_tokens_total", completion)):
+                if tokens:
+                    self._counted.count(name, *labels, by=tokens)
+
     def out_of_memory(self, model: Key) -> None:
         with self._lock:
             self._counted.count("out_of_memory_total", *_labels(model))

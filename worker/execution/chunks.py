@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forebay.contract.errors import Transient
 from forebay.datasets.columns import Values, take
@@ -28,20 +29,21 @@ def run_chunk(engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran) -> 
     if not len(inputs.good):
         return ModelOutputs(inputs.good, [], dict(inputs.bad))
     made: Outputs
+    tokens = np.zeros(2, np.int64)
     if inputs.stacked is not None and hasattr(loaded.model, "predict_columns"):
         made, errors = _by_columns(engine, loaded, inputs.stacked, ran)
     else:
-        made, errors = _by_rows(engine, loaded, inputs.rows(), ran)
+        made, errors = _by_rows(engine, loaded, inputs.rows(), ran, tokens)
     for error in errors.values():
         if isinstance(error, Transient):
             raise error
     if not errors:
-        return ModelOutputs(inputs.good, made, dict(inputs.bad))
+        return ModelOutputs(inputs.good, made, dict(inputs.bad), tokens)
     stay = np.delete(np.arange(len(inputs.good)), list(errors))
     bad = inputs.bad | {int(inputs.good[i]): error for i, error in errors.items()}
     if isinstance(made, list):
-        return ModelOutputs(inputs.good[stay], [made[i] for i in stay], bad)
-    return ModelOutputs(inputs.good[stay], {name: take(values, stay) for name, values in made.items()}, bad)
+        return ModelOutputs(inputs.good[stay], [made[i] for i in stay], bad, tokens)
+    return ModelOutputs(inputs.good[stay], {name: take(values, stay) for name, values in made.items()}, bad, tokens)
 
 
 def _by_columns(
@@ -77,7 +79,9 @@ def _joined(name: str, pieces: Sequence[tuple[int, int, Columns]], count: int) -
     return rows
 
 
-def _by_rows(engine: Engine, loaded: LoadedModel, rows: list[Any], ran: Ran) -> tuple[list[Any], dict[int, Exception]]:
+def _by_rows(
+    engine: Engine, loaded: LoadedModel, rows: list[Any], ran: Ran, tokens: NDArray[np.int64]
+) -> tuple[list[Any], dict[int, Exception]]:
     made: list[Any] = [None] * len(rows)
     errors: dict[int, Exception] = {}
     for i, row in enumerate(rows):
@@ -86,8 +90,9 @@ def _by_rows(engine: Engine, loaded: LoadedModel, rows: list[Any], ran: Ran) -> 
         except Exception as error:  # noqa: BLE001 - this row's own error
             errors[i] = error
     good = [i for i in range(len(rows)) if i not in errors]
-    with closing(engine.run_rows(loaded, good, rows.__getitem__)) as batches:
+    with closing(engine.run_rows(loaded, good, rows.__getitem__, insist=True)) as batches:
         for batch in batches:
+            tokens += batch.generated
             for i, output in zip(batch.items, batch.outputs, strict=True):
                 try:
                     made[i] = loaded.output(output)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,8 @@ from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.model_cache import LoadedModel
 
 T = TypeVar("T")
+
+LOOK_S = 0.2  # between two looks whether rows that run side by side are to go on
 
 Columns = Mapping[str, NDArray[Any]]
 Predict = Callable[[Sequence[Row]], Sequence[Any]]
@@ -42,6 +45,7 @@ class Batch(Generic[T]):
     seconds: float
     tokens: int = 0
     padded: int = 0
+    generated: tuple[int, int] = (0, 0)  # tokens of prompts and of what was made of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,18 @@ class Engine:
         alone: Callable[[T], Hashable | None] = lambda _: None,
         recut: Callable[[], bool] = lambda: False,
         skip: Callable[[T], bool] = lambda _: False,
+        insist: bool = False,
     ) -> Generator[Batch[T], None, None]:
         """Each batch once it has run. `row` gives an item's row; see `cut` for `alone`.
 
         What is left is cut anew when a batch did not fit into memory, and when `recut`, asked after each batch, says so:
-        then without the items to `skip`.
+        then without the items to `skip`. Rows of a model that runs them side by side come as they end, and in batches of none
+        while none does; with `insist` it tries again itself what may pass.
         """
         spec, model = loaded.spec, loaded.model
+        if hasattr(model, "run_each"):
+            yield from self._run_each(loaded, items, model.run_each([row(item) for item in items], insist), recut, skip)
+            return
         cost = (lambda item: model.cost(row(item))) if hasattr(model, "cost") else None
         left = list(items)
         while left:
@@ -99,6 +108,30 @@ class Engine:
                 if cut_anew and number < len(batches):
                     left = [item for rest in batches[number:] for item in rest if not skip(item)]
                     break
+
+    def _run_each(
+        self,
+        loaded: LoadedModel,
+        items: Sequence[T],
+        running: Any,
+        recut: Callable[[], bool],
+        skip: Callable[[T], bool],
+    ) -> Generator[Batch[T], None, None]:
+        left = set(range(len(items)))
+        with closing(running):
+            while left:
+                started = time.perf_counter()
+                progress = running.wait(LOOK_S)
+                tokens = progress.prompt_tokens, progress.completion_tokens
+                model = loaded.spec.name, loaded.spec.version
+                self._metrics.answered(model, progress.requests, progress.seconds, *tokens)
+                made = [i for i in progress.outputs if i in left]
+                left.difference_update(made)
+                outputs = [progress.outputs[i] for i in made]
+                yield Batch([items[i] for i in made], outputs, time.perf_counter() - started, generated=tokens)
+                for i in [i for i in left if skip(items[i])] if recut() else ():
+                    running.cancel(i)
+                    left.remove(i)
 
     def run_columns(self, loaded: LoadedModel, columns: Columns) -> Generator[ColumnBatch, None, None]:
         """Each batch of a model that takes whole arrays, `(rows, *shape)` by input, once it has run."""

@@ -130,7 +130,9 @@ class PredictHandler:
         )  # fmt: skip
         with closing(batches):
             for batch in batches:
-                ran += Summary(rows=len(batch.items), batches=1, tokens=batch.tokens, padded=batch.padded)
+                ran += Summary(
+                    rows=len(batch.items), batches=bool(batch.items), tokens=batch.tokens, padded=batch.padded
+                )
                 ready += [
                     r.job for r, made in zip(batch.items, batch.outputs, strict=True) if r.job.take(r.i, made, loaded)
                 ]

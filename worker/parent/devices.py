@@ -50,7 +50,8 @@ class WorkerPlan:
 
 
 def plan_workers(queues: Sequence[QueueSpec], gpus: int) -> list[WorkerPlan]:
-    """One worker per device, with the queues it serves; queues that only train have workers of their own beside them.
+    """One worker per device, with the queues it serves; remote queues, and those that only train, have workers of their own
+    beside them.
 
     A training queue that declares several GPUs has one worker for so many. DeviceNotFound when a queue that was asked for needs
     more GPUs than there are.
@@ -63,9 +64,10 @@ def plan_workers(queues: Sequence[QueueSpec], gpus: int) -> list[WorkerPlan]:
                 "queues: forebay worker --queues cpu"
             )
     trains = [queue for queue in queues if queue.trains]
-    runs = [queue for queue in queues if not queue.trains]
+    remote = [queue.name for queue in queues if queue.remote]
+    runs = [queue for queue in queues if not queue.trains and not queue.remote]
     plans = _on_gpus([q.name for q in runs if q.capacity.gpu], gpus, 1, "")
-    plans += _on_cpu([q.name for q in runs if not q.capacity.gpu], "cpu")
+    plans += _on_cpu([q.name for q in runs if not q.capacity.gpu], "cpu") + _on_cpu(remote, "remote")
     for size in sorted({max(1, int(q.capacity.gpu)) for q in trains if q.capacity.gpu}):
         names = [q.name for q in trains if q.capacity.gpu and max(1, int(q.capacity.gpu)) == size]
         plans += _on_gpus(names, gpus, size, "train-")

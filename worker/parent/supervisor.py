@@ -13,6 +13,7 @@ from forebay.storage.workers import WorkerRegistry
 from forebay.worker.parent.devices import WorkerPlan, count_gpus, plan_workers
 from forebay.worker.parent.processes import ManagedProcess, ProcessSupervisor, stop_signal
 
+REMOTE_CHILDREN = 4  # each waits for the answers of one model at a time
 MARGIN_S = 15  # beyond shutdown_grace_s, in which a worker ends its children and itself
 
 
@@ -24,7 +25,7 @@ def run_workers(settings: Settings, queues: Sequence[str] | None, concurrency: i
     specs = [settings.queue(name) for name in queues] if queues else list(settings.queues.values())
     gpus = count_gpus() if any(queue.capacity.gpu for queue in specs) else 0
     if not queues:  # without a choice: whatever this machine can serve
-        specs = [queue for queue in specs if queue.capacity.gpu <= gpus]
+        specs = [q for q in specs if q.capacity.gpu <= gpus and (settings.allowed_endpoints or not q.remote)]
     workers = name_workers(settings, plan_workers(specs, gpus))
     processes = [_worker(settings, name, plan, i, concurrency) for i, (name, plan) in enumerate(workers)]
     supervisor, stop = ProcessSupervisor(processes), stop_signal()
@@ -36,7 +37,7 @@ def run_workers(settings: Settings, queues: Sequence[str] | None, concurrency: i
 
 def _worker(settings: Settings, name: str, plan: WorkerPlan, number: int, concurrency: int) -> ManagedProcess:
     """One worker, which gets all its settings through the environment."""
-    children = concurrency if plan.stem == "cpu" else 1
+    children = {"cpu": concurrency, "remote": REMOTE_CHILDREN}.get(plan.stem, 1)
     threads = str(settings.torch_threads or max(1, (os.cpu_count() or 1) // children))
     env = settings.child_environment(
         FOREBAY_DEVICE=plan.device,

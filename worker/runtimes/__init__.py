@@ -27,6 +27,7 @@ BUILT_IN = {
     "python": "forebay.worker.runtimes.python:Python",
     "sentence-transformers": "forebay.worker.runtimes.sentence_transformers:SentenceTransformers",
     "recipe": "forebay.worker.runtimes.recipe:Recipe",
+    "openai": "forebay.worker.runtimes.remote.runtime:OpenAI",
 }
 
 # What a built-in runtime needs: (module, extra of forebay that brings it)
@@ -35,6 +36,7 @@ _NEEDS = {
     "safetensors": (("torch", "worker"), ("safetensors", "worker")),
     "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
     "recipe": (("torch", "worker"), ("safetensors", "worker"), ("pyarrow", "batch")),
+    "openai": (("aiohttp", "remote"),),
 }
 
 
@@ -43,7 +45,8 @@ class Model(Protocol):
     like cost then share a batch), `nbytes() -> int`, `sample_row()`, a row to warm up with, and `prepare(rows)` with
     `run(prepared)`, the two halves of `predict`: the next batch is then prepared while one runs. With `count_tokens(rows)`
     it says how many tokens it reads of rows, or None, for jobs that ask for their usage. With
-    `predict_columns({input: array (batch, *shape)}) -> {output: array (batch, *shape)}` batch jobs hand it whole columns.
+    `predict_columns({input: array (batch, *shape)}) -> {output: array (batch, *shape)}` batch jobs hand it whole columns. With
+    `run_each(rows, insist) -> RunningRows` rows run side by side, each given as it ends, and batches are not cut.
     """  # fmt: skip
 
     def predict(self, rows: Sequence[Row]) -> Sequence[Row]:

