@@ -80,7 +80,8 @@ class LineError(msgspec.Struct, frozen=True):
 
 class RequestBatch(msgspec.Struct, frozen=True):
     """A batch. Times are seconds since the epoch. The lines up to `next_line` have jobs; `submitted` says that all that ever
-    get one do. `tokens` is None where nothing was counted.
+    get one do. `tokens`, of which `output_tokens` were generated, is None where
+    nothing was counted.
     """  # fmt: skip
 
     id: str
@@ -101,6 +102,7 @@ class RequestBatch(msgspec.Struct, frozen=True):
     completed: int = 0
     failed: int = 0
     tokens: int | None = None
+    output_tokens: int = 0
     errors: tuple[LineError, ...] = ()
     output_file_id: str | None = None
     error_file_id: str | None = None

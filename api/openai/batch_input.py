@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from forebay.api.context import decode_json
 from forebay.api.errors import answer_of
-from forebay.api.openai.embeddings import EmbeddingRequest
+from forebay.api.openai.endpoints import ENDPOINTS, BatchedRequest, BatchEndpoint
 from forebay.contract.errors import InvalidInput, ModelNotFound, NoQueueFits
 from forebay.contract.job import JobKind
 from forebay.contract.references import shown
@@ -20,7 +20,7 @@ from forebay.producer.submit import Submitter
 from forebay.storage.request_batches import LineError
 
 MAX_ERRORS = 100  # are told; what comes behind them is not looked at
-BATCH_OPTIONS = {"batched": True, "usage": True, "priority": 7}  # as all batch work, behind what somebody waits for
+PRIORITY = 7  # as all batch work, behind what somebody waits for
 
 
 class BatchLine(Struct, frozen=True):
@@ -28,8 +28,18 @@ class BatchLine(Struct, frozen=True):
 
     custom_id: Annotated[str, Meta(min_length=1, max_length=512)]
     method: Literal["POST"]
-    url: Literal["/v1/embeddings"]
-    body: EmbeddingRequest
+    url: BatchEndpoint
+    body: msgspec.Raw
+
+    def request(self) -> BatchedRequest:
+        """What its body asks for; the error names the field as the line has it."""
+        try:
+            return ENDPOINTS[self.url].read(bytes(self.body))
+        except msgspec.ValidationError as error:
+            text = str(error)
+            raise msgspec.ValidationError(
+                text.replace("`$", "`$.body") if "`$" in text else f"{text} - at `$.body`"
+            ) from error
 
 
 class LineTooLong(InvalidInput):
@@ -60,8 +70,8 @@ def lines(chunks: Iterable[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
 class LineCheck:
     """Looks at every line of a batch before any of them runs. All have one model, and its version is the one meant now."""
 
-    def __init__(self, submitter: Submitter, max_lines: int) -> None:
-        self._submitter = submitter
+    def __init__(self, submitter: Submitter, endpoint: str, max_lines: int) -> None:
+        self._submitter, self._endpoint = submitter, endpoint
         self._max_lines = max_lines
         self._seen: dict[bytes, int] = {}
         self._model: str | None = None
@@ -109,14 +119,19 @@ class LineCheck:
             words = f"custom_id {shown(line.custom_id)} stands in line {first} already"
             self.errors.append(LineError("duplicate_custom_id", words, number, "custom_id"))
             return
+        if line.url != self._endpoint:
+            words = f"the line's url is {line.url}, and the batch's endpoint {self._endpoint}"
+            self.errors.append(LineError("invalid_url", words, number, "url"))
+            return
+        asked = line.request()
         if self._model is None:
-            self._model = line.body.model
-            self._options = self._submitter.resolve(JobKind.PREDICT, self._model, BATCH_OPTIONS)
-        if line.body.model != self._model:
-            words = f"the model is {shown(line.body.model)}, and {shown(self._model)} before; a batch has one model"
+            self._model = asked.model
+            self._options = self._submitter.resolve(JobKind.PREDICT, self._model, batch_options(self._endpoint))
+        if asked.model != self._model:
+            words = f"the model is {shown(asked.model)}, and {shown(self._model)} before; a batch has one model"
             self.errors.append(LineError("mismatched_model", words, number, "body.model"))
         elif self._options is not None:
-            self._submitter.pack(self._options, line.body.inputs(self._options.model))
+            self._submitter.pack(self._options, asked.inputs(self._options.model))
 
     def _add(self, number: int, error: Exception) -> None:
         if isinstance(error, ModelNotFound | NoQueueFits):
@@ -132,6 +147,11 @@ class LineCheck:
             self.errors.append(LineError("missing_required_parameter" if missing else code, text, number, param))
         else:
             self.errors.append(LineError("invalid_json_line", f"the line is not JSON: {error}", number))
+
+
+def batch_options(endpoint: str) -> dict[str, Any]:
+    """The options of the jobs of a batch for this endpoint."""
+    return {"priority": PRIORITY, **ENDPOINTS[endpoint].options}
 
 
 def parse_line(line: bytes) -> BatchLine:

@@ -40,6 +40,7 @@ class BatchOutput:
         self._good, self._bad = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed at the end
         self.completed = self.failed = 0
         self.tokens: int | None = None
+        self.output_tokens = 0
         self.expired = False
 
     def __enter__(self) -> Self:
@@ -67,7 +68,7 @@ class BatchOutput:
         job = Job(self._session, job_id)
         job.set_outcome(outcome)
         try:
-            body = asked.body.answer(self._batch.model, job.result(0))
+            body = asked.request().answer(self._batch.model, job.result(0), job_id)
         except Transient:
             raise
         except JobCanceled:
@@ -82,6 +83,7 @@ class BatchOutput:
             self.completed += 1
             if body["usage"] is not None:
                 self.tokens = (self.tokens or 0) + body["usage"]["total_tokens"]
+                self.output_tokens += body["usage"].get("completion_tokens", 0)
 
     def store(self, go_on: Callable[[], None]) -> tuple[FileRecord | None, FileRecord | None]:
         """Put both into the blob store: the files of answers and of errors, None for one without a line.

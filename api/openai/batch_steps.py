@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from forebay.api.openai.batch_input import BATCH_OPTIONS, LineCheck, LineTooLong, lines, parse_line
+from forebay.api.openai.batch_input import LineCheck, LineTooLong, batch_options, lines, parse_line
 from forebay.api.openai.batch_output import BatchOutput
 from forebay.contract.errors import BlobCorrupt, BlobMissing, ModelNotFound, NoQueueFits
 from forebay.contract.job import JobKind, JobState
@@ -93,7 +93,7 @@ class BatchSteps:
     def _validate(self, held: HeldBatch) -> None:
         """One pass over the file, which is read whole and so is known not to be damaged."""
         batch, settings = held.batch, self._session.settings
-        check = LineCheck(Submitter(self._session), settings.api_max_batch_lines)
+        check = LineCheck(Submitter(self._session), batch.endpoint, settings.api_max_batch_lines)
         for number, line in lines(self._session.blobs.chunks(batch.input_blob), self._line_limit):
             check.check(number, line)
             self._go_on(held)
@@ -115,7 +115,7 @@ class BatchSteps:
             return
         try:
             version = self._session.registry.resolve(parse_model(batch.model))
-            options = submitter.check(JobKind.PREDICT, version, BATCH_OPTIONS | {"deadline": remaining})
+            options = submitter.check(JobKind.PREDICT, version, batch_options(batch.endpoint) | {"deadline": remaining})
         except (ModelNotFound, NoQueueFits) as error:  # gone since the file was checked: what has no job fails
             held.save(submitted=True, errors=(LineError("model_not_found", str(error)),))
             return
@@ -128,7 +128,7 @@ class BatchSteps:
                 self.forget(batch.id)
                 held.save(submitted=True)
                 return
-            inputs = {_key(batch, number): parse_line(line).body.inputs(version) for number, line in chunk}
+            inputs = {_key(batch, number): parse_line(line).request().inputs(version) for number, line in chunk}
             submitter.submit_by_key(options, inputs)
             held.save(next_line=chunk[-1][0])
             given.done()
@@ -178,7 +178,8 @@ class BatchSteps:
             good, bad = output.store(lambda: self._go_on(held))
             self._end(
                 held, [file for file in (good, bad) if file], expired=output.expired, completed=output.completed,
-                failed=output.failed, tokens=output.tokens, output_file_id=good and good.id, error_file_id=bad and bad.id,
+                failed=output.failed, tokens=output.tokens,
+                output_tokens=output.output_tokens, output_file_id=good and good.id, error_file_id=bad and bad.id,
             )  # fmt: skip
         return True
 

@@ -11,7 +11,9 @@ from starlette.responses import Response
 
 from forebay.api.context import api_of, header_key, json_response, needs, own_key, read_json, read_query, submitted_by
 from forebay.api.errors import NotFound
+from forebay.api.openai.endpoints import BatchEndpoint
 from forebay.api.openai.files import find_file, page
+from forebay.api.openai.text_requests import Metadata
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import new_ids
 from forebay.contract.references import shown
@@ -19,7 +21,6 @@ from forebay.storage.request_batches import LineError, RequestBatch, RequestBatc
 
 WINDOW_S = 86_400.0
 PREFIX = "batch_"
-Metadata = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
 
 
 class OutputExpiry(Struct, frozen=True):
@@ -33,9 +34,9 @@ class CreateBatch(Struct, frozen=True):
     """A new batch."""
 
     input_file_id: str
-    endpoint: Literal["/v1/embeddings"]
+    endpoint: BatchEndpoint
     completion_window: Literal["24h"]
-    metadata: Annotated[Metadata, Meta(max_length=16)] | None = None
+    metadata: Metadata | None = None
     output_expires_after: OutputExpiry | None = None
 
 
@@ -89,7 +90,7 @@ class BatchObject(Struct, frozen=True):
         told |= {name: int(at) for name, at in told.items() if name.endswith("_at") and at is not None}
         told |= {
             "id": PREFIX + batch.id, "status": batch.status.value, "model": batch.model or None,
-            "errors": Errors(batch.errors) if batch.errors else None, "usage": _usage(batch.tokens),
+            "errors": Errors(batch.errors) if batch.errors else None, "usage": _usage(batch.tokens, batch.output_tokens),
             "request_counts": Counts(batch.total, batch.completed, batch.failed),
         }  # fmt: skip
         return cls(**told)
@@ -149,10 +150,10 @@ def _batches(request: Request) -> RequestBatches:
     return RequestBatches(api_of(request).client.sync.session.ledger)
 
 
-def _usage(tokens: int | None) -> dict[str, Any] | None:
+def _usage(tokens: int | None, output: int) -> dict[str, Any] | None:
     if tokens is None:
         return None
     return {
-        "input_tokens": tokens, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 0,
+        "input_tokens": tokens - output, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": tokens,
     }  # fmt: skip

@@ -61,7 +61,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True):
             words = f"model {ref} makes embeddings of {size} dimensions; leave dimensions out"
             raise InvalidInput(f"{words} - at `$.dimensions`")
 
-    def answer(self, ref: str, result: Any) -> dict[str, Any]:
+    def answer(self, ref: str, result: Any, job_id: str = "") -> dict[str, Any]:  # noqa: ARG002 - see BatchedRequest
         """The body of the response, of the job's result."""
         vectors, tokens = result["output"], result["usage"]["tokens"]
         if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f":

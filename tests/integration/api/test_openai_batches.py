@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from forebay.api.openai import batch_loop, batches
 from forebay.contract.errors import BlobUnavailable, ModelNotFound
+from forebay.contract.generation import INPUTS, OUTPUTS
 from forebay.contract.job import JobState
 from forebay.contract.model import ModelRef, ModelVersion
 from forebay.storage.api_keys import ApiKeys
@@ -37,6 +38,7 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     stack.worker()
     stack.model("Vectors")
     stack.model("Echo")
+    stack.model("Writer", inputs=INPUTS, outputs=OUTPUTS)
     return stack
 
 
@@ -135,6 +137,70 @@ def test_lines_that_fail_are_told_as_the_route_tells_them(client: openai.OpenAI)
         assert told["status_code"] == direct.value.status_code == status
         assert told["body"]["error"]["code"] == direct.value.code == code
     assert "ValueError: a bad text" in found["bad"]["response"]["body"]["error"]["message"]
+
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+def chat_line(custom_id: str, content: str, url: str = CHAT, **more: Any) -> dict[str, Any]:
+    body = {"model": "writer", "messages": [{"role": "user", "content": content}]} | more
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+
+def text_line(custom_id: str, prompt: Any, **more: Any) -> dict[str, Any]:
+    return line(custom_id, None) | {"url": TEXT, "body": {"model": "writer", "prompt": prompt} | more}
+
+
+def create_text(client: openai.OpenAI, lines: list[Any], endpoint: Any) -> Batch:
+    return client.batches.create(input_file_id=upload(client, lines), endpoint=endpoint, completion_window="24h")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "lines", "tokens"),
+    [
+        (CHAT, [chat_line("a", "a dam"), chat_line("b", "x y z", n=2, max_tokens=2), chat_line("bad", "bad")], (5, 6)),
+        (TEXT, [text_line("a", "a dam"), text_line("b", ["x y", "z"], n=2), text_line("bad", "bad")], (5, 8)),
+    ],
+)  # fmt: skip
+def test_a_batch_of_text_answers_as_its_route_does_and_tells_both_kinds_of_tokens(
+    client: openai.OpenAI, endpoint: str, lines: list[Any], tokens: tuple[int, int]
+) -> None:
+    batch = ended(client, create_text(client, lines, endpoint))
+    assert (batch.status, counts(batch), batch.model) == ("completed", (3, 2, 1), "writer/1")
+    assert batch.usage is not None
+    assert (batch.usage.input_tokens, batch.usage.output_tokens, batch.usage.total_tokens) == (*tokens, sum(tokens))
+    found = answers(client, batch.output_file_id)
+    for one in lines[:2]:
+        direct: Any = client.post(endpoint.removeprefix("/v1"), body=one["body"], cast_to=object)
+        told = found[one["custom_id"]]["response"]["body"]
+        assert told | {"id": "", "created": 0} == direct | {"id": "", "created": 0}
+    [bad] = answers(client, batch.error_file_id).values()
+    assert bad["response"]["status_code"] == 400
+    assert "ValueError: a bad text" in bad["response"]["body"]["error"]["message"]
+
+
+def test_lines_of_text_that_will_not_do_are_named_by_their_field_before_any_runs(
+    client: openai.OpenAI, stack: WorkerStack
+) -> None:
+    before = stack.states()
+    wrong = [
+        chat_line("a", "a dam"), chat_line("b", "x", tools=[]), chat_line("c", "x", stream=True), chat_line("d", "x", TEXT),
+        chat_line("e", "x", temperature="hot"), chat_line("f", "x", model="echo"), chat_line("g", "x") | {"body": []},
+        line("h", "x") | {"url": CHAT},
+    ]  # fmt: skip
+    batch = ended(client, create_text(client, wrong, CHAT))
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert [(one.line, one.code, one.param) for one in batch.errors.data] == [
+        (2, "invalid_request", "body.tools"), (3, "invalid_request", "body.stream"), (4, "invalid_url", "url"),
+        (5, "invalid_request", "body.temperature"), (6, "mismatched_model", "body.model"), (7, "invalid_request", "body"),
+        (8, "invalid_request", "body.messages"),
+    ]  # fmt: skip
+    batch = ended(client, create_text(client, [chat_line("a", "x", model="echo")], CHAT))
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert "model echo/1 (runtime python) does not generate text" in str(batch.errors.data[0].message)
+    assert stack.states() == before
 
 
 def test_a_file_with_wrong_lines_fails_and_names_them_and_stores_no_job(
@@ -298,7 +364,7 @@ def _answers(client: openai.OpenAI) -> bool:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"endpoint": "/v1/chat/completions"}, "Invalid enum value '/v1/chat/completions'"),
+        ({"endpoint": "/v1/responses"}, "Invalid enum value '/v1/responses'"),
         ({"completion_window": "1h"}, "Invalid enum value '1h'"),
         ({"metadata": {"a" * 65: "b"}}, "64"), ({"metadata": {f"{i}": "b" for i in range(17)}}, "16"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 5}}, "3600"),
