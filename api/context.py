@@ -112,17 +112,22 @@ def own_key(request: Request, idempotency_key: str) -> str:
     return f"{name}/{idempotency_key}" if name else idempotency_key
 
 
+def check_scope(request: Request, scope: str) -> None:
+    """Unauthorized or Forbidden when the caller may not do what needs this scope."""
+    caller: Caller = request.scope["caller"]
+    if caller is NOBODY:
+        raise Unauthorized("send a valid API key as `Authorization: Bearer fb_…`")
+    if scope not in caller.scopes:
+        raise Forbidden(f"the API key {caller.name!r} has no scope {scope!r}")
+
+
 def needs(scope: str) -> Callable[[Handler], Handler]:
     """Declare which scope a caller needs for a handler: submit, read, models or admin. Every handler declares one."""
 
     def declare(handler: Handler) -> Handler:
         @wraps(handler)
         async def checked(request: Request) -> Response:
-            caller: Caller = request.scope["caller"]
-            if caller is NOBODY:
-                raise Unauthorized("send a valid API key as `Authorization: Bearer fb_…`")
-            if scope not in caller.scopes:
-                raise Forbidden(f"the API key {caller.name!r} has no scope {scope!r}")
+            check_scope(request, scope)
             return await handler(request)
 
         checked.scope = scope  # type: ignore[attr-defined] # a test asks each route for it

@@ -26,7 +26,7 @@ TEXT = {"type": "string"}
 class Operation(NamedTuple):
     """What OpenAPI says of a route beside its method, its path and the docstring of its handler.
 
-    `answers` are by status: a Struct, None for no body, or schemas by media type. `body` is a Struct, or schemas.
+    `answers` are by status: a Struct, None for no body, or schemas by media type. `body` is a Struct, several, or schemas.
     """
 
     answers: Mapping[int, Any]
@@ -36,7 +36,10 @@ class Operation(NamedTuple):
 
 
 _SUBMIT = Operation(
-    {200: b.Submitted, 202: b.Submitted}, query=b.Form, body=b.Submit, headers=("Idempotency-Key", "Prefer")
+    {200: b.Submitted, 202: b.Submitted},
+    query=b.Form,
+    body=tuple(jobs.KINDS.values()),
+    headers=("Idempotency-Key", "Prefer"),
 )
 _MANY = {"application/x-ndjson": {"type": "array", "minItems": 1}, "application/msgpack": BINARY}
 _CALL = Operation({200: b.Submitted}, query=b.Form, body=b.Submit, headers=("Idempotency-Key",))
@@ -89,7 +92,8 @@ def routes_by_operation() -> dict[tuple[str, str], Route]:
 @cache
 def document() -> bytes:
     """The OpenAPI document, as JSON."""
-    named = [kind for operation in OPERATIONS.values() for kind in (operation.body, *operation.answers.values())]
+    used = [kind for operation in OPERATIONS.values() for kind in (operation.body, *operation.answers.values())]
+    named = [kind for several in used for kind in (several if isinstance(several, tuple) else [several])]
     structs = {kind for kind in named if isinstance(kind, type)} | {b.Register}
     ordered = sorted(structs, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
@@ -164,7 +168,8 @@ def _operation_id(method: str, path: str) -> str:
 def _content(kind: Any) -> dict[str, Any]:
     if isinstance(kind, Mapping):
         return {media: {"schema": schema} for media, schema in kind.items()}
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+    refs = [{"$ref": f"#/components/schemas/{k.__name__}"} for k in (kind if isinstance(kind, tuple) else [kind])]
+    return {"application/json": {"schema": {"anyOf": refs} if len(refs) > 1 else refs[0]}}
 
 
 def _query(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:

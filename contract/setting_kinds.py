@@ -84,6 +84,10 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+def _places(value: Any) -> tuple[str, ...]:
+    return tuple(name if "://" in name else str(Path(name).expanduser().absolute()) for name in _names(value))
+
+
 def _queues(value: Any) -> Mapping[str, QueueSpec]:
     if isinstance(value, str):
         value = json.loads(value)
@@ -120,6 +124,7 @@ Bytes: TypeAlias = Annotated[int, Kind(parse_bytes)]
 Port: TypeAlias = Annotated[int, between(0, 65535)]
 # An empty variable counts as not given, so no names at all are written as ",".
 Names: TypeAlias = Annotated[tuple[str, ...], Kind(_names, lambda names: ",".join(names) or ",")]
+Places: TypeAlias = Annotated[tuple[str, ...], Kind(_places, lambda places: ",".join(places) or ",")]
 Queues: TypeAlias = Annotated[
     Mapping[str, QueueSpec],
     Kind(_queues, lambda queues: json.dumps({name: queue.as_dict() for name, queue in queues.items()})),

@@ -24,6 +24,7 @@ from forebay.contract.setting_kinds import (
     Bytes,
     Kind,
     Names,
+    Places,
     Port,
     Queues,
     Seconds,
@@ -113,6 +114,9 @@ class Settings:
     api_max_file_bytes: Bytes = _setting(200 * 2**20, "uploads of files that are larger are refused")
     api_max_batch_lines: Annotated[int, between(1, 10_000_000)] = _setting(
         50_000, "batches over HTTP of files with more requests are refused"
+    )
+    api_paths: Places = _setting(
+        (), "folders, and beginnings of URLs, that requests over HTTP may have jobs read from and write to"
     )
     metrics_host: Text = _setting("127.0.0.1", "address workers serve `/metrics`, `/healthz` and `/readyz` on")
     metrics_port: Port = _setting(0, "port of a machine's first worker; the next worker takes the next port")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from forebay.contract import generation
 from forebay.contract.errors import InvalidInput
@@ -14,15 +18,40 @@ from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
 from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
 from forebay.contract.signature import Signature
+from forebay.datasets.formats.files import absolute, find_files, open_file
 
 Described = Mapping[str, Mapping[str, Any]]
 
+FILES = (".pt2", ".safetensors", ".onnx", ".gguf")
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
 EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
 GENERATES_TEXT = ("text-generation", REMOTE)
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", *GENERATES_TEXT, "python")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+
+
+@contextmanager
+def local_artifact(artifact: str | Path | None) -> Iterator[Path | None]:
+    """The file or folder, None for none; what a URL names is copied to this machine meanwhile. InvalidInput for nothing."""
+    if not isinstance(artifact, str) or "://" not in artifact:
+        yield existing_artifact(artifact)
+        return
+    with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
+        yield _fetched(artifact.rstrip("/"), Path(folder))
+
+
+def _fetched(url: str, folder: Path) -> Path:
+    """A copy of a file, or of each file of a folder, at a URL."""
+    is_file = PurePosixPath(urlsplit(url).path).suffix in FILES  # a web server would send it whole to tell
+    files = [url] if is_file else [file.path for file in find_files(url, ("",))]
+    target, base = folder / PurePosixPath(url).name, url if is_file else absolute(url)
+    for file in files:
+        path = target / file.removeprefix(base).lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_file(file) as source, path.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    return target
 
 
 def existing_artifact(artifact: str | Path | None) -> Path | None:

@@ -186,8 +186,9 @@ class AsyncClient:
         return await self._bridge.call(function, *args, **kwargs)
 
     def submitting_for(self, submitted_by: str) -> AsyncClient:
-        """This client, noting in each job that it predicts who submitted it."""
+        """This client, noting in each job who submitted it."""
         other = copy(self)
+        other.sync = self.sync.submitting_for(submitted_by)
         other._submitter = Submitter(self.sync.session, submitted_by)
         return other
 

@@ -6,6 +6,7 @@ Everything a submit can refuse it refuses before anything is stored. Knows the l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -67,6 +68,12 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def submitting_for(self, submitted_by: str) -> Client:
+        """This client, noting in each job who submitted it."""
+        other = copy(self)
+        other._submitter = Submitter(self.session, submitted_by)
+        return other
 
     def close(self) -> None:
         """Close every connection once everything submitted has been sent; jobs go on."""

@@ -17,10 +17,10 @@ from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_m
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_name
 from forebay.contract.requests.fields import check
-from forebay.contract.signature import BATCH_HINT, Signature
+from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
-from forebay.producer.artifacts import Described, artifact_signature, check_options, existing_artifact, runtime_of
+from forebay.producer.artifacts import Described, artifact_signature, check_options, local_artifact, runtime_of
 from forebay.producer.inputs import for_model, sample
 from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
@@ -83,8 +83,8 @@ class Models:
     ) -> ModelVersion:
         """Register an artifact as the next version of `name` and give that version.
 
-        `artifact` is a .pt2 or .safetensors file, or a folder of sentence-transformers or of a Hugging Face language model; None
-        for a `python` model without one.
+        `artifact` is the path or URL of a .pt2 or .safetensors file, or of a folder of sentence-transformers or of a Hugging Face
+        language model; None for a `python` model without one.
         `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out. An output
         may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.
@@ -99,27 +99,27 @@ class Models:
         Raises InvalidInput or ModelRefused before anything is stored.
         """
         check_name(name)
-        path = existing_artifact(artifact)
-        runtime = runtime_of(path, runtime)
-        checked_options = check_metadata(options, "options")
-        check_options(runtime, checked_options, self._session.settings.allowed_endpoints)
-        if runtime == TEXT_GENERATION and "base" in checked_options:
-            checked_options = checked_options | {"base": adaptable(checked_options["base"], self.get).ref}
-        signature = artifact_signature(runtime, path, checked_options, inputs, outputs)
-        serving = check(
-            {
-                "max_batch_size": max_batch_size, "batch_wait_timeout_s": batch_wait_timeout_s,
-                "max_batch_tokens": max_batch_tokens, "dtype": dtype, "compile": compile, "timeout_s": timeout_s,
-            },
-            ServingOptions,
-        )  # fmt: skip
-        draft = ModelVersion(
-            name, 0, runtime, "", "none", 0, signature, resources=Resources.parse(resources).as_dict(),
-            options=checked_options, metadata=check_metadata(metadata), **asdict(serving),
-        )  # fmt: skip
-        row = None if example is None else _packed(draft, example)
-        ref, form, size = self._store(path)
-        return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size), row)
+        with local_artifact(artifact) as path:
+            runtime = runtime_of(path, runtime)
+            checked_options = check_metadata(options, "options")
+            check_options(runtime, checked_options, self._session.settings.allowed_endpoints)
+            if runtime == TEXT_GENERATION and "base" in checked_options:
+                checked_options = checked_options | {"base": adaptable(checked_options["base"], self.get).ref}
+            signature = artifact_signature(runtime, path, checked_options, inputs, outputs)
+            serving = check(
+                {
+                    "max_batch_size": max_batch_size, "batch_wait_timeout_s": batch_wait_timeout_s,
+                    "max_batch_tokens": max_batch_tokens, "dtype": dtype, "compile": compile, "timeout_s": timeout_s,
+                },
+                ServingOptions,
+            )  # fmt: skip
+            draft = ModelVersion(
+                name, 0, runtime, "", "none", 0, signature, resources=Resources.parse(resources).as_dict(),
+                options=checked_options, metadata=check_metadata(metadata), **asdict(serving),
+            )  # fmt: skip
+            row = None if example is None else _packed(draft, example)
+            ref, form, size = self._store(path)
+            return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size), row)
 
     def get(self, ref: Model) -> ModelVersion:
         """The version that `name`, `name/3` or `name@alias` means now; ModelNotFound says what there is instead."""
@@ -203,15 +203,6 @@ def adaptable(named: Any, find: Callable[[str], ModelVersion]) -> ModelVersion:
     if base.base is not None:
         raise InvalidInput(f"base: {base.ref} is itself an adapter of {base.base}; name that one")
     return base
-
-
-def signature_of(
-    artifact: str | Path | None, runtime: str | None, options: Mapping[str, Any] | None, inputs: Described | None,
-    outputs: Described | None,
-) -> Signature:  # fmt: skip
-    """The signature that `register` would give the version."""
-    path = existing_artifact(artifact)
-    return artifact_signature(runtime_of(path, runtime), path, options or {}, inputs, outputs)
 
 
 def _packed(model: ModelVersion, example: Any) -> bytes:

@@ -18,7 +18,12 @@ ByClass = Annotated[
     bool,
     Meta(description="JSON has the values of outputs with classes by their names, {class: value}, not as an array"),
 ]
+Artifact = Annotated[
+    str | None, Meta(description="a path or URL below what api_paths allows, or the id of an uploaded file")
+]
 Example = Annotated[Any, Meta(description="one sample, as a job's inputs; it is kept, and workers warm up with it")]
+Batched = Annotated[bool, Meta(description="the input has a leading batch dimension")]
+Metadata = dict[str, Any]
 Described = dict[str, dict[str, Any]]
 
 
@@ -30,7 +35,6 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     deadline: Annotated[float, Meta(gt=0, description="seconds from now")] | UnsetType = UNSET
     max_attempts: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
     idempotency_key: Key | UnsetType = UNSET
-    batched: Annotated[bool, Meta(description="the input has a leading batch dimension")] | UnsetType = UNSET
 
 
 class Submit(Options, kw_only=True, forbid_unknown_fields=True):
@@ -39,13 +43,15 @@ class Submit(Options, kw_only=True, forbid_unknown_fields=True):
     model: Ref
     inputs: Any
     kind: Literal["predict"] = "predict"
-    metadata: dict[str, Any] | UnsetType = UNSET
+    batched: Batched | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
 
 
 class SubmitMany(Options, kw_only=True, forbid_unknown_fields=True):
     """The query of many jobs at once; the body has their inputs."""
 
     model: Ref
+    batched: Batched | UnsetType = UNSET
     metadata: Annotated[str, Meta(description="a JSON object")] | UnsetType = UNSET
 
 
@@ -228,9 +234,10 @@ class ModelQuery(Struct, forbid_unknown_fields=True):
 
 
 class Register(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A version to register; docs/models.md says what each field is. The artifact, if there is one, is the file beside it."""
+    """A version to register; docs/models.md says what each field is. The artifact may be the file beside it instead."""
 
     name: str
+    artifact: Artifact = None
     example: Example = None
     runtime: str | None = None
     inputs: Described | None = None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+import msgspec
 from msgspec import UNSET
 from msgspec.structs import asdict
 from starlette.requests import Request
@@ -43,11 +44,14 @@ from forebay.api.native.bodies import (
     Wait,
     job_url,
 )
-from forebay.api.native.results import known_info, known_job
+from forebay.api.native.data_jobs import SubmitBatch, SubmitEvaluate, SubmitTrain, submit_data_job
+from forebay.api.native.results import as_plain, known_info, known_job
 from forebay.api.native.values import inputs_from_json, result_as_json
 from forebay.contract.errors import ForebayError, InvalidInput, JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.model import ModelVersion
+from forebay.contract.references import shown
+from forebay.contract.signature import Signature
 from forebay.contract.wire import codec
 from forebay.producer.async_client import AsyncJob
 from forebay.producer.inputs import InputsFor
@@ -56,11 +60,19 @@ from forebay.producer.options import PredictOptions
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?=$|[,;\s])")
 
 
+PREDICT: Mapping[str, Any] = {"predict": Submit}
+KINDS: Mapping[str, Any] = {**PREDICT, "batch": SubmitBatch, "train": SubmitTrain, "evaluate": SubmitEvaluate}
+
+
+class _Kind(msgspec.Struct):
+    kind: str = "predict"
+
+
 @needs("submit")
 async def submit(request: Request) -> Response:
     """Accept one job. `Prefer: wait=N` gives it with its result when it ends in time."""
     form = read_query(request, Form)
-    job, model = await submitted(request)
+    job, model = await submitted(request, KINDS)
     headers = {"Location": job_url(job.id)}
     wait = _WAIT.search(request.headers.get("prefer", ""))
     if wait is None:
@@ -142,12 +154,14 @@ async def retry(request: Request) -> Response:
     return json_response(StateBody(job.id, await job.state()), 202, {"Location": job_url(job.id)})
 
 
-async def submitted(request: Request) -> tuple[AsyncJob, ModelVersion]:
-    """The job that the request's body asks for, durable, and the version that it is for."""
-    body, is_json = await read_body(request, Submit)
+async def submitted(request: Request, kinds: Mapping[str, Any] = PREDICT) -> tuple[AsyncJob, ModelVersion | None]:
+    """The job of one of these kinds that the request's body asks for, durable, and the version that a prediction is for."""
+    body, is_json = await read_body(request, await _kind_of(request, kinds))
     options = options_of(request, body)
     if body.metadata is not UNSET:
         options["metadata"] = cast("Mapping[str, Any]", body.metadata)
+    if not isinstance(body, Submit):
+        return await submit_data_job(request, body, options), None
     batched = options.get("batched", False)
     models: list[ModelVersion] = []
 
@@ -159,9 +173,21 @@ async def submitted(request: Request) -> tuple[AsyncJob, ModelVersion]:
     return job, models[0]
 
 
+async def _kind_of(request: Request, kinds: Mapping[str, Any]) -> Any:
+    """What the body is to be read as: what else is wrong with it is found then."""
+    decode = msgspec.msgpack.decode if media_type(request) in MSGPACK else msgspec.json.decode
+    try:
+        kind = decode(await body_of(request), type=_Kind).kind if len(kinds) > 1 else "predict"
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        kind = "predict"
+    if kind not in kinds:
+        raise InvalidInput(f"kind {shown(kind)}: over HTTP there are {', '.join(kinds)} - at `$.kind`")
+    return kinds[kind]
+
+
 def options_of(request: Request, body: Options) -> PredictOptions:
     """The options that were given, in the body and by the header Idempotency-Key."""
-    given = {name: getattr(body, name) for name in Options.__struct_fields__}
+    given = {name: getattr(body, name, UNSET) for name in ("batched", *Options.__struct_fields__)}
     options = {name: value for name, value in given.items() if value is not UNSET}
     key = header_key(request)
     if key is not None and options.setdefault("idempotency_key", key) != key:
@@ -171,7 +197,7 @@ def options_of(request: Request, body: Options) -> PredictOptions:
     return cast(PredictOptions, options)
 
 
-async def _answer(job: AsyncJob, model: ModelVersion, form: Form) -> Submitted:
+async def _answer(job: AsyncJob, model: ModelVersion | None, form: Form) -> Submitted:
     """A job that has ended."""
     error = await job.exception(0)
     if error is None:
@@ -181,9 +207,10 @@ async def _answer(job: AsyncJob, model: ModelVersion, form: Form) -> Submitted:
     return Submitted(job.id, job_url(job.id), state, error=ErrorBody(kind, reason))
 
 
-def _succeeded(job: AsyncJob, model: ModelVersion, form: Form, value: Any) -> Submitted:
-    value = result_as_json(model.signature.by_class(value) if form.by_class else value)
-    classes = {field.name: field.classes for field in model.signature.outputs or () if field.classes}
+def _succeeded(job: AsyncJob, model: ModelVersion | None, form: Form, value: Any) -> Submitted:
+    signature = Signature() if model is None else model.signature
+    value = result_as_json(signature.by_class(value) if form.by_class else as_plain(value))
+    classes = {field.name: field.classes for field in signature.outputs or () if field.classes}
     return Submitted(job.id, job_url(job.id), JobState.SUCCEEDED, value, classes=classes or UNSET)
 
 

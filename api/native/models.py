@@ -18,9 +18,11 @@ from forebay.api.context import api_of, json_response, media_type, needs, parse_
 from forebay.api.errors import MalformedBody
 from forebay.api.native.bodies import Alias, ModelBody, ModelList, ModelQuery, QueueBody, QueueList, Register, Search
 from forebay.api.native.values import inputs_from_json
+from forebay.api.places import find_place, local_copy
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.producer.inputs import InputsFor
+from forebay.storage.files import FileRecord
 
 CHUNK = 1 << 20
 
@@ -28,11 +30,15 @@ CHUNK = 1 << 20
 @needs("models")
 async def register(request: Request) -> Response:
     """Register the next version of a name. An artifact comes as multipart/form-data: the part `model` is the JSON that is
-    otherwise the whole body, the part `artifact` a .pt2 or .safetensors file.
+    otherwise the whole body, the part `artifact` a .pt2 or .safetensors file. Or the JSON names one that lies elsewhere.
     """  # fmt: skip
     models = api_of(request).client.models
     if media_type(request) != "multipart/form-data":
-        return _registered(await models.register(**_fields(await read_json(request, Register))))
+        fields = _fields(await read_json(request, Register))
+        place = None if fields["artifact"] is None else await find_place(request, fields["artifact"], "artifact")
+        if not isinstance(place, FileRecord):
+            return _registered(await models.register(**fields | {"artifact": place}))
+        return _registered(await api_of(request).client.call(_register_upload, request, place, fields))
     try:
         async with request.form(max_files=1, max_fields=1) as form:
             described, artifact = form.get("model"), form.get("artifact")
@@ -40,12 +46,14 @@ async def register(request: Request) -> Response:
                 raise InvalidInput("the form needs the parts `model`, which is JSON, and `artifact`, which is a file")
             text = described if isinstance(described, str) else await described.read()
             fields = _fields(parse_json(text, Register))
+            if fields["artifact"] is not None:
+                raise InvalidInput("the artifact is there twice: as a part, and named - at `$.artifact`")
             with tempfile.TemporaryDirectory(prefix="forebay-api-") as folder:
                 # Of the client's file name only the ending counts, which says what the file is.
                 suffix = {".pt2": ".pt2", ".safetensors": ".safetensors"}.get(Path(artifact.filename or "").suffix, "")
                 path = Path(folder) / f"artifact{suffix}"
                 await api_of(request).client.call(_write, artifact, path)
-                return _registered(await models.register(artifact=path, **fields))
+                return _registered(await models.register(**fields | {"artifact": path}))
     except HTTPException as error:  # Starlette's, of a form that is none
         raise MalformedBody(f"the body is not multipart/form-data: {error.detail}") from error
 
@@ -126,6 +134,11 @@ def _fields(body: Register) -> dict[str, Any]:
 
 def _registered(model: ModelVersion) -> Response:
     return json_response(body := ModelBody.of(model), 201, {"Location": body.url})
+
+
+def _register_upload(request: Request, file: FileRecord, fields: dict[str, Any]) -> ModelVersion:
+    with local_copy(request, file) as path:
+        return api_of(request).client.sync.models.register(**fields | {"artifact": path})
 
 
 def _write(upload: UploadFile, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,11 +15,12 @@ from starlette.routing import Route
 
 from forebay.api.context import MAX_WAIT_S, Api, api_of, json_response, needs, read_query
 from forebay.api.errors import Gone, NotAcceptable, NotEnded
-from forebay.api.native.bodies import ResultQuery
+from forebay.api.native.bodies import ModelBody, ResultQuery
 from forebay.api.native.values import result_as_json
 from forebay.contract.errors import InvalidInput, JobNotFound, MissingExtra
 from forebay.contract.history import history
 from forebay.contract.job import JobInfo
+from forebay.contract.model import ModelVersion
 from forebay.contract.references import check_job_id
 from forebay.contract.wire import codec
 from forebay.datasets import require_pyarrow
@@ -42,6 +44,7 @@ async def result(request: Request) -> Response:
         value = await job.result(0)
     else:
         raise NotEnded(f"job {job.id} has not ended yet; wait for it with ?wait=", job_id=job.id)
+    value = as_plain(value)
     if query.by_class and write is _as_json:
         value = (await api.client.models.get((await known_info(request)).ref)).signature.by_class(value)
     if write is _as_json and job.sync.has_inline_result:
@@ -119,6 +122,12 @@ async def _or_gone(request: Request, find: Callable[[str], Awaitable[T]]) -> T:
         if age > api.settings.retention_s:
             raise Gone(f"job {id} is older than this server keeps jobs and their results") from error
         raise
+
+
+def as_plain(value: Any) -> Any:
+    """The result of a job of any kind as plain data: a manifest or an evaluation by its fields, a version as HTTP tells it."""
+    told = ModelBody.of(value) if isinstance(value, ModelVersion) else value
+    return msgspec.to_builtins(told) if isinstance(told, msgspec.Struct) or is_dataclass(told) else told
 
 
 def _as_json(value: Any) -> Response:

@@ -38,7 +38,8 @@ from forebay.producer.cli.output import (
     print_table,
 )
 from forebay.producer.cli.training_views import print_evaluations, several, version_fields
-from forebay.producer.models import ServingOptions, signature_of
+from forebay.producer.inputs import InputsFor
+from forebay.producer.models import ServingOptions
 from forebay.storage.health import Failures, failures_by_model
 
 models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
@@ -71,7 +72,8 @@ def register(
     serving: dict[str, Any],
     resources: dict[str, Any],
     artifact: Annotated[
-        Path | None, argument("ARTIFACT", "A .pt2 or .safetensors file, or a sentence-transformers folder.")
+        str | None,
+        argument("ARTIFACT", "A .pt2 or .safetensors file, or a sentence-transformers folder; a path or URL."),
     ] = None,
     example: Annotated[str | None, option("INPUT", EXAMPLE_HELP, default="zeros are made up")] = None,
     runtime: Annotated[str | None, option("RUNTIME", "How it is run.", default="the artifact tells")] = None,
@@ -89,11 +91,11 @@ def register(
     if alias is not None:
         check_alias(alias)
     models = connect().models
-    described, given = (json_option(inputs, "--inputs"), json_option(outputs, "--outputs")), pairs(options, "--option")
+    described = json_option(inputs, "--inputs"), json_option(outputs, "--outputs")
     model = models.register(
         name, artifact, runtime=runtime, inputs=described[0], outputs=described[1],
-        example=None if example is None else _example(example, signature_of(artifact, runtime, given, *described)),
-        timeout_s=timeout, resources=resources, options=given, metadata=pairs(metadata, "--metadata"),
+        example=None if example is None else InputsFor(lambda model: _example(example, model.signature)),
+        timeout_s=timeout, resources=resources, options=pairs(options, "--option"), metadata=pairs(metadata, "--metadata"),
         **serving,
     )  # fmt: skip
     if alias is not None:

@@ -33,6 +33,7 @@ from forebay.producer.options import ResolvedOptions
 from forebay.producer.requests.files import DataSet, find_dataset, first_with_rows
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
+from forebay.storage.jobs.views import JobViews
 
 PATH_SHOWN = 200
 CHECK_S = 1.5  # for looking into the files at submit
@@ -109,7 +110,7 @@ def submit(session: Session, submitter: Submitter, options: ResolvedOptions, req
     folder, fingerprint = OutputFolder(request.output), request.fingerprint(options.model.ref)
     marker = folder.claim(id, fingerprint)
     if marker is not None:
-        known = _resume(session, marker, options.model.ref, request)
+        known = _resume(session, marker, options, request)
         if known is not None:
             return known
         folder.take_over(id, fingerprint)
@@ -122,9 +123,11 @@ def submit(session: Session, submitter: Submitter, options: ResolvedOptions, req
         raise
 
 
-def _resume(session: Session, marker: Mapping[str, str], model: str, request: BatchRequest) -> BatchJob | None:
+def _resume(
+    session: Session, marker: Mapping[str, str], options: ResolvedOptions, request: BatchRequest
+) -> BatchJob | None:
     """The batch that has the folder, queued again if it had failed; None when there is no such batch (any more)."""
-    id, where = marker["batch"], f"the output {shown(request.output)}"
+    id, where, model = marker["batch"], f"the output {shown(request.output)}", options.model.ref
     same = marker["request"] == request.fingerprint(model)
     another = f"{where} belongs to batch {id}, which asked for something else"
     try:
@@ -140,6 +143,13 @@ def _resume(session: Session, marker: Mapping[str, str], model: str, request: Ba
     if not same:
         differs = "; ".join(_differences(job.info().ref, job.request, model, request))
         raise InvalidInput(f"{another}: {differs}. Name another folder")
+    key = options.idempotency_key
+    if (
+        state is JobState.SUCCEEDED
+        and key is not None
+        and JobViews(session.ledger).details(id, 0).idempotency_key == key
+    ):
+        return job
     if state is JobState.SUCCEEDED:
         raise InvalidInput(f"{where} holds what batch {id} made of the same request; name another folder")
     return job.retry() if state.final else job

@@ -69,6 +69,11 @@ class BlobStore:
         file.seek(0)
         return self._store(iter(partial(file.read, CHUNK), b""))
 
+    def location(self, ref: str) -> str:
+        """The path or URL at which a blob lies, for readers of files; who reads it there does not check it."""
+        path = self._path(_digest(ref))
+        return path if self._local else str(self._fs.unstrip_protocol(path))
+
     def chunks(self, ref: str) -> Iterator[bytes]:
         """A blob piece by piece; BlobCorrupt before the last one when they are not what the name says."""
         with self._clear_errors("read"), self._fs.open(self._path(_digest(ref)), "rb") as file:

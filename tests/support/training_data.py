@@ -1,6 +1,5 @@
 """Training runs that no trainer makes: they go the way runs go, through TrainingStore, as a test or a picture wants them."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -76,8 +75,9 @@ class MadeRun:
         )  # fmt: skip
         trained = Trained(metrics, "recipe", {}, {}, confusion=confusion)
         made, _ = self.store.finish(
-            self.job, request, version, trained, "accuracy", lambda model, *_: json.dumps(model.ref).encode()
-        )
+            self.job, request, version, trained, "accuracy",
+            lambda model, *_: codec.encode({"model": model.name, "version": model.version}),
+        )  # fmt: skip
         return made
 
     def fail(self, error: JobError) -> None:

@@ -139,7 +139,7 @@ def test_what_a_model_does_not_take_is_422_and_nothing_is_stored(
         (b'{"model": "no", "model": "echo", "inputs": 1}', 422, None),
         ({"inputs": 1}, 422, None), ({"model": "echo", "inputs": 1, "priority": 10}, 422, "priority"),
         ({"model": "echo", "inputs": 1, "priority": "1"}, 422, "priority"), ({"model": "echo", "inputs": 1, "x": 1}, 422, None),
-        ({"model": "echo", "inputs": 1, "kind": "batch"}, 422, "kind"), ({"model": "no", "inputs": 1}, 404, None),
+        ({"model": "echo", "inputs": 1, "kind": "shard"}, 422, "kind"), ({"model": "no", "inputs": 1}, 404, None),
         ({"model": "a/b/c", "inputs": 1}, 422, None), ({"model": "echo", "inputs": 1, "queue": "x"}, 422, None),
     ],
 )  # fmt: skip

@@ -70,6 +70,7 @@ SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
     ],
     "api_host": [("10.0.0.1", '"10.0.0.1"', "10.0.0.1"), ("h2", '"h2"', "h2"), ("h3", '"h3"', "h3")],
     "api_port": [("1", "1", 1), ("2", "2", 2), ("0", "0", 0)],
+    "api_paths": [("/a, s3://b/c", '["/a", "s3://b/c"]', ("/a", "s3://b/c")), ("/d", '"/d"', ("/d",)), (",", "[]", ())],
     "api_origins": [
         ("https://a, http://b", '["https://a", "http://b"]', ("https://a", "http://b")),
         ("https://c", '"https://c"', ("https://c",)),

@@ -1,0 +1,127 @@
+"""Jobs over data sets: batches, trainings and evaluations. Their files lie where the operator allows it, or were uploaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import asdict
+from starlette.requests import Request
+
+from forebay.api.context import api_of, check_scope, client_of
+from forebay.api.native.bodies import Metadata, Options, Ref
+from forebay.api.places import find_place
+from forebay.contract.errors import InvalidInput
+from forebay.contract.references import shown
+from forebay.contract.requests.training import TrainRequest
+from forebay.datasets.formats.source import guess_format
+from forebay.producer.async_client import AsyncJob
+from forebay.producer.options import PredictOptions
+from forebay.storage.files import FileRecord
+
+WHERE = "below what the operator allows by the setting api_paths"
+Name = Annotated[str, Meta(min_length=1)]
+Dataset = Annotated[
+    Name | Annotated[list[Name], Meta(min_length=1)],
+    Meta(description=f"paths, globs, folders or URLs {WHERE}, or ids of uploaded files"),
+]
+Names = str | list[str]
+Columns = Annotated[
+    str | list[str] | dict[str, Names],
+    Meta(description="what goes into the model: a column, several that make a vector, or {input: column}"),
+]
+
+
+class SubmitBatch(Options, kw_only=True, forbid_unknown_fields=True):
+    """A model over a data set; docs/batch.md says what each field is. The result is the manifest of the output."""
+
+    kind: Literal["batch"]
+    model: Ref
+    input: Dataset
+    output: Annotated[str, Meta(min_length=1, description=f"a folder or URL {WHERE}")]
+    columns: Columns | UnsetType = UNSET
+    keep: Names | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    output_format: Literal["parquet", "jsonl", "csv"] | UnsetType = UNSET
+    shard_rows: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    max_errors: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    max_error_share: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
+class SubmitEvaluate(Options, kw_only=True, forbid_unknown_fields=True):
+    """A version against what is true of a data set; docs/training.md says what each field is. The result is the evaluation."""
+
+    kind: Literal["evaluate"]
+    model: Ref
+    dataset: Dataset
+    target: str
+    columns: Columns | UnsetType = UNSET
+    output: Annotated[str, Meta(description="the model's output that is held against the target")] | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
+_TRAINED_BY = [
+    (field.name, field.type, *(() if field.required else (UNSET,)))
+    for field in msgspec.structs.fields(TrainRequest)
+    if field.name not in ("files", "format", "metadata")
+]
+SubmitTrain = msgspec.defstruct(
+    "SubmitTrain",
+    [
+        ("kind", Literal["train"]), ("model", Ref), ("dataset", Dataset), ("format", str, UNSET),
+        ("metadata", Metadata, UNSET), *_TRAINED_BY,
+    ],
+    bases=(Options,), kw_only=True, forbid_unknown_fields=True,
+    namespace={
+        "__doc__": "The next version of a name, learnt from a data set; docs/training.md says what each field is. The result is "
+        "the version. Needs the scope `models` too."
+    },
+)  # fmt: skip
+
+
+async def submit_data_job(request: Request, body: Any, options: PredictOptions) -> AsyncJob:
+    """The job that one of these bodies asks for, durable."""
+    client = client_of(request)
+    given: dict[str, Any] = {n: v for n, v in asdict(body).items() if v is not UNSET and n not in ("kind", "model")}
+    field = "input" if body.kind == "batch" else "dataset"
+    paths = await _paths(request, given, field)
+    given |= {field: list(paths.values()), **options}
+    try:
+        if body.kind == "batch":
+            given["output"] = await find_place(request, body.output, "output")
+            if isinstance(given["output"], FileRecord):
+                raise InvalidInput("a batch writes a folder, not an uploaded file - at `$.output`")
+            return await client.batch(body.model, **given)
+        if body.kind == "train":
+            check_scope(request, "models")
+            return await client.train(body.model, **given)
+        return await client.evaluate(body.model, **given)
+    except InvalidInput as error:
+        text = str(error)
+        for name, path in paths.items():  # where an upload lies is the server's own business
+            text = text.replace(path, name).replace(shown(path)[1:-1], name)
+        raise type(error)(text) from error
+
+
+async def _paths(request: Request, given: dict[str, Any], field: str) -> dict[str, str]:
+    """What is to be read, by the names that the client gave; an upload's format is told by its name."""
+    names = [given[field]] if isinstance(given[field], str) else given[field]
+    paths, formats = dict[str, str](), set[str]()
+    for name in names:
+        place = await find_place(request, name, field)
+        if isinstance(place, FileRecord):
+            if place.filename.lower().endswith(".gz"):
+                raise InvalidInput(
+                    f"the file {shown(place.filename)} is compressed: upload it as it is - at `$.{field}`"
+                )
+            if "format" not in given:
+                formats.add(guess_format(place.filename))
+            place = api_of(request).client.sync.session.blobs.location(place.blob)
+        paths[name] = place
+    if len(formats) > 1:
+        raise InvalidInput(f"the input mixes formats: {', '.join(sorted(formats))} - at `$.{field}`")
+    given.update(format=formats.pop()) if formats else None
+    return paths
