@@ -5,30 +5,23 @@ Each gives a ratio for every round, of Forebay's rate to that of what it is comp
 
 from __future__ import annotations
 
-import io
-import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 
 from bench import networks
+from bench.loaders import SIDE, Files, loop, make_loader, write_files
 from bench.stack import WAIT_S, embedded_stack, temporary_folder
-from forebay.datasets.columns import from_numpy
 
 IMAGES, SHAPE = 64, (3, 224, 224)  # of a job, and of an image: 150 kB
 JOBS = 30
-FILES, SIDE, BATCH = 4_000, 224, 64
+FILES, BATCH = 4_000, 64
 
 
 def payload(rounds: int) -> list[float]:
@@ -81,7 +74,7 @@ def folder(rounds: int) -> list[float]:
             outputs={"scores": {"dtype": "float32", "shape": [10]}},
             max_batch_size=BATCH,
         )
-        loader = make_loader(files, 2)
+        loader = make_loader(Files(files), BATCH, 2)
         torch.set_num_threads(1)
         ratios = []
         for i in range(rounds + 1):  # the first warms up
@@ -89,58 +82,10 @@ def folder(rounds: int) -> list[float]:
             started = time.perf_counter()
             client.batch("glance", root / "files", root / "out").result(WAIT_S)
             ours = time.perf_counter() - started
-            expected = loop(net, loader, files, root / "loop.parquet", "cpu")
+            expected = loop(net, loader, files, root / "loop.parquet")
             theirs = time.perf_counter() - started - ours
             made = pq.read_table(root / "out").sort_by("path")["scores"].combine_chunks().flatten().to_numpy()
             if not np.allclose(made.reshape(-1, 10), expected, atol=1e-4):
                 raise SystemExit("images: a result differs from the loop's")
             ratios += [theirs / ours] if i else []
     return ratios
-
-
-def write_files(folder: Path, count: int) -> list[str]:
-    """JPEG files of 17 kB, smooth as photographs are; their paths in order."""
-    folder.mkdir()
-    random = np.random.default_rng(networks.SEED)
-    paths = [str(folder / f"{i:05d}.jpg") for i in range(count)]
-    for i, path in enumerate(paths):
-        if i < 200:
-            blocks = random.integers(0, 255, (SIDE // 8, SIDE // 8, 3), np.uint8)
-            Image.fromarray(blocks).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, quality=90)
-        else:
-            os.link(paths[i % 200], path)
-    return paths
-
-
-class Files(torch.utils.data.Dataset[Any]):
-    """What a user writes: a file read, decoded, and made a tensor."""
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, i: int) -> Any:
-        data = Path(self._paths[i]).read_bytes()
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
-def make_loader(paths: Sequence[str], workers: int, pinned: bool = False) -> torch.utils.data.DataLoader[Any]:
-    """Batches of these files, in order; its processes stay from one pass to the next."""
-    return torch.utils.data.DataLoader(
-        Files(paths),
-        BATCH,
-        num_workers=workers,
-        multiprocessing_context="spawn",
-        persistent_workers=True,
-        pin_memory=pinned,
-    )
-
-
-@torch.inference_mode()
-def loop(net: Any, batches: Any, paths: Sequence[str], out: Path, device: str) -> NDArray[np.float32]:
-    """All batches through a network, and the outputs into one Parquet file."""
-    made = np.concatenate([net(batch.to(device, non_blocking=True)).float().cpu().numpy() for batch in batches])
-    pq.write_table(pa.table({"path": list(paths), "scores": from_numpy(made)}), out)
-    return made

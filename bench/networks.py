@@ -76,6 +76,24 @@ def resnet50(small: bool = False) -> nn.Module:
     return ResNet((1, 1), 8) if small else ResNet((3, 4, 6, 3), 64)
 
 
+class OfFiles(nn.Module):
+    """A network for images as their files are decoded: the colors last."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, h, w, 3) uint8 -> what the network makes of (batch, 3, h, w)."""
+        made: Tensor = self.net(image.permute(0, 3, 1, 2))
+        return made
+
+
+def resnet50_of_files(small: bool = False) -> nn.Module:
+    """The same for images of (h, w, 3)."""
+    return OfFiles(resnet50(small))
+
+
 def bert_base(small: bool = False) -> nn.Module:
     """12 layers of width 768, about 109 million parameters; `small` for a try on the CPU."""
     torch.manual_seed(SEED)

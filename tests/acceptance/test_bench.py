@@ -40,7 +40,8 @@ def test_every_contender_gives_the_results_of_the_direct_forward_pass_and_the_do
 
 def test_the_gpu_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
     found = measured(tmp_path, "bench.gpu", "--device", "cpu", "--small")
-    assert set(found["cases"]) == {"cnn", "encoder", "mlp"}
+    assert set(found["cases"]) == {"images", "texts", "encoder", "round trip"}
+    assert all(case["ratio"] > 0 and case["forebay"]["bytes"][0] > 0 for case in found["cases"].values())
     assert "a try" in found["device"]
 
 

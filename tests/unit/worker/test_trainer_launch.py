@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.run import get_args_parser
 
 from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import DataSummary, Event, Point, Saved, TrainRequest
@@ -88,7 +89,7 @@ def settings(device: str = "cpu", threads: int = 8) -> Settings:
 
 
 def test_a_trainer_gets_its_share_of_threads_and_no_address_of_ledger_or_queue() -> None:
-    given = environment(settings(), 3)
+    given = environment(settings(), 3, 10)
     assert given["OMP_NUM_THREADS"] == "2"
     assert given["CUDA_VISIBLE_DEVICES"] == ""
     assert not any("secret" in value for value in given.values())
@@ -98,7 +99,7 @@ def test_a_trainer_gets_its_share_of_threads_and_no_address_of_ledger_or_queue()
 @pytest.mark.parametrize(("given", "seen"), [("", "2,3"), ("4,5,6,7", "6,7")])
 def test_a_trainer_sees_the_devices_of_its_worker_only(monkeypatch: pytest.MonkeyPatch, given: str, seen: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert environment(settings("cuda:2"), 2)["CUDA_VISIBLE_DEVICES"] == seen
+    assert environment(settings("cuda:2"), 2, 10)["CUDA_VISIBLE_DEVICES"] == seen
 
 
 def test_processes_are_those_asked_for_on_the_cpu_and_one_per_device_of_the_queue_on_gpus() -> None:
@@ -111,18 +112,29 @@ def test_the_machine_that_holds_the_lease_is_the_first_of_its_run(tmp_path: Path
     task = NodeRequest("ab", 2, "10.0.0.9:4000", 60.0, None, REQUEST)
     assert decode(encode(task), NodeRequest) == task
     host, other = (
-        command(tmp_path, 1, [], 10, task.rendezvous(host=is_host, address=address))
+        command(tmp_path, 1, [], task.rendezvous(host=is_host, address=address))
         for is_host, address in ((True, "10.0.0.9"), (False, "10.0.0.1"))
     )
     assert "--rdzv-endpoint=10.0.0.9:4000" in host
     addresses = [next(word for word in words if word.startswith("--local-addr")) for words in (host, other)]
     assert addresses == sorted(addresses)  # torchrun numbers machines by this order
-    assert "--standalone" in command(tmp_path, 2, [], 10)
+    assert "--standalone" in command(tmp_path, 2, [])
+
+
+def test_torchrun_is_told_of_the_grace_time_where_it_knows_such_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(settings(), 2, 7.6).items():
+        monkeypatch.setenv(name, value)
+    parser = get_args_parser()
+    given = parser.parse_args(command(tmp_path, 2, [])[5:])
+    known = any("--shutdown-timeout" in action.option_strings for action in parser._actions)
+    assert getattr(given, "shutdown_timeout", None) == (8 if known else None)
 
 
 @pytest.mark.parametrize(("nproc", "under_torchrun"), [(1, False), (2, True)])
 def test_a_trainer_of_one_process_needs_no_torchrun(tmp_path: Path, nproc: int, under_torchrun: bool) -> None:
-    words = command(tmp_path, nproc, ["a.b", "c.*"], 10)
+    words = command(tmp_path, nproc, ["a.b", "c.*"])
     assert (TORCHRUN in words) is under_torchrun
     assert words[-4:] == [TRAINER, str(tmp_path), "--allowed", "a.b,c.*"]
 

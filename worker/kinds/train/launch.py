@@ -62,9 +62,8 @@ class Rendezvous:
 
 
 def command(
-    folder: Path, nproc: int, allowed: Sequence[str], grace_s: float, rendezvous: Rendezvous | None = None,
-    module: str = TRAINER,
-) -> list[str]:  # fmt: skip
+    folder: Path, nproc: int, allowed: Sequence[str], rendezvous: Rendezvous | None = None, module: str = TRAINER
+) -> list[str]:
     """What starts the trainer of `folder` with `nproc` processes, which dies with this process."""
     dies_with_us = [sys.executable, "-m", DIE_WITH_PARENT, str(os.getpid())]
     trainer = [module, str(folder), *(["--allowed", ",".join(allowed)] if allowed else [])]
@@ -72,8 +71,7 @@ def command(
         return [*dies_with_us, *trainer]
     return [
         *dies_with_us, TORCHRUN, f"--nproc-per-node={nproc}", "--max-restarts=0",
-        f"--shutdown-timeout={max(1, round(grace_s))}", *_rendezvous_arguments(rendezvous),
-        "-m", DIE_WITH_PARENT, OWN_PID, *trainer,
+        *_rendezvous_arguments(rendezvous), "-m", DIE_WITH_PARENT, OWN_PID, *trainer,
     ]  # fmt: skip
 
 
@@ -95,10 +93,12 @@ def processes(settings: Settings, nproc: int, gpus: float) -> int:
     return nproc if settings.device == "cpu" else max(1, int(gpus))
 
 
-def environment(settings: Settings, nproc: int) -> dict[str, str]:
+def environment(settings: Settings, nproc: int, grace_s: float) -> dict[str, str]:
     """The trainer's, without the addresses of ledger and queue, which it does not need: it may run a user's code."""
     threads = max(1, (settings.torch_threads or os.cpu_count() or 1) // nproc)
     own = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    # How long torchrun leaves its processes: an argument that older ones do not know would be refused, a variable is passed over.
+    own |= {"PET_SHUTDOWN_TIMEOUT": str(max(1, round(grace_s)))}
     given = settings.child_environment(**own)
     kept = {name: value for name, value in given.items() if name not in settings.as_environment()}
     return kept | {"CUDA_VISIBLE_DEVICES": _devices(settings.device, nproc, given)}
@@ -128,8 +128,8 @@ class Launcher:
         settings = self._settings
         queue = settings.queues.get(job.queue)
         nproc = processes(settings, request.nproc, queue.capacity.gpu if queue is not None else 1)
-        words = command(folder, nproc, settings.allowed_python_models, self.grace_s, rendezvous, self._module)
-        trainer = Trainer(words, environment(settings, nproc), job.id)
+        words = command(folder, nproc, settings.allowed_python_models, rendezvous, self._module)
+        trainer = Trainer(words, environment(settings, nproc, self.grace_s), job.id)
         log.info(
             "training_started", job=job.id, kind=str(job.kind), model=job.model, recipe=request.recipe, pid=trainer.pid,
             worker=settings.worker_name, attempt=job.attempt, processes=nproc, device=settings.device,
