@@ -59,7 +59,7 @@ def bench(
     if docs is not None:
         for path in results.write(measured, checked, docs, rounds):
             typer.echo(f"wrote {path}", err=True)
-    for line in results.compared(measured, STORED):
+    for line in results.compared(measured, checked, STORED):
         typer.echo(line, err=True)
     if store:
         STORED.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from bench.processor import Seconds
 from bench.targets import Target
 
 BARE_LOOP, FOREBAY = "bare loop", "forebay"
+KEPT = 0.95  # of a figure: less is a loss
 BASELINES = ("plain Celery", "Celery, shards by hand")
 
 
@@ -102,20 +104,36 @@ def as_json(results: Sequence[Results], checked: Sequence[Target] = ()) -> str:
     return json.dumps(raced | {target.name: target.values for target in checked})
 
 
-def compared(results: Sequence[Results], folder: Path) -> Iterator[str]:
-    """What has become of Forebay's figures since the last run that is stored in `folder`, a line for each workload."""
-    stored = sorted(folder.glob("*.json"))
-    before = json.loads(stored[-1].read_text(encoding="utf-8")) if stored else {}
+def compared(results: Sequence[Results], checked: Sequence[Target], folder: Path) -> Iterator[str]:
+    """What has become of Forebay's figures since each was last stored in `folder`, a line for each; a loss is called one."""
+    stored = [(path.name, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))[::-1]]
+
+    def last(figure: str) -> tuple[str, dict[str, Any]]:
+        return next(((name, run[figure]) for name, run in stored if figure in run), ("", {}))
+
     for r in results:
-        old = before.get(r.workload)
-        if old is None or FOREBAY not in old["median"]:
+        name, old = last(r.workload)
+        if not {FOREBAY, r.baseline} <= old.get("all", {}).keys():
             continue
-        ratio = old["median"][FOREBAY] / old["median"][r.baseline]
-        if r.round_trips:
-            ratio = 1 / ratio
-        line = f"{r.workload}: {r.ratio(FOREBAY, r.baseline):.2f} times {r.baseline}, {ratio:.2f} in {stored[-1].name}"
+        yield _change(
+            f"{r.workload}, times {r.baseline}", r.ratio(FOREBAY, r.baseline), _stored_ratio(r, old["all"]), name
+        )
         used, then = sum(r.processor_us(FOREBAY).values()), sum(old.get("processor_us", {}).get(FOREBAY, {}).values())
-        yield f"{line}; processor {used:,.0f} µs a job, {then:,.0f} then" if used and then else line
+        if used and then:
+            yield _change(f"{r.workload}, processor µs a job", used, then, name, less_is_better=True)
+    for target in checked:
+        name, old = last(target.name)
+        if "ratio" in old:
+            yield _change(target.name, target.values["ratio"], old["ratio"], name)
+
+
+def _stored_ratio(r: Results, rates: dict[str, list[float]]) -> float:
+    return Results(r.workload, rates).ratio(FOREBAY, r.baseline)
+
+
+def _change(what: str, now: float, then: float, where: str, less_is_better: bool = False) -> str:
+    lost = then / now < KEPT if less_is_better else now / then < KEPT
+    return f"{what}: {now:,.2f}, {then:,.2f} in {where}{': a loss' if lost else ''}"
 
 
 def as_tables(results: Sequence[Results], checked: Sequence[Target]) -> Iterator[Table]:
