@@ -27,11 +27,12 @@ ABOUT = {
     "poison": "2,000 jobs as in W1, one in 100 of them poisonous: their rate to that of clean ones",
     "scale": "W2 by two workers with one thread each: their rate to that of one",
     "memory": "100,000 queued jobs: what Redis holds, and how much the worker grows while it runs them",
+    "million": "the same for 1,000,000, and whether the rates of submitting and running stay what they were",
     "payload": "64 images of 150 kB a job, predict_many: bytes/s to those of `cp` and `sha256sum`",
     "images": "4,000 JPEG files through a small network as a batch job: files/s to a DataLoader loop's with 2 workers",
 }
 POISON_EVERY = 100
-QUEUED = 100_000
+AT_ONCE = 10_000  # submitted together
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def check(name: str, rounds: int, console: Console) -> Target:
     measures: dict[str, Callable[[int], Target]] = {
         "poison": _poison,
         "scale": _scale,
-        "memory": _memory,
+        "memory": partial(_queued, "memory", 100_000, "Redis < 20 MB, worker flat"),
+        "million": partial(_queued, "million", 1_000_000, "Redis < 80 MB, rates flat"),
         "payload": partial(_ratios, "payload", images.payload, ">= 0.5"),
         "images": partial(_ratios, "images", images.folder, ">= 0.95"),
     }
@@ -105,7 +107,7 @@ def _scale(rounds: int) -> Target:
     return Target("scale", f"{ratio:.2f} times one worker", ">= 1.8", {"ratio": ratio, "all": ratios})
 
 
-def _memory(_rounds: int) -> Target:
+def _queued(name: str, count: int, required: str, _rounds: int) -> Target:
     row = workloads.rows("W1", 1)[0]
     with temporary_folder() as folder, embedded_stack() as (client, stack):
         client.models.register("mlp", workloads.export(folder), max_batch_size=64)
@@ -115,21 +117,36 @@ def _memory(_rounds: int) -> Target:
         before, resident = _used(broker), _resident(worker)
         for process in _family(worker):
             process.suspend()  # so that the jobs wait
-        jobs = [job for _ in range(QUEUED // 10_000) for job in client.predict_many("mlp", np.stack([row] * 10_000))]
+        some, submitted = [], [time.perf_counter()]
+        for _ in range(count // AT_ONCE):
+            some.append(client.predict_many("mlp", np.stack([row] * AT_ONCE))[-1])
+            submitted.append(time.perf_counter())
         held = _used(broker) - before
         for process in _family(worker):
             process.resume()
-        sizes = [resident]
-        while any(queue.depth or queue.running for queue in client.queues()):
+        sizes, done = [resident], [(time.perf_counter(), count)]
+        while done[-1][1]:
+            time.sleep(count / 200_000)
             sizes.append(_resident(worker))
-            time.sleep(0.5)
-        if not all(job.state == JobState.SUCCEEDED for job in jobs[:: QUEUED // 100]):
+            left = sum(queue.depth + queue.running for queue in client.queues())
+            done.append((time.perf_counter(), left))
+        if not all(job.state == JobState.SUCCEEDED for job in some):
             raise SystemExit("a queued job did not succeed")
-    grown = max(sizes) - resident
+    grown, tenth = max(sizes) - resident, len(submitted) // 10
+    submits = [AT_ONCE * tenth / (submitted[i + tenth] - submitted[i]) for i in (0, len(submitted) - 1 - tenth)]
+    middle = (len(done) - 1) // 2
+    runs = [_rate(done[: max(2, middle + 1)]), _rate(done[middle:])]
     figure = (
-        f"Redis {held / 1e6:.1f} MB; worker {resident / 1e6:.0f} MB, at most {grown / 1e6:+.0f} MB while running them"
+        f"Redis {held / 1e6:.1f} MB; worker {resident / 1e6:.0f} MB, at most {grown / 1e6:+.0f} MB while running them; "
+        f"submitted {submits[0]:,.0f}/s at first and {submits[1]:,.0f} in the end, run {runs[0]:,.0f}/s and {runs[1]:,.0f}"
     )
-    return Target("memory", figure, "Redis < 20 MB, worker flat", {"redis_bytes": held, "rss": sizes})
+    return Target(name, figure, required, {"redis_bytes": held, "rss": sizes, "submits": submits, "runs": runs})
+
+
+def _rate(done: list[tuple[float, int]]) -> float:
+    """Jobs per second, of moments with how many were left."""
+    (first, most), (last, least) = done[0], done[-1]
+    return (most - least) / (last - first)
 
 
 def _run(client: Client, model: str, rows: Any) -> tuple[float, list[int]]:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
+
 from forebay.contract.errors import InvalidInput, LedgerUnavailable
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import Model, ModelVersion, parse_model
@@ -101,8 +103,10 @@ class Submitter:
                 parts, rows = self.pack(options, sample)
             except InvalidInput as error:
                 raise type(error)(f"inputs[{i}]: {error}") from error
-            # Whoever makes one sample after the other may do it in the same memory, and several are stored at once.
-            yield PackedInput(parts if last else [b"".join(parts)], rows)
+            # Whoever makes one sample, or one array of it, after the other may do it in the same memory, and several are stored
+            # at once.
+            own = len(parts) == 1 or (last and not _makes_arrays(sample))
+            yield PackedInput(parts if own else [b"".join(parts)], rows)
 
     def submit_by_key(self, options: ResolvedOptions, inputs_by_key: Mapping[str, Any]) -> list[Job]:
         """A predict job for each input, under an idempotency key of its own, which always means the same input: all or none."""
@@ -199,6 +203,14 @@ class Submitter:
             client=self._session.id, idempotency_key=key, request_hash=request_hash, metadata=options.metadata, input=inline,
             input_ref=ref, submitted_by=self._submitted_by, parent_id=self._parent_id,
         )  # fmt: skip
+
+
+def _makes_arrays(sample: Any) -> bool:
+    """Whether there is an object in it that gives an array only when it is asked for one."""
+    inner = sample.values() if isinstance(sample, Mapping) else sample if type(sample) in (list, tuple) else None
+    if inner is not None:
+        return any(map(_makes_arrays, inner))
+    return is_array(sample) and not isinstance(sample, np.ndarray | np.generic) and not hasattr(sample, "detach")
 
 
 def _lasts(values: Any) -> bool:

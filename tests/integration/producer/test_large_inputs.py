@@ -40,12 +40,27 @@ def blobs(client: Client) -> list[Path]:
     return [path for path in folder.rglob("*") if path.stat().st_size > SIZE]
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_inputs_that_are_made_in_one_memory_one_after_the_other_stay_what_they_were(
-    client: Client, batched: bool
-) -> None:
-    given = (array[None] for array in in_one_memory(20)) if batched else in_one_memory(20)
-    jobs = client.predict_many("m", given, batched=batched)
+class Lazy:
+    """Reads its array when it is asked for, always into the same memory."""
+
+    memory = np.zeros(SIZE, np.uint8)
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+        self.memory[:] = self._n
+        return self.memory
+
+
+@pytest.mark.parametrize("form", ["arrays", "batches", "objects in a list"])
+def test_inputs_that_are_made_in_one_memory_one_after_the_other_stay_what_they_were(client: Client, form: str) -> None:
+    given: Any = in_one_memory(20)
+    if form == "batches":
+        given = (array[None] for array in given)
+    if form == "objects in a list":
+        given = [Lazy(n) for n in range(20)]
+    jobs = client.predict_many("m", given, batched=form == "batches")
     for n, job in enumerate(jobs):
         details = JobViews(client.session.ledger).details(job.id, 1)
         [row] = unpack_input(client.session.payloads.load(details.input, details.input_ref)).rows
