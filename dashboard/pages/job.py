@@ -13,7 +13,14 @@ from forebay.contract.job import TRANSITIONS, Attempt, JobInfo, JobKind, JobStat
 from forebay.dashboard.pages import formatting as fmt
 from forebay.dashboard.pages.base import Page
 from forebay.dashboard.reads.ledger import LedgerQueries, Snapshot
-from forebay.dashboard.reads.preview import PreviewLine, preview_input, preview_result
+from forebay.dashboard.reads.preview import (
+    PreviewLine,
+    Turn,
+    preview_input,
+    preview_prompts,
+    preview_result,
+    preview_texts,
+)
 from forebay.storage.jobs.views import JobDetails
 
 PREVIEW_BYTES = 65_536  # larger payloads are not read at all
@@ -37,13 +44,17 @@ class TimelineEntry:
 
 @dataclass(frozen=True, slots=True)
 class JobPageData:
-    """What the page shows of a job; previews are None where the payload is too large, in the blob store or missing."""
+    """What the page shows of a job; previews are None where the payload is too large, in the blob store or missing. `prompts` and
+    `texts` are there when it generates text.
+    """  # fmt: skip
 
     details: JobDetails
     attempts: list[Attempt]
     input: list[PreviewLine] | None
     result: list[PreviewLine] | None
     planning: bool
+    prompts: list[Turn]
+    texts: list[Turn]
 
 
 class JobPageBase(Page):
@@ -85,12 +96,15 @@ def can_retry(job: JobInfo) -> bool:
 def read_job(queries: LedgerQueries, id: str) -> JobPageData:
     """A job with previews of its payloads."""
     details = queries.jobs.details(id, PREVIEW_BYTES)
+    prompts = preview_prompts(details.input) if details.input and details.info.kind is JobKind.PREDICT else []
     return JobPageData(
         details,
         queries.store.queries.past_attempts(id),
         None if details.input is None else preview_input(details.input, details.info.kind),
         None if details.result is None else preview_result(details.result),
         bool(queries.batches.planning([details.info])),
+        prompts,
+        preview_texts(details.result) if prompts and details.result else [],
     )
 
 

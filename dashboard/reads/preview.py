@@ -1,4 +1,5 @@
-"""A preview of a job's input and result: dtype, shape and the first values, a few lines at most whatever the bytes hold.
+"""A preview of a job's input and result: dtype, shape and the first values, a few lines at most whatever the bytes hold; of a
+job that generates text, what was said.
 
 The bytes are untrusted: they go through the codec, which rejects what it did not write, and only the values shown are
 turned into text. Loads nothing from the blob store.
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation import INPUTS, parse_generation
 from forebay.contract.job import JobKind
 from forebay.contract.references import shown
 from forebay.contract.requests.request import decode
@@ -25,6 +27,7 @@ MAX_TEXT = 200  # characters of a text
 MAX_LINES = 24
 MAX_FIELDS = 20  # of a request
 MAX_DEPTH = 3
+MAX_TURNS, MAX_SAID = 50, 8_000  # of a conversation, and characters of each
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what was not given
 
 
@@ -36,6 +39,65 @@ class PreviewLine:
     type: str
     value: str
     depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A part of a conversation, or a text that was generated: who said it, and why it ended."""
+
+    who: str
+    text: str
+    more: str = ""
+
+
+def preview_prompts(data: bytes) -> list[Turn]:
+    """What the rows of a job for text said; nothing for any other job."""
+    try:
+        rows = unpack_input(data).rows
+        if not all(isinstance(row, dict) and row.keys() == INPUTS.keys() for row in rows):
+            return []
+        asked = [parse_generation(row["request"]) for row in rows[:MAX_TURNS]]
+    except InvalidInput:
+        return []
+    said = [
+        turn
+        for one in asked
+        for turn in [Turn(message.role, message.content) for message in one.messages or ()]
+        or [Turn("prompt", one.prompt if isinstance(one.prompt, str) else f"tokens {shown(list(one.prompt))}")]
+    ]
+    return _short(said)
+
+
+def preview_texts(data: bytes) -> list[Turn]:
+    """The texts in the result of such a job; nothing when it holds none."""
+    try:
+        value = codec.decode(data)
+    except InvalidInput:
+        return []
+    rows = value if isinstance(value, list) else [value]
+    choices = [choice for row in rows if isinstance(row, dict) for choice in _choices(row)]
+    told = [(choice.get("text"), choice.get("finish_reason")) for choice in choices]
+    return _short([Turn("text", text, f"ended by {why}") for text, why in told if isinstance(text, str)])
+
+
+def _choices(row: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """The choices of a row, or of several rows that were joined."""
+    found = row.get("choices", [row])
+    flat = [c for one in found for c in (one if isinstance(one, list) else [one])] if isinstance(found, list) else []
+    split = []
+    for choice in (c for c in flat if isinstance(c, dict)):
+        texts, whys = choice.get("text"), choice.get("finish_reason")
+        if isinstance(texts, list) and isinstance(whys, list):
+            split += [{"text": text, "finish_reason": why} for text, why in zip(texts, whys, strict=False)]
+        else:
+            split.append(choice)
+    return split
+
+
+def _short(said: list[Turn]) -> list[Turn]:
+    shown_turns = [Turn(turn.who, _truncate(turn.text, MAX_SAID), turn.more) for turn in said[:MAX_TURNS]]
+    more = len(said) - MAX_TURNS
+    return [*shown_turns, Turn("…", f"{more:,} more")] if more > 0 else shown_turns
 
 
 def preview_input(data: bytes, kind: JobKind = JobKind.PREDICT) -> list[PreviewLine]:

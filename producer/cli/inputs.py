@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation import INPUTS
 from forebay.contract.references import described, shown
 from forebay.contract.signature import Signature
 from forebay.producer.cli.options import as_text, cannot, parse_json, read_bytes, read_text
@@ -45,8 +46,12 @@ def read_inputs(
 
 
 def _input_type(signature: Signature) -> str:
-    """`str` or `bytes` for a model with one such input, which then needs no JSON around it; else `json`."""
+    """`str` or `bytes` for a model with one such input, which then needs no JSON around it, `prompt` for one that generates text;
+    else `json`.
+    """  # fmt: skip
     fields = signature.inputs
+    if signature.inputs_json() == INPUTS:
+        return "prompt"
     return fields[0].dtype if fields and len(fields) == 1 and fields[0].dtype in ("str", "bytes") else "json"
 
 
@@ -56,7 +61,14 @@ def _from_argument(text: str, dtype: str, what: str) -> Any:
         return data
     where = "stdin" if text == STDIN else what
     decoded = as_text(data, where)
+    if dtype == "prompt":
+        return _prompt(decoded.removesuffix("\n"), where)
     return decoded.removesuffix("\n") if dtype == "str" else parse_json(decoded, where)
+
+
+def _prompt(text: str, where: str) -> Any:
+    """A prompt, or in JSON messages or the body of a request."""
+    return parse_json(text, where) if text.lstrip()[:1] in ("{", "[") else text
 
 
 def _from_file(file: Path, dtype: str) -> JobInputs:
@@ -64,6 +76,8 @@ def _from_file(file: Path, dtype: str) -> JobInputs:
         return JobInputs([read_bytes(file)])
     if str(file) == STDIN:
         text = as_text(sys.stdin.buffer.read(), "stdin")
+        if dtype == "prompt":
+            return JobInputs([_prompt(line, "stdin") for line in _lines(text)], many=True)
         return JobInputs(_lines(text) if dtype == "str" else _json_lines(text, "stdin"), many=True)
     suffix = file.suffix.lower()
     if suffix in (".npy", ".npz"):
@@ -74,7 +88,7 @@ def _from_file(file: Path, dtype: str) -> JobInputs:
         return JobInputs(_json_lines(read_text(file), str(file)), many=True)
     if suffix != ".txt":
         raise InvalidInput(f"{shown(str(file))} is a file of an unknown type: its name must end in {SUFFIXES}")
-    if dtype != "str":
+    if dtype not in ("str", "prompt"):
         raise InvalidInput("a .txt file is for models that take one str; give .npy, .npz, .json or .jsonl")
     return JobInputs(_lines(read_text(file)), many=True)
 

@@ -19,7 +19,7 @@ from forebay.producer.handles.job import Job
 from forebay.producer.options import PredictOptions, SubmitOptions
 
 INPUT_HELP = (
-    "One sample as JSON, or as plain text for a model that takes one str; '-' reads stdin. "
+    "One sample as JSON, or as plain text for a model that takes one str or a prompt; '-' reads stdin. "
     "Before an INPUT that starts with a minus write --."
 )
 FILE_HELP = ".npy, .npz, .json: one sample. .jsonl, .ndjson, .txt: one job per line; '-' reads such lines from stdin."
@@ -29,6 +29,7 @@ FILE_HELP = ".npy, .npz, .json: one sample. .jsonl, .ndjson, .txt: one job per l
     root,
     "forebay predict minilm 'How warm is the sea in May?'",
     "forebay predict iris '[5.1, 3.5, 1.4, 0.2]' --timeout 30",
+    "forebay predict smollm 'Why is the sky blue?'",
     "forebay predict digits@champion --file rows.npy --each -o out.npy",
     "forebay predict minilm --file questions.jsonl > answers.jsonl",
 )

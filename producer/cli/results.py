@@ -119,7 +119,18 @@ def show_one(job: Job, output: Path | None, as_json: bool, named: Named = as_it_
         save(result, output)
         _report(output, 1, as_json)
     elif not as_json:
-        print_line(result) if isinstance(result, str) else print_json_line(result)
+        text = _text_of(result)
+        print_json_line(result) if text is None else print_line(text)
+
+
+def _text_of(result: Any) -> str | None:
+    """A result that is text, or that a model which generates text has made, as it is read."""
+    if isinstance(result, dict) and isinstance(result.get("choices"), list) and "usage" in result:
+        texts = [_text_of(choice) for choice in result["choices"]]
+        return None if None in texts else "\n\n".join(f"[{i}] {text}" for i, text in enumerate(texts, start=1))
+    if isinstance(result, dict) and "finish_reason" in result:
+        result = result.get("text")
+    return result if isinstance(result, str) else None
 
 
 def show_many(jobs: Sequence[Job], output: Path | None, as_json: bool, named: Named) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from forebay import Client, InvalidInput
+from forebay.contract import generation
 from forebay.contract.job import JobError, Transition
 from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.contract.wire import codec
@@ -695,3 +696,33 @@ def test_every_command_has_a_summary_and_an_example(words: list[str]) -> None:
     assert "Examples:" in shown.output
     assert f"forebay {' '.join(words)}" in shown.output
     assert max(map(len, shown.output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("Why is the sky blue?", "Why is the sky blue?"),
+        ('"quoted" and 5', '"quoted" and 5'),
+        ('{"prompt": "a", "max_tokens": 5}', {"prompt": "a", "max_tokens": 5}),
+        ('[{"role": "user", "content": "a"}]', [{"role": "user", "content": "a"}]),
+    ],
+)
+def test_a_model_that_generates_text_takes_a_prompt_as_it_is_and_its_text_is_printed(
+    shell: Shell, worker: Callable[[Callable[[Any], Any]], None], said: str, asked: Any
+) -> None:
+    shell.register("writer", json.dumps(generation.INPUTS), "--outputs", json.dumps(generation.OUTPUTS))
+    got: list[Any] = []
+    one = generation.Choice(text="a\nb", finish_reason="stop")
+    made = [generation.completion([one], 1, 2), generation.completion([one, one], 1, 4)]
+
+    def answer(row: Any) -> Any:
+        got.append(row["request"])
+        return made[(len(got) - 1) % 2]
+
+    worker(answer)
+    assert shell.out("predict", "writer", said) == "a\nb\n"
+    assert shell.out("predict", "writer", said) == "[1] a\nb\n\n[2] a\nb\n"
+    assert shell.json("predict", "writer", said, "--json")["result"] == made[0]
+    (shell.home / "asked.txt").write_text(f"{said}\n")
+    [line] = shell.lines("predict", "writer", "--file", "asked.txt")
+    assert (line["result"], got) == (made[1], [asked, asked, asked, said])

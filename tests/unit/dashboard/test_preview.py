@@ -11,8 +11,17 @@ from forebay.contract.job import JobKind
 from forebay.contract.requests.request import encode as json_bytes
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.wire.codec import encode
-from forebay.contract.wire.payload import pack_input
-from forebay.dashboard.reads.preview import MAX_LINES, MAX_TEXT, preview_input, preview_result
+from forebay.contract.wire.payload import join_rows, pack_input
+from forebay.dashboard.reads.preview import (
+    MAX_LINES,
+    MAX_SAID,
+    MAX_TEXT,
+    MAX_TURNS,
+    preview_input,
+    preview_prompts,
+    preview_result,
+    preview_texts,
+)
 
 
 def test_an_array_shows_dtype_shape_and_first_values() -> None:
@@ -60,3 +69,43 @@ def test_any_value_gives_a_few_short_lines(value: Any) -> None:
 def test_any_bytes_give_lines_and_no_error(data: bytes) -> None:
     assert preview_result(data)
     assert preview_input(data)
+
+
+TURNS = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+TEXT = {"text": "Because.", "finish_reason": "stop", "usage": {"prompt_tokens": 3}}
+
+
+def test_a_conversation_is_shown_by_roles_and_its_texts_with_their_ends() -> None:
+    said = preview_prompts(pack_input([{"request": {"messages": TURNS, "n": 2}}], batched=False))
+    assert [(turn.who, turn.text) for turn in said] == [("system", "Be <brief>."), ("user", "Why?")]
+    result = {"choices": [TEXT, {"text": "So.", "finish_reason": "length"}], "usage": {}}
+    assert [(t.text, t.more) for t in preview_texts(encode(result))] == [
+        ("Because.", "ended by stop"), ("So.", "ended by length"),
+    ]  # fmt: skip
+    assert [turn.text for turn in preview_texts(encode(TEXT))] == ["Because."]
+
+
+@pytest.mark.parametrize("many", [{}, {"n": 2}])
+def test_the_prompts_and_texts_of_a_batched_job_come_in_order(many: dict[str, Any]) -> None:
+    rows = [{"request": {"prompt": prompt} | many} for prompt in ("one", [5, 6])]
+    assert [turn.text for turn in preview_prompts(pack_input(rows, batched=True))] == ["one", "tokens [5, 6]"]
+    made = [[TEXT | {"text": f"{i}{k}"} for k in range(len(many) + 1)] for i in range(2)]
+    results = [{"choices": choices, "usage": {}} if many else choices[0] for choices in made]
+    texts = [turn.text for turn in preview_texts(encode(join_rows(results)))]
+    assert texts == [choice["text"] for choices in made for choice in choices]
+
+
+def test_a_long_conversation_and_a_long_text_are_cut_and_other_jobs_say_nothing() -> None:
+    long = [{"role": "user", "content": "x" * 20_000}] * 80
+    said = preview_prompts(pack_input([{"request": long}], batched=False))
+    assert (len(said), said[-1].text, len(said[0].text)) == (MAX_TURNS + 1, "30 more", MAX_SAID + 1)
+    for row in (5, {"x": 1}, {"request": {"messages": 5}}, {"request": "a", "other": 1}):
+        assert preview_prompts(pack_input([row], batched=False)) == []
+    assert preview_prompts(b"\xff") == preview_texts(b"\xff") == preview_texts(encode([1, "a"])) == []
+
+
+@given(VALUES)
+def test_any_value_gives_turns_and_no_error(value: Any) -> None:
+    assert isinstance(preview_texts(encode(value)), list)
+    assert isinstance(preview_prompts(pack_input([{"request": value}], batched=False)), list)
+    assert isinstance(preview_texts(encode({"text": value, "finish_reason": value, "choices": value})), list)
