@@ -61,6 +61,9 @@ WORKER: Mapping[str, Metric] = {
     ),
     "prompt_tokens_total": Metric("counter", "Tokens of prompts that a language model has read.", MODEL),
     "completion_tokens_total": Metric("counter", "Tokens that a language model has generated.", MODEL),
+    "first_text_seconds": Metric(
+        "histogram", "From the start of a batch to each row's first text, where the runtime tells it.", MODEL, SECONDS
+    ),
     "out_of_memory_total": Metric("counter", "Batches that did not fit into memory and were halved.", MODEL),
     "model_loads_total": Metric("counter", "Attempts to load a model, by outcome: loaded or failed.", (*MODEL, "outcome")),
     "model_load_seconds": Metric("histogram", "Fetching, building and warming up a model.", MODEL, LOADS),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forebay.contract.errors import InvalidInput, ModelNotFound
+from forebay.contract.metrics.statistics import Histogram, Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.dashboard.pages.base import Page
@@ -35,6 +36,21 @@ class Ancestor:
 
 
 @dataclass(frozen=True, slots=True)
+class Generated:
+    """What a language model has read and generated, as its workers have counted it since they started.
+
+    `per_second` is what it generated in a second of work; `rows` is the mean of a batch, and `first_s` the mean time from a
+    batch's start to a row's first text. None where that was not told.
+    """
+
+    read: int
+    made: int
+    per_second: float | None
+    rows: float | None
+    first_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class VersionPageData:
     """What the page shows of a version: its ancestors, itself first, its children, and its evaluations."""
 
@@ -44,6 +60,7 @@ class VersionPageData:
     evaluations: list[Evaluation]
     failures: Sequence[Failures]
     ceilings: Mapping[str, int]
+    generated: Generated | None
 
     @property
     def held_out(self) -> Mapping[str, Any]:
@@ -81,6 +98,27 @@ def read_version(queries: LedgerQueries, ref: str) -> VersionPageData:
         queries.training.evaluations(model.name, model.version, MAX_EVALUATIONS),
         failures_by_model(queries.ledger).get((model.name, model.version), ()),
         queries.overview.ceilings().get((model.name, model.version), {}),
+        generated([report.statistics for report in queries.workers.reports()], model),
+    )
+
+
+def generated(workers: Sequence[Statistics], model: ModelVersion) -> Generated | None:
+    """None for a model that has generated nothing."""
+    key = model.name, str(model.version)
+    read, made = (sum(s.total(f"{name}_tokens_total", *key) for s in workers) for name in ("prompt", "completion"))
+    if not made:
+        return None
+
+    def mean(name: str) -> float | None:
+        found: list[Histogram] = [s.histograms[name][key] for s in workers if key in s.histograms.get(name, {})]
+        count = sum(one.count for one in found)
+        return sum(one.total for one in found) / count if count else None
+
+    seconds = sum(
+        s.histograms["forward_seconds"][key].total for s in workers if key in s.histograms.get("forward_seconds", {})
+    )
+    return Generated(
+        int(read), int(made), made / seconds if seconds else None, mean("batch_rows"), mean("first_text_seconds")
     )
 
 

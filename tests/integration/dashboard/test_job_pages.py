@@ -6,8 +6,11 @@ from urllib.parse import urlencode
 
 import pytest
 
+from forebay.contract.generation import Choice, completion
 from forebay.contract.job import JobKind, JobState, new_ids
-from forebay.storage.jobs.records import NewJob
+from forebay.contract.wire import codec
+from forebay.contract.wire.payload import pack_input
+from forebay.storage.jobs.records import Finished, NewJob
 from support.dashboard import Site, job_ids
 from support.dashboard_data import USERS, Scene
 
@@ -89,3 +92,15 @@ def test_a_training_job_is_shown_by_its_models_name_alone(site: Site, scene: Sce
 @pytest.mark.parametrize("id", ["0" * 32, "x", "0" * 31])
 def test_a_job_that_is_not_there_is_not_found(site: Site, id: str) -> None:
     assert site.ask(f"/jobs/{id}").status == 404
+
+
+def test_a_job_for_text_shows_who_said_what_escaped_and_the_text(site: Site, scene: Scene) -> None:
+    said = [{"role": "system", "content": "Be <b>brief</b>."}, {"role": "user", "content": "Why?\nNow."}]
+    (id,) = scene.add(1, "minilm", input=pack_input([{"request": {"messages": said}}], batched=False))
+    (job,) = scene.store.claim([id], "gpu0@atlas", 30)
+    choice = Choice(text="Because <i>so</i>.", finish_reason="length")
+    scene.store.finish([Finished(id, job.attempt, codec.encode(completion([choice], 5, 3)))])
+    page = site.text(f"/jobs/{id}")
+    for words in ("<dt>system</dt><dd class=\"fb-value\">Be &lt;b&gt;brief&lt;/b&gt;.</dd>", "Why?\nNow.</dd>",
+                  "ended by length", "Because &lt;i&gt;so&lt;/i&gt;.</dd>"):  # fmt: skip
+        assert words in page, words

@@ -1,14 +1,19 @@
 """The Overview, the models, their versions, and the devices."""
 
+import json
 import re
 from dataclasses import replace
 
 from forebay.contract.job import JobKind, JobState
+from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.model import ModelVersion
+from forebay.contract.references import ModelRef
 from forebay.contract.signature import Signature
 from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.workers import WorkerRegistry
 from support.dashboard import Site, page_text
 from support.dashboard_data import Scene
+from support.waiting import wait_until
 
 
 def test_a_version_shows_its_lineage_and_evaluations(site: Site, scene: Scene) -> None:
@@ -82,3 +87,32 @@ def test_a_device_shows_its_memory_its_models_and_how_full_its_batches_are(site:
         "Rows in a batch", "17 to 32 40", "Padding in a batch", "up to 10 % 30", "2.5 GiB of memory, 1.3 cores",
     ):  # fmt: skip
         assert words in page, words
+
+
+def test_a_version_that_generates_text_shows_its_tokens_and_their_pace(site: Site, scene: Scene) -> None:
+    model = ModelRegistry(scene.ledger).register(
+        ModelVersion("smollm", 0, "text-generation", "", "none", 0, Signature())
+    )
+    workers = WorkerRegistry(scene.ledger)
+    try:
+        assert "Tokens read" not in page_text(site.text("/models/smollm/1"))
+        for name in ("text1", "text2"):
+            counted, key = Statistics(), ("smollm", "1")
+            counted.count("prompt_tokens_total", *key, by=600)
+            counted.count("completion_tokens_total", *key, by=3000)
+            counted.observe_all("forward_seconds", [5.0, 7.5], *key)
+            counted.observe_all("batch_rows", [4, 8], *key)
+            counted.observe_all("first_text_seconds", [0.25, 0.75], *key)
+            workers.heartbeat(name, "host", "cpu", ("cpu",), scene.ledger.now(), json.dumps(counted.as_dict()))
+        told = wait_until(
+            lambda: "Tokens read" in (page := page_text(site.text("/models/smollm/1"))) and page, "it shows"
+        )
+        for words in (
+            "Tokens read 1,200", "Tokens generated 6,000", "Tokens generated in a second of work 240",
+            "Rows in a batch 6 of 32 on average", "First text 500 ms after its batch began, on average",
+        ):  # fmt: skip
+            assert words in told, words
+    finally:
+        for name in ("text1", "text2"):
+            workers.remove(name)
+        ModelRegistry(scene.ledger).delete(ModelRef(model.name, model.version))

@@ -38,6 +38,22 @@ def test_a_child_tells_each_thing_once() -> None:
     assert (now.total("batch_tokens_total"), now.total("batch_padding_tokens_total")) == (30, 10)
 
 
+def test_tokens_are_counted_of_outputs_that_tell_them_and_of_no_other() -> None:
+    child, worker = ChildMetrics(), WorkerMetrics()
+    told = {"text": "a", "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
+    child.generated(
+        DIGITS, [told, ValueError("bad"), {"usage": 5}, {"usage": {"prompt_tokens": "many"}}, "usage", told]
+    )
+    child.first_texts(DIGITS, [0.2, 0.4])
+    worker.add_child(counted(child))
+    now = worker.snapshot()
+    assert (now.total("prompt_tokens_total", "digits", "1"), now.total("completion_tokens_total", "digits", "1")) == (
+        6,
+        8,
+    )
+    assert now.histograms["first_text_seconds"]["digits", "1"].count == 2
+
+
 def test_what_children_hold_is_summed_and_forgotten_with_them() -> None:
     worker = WorkerMetrics()
     worker.add_child(counted(ChildMetrics(), ME, {DIGITS: 40}))
