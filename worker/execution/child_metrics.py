@@ -74,27 +74,14 @@ class ChildMetrics:
                 self._counted.count("endpoint_requests_total", *labels, outcome, by=count)
             if seconds:
                 self._counted.observe_all("forward_seconds", seconds, *labels)
-            self._count_tokens(labels, prompt, completion)
-
-    def generated(self, model: Key, outputs: Sequence[Any]) -> None:
-        """A model gave these outputs: count the tokens of those that tell their usage, as completions do."""
-        usages = [out["usage"] for out in outputs if isinstance(out, dict) and isinstance(out.get("usage"), dict)]
-        read, made = (
-            sum(count for usage in usages if isinstance(count := usage.get(name), int))
-            for name in ("prompt_tokens", "completion_tokens")
-        )
-        with self._lock:
-            self._count_tokens(_labels(model), read, made)
+            for name, tokens in (("prompt_tokens_total", prompt), ("completion_tokens_total", completion)):
+                if tokens:
+                    self._counted.count(name, *labels, by=tokens)
 
     def first_texts(self, model: Key, seconds: Sequence[float]) -> None:
         """Rows of a batch gave their first text, so long after it was begun."""
         with self._lock:
             self._counted.observe_all("first_text_seconds", seconds, *_labels(model))
-
-    def _count_tokens(self, labels: tuple[str, ...], read: int, made: int) -> None:
-        for name, tokens in (("prompt_tokens_total", read), ("completion_tokens_total", made)):
-            if tokens:
-                self._counted.count(name, *labels, by=tokens)
 
     def out_of_memory(self, model: Key) -> None:
         with self._lock:

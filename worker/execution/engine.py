@@ -103,7 +103,6 @@ class Engine:
                 costs = [cost(item) for item in batch] if cost is not None else [0]
                 done = Batch(batch, outputs, seconds, sum(costs), max(costs) * len(costs))
                 self._ran(spec, len(batch), seconds, done.tokens, done.padded)
-                self._metrics.generated((spec.name, spec.version), outputs)
                 yield done
                 cut_anew = recut() or self._ceilings.rows(spec) < limit
                 if cut_anew and number < len(batches):

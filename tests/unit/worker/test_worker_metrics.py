@@ -38,19 +38,13 @@ def test_a_child_tells_each_thing_once() -> None:
     assert (now.total("batch_tokens_total"), now.total("batch_padding_tokens_total")) == (30, 10)
 
 
-def test_tokens_are_counted_of_outputs_that_tell_them_and_of_no_other() -> None:
+def test_tokens_and_first_texts_are_counted_by_model() -> None:
     child, worker = ChildMetrics(), WorkerMetrics()
-    told = {"text": "a", "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
-    child.generated(
-        DIGITS, [told, ValueError("bad"), {"usage": 5}, {"usage": {"prompt_tokens": "many"}}, "usage", told]
-    )
+    child.answered(DIGITS, {}, [], 6, 8)
     child.first_texts(DIGITS, [0.2, 0.4])
     worker.add_child(counted(child))
     now = worker.snapshot()
-    assert (now.total("prompt_tokens_total", "digits", "1"), now.total("completion_tokens_total", "digits", "1")) == (
-        6,
-        8,
-    )
+    assert (now.total("prompt_tokens_total", "digits", "1"), now.total("completion_tokens_total", "digits", "1")) == (6, 8)
     assert now.histograms["first_text_seconds"]["digits", "1"].count == 2
 
 
