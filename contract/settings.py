@@ -182,6 +182,11 @@ class Settings:
         served = [self.queues[name] for name in self.worker_queues if name in self.queues]
         return bool(served) and all(queue.remote for queue in served)
 
+    def served_by_default(self, gpus: int) -> list[QueueSpec]:
+        """The queues that workers of a machine with so many GPUs serve when none are named; remote ones need an endpoint."""
+        queues = self.queues.values()
+        return [q for q in queues if q.capacity.gpu <= gpus and (self.allowed_endpoints or not q.remote)]
+
     def queue(self, name: str) -> QueueSpec:
         """The declared queue of this name; InvalidInput, listing those declared, when there is none."""
         if name not in self.queues:

@@ -25,7 +25,7 @@ def run_workers(settings: Settings, queues: Sequence[str] | None, concurrency: i
     specs = [settings.queue(name) for name in queues] if queues else list(settings.queues.values())
     gpus = count_gpus() if any(queue.capacity.gpu for queue in specs) else 0
     if not queues:  # without a choice: whatever this machine can serve
-        specs = [q for q in specs if q.capacity.gpu <= gpus and (settings.allowed_endpoints or not q.remote)]
+        specs = settings.served_by_default(gpus)
     workers = name_workers(settings, plan_workers(specs, gpus))
     processes = [_worker(settings, name, plan, i, concurrency) for i, (name, plan) in enumerate(workers)]
     supervisor, stop = ProcessSupervisor(processes), stop_signal()

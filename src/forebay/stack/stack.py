@@ -152,7 +152,7 @@ class Stack:
 
         StackError with the end of their log when they do not come up.
         """
-        wanted = self._queues or {queue.name for queue in settings.queues.values() if not queue.capacity.gpu}
+        wanted = self._queues or {queue.name for queue in settings.served_by_default(0)}
         ledger, host = Ledger(settings.database), socket.gethostname()
         started, deadline = ledger.now(), time.monotonic() + READY_S
         try:

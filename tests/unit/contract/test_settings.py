@@ -373,3 +373,12 @@ def test_the_docs_say_of_every_setting_its_variable_its_default_and_what_it_is()
     for name, text in defaults.items():
         if text and text[0].isdigit():  # the others say in words what happens without a value
             assert SETTINGS[name].kind.parse(text) == SETTINGS[name].default, name
+
+
+def test_a_machine_serves_remote_queues_only_where_an_endpoint_is_allowed() -> None:
+    without = Settings.load({})
+    allowed = Settings.load({"FOREBAY_ALLOWED_ENDPOINTS": "http://gpu7:8000/v1"})
+    names = [{queue.name for queue in settings.served_by_default(0)} for settings in (without, allowed)]
+    assert names[1] - names[0] == {"remote"}
+    assert {"cpu", "train"} <= names[0]
+    assert "gpu" in {queue.name for queue in allowed.served_by_default(1)} - names[1]
