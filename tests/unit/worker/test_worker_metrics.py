@@ -44,7 +44,8 @@ def test_tokens_and_first_texts_are_counted_by_model() -> None:
     child.first_texts(DIGITS, [0.2, 0.4])
     worker.add_child(counted(child))
     now = worker.snapshot()
-    assert (now.total("prompt_tokens_total", "digits", "1"), now.total("completion_tokens_total", "digits", "1")) == (6, 8)
+    counts = [now.total(f"{name}_tokens_total", "digits", "1") for name in ("prompt", "completion")]
+    assert counts == [6, 8]
     assert now.histograms["first_text_seconds"]["digits", "1"].count == 2
 
 
