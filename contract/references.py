@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import reprlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta
@@ -50,19 +51,26 @@ class ModelRef:
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """The reference in `text`; InvalidInput, with the valid forms, for anything else."""
-        match = _matched(_REFERENCE, text)
-        if match is None:
+        if not isinstance(text, str):
             raise _invalid_reference(text)
-        name, version, alias = match.group("name", "version", "alias")
-        try:
-            return cls(name, None if version is None else int(version), alias)
-        except InvalidInput as error:
-            raise _invalid_reference(text) from error
+        return _parsed(text)
 
     def __str__(self) -> str:
         if self.version is not None:
             return f"{self.name}/{self.version}"
         return self.name if self.alias is None else f"{self.name}@{self.alias}"
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> ModelRef:
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        raise _invalid_reference(text)
+    name, version, alias = match.group("name", "version", "alias")
+    try:
+        return ModelRef(name, None if version is None else int(version), alias)
+    except InvalidInput as error:
+        raise _invalid_reference(text) from error
 
 
 def versioned(name: str, version: int) -> str:

@@ -140,6 +140,10 @@ class Signature:
         """
         if self.outputs is None:
             return scalars(canonical(row))
+        if type(row) is np.ndarray and len(self.outputs) == 1:
+            only = self.outputs[0]
+            if row.dtype == ARRAY_DTYPES.get(only.dtype) and row.shape == only.shape != () and row.flags.c_contiguous:
+                return row
         named = _named(self.outputs, row, "output")
         made = {out.name: _checked(out, named[out.name], f"output {out.name!a}", exact=True) for out in self.outputs}
         made = {name: scalars(value) for name, value in made.items()}
@@ -268,10 +272,15 @@ def _from_numbers(field: Field, value: Any, where: str, exact: bool) -> NDArray[
     return exactly(flat, dtype, where).reshape(shape)
 
 
+def checked_column(field: Field, value: Any) -> NDArray[Any]:
+    """An array `(n, *shape)` for an input that is no cell; its rows are those that `Signature.row` gives."""
+    array: NDArray[Any] = _checked(replace(field, shape=(-1, *field.shape)), value, f"input {field.name!a}")
+    return array
+
+
 def _column(field: Field, value: Any) -> list[Any]:
     if field.dtype in ARRAY_DTYPES and not field.cell:
-        batch = _checked(replace(field, shape=(-1, *field.shape)), value, f"input {field.name!a}")
-        return split_rows(batch, field.name)
+        return split_rows(checked_column(field, value), field.name)
     items = split_rows(as_array(value).tolist() if is_array(value) else value, field.name)
     return [_checked(field, item, f"input {field.name!a}[{i}]") for i, item in enumerate(items)]
 

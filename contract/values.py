@@ -73,7 +73,7 @@ def named(values: Any, names: Sequence[str]) -> Any:
 def is_array(value: Any) -> bool:
     """Whether `value` is an array, a NumPy scalar, a tensor, or something else that NumPy reads as an array."""
     return isinstance(value, (np.ndarray, np.generic)) or (
-        not isinstance(value, type) and (hasattr(value, "__array__") or _is_tensor(value))
+        not isinstance(value, type) and (hasattr(value, "__array__") or is_tensor(value))
     )
 
 
@@ -82,7 +82,7 @@ def as_array(value: Any) -> NDArray[Any]:
     if isinstance(value, np.ma.MaskedArray):
         raise InvalidInput("a masked array cannot be carried; fill it first with .filled(value)")
     try:
-        return np.asarray(value.detach().cpu().numpy() if _is_tensor(value) else value)
+        return np.asarray(value.detach().cpu().numpy() if is_tensor(value) else value)
     except (TypeError, ValueError, RuntimeError) as error:  # bfloat16, sparse, ragged: the text says which
         kind = f"{type(value).__name__} of {getattr(value, 'dtype', 'unknown dtype')}"
         raise InvalidInput(f"a {kind} cannot become a NumPy array ({shown(str(error))}); convert it first") from error
@@ -128,7 +128,7 @@ def is_unicode(array: NDArray[Any]) -> bool:
     return not bool(((points > 0x10FFFF) | ((points >= 0xD800) & (points <= 0xDFFF))).any())
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "cpu") and hasattr(value, "numpy")
 
 
@@ -223,6 +223,9 @@ def zip_columns(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 def stack_key(row: Any) -> Hashable:
     """Equal for rows that can be stacked: equal names, dtypes and shapes of arrays, and types of other values."""
     if isinstance(row, dict):
+        if len(row) == 1:
+            [(name, value)] = row.items()
+            return name, _kind(value)
         return tuple(sorted((name, _kind(value)) for name, value in row.items()))
     return _kind(row)
 

@@ -11,11 +11,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.signature import Field, Signature
+from forebay.contract.signature import ARRAY_DTYPES, Field, Signature, checked_column
+from forebay.contract.values import is_tensor
 
 # PIL's modes whose pixels are what an image shows; those of the others are indices, or not red, green and blue.
 PIXEL_MODES = ("1", "L", "I", "F", "I;16", "RGB", "RGBA")
@@ -35,6 +37,8 @@ def for_model(model: ModelVersion, value: Any) -> Any:
 
 def sample(signature: Signature, value: Any) -> Any:
     """One sample as plain values and arrays; InvalidInput for what has many rows, or no plain form."""
+    if type(value) is np.ndarray:
+        return value
     if _table_rows(value) is not None:
         raise InvalidInput("a table holds many samples: use predict_many for a job each, or batched=True for one job")
     return _row(signature, _labelled(value)) if _is(value, "pandas", "Series") else _plain(value)
@@ -63,6 +67,23 @@ def several(signature: Signature, inputs: Any) -> Iterable[Any]:
     except TypeError:  # nothing to iterate over, or an array without a dimension
         pass
     raise InvalidInput(f"predict_many takes a sequence of inputs, got one {type(inputs).__name__}; use predict")
+
+
+def column(signature: Signature, value: Any) -> tuple[str, NDArray[Any]] | None:
+    """The samples in an array or tensor `(n, *shape)` for the model's only input, checked together, and the input's name. None
+    where each has to be looked at by itself, which also says what is wrong with which.
+    """  # fmt: skip
+    fields = signature.inputs or ()
+    if not (type(value) is np.ndarray or is_tensor(value)) or len(fields) != 1:
+        return None
+    [field] = fields
+    if field.cell or field.dtype not in ARRAY_DTYPES:
+        return None
+    try:
+        array = checked_column(field, value)
+    except InvalidInput:
+        return None
+    return (field.name, array) if array.size else None
 
 
 def _table_rows(value: Any) -> list[dict[Any, Any]] | None:

@@ -7,9 +7,10 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Required, TypedDict
+
+from msgspec import Struct
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
@@ -24,6 +25,7 @@ from forebay.storage.jobs.records import json_text
 Deadline = float | dt.timedelta | dt.datetime
 Since = float | dt.timedelta | dt.datetime
 
+NEEDS_NOTHING = Resources()
 MAX_METADATA = 65_536  # characters of JSON
 MAX_DEADLINE_S = 10 * 365 * 86400.0
 
@@ -82,8 +84,7 @@ DEFAULTS = {
 }  # all others: Defaults()
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedOptions:
+class ResolvedOptions(Struct, frozen=True):
     """The options of one submit, checked, with the version that the model's reference means now and the queue it needs."""
 
     kind: JobKind
@@ -124,7 +125,13 @@ def resolve_options(
         model=model,
         priority=whole_number("priority", options.get("priority", defaults.priority), 0, 9),
         max_attempts=whole_number("max_attempts", options.get("max_attempts", defaults.max_attempts), 1, 100),
-        queue=route(queues, Resources.parse(model.resources), kind, queue, remote=model.remote),
+        queue=route(
+            queues,
+            Resources.parse(model.resources) if model.resources else NEEDS_NOTHING,
+            kind,
+            queue,
+            remote=model.remote,
+        ),
         deadline_at=_deadline_at(options.get("deadline"), now),
         idempotency_key=_check_key(options.get("idempotency_key")),
         metadata=check_metadata(options.get("metadata")),

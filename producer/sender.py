@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -64,6 +64,7 @@ class Sender:
         self._sending = False
         self._thread: threading.Thread | None = None
         self._quiet_at = 0.0
+        self._last = ""
         self._hung_until = 0.0
 
     def send(self, pending: PendingSend) -> None:
@@ -73,11 +74,16 @@ class Sender:
             return
         with self._changed:
             self._pending.append(pending)
-            if self._sending or self._thread is not None or time.monotonic() < self._quiet_at:
+            if self._sending or time.monotonic() < self._quiet_at:
                 self._wake_thread()
                 return
             batch = self._take_pending()
         self._send_all(batch)
+
+    def note_ended(self, ids: Collection[str]) -> None:
+        """These jobs have ended. When what was sent last is among them, the workers wait for more: nothing is gathered then."""
+        if self._last in ids:
+            self._quiet_at = 0.0
 
     def mark_unsent(self, ids: list[str], reason: str) -> None:
         """Have the next sweep send these jobs, which Redis did not take. Never raises: they are durable."""
@@ -108,11 +114,12 @@ class Sender:
                 if not self._changed.wait_for(lambda: self._pending, LINGER_S):
                     self._thread = None
                     return
-                self._changed.wait_for(lambda: not self._sending)
             time.sleep(max(0.0, self._quiet_at - time.monotonic()))
             with self._changed:
-                batch = self._take_pending()
-            self._send_all(batch)
+                self._changed.wait_for(lambda: not self._sending)
+                batch = self._take_pending() if self._pending else []
+            if batch:
+                self._send_all(batch)
 
     def _take_pending(self) -> list[PendingSend]:
         batch, self._pending = self._pending, []
@@ -121,6 +128,7 @@ class Sender:
 
     def _send_all(self, batch: list[PendingSend]) -> None:
         messages = list(_messages(batch))
+        self._last = messages[-1].args.ids[-1]
         started = time.monotonic()
         try:
             self._dispatcher.send(messages)

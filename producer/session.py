@@ -57,7 +57,7 @@ class Session:
         self.commit = GroupCommit(self.jobs)
         self.sender = Sender(self.jobs, self.dispatcher)
         self.quota = QueueQuota(self.jobs, self.settings.queues)
-        self.watcher = Watcher(self.jobs, connect_redis(self.settings), self.id)
+        self.watcher = Watcher(self.jobs, connect_redis(self.settings), self.id, self.sender.note_ended)
         self._workers = WorkerRegistry(self.ledger)
 
     def reopen_after_fork(self) -> None:

@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from forebay.contract.errors import InvalidInput, LedgerUnavailable
+from forebay.contract.errors import InvalidInput, LedgerUnavailable, PayloadTooLarge
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import Model, ModelVersion, parse_model
 from forebay.contract.references import shown
@@ -16,7 +17,7 @@ from forebay.contract.requests.request import Request, encode
 from forebay.contract.values import is_array
 from forebay.contract.wire.codec import Parts
 from forebay.contract.wire.messages import RoutedJob
-from forebay.contract.wire.payload import pack_parts
+from forebay.contract.wire.payload import pack_input, pack_inputs, pack_parts
 from forebay.producer import inputs
 from forebay.producer.group_commit import PendingSubmit
 from forebay.producer.handles.job import Job
@@ -93,9 +94,20 @@ class Submitter:
         """A predict job for each input, all or none; job i of an idempotency key has the key `key:i`, a single one `key`."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
         given = inputs.for_model(resolved.model, values)
+        column = None if resolved.batched or resolved.stream else inputs.column(resolved.model.signature, given)
+        if column is not None and self._fits_inline(*column, resolved.usage):
+            return self._prepare_column(resolved, pack_inputs(*column, resolved.usage))
         samples = inputs.several(resolved.model.signature, given)
         count = next((len(known) for known in (samples, given) if isinstance(known, Sized)), None)
         return self._prepare(resolved, self._pack_all(resolved, samples, _lasts(samples) or _lasts(given)), count)
+
+    def _fits_inline(self, name: str, column: NDArray[Any], usage: bool) -> bool:
+        """Whether the rows of a column, which are all of one size, need no blobs, and are not too large either."""
+        first, payloads = pack_input([{name: column[0, ...]}], False, usage), self._session.payloads
+        with suppress(PayloadTooLarge):
+            payloads.check(first)
+            return payloads.fits_inline(first)
+        return False
 
     def _pack_all(self, options: ResolvedOptions, samples: Iterable[Any], last: bool) -> Iterator[PackedInput]:
         for i, sample in enumerate(samples):
@@ -183,7 +195,22 @@ class Submitter:
         stored = list(self._session.payloads.store_all(payloads()))
         if count is None:
             maximum = self._room_for(options, len(stored))
-        one = len(stored) == 1
+        return self._submission(options, stored, rows, hashes, maximum)
+
+    def _prepare_column(self, options: ResolvedOptions, inputs: Sequence[bytes]) -> Submission:
+        maximum, key = self._room_for(options, len(inputs)), options.idempotency_key
+        hashes = [options.request_hash([data]) if key else None for data in inputs]
+        return self._submission(options, [(data, None) for data in inputs], [1] * len(inputs), hashes, maximum)
+
+    def _submission(
+        self,
+        options: ResolvedOptions,
+        stored: Sequence[Stored],
+        rows: Sequence[int],
+        hashes: Sequence[str | None],
+        maximum: int | None,
+    ) -> Submission:
+        key, one = options.idempotency_key, len(stored) == 1
         jobs = [
             self._new_job(id, options, stored[i], rows[i], key if one or not key else f"{key}:{i}", hashes[i])
             for i, id in enumerate(new_ids(len(stored)))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from msgspec import Struct
+
+from forebay.contract.metrics.statistics import Statistics
 
 
 class TaskReport(Struct, frozen=True):
-    """How the task went. `summary` is for Flower; `released` ids were given back unrun; `counts` are Statistics as a dict."""
+    """How the task went. `summary` is for Flower; `released` ids were given back unrun; `counts` are those of process `pid`."""
 
     summary: str
     seconds: float
     failed: bool
     released: tuple[str, ...]
-    counts: Mapping[str, Any]
+    pid: int
+    counts: Statistics

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from forebay.contract.metrics.declared import METRICS
 
@@ -18,8 +19,7 @@ OTHER = "other"
 Labels = tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Histogram:
+class Histogram(Struct):
     """How many values are in each of the metric's buckets, and finally above all bounds; and the values' sum."""
 
     counts: list[int]
@@ -30,13 +30,12 @@ class Histogram:
         return sum(self.counts)
 
 
-@dataclass(slots=True)
-class Statistics:
+class Statistics(Struct):
     """Series by metric name and labels. Counters and histograms only grow; a gauge has the value it was last set to."""
 
-    counters: dict[str, dict[Labels, float]] = field(default_factory=dict)
-    histograms: dict[str, dict[Labels, Histogram]] = field(default_factory=dict)
-    gauges: dict[str, dict[Labels, float]] = field(default_factory=dict)
+    counters: dict[str, dict[Labels, float]] = {}
+    histograms: dict[str, dict[Labels, Histogram]] = {}
+    gauges: dict[str, dict[Labels, float]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.counters or self.histograms or self.gauges)

@@ -59,8 +59,7 @@ class TextPiece(Struct, frozen=True, array_like=True, forbid_unknown_fields=True
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedJob:
+class RoutedJob(Struct, frozen=True, gc=False):
     """A job and where to send it. `crashes` counts the processes that have died while running it.
 
     An `exclusive` job shares no message, because it runs as long as many jobs do: a batch, a shard, a training job.

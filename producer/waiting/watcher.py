@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -18,6 +18,7 @@ import redis
 import structlog
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable
+from forebay.contract.wire.held_connection import Subscription
 from forebay.contract.wire.messages import TextPiece, announce_channel, text_channel
 from forebay.storage.jobs.records import Outcome
 from forebay.storage.jobs.store import JobStore
@@ -44,8 +45,12 @@ ReceiveText = Callable[[TextPiece], None]
 class Watcher:
     """Delivers outcomes to job handles. Thread-safe; the thread starts with the first submit and ends with `close`."""
 
-    def __init__(self, store: JobStore, broker: redis.Redis, client: str) -> None:
+    def __init__(
+        self, store: JobStore, broker: redis.Redis, client: str, note_ended: Callable[[Sequence[str]], None]
+    ) -> None:
+        """`note_ended` is told the ids that are announced."""
         self._store = store
+        self._note_ended = note_ended
         self._redis = broker
         self._channel, self._text_channel = announce_channel(client), text_channel(client)
         self._text_wanted: dict[str, set[ReceiveText]] = {}
@@ -56,7 +61,7 @@ class Watcher:
         self._closed = threading.Event()
         self._subscribed = threading.Event()  # or Redis has refused, once
         self._thread: threading.Thread | None = None
-        self._pubsub: redis.client.PubSub | None = None
+        self._subscription: Subscription | None = None
         self._next_poll, self._interval = 0.0, FIRST_POLL_S
 
     def start(self) -> None:
@@ -144,8 +149,8 @@ class Watcher:
         self._closed.set()
         if self._thread is not None and self._thread.is_alive():  # Ctrl-C may also come before it has begun
             self._thread.join(CLOSE_WAIT_S)
-        if self._pubsub is not None:
-            self._pubsub.close()
+        if self._subscription is not None:
+            self._subscription.close()
 
     def _run(self) -> None:
         self._subscribe()
@@ -161,35 +166,30 @@ class Watcher:
 
     def _subscribe(self) -> bool:
         try:
-            pubsub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call] # redis-py
-            pubsub.subscribe(self._channel, self._text_channel)
+            self._subscription = Subscription(self._redis, self._channel, self._text_channel)
         except (redis.RedisError, OSError):
             return False
-        self._pubsub = pubsub
         return True
 
     def _listen(self) -> list[str]:
         """The ids announced since the last call, after waiting a little for the first."""
-        if self._pubsub is None and not self._subscribe():
+        if self._subscription is None and not self._subscribe():
             self._closed.wait(FIRST_POLL_S)
             return []
-        assert self._pubsub is not None  # noqa: S101 - _subscribe has just set it
-        ids: list[str] = []
-        timeout = FIRST_POLL_S
+        assert self._subscription is not None  # noqa: S101 - _subscribe has just set it
         try:
-            while (message := self._pubsub.get_message(timeout=timeout)) or timeout:
-                if message is None:
-                    return ids
-                if message["channel"] == self._text_channel.encode():
-                    self._hand_on_text(message["data"])
-                else:
-                    ids += bytes(message["data"]).decode("ascii", "replace").split(",")
-                    if 0 < len(self._awaited) <= len(ids):
-                        break  # nothing else is awaited, so nothing is worth another look
-                timeout = 0.0  # and whatever came with it
+            lines = self._subscription.lines(FIRST_POLL_S)
         except (redis.RedisError, OSError):
-            self._pubsub.close()
-            self._pubsub = None
+            self._subscription.close()
+            self._subscription = None
+            return []
+        ids: list[str] = []
+        for line in lines:
+            if line.startswith(b"["):  # which no id and nothing of the protocol does
+                self._hand_on_text(line)
+            else:
+                ids += line.decode("ascii", "replace").split(",")
+        self._note_ended(ids)
         with self._lock:
             return [id for id in ids if id in self._handles]
 

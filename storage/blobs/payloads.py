@@ -89,8 +89,10 @@ def _ahead(work: Callable[[T], R], items: Iterable[T], slow: Callable[[T], bool]
             if slow(item):
                 threads = threads or ThreadPoolExecutor(THREADS, "payload")
                 coming.append(threads.submit(work, item).result)
-            else:
+            elif coming:
                 coming.append(partial(work, item))
+            else:
+                yield work(item)
             if len(coming) > THREADS:
                 yield coming.popleft()()
         yield from (result() for result in coming)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -34,8 +33,7 @@ class LeaseLost(Exception):
     """Another worker has been given the job meanwhile, or it has ended: nothing of this attempt counts any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(msgspec.Struct, frozen=True, gc=False):
     """A job to add. `input` or `input_ref` holds its payload; `rows` is how many rows that is."""
 
     id: str
@@ -50,14 +48,14 @@ class NewJob:
     client: str | None = None
     idempotency_key: str | None = None
     request_hash: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = {}
     parent_id: str | None = None
     input: bytes | None = None
     input_ref: str | None = None
     submitted_by: str | None = None
 
 
-class ClaimedJob(msgspec.Struct, frozen=True):
+class ClaimedJob(msgspec.Struct, frozen=True, gc=False):
     """A job that this worker now runs: what to run, and the attempt that fences every later write."""
 
     id: str
@@ -77,8 +75,7 @@ class ClaimedJob(msgspec.Struct, frozen=True):
     waited_s: float = 0.0  # since it was submitted
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """How one attempt ended: with a result (inline or by reference), with an error, or, as `ending` says, with neither:
     canceled on request, or expired before it was begun.
     """  # fmt: skip
@@ -91,8 +88,7 @@ class Finished:
     ending: Transition | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Postponed:
+class Postponed(msgspec.Struct, frozen=True):
     """An attempt that met a transient error, for `reason`: the job waits `delay_s` seconds for its next one.
 
     Not `counted` when the job itself was not tried, because its model could not be loaded.
@@ -105,15 +101,14 @@ class Postponed:
     counted: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """A job that reached a final state, for its client's announcement."""
 
     id: str
     client: str | None
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """A finished job as a client reads it."""
 
     id: str
@@ -126,10 +121,14 @@ class Outcome(msgspec.Struct, frozen=True):
     kind: JobKind
 
 
+# An enum's own `value` costs as much as the rest of a row.
+_KIND, _QUEUED = {kind: kind.value for kind in JobKind}, JobState.QUEUED.value
+
+
 def new_row(job: NewJob, now: float) -> dict[str, Any]:
     """A new job as the values of its row."""
     return {
-        "id": job.id, "kind": job.kind.value, "state": JobState.QUEUED.value, "model": job.model, "version": job.version,
+        "id": job.id, "kind": _KIND[job.kind], "state": _QUEUED, "model": job.model, "version": job.version,
         "queue": job.queue, "priority": job.priority, "attempt": 0, "uncounted": 0, "max_attempts": job.max_attempts,
         "created_at": now, "sent_at": now, "deadline_at": job.deadline_at, "progress_done": 0, "progress_total": job.rows,
         "progress_message": "", "parent_id": job.parent_id, "client": job.client, "input": job.input, "input_ref": job.input_ref,

@@ -104,7 +104,7 @@ WHERE id = ANY(:ids) AND {guard(Transition.SUCCEED)} ORDER BY id FOR UPDATE""")
 SUCCEED = Statement(
     f"""
 UPDATE jobs SET {new_state(Transition.SUCCEED)}, {END_LEASE}, result = :result, result_ref = :result_ref,
-    progress_done = progress_total, error_type = NULL, error_message = NULL {HELD}""",
+    progress_done = progress_total, error_type = NULL, error_message = NULL {HELD} RETURNING id, client""",
     many=f"""
 UPDATE jobs SET {new_state(Transition.SUCCEED)}, lease_until = NULL, finished_at = made.at, result = made.result,
     result_ref = made.ref, progress_done = progress_total, error_type = NULL, error_message = NULL
@@ -114,10 +114,10 @@ WHERE jobs.id = made.id AND jobs.attempt = made.attempt AND {guard(Transition.SU
 )
 FAIL = Statement(f"""
 UPDATE jobs SET {new_state(Transition.FAIL)}, {END_LEASE}, error_type = :error_type, error_message = :error_message
-WHERE id = :id AND attempt = :attempt AND {guard(Transition.FAIL)}""")
+WHERE id = :id AND attempt = :attempt AND {guard(Transition.FAIL)} RETURNING id, client""")
 # The work of a running job has ended without a result: canceled, or claimed and not begun before its deadline.
-STOP = Statement(f"UPDATE jobs SET {new_state(Transition.CANCEL)}, {END_LEASE} {HELD}")
-EXPIRE_UNBEGUN = Statement(f"UPDATE jobs SET {new_state(Transition.EXPIRE)}, {END_LEASE} {HELD}")
+STOP = Statement(f"UPDATE jobs SET {new_state(Transition.CANCEL)}, {END_LEASE} {HELD} RETURNING id, client")
+EXPIRE_UNBEGUN = Statement(f"UPDATE jobs SET {new_state(Transition.EXPIRE)}, {END_LEASE} {HELD} RETURNING id, client")
 POSTPONE = Statement(f"""
 UPDATE jobs SET {new_state(Transition.RELEASE)}, {NO_LEASE}, uncounted = uncounted + :uncounted, started_at = NULL,
     sent_at = :now, not_before = :not_before, progress_message = :reason

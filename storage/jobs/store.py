@@ -23,6 +23,7 @@ from forebay.storage.jobs.records import (
     NewJob,
     Postponed,
     claimed_job,
+    ended,
     new_row,
     routed_jobs,
 )
@@ -181,6 +182,9 @@ class JobStore:
         """Write how attempts ended that still hold their jobs; those written, the others are dropped."""
         now = self.ledger.now()
         with self.ledger.write() as connection:
+            if len(outcomes) == 1:
+                [(statement, [row])] = _by_statement(outcomes, now).items()
+                return ended(statement.execute(connection, **row))
             owned = self._owned(connection, [o.id for o in outcomes])
             ours = [o for o in outcomes if o.id in owned and owned[o.id].attempt == o.attempt]
             for statement, rows in _by_statement(ours, now).items():

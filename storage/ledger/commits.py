@@ -88,7 +88,7 @@ class SqliteCommits:
 
     def begin(self, connection: Connection, durable: bool) -> SqliteMark:
         """Take the write lock at once: that is what rules out "database is locked"."""
-        connection.set_synchronous("FULL" if durable else "NORMAL")
+        del durable  # the connection was chosen so
         connection.run("BEGIN IMMEDIATE", {})
         connection.dirty = True
         return SqliteMark(f"{self._ours}-{next(self._numbers)}", connection.driver.total_changes)

@@ -35,6 +35,7 @@ CLOCK_REFRESH_S = 60
 SETTLE_S = 10.0
 
 FORK_WAIT_S = 2.0
+LEVEL = {True: "FULL", False: "NORMAL"}  # of SQLite: whether a commit waits for the disk
 MOST_CONNECTIONS = {True: 80, False: 40}  # of a process, to SQLite and to PostgreSQL
 
 
@@ -67,7 +68,7 @@ class Ledger:
         self._limit = statement_limit_s
         self._settle_s = settle_s
         self.engine = sqlite_engine(url, BUSY_TIMEOUT_S) if self.sqlite else postgres_engine(url, statement_limit_s)
-        self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        self._clear_errors = _ClearErrors(url, self.engine.dialect.loaded_dbapi.Error)
         self._writer_lock = WriterLock(url, BUSY_TIMEOUT_S) if self.sqlite else None
         self._one_writer: AbstractContextManager[Any] = self._writer_lock or nullcontext()
         self._pool = Pool(self.engine, MOST_CONNECTIONS[self.sqlite])
@@ -76,7 +77,7 @@ class Ledger:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection on which every statement sees what is committed."""
-        with self._clear_errors(), closing(self._pool.take(ping=True)) as connection, self._limited(connection):
+        with self._clear_errors, closing(self._pool.take(ping=True)) as connection, self._limited(connection):
             yield connection
 
     def rows(self, statement: Statement, /, **values: Any) -> Sequence[Any]:
@@ -93,15 +94,23 @@ class Ledger:
 
     def ask(self, statement: Statement, /, **values: Any) -> Result:
         """What a query gives. It is asked again where its connection is cut: that a pool of them knows of none is not rare."""
-        with self._clear_errors():
+        with self._clear_errors:
             try:
-                with closing(self._pool.take()) as connection, self._limited(connection):
-                    return statement.execute(connection, **values)
+                return self._ask(statement, values)
             except DBAPIError as error:
                 if not error.connection_invalidated:
                     raise
-            with closing(self._pool.take()) as connection, self._limited(connection):
+            return self._ask(statement, values)
+
+    def _ask(self, statement: Statement, values: dict[str, Any]) -> Result:
+        connection = self._pool.take()
+        try:
+            if self._limit is None:
                 return statement.execute(connection, **values)
+            with self._limited(connection):
+                return statement.execute(connection, **values)
+        finally:
+            connection.close()
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -113,7 +122,7 @@ class Ledger:
         Without `durable` the commit does not wait for the disk: for what a power cut may undo, such as a claim, whose
         worker dies with it.
         """
-        with self._clear_errors(), self._one_writer:
+        with self._clear_errors, self._one_writer:
             connection, mark = self._begin(durable)
             with closing(connection):
                 try:
@@ -134,7 +143,7 @@ class Ledger:
     def _begin(self, durable: bool) -> tuple[Connection, Any]:
         """A connection and its transaction's mark. One that its server has dropped, since it was last used, is replaced."""
         for last in (False, True):
-            connection = self._pool.take()
+            connection = self._pool.take(synchronous=LEVEL[durable] if self.sqlite else "")
             try:
                 return connection, self._commits.begin(connection, durable)
             except BaseException:
@@ -227,19 +236,25 @@ class Ledger:
             return float(connection.execute(LAST_HEARTBEAT).scalar() or 0.0)
         return 0.0
 
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError:
-            raise
-        except (DBAPIError, self._driver_error) as error:
+
+class _ClearErrors:
+    """Raises what a database raises as LedgerUnavailable, with its address and the next step. One serves every block."""
+
+    def __init__(self, url: str, driver_error: type[Exception]) -> None:
+        self._url, self._driver_error = url, driver_error
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None or isinstance(error, IntegrityError):
+            return
+        if isinstance(error, (DBAPIError, self._driver_error)):
             cause = error.orig if isinstance(error, DBAPIError) else error
             reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-            kind = LedgerOutdated if _is_outdated(cause, reason) else LedgerUnavailable
-            raise kind(f"the ledger {mask_password(self.url)}: {reason}{_advice(cause, reason)}") from error
-        except SQLAlchemyError as error:
-            raise LedgerUnavailable(f"the ledger {mask_password(self.url)}: {error}") from error
+            made = LedgerOutdated if _is_outdated(cause, reason) else LedgerUnavailable
+            raise made(f"the ledger {mask_password(self._url)}: {reason}{_advice(cause, reason)}") from error
+        if isinstance(error, SQLAlchemyError):
+            raise LedgerUnavailable(f"the ledger {mask_password(self._url)}: {error}") from error
 
 
 OLD_TABLES = ("42P01", "42703", "no such table", "no such column", "has no column named")

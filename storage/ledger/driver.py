@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, TimeoutError
 from forebay.storage.ledger.silence import watch
 
 WAIT_S = 30
+LEVELS = ("", "FULL", "NORMAL")  # of `synchronous`; "" is PostgreSQL's, and SQLite's before it was set
 
 
 class Pool:
@@ -34,7 +35,7 @@ class Pool:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._idle: list[Connection] = []
+        self._idle: dict[str, list[Connection]] = {level: [] for level in LEVELS}
         self._taken: set[Connection] = set()
         if not self.sqlite:
             watch(self)
@@ -43,25 +44,34 @@ class Pool:
         """Those that are in use."""
         return list(self._taken)
 
-    def take(self, *, ping: bool = False) -> Connection:
-        """A connection, for its `close` to give back; with `ping`, one that PostgreSQL has dropped meanwhile is replaced."""
+    def take(self, *, ping: bool = False, synchronous: str = "") -> Connection:
+        """A connection, for its `close` to give back; with `ping`, one that PostgreSQL has dropped meanwhile is replaced. One of
+        SQLite comes with this level, for to change it is a statement of its own.
+        """  # fmt: skip
         if self._pid != os.getpid():  # forked: they are the parent's, and must not even be closed
             self._inherited += [self._idle, self._taken]
             self._begin()
         if len(self._taken) >= self._limit:
             self._wait()
-        try:
-            connection = self._idle.pop()
-        except IndexError:
+        connection = self._take_idle(synchronous)
+        if connection is not None and ping and not self.sqlite:
+            self._taken.add(connection)  # so that it is watched
+            if not connection.answers():
+                self._taken.discard(connection)
+                connection = None
+        if connection is None:
             connection = Connection(self)
-        else:
-            if ping and not self.sqlite:
-                self._taken.add(connection)  # so that it is watched
-                if not connection.answers():
-                    self._taken.discard(connection)
-                    connection = Connection(self)
+        if synchronous:
+            connection.set_synchronous(synchronous)
         self._taken.add(connection)
         return connection
+
+    def _take_idle(self, synchronous: str) -> Connection | None:
+        for level in (synchronous, "") if synchronous else LEVELS:
+            if self._idle[level]:
+                with suppress(IndexError):  # another thread was quicker
+                    return self._idle[level].pop()
+        return None
 
     def _wait(self) -> None:
         until = time.monotonic() + WAIT_S
@@ -74,14 +84,14 @@ class Pool:
         if connection in self._taken:  # or this process is another one now
             self._taken.discard(connection)
             if usable:
-                self._idle.append(connection)
+                self._idle[connection.synchronous].append(connection)
             else:
                 connection.discard()
 
     def close_idle(self) -> bool:
         """Close what nobody uses; whether that was all."""
-        while self._idle:
-            self._idle.pop().discard()
+        while (connection := self._take_idle("")) is not None:
+            connection.discard()
         return not self._taken
 
 
@@ -96,7 +106,7 @@ class Connection:
         self._errors: type[Exception] = pool.engine.dialect.loaded_dbapi.Error
         self._alchemy: sqlalchemy.Connection | None = None
         self._invalidated = False
-        self._synchronous = ""
+        self.synchronous = ""
         self.dirty = False  # whether something was begun and not committed
         self.busy_since = 0.0  # when the statement was sent that it waits for; 0: for none
 
@@ -195,9 +205,9 @@ class Connection:
 
     def set_synchronous(self, level: str) -> None:
         """SQLite only: how far a commit waits for the disk."""
-        if self._synchronous != level:
+        if self.synchronous != level:
             self.run(f"PRAGMA synchronous={level}", {})
-            self._synchronous = level
+            self.synchronous = level
 
     @property
     def alchemy(self) -> sqlalchemy.Connection:

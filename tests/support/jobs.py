@@ -1,9 +1,9 @@
 """Jobs in a store, brought to a state the way jobs get there."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import text
 
 from forebay.contract.job import JobError, JobKind, JobState, new_ids

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import time
@@ -13,13 +14,13 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import psutil
 import structlog
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
+from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.places import ARTIFACTS
 from forebay.contract.settings import Settings
@@ -119,23 +120,34 @@ def run_and_report(model: str, version: int, ids: Sequence[str]) -> TaskReport:
         if _runner is None:
             start()
         assert _runner is not None  # noqa: S101 - start() sets it or raises
+        loads = _runner.loads
         if not ids:  # an empty job_message: `forebay models warm`
             _runner.warm(model, version)
         done = _runner.run(ids)
         summary, released = str(done), done.released
+        if _runner.loads > loads:
+            spare_collector()
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("pool_task_failed", model=f"{model}/{version}", jobs=len(ids))
         failed, summary = True, f"{type(error).__name__}: {error}"
-    return TaskReport(summary, time.monotonic() - started, failed, released, _counts())
+    return TaskReport(summary, time.monotonic() - started, failed, released, os.getpid(), _counts())
 
 
-def _counts() -> dict[str, Any]:
+def spare_collector() -> None:
+    """Have the garbage collector leave alone what is there to stay: a look at all that torch and a model have made takes it
+    200 ms, again and again while jobs come and go. `release_memory` has it look once more.
+    """  # fmt: skip
+    gc.collect()
+    gc.freeze()
+
+
+def _counts() -> Statistics:
     """What this child has counted since its last report."""
     try:
-        return {} if _runner is None else {"pid": os.getpid()} | _runner.report()
+        return Statistics() if _runner is None else _runner.report()
     except Exception:  # what cannot be counted must not cost the messages
         log.exception("report_failed")
-        return {}
+        return Statistics()
 
 
 def bound_memory(limit: int) -> None:

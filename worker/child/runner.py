@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.job import JobError, JobKind
+from forebay.contract.metrics.statistics import Statistics
 from forebay.storage.jobs.records import ClaimedJob, Finished
 from forebay.worker.child.kinds import HANDLERS, Handler, HandlerSpec
 from forebay.worker.execution.attempts import Attempts
@@ -29,8 +29,13 @@ class Runner:
         """Load a version now, so that its first job need not wait for it."""
         self._context.models.load(model, version)
 
-    def report(self) -> dict[str, Any]:
-        """What was counted since this was last called, and what the cache holds: Statistics as a dict."""
+    @property
+    def loads(self) -> int:
+        """How many models have been loaded so far."""
+        return self._context.cache.loads
+
+    def report(self) -> Statistics:
+        """What was counted since this was last called, and what the cache holds."""
         return self._context.metrics.take(self._context.cache.sizes(), self._context.cache.budget)
 
     def run(self, ids: Sequence[str]) -> Summary:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from forebay.contract.metrics.statistics import Statistics
 
@@ -96,7 +95,7 @@ class ChildMetrics:
         with self._lock:
             self._counted.count("model_evictions_total", *_labels(model))
 
-    def take(self, models: Mapping[Key, int], budget: int) -> dict[str, Any]:
+    def take(self, models: Mapping[Key, int], budget: int) -> Statistics:
         """What was counted since this was last called, and what the child holds now: models by bytes, its device's memory."""
         with self._lock:
             counted, self._counted = self._counted, Statistics()
@@ -105,7 +104,7 @@ class ChildMetrics:
         counted.set("model_cache_budget_bytes", budget)
         for name, value in _device(self._device).items():
             counted.set(name, value)
-        return counted.as_dict()
+        return counted
 
 
 def _labels(of: Key | Job) -> tuple[str, ...]:

@@ -255,6 +255,7 @@ def used_bytes(device: str) -> int:
 
 def release_memory(device: str) -> None:
     """Gives freed memory back to the device and to the operating system."""
+    gc.unfreeze()
     gc.collect()
     if device.startswith("cuda"):
         import torch

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from enum import StrEnum
-from operator import add, attrgetter
+from operator import add
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 
 class Fate(StrEnum):
@@ -23,8 +25,7 @@ class Fate(StrEnum):
 FINAL_FATES = (Fate.SUCCEEDED, Fate.FAILED, Fate.STOPPED)
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Struct, frozen=True):
     """What became of the jobs of one pool task, and of what size the batches were that ran.
 
     `unclaimed` ids were finished, canceled, not due, of other queues, or taken by others. `released` ids go back to their queues.
@@ -53,7 +54,7 @@ class Summary:
         )  # fmt: skip
 
     def __add__(self, other: Summary) -> Summary:
-        return Summary(*map(add, _values(self), _values(other)))
+        return Summary(*map(add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
         padding = f", padding {self.padding:.0%}" if self.padded else ""
@@ -65,6 +66,3 @@ class Summary:
     def padding(self) -> float:
         """Which share of what the device computed was padding."""
         return 1 - self.tokens / self.padded if self.padded else 0.0
-
-
-_values = attrgetter(*(field.name for field in fields(Summary)))

@@ -5,13 +5,14 @@ While a batch is on the device the next one is prepared and the last one's resul
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -19,7 +20,7 @@ from forebay.contract.errors import LedgerUnavailable, Transient
 from forebay.contract.job import Transition
 from forebay.contract.signature import Row
 from forebay.contract.wire import codec
-from forebay.contract.wire.payload import join_rows, unpack_input
+from forebay.contract.wire.payload import InputReader, PackedRows, join_rows
 from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.jobs.records import ClaimedJob, Finished, Postponed
 from forebay.worker.execution.attempts import Attempts, outcome_of_error
@@ -82,9 +83,9 @@ class PredictHandler:
                 break
             del jobs  # frees their rows before the next ones are read
         seconds = time.perf_counter() - started
-        quick = seconds < QUICK_S and total.succeeded == len(
-            claimed
-        )  # metrics count it; a line would cost as much as the job
+        quick = seconds < QUICK_S and total.succeeded == len(claimed)
+        if quick and not logging.getLogger().isEnabledFor(logging.DEBUG):
+            return  # metrics count it; a line would cost as much as the job
         (log.debug if quick else log.info)(
             "batch_done", model=ref, queue=first.queue, worker=attempts.worker, jobs=len(claimed),
             succeeded=total.succeeded, failed=total.failed, stopped=total.stopped, postponed=total.postponed,
@@ -95,10 +96,10 @@ class PredictHandler:
     def _decoded(self, claimed: Sequence[ClaimedJob], loaded: LoadedModel) -> Generator[list[PredictJob], None, None]:
         """The jobs in order with their rows, so many at once as have GROUP_BYTES of payloads; a few more are read ahead."""
         places = ((job.input, job.input_ref) for job in claimed)
-        group, size = list[PredictJob](), 0
+        reader, group, size = InputReader(), list[PredictJob](), 0
         with closing(self._payloads.load_all(places)) as payloads:
             for job, data in zip(claimed, payloads, strict=True):
-                group.append(PredictJob.decode(job, data, loaded))
+                group.append(PredictJob.decode(job, data, reader.read, loaded))
                 size += 0 if isinstance(data, Exception) else len(data)
                 if size > GROUP_BYTES:
                     yield group
@@ -182,12 +183,14 @@ class PredictJob:
         return self.unfinished < len(self.rows)
 
     @classmethod
-    def decode(cls, job: ClaimedJob, data: bytes | Exception, loaded: LoadedModel) -> PredictJob:
+    def decode(
+        cls, job: ClaimedJob, data: bytes | Exception, read: Callable[[bytes], PackedRows], loaded: LoadedModel
+    ) -> PredictJob:
         """The job with its rows, or with the error that reading them gave."""
         if isinstance(data, Exception):
             return cls(job, error=data)
         try:
-            packed = unpack_input(data)
+            packed = read(data)
             rows = loaded.preprocess(packed.rows)
             usage = {"usage": {"tokens": loaded.count_tokens(rows)}} if packed.usage else None
         except Exception as error:  # noqa: BLE001 - a job that cannot be read fails alone
@@ -222,8 +225,7 @@ class PredictJob:
         return outcome_of_error(job, error, passing=isinstance(error, Transient))
 
 
-@dataclass(frozen=True, slots=True)
-class JobRow:
+class JobRow(NamedTuple):
     """Row `i` of a job: what batches are made of."""
 
     job: PredictJob

@@ -10,8 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import psutil
 
@@ -45,12 +44,11 @@ class WorkerMetrics:
             for outcome in TRAINING_OUTCOMES:
                 self._total.count("training_attempts_total", model, outcome, by=0)
 
-    def add_child(self, counts: Mapping[str, Any]) -> None:
-        """Add what a child has counted since its last report, and take over its gauges, under its `pid`."""
-        new = Statistics.from_dict(counts)
+    def add_child(self, pid: int, counts: Statistics) -> None:
+        """Add what a child has counted since its last report, and take over its gauges."""
         with self._lock:
-            self._total.add(new)
-            self._children[int(counts.get("pid", 0))] = (self._clock(), Statistics(gauges=new.gauges))
+            self._total.add(counts)
+            self._children[pid] = (self._clock(), Statistics(gauges=counts.gauges))
 
     def snapshot(self) -> Statistics:
         """All of it now; the gauges of children that are gone are left out."""

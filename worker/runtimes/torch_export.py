@@ -42,6 +42,7 @@ from forebay.worker.runtimes.tensors import ONLY_INPUT, batched, split, stack, t
 from forebay.worker.runtimes.tensors import columns as as_columns
 
 _BLOCK = 16 * 2**20
+SHAPES_KEPT = 1024
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _forcing = threading.Lock()
 
@@ -74,7 +75,10 @@ class ExportedModel:
         self._bytes = tensor_bytes(program.state_dict, program.constants)
         self._in_spec = program.call_spec.in_spec
         self._dtypes = _input_dtypes(program)
-        self._module = tuned(program.module(), spec, device)
+        module = program.module()
+        self._module = tuned(module, spec, device)
+        self._unchecked = self._module if spec.compile else tuned(module.forward, spec, device)
+        self._checked: set[tuple[torch.Size, ...]] = set()
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         """Forward passes of at most the largest batch the program takes."""
@@ -128,8 +132,17 @@ class ExportedModel:
         )[:count]
 
     def _leaves(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The program's outputs. It checks only shapes of what it is given here, and takes longer for that than a small network:
+        each is checked once.
+        """  # fmt: skip
         args, kwargs = pytree.tree_unflatten(flat, self._in_spec)
-        return [leaf for leaf in pytree.tree_leaves(self._module(*args, **kwargs)) if leaf is not None]
+        shapes = tuple([tensor.shape for tensor in flat])
+        if shapes in self._checked:
+            made = self._unchecked(*args, **kwargs)
+        else:
+            made = self._module(*args, **kwargs)
+            self._checked = {shapes} if len(self._checked) >= SHAPES_KEPT else self._checked | {shapes}
+        return [leaf for leaf in pytree.tree_leaves(made) if leaf is not None]
 
 
 def _load(path: Path, facts: Pt2, spec: ModelVersion) -> ExportedProgram:

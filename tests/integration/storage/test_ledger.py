@@ -294,7 +294,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def silenced(ledger: Ledger) -> Iterator[int]:
     """The server process of the connection that was used last hears nothing and says nothing; new connections are served."""
-    [*_, idle] = ledger._pool._idle
+    [*_, idle] = ledger._pool._idle[""]
     pid = idle.driver.info.backend_pid
     try:
         os.kill(pid, signal.SIGSTOP)

@@ -147,11 +147,11 @@ def test_training_has_series_of_its_own_and_counts_under_no_version(bench: Bench
     bench.attempts.run(failing, raising(InvalidInput("no")))
     told = bench.metrics.take({}, 0)
     counts = {"succeeded": 1, "failed": 1}
-    assert told["counters"] == {"training_attempts_total": [["m", state, n] for state, n in counts.items()]}
-    assert [*told["histograms"]] == ["training_seconds"]
+    assert told.counters == {"training_attempts_total": {("m", state): n for state, n in counts.items()}}
+    assert [*told.histograms] == ["training_seconds"]
     assert bench.attempts.take_summary().succeeded == 2
     evaluated = bench.claim()
     bench.attempts.run(evaluated, lambda: bench.attempts.succeed(evaluated, b""))
     told = bench.metrics.take({}, 0)
-    assert told["counters"] == {"jobs_finished_total": [["m", "1", "evaluate", "succeeded", 1]]}
-    assert sorted(told["histograms"]) == ["job_run_seconds", "job_wait_seconds"]
+    assert told.counters == {"jobs_finished_total": {("m", "1", "evaluate", "succeeded"): 1}}
+    assert sorted(told.histograms) == ["job_run_seconds", "job_wait_seconds"]

@@ -59,7 +59,7 @@ def texts_of(made: list[Any]) -> list[str]:
 
 def total(metrics: Any, name: str) -> dict[str, float]:
     """A counter's values by the last of its labels."""
-    return {entry[-2]: entry[-1] for entry in metrics["counters"].get(name, [])}
+    return {labels[-1]: value for labels, value in metrics.counters.get(name, {}).items()}
 
 
 def test_every_row_ends_whatever_the_server_does_and_what_it_cost_is_counted_once(

@@ -49,12 +49,17 @@ class Broker:
     def get_connection(self) -> "Broker":
         return self
 
-    def send_command(self, command: str, channel: str, ids: str) -> None:
+    def send_packed_command(self, packed: list[bytes]) -> None:
+        _, _, command, *_, ids, _ = b"".join(packed).decode().split("\r\n")
         assert command == "PUBLISH"
         self.ids += ids.split(",")
 
-    def read_response(self) -> int:
-        return 1
+    @property
+    def _sock(self) -> "Broker":
+        return self
+
+    def recv(self, _: int) -> bytes:
+        return b":1\r\n"
 
 
 class Bench:

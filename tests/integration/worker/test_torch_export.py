@@ -205,3 +205,25 @@ def test_a_program_that_refuses_zeros_is_loaded_and_serves_what_it_takes(tmp_pat
     assert made.tolist() == [2, 2, 2, 2]
     example = {"x": np.ones(4, np.float32), "n": np.array(1)}
     assert ModelCache(1 << 30, lambda _: path, "cpu", example=lambda _: example).get(spec).warm
+
+
+def test_a_shape_that_the_program_does_not_take_is_refused_each_time_whatever_was_taken_before(tmp_path):
+    class Sum(torch.nn.Module):
+        def forward(self, a, b):
+            return (a + b).sum(1, keepdim=True)
+
+    n, batch = Dim("n", min=2, max=8), Dim("batch")
+    path = export(
+        Sum(),
+        (torch.ones(2, 4), torch.ones(2, 4)),
+        tmp_path / "s.pt2",
+        dynamic_shapes={name: {0: batch, 1: n} for name in "ab"},
+    )
+    model = load(path)
+    rows = {size: {name: np.ones(size, np.float32) for name in "ab"} for size in (4, 9)}
+    one_to_many = {"a": np.ones(1, np.float32), "b": np.ones(4, np.float32)}  # which torch itself would broadcast
+    for _ in range(3):
+        assert model.predict([rows[4]] * 3)[2].tolist() == [8.0]
+        for refused in (rows[9], one_to_many):
+            with pytest.raises(RuntimeError, match=r"shape"):
+                model.predict([refused] * 3)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.wire import codec
-from forebay.contract.wire.payload import join_rows, pack_input, unpack_input
+from forebay.contract.wire.payload import InputReader, join_rows, pack_input, pack_inputs, unpack_input
 
 ROWS = st.lists(
     st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="utf-8"), max_size=5) | st.binary(max_size=5),
@@ -31,6 +32,49 @@ def test_rows_of_arrays_come_back_with_dtype_and_shape() -> None:
     assert batched is True
     assert [row["x"].dtype.name for row in back] == ["float32"] * 4
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(rows, back, strict=True))
+
+
+COLUMNS = nps.arrays(
+    st.sampled_from([np.float32, np.int64, np.uint8, np.bool_, ">i2", "<U3"]), nps.array_shapes(max_dims=3, max_side=4)
+)
+
+
+@given(COLUMNS, st.booleans())
+def test_the_rows_of_a_column_are_packed_as_each_would_be_alone_and_read_the_same(column: Any, usage: bool) -> None:
+    alone = [pack_input([{"x": column[i, ...]}], False, usage) for i in range(len(column))]
+    assert pack_inputs("x", column, usage) == alone
+    reader = InputReader()
+    for data, row in zip(alone, column, strict=True):
+        batched, [back], told, _ = reader.read(data)
+        assert (batched, told, [*back]) == (False, usage, ["x"])
+        assert (back["x"].dtype, back["x"].tolist()) == (column.dtype.newbyteorder("<"), row.tolist())
+        assert back["x"].flags.owndata
+        assert back["x"].flags.writeable
+
+
+@pytest.mark.parametrize("marks", [[], [False], [True], [True, False], [False, True], [True, True]])
+def test_a_reader_keeps_what_stands_behind_an_array_from_its_numbers(marks: list[bool]) -> None:
+    reader = InputReader()
+    for filled in (0xC3, 0xC3, 0x01):  # the first as MessagePack writes True
+        data = codec.encode([False, [{"x": np.full(4, filled, np.uint8)}], *marks])
+        assert codec.encode(list(reader.read(data))) == codec.encode(list(unpack_input(data)))
+
+
+@given(st.integers(0, 200), st.binary(min_size=1, max_size=3), st.booleans())
+def test_a_reader_takes_and_refuses_what_is_taken_and_refused_without_it(at: int, other: bytes, usage: bool) -> None:
+    data = pack_inputs("x", np.arange(6, dtype=np.float32).reshape(2, 3), usage)
+    reader = InputReader()
+    reader.read(data[0])
+    at %= len(data[1])
+    damaged = data[1][:at] + other + data[1][at + len(other) :]
+
+    def outcome(read: Any) -> Any:
+        try:
+            return codec.encode(list(read(damaged)))
+        except InvalidInput as error:
+            return str(error)
+
+    assert outcome(reader.read) == outcome(unpack_input)
 
 
 @pytest.mark.parametrize(

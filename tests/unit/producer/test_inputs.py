@@ -7,11 +7,15 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
 from PIL import Image
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.signature import Field, Signature
-from forebay.producer.inputs import batch, sample, several
+from forebay.contract.wire.codec import encode
+from forebay.producer.inputs import batch, column, sample, several
 
 NAMED = Signature((Field("age", "int64"), Field("city", "str")))
 VECTOR = Signature((Field("x", "float32", (2,)),))
@@ -102,9 +106,9 @@ def test_a_series_is_a_row_by_its_labels_or_the_vector_of_the_only_input() -> No
 )
 def test_an_image_is_its_pixels(mode: str, shape: tuple[int, ...], dtype: str) -> None:
     image = Image.new(mode, (6, 4), 7 if mode != "RGB" else (1, 2, 3))
-    for given in (sample(FREE, image), next(iter(several(FREE, [image]))), sample(FREE, {"a": image})["a"]):
-        assert (given.shape, given.dtype) == (shape, np.dtype(dtype))
-    assert given.flat[0] == np.asarray(image).flat[0]
+    for pixels in (sample(FREE, image), next(iter(several(FREE, [image]))), sample(FREE, {"a": image})["a"]):
+        assert (pixels.shape, pixels.dtype) == (shape, np.dtype(dtype))
+    assert pixels.flat[0] == np.asarray(image).flat[0]
 
 
 @pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr", "LA", "HSV"])
@@ -117,3 +121,37 @@ def test_an_image_whose_numbers_are_not_its_pixels_is_refused(mode: str) -> None
 def test_one_input_is_not_several(value: Any) -> None:
     with pytest.raises(InvalidInput, match=r"predict_many takes a sequence of inputs, got one .*; use predict"):
         list(several(FREE, value))
+
+
+def takes(dtype: str, *shape: int, **more: Any) -> Signature:
+    return Signature((Field("x", dtype, shape, **more),))
+
+
+DIGITS = takes("float32", 64)
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [DIGITS, takes("int16"), takes("float64", -1, 2), takes("bool", 3), takes("float32", 2, allow_nan=False)],
+)
+@given(
+    nps.arrays(
+        st.sampled_from(["f4", ">f4", "f8", "i2", "i8", "u1", "?"]),
+        st.sampled_from([(3,), (2, 64), (4, 2), (2, 3), (2, 5, 2), (0, 64)]),
+    )
+)
+def test_a_column_has_the_rows_that_each_of_its_samples_gives_alone(signature: Signature, array: Any) -> None:
+    found = column(signature, array)
+    if found is not None:
+        name, together = found
+        rows = [signature.row(each) for each in array]
+        assert [encode({name: together[i, ...]}) for i in range(len(array))] == [encode(row) for row in rows]
+
+
+def test_what_is_no_array_of_numbers_for_an_only_input_has_no_column() -> None:
+    array = np.zeros((2, 64), np.float32)
+    assert column(DIGITS, array) is not None
+    two = Signature((Field("a", "float32", (64,)), Field("b", "str")))
+    others = (two, Signature(), Signature((Field("x", "json"),)), takes("float32", 63), takes("float32", cell=True))
+    assert [column(signature, array) for signature in others] == [None] * 5
+    assert [column(DIGITS, x) for x in (array.tolist(), np.ma.masked_array(array), array.astype(str))] == [None] * 3

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from forebay.contract.errors import BrokerUnavailable, LedgerUnavailable
 from forebay.contract.wire.messages import JobMessage, RoutedJob
 from forebay.producer.sender import PendingSend, Sender
@@ -54,6 +56,17 @@ def sender(dispatcher: FakeDispatcher, store: FakeStore | None = None) -> Sender
 def pending(*ids: str, **change: Any) -> PendingSend:
     routed_jobs = [RoutedJob(id, "digits", 1, "cpu", 5) for id in ids]
     return PendingSend.of(routed_jobs, **{"batch_size": 64, "wait_s": 0.0} | change)
+
+
+def test_nothing_is_gathered_while_the_workers_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.producer.sender.GATHER_S", 3600.0)
+    dispatcher = FakeDispatcher()
+    ours = sender(dispatcher)
+    for id in ("a", "b", "c"):
+        ours.send(pending(id))
+        ours.note_ended([id])
+    assert dispatcher.ids == ["a", "b", "c"]
+    assert set(dispatcher.threads) == {threading.current_thread().name}
 
 
 def test_the_first_submit_after_a_pause_is_sent_by_its_own_thread_before_send_returns() -> None:

@@ -8,6 +8,7 @@ import pytest
 from celery import bootsteps
 from celery.exceptions import TaskRevokedError
 
+from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.wire.messages import BatchWait, TaskArgs
 from forebay.worker.parent.celery.buffer import ReceivedMessage
 from forebay.worker.parent.celery.feeder import (
@@ -56,7 +57,7 @@ class FakePool:
         return object()
 
     def end(self, number: int, seconds: float = 0.1, failed: bool = False) -> None:
-        self.jobs[number]["callback"](TaskReport("words", seconds, failed, (), {}))
+        self.jobs[number]["callback"](TaskReport("words", seconds, failed, (), 1, Statistics()))
 
 
 class FakeConsumer:
@@ -219,7 +220,7 @@ def test_slow_jobs_make_the_parent_hold_fewer_messages(parent: Parent) -> None:
 
 def test_jobs_that_a_child_gave_back_and_those_that_died_with_one_are_reported(parent: Parent) -> None:
     parent.put(IDS[:2])
-    parent.pool.jobs[0]["callback"](TaskReport("summary", 0.1, False, tuple(IDS[1:2]), {}))
+    parent.pool.jobs[0]["callback"](TaskReport("summary", 0.1, False, tuple(IDS[1:2]), 1, Statistics()))
     assert parent.returned == [IDS[1:2]]
     parent.consumer.free += 1
     parent.put(IDS[2:3])

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from forebay.contract.errors import LedgerUnavailable
+from forebay.contract.metrics.statistics import Statistics
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.summary import Fate
 from forebay.worker.parent.metrics import WorkerMetrics
@@ -19,16 +20,18 @@ DIGITS = ("digits", 1)
 ME = os.getpid()
 
 
-def counted(child: ChildMetrics, pid: int = ME, models: dict[tuple[str, int], int] | None = None) -> dict[str, Any]:
-    return {"pid": pid} | child.take(models or {}, 1000)
+def counted(
+    child: ChildMetrics, pid: int = ME, models: dict[tuple[str, int], int] | None = None
+) -> tuple[int, Statistics]:
+    return pid, child.take(models or {}, 1000)
 
 
 def test_a_child_tells_each_thing_once() -> None:
     child, worker = ChildMetrics(), WorkerMetrics()
     child.ended((*DIGITS, "predict"), {"succeeded": 3, "failed": 1, "stopped": 0}, 0.5, postponed=5, refused=2)
     child.ran(DIGITS, 4, 0.25, tokens=30, padded=40)
-    worker.add_child(counted(child))
-    worker.add_child(counted(child))
+    worker.add_child(*counted(child))
+    worker.add_child(*counted(child))
     now = worker.snapshot()
     assert now.total("jobs_finished_total", "digits", "1", "predict", "succeeded") == 3
     assert now.total("jobs_finished_total", "digits", "1", "predict", "failed") == 1
@@ -42,7 +45,7 @@ def test_tokens_and_first_texts_are_counted_by_model() -> None:
     child, worker = ChildMetrics(), WorkerMetrics()
     child.answered(DIGITS, {}, [], 6, 8)
     child.first_texts(DIGITS, [0.2, 0.4])
-    worker.add_child(counted(child))
+    worker.add_child(*counted(child))
     now = worker.snapshot()
     counts = [now.total(f"{name}_tokens_total", "digits", "1") for name in ("prompt", "completion")]
     assert counts == [6, 8]
@@ -51,8 +54,8 @@ def test_tokens_and_first_texts_are_counted_by_model() -> None:
 
 def test_what_children_hold_is_summed_and_forgotten_with_them() -> None:
     worker = WorkerMetrics()
-    worker.add_child(counted(ChildMetrics(), ME, {DIGITS: 40}))
-    worker.add_child(counted(ChildMetrics(), 2**22 + 1, {DIGITS: 50}))  # a process id that Linux never gives
+    worker.add_child(*counted(ChildMetrics(), ME, {DIGITS: 40}))
+    worker.add_child(*counted(ChildMetrics(), 2**22 + 1, {DIGITS: 50}))  # a process id that Linux never gives
     now = worker.snapshot()
     assert now.total("model_bytes", "digits", "1") == 40
     assert now.total("model_cache_budget_bytes") == 1000
@@ -61,10 +64,10 @@ def test_what_children_hold_is_summed_and_forgotten_with_them() -> None:
 def test_a_model_that_was_evicted_is_no_longer_held() -> None:
     worker, child = WorkerMetrics(), ChildMetrics()
     child.loaded(DIGITS, 1.0)
-    worker.add_child(counted(child, models={DIGITS: 40}))
+    worker.add_child(*counted(child, models={DIGITS: 40}))
     child.evicted(DIGITS)
     child.loaded(("minilm", 1), 2.0, failed=True)
-    worker.add_child(counted(child))
+    worker.add_child(*counted(child))
     now = worker.snapshot()
     assert "model_bytes" not in now.gauges
     assert now.total("model_loads_total", "digits", "1", "loaded") == 1
@@ -75,7 +78,9 @@ def test_a_model_that_was_evicted_is_no_longer_held() -> None:
 def test_an_old_utilisation_is_not_shown() -> None:
     clock = FakeClock()
     worker = WorkerMetrics("cuda:0", clock)
-    worker.add_child({"pid": ME, "gauges": {"device_utilization_ratio": [[0.5]], "device_memory_used_bytes": [[7]]}})
+    worker.add_child(
+        ME, Statistics(gauges={"device_utilization_ratio": {(): 0.5}, "device_memory_used_bytes": {(): 7}})
+    )
     assert worker.snapshot().total("device_utilization_ratio") == 0.5
     clock.forward(31)
     now = worker.snapshot()
@@ -101,16 +106,16 @@ def test_a_snapshot_measures_the_worker_and_asks_its_gauges() -> None:
 def test_a_gpu_tells_its_memory_and_its_utilisation_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(mem_get_info=lambda device: (30, 100), utilization=lambda device: 40)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
-    gauges = ChildMetrics("cuda:0").take({}, 0)["gauges"]
-    assert gauges["device_memory_used_bytes"] == [[70.0]]
-    assert gauges["device_memory_total_bytes"] == [[100.0]]
-    assert gauges["device_utilization_ratio"] == [[0.4]]
+    gauges = ChildMetrics("cuda:0").take({}, 0).gauges
+    assert gauges["device_memory_used_bytes"] == {(): 70.0}
+    assert gauges["device_memory_total_bytes"] == {(): 100.0}
+    assert gauges["device_utilization_ratio"] == {(): 0.4}
 
     def without_nvml(device: str) -> int:
         raise ModuleNotFoundError("pynvml does not seem to be installed")
 
     cuda.utilization = without_nvml
-    assert "device_utilization_ratio" not in ChildMetrics("cuda:0").take({}, 0)["gauges"]
+    assert "device_utilization_ratio" not in ChildMetrics("cuda:0").take({}, 0).gauges
 
 
 class FakePool:
@@ -214,6 +219,6 @@ def test_training_and_tasks_have_their_series_before_the_first_has_ended() -> No
     assert now.histograms["training_seconds"]["iris",].count == 0
     child = ChildMetrics()
     child.trained("iris", "succeeded", 2.0)
-    worker.add_child(counted(child))
+    worker.add_child(*counted(child))
     worker.begin_training("iris")
     assert worker.snapshot().total("training_attempts_total", "iris", "succeeded") == 1

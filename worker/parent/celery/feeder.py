@@ -7,7 +7,7 @@ Celery's requests are told what became of the task that carried them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import structlog
@@ -111,11 +111,11 @@ class Feeder:
                 messages = [m for m in taken if not m.request.revoked()]
         return messages
 
-    def task_done(self, jobs: int, messages: int, seconds: float, counts: Mapping[str, Any]) -> None:
+    def task_done(self, jobs: int, messages: int, report: TaskReport) -> None:
         """Celery's loop then fetches as many messages as that pace can use, and no more."""
-        self.metrics.count("pool_task_seconds_total", by=seconds)
-        self.metrics.add_child(counts)
-        self._prefetch.add(jobs, messages, seconds)
+        self.metrics.count("pool_task_seconds_total", by=report.seconds)
+        self.metrics.add_child(report.pid, report.counts)
+        self._prefetch.add(jobs, messages, report.seconds)
         if self._consumer.qos is not None:  # None while there is no connection
             self._consumer.qos.value = self._prefetch.messages()
 
@@ -182,7 +182,7 @@ class PoolTask:
             _tell(self._requests, lambda r: r.on_failure(error, return_ok=True))
         else:
             _tell(self._requests, lambda r: r.on_success((False, report.summary, report.seconds)))
-        self._feeder.task_done(len(self._ids), len(self._requests), report.seconds, report.counts)
+        self._feeder.task_done(len(self._ids), len(self._requests), report)
         if report.released:
             self._feeder.reports.jobs_returned(list(report.released))
 
