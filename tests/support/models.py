@@ -233,6 +233,13 @@ class Moods:
         return [{"n": int(n), "mood": "odd"} if n % 2 else {"mood": "even", "n": int(n)} for n in rows]
 
 
+class Measure:
+    """A vector of a text: its length, and 1."""
+
+    def predict(self, rows: Sequence[Any]) -> list[Any]:
+        return [np.array([len(row["text"]), 1], np.float32) for row in rows]
+
+
 class Shout:
     """A text in capitals; counts letters, so that texts of like length share a batch."""
 

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from forebay import JobFailed
+from forebay.contract.generation import INPUTS, OUTPUTS
 from forebay.contract.job import JobState
+from support.api import running_api
 from support.endpoint import Endpoint, backwards, endpoint, tokens
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
@@ -92,6 +94,16 @@ def test_a_job_past_its_deadline_is_cut_off(stack: WorkerStack, served: Endpoint
     wait_until(lambda: served.cut_off == 1 or not served.asked, "the server has noticed")
 
 
+def test_a_batch_that_is_canceled_cuts_its_requests_off(stack: WorkerStack, served: Endpoint, tmp_path: Path) -> None:
+    file, _ = prompts_of(tmp_path, 50)
+    served.gate.clear()
+    job = stack.client.batch("qwen", file, output=tmp_path / "out", columns={"request": "prompt"})
+    running = wait_until(lambda: served.running, "requests are on their way")
+    job.cancel()
+    wait_until(lambda: served.cut_off >= running, "the server has noticed")
+    wait_until(lambda: job.info().state is JobState.CANCELED, "it is canceled")
+
+
 def test_a_batch_has_every_row_in_order_its_bad_one_apart_and_sums_what_it_cost(
     stack: WorkerStack, served: Endpoint, tmp_path: Path
 ) -> None:
@@ -136,3 +148,37 @@ def test_a_worker_that_is_to_stop_waits_for_no_answer(stack: WorkerStack, served
     assert worker.terminate() == 0
     served.gate.set()
     assert [job.result(60)["text"] for job in jobs] == [backwards(f"held {i}") for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def front(open_stack: Callable[..., WorkerStack]) -> Iterator[WorkerStack]:
+    """A Forebay whose models a second one runs."""
+    second = open_stack()
+    second.worker()
+    second.model("Writer", inputs=INPUTS, outputs=OUTPUTS)
+    vector = {"v": {"dtype": "float32", "shape": [2]}}
+    second.model("Measure", inputs={"text": {"dtype": "str"}}, outputs=vector)
+    with running_api(second.settings) as api:
+        url = f"http://127.0.0.1:{api.port}/v1"
+        front = open_stack(ALLOWED_ENDPOINTS=url)
+        front.worker("front", "remote")
+        for name, about in {"chat": {"model": "writer"}, "embeddings": {"model": "measure"}}.items():
+            front.client.models.register(name, runtime="openai", options={"base_url": url, "endpoint": name} | about)
+        yield front
+
+
+def test_a_second_forebay_answers_jobs_and_batches_and_says_what_is_wrong(front: WorkerStack, tmp_path: Path) -> None:
+    texts = [f"word {i} x" + "x" * (i % 7) for i in range(150)]
+    jobs = front.client.predict_many("chat", [{"prompt": text, "n": 2} for text in texts])
+    made = [job.result(120) for job in jobs]
+    assert [[one["text"] for one in each["choices"]] for each in made] == [[text, text.upper()] for text in texts]
+    words = [len(text.split()) for text in texts]
+    assert [each["usage"]["completion_tokens"] for each in made] == [2 * n for n in words]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
+    front.client.batch("embeddings", tmp_path / "in.parquet", output=tmp_path / "out", keep=["text"]).result(120)
+    parts = [pq.read_table(part).to_pylist() for part in sorted((tmp_path / "out").glob("part-*.parquet"))]
+    assert [(row["text"], row["embedding"]) for part in parts for row in part] == [(t, [len(t), 1]) for t in texts]
+    wrong = {"base_url": front.client.models.get("chat").options["base_url"], "model": "no-such"}
+    front.client.models.register("wrong", runtime="openai", options=wrong)
+    with pytest.raises(JobFailed, match="404: no model is called 'no-such'"):
+        front.client.predict("wrong", "hello").result(60)

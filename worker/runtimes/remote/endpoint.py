@@ -24,7 +24,7 @@ from forebay.worker.runtimes.remote.concurrency import Concurrency
 
 CONNECT_S = 10.0
 KEEP_ALIVE_S = 3.0  # less than servers keep a connection that rests: none is written to while the server closes it
-MAX_ANSWER_BYTES, MAX_ERROR_BYTES = 64 << 20, 64 << 10
+MAX_ANSWER_BYTES, MAX_ERROR_BYTES = 16 << 20, 64 << 10
 MAX_WORDS = 500  # of a server's error
 BUSY = (429, 503)  # not taken, or told to come later
 MAY_PASS = (408, 409, 425)  # as OpenAI's own clients see it, beside 5xx

@@ -89,7 +89,7 @@ class _Vector(Struct):
 
 class _EmbeddingsAnswer(Struct):
     data: list[_Vector]
-    usage: _Usage
+    usage: _Usage | None = None  # a server that does not count says so
 
 
 class Generation:
@@ -145,7 +145,7 @@ class Embeddings:
             if not array.size or np.abs(array).max() > np.finfo(np.float32).max:
                 raise WrongAnswer("a vector is empty, or has a number that float32 cannot hold")
             vectors[vector.index] = array.astype(np.float32)
-        return vectors, made.usage.counted()
+        return vectors, made.usage.counted() if made.usage else usage(0, 0)
 
 
 def form_of(endpoint: str) -> Form:
