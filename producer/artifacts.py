@@ -121,7 +121,8 @@ def _check_runtime(name: Any) -> str:
 def _guess_runtime(path: Path | None) -> str:
     if path is None:
         raise InvalidInput(
-            "a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}"
+            "a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}, or "
+            f"runtime={REMOTE!r} and options={{'base_url': 'http://gpu7:8000/v1', 'model': 'Qwen3'}}"
         )
     if path.is_file() and path.suffix in (".pt2", ".safetensors"):
         return "torch-export" if path.suffix == ".pt2" else "safetensors"

@@ -16,6 +16,7 @@ from forebay.contract.job import JobKind
 from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_model
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_name
+from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.requests.fields import check
 from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
@@ -84,7 +85,7 @@ class Models:
         """Register an artifact as the next version of `name` and give that version.
 
         `artifact` is the path or URL of a .pt2 or .safetensors file, or of a folder of sentence-transformers or of a Hugging Face
-        language model; None for a `python` model without one.
+        language model; None for an `openai` model, and a `python` one without any.
         `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out. An output
         may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.
@@ -94,7 +95,8 @@ class Models:
         `{"base_url": "http://gpu7:8000/v1", "model": "Qwen3"}` for openai: see contract.requests.endpoints.RemoteOptions.
         `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype` computes under
         autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one call of preprocess
-        or postprocess): a child that takes longer is killed, which counts as an attempt for its jobs.
+        or postprocess): a child that takes longer is killed, which counts as an attempt for its jobs. Of openai it bounds one
+        request.
 
         Raises InvalidInput or ModelRefused before anything is stored.
         """
@@ -113,6 +115,10 @@ class Models:
                 },
                 ServingOptions,
             )  # fmt: skip
+            if runtime == REMOTE and (serving.dtype or serving.compile or serving.max_batch_tokens):
+                raise InvalidInput(
+                    "dtype, compile and max_batch_tokens are for the server that runs the model: leave them out"
+                )
             draft = ModelVersion(
                 name, 0, runtime, "", "none", 0, signature, resources=Resources.parse(resources).as_dict(),
                 options=checked_options, metadata=check_metadata(metadata), **asdict(serving),

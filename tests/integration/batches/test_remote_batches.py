@@ -1,16 +1,18 @@
 """Jobs and batches of a model that another server runs, by real workers: against a server with moods, and a second Forebay."""
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forebay import JobFailed
+from forebay import ForebayError, JobFailed
 from forebay.contract.generation import INPUTS, OUTPUTS
 from forebay.contract.job import JobState
 from support.api import running_api
@@ -76,6 +78,25 @@ def test_a_job_whose_request_fails_is_tried_again_later_and_one_that_is_refused_
     with pytest.raises(JobFailed, match=r"EndpointError.*422: no 'bad' today"):
         jobs[1].result(60)
     assert served.asked == {"unlucky": 2, "bad": 1, "fine": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"options": {"base_url": "http://elsewhere/v1", "model": "m"}}, "http://elsewhere/v1 is not allowed"),
+        ({"options": {"model": "m"}}, "missing required field `base_url`"),
+        ({"artifact": __file__}, "has no artifact"),
+        ({"inputs": {"x": {"dtype": "str"}}}, "its endpoint tells its inputs"),
+        ({"dtype": "float16"}, "are for the server that runs the model"),
+        ({"resources": {"gpu": 1}}, "needs 1 gpu, the largest queue 'remote' has 0"),
+    ],
+)
+def test_what_will_not_do_is_refused_before_anything_runs(
+    stack: WorkerStack, served: Endpoint, given: dict[str, Any], words: str
+) -> None:
+    about = {"options": {"base_url": served.url, "model": "m"}} | given
+    with pytest.raises(ForebayError, match=re.escape(words)):
+        stack.client.predict(stack.client.models.register("wrong", runtime="openai", **about), "hello")
 
 
 def test_a_cancel_cuts_a_request_off(stack: WorkerStack, served: Endpoint) -> None:

@@ -207,3 +207,25 @@ def test_what_is_routed_fits_and_what_fits_is_routed(need: Resources) -> None:
     else:
         with pytest.raises(NoQueueFits):
             route(DEFAULT_QUEUES, need, JobKind.PREDICT)
+
+
+def test_a_model_that_another_server_runs_goes_to_a_remote_queue_and_nothing_else_does() -> None:
+    assert route(DEFAULT_QUEUES, Resources(), JobKind.BATCH, remote=True) == "remote"
+    with pytest.raises(NoQueueFits, match="'cpu' is not for models that other servers run"):
+        route(DEFAULT_QUEUES, Resources(), JobKind.PREDICT, "cpu", remote=True)
+    with pytest.raises(NoQueueFits, match="'remote' is only for models that other servers run"):
+        route(DEFAULT_QUEUES, Resources(), JobKind.PREDICT, "remote")
+    alone = {"cpu": DEFAULT_QUEUES["cpu"]}
+    with pytest.raises(NoQueueFits, match="declare one with remote = true"):
+        route(alone, Resources(), JobKind.PREDICT, remote=True)
+    assert route({"remote": DEFAULT_QUEUES["remote"]} | alone, Resources(), JobKind.PREDICT) == "cpu"
+
+
+def test_a_remote_queue_is_declared_by_a_word_and_takes_no_training() -> None:
+    made = QueueSpec.parse("far", {"remote": True})
+    assert made.remote
+    assert JobKind.TRAIN not in made.kinds
+    assert QueueSpec.parse("far", made.as_dict()) == made
+    for wrong in ({"remote": 1}, {"remote": True, "gpu": 1}):
+        with pytest.raises(InvalidInput, match="remote is true or false"):
+            QueueSpec.parse("far", wrong)

@@ -3,6 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.contract.errors import EndpointUnavailable, Transient
+from forebay.contract.job import JobKind
+from forebay.storage.jobs.records import ClaimedJob, Finished, Postponed
+from forebay.worker.execution.attempts import outcome_of_error
 from forebay.worker.execution.backoff import CAP_S, delay_s, longest_s
 
 ATTEMPTS = st.integers(1, 40_000)
@@ -25,3 +29,13 @@ def test_the_wait_is_drawn_from_all_of_it(attempt: int, drawn: float) -> None:
 
 def test_two_jobs_that_failed_together_do_not_come_back_together() -> None:
     assert len({delay_s(5) for _ in range(100)}) == 100
+
+
+LAST = ClaimedJob("j", JobKind.PREDICT, "m", 1, "cpu", 3, 3, None, 1, b"", None, tries=3)
+
+
+def test_an_error_that_costs_no_attempt_postpones_a_job_s_last_one_for_at_least_as_long_as_it_says() -> None:
+    made = outcome_of_error(LAST, EndpointUnavailable("busy", wait_s=99, counted=False), passing=True)
+    assert isinstance(made, Postponed)
+    assert (made.delay_s, made.counted) == (99, False)
+    assert isinstance(outcome_of_error(LAST, Transient("away"), passing=True), Finished)

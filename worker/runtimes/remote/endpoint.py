@@ -105,18 +105,19 @@ def loop() -> asyncio.AbstractEventLoop:
     """The event loop of this process's requests."""
     made = asyncio.new_event_loop()
     threading.Thread(target=made.run_forever, name="endpoints", daemon=True).start()
-    atexit.register(lambda: asyncio.run_coroutine_threadsafe(_session().close(), made).result(5))
     return made
 
 
 @cache
 def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
+    made = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "forebay"},
     )
+    atexit.register(lambda: asyncio.run_coroutine_threadsafe(made.close(), loop()).result(CONNECT_S))
+    return made
 
 
 def _retry_after_s(value: str | None) -> float | None:
