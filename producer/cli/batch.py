@@ -22,7 +22,8 @@ def _print(job: BatchJob, info: JobInfo) -> None:
         counts = manifest.counts
         print_note(f"{counts.completed:,} rows in {manifest.output}, {counts.failed:,} failed; batch {job.id}")
         if manifest.usage is not None:
-            print_note("{prompt_tokens:,} tokens were read and {completion_tokens:,} generated".format(**manifest.usage))
+            read, made = manifest.usage["prompt_tokens"], manifest.usage["completion_tokens"]
+            print_note(f"{read:,} tokens were read and {made:,} generated")
         if counts.failed:
             print_note(f"all rows that failed are in {manifest.output}/_errors; why, with the first of each kind:")
     for line in error_lines(job.errors) if info.state.final else ():
@@ -31,7 +32,7 @@ def _print(job: BatchJob, info: JobInfo) -> None:
 
 def _print_json(job: BatchJob, info: JobInfo) -> None:
     manifest = job.result(ARRIVES_S) if info.state is JobState.SUCCEEDED else None
-    told = {"id": job.id, "state": info.state, "output": manifest and manifest.output}
+    told: dict[str, Any] = {"id": job.id, "state": info.state, "output": manifest and manifest.output}
     told |= {"request_counts": job.progress.request_counts, "usage": manifest and manifest.usage}
     print_json(told | {"error": info.error, "errors": job.errors})
 
