@@ -6,9 +6,12 @@ else two of them could wait for each other.
 
 from __future__ import annotations
 
+from sqlalchemy import Double, Integer, LargeBinary, SmallInteger, String, Text
+
 from forebay.contract.job import FINAL, TRANSITIONS, JobState, Transition
 from forebay.storage.jobs.records import NEW_ROW
-from forebay.storage.ledger.statement import Statement, insert
+from forebay.storage.ledger.job_tables import jobs
+from forebay.storage.ledger.statement import Insert, Statement
 
 _FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
@@ -34,7 +37,11 @@ HELD = f"WHERE id = :id AND attempt = :attempt AND {guard(Transition.SUCCEED)}" 
 
 # --- what users ask for
 
-INSERT = insert("jobs", NEW_ROW)
+# Text of any length, which a column then refuses that is shorter: a cast would cut it.
+_TYPES = {
+    Double: "double precision", Integer: "integer", LargeBinary: "bytea", SmallInteger: "smallint", String: "text", Text: "text",
+}  # fmt: skip
+INSERT = Insert("jobs", {name: _TYPES[type(jobs.columns[name].type)] for name in NEW_ROW})
 
 # PostgreSQL only. One lock for each of 256 buckets of keys, in order: many keys must not fill its table of locks.
 LOCK_KEYS = Statement("""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from forebay.storage.ledger.driver import Connection, Result
 
+ROWS_AT_ONCE = 1000  # of which each may have a payload
 _ROW_LOCK = re.compile(r"\s*\bFOR UPDATE( SKIP LOCKED)?")
 _LIST = re.compile(r"= ANY\(:(\w+)\)")
 _PARAMETER = re.compile(r"(?<![:\w]):(\w+)(?!:)")
@@ -71,7 +72,37 @@ def _for_psycopg(sql: str) -> str:
     return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
 
 
-def insert(table: str, columns: Iterable[str]) -> Statement:
-    """The statement that adds rows of these columns."""
-    names = list(columns)
-    return Statement(f"INSERT INTO {table} ({', '.join(names)}) VALUES (:{', :'.join(names)})")
+class Insert(Statement):
+    """Adds rows of these columns, whose types on PostgreSQL are given: many rows by one statement, in which a column has an array
+    of values, or a single one when all rows have the same.
+    """  # fmt: skip
+
+    def __init__(self, table: str, types: Mapping[str, str]) -> None:
+        self._into, self._types = f"INSERT INTO {table} ({', '.join(types)})", types
+        self._of_many: dict[tuple[str, ...], str] = {}
+        super().__init__(f"{self._into} VALUES (:{', :'.join(types)})")
+
+    def execute_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+        rows = list(rows)
+        if connection.sqlite or len(rows) < 2:
+            super().execute_many(connection, rows)
+            return
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            self._add(connection, rows[start : start + ROWS_AT_ONCE])
+
+    def _add(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        first = rows[0]
+        differ = tuple(name for name in self._types if any(row[name] != first[name] for row in rows)) or (
+            next(iter(first)),
+        )
+        if differ not in self._of_many:
+            self._of_many[differ] = _for_psycopg(self._many_sql(differ))
+        values = {name: [row[name] for row in rows] if name in differ else first[name] for name in self._types}
+        connection.run(self._of_many[differ], values)
+
+    def _many_sql(self, differ: tuple[str, ...]) -> str:
+        values = (
+            f"made.{name}" if name in differ else f"CAST(:{name} AS {kind})" for name, kind in self._types.items()
+        )
+        arrays = (f"CAST(:{name} AS {self._types[name]}[])" for name in differ)
+        return f"{self._into} SELECT {', '.join(values)} FROM unnest({', '.join(arrays)}) AS made ({', '.join(differ)})"

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ from forebay.storage.jobs.records import Ended, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.sweeps import PURGE
 from forebay.storage.jobs.views import JobFilter, JobViews
+from forebay.storage.ledger.job_tables import jobs as jobs_table
+from forebay.storage.ledger.statement import ROWS_AT_ONCE
 from support.jobs import LEASE, add, claim, failure, in_state, new
 from support.waiting import FakeClock
 
@@ -39,6 +41,35 @@ def together(count: int, work: Callable[[int], T]) -> list[T]:
 
 
 # adding
+
+
+def test_many_jobs_are_stored_as_each_would_be_alone(store: JobStore) -> None:
+    jobs = [
+        new(
+            queue=f"q{i % 3}", priority=i % 10, rows=i + 1, deadline_at=None if i % 2 else 4e9 + i, input=bytes([i, 0, 255]) * i,
+            metadata={"i": i} if i % 3 else {}, submitted_by=None if i % 4 else "native:kéy",
+            kind=(JobKind.PREDICT, JobKind.BATCH)[i % 2],
+        )
+        for i in range(7)
+    ]  # fmt: skip
+    alike = [new() for _ in range(ROWS_AT_ONCE + 1)]
+    assert store.add([*jobs, *alike]) == [job.id for job in (*jobs, *alike)]
+    alone = [replace(job, id=new_ids(1)[0]) for job in jobs]
+    for job in alone:
+        store.add([job])
+
+    def stored(ids: Sequence[str]) -> list[dict[str, Any]]:
+        with store.ledger.read() as connection:
+            rows = (
+                connection.execute(jobs_table.select().where(jobs_table.c.id.in_(ids)).order_by("id")).mappings().all()
+            )
+        return [
+            {name: value for name, value in row.items() if name not in ("id", "created_at", "sent_at")} for row in rows
+        ]
+
+    assert stored([job.id for job in jobs]) == stored([job.id for job in alone])
+    assert len({str(row) for row in stored([job.id for job in alike])}) == 1
+    assert sum(store.queries.counts().values()) == 2 * len(jobs) + len(alike)
 
 
 def test_a_job_is_read_back_as_it_was_added(store: JobStore, clock: FakeClock) -> None:
