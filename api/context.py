@@ -17,6 +17,7 @@ from forebay.api.errors import (
     BodyIncomplete,
     Dialect,
     Forbidden,
+    HttpError,
     MalformedBody,
     ServerStopping,
     Unauthorized,
@@ -78,9 +79,14 @@ class Api:
     async def result(self, job: AsyncJob, timeout: float = MAX_WAIT_S) -> Any:
         """The job's result; an error that names the job when it has not ended in time, or the server is being stopped."""
         if not await job.wait(timeout):
-            text = f"job {job.id} has not ended after {timeout:g} s and goes on"
-            raise ServerStopping(job_id=job.id) if self.stopping else WaitTimeout(text, job_id=job.id)
+            raise self.late(job, timeout)
         return await job.result(0)
+
+    def late(self, job: AsyncJob, timeout: float) -> HttpError:
+        """What to tell who has waited so long for a job."""
+        if self.stopping:
+            return ServerStopping(job_id=job.id)
+        return WaitTimeout(f"job {job.id} has not ended after {timeout:g} s and goes on", job_id=job.id)
 
 
 def api_of(request: Request) -> Api:

@@ -87,7 +87,9 @@ class TextStream:
                     else:
                         continue
                     begun = True
-            for chunk in self._rest(await self._api.result(self._job, 0)):
+            if not await self._job.wait(0):
+                raise self._api.late(self._job, WAIT_S)
+            for chunk in self._rest(await self._job.result(0)):
                 yield chunk
                 begun = True
         except ForebayError as error:

@@ -191,12 +191,13 @@ def test_a_job_that_fails_or_makes_no_text_is_told_with_a_status(client: openai.
         client.chat.completions.create(model="empty", messages=ASKED, stream=stream)
 
 
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_job_that_is_late_is_a_504_that_names_it_and_goes_on(
-    client: openai.OpenAI, held: WorkerStack, monkeypatch: pytest.MonkeyPatch
+    client: openai.OpenAI, held: WorkerStack, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     monkeypatch.setattr(completions, "WAIT_S", 0.1)
-    with pytest.raises(openai.APIStatusError, match="has not ended after") as late:
-        client.chat.completions.create(model="writer", messages=ASKED)
+    with pytest.raises(openai.APIStatusError, match=r"has not ended after 0\.1 s") as late:
+        client.chat.completions.create(model="writer", messages=ASKED, stream=stream)
     assert late.value.status_code == 504
     [job] = held.client.jobs(state=["queued", "running"])
     assert job.id in str(late.value)
