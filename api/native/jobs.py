@@ -19,6 +19,7 @@ from forebay.api.context import (
     api_of,
     body_of,
     client_of,
+    decode_msgpack,
     header_key,
     json_response,
     media_type,
@@ -52,7 +53,6 @@ from forebay.contract.job import JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.signature import Signature
-from forebay.contract.wire import codec
 from forebay.producer.async_client import AsyncJob
 from forebay.producer.inputs import InputsFor
 from forebay.producer.options import PredictOptions
@@ -94,7 +94,7 @@ async def submit_many(request: Request) -> Response:
         options["metadata"] = parse_json(query.metadata, dict[str, Any])
     body = await body_of(request)
     if media_type(request) in MSGPACK:
-        values = codec.decode(body)
+        values = decode_msgpack(body)
         if not isinstance(values, list):
             raise MalformedBody("the body is not an array of inputs")
         inputs = InputsFor(lambda _: values)

@@ -106,10 +106,16 @@ class Subscription:
         self._partial = b""
         self._heard_at, self._asked = time.monotonic(), False
         try:
-            self._send("SUBSCRIBE", *channels)
+            self.subscribe(*channels)
         except BaseException:
             self.close()
             raise
+
+    def subscribe(self, *channels: str) -> None:
+        self._send("SUBSCRIBE", *channels)
+
+    def unsubscribe(self, *channels: str) -> None:
+        self._send("UNSUBSCRIBE", *channels)
 
     def lines(self, timeout: float) -> list[bytes]:
         """What has come, after waiting up to `timeout` seconds for it."""

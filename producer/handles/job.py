@@ -35,10 +35,11 @@ os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_i
 class Job:
     """A submitted job. Its methods ask the ledger; they raise LedgerUnavailable when it does not answer."""
 
-    __slots__ = ("__weakref__", "_future", "_outcome", "_session", "id")
+    __slots__ = ("__weakref__", "_future", "_outcome", "_session", "client", "id")
 
-    def __init__(self, session: Session, id: str) -> None:
+    def __init__(self, session: Session, id: str, client: str = "") -> None:
         self.id = id
+        self.client = client
         self._session = session
         self._outcome: Outcome | None = None
         self._future: Future[Outcome] | None = None

@@ -110,7 +110,7 @@ def open_handle(session: Session, id: str) -> Job:
     known = session.watcher.find(check_job_id(id))
     if known is not None:
         return cast(Job, known)
-    kind = session.jobs.queries.get(id).kind
-    [job] = session.watcher.register([HANDLES.get(kind, Job)(session, id)])
+    kind, client = session.jobs.queries.owner(id)
+    [job] = session.watcher.register([HANDLES.get(kind, Job)(session, id, client if client != session.id else "")])
     session.watcher.refresh([id])
     return job

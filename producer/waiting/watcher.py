@@ -26,12 +26,14 @@ from forebay.storage.jobs.store import JobStore
 log = structlog.get_logger()
 
 FIRST_POLL_S, LAST_POLL_S = 0.25, 2.0
+LISTEN_S = 0.1  # at most, until another client's channel is listened to
 IDS_PER_READ = 512
 SUBSCRIBE_WAIT_S, CLOSE_WAIT_S = 1.0, 1.0  # Redis may hang
 
 
 class Handle(Protocol):
     id: str
+    client: str  # whose job it is, where not this client's: that one's channel tells of its end
 
     def set_outcome(self, outcome: Outcome) -> None: ...
     def clear_outcome(self) -> None: ...
@@ -53,6 +55,7 @@ class Watcher:
         self._note_ended = note_ended
         self._redis = broker
         self._channel, self._text_channel = announce_channel(client), text_channel(client)
+        self._followed: set[str] = set()  # channels of other clients
         self._text_wanted: dict[str, set[ReceiveText]] = {}
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._awaited: dict[str, Handle] = {}
@@ -124,6 +127,10 @@ class Watcher:
                 if not left:
                     del self._text_wanted[id]
 
+    def followed(self) -> set[str]:
+        """The channels of other clients that are listened to now."""
+        return self._followed
+
     def text_wanted(self) -> list[str]:
         """The jobs whose text is handed on now."""
         with self._lock:
@@ -169,7 +176,19 @@ class Watcher:
             self._subscription = Subscription(self._redis, self._channel, self._text_channel)
         except (redis.RedisError, OSError):
             return False
+        self._followed = set()
         return True
+
+    def _follow(self, subscription: Subscription) -> None:
+        """Listen to the channels of the other clients whose jobs are awaited here, and ask for what has ended before."""
+        with self._lock:
+            wanted = {announce_channel(handle.client) for handle in self._awaited.values() if handle.client}
+        if wanted - self._followed:
+            subscription.subscribe(*wanted - self._followed)
+            self._next_poll, self._interval = 0.0, FIRST_POLL_S
+        if self._followed - wanted:
+            subscription.unsubscribe(*self._followed - wanted)
+        self._followed = wanted
 
     def _listen(self) -> list[str]:
         """The ids announced since the last call, after waiting a little for the first."""
@@ -178,7 +197,8 @@ class Watcher:
             return []
         assert self._subscription is not None  # noqa: S101 - _subscribe has just set it
         try:
-            lines = self._subscription.lines(FIRST_POLL_S)
+            self._follow(self._subscription)
+            lines = self._subscription.lines(LISTEN_S)
         except (redis.RedisError, OSError):
             self._subscription.close()
             self._subscription = None

@@ -37,6 +37,7 @@ IS_RARE_KIND, HAS_METADATA = "kind IN ('batch', 'evaluate', 'node', 'train')", "
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
 GET = Statement(f"SELECT {INFO} FROM jobs WHERE id = :id")
+OWNER = Statement("SELECT kind, client FROM jobs WHERE id = :id")
 IDS_WITH = Statement("SELECT id FROM jobs WHERE id >= :low AND id < :high ORDER BY id LIMIT :limit")
 OUTCOMES = Statement(f"""
 SELECT id, state, result, result_ref, error_type, error_message, worker, {COUNTED} AS attempt, kind FROM jobs
@@ -102,10 +103,18 @@ class JobQueries:
 
     def get(self, id: str) -> JobInfo:
         """One job; JobNotFound when there is none of this id."""
-        row = self._ledger.row(GET, id=id)
+        return job_info(self._of_id(GET, id))
+
+    def owner(self, id: str) -> tuple[JobKind, str]:
+        """A job's kind, and the client that is told of its end; "" where there is none. JobNotFound likewise."""
+        row = self._of_id(OWNER, id)
+        return JobKind(row.kind), row.client or ""
+
+    def _of_id(self, statement: Statement, id: str) -> Any:
+        row = self._ledger.row(statement, id=id)
         if row is None:
             raise JobNotFound(f"no job has the id {id!r}; it never existed, or retention has deleted it")
-        return job_info(row)
+        return row
 
     def find(self, *, limit: int = 100, before: str | None = None, **filters: Unpack[JobFilters]) -> list[JobInfo]:
         """The newest jobs that meet every filter given, newest first; `before` an id gives the next page."""

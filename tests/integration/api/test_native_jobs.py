@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.job import JobState
 from forebay.contract.wire import codec
+from forebay.producer.waiting import watcher
 from forebay.storage.jobs.records import Finished
 from support.api import RunningApi, running_api
 from support.waiting import wait_until
@@ -231,6 +233,24 @@ def test_cancel_retry_and_what_a_job_that_has_not_ended_answers(stack: WorkerSta
     assert api.ask("GET", f"/api/v1/jobs/{'9' * 32}").status == 404
     assert api.ask("GET", "/api/v1/jobs/x").status == 404
     assert api.ask("GET", f"/api/v1/jobs/{'0' * 11}1{'0' * 20}/result").status == 410
+
+
+def test_a_job_of_another_server_is_announced_to_whoever_waits_for_it_here(
+    api: RunningApi, stack: WorkerStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST_POLL_S", "LAST_POLL_S"):  # the ledger is not asked again: an announcement tells, or nothing
+        monkeypatch.setattr(watcher, name, 3600.0)
+    stack.model("Slowly", "held", inputs={"x": {"dtype": "float32", "shape": [1]}})
+    stack.hold()
+    with running_api(stack.settings) as other, ThreadPoolExecutor(2) as threads:
+        url = api.ask("POST", "/api/v1/jobs", {"model": "held", "inputs": [2.0]}).headers["location"]
+        waits = [threads.submit(other.ask, "GET", f"{url}{path}?wait=60") for path in ("", "/result")]
+        stack.wait_until_held()
+        session = other.api.client.sync.session
+        wait_until(lambda: session.watcher.followed(), "the other server listens to this one's channel")
+        stack.go_on()
+        assert [waits[0].result().json["state"], waits[1].result().json] == ["succeeded", {"y": 4.0}]
+        wait_until(lambda: not session.watcher.followed(), "it has stopped to listen")
 
 
 def test_events_tell_the_jobs_life_and_go_on_where_a_client_stopped(api: RunningApi) -> None:
