@@ -117,9 +117,13 @@ class TextRequest:
     def made(self, result: Any) -> list[Made]:
         """What each row gave; InvalidInput when that is no text."""
         try:
-            return [_made(row) for row in ([result] if self.chat else _unjoined(result, len(self.rows)))]
-        except (msgspec.ValidationError, TypeError, IndexError) as error:
+            made = [_made(row) for row in ([result] if self.chat else _unjoined(result, len(self.rows)))]
+            counts = [len(row.choices) for row in made]
+            if counts != [self.choices] * len(self.rows):
+                raise ValueError(f"{counts} choices for {len(self.rows)} prompts and n={self.choices}")
+        except (ValueError, TypeError, IndexError) as error:  # msgspec's are ValueErrors
             raise InvalidInput(f"model {self.model} made no text: {error} - at `$.model`") from error
+        return made
 
     def choice(self, index: int, made: MadeChoice) -> dict[str, Any]:
         """A choice as the answer has it."""
