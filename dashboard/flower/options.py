@@ -19,8 +19,9 @@ from forebay.contract.errors import InvalidInput
 DEFAULTS = {
     # All our tasks are called forebay.predict; their arguments tell them apart.
     "tasks_columns": "name,args,state,result,received,runtime,worker,uuid",
-    # Messages that its pages show; each takes 4 KiB, and the ledger knows all jobs. Flower's default would grow to 400 MiB.
-    "max_tasks": 10_000,
+    # Messages that its pages show, of up to 256 jobs each; each takes 4 KiB, and the ledger knows all jobs. With Flower's
+    # default memory would grow to 400 MiB, and for days.
+    "max_tasks": 1_000,
     # Our workers always send events.
     "enable_events": False,
     # Our workers refuse shutdown, revoke and the like, so Flower need not offer them.

@@ -150,13 +150,15 @@ def _recent(points: Sequence[TimeBucket | None], now: float) -> dict[str, float]
 
 def percentiles(buckets: Iterable[TimeBucket]) -> dict[str, dict[str, Percentiles]]:
     """By kind of job, then by TIMES; each sampled job weighs as many jobs as its bucket has for each one sampled."""
-    samples: dict[str, list[tuple[float, float, float, float]]] = {}
+    samples: dict[str, list[NDArray[np.float64]]] = {}
     for bucket in buckets:
         ran = sum(ended.count for ended in bucket.ended if ended.state in RAN)
-        for kind, wait, run in bucket.times:
-            weight = max(1.0, ran / len(bucket.times))
-            samples.setdefault(KINDS.get(kind, OTHERS), []).append((wait, run, wait + run, weight))
-    return {kind: _quantiles(np.asarray(samples[kind])) for kind in (*KINDS.values(), OTHERS) if kind in samples}
+        sampled = sum(map(len, bucket.times.values())) / 2
+        for kind, times in bucket.times.items():
+            wait, run = np.asarray(times).reshape(-1, 2).T
+            weights = np.full(len(wait), max(1.0, ran / sampled))
+            samples.setdefault(KINDS.get(kind, OTHERS), []).append(np.column_stack((wait, run, wait + run, weights)))
+    return {kind: _quantiles(np.concatenate(samples[kind])) for kind in (*KINDS.values(), OTHERS) if kind in samples}
 
 
 def _quantiles(samples: NDArray[np.float64]) -> dict[str, Percentiles]:

@@ -5,10 +5,10 @@ Reads only. A span of time is read from an index and a bounded sample of its job
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from forebay.contract.job import JobKind, JobState, worker_of
 from forebay.storage.ledger.connection import Ledger
@@ -42,25 +42,18 @@ class EndedJobs:
     count: int
 
 
-class JobTimes(NamedTuple):
-    """The seconds that one job waited until its last attempt began, and those that the attempt took."""
-
-    kind: JobKind
-    wait: float
-    run: float
-
-
 @dataclass(frozen=True, slots=True)
 class TimeBucket:
     """What ended from `start` until before `end` (seconds since the epoch).
 
-    `times` is a sample of the jobs that ran, oldest first.
-    """
+    `times` is a sample of the jobs that ran, by kind: of each, oldest first, the seconds that it waited until its last attempt
+    began, and those that the attempt took. The dashboard keeps a day of them, so they are small.
+    """  # fmt: skip
 
     start: float
     end: float
     ended: tuple[EndedJobs, ...]
-    times: tuple[JobTimes, ...]
+    times: Mapping[JobKind, array[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +94,15 @@ class Overview:
     def bucket(self, start: float, end: float, sample: int = 500) -> TimeBucket:
         """What ended from `start` until before `end`, with the times of at most `sample` of the jobs that ran."""
         ended = self.ledger.rows(ENDED, start=start, end=end)
-        times = self.ledger.rows(TIMES, start=start, end=end, limit=sample) if ended else []
+        times: defaultdict[JobKind, array[float]] = defaultdict(lambda: array("d"))
+        for row in self.ledger.rows(TIMES, start=start, end=end, limit=sample) if ended else []:
+            wait, run = row.started_at - row.created_at, row.finished_at - row.started_at
+            times[JobKind(row.kind)].extend((max(0.0, wait), max(0.0, run)))
         return TimeBucket(
             start,
             end,
             tuple(EndedJobs(JobState(row.state), row.model, row.version, row.queue, row.jobs) for row in ended),
-            tuple(
-                JobTimes(
-                    JobKind(row.kind),
-                    max(0.0, row.started_at - row.created_at),
-                    max(0.0, row.finished_at - row.started_at),
-                )
-                for row in times
-            ),
+            dict(times),
         )
 
     def load(self) -> CurrentLoad:

@@ -11,6 +11,8 @@ from forebay.contract.errors import MissingExtra
 # Pages. At the default of 1000 every few thousand jobs one commit waits a quarter of a second for the log to be moved; the
 # sweepers do that beside the commits (`checkpoint`), and this bounds the log when there is none.
 WAL_LIMIT = "wal_autocheckpoint=20000"
+# Bytes to which the log is cut when it begins anew: one burst must not leave it as long as it made it.
+WAL_KEPT = "journal_size_limit=16777216"
 # Notices within a quarter of a minute a server that is gone without closing its connections.
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
@@ -23,7 +25,14 @@ def sqlite_engine(url: str, busy_timeout_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # Commits begins transactions
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", WAL_LIMIT):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "temp_store=MEMORY",
+            WAL_LIMIT,
+            WAL_KEPT,
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

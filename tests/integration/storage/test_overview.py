@@ -1,5 +1,6 @@
 """What the dashboard asks of the ledger, on SQLite and PostgreSQL: pages under filters, one job's details, sums over time."""
 
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,9 +157,9 @@ def test_a_stretch_counts_what_ended_in_it_and_how_long_it_took(
         (JobState.SUCCEEDED, "digits", 1, "cpu"): 2,
         (JobState.FAILED, "digits", 1, "cpu"): 1,
     }
-    assert stretch.times == ((JobKind.PREDICT, 2.0, 3.0),) * 3
-    assert len(Overview(ledger).bucket(start, start + 6, sample=2).times) == 2
-    assert Overview(ledger).bucket(start + 6, start + 60).times == ((JobKind.PREDICT, 2.0, 8.0),)
+    assert stretch.times == {JobKind.PREDICT: array("d", (2.0, 3.0) * 3)}
+    assert Overview(ledger).bucket(start, start + 6, sample=2).times == {JobKind.PREDICT: array("d", (2.0, 3.0) * 2)}
+    assert Overview(ledger).bucket(start + 6, start + 60).times == {JobKind.PREDICT: array("d", (2.0, 8.0))}
     assert Overview(ledger).bucket(start - 60, start).ended == ()
 
 

@@ -43,6 +43,6 @@ def test_events_of_many_messages_take_no_more_memory_than_those_of_some() -> Non
     assert [len(tasks) for tasks in (*state.tasks_by_worker.values(), *state.tasks_by_type.values())] == [LIMIT, LIMIT]
 
 
-def test_all_of_them_take_some_dozen_mebibytes() -> None:
-    """Flower's own default of 100,000 takes 400 MiB."""
-    assert int(str(DEFAULTS["max_tasks"])) * BYTES_EACH <= 64 << 20
+def test_all_of_them_take_a_twentieth_of_the_dashboards_memory() -> None:
+    """Flower's own default of 100,000 takes 400 MiB, and grows for hours or days until then."""
+    assert int(str(DEFAULTS["max_tasks"])) * BYTES_EACH <= 6 << 20

@@ -1,5 +1,8 @@
 """Windows assembled from time buckets: what is read again and what is kept, rates, and percentiles of weighted samples."""
 
+import tracemalloc
+from array import array
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from forebay.contract.job import JobKind, JobState
 from forebay.dashboard.reads.trends import SETTLED_S, WINDOWS, Trends, percentiles
-from forebay.storage.jobs.overview import EndedJobs, JobTimes, TimeBucket
+from forebay.storage.jobs.overview import EndedJobs, TimeBucket
 
 HOUR = WINDOWS["hour"]
 
@@ -29,13 +32,8 @@ class Ledger:
             EndedJobs(state, "digits", 1, "cpu", count)
             for state, count in ((JobState.SUCCEEDED, 60), (JobState.FAILED, 6), (JobState.CANCELED, 1))
         )
-        times = [
-            (JobKind.PREDICT, 1.0, 0.5),
-            (JobKind.PREDICT, 3.0, 0.25),
-            (JobKind.SHARD, 5.0, 60.0),
-            (JobKind.TRAIN, 0.0, 900.0),
-        ]
-        return TimeBucket(start, end, ended, tuple(JobTimes(*each) for each in times))
+        times = {JobKind.PREDICT: (1.0, 0.5, 3.0, 0.25), JobKind.SHARD: (5.0, 60.0), JobKind.TRAIN: (0.0, 900.0)}
+        return TimeBucket(start, end, ended, {kind: array("d", each) for kind, each in times.items()})
 
 
 def read(trends: Trends, ledger: Any, **more: Any) -> Any:
@@ -90,6 +88,27 @@ def test_rates_totals_and_times_are_those_of_the_jobs() -> None:
     assert trend.series()["run"][0][0] == 0.25
 
 
+class FullLedger(Ledger):
+    """The same with as many sampled jobs as a bucket may have."""
+
+    def bucket(self, start: float, end: float) -> TimeBucket:
+        few = super().bucket(start, end)
+        return replace(few, times={JobKind.PREDICT: array("d", np.random.default_rng(int(start)).random(1000))})
+
+
+def test_an_hour_and_a_day_of_samples_take_little_memory() -> None:
+    trends, ledger = Trends(), FullLedger(600_000.0)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for window in WINDOWS.values():
+            trends.read(ledger, window)  # type: ignore[arg-type]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 500_000 < after - before < 2_000_000
+
+
 @given(
     st.lists(st.tuples(st.lists(st.floats(0, 1e6), min_size=1, max_size=9), st.integers(1, 5)), min_size=1, max_size=9)
 )
@@ -99,7 +118,7 @@ def test_percentiles_are_those_of_all_jobs_that_the_samples_stand_for(samples: l
             0.0,
             60.0,
             (EndedJobs(JobState.SUCCEEDED, "digits", 1, "cpu", weight * len(waits)),),
-            tuple(JobTimes(JobKind.PREDICT, wait, 0.5) for wait in waits),
+            {JobKind.PREDICT: array("d", [seconds for wait in waits for seconds in (wait, 0.5)])},
         )
         for waits, weight in samples
     ]
