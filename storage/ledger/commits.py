@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from sqlalchemy import Engine, text
 
 from forebay.storage.ledger.driver import Connection
+from forebay.storage.ledger.silence import asking
 
 XID = "SELECT CAST(pg_current_xact_id() AS text)"
 # Whoever has lost its client may still hold its rows, or be about to commit.
@@ -64,13 +65,13 @@ class PostgresCommits:
         """Nothing: its number says it all."""
 
     def was_done(self, engine: Engine, mark: str) -> bool | None:
-        with engine.connect() as connection:
+        with asking(engine) as connection:
             connection.execute(END_SESSION, {"mark": mark})
             status = connection.execute(STATUS, {"mark": mark}).scalar()
         return {"committed": True, "aborted": False}.get(str(status))
 
     def end(self, engine: Engine, mark: str) -> None:
-        with engine.connect() as connection:
+        with asking(engine) as connection:
             connection.execute(END_SESSION, {"mark": mark})
 
 

@@ -188,16 +188,18 @@ class Connection:
 
     def close(self) -> None:
         """Give the connection back; what was not committed is rolled back."""
-        usable = not self.invalidated
+        usable = False
         try:
-            if usable and self._alchemy is not None:
-                self._alchemy.rollback()  # which ends its part of what has been committed already
-            if usable and self.dirty:
-                self.driver.rollback()
-                self.dirty = False
-        except (self._errors, DBAPIError):
-            usable = False
-        self._pool.give_back(self, usable)
+            with suppress(self._errors, DBAPIError):
+                if not self.invalidated:
+                    if self._alchemy is not None:
+                        self._alchemy.rollback()  # which ends its part of what has been committed already
+                    if self.dirty:
+                        self.driver.rollback()
+                        self.dirty = False
+                    usable = True
+        finally:
+            self._pool.give_back(self, usable)
 
     def discard(self) -> None:
         """Close it for good."""

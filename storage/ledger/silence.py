@@ -11,10 +11,12 @@ import os
 import socket
 import threading
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from weakref import ReferenceType, ref
 
+import sqlalchemy
 import structlog
 from sqlalchemy import Engine
 
@@ -22,6 +24,7 @@ log = structlog.get_logger()
 
 SILENT_S = 10.0  # that a statement takes before its server process is asked after
 EVERY_S = 2.0  # between two looks, of which two have to find it idle
+ASKED_S = 5.0  # for the answers to questions about other connections, each of which is quick
 AT_WORK = "SELECT pid FROM pg_stat_activity WHERE pid = ANY(%(pids)s) AND state = 'active'"
 
 
@@ -50,7 +53,10 @@ def _run(pool: ReferenceType[Pool]) -> None:
         found = pool()
         if found is None:
             return
-        suspects = _look(found, suspects)
+        try:
+            suspects = _look(found, suspects)
+        except Exception as error:  # noqa: BLE001 - such as of a connection that is closed at this moment
+            log.debug("ledger_silent", error=str(error))
         del found
 
 
@@ -62,9 +68,8 @@ def _look(pool: Pool, suspects: dict[Connection, float]) -> dict[Connection, flo
         return {}
     pids = {c: c.driver.info.backend_pid for c in waiting}
     try:
-        with closing(pool.engine.raw_connection()) as other:
-            cursor: Any = other.cursor()
-            at_work = {pid for (pid,) in cursor.execute(AT_WORK, {"pids": list(pids.values())}).fetchall()}
+        with asking(pool.engine) as other:
+            at_work = set(other.exec_driver_sql(AT_WORK, {"pids": list(pids.values())}).scalars())
     except Exception as error:  # noqa: BLE001 - nobody answers: then waiting is right, and TCP ends it
         log.debug("ledger_silent", error=str(error))
         return suspects
@@ -74,10 +79,23 @@ def _look(pool: Pool, suspects: dict[Connection, float]) -> dict[Connection, flo
             log.warning(
                 "connection_silent", waited_s=round(time.monotonic() - since, 1), server_process=pids[connection]
             )
-            _cut(connection)
+            _cut(connection.driver)
     return idle
 
 
-def _cut(connection: Connection) -> None:
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.driver.fileno())) as line:
+@contextmanager
+def asking(engine: Engine) -> Iterator[sqlalchemy.Connection]:
+    """A connection outside the pool, for a quick question; it is cut when that takes too long."""
+    with engine.connect() as connection:
+        timer = threading.Timer(ASKED_S, _cut, (connection.connection.driver_connection,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield connection
+        finally:
+            timer.cancel()
+
+
+def _cut(driver: Any) -> None:
+    with suppress(Exception), socket.socket(fileno=os.dup(driver.fileno())) as line:  # it may be closed at this moment
         line.shutdown(socket.SHUT_RDWR)

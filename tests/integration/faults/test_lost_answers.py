@@ -1,5 +1,6 @@
 """Writes whose COMMIT gets no answer: each knows whether it was done, and says so."""
 
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from forebay.contract.signature import Signature
 from forebay.producer.client import Client
 from forebay.producer.group_commit import GroupCommit, PendingSubmit
 from forebay.storage.jobs.store import JobStore
+from forebay.storage.ledger import silence
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.retrying import retry_while_unavailable
@@ -136,6 +138,28 @@ def test_a_commit_that_nobody_answers_for_is_unknown_and_no_refusal(own_postgres
         assert isinstance(submit.error, OutcomeUnknown)
         assert f"it is not known whether job {job.id} was stored" in str(submit.error)
         assert submit.error.job_ids == (job.id,)
+
+
+@pytest.mark.postgres
+def test_a_question_about_a_commit_is_asked_again_when_it_goes_silent_itself(
+    postgres_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "ASKED_S", 0.2, raising=False)
+    cut, silent, over = OneCut(Cut.AFTER, "INSERT INTO jobs"), [1], threading.Event()
+
+    def lose(exchange: Exchange) -> Cut | None:
+        if "pg_terminate_backend" in exchange.text and silent:
+            silent.pop()
+            over.wait(120)
+        return cut(exchange)
+
+    with faulty_database(postgres_database) as faulty, new_ledger(faulty.url, settle_s=60.0) as ledger:
+        assert faulty.proxy is not None
+        faulty.proxy.decide = lose
+        job = new()
+        assert JobStore(ledger).add([job]) == [job.id]
+        assert silent == []
+        over.set()
 
 
 def test_what_nobody_knows_is_not_tried_again() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from forebay.storage.ledger.migrate import current
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.workers import WorkerRegistry
+from support.commit_faults import faulty_database
+from support.fault_proxy import Exchange
 from support.ledgers import add_and_claim, in_processes, new_ledger, upgrade_once
 from support.servers import PostgresServer, free_port
 from support.waiting import FakeClock
@@ -197,6 +200,17 @@ def test_sqlite_ledgers_write_ahead_and_sync_and_check_foreign_keys(tmp_path: Pa
         ledger.close()
 
 
+def test_a_burst_leaves_no_long_write_ahead_log(sqlite_ledger: Ledger, tmp_path: Path) -> None:
+    def add(name: str) -> int:
+        with sqlite_ledger.write() as connection:
+            connection.execute(text("INSERT INTO models VALUES (:name, 0)"), {"name": name})
+        return (tmp_path / "ledger.db-wal").stat().st_size
+
+    assert add("x" * (24 << 20)) > 24 << 20
+    sqlite_ledger.checkpoint()
+    assert add("m") <= 16 << 20
+
+
 def test_the_clock_of_a_sqlite_ledger_is_the_one_it_was_given(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", create=True, clock=FakeClock(1234.5))
     assert ledger.now() == 1234.5
@@ -318,6 +332,35 @@ def test_a_connection_that_goes_silent_is_replaced_whatever_it_was_asked(postgre
             ledger.ping()
         with silenced(ledger):
             assert len(store.claim([id], "w", 30)) == 1
+
+
+@pytest.mark.postgres
+@pytest.mark.usefixtures("watched")
+def test_silence_is_noticed_also_after_a_look_that_went_silent_itself_or_failed(
+    postgres_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "ASKED_S", 0.2, raising=False)
+    look, failing, silent, over = silence._look, [1], [1], threading.Event()
+
+    def fails_once(pool: Any, suspects: Any) -> Any:
+        if failing:
+            raise ValueError(f"a connection is closed at this moment, {failing.pop()}")
+        return look(pool, suspects)
+
+    def silent_once(exchange: Exchange) -> None:
+        if "pg_stat_activity" in exchange.text and silent:
+            silent.pop()
+            over.wait(120)
+
+    monkeypatch.setattr(silence, "_look", fails_once)
+    with faulty_database(postgres_database) as faulty, new_ledger(faulty.url) as ledger:
+        assert faulty.proxy is not None
+        faulty.proxy.decide = silent_once
+        JobStore(ledger).queries.counts()
+        with silenced(ledger):
+            assert set(JobStore(ledger).queries.counts().values()) == {0}
+        over.set()
+        assert (failing, silent) == ([], [])
 
 
 @pytest.mark.postgres
