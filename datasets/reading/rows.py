@@ -62,6 +62,16 @@ def read_pieces(request: BatchRequest, shard_range: ShardRange, chunk_rows: int 
         yield Rows(held)
 
 
+def unread_pieces(shard_range: ShardRange) -> Iterator[Rows]:
+    """The rows of a shard, without what is in them, where the units are rows: reading them may be what ends a process."""
+    number = 0
+    while (piece := shard_range.piece(number)) is not None:
+        ours = shard_range.clip(number, Chunk({}, np.arange(piece.first, piece.last)))
+        if ours is not None:
+            yield Rows([(piece.file, ours)])
+        number += 1
+
+
 def _chunks(
     request: BatchRequest, source: Source, columns: Sequence[str], shard_range: ShardRange, chunk_rows: int
 ) -> Iterator[tuple[Piece, Chunk]]:

@@ -37,8 +37,7 @@ KEEP_UNDONE = sql.keep_outcome(_UNDONE)
 RETRY_UNDONE = Statement(f"UPDATE jobs SET {RESET} WHERE {_UNDONE} RETURNING {ROUTED_JOB}")
 
 # What was still stopping when its batch was retried has been canceled since, and nobody means that any more.
-_CANCELED = f"""parent_id = :id AND state = 'canceled' AND EXISTS (
-    SELECT 1 FROM jobs AS batch WHERE batch.id = :id AND batch.{guard(Transition.SUCCEED)})"""
+_CANCELED = "parent_id = :id AND state = 'canceled'"
 KEEP_CANCELED = sql.keep_outcome(_CANCELED)
 RETRY_CANCELED = Statement(f"UPDATE jobs SET {RESET} WHERE {_CANCELED} RETURNING {ROUTED_JOB}")
 
@@ -49,7 +48,7 @@ STEP = Statement("""
 UPDATE batches SET next_file = :file, next_first = :first, planned = :planned, steps = steps + 1
 WHERE id = :id AND steps = :steps""")
 SETTLE_SCHEMA = Statement("UPDATE batches SET part_schema = :settled WHERE id = :id AND part_schema = :known")
-# Nobody plans for a batch that has ended; the row is held, so that it does not end before the new shards are there.
+# A batch that has ended gets no shards; the row is held, so that it does not end before the new ones are there.
 TOUCH = Statement(f"UPDATE jobs SET sent_at = :now WHERE id = :id AND {guard(Transition.SUCCEED)}")
 
 # Not one with which a process has died: such a shard is run alone, by its own message.
@@ -183,31 +182,32 @@ class BatchStore:
             sql.STOP.execute(connection, id=work.id, attempt=work.attempt, now=self.ledger.now())
 
     def split(self, work: ShardWork, kept: Shard, given: Shard, batch: Batch) -> list[RoutedJob] | None:
-        """Keep the first half of a running shard and make a waiting one of the rest; None when the lease is lost."""
-        with self.ledger.write() as connection:
-            return self._give(connection, work, kept, [given], batch)
+        """Keep the first half of a running shard and make a waiting one of the rest; None when the lease is lost, or the batch
+        has ended.
+        """  # fmt: skip
+        return self._give(work, kept, [given], batch)
 
     def split_suspect(
         self, work: ShardWork, kept: Shard, given: Sequence[Shard], batch: Batch
     ) -> list[RoutedJob] | None:
-        """Keep the first part of a running shard that has killed, make waiting ones of the others; None when the lease is lost.
-
-        All are suspects: they run alone, and their attempts count from 1 again.
-        """
-        with self.ledger.write() as connection:
-            if SUSPECT.execute(connection, id=work.id, attempt=work.attempt).rowcount == 0:
-                return None
-            return self._give(connection, work, kept, given, batch, crashes=1)
+        """The same with the parts of one that has killed. All are suspects: they run alone, their attempts count from 1 again."""
+        return self._give(work, kept, given, batch, crashes=1)
 
     def _give(
-        self, connection: Connection, work: ShardWork, kept: Shard, given: Sequence[Shard], batch: Batch, crashes: int = 0
-    ) -> list[RoutedJob] | None:  # fmt: skip
-        lease_until = self.ledger.now() + work.lease_s
-        renewed = RENEW.execute(connection, id=work.id, attempt=work.attempt, lease_until=lease_until)
-        if renewed.fetchone() is None:
-            return None
-        SHRINK.execute(connection, id=work.id, pieces=encode(kept.pieces).decode(), rows=kept.rows, bytes=kept.bytes)
-        return self._add(connection, batch, given, crashes)
+        self, work: ShardWork, kept: Shard, given: Sequence[Shard], batch: Batch, crashes: int = 0
+    ) -> list[RoutedJob] | None:
+        now, held = self.ledger.now(), {"id": work.id, "attempt": work.attempt}
+        with self.ledger.write() as connection:
+            if TOUCH.execute(connection, id=batch.id, now=now).rowcount == 0:
+                return None
+            if RENEW.execute(connection, **held, lease_until=now + work.lease_s).first() is None:
+                return None
+            if crashes:
+                SUSPECT.execute(connection, **held)
+            SHRINK.execute(
+                connection, id=work.id, pieces=encode(kept.pieces).decode(), rows=kept.rows, bytes=kept.bytes
+            )
+            return self._add(connection, batch, given, crashes)
 
     def _add(
         self,
@@ -259,6 +259,8 @@ class BatchStore:
         """Queue the canceled shards of a batch that runs: they were stopped before it was retried, and have ended since."""
         now = self.ledger.now()
         with self.ledger.write() as connection:
+            if TOUCH.execute(connection, id=id, now=now).rowcount == 0:
+                return []
             KEEP_CANCELED.execute(connection, id=id, now=now)
             return routed_jobs(RETRY_CANCELED.execute(connection, id=id, now=now))
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from sqlalchemy import event
 from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
 from forebay.producer.handles.kinds import BatchJob
-from forebay.storage.batches.store import BatchStore
+from forebay.storage.batches.store import FAIL_BATCH, BatchStore
 from forebay.storage.jobs.records import Ended, NewJob
+from forebay.storage.jobs.statements import CANCEL_CHILDREN
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from support.batches import MadeBatch
-from support.datasets import errors_of, faults_of, rows_of, vectors, write_parquet
+from support.datasets import ABORTING, errors_of, faults_of, rows_of, vectors, write_parquet
 from support.ledgers import new_ledger
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
@@ -109,6 +111,69 @@ def test_rows_that_kill_their_process_are_written_down_and_all_others_have_resul
     # Each costs two deaths of its shard, of 30 or 60 rows, one of a part of 4 or 8, and two alone; the first may take others.
     assert len([a for a in past(patient, job) if "a poisonous row" in a.reason]) <= len(poison) * (2 + 1 + 2) + 2
     assert max(Counter(patient.runs()).values()) <= 4, "a good row is run again only beside one that kills"
+
+
+READING_DIES = """
+import os
+from forebay.datasets.formats.parquet import Parquet
+
+read = Parquet.read
+
+def dies(self, file, first, last, columns):
+    for chunk in read(self, file, first, last, columns):
+        if 5 in chunk.where:
+            os.abort()
+        yield chunk
+
+Parquet.read = dies
+"""
+
+
+def test_a_row_whose_reading_ends_the_process_is_written_down_too(
+    tmp_path: Path, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(READING_DIES)
+    monkeypatch.syspath_prepend(tmp_path / "hook")  # workers inherit it
+    data = write_parquet(tmp_path / "in", [vectors(16, first=1)])
+    with closing(WorkerStack(tmp_path, broker, **NEVER)) as stack:
+        model = stack.model("Slowly", max_batch_size=16, **SLOW)
+        stack.worker().ready()
+        job = stack.client.batch(model, data, tmp_path / "out", keep="id", max_attempts=2)
+        assert job.wait(240), job.info()
+        assert job.result(120).counts.failed == 1
+        assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 17) if i != 6]
+        [error] = errors_of(tmp_path / "out")
+        assert (error["row"], error["error"]) == (5, "WorkerLost")
+        assert "signal 6 (SIGABRT)" in error["message"]
+        assert faults_of(job) == []
+
+
+def test_a_file_that_ends_its_reader_only_when_a_shard_reads_it_is_named_and_harms_no_other(
+    patient: WorkerStack, tmp_path: Path
+) -> None:
+    model = patient.model("Slowly", max_batch_size=8, **SLOW)
+    data = write_parquet(tmp_path / "in", [vectors(20, first=1), vectors(10, first=21)])
+    worker = patient.worker().ready()
+    patient.hold()
+    job = patient.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=10)
+    patient.wait_until_held()
+    assert (len(shards(patient, job)), job.progress.planned) == (3, True)
+    sound = (data / "001.parquet").read_bytes()
+    (data / "001.parquet").write_bytes(ABORTING)
+    patient.go_on()
+    assert job.wait(240), job.info()
+    error = job.info().error
+    assert error is not None
+    assert error.type == "ShardsFailed"
+    assert "001.parquet' cannot be read as parquet: it ends the process that reads it (SIGABRT)" in error.message
+    assert sorted(s.state for s in shards(patient, job)) == [JobState.FAILED, *[JobState.SUCCEEDED] * 2]
+    assert worker.said().count("event=child_ready") <= 3, "it is not tried again and again"
+    (data / "001.parquet").write_bytes(sound)
+    job.retry()
+    assert job.wait(240), job.info()
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 31)]
+    assert faults_of(job) == []
 
 
 def test_killing_rows_count_towards_max_errors(patient: WorkerStack, tmp_path: Path) -> None:
@@ -206,3 +271,29 @@ def test_a_batch_does_not_end_between_a_look_at_it_and_the_shards_that_are_plann
         assert canceled
         assert planned is None
         assert batches.queries.open_shards(batch.id) == (0, 0)
+
+
+@pytest.mark.parametrize("asked", ["split", "retry_canceled"])
+def test_a_batch_that_ends_at_this_moment_gets_no_more_shards(ledger: Ledger, asked: str) -> None:
+    """Whoever adds shards waits for whoever is ending the batch, and then adds none."""
+    batch = MadeBatch(ledger, 2)
+    [(_, work)] = batch.claim([0])
+    batch.jobs.cancel([batch.shards[1]])
+    kept, given = (Shard((Piece(0, a, b),), 500, 50_000) for a, b in ((0, 500), (500, 1000)))
+    known = batch.store.queries.get(batch.id)
+
+    def ask() -> Any:
+        if asked == "split":
+            return batch.store.split(work, kept, given, known)
+        return batch.store.retry_canceled(batch.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.write() as connection:
+            end = {"type": "TooManyErrors", "message": "", "done": 0, "total": 1}
+            FAIL_BATCH.execute(connection, id=batch.id, attempt=known.attempt, now=ledger.now(), **end)
+            CANCEL_CHILDREN.execute(connection, ids=[batch.id], now=ledger.now())
+            answer = pool.submit(ask)
+            wait([answer], 0.3)
+            assert not answer.done()
+        assert not answer.result(120)
+    assert batch.store.queries.open_shards(batch.id) == (0, 1), "none waits, and the one that runs is asked to stop"

@@ -176,6 +176,7 @@ class BatchCoordinator:
         done = totals.done + totals.failed
         ended = self._store.complete(batch, *result, done, done)
         self._context.announcer.announce(ended)
+        self._looked.pop(batch.id, None)
         for _ in ended:
             log.info("batch_succeeded", batch=batch.id, model=f"{batch.model}/{batch.version}", rows=totals.done,
                      failed=totals.failed, shards=sum(totals.shards.values()))  # fmt: skip
@@ -225,6 +226,7 @@ class BatchCoordinator:
         totals = totals or self._store.queries.totals(id)
         ended = self._store.fail_batch(id, attempt, error, totals.done + totals.failed, max(1, totals.rows))
         self._context.announcer.announce(ended)
+        self._looked.pop(id, None)
         for _ in ended:
             log.error("batch_failed", batch=id, error=error.type, reason=error.message)
 

@@ -15,9 +15,9 @@ import numpy as np
 import structlog
 
 from forebay.contract.errors import ForebayError
-from forebay.datasets.formats.source import CHUNK_ROWS
+from forebay.datasets.formats.source import CHUNK_ROWS, ISOLATED
 from forebay.datasets.reading.inputs import Inputs, convert
-from forebay.datasets.reading.rows import Rows, read_pieces
+from forebay.datasets.reading.rows import Rows, read_pieces, unread_pieces
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.execution.chunks import CHUNK_BATCHES
 from forebay.worker.kinds.batch.running_shard import RunningShard, StopReason
@@ -94,8 +94,7 @@ class Pipeline:
 
     def _read_shard(self, shard: RunningShard) -> None:
         try:
-            size = min(CHUNK_ROWS, CHUNK_BATCHES * shard.spec.max_batch_size)
-            for rows in self._runner.reading(read_pieces(shard.request, shard.range, size)):
+            for rows in () if shard.over else self._runner.reading(_rows(shard)):
                 if shard.over:
                     break
                 self._read.put((shard, (rows, _inputs(shard, rows))))
@@ -148,6 +147,13 @@ class Pipeline:
                         self._runner.share(shard)
                 except ForebayError as error:
                     log.warning("housekeeping_failed", what="beat", shard=shard.work.id, error=str(error))
+
+
+def _rows(shard: RunningShard) -> Iterator[Rows]:
+    if shard.known_error is not None and shard.request.format in ISOLATED:
+        return unread_pieces(shard.range)
+    size = min(CHUNK_ROWS, CHUNK_BATCHES * shard.spec.max_batch_size)
+    return read_pieces(shard.request, shard.range, size)
 
 
 def _inputs(shard: RunningShard, rows: Rows) -> Inputs:

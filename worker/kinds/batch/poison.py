@@ -15,6 +15,7 @@ from forebay.contract.errors import InvalidInput, WorkerLost
 from forebay.contract.job import JobError
 from forebay.contract.requests.batch import BatchRequest, Shard
 from forebay.contract.requests.shards import ShardWork
+from forebay.datasets.formats.source import ISOLATED, get_source
 from forebay.datasets.planning.cutting import Reading, cut
 from forebay.storage.batches.records import Batch
 from forebay.storage.batches.store import BatchStore
@@ -30,11 +31,14 @@ MOST_DEATHS = 50  # so many more processes may die for a batch than its shards s
 
 @dataclass(frozen=True, slots=True)
 class IsolatedShard:
-    """What is left of the shard, in its attempt, and the error of its row when that is not to be run again."""
+    """What is left of the shard, in its attempt; the error of its row when that is not to be run again, or of the whole shard
+    when a file of it cannot be read at all.
+    """  # fmt: skip
 
     job: ClaimedJob
     work: ShardWork
     known_error: WorkerLost | None = None
+    unreadable: InvalidInput | OSError | None = None
 
 
 class PoisonIsolation:
@@ -58,11 +62,14 @@ class PoisonIsolation:
         if self._kills_too_often(batch):
             return None
         try:
+            if request.format in ISOLATED:  # then it is another process that may die of a file
+                for number in {piece.file for piece in work.pieces}:
+                    get_source(request.format).sample(request.files[number])
             kept, *given = cut(request, Shard(work.pieces, work.rows, work.bytes), WAYS, self._reading)
         except (InvalidInput, OSError) as error:
             if may_pass(error):
                 raise
-            return IsolatedShard(job, work)  # reading it to run it will tell
+            return IsolatedShard(job, work, unreadable=error)
         if not given:
             evidence = (
                 f"the process that ran this row died {job.crashes} times; {self._store.queries.crash_evidence(work.id)}"

@@ -125,7 +125,8 @@ class ShardRunner:
         )
         part = Part(folder, request, work, schema, spec.ref)
         return RunningShard(
-            isolated.job, work, request, spec, part, folder, ShardRange(work.pieces), isolated.known_error
+            isolated.job, work, request, spec, part, folder, ShardRange(work.pieces), isolated.known_error,
+            error=isolated.unreadable,
         )  # fmt: skip
 
     def _agree(self, batch: str, known: bytes, schema: pa.Schema) -> pa.Schema:
