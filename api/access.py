@@ -31,6 +31,7 @@ class Access:
         self._origins = origins
         self._known: Sequence[ApiKey] = ()
         self._known_until = 0.0
+        self._clock_ahead = 0.0  # of the ledger, to this machine's monotonic clock
         self._reading: asyncio.Task[None] | None = None
 
     async def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
@@ -42,7 +43,7 @@ class Access:
             return ANYONE
         kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         key = key.strip() if kind.lower() == "bearer" else ""
-        digest, now = hash_of(key), time.time()
+        digest, now = hash_of(key), time.monotonic() + self._clock_ahead
         found = NOBODY
         for known in self._known:  # all of them, so that time tells nothing
             if hmac.compare_digest(known.sha256, digest) and key.startswith(PREFIX) and known.holds(now):
@@ -57,7 +58,7 @@ class Access:
 
     async def _refresh(self) -> None:
         try:
-            self._known = await self._client.call(self._keys.list)
+            self._known, self._clock_ahead = await self._client.call(self._look)
         except LedgerUnavailable:
             if (
                 not self._known_until
@@ -66,6 +67,9 @@ class Access:
         finally:
             self._reading = None
         self._known_until = time.monotonic() + KEEP_S
+
+    def _look(self) -> tuple[Sequence[ApiKey], float]:
+        return self._keys.list(), self._keys.ledger.now() - time.monotonic()
 
     def _check_local(self, headers: Mapping[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1")

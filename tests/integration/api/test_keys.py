@@ -1,5 +1,6 @@
 """API keys: who gets in, to do what, and how a job tells who submitted it."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from forebay.storage.models.registry import ModelRegistry
 from support.api import RunningApi, running_api
 from support.commands import Shell
 
+DAY_S = 86_400.0
 BODY = {"model": "m", "inputs": 1}
 EVERYWHERE = "0.0.0.0"  # noqa: S104
 
@@ -97,6 +99,16 @@ def test_a_key_that_was_revoked_or_has_expired_lets_nobody_in(api: RunningApi, s
             keys.revoke(again)
     with pytest.raises(InvalidInput, match="there is or was a key called 'revoked'"):
         keys.create("revoked", ["read"])
+
+
+@pytest.mark.parametrize("step_s", [-DAY_S, DAY_S])
+def test_a_keys_time_is_the_ledgers_whatever_becomes_of_the_servers_clock(
+    api: RunningApi, sqlite_ledger: Ledger, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    keys, true = ApiKeys(sqlite_ledger), time.time
+    over, good = keys.create("over", ["read"], 1e-6), keys.create("good", ["read"], DAY_S / 2)
+    monkeypatch.setattr(time, "time", lambda: true() + step_s)
+    assert [api.ask("GET", "/api/v1/jobs", headers=bearer(key)).status for key in (over, good)] == [401, 200]
 
 
 def test_a_job_keeps_who_submitted_it_and_keys_of_idempotency_are_each_callers_own(
