@@ -101,7 +101,9 @@ class Settings:
     worker_run: Text = _setting("", "which start of that process it is; it sets this itself")
     worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")
     allowed_python_models: Names = _setting((), "import paths that `python` and `safetensors` models may use")
-    allowed_hosts: Names = _setting((), "hosts with private addresses that URLs of inputs may name; `*` is all")
+    allowed_hosts: Names = _setting(
+        (), "hosts that URLs of inputs may name though their addresses are private, or cannot be checked; `*` is all"
+    )
     allowed_endpoints: Names = _setting(
         (), "URLs that `openai` models may be at, each with the variables of the keys that may be sent there"
     )

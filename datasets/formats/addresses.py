@@ -1,7 +1,8 @@
 """Which machines an input or output may lie on: a user's URL must not lead into the network of the worker that reads it.
 
 Hosts with private, loopback or link-local addresses are refused unless the setting `allowed_hosts` names them. Of HTTP each
-connection is checked when it is made, so that neither a redirect nor a name that changes its address gets around it.
+connection is checked when it is made, so that neither a redirect nor a name that changes its address gets around it. Where
+that cannot be done the setting has to name the host, whatever its address is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 
 # Of the other stores a URL names a bucket; where it is the operator's configuration says.
-_WITH_HOST = {"http", "https", "ftp", "sftp", "ssh", "smb", "webhdfs", "webHDFS", "hdfs", "jupyter", "jlab"}
+_CHECKED = {"http", "https"}
+_UNCHECKED = {"ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "webHDFS", "hdfs", "arrow_hdfs", "jupyter", "jlab"}
+# What such a URL leads to is told by a file, or by another URL, that is not looked at here.
+_INDIRECT = {"reference", "generic", "dask", "git", "dvc"}
+_REMEDY = "allowed_hosts (FOREBAY_ALLOWED_HOSTS={}), for the client too"
 _allowed: frozenset[str] = frozenset()
 
 
@@ -33,15 +38,22 @@ def allowed_hosts() -> list[str]:
 def check_host(url: str) -> None:
     """InvalidInput when a URL, or one in a chain of them, leads to a host whose address is not public."""
     for part in url.split("::"):
-        if part.partition("://")[0] not in _WITH_HOST:
+        protocol = part.partition("://")[0]
+        if protocol not in _CHECKED | _UNCHECKED | _INDIRECT:
             continue
         try:
             host = urlsplit(part).hostname or ""
         except ValueError as error:
             raise InvalidInput(f"{shown(url)} is not a URL: {error}") from error
-        if host and not _is_allowed(host):
-            for address in _addresses(host):
-                _refuse_private(host, address)
+        if _is_allowed("" if protocol in _INDIRECT else host):
+            continue
+        if protocol not in _CHECKED:
+            raise InvalidInput(
+                f"{shown(url)}: nobody can check where {protocol} connects to; the operator of the worker may allow it: "
+                f"{_REMEDY.format('*' if protocol in _INDIRECT else host)}"
+            )
+        for address in _addresses(host) if host else ():
+            _refuse_private(host, address)
 
 
 def http_options(url: str) -> dict[str, Any]:
@@ -81,6 +93,6 @@ def _refuse_private(host: str, text: str) -> None:
         address = address.ipv4_mapped or address.sixtofour or address
     if not address.is_global or address.is_multicast:
         raise InvalidInput(
-            f"{shown(host)} has the address {text}, which is not public; the operator of the worker may name it in "
-            "allowed_hosts (FOREBAY_ALLOWED_HOSTS), for the client too"
+            f"{shown(host)} has the address {text}, which is not public; the operator of the worker may allow it: "
+            f"{_REMEDY.format(host)}"
         )

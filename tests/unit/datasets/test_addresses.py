@@ -39,9 +39,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         "fe80::1%eth0", "fd00::1", "::ffff:10.0.0.1", "2002:0a00:0001::1", "224.0.0.1", "255.255.255.255", "::",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "url", ["http://files.example/a.csv", "simplecache::https://u:p@files.example:8443/a", "sftp://files.example/a"]
-)
+@pytest.mark.parametrize("url", ["http://files.example/a.csv", "simplecache::https://u:p@files.example:8443/a"])
 def test_a_host_with_an_address_that_is_not_public_is_refused_whichever_it_is(
     names: dict[str, list[str]], url: str, address: str
 ) -> None:
@@ -54,6 +52,27 @@ def test_a_host_with_an_address_that_is_not_public_is_refused_whichever_it_is(
     check_host(url)
     allow_hosts(["*"])
     check_host(url)
+
+
+@pytest.mark.parametrize("protocol", ["ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "hdfs", "jupyter"])
+def test_a_host_to_which_connections_cannot_be_checked_has_to_be_allowed_by_name(
+    names: dict[str, list[str]], protocol: str
+) -> None:
+    names["files.example"] = ["93.184.215.14"]  # at the first look: it may have another address at the next
+    url = f"simplecache::{protocol}://u:p@files.example/a.csv"
+    with pytest.raises(InvalidInput, match=r"nobody can check .*FOREBAY_ALLOWED_HOSTS=files\.example"):
+        check_host(url)
+    allow_hosts(["files.example"])
+    check_host(url)
+
+
+def test_a_url_whose_address_stands_elsewhere_is_refused_unless_all_hosts_are_allowed() -> None:
+    for url in ("reference::https://files.example/refs.json", "generic://a", "git://a/b"):
+        allow_hosts(["files.example"])
+        with pytest.raises(InvalidInput, match=r"nobody can check .*FOREBAY_ALLOWED_HOSTS=\*"):
+            check_host(url)
+        allow_hosts(["*"])
+        check_host(url)
 
 
 @pytest.mark.parametrize(
