@@ -28,6 +28,12 @@ class ShardWork:
         return f"_temporary/{self.batch}/{name.replace('/', '-')}.{self.id}.{self.attempt}"
 
 
+def writer_of(temporary: str) -> tuple[str, int]:
+    """The shard and the attempt that write, or wrote, this temporary file; ("", 0) when it is none."""
+    *_, id, attempt = ["", *temporary.split(".")]
+    return (id, int(attempt)) if attempt.isdecimal() else ("", 0)
+
+
 class WrittenFile(Struct, frozen=True):
     """A finished file of a batch: its name, where it was written first, and what is in it."""
 

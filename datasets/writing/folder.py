@@ -95,8 +95,14 @@ class OutputFolder:
     @_translates_errors
     def create(self, name: str) -> Sink:
         path = self._path(name)
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        return Sink(self._fs.open(path, "wb"), self.url, self._local)
+        for last in (False, True):
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                return Sink(self._fs.open(path, "wb"), self.url, self._local)
+            except FileNotFoundError:  # somebody has removed the folder meanwhile, which was empty
+                if last:
+                    raise
+        raise AssertionError
 
     @_translates_errors
     def place(self, temporary: str, name: str) -> bool:
@@ -162,6 +168,22 @@ class OutputFolder:
             self._fs.rm(self._path(f"{TEMPORARY}/{batch}"), recursive=True)
         with suppress(OSError):  # there is more in it, or it is no folder
             self._fs.rmdir(self._path(TEMPORARY))
+
+    @_translates_errors
+    def temporary(self, batch: str) -> list[str]:
+        """The names of what attempts of this batch have written and nobody has put in place."""
+        folder = self._path(f"{TEMPORARY}/{batch}")
+        self._fs.invalidate_cache(folder)
+        found = self._fs.ls(folder, detail=False) if self._fs.isdir(folder) else []
+        return [f"{TEMPORARY}/{batch}/{str(path).rpartition('/')[2]}" for path in found]
+
+    @_translates_errors
+    def remove_temporary(self, batch: str, names: Iterable[str]) -> None:
+        """Remove these of them, and the folders that are empty then."""
+        self.remove(names)
+        for folder in (f"{TEMPORARY}/{batch}", TEMPORARY):
+            with suppress(OSError):
+                self._fs.rmdir(self._path(folder))
 
     def manifest(self) -> Manifest | None:
         try:

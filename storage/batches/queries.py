@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobState
 from forebay.contract.requests.batch import BatchProgress, Piece, Position
 from forebay.contract.requests.coverage import CoveredPart
 from forebay.contract.requests.request import decode
-from forebay.contract.requests.shards import ShardOutcome, ShardWork
-from forebay.storage.batches.records import Batch, Totals
+from forebay.contract.requests.shards import ShardOutcome, ShardWork, writer_of
+from forebay.storage.batches.records import Batch, EndedBatch, Totals
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
@@ -52,6 +53,14 @@ SELECT (SELECT count(DISTINCT a.ended_at) FROM jobs j JOIN job_attempts a ON a.j
 LAST_CRASH = Statement("""
 SELECT a.reason FROM jobs j JOIN job_attempts a ON a.job_id = j.id
 WHERE j.parent_id = :id AND a.ended = 'lost' ORDER BY a.ended_at DESC LIMIT 1""")
+
+ENDED_BADLY = Statement("""
+SELECT j.id, j.attempt, b.output FROM batches b JOIN jobs j ON j.id = b.id
+WHERE j.state IN ('failed', 'canceled', 'expired') AND NOT EXISTS (
+    SELECT 1 FROM jobs s WHERE s.parent_id = j.id AND s.state IN ('queued', 'running'))
+ORDER BY j.id DESC LIMIT :limit""")
+ATTEMPTS = Statement("""
+SELECT j.id, j.state, j.attempt, s.outcome FROM jobs j JOIN shards s ON s.id = j.id WHERE j.id = ANY(:ids)""")
 
 
 class BatchQueries:
@@ -173,6 +182,24 @@ class BatchQueries:
         """How often a process has died with shards of a batch since it was started, and how many shards have succeeded."""
         row = self._ledger.row(CRASHES, id=batch.id, since=batch.started_at or 0.0)
         return int(row.crashes), int(row.succeeded)
+
+    def ended_badly(self, limit: int) -> list[EndedBatch]:
+        """The newest batches that ended otherwise than well, and have no shard that waits or runs."""
+        return [EndedBatch(row.id, row.attempt, row.output) for row in self._ledger.rows(ENDED_BADLY, limit=limit)]
+
+    def abandoned(self, temporary: Sequence[str]) -> list[str]:
+        """Those of these files of attempts that no attempt writes any more and no outcome names. That stays so: an attempt that
+        is over never runs again.
+        """  # fmt: skip
+        writers = {name: writer_of(name) for name in temporary}
+        shards = {row.id: row for row in self._ledger.rows(ATTEMPTS, ids=sorted({id for id, _ in writers.values()}))}
+
+        def needed(name: str, row: Any, attempt: int) -> bool:
+            if row.state == JobState.SUCCEEDED:
+                return name in {file.temporary for file in decode(row.outcome, ShardOutcome).files}
+            return bool(row.state == JobState.RUNNING and row.attempt == attempt)
+
+        return [n for n, (id, attempt) in writers.items() if id in shards and not needed(n, shards[id], attempt)]
 
     def last_crash_evidence(self, id: str) -> str:
         """What was reported of the last process that died with a shard of a batch."""

@@ -47,3 +47,12 @@ class Totals:
     def open(self) -> int:
         """How many have not ended."""
         return sum(count for state, count in self.shards.items() if not state.final)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedBatch:
+    """A batch that has ended in this attempt, and where its output is."""
+
+    id: str
+    attempt: int
+    output: str

@@ -40,6 +40,7 @@ class MadeBatch:
         rows = ROWS * shards
         columns = {"text": ("text",)}
         request = BatchRequest((InputFile("in/a.parquet", rows * 100),), output, PARQUET, columns, keep=("id",))
+        self.request = request
         job = NewJob(self.id, JobKind.BATCH, model, 1, queue, input=encode(request), rows=max(1, rows), **more)
         self.jobs.add([job])
         [claimed] = self.jobs.claim([self.id], worker, 30)

@@ -20,6 +20,7 @@ from forebay.contract.logs import configure_logs
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis
 from forebay.contract.wire.dispatch import Dispatcher
+from forebay.datasets.formats.addresses import allow_hosts
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.workers import WorkerRegistry
@@ -54,6 +55,7 @@ def main() -> int:
 def serve(settings: Settings, queues: list[str], children: int, supervisor: int | None = None) -> int:
     """Run this worker until SIGTERM, or until the process `supervisor` is gone; the exit status."""
     configure_logs(settings)
+    allow_hosts(settings.allowed_hosts)
     app = worker_app(settings)
     ledger, broker = Ledger(settings.database), connect_redis(settings)
     store, monitor = JobStore(ledger), ChildMonitor(settings, supervisor)
@@ -62,7 +64,9 @@ def serve(settings: Settings, queues: list[str], children: int, supervisor: int 
     heartbeat = Heartbeat(context, tuple(queues), in_flight.ids)
     sweeps = SweepLoop(context, Sweeper(store, Dispatcher(app), Announcer(broker), broker, settings), heartbeat)
     app.forebay_feeder = feeder = Feeder(sweeps, in_flight, metrics, children)
-    app.forebay_probes = probes = Probes(heartbeat, sweeps, ledger, connect_redis(settings), settings.alive_s)
+    app.forebay_probes = probes = Probes(
+        heartbeat, sweeps, ledger, connect_redis(settings), settings.alive_s, ledger_wait_s=monitor.ledger_wait_s
+    )
     sweeps.after_sweep = Watchdog(feeder, broker, queues, settings.resend_s).check
     metrics.gauges["worker_children"] = lambda: probes.children
 

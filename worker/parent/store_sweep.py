@@ -1,4 +1,5 @@
-"""The thread that removes blobs, and this machine's copies of artifacts, which nothing refers to any more.
+"""The thread that removes what nothing refers to any more: blobs, this machine's copies of artifacts, and what batches that ended
+badly have left in their output folders.
 
 Apart from the sweeper's, which must not wait for a slow store.
 """
@@ -12,7 +13,11 @@ from collections.abc import Callable
 
 import structlog
 
+from forebay.contract.errors import ForebayError, LedgerUnavailable, StoreUnavailable
 from forebay.contract.places import ARTIFACTS
+from forebay.datasets.writing.folder import OutputFolder
+from forebay.storage.batches.queries import BatchQueries
+from forebay.storage.batches.records import EndedBatch
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.blobs.sweep import BlobSweep
 from forebay.worker.parent.context import ParentContext
@@ -20,6 +25,7 @@ from forebay.worker.parent.context import ParentContext
 log = structlog.get_logger()
 
 EVERY_S, SECONDS = 60.0, 5.0  # between two passes, and how long one may take
+MOST_BATCHES = 1000  # that ended badly, the newest, are looked after
 COPY_GRACE_S = 3600.0  # a copy that nothing refers to is kept so long, and what a child that died left of one
 JOIN_S = 10.0
 
@@ -33,6 +39,8 @@ class StoreSweepLoop:
         settings = context.settings
         self._sweep = BlobSweep(context.store.ledger, BlobStore(settings.blobs), settings.blob_grace_s)
         self._idle: dict[tuple[str, int], float] = {}  # copies that nothing refers to, and since when
+        self._batches = BatchQueries(context.store.ledger)
+        self._cleared: set[EndedBatch] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store sweep", daemon=True)
 
@@ -47,6 +55,7 @@ class StoreSweepLoop:
         while not self._stopped.wait(EVERY_S):
             self._context.tolerate("sweep_blobs", self.sweep_blobs)
             self._context.tolerate("sweep_copies", self.sweep_copies)
+            self._context.tolerate("sweep_outputs", self.sweep_outputs)
 
     def sweep_blobs(self) -> None:
         freed = self._sweep.sweep(SECONDS)
@@ -76,3 +85,24 @@ class StoreSweepLoop:
                 else:
                     path.unlink(missing_ok=True)
         self._idle = idle
+
+    def sweep_outputs(self) -> None:
+        """Each batch that has ended badly is seen to once. What its retry needs stays: parts of shards that have succeeded."""
+        until, ended = time.monotonic() + SECONDS, self._batches.ended_badly(MOST_BATCHES)
+        self._cleared.intersection_update(ended)
+        for batch in ended:
+            if batch in self._cleared:
+                continue
+            try:
+                folder = OutputFolder(batch.output)
+                if names := folder.temporary(batch.id):
+                    folder.remove_temporary(batch.id, self._batches.abandoned(names))
+            except StoreUnavailable:  # next time
+                continue
+            except LedgerUnavailable:
+                raise
+            except (ForebayError, OSError) as error:
+                log.warning("output_not_cleared", batch=batch.id, output=batch.output, error=str(error))
+            self._cleared.add(batch)
+            if time.monotonic() > until:
+                return

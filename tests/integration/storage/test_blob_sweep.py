@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from forebay.contract.job import JobError
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.shards import ShardOutcome, WrittenFile
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
+from forebay.datasets.writing.folder import OutputFolder
 from forebay.storage.blobs import sweep
 from forebay.storage.blobs.store import FOLDERS, BlobStore
 from forebay.storage.blobs.sweep import BlobSweep, Freed
@@ -24,6 +27,7 @@ from forebay.worker.parent.children import ChildMonitor
 from forebay.worker.parent.context import ParentContext
 from forebay.worker.parent.metrics import WorkerMetrics
 from forebay.worker.parent.store_sweep import COPY_GRACE_S, StoreSweepLoop
+from support.batches import ROWS, MadeBatch
 from support.jobs import add
 from support.query_plan import query_plan
 from support.s3 import open_bucket
@@ -217,3 +221,67 @@ def test_a_worker_counts_what_it_has_removed(sqlite_ledger: Ledger, tmp_path: Pa
     wait_until(
         lambda: (loop.sweep_blobs(), metrics.snapshot().counters["blob_bytes_removed_total"][()] == 5)[1], "it goes"
     )
+
+
+def test_what_attempts_of_a_batch_that_ended_badly_have_left_is_removed_but_for_what_its_retry_needs(
+    sqlite_ledger: Ledger, tmp_path: Path
+) -> None:
+    settings = Settings.load({"FOREBAY_HOME": str(tmp_path), "FOREBAY_WORKER_NAME": "w"})
+    jobs = JobStore(sqlite_ledger)
+    loop = StoreSweepLoop(
+        ParentContext(settings, jobs, WorkerRegistry(sqlite_ledger), ChildMonitor(settings), WorkerMetrics("cpu"))
+    )
+    batch = MadeBatch(sqlite_ledger, 4, output=str(tmp_path / "out"), max_attempts=5)
+    works = [work for _, work in batch.claim([0, 1, 2])]
+    files = [work.temporary(f"{work.part}.parquet") for work in works]
+    others = ["_temporary/0123456789abcdef/of-another-batch", f"_temporary/{batch.id}/nobody-knows"]
+    for name in [*files, *others]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(name)
+
+    def left() -> list[str]:
+        found = (tmp_path / "out").rglob("*")
+        return sorted(str(path.relative_to(tmp_path / "out")) for path in found if path.is_file())
+
+    part = WrittenFile(f"{works[0].part}.parquet", files[0], ROWS, 4096, "0" * 64)
+    assert batch.store.finish(works[0], ShardOutcome(ROWS, 0, 2.0, part))
+    jobs.free_crashed([works[1].id], batch.worker, "it died")
+    loop.sweep_outputs()
+    jobs.cancel([batch.id])
+    loop.sweep_outputs()
+    assert left() == sorted([*files, *others]), "a shard runs"
+    batch.store.stop(works[2])
+    loop.sweep_outputs()
+    assert left() == sorted([files[0], *others]), (
+        "the first shard has succeeded: its worker died before it named the file"
+    )
+
+    jobs.retry(batch.id)
+    [claimed] = jobs.claim([batch.id], batch.worker, 30)
+    batch.store.start(claimed, batch.request)
+    batch.store.hand_off(claimed)
+    [(_, again)] = batch.claim([1])
+    late, now = works[1].temporary("late.parquet"), again.temporary(f"{again.part}.parquet")
+    for name in (late, now):
+        (tmp_path / "out" / name).write_text(name)
+    abandoned = batch.store.queries.abandoned([files[0], late, now, *others])
+    assert abandoned == [late], "what runs again has another attempt, and keeps its files"
+    batch.fail([2, 3], JobError("InvalidInput", "no"))
+    batch.jobs.finish([Finished(again.id, again.attempt, error=JobError("InvalidInput", "no"))])
+    batch.store.fail_batch(batch.id, claimed.attempt, JobError("ShardsFailed", "no"), 0, 1)
+    loop.sweep_outputs()
+    assert left() == sorted([files[0], *others]), "it has ended again, and is seen to again"
+
+
+def test_the_folders_of_a_batch_that_left_nothing_needed_go_too(sqlite_ledger: Ledger, tmp_path: Path) -> None:
+    batch = MadeBatch(sqlite_ledger, 1, output=str(tmp_path / "out"))
+    [(_, work)] = batch.claim([0])
+    folder = OutputFolder(str(tmp_path / "out"))
+    with folder.create(work.temporary("part.parquet")) as sink:
+        sink.write(b"half")
+    batch.jobs.finish([Finished(work.id, work.attempt, error=JobError("InvalidInput", "no"))])
+    batch.jobs.cancel([batch.id])
+    names = folder.temporary(batch.id)
+    folder.remove_temporary(batch.id, batch.store.queries.abandoned(names))
+    assert list((tmp_path / "out").iterdir()) == []
+    assert folder.temporary(batch.id) == []
