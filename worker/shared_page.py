@@ -34,8 +34,8 @@ TIMEOUT, LOAD, STORE = 1.0, 2.0, 3.0  # which time limit a step has
 LIMITS = {TIMEOUT: "timeout_s", LOAD: "load_timeout_s", STORE: "store_timeout_s"}
 
 # Doubles, each written by one side only. From MAIN on, three for each step in progress: its deadline (0: none), its limit in
-# seconds, and which limit that is.
-STOPPING, DOUBTS, MAIN, PREPARE, READ, WRITE = 0, 1, 2, 5, 8, 11
+# seconds, and which limit that is. At LEDGER, since when a call to the ledger waits.
+STOPPING, DOUBTS, MAIN, PREPARE, READ, WRITE, LEDGER = 0, 1, 2, 5, 8, 11, 14
 
 # Shards that the child holds, behind the doubles: id and attempt; attempt 0 is a free slot.
 HELD_AT, SLOT, SLOTS = 1024, struct.Struct("=32sq"), 32
@@ -96,6 +96,10 @@ class SharedPage:
         finally:
             cells[line] = 0.0
 
+    def wait_for_ledger(self, since: float) -> None:
+        """Tell since when, by the monotonic clock, a call of this process to the ledger has been waiting; 0: none is."""
+        self._cells[LEDGER] = since
+
     def hold(self, job: str, attempt: int) -> None:
         """Tell the parent of a job that this process has claimed itself. When all slots are taken the parent is not told: should
         the process die, the job is free again when its lease lapses.
@@ -117,6 +121,11 @@ class SharedPage:
         """The jobs that it has claimed itself and holds, with their attempts; also once it is dead."""
         slots = (SLOT.unpack_from(self._page, at) for at in _slots())
         return {job.rstrip(b"\0").decode(): attempt for job, attempt in slots if attempt}
+
+    def ledger_wait_s(self) -> float:
+        """How long a call of the child to the ledger has been waiting."""
+        since = self._cells[LEDGER]
+        return self._clock() - since if since else 0.0
 
     def overdue(self) -> Overdue | None:
         """The step that takes too long, if there is one."""

@@ -190,6 +190,10 @@ class Ledger:
         with self.read() as connection:
             connection.execute(text("SELECT 1"))
 
+    def waiting_since(self) -> float:
+        """Since when, by the monotonic clock, the oldest statement that has no answer yet has been waiting; 0: none is."""
+        return min((since for c in self._pool.taken() if (since := c.busy_since)), default=0.0)
+
     def close(self) -> None:
         """Give back every connection."""
         self._pool.close_idle()

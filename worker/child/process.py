@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,13 +38,14 @@ from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
-from forebay.worker.execution.retrying import retry_while_unavailable
+from forebay.worker.execution.retrying import retry_while_unavailable, waiting_since
 from forebay.worker.shared_page import SharedPage, attach_to_parent
 from forebay.worker.task_report import TaskReport
 
 log = structlog.get_logger()
 
 CPU_SHARE, CUDA_SHARE = 0.5, 0.85  # of the device's memory, for models and what they run on
+TELL_S = 1.0  # between two words to the parent about calls to the ledger
 MEMORY_SHARE = 0.8  # of the machine's memory, for one child at most
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -64,7 +66,9 @@ def start() -> None:
         bound_memory(settings.child_memory_bytes)
         if not settings.remote_only:
             preload(settings)
-    _runner = Runner(make_context(settings, page))
+    context = make_context(settings, page)
+    threading.Thread(target=_tell_waits, args=(page, context.ledger), name="ledger waits", daemon=True).start()
+    _runner = Runner(context)
     log.info(
         "child_ready",
         worker=settings.worker_name,
@@ -72,6 +76,13 @@ def start() -> None:
         pid=os.getpid(),
         threads=settings.torch_threads,
     )
+
+
+def _tell_waits(page: SharedPage, ledger: Ledger) -> None:
+    """So that the parent's health has in it what a child waits for."""
+    while True:
+        page.wait_for_ledger(min(filter(None, (ledger.waiting_since(), waiting_since())), default=0.0))
+        time.sleep(TELL_S)
 
 
 def make_context(settings: Settings, page: SharedPage) -> ChildContext:

@@ -18,6 +18,13 @@ T = TypeVar("T")
 
 FIRST_S, LONGEST_S = 0.1, 5.0
 
+_waiting: dict[object, float] = {}  # actions that have failed because the ledger was away, and since when
+
+
+def waiting_since() -> float:
+    """Since when, by the monotonic clock, some action of this process has been waiting for the ledger; 0: none is."""
+    return min([*_waiting.values()], default=0.0)
+
 
 def retry_while_unavailable(
     action: Callable[[], T],
@@ -40,10 +47,15 @@ def retry_while_unavailable(
         if not passes(error):
             raise
         log.warning("ledger_awaited", error=str(error))
-    time.sleep(random.uniform(0, FIRST_S))
-    return Retrying(
-        retry=retry_if_exception(passes),
-        wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
-        stop=stop_after_delay(outage_timeout_s),
-        reraise=True,
-    )(action)
+        if isinstance(error, LedgerUnavailable):
+            _waiting[passes] = time.monotonic()
+    try:
+        time.sleep(random.uniform(0, FIRST_S))
+        return Retrying(
+            retry=retry_if_exception(passes),
+            wait=wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
+            stop=stop_after_delay(outage_timeout_s),
+            reraise=True,
+        )(action)
+    finally:
+        _waiting.pop(passes, None)

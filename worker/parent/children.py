@@ -111,6 +111,10 @@ class ChildMonitor:
         evidence = f"{reason}, child {pid} of {self._worker}" + (f"; its last lines:\n{lines}" if lines else "")
         return ChildDeath(evidence, child.at_shutdown, child.store_timeout, child.page.held())
 
+    def ledger_wait_s(self) -> float:
+        """How long the call to the ledger has been waiting that waits longest, of the living children's."""
+        return max((child.page.ledger_wait_s() for child in self._working()), default=0.0)
+
     def held(self) -> dict[str, int]:
         """The jobs that the living children have claimed themselves and hold, with their attempts."""
         return self._held(child for child in list(self._children.values()) if not child.gone.is_set())
@@ -168,7 +172,9 @@ class ChildMonitor:
             child.gone.set()
 
     def _working(self) -> list[Child]:
-        return [child for child in self._children.values() if not child.gone.is_set() and child.kill_reason is None]
+        return [
+            child for child in list(self._children.values()) if not child.gone.is_set() and child.kill_reason is None
+        ]
 
     def _check(self, now: float) -> None:
         for child in self._working() if now >= self._lenient_until else ():

@@ -33,10 +33,11 @@ class Probes:
         broker: redis.Redis,
         alive_s: float,
         clock: Callable[[], float] = time.monotonic,
+        ledger_wait_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._heartbeat, self._sweeps = heartbeat, sweeps
         self._ledger, self._redis = ledger, broker
-        self._beats_within = alive_s + STALLED_S
+        self._beats_within, self._ledger_wait_s = alive_s + STALLED_S, ledger_wait_s
         self._clock = clock
         self._last_turn = clock() + START_S - STALLED_S
         self.children = 0
@@ -56,6 +57,8 @@ class Probes:
             problems.append("the heartbeat hangs")
         if self._clock() - self._last_turn > STALLED_S and self._broker_answers():
             problems.append("Celery's loop stands still although Redis answers")
+        if (waited := self._ledger_wait_s()) > self._beats_within and not self._ledger_problem():
+            problems.append(f"a child has waited for the ledger for {waited:.0f} s although it answers")
         return problems
 
     def readiness(self) -> list[str]:
@@ -65,11 +68,18 @@ class Probes:
             problems.append("Redis does not answer")
         if self._clock() - self._last_turn > TURN_S or not self.children:
             problems.append("no child is ready")
+        if problem := self._ledger_problem():
+            problems.append(problem)
+        elif self._ledger_wait_s() > TURN_S:
+            problems.append("a child waits for the ledger")
+        return problems
+
+    def _ledger_problem(self) -> str:
         try:
             self._ledger.ping()
         except LedgerUnavailable as error:
-            problems.append(str(error))
-        return problems
+            return str(error)
+        return ""
 
     def _broker_answers(self) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,15 @@ def test_what_one_side_writes_the_other_reads(sides: tuple[SharedPage, SharedPag
     assert not child.stopping
     parent.stop()
     assert child.stopping
+
+
+def test_a_parent_sees_how_long_its_child_waits_for_the_ledger(sides: tuple[SharedPage, SharedPage]) -> None:
+    parent, child = sides
+    assert parent.ledger_wait_s() == 0.0
+    child.wait_for_ledger(time.monotonic() - 90)
+    assert 90 <= parent.ledger_wait_s() < 120
+    child.wait_for_ledger(0.0)
+    assert parent.ledger_wait_s() == 0.0
 
 
 def test_a_doubt_is_seen_once(sides: tuple[SharedPage, SharedPage]) -> None:

@@ -139,6 +139,7 @@ class Parts:
         self.alive = True
         self.last_beat = clock()
         self.broker = self.ledger = True
+        self.waited_s = 0.0
 
     def ping(self) -> bool:
         if not self.broker:
@@ -162,7 +163,7 @@ def parts() -> Parts:
 
 @pytest.fixture
 def probes(parts: Parts) -> Probes:
-    made = Probes(parts, parts, FakeLedger(parts), parts, 30.0, parts.clock)  # type: ignore[arg-type]
+    made = Probes(parts, parts, FakeLedger(parts), parts, 30.0, parts.clock, lambda: parts.waited_s)  # type: ignore[arg-type]
     made.loop_turned(FakePool(up=1, starting=0))
     return made
 
@@ -193,6 +194,17 @@ def test_without_the_ledger_a_worker_is_well_and_not_ready(probes: Probes, parts
     parts.ledger = False
     assert probes.health() == []
     assert probes.readiness() == ["the ledger is away"]
+
+
+def test_a_child_that_waits_for_a_ledger_that_answers_is_not_ready_and_then_not_well(
+    probes: Probes, parts: Parts
+) -> None:
+    parts.waited_s = 11.0
+    assert (probes.health(), probes.readiness()) == ([], ["a child waits for the ledger"])
+    parts.waited_s = 91.0
+    assert probes.health() == ["a child has waited for the ledger for 91 s although it answers"]
+    parts.ledger = False
+    assert probes.health() == [], "a restart would bring nothing back"
 
 
 def test_a_loop_that_stands_still_although_redis_answers_is_not_well(probes: Probes, parts: Parts) -> None:
