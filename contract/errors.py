@@ -1,5 +1,9 @@
 """The one error tree. Every error that reaches a user is a ForebayError that says what was wrong and what to do."""
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class ForebayError(Exception):
     """Something went wrong in Forebay."""
@@ -169,3 +173,12 @@ class MissingExtra(ForebayError, ImportError):
 def install_extras(*extras: str) -> str:
     """How to add extras to a Forebay that is installed: pip finds it there, and does not look for it in an index."""
     return f"pip install 'forebay[{','.join(dict.fromkeys(extras))}]' where Forebay is installed"
+
+
+def without_frames(error: E) -> E:
+    """The error, to be kept as a value: the frames that it was raised in would keep alive all that they hold."""
+    each: BaseException | None = error
+    while each is not None and each.__traceback__ is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from forebay.contract.errors import InvalidInput
+from forebay.contract.errors import InvalidInput, without_frames
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import IMAGES
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
@@ -145,7 +145,7 @@ def _pixels(files: Sequence[Any], paths: Sequence[str] | None, declared: Field, 
         try:
             pixels = decode_image(data, gray=gray, oriented=oriented)
         except InvalidInput as error:
-            return InvalidInput(f"{shown(paths[i])}: {error}") if paths is not None else error
+            return InvalidInput(f"{shown(paths[i])}: {error}") if paths is not None else without_frames(error)
         return pixels[..., None] if gray and len(declared.shape) == 3 else pixels
 
     return for_each(decode, range(len(files)))
@@ -258,7 +258,7 @@ def _each(
                 raise _null()
             made[i] = canonical(value) if signature is None else signature.row({declared.name: value})[declared.name]  # type: ignore[union-attr]
         except InvalidInput as error:
-            bad.setdefault(i, error)
+            bad.setdefault(i, without_frames(error))
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forebay.contract.errors import Transient
+from forebay.contract.errors import Transient, without_frames
 from forebay.datasets.columns import Values, take
 from forebay.datasets.reading.inputs import Inputs
 from forebay.datasets.writing.outputs import ModelOutputs, Outputs
@@ -88,7 +88,7 @@ def _by_rows(
         try:
             [rows[i]] = loaded.preprocess([row])
         except Exception as error:  # noqa: BLE001 - this row's own error
-            errors[i] = error
+            errors[i] = without_frames(error)
     good = [i for i in range(len(rows)) if i not in errors]
     with closing(engine.run_rows(loaded, good, rows.__getitem__, insist=True)) as batches:
         for batch in batches:
@@ -97,6 +97,6 @@ def _by_rows(
                 try:
                     made[i] = loaded.output(output)
                 except Exception as error:  # noqa: BLE001 - this row's own error
-                    errors[i] = error
+                    errors[i] = without_frames(error)
             ran(len(batch.items), batch.seconds)
     return made, errors

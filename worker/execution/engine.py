@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from forebay.contract.errors import ForebayError
+from forebay.contract.errors import ForebayError, without_frames
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
 from forebay.contract.values import stack_key
@@ -223,7 +223,7 @@ def halved(
     try:
         return [(start, stop, run(start, stop))]
     except Exception as error:  # noqa: BLE001 - whatever a model raises belongs to its rows
-        failure = error.with_traceback(None)  # whose frames would keep the batch's tensors alive
+        failure = without_frames(error)
     if stop - start <= 1:
         return [(start, stop, failure)]
     middle = start + (stop - start) // 2

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from forebay.contract.errors import LedgerUnavailable, Transient
+from forebay.contract.errors import LedgerUnavailable, Transient, without_frames
 from forebay.contract.job import Transition
 from forebay.contract.signature import Row
 from forebay.contract.wire import codec
@@ -194,7 +194,7 @@ class PredictJob:
             rows = loaded.preprocess(packed.rows)
             usage = {"usage": {"tokens": loaded.count_tokens(rows)}} if packed.usage else None
         except Exception as error:  # noqa: BLE001 - a job that cannot be read fails alone
-            return cls(job, error=error)
+            return cls(job, error=without_frames(error))
         return cls(job, packed.batched, rows, [None] * len(rows), len(rows), usage)
 
     def take(self, i: int, made: Any, loaded: LoadedModel) -> bool:
@@ -203,7 +203,7 @@ class PredictJob:
         try:
             self.outputs[i] = loaded.output(made)
         except Exception as error:  # noqa: BLE001 - this row's own error
-            self.error = self.error or error
+            self.error = self.error or without_frames(error)
         return self.unfinished == 0
 
     def stop(self, ending: Transition) -> None:

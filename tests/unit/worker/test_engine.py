@@ -1,6 +1,8 @@
 """The guilty rows are found in few passes, their neighbours are spared, and what did not fit lowers the ceiling."""
 
+import gc
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -162,6 +164,33 @@ def run(model: ColumnModel, rows: int, ceilings: Ceilings) -> ModelOutputs:
     store: Any = ceilings
     loaded = LoadedModel(spec, model, 0, True)  # type: ignore[arg-type]
     return run_chunk(Engine(MemoryCeilings(store), ChildMetrics()), loaded, inputs, lambda *_: None)
+
+
+class RowModel:
+    """Refuses row 3, because of another error."""
+
+    def predict(self, rows: list[Any]) -> list[Any]:
+        try:
+            return [{"y": 1 / (float(row["x"]) - 3)} for row in rows]
+        except ZeroDivisionError as error:
+            raise ValueError("3") from error
+
+
+def test_the_errors_of_rows_keep_nothing_else_alive() -> None:
+    x = np.arange(8, dtype=np.float64)
+    inputs, alive = Inputs({"x": x}, np.arange(8)), weakref.ref(x)
+    spec = ModelVersion("m", 1, "python", "", "none", 0, Signature(), max_batch_size=8)
+    loaded = LoadedModel(spec, RowModel(), 0, True)  # type: ignore[arg-type]
+    engine = Engine(MemoryCeilings(Ceilings()), ChildMetrics())  # type: ignore[arg-type]
+    gc.disable()  # which would find it, some time
+    try:
+        made = run_chunk(engine, loaded, inputs, lambda *_: None)
+        del x, inputs
+        assert alive() is None
+    finally:
+        gc.enable()
+    [error] = made.errors.values()
+    assert (type(error), type(error.__cause__)) == (ValueError, ZeroDivisionError)
 
 
 def test_a_row_that_fits_nowhere_does_not_make_batches_of_columns_small_for_all() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from forebay.contract.errors import ForebayError
+from forebay.contract.errors import ForebayError, without_frames
 from forebay.datasets.formats.source import CHUNK_ROWS, ISOLATED
 from forebay.datasets.reading.inputs import Inputs, convert
 from forebay.datasets.reading.rows import Rows, read_pieces, unread_pieces
@@ -99,7 +99,7 @@ class Pipeline:
                     break
                 self._read.put((shard, (rows, _inputs(shard, rows))))
         except Exception as error:  # noqa: BLE001 - a shard that cannot be read fails alone
-            shard.error = error
+            shard.error = without_frames(error)
         self._read.put((shard, None))
 
     def _run_step(self, shard: RunningShard, chunk: Any) -> Step:
@@ -111,7 +111,7 @@ class Pipeline:
         try:
             return shard, (rows, self._runner.run_inputs(shard, inputs))
         except Exception as error:  # noqa: BLE001 - a model that cannot be loaded fails the shard
-            shard.error = None if shard.stop else error
+            shard.error = None if shard.stop else without_frames(error)
             return shard, ()
 
     def _write_all(self) -> None:
@@ -125,7 +125,7 @@ class Pipeline:
                         done, failed = shard.part.add(*chunk)
                     shard.done, shard.failed = shard.done + done, shard.failed + failed
                 except Exception as error:  # noqa: BLE001 - as above
-                    shard.error = error
+                    shard.error = without_frames(error)
 
     def _finish(self, shard: RunningShard) -> None:
         try:
