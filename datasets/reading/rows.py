@@ -63,7 +63,7 @@ def read_pieces(request: BatchRequest, shard_range: ShardRange, chunk_rows: int 
 
 
 def unread_pieces(shard_range: ShardRange) -> Iterator[Rows]:
-    """The rows of a shard, without what is in them, where the units are rows: reading them may be what ends a process."""
+    """The rows of a shard, without what is in them: reading may be what ends a process. Its units are rows, its ends known."""
     number = 0
     while (piece := shard_range.piece(number)) is not None:
         ours = shard_range.clip(number, Chunk({}, np.arange(piece.first, piece.last)))

@@ -15,6 +15,7 @@ import numpy as np
 import structlog
 
 from forebay.contract.errors import ForebayError, without_frames
+from forebay.contract.requests.batch import TO_THE_END
 from forebay.datasets.formats.source import CHUNK_ROWS, ISOLATED
 from forebay.datasets.reading.inputs import Inputs, convert
 from forebay.datasets.reading.rows import Rows, read_pieces, unread_pieces
@@ -150,7 +151,8 @@ class Pipeline:
 
 
 def _rows(shard: RunningShard) -> Iterator[Rows]:
-    if shard.known_error is not None and shard.request.format in ISOLATED:
+    ends = {piece.last for piece in shard.work.pieces}
+    if shard.known_error is not None and shard.request.format in ISOLATED and TO_THE_END not in ends:
         return unread_pieces(shard.range)
     size = min(CHUNK_ROWS, CHUNK_BATCHES * shard.spec.max_batch_size)
     return read_pieces(shard.request, shard.range, size)
