@@ -17,6 +17,7 @@ from forebay.contract.requests.batch import BatchRequest, Shard
 from forebay.contract.requests.shards import ShardWork
 from forebay.datasets.formats.source import ISOLATED, get_source
 from forebay.datasets.planning.cutting import Reading, cut
+from forebay.datasets.reading.rows import columns_read
 from forebay.storage.batches.records import Batch
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import ClaimedJob
@@ -63,8 +64,9 @@ class PoisonIsolation:
             return None
         try:
             if request.format in ISOLATED:  # then it is another process that may die of a file
-                for number in {piece.file for piece in work.pieces}:
-                    get_source(request.format).sample(request.files[number])
+                source, columns = get_source(request.format), columns_read(request)
+                for file in {request.files[piece.file] for piece in work.pieces}:
+                    source.layout(file, columns, source.sample(file).row_bytes)
             kept, *given = cut(request, Shard(work.pieces, work.rows, work.bytes), WAYS, self._reading)
         except (InvalidInput, OSError) as error:
             if may_pass(error):
