@@ -17,7 +17,7 @@ import psutil
 import redis
 from rich.console import Console
 
-from bench import images, workloads
+from bench import generation, images, workloads
 from bench.stack import WAIT_S, embedded_stack, temporary_folder
 from forebay.contract.errors import JobFailed
 from forebay.contract.job import JobState
@@ -30,6 +30,8 @@ ABOUT = {
     "million": "the same for 1,000,000, and whether the rates of submitting and running stay what they were",
     "payload": "64 images of 150 kB a job, predict_many: bytes/s to those of `cp` and `sha256sum`",
     "images": "4,000 JPEG files through a small network as a batch job: files/s to a DataLoader loop's with 2 workers",
+    "generation": "128 prompts through a two-layer Llama, 64 tokens each: tokens/s to those of a hand-written loop",
+    "generation-1": "the same, to those of transformers' generate row by row",
 }
 POISON_EVERY = 100
 AT_ONCE = 10_000  # submitted together
@@ -55,6 +57,8 @@ def check(name: str, rounds: int, console: Console) -> Target:
         "million": partial(_queued, "million", 1_000_000, "Redis < 80 MB, rates flat"),
         "payload": partial(_ratios, "payload", images.payload, ">= 0.5"),
         "images": partial(_ratios, "images", images.folder, ">= 0.95"),
+        "generation": partial(_ratios, "generation", generation.to_loop, ">= 0.95"),
+        "generation-1": partial(_ratios, "generation-1", generation.to_one_by_one, ">= 4"),
     }
     return measures[name](rounds)
 

@@ -159,6 +159,10 @@ class WorkerLost(ForebayError):
     """The process that ran the job died."""
 
 
+class TimedOut(ForebayError, TimeoutError):
+    """The model was not done with the row within its `timeout_s`."""
+
+
 class DeviceNotFound(ForebayError):
     """This machine lacks the device the queue needs."""
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,10 @@ class SharedPage:
         """Tell since when, by the monotonic clock, a call of this process to the ledger has been waiting; 0: none is."""
         self._cells[LEDGER] = since
 
+    def extend(self, seconds: float, line: int = MAIN) -> None:
+        """The block in progress has so many seconds from now on."""
+        self._cells[line] = self._clock() + seconds
+
     def hold(self, job: str, attempt: int) -> None:
         """Tell the parent of a job that this process has claimed itself. When all slots are taken the parent is not told: should
         the process die, the job is free again when its lease lapses.
@@ -152,9 +157,21 @@ class TimeLimitedModel:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._model, name)
+        if name == "generate":
+            return partial(self._generate, found)
         if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare", "count_tokens"):
             return self._limited(found, PREPARE if name == "prepare" else MAIN)
         return found
+
+    def _generate(self, generate: Callable[..., Any], rows: Any, between: Callable[[Any], Any]) -> Any:
+        """The model itself ends rows that take too long: here only its single steps are limited."""
+
+        def still_here(pieces: Any) -> Any:
+            self._page.extend(self._seconds)
+            return between(pieces)
+
+        with self._page.limit(self._seconds):
+            return generate(rows, still_here)
 
     def _limited(self, step: Callable[..., Any], line: int) -> Callable[..., Any]:
         def limited(*args: Any) -> Any:

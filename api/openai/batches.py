@@ -13,8 +13,8 @@ from forebay.api.context import api_of, header_key, json_response, needs, own_ke
 from forebay.api.errors import NotFound
 from forebay.api.openai.endpoints import BatchEndpoint
 from forebay.api.openai.files import find_file, page
-from forebay.api.openai.text_requests import Metadata
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation.openai import Metadata
 from forebay.contract.job import new_ids
 from forebay.contract.references import shown
 from forebay.storage.request_batches import LineError, RequestBatch, RequestBatches

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from forebay.api.context import Api, api_of, client_of, header_key, json_response, needs, own_key, read_json
 from forebay.api.errors import Dialect, HttpError, error_response
-from forebay.api.openai.text_requests import TextRequest, choices_of, total_usage
 from forebay.contract.errors import ForebayError
+from forebay.contract.generation.openai import TextRequest, choices_of, total_usage
 from forebay.contract.model import ModelVersion
 from forebay.contract.wire.messages import TextPiece
 from forebay.producer.async_client import AsyncJob

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from forebay.api.openai.embeddings import EmbeddingRequest
-from forebay.api.openai.text_requests import TextRequest
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation.openai import TextRequest
 from forebay.contract.model import ModelVersion
 
 BatchEndpoint = Literal["/v1/embeddings", "/v1/chat/completions", "/v1/completions"]

@@ -5,7 +5,7 @@ LF ends a line, and a CR before it is white space. A line of white space is none
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation import FIELDS
+from forebay.contract.generation.openai import row_of
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import TO_THE_END, InputFile
 from forebay.datasets.formats import lines
 from forebay.datasets.formats.source import CHUNK_ROWS, Block, Chunk, Sample, Size
 
 CUSTOM_ID, URL, INPUT = "custom_id", "url", "input"
+WHOLE = "*"  # what a line asks of a language model: all of it, or the body of a request
 MISSING = InvalidInput("the column is missing in this line")
 
 _decode = msgspec.json.Decoder().decode
@@ -63,6 +66,9 @@ class JsonLines:
     def _columns(self, record: Mapping[str, Any]) -> Sequence[str]:
         return list(record)
 
+    def _body(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        return record
+
     def _value(self, record: Mapping[str, Any], column: str) -> Any:
         return record.get(column, MISSING)
 
@@ -77,7 +83,9 @@ class JsonLines:
             if fault is not None:
                 bad[i] = fault
         found = [{} if isinstance(record, Exception) else record for _, record in records]
-        named = {column: [self._value(record, column) for record in found] for column in columns}
+        named = {column: [self._value(record, column) for record in found] for column in columns if column != WHOLE}
+        if WHOLE in columns:
+            named[WHOLE] = [_asked(self._body(record), named.keys() - FIELDS) for record in found]
         return Chunk(named, np.array([at for at, _ in records], np.int64), bad)
 
 
@@ -85,14 +93,15 @@ class OpenAI(JsonLines):
     """A request per line: `custom_id`, `method`, `url`, `body`. Its columns are custom_id, url and the fields of the body."""
 
     def _columns(self, record: Mapping[str, Any]) -> Sequence[str]:
+        body = self._body(record)
+        return [CUSTOM_ID, URL, *(name for name in body if name != "model")] if body else []
+
+    def _body(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         body = record.get("body")
-        return [CUSTOM_ID, URL, *(name for name in body if name != "model")] if isinstance(body, Mapping) else []
+        return body if isinstance(body, Mapping) else {}
 
     def _value(self, record: Mapping[str, Any], column: str) -> Any:
-        if column in (CUSTOM_ID, URL):
-            return record.get(column)
-        body = record.get("body")
-        return body.get(column, MISSING) if isinstance(body, Mapping) else MISSING
+        return record.get(column) if column in (CUSTOM_ID, URL) else self._body(record).get(column, MISSING)
 
     def _fault(self, record: Mapping[str, Any]) -> Exception | None:
         if not isinstance(record.get(CUSTOM_ID), str):
@@ -100,6 +109,11 @@ class OpenAI(JsonLines):
         if not isinstance(record.get("body"), Mapping):
             return InvalidInput(f"a request needs a body that is an object, got {shown(record.get('body'))}")
         return None
+
+
+def _asked(body: Mapping[str, Any], others: Collection[str]) -> dict[str, Any]:
+    """What a line asks, without the columns that are read beside it."""
+    return {name: value for name, value in row_of(body).items() if name not in others}
 
 
 def _records(block: lines.TextBlock) -> Iterator[tuple[int, Any]]:

@@ -12,14 +12,15 @@ from typing import Any
 import pyarrow as pa
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation import FIELD, INPUTS
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import IMAGES, NPY, OPENAI, BatchRequest, InputFile
+from forebay.contract.requests.batch import IMAGES, JSONL, NPY, OPENAI, BatchRequest, InputFile
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, is_text, list_lengths, shape_may_be
 from forebay.datasets.formats.arrays import COLUMN
 from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.formats.isolated import Isolated
-from forebay.datasets.formats.jsonl import INPUT
+from forebay.datasets.formats.jsonl import INPUT, WHOLE
 from forebay.datasets.formats.source import Chunk, Sample, Source, check_columns, get_source
 from forebay.datasets.planning.schema import kept_columns
 from forebay.datasets.reading.inputs import casts_safely, convert, holds_images, takes_pixels
@@ -52,6 +53,13 @@ def name_columns(
         given = [given]
     if given is not None:
         return _listed(list(given), names)
+    if signature.inputs_json() == INPUTS and FIELD not in types:
+        asked = (
+            WHOLE
+            if format in (JSONL, OPENAI)
+            else next((name for name in ("messages", "prompt") if name in types), None)
+        )
+        return name_columns(asked, signature, types, format) if asked else _listed([], names)
     if len(names) < 2:
         declared = names[0] if names and names[0] in types else None
         only = _DEFAULT_COLUMNS.get(format) or declared or (next(iter(types)) if len(types) == 1 else None)
@@ -81,7 +89,7 @@ def check_file(request: BatchRequest, signature: Signature, file: InputFile) -> 
     if sample.empty:
         return sample
     if request.format != OPENAI:
-        check_columns(file, sample, columns_read(request))
+        check_columns(file, sample, [name for name in columns_read(request) if name != WHOLE])
     for field in signature.inputs or ():
         columns = request.columns[field.name]
         found = misfit(field, [sample.types.get(column) for column in columns], request.format)
@@ -146,7 +154,7 @@ def kept_types(chunk: Chunk | None, keep: Sequence[str]) -> dict[str, str]:
 
 def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) -> str | None:
     """What was found instead of the declared input, if columns of these types can never make it; None when they may."""
-    if any(kind is None for kind in types):
+    if any(kind is None for kind in types) or declared.dtype == "json":
         return None
     if len(types) > 1:
         wrong = [str(kind) for kind in types if not is_number(kind)]

@@ -69,7 +69,9 @@ def convert(
         parts = [chunk.columns[column] for column in given]
         declared = fields.get(name)
         files = plain(parts[0]) if isinstance(parts[0], pa.Array) and len(parts) == 1 else None
-        if files is not None and declared is not None and takes_pixels(declared) and holds_images(files.type):
+        if declared is not None and declared.dtype == "json" and len(given) > 1:
+            found[name] = _each(declared, _objects(given, parts), chunk.bad, bad)
+        elif files is not None and declared is not None and takes_pixels(declared) and holds_images(files.type):
             paths = [path.as_py() for path in chunk.columns[PATH]] if format == IMAGES else None
             found[name] = _each(declared, _pixels(files.to_pylist(), paths, declared, oriented), chunk.bad, bad)
         else:
@@ -103,6 +105,13 @@ def _input(
             _refuse_nan(declared, values, bad)
             return values
     return _each(declared, _python(declared, column), skip, bad)
+
+
+def _objects(names: Sequence[str], parts: Sequence[Column]) -> list[Any]:
+    """Several columns as an object for each row, or the error that one of its values has."""
+    columns = [column.to_pylist() if isinstance(column, pa.Array) else column for column in parts]
+    rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+    return [next((value for value in row.values() if isinstance(value, Exception)), row) for row in rows]
 
 
 def _number_cells(declared: Field, column: pa.Array) -> NDArray[Any] | None:

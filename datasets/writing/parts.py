@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from forebay.contract import generation
+from forebay.contract.generation.openai import answer_row
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import JSONL, OPENAI, PARQUET, BatchRequest
 from forebay.contract.requests.shards import ShardOutcome, ShardWork
@@ -117,7 +119,7 @@ class Part:
             response = {
                 "status_code": 200,
                 "request_id": self._work.batch,
-                "body": _body(str(urls[i]), row, self._model),
+                "body": _body(str(urls[i]), row, self._model, self._work.batch),
             }
             self._good.add(self._line(rows, int(i), names[i], {"response": response, "error": None}))
         for i, error in sorted(errors.items()):
@@ -128,10 +130,12 @@ class Part:
         return {"id": f"{self._work.batch}-{rows.files[i]}-{rows.where[i]}", "custom_id": custom_id} | rest
 
 
-def _body(url: str, row: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """A response's body: embeddings as OpenAI returns them, any other outputs by name."""
+def _body(url: str, row: Mapping[str, Any], model: str, id: str) -> dict[str, Any]:
+    """A response's body: embeddings and generated texts as OpenAI returns them, any other outputs by name."""
     row = jsonable(dict(row))
     values = list(row.values())
+    if [*row] == [*generation.OUTPUTS] and url.endswith("/completions"):
+        return answer_row(url, model, row["completion"], id)
     if url.endswith("/embeddings") and len(values) == 1 and isinstance(values[0], list):
         vector = {"object": "embedding", "index": 0, "embedding": values[0]}
         return {"object": "list", "data": [vector], "model": model}

@@ -15,16 +15,20 @@ from forebay.datasets.reading.inputs import Inputs
 from forebay.datasets.writing.outputs import ModelOutputs, Outputs
 from forebay.worker.execution.engine import Columns, Engine
 from forebay.worker.execution.model_cache import LoadedModel
+from forebay.worker.runtimes import Interrupted
 
 CHUNK_BATCHES = 32  # the device's batches in a chunk: texts of like length are looked for among so many
 
 Ran = Callable[[int, float], None]
 
 
-def run_chunk(engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran) -> ModelOutputs:
+def run_chunk(
+    engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran, stopped: Callable[[], bool] = lambda: False
+) -> ModelOutputs:
     """The outputs of a chunk's good rows, and the errors of the others; a Transient one is no row's own, and is raised.
 
-    `ran` is called after each batch with its rows and seconds; it may raise to stop.
+    `ran` is called after each batch with its rows and seconds; it may raise to stop. `stopped` is asked within a batch, where a
+    model generates, and Interrupted is raised when `ran` does not.
     """
     if not len(inputs.good):
         return ModelOutputs(inputs.good, [], dict(inputs.bad))
@@ -33,9 +37,9 @@ def run_chunk(engine: Engine, loaded: LoadedModel, inputs: Inputs, ran: Ran) -> 
     if inputs.stacked is not None and hasattr(loaded.model, "predict_columns"):
         made, errors = _by_columns(engine, loaded, inputs.stacked, ran)
     else:
-        made, errors = _by_rows(engine, loaded, inputs.rows(), ran, tokens)
+        made, errors = _by_rows(engine, loaded, inputs.rows(), ran, stopped, tokens)
     for error in errors.values():
-        if isinstance(error, Transient):
+        if isinstance(error, Transient | Interrupted):
             raise error
     if not errors:
         return ModelOutputs(inputs.good, made, dict(inputs.bad), tokens)
@@ -80,7 +84,12 @@ def _joined(name: str, pieces: Sequence[tuple[int, int, Columns]], count: int) -
 
 
 def _by_rows(
-    engine: Engine, loaded: LoadedModel, rows: list[Any], ran: Ran, tokens: NDArray[np.int64]
+    engine: Engine,
+    loaded: LoadedModel,
+    rows: list[Any],
+    ran: Ran,
+    stopped: Callable[[], bool],
+    tokens: NDArray[np.int64],
 ) -> tuple[list[Any], dict[int, Exception]]:
     made: list[Any] = [None] * len(rows)
     errors: dict[int, Exception] = {}
@@ -90,7 +99,10 @@ def _by_rows(
         except Exception as error:  # noqa: BLE001 - this row's own error
             errors[i] = without_frames(error)
     good = [i for i in range(len(rows)) if i not in errors]
-    with closing(engine.run_rows(loaded, good, rows.__getitem__, insist=True)) as batches:
+    running = engine.run_rows(
+        loaded, good, rows.__getitem__, insist=True, recut=stopped, skip=lambda _: stopped()
+    )  # fmt: skip
+    with closing(running) as batches:
         for batch in batches:
             tokens += batch.generated
             for i, output in zip(batch.items, batch.outputs, strict=True):

@@ -8,7 +8,7 @@ it is not the size of the batch that is to blame.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,12 +18,14 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from forebay.contract.errors import ForebayError, without_frames
+from forebay.contract.generation import tokens_told
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
 from forebay.contract.values import stack_key
 from forebay.worker.execution.ceilings import MemoryCeilings, is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.model_cache import LoadedModel
+from forebay.worker.runtimes import Piece
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ LOOK_S = 0.2  # between two looks whether rows that run side by side are to go o
 Columns = Mapping[str, NDArray[Any]]
 Predict = Callable[[Sequence[Row]], Sequence[Any]]
 TooLarge = Callable[[int], None]
+Follow = Callable[[int, int, Sequence[Piece]], Collection[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,14 @@ class Engine:
         recut: Callable[[], bool] = lambda: False,
         skip: Callable[[T], bool] = lambda _: False,
         insist: bool = False,
+        tell: Callable[[Sequence[tuple[T, Piece]]], None] = lambda _: None,
     ) -> Generator[Batch[T], None, None]:
         """Each batch once it has run. `row` gives an item's row; see `cut` for `alone`.
 
         What is left is cut anew when a batch did not fit into memory, and when `recut`, asked after each batch, says so:
         then without the items to `skip`. Rows of a model that runs them side by side come as they end, and in batches of none
-        while none does; with `insist` it tries again itself what may pass.
+        while none does; with `insist` it tries again itself what may pass. Of a model that generates, `recut` is asked between
+        two tokens as well; the items to skip are then Interrupted, and `tell` gets the text that the others have so far.
         """
         spec, model = loaded.spec, loaded.model
         if hasattr(model, "run_each"):
@@ -93,18 +98,31 @@ class Engine:
             batches = list(
                 cut(left, limit, key=lambda i: stack_key(row(i)), alone=alone, cost=cost, max_cost=spec.max_batch_tokens)
             )  # fmt: skip
-            left = []
+            left, cut_anew = [], False
+
+            def follow(number: int, first: int, pieces: Sequence[Piece], batches: list[list[T]] = batches) -> list[int]:
+                nonlocal cut_anew
+                if pieces:
+                    tell([(batches[number][first + piece.row], piece) for piece in pieces])
+                if not recut():
+                    return []
+                cut_anew = True
+                return [i for i, item in enumerate(batches[number][first:]) if skip(item)]
+
             rows = [[row(item) for item in batch] for batch in batches]
-            results = forward_all(model, rows, partial(self._too_large, spec))
+            results = forward_all(model, rows, partial(self._too_large, spec), follow)
             for number, batch in enumerate(batches, start=1):
                 started = time.perf_counter()
                 outputs = next(results)
                 seconds = time.perf_counter() - started
                 costs = [cost(item) for item in batch] if cost is not None else [0]
-                done = Batch(batch, outputs, seconds, sum(costs), max(costs) * len(costs))
+                generated = tokens_told(outputs) if hasattr(model, "generate") else (0, 0)
+                if generated != (0, 0):
+                    self._metrics.answered((spec.name, spec.version), {}, [], *generated)
+                done = Batch(batch, outputs, seconds, sum(costs), max(costs) * len(costs), generated)
                 self._ran(spec, len(batch), seconds, done.tokens, done.padded)
                 yield done
-                cut_anew = recut() or self._ceilings.rows(spec) < limit
+                cut_anew = recut() or cut_anew or self._ceilings.rows(spec) < limit
                 if cut_anew and number < len(batches):
                     left = [item for rest in batches[number:] for item in rest if not skip(item)]
                     break
@@ -191,13 +209,19 @@ def _cut_by_cost(priced: list[tuple[int, T]], max_size: int, max_cost: int | Non
         start += size
 
 
-def forward_all(model: Any, batches: Sequence[Sequence[Row]], too_large: TooLarge) -> Iterator[list[Any]]:
+def forward_all(
+    model: Any, batches: Sequence[Sequence[Row]], too_large: TooLarge, follow: Follow = lambda *_: ()
+) -> Iterator[list[Any]]:
     """For each batch its rows' outputs, or exceptions, in order.
 
     A model may split `predict` into `prepare(rows)` (tokenize, stack, copy to the device) and `run(prepared)`: then the next
     batch is prepared in a thread while one runs. `too_large(n)` is called when n rows did not fit into memory, and each
-    alone did.
+    alone did. One that generates calls `follow` with the batch's number, the number of the first row that it has in hand, and
+    what its `between` is called with.
     """
+    if hasattr(model, "generate"):
+        yield from (_generate(model, rows, too_large, partial(follow, number)) for number, rows in enumerate(batches))
+        return
     if len(batches) < 2 or not hasattr(model, "prepare"):
         yield from (forward(model.predict, rows, too_large) for rows in batches)
         return
@@ -212,7 +236,21 @@ def forward_all(model: Any, batches: Sequence[Sequence[Row]], too_large: TooLarg
 
 def forward(predict: Predict, rows: Sequence[Row], too_large: TooLarge = lambda _: None) -> list[Any]:
     """For each row its output, or the exception that it alone causes."""
-    pieces = halved(lambda start, stop: _one_each(predict(rows[start:stop]), stop - start), 0, len(rows), too_large)
+    return _flat(
+        halved(lambda start, stop: _one_each(predict(rows[start:stop]), stop - start), 0, len(rows), too_large)
+    )
+
+
+def _generate(
+    model: Any, rows: Sequence[Row], too_large: TooLarge, follow: Callable[[int, Sequence[Piece]], Collection[int]]
+) -> list[Any]:
+    def run(start: int, stop: int) -> list[Any]:
+        return _one_each(model.generate(rows[start:stop], partial(follow, start)), stop - start)
+
+    return _flat(halved(run, 0, len(rows), too_large))
+
+
+def _flat(pieces: Sequence[tuple[int, int, list[Any] | Exception]]) -> list[Any]:
     return [output for _, _, made in pieces for output in ([made] if isinstance(made, Exception) else made)]
 
 

@@ -20,6 +20,7 @@ from forebay.contract.errors import LedgerUnavailable, Transient, without_frames
 from forebay.contract.job import Transition
 from forebay.contract.signature import Row
 from forebay.contract.wire import codec
+from forebay.contract.wire.messages import TextPiece
 from forebay.contract.wire.payload import InputReader, PackedRows, join_rows
 from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.jobs.records import ClaimedJob, Finished, Postponed
@@ -28,6 +29,7 @@ from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.large_results import LargeResult, LargeResults
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.execution.summary import Summary
+from forebay.worker.runtimes import Interrupted, Piece
 
 log = structlog.get_logger()
 
@@ -44,6 +46,7 @@ class PredictHandler:
         self._models = context.models
         self._engine = context.engine
         self._payloads = context.payloads
+        self._announcer = context.announcer
         self._outage_timeout_s = context.settings.outage_timeout_s
         self._large: LargeResults | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -116,18 +119,22 @@ class PredictHandler:
         ran, committed = Summary(), time.perf_counter()
 
         def stop_some() -> bool:
+            if attempts.stopping:
+                return True
             lost = attempts.find_lost(job.claimed for job in jobs if job.open)
             if lost:
                 for job in jobs:
                     job.lost = job.lost or job.claimed.id in lost
             stopped = stops.stop(jobs)
-            ready.extend(stopped)
+            if stopped:  # at once: the batch that runs may take minutes
+                written.append(self._writer.submit(self._finish, stopped, attempts))
             return bool(lost or stopped)
 
         ready += stops.stop(jobs)
         rows = [JobRow(job, i, row) for job in jobs if job.open for i, row in enumerate(job.rows)]
         batches = self._engine.run_rows(
-            loaded, rows, _row, alone=_alone, recut=stop_some, skip=lambda row: not row.job.open
+            loaded, rows, _row, alone=_alone, recut=stop_some, skip=lambda row: attempts.stopping or not row.job.open,
+            tell=self._tell,
         )  # fmt: skip
         with closing(batches):
             for batch in batches:
@@ -135,7 +142,9 @@ class PredictHandler:
                     rows=len(batch.items), batches=bool(batch.items), tokens=batch.tokens, padded=batch.padded
                 )
                 ready += [
-                    r.job for r, made in zip(batch.items, batch.outputs, strict=True) if r.job.take(r.i, made, loaded)
+                    r.job
+                    for r, made in zip(batch.items, batch.outputs, strict=True)
+                    if not isinstance(made, Interrupted) and r.job.take(r.i, made, loaded)
                 ]
                 if ready and time.perf_counter() - committed > COMMIT_EVERY_S:
                     written.append(self._writer.submit(self._finish, list(ready), attempts))
@@ -146,6 +155,17 @@ class PredictHandler:
         attempts.add(ran)
         total = ran + self._finish(ready, attempts) if ready else ran
         return sum((future.result() for future in written), total)
+
+    def _tell(self, text: Sequence[tuple[JobRow, Piece]]) -> None:
+        """Send text to those clients that asked for it."""
+        wanted: dict[str, list[TextPiece]] = {}
+        for row, piece in text:
+            job = row.job.claimed
+            if row.job.stream and job.client:
+                told = TextPiece(job.id, row.i, piece.choice, piece.start, piece.text)
+                wanted.setdefault(job.client, []).append(told)
+        for client, pieces in wanted.items():
+            self._announcer.announce_text(client, pieces)
 
     def _finish(self, jobs: Sequence[PredictJob], attempts: Attempts) -> Summary:
         """Write how these ended: first of those that need no blob, which wait for none."""
@@ -158,8 +178,8 @@ class PredictHandler:
 
 @dataclass(slots=True)
 class PredictJob:
-    """A claimed job on its way: its rows, an output for each, how many are unfinished, its usage if that is to be told, and
-    its first error.
+    """A claimed job on its way: its rows, an output for each, how many are unfinished, its usage if that is to be told,
+    whether its client wants the text as it comes, and its first error.
 
     `ending` is how it ends when it was stopped. It is `lost` once another worker has been given it.
     """
@@ -170,6 +190,7 @@ class PredictJob:
     outputs: list[Any] = field(default_factory=list)
     unfinished: int = 0
     usage: dict[str, Any] | None = None
+    stream: bool = False
     error: Exception | None = None
     ending: Transition | None = None
     lost: bool = False
@@ -195,7 +216,7 @@ class PredictJob:
             usage = {"usage": {"tokens": loaded.count_tokens(rows)}} if packed.usage else None
         except Exception as error:  # noqa: BLE001 - a job that cannot be read fails alone
             return cls(job, error=without_frames(error))
-        return cls(job, packed.batched, rows, [None] * len(rows), len(rows), usage)
+        return cls(job, packed.batched, rows, [None] * len(rows), len(rows), usage, packed.stream)
 
     def take(self, i: int, made: Any, loaded: LoadedModel) -> bool:
         """Note the output or exception of row i; whether all rows are finished now."""

@@ -9,10 +9,10 @@ of Python import paths) and has `load`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.model import ModelVersion
@@ -26,6 +26,7 @@ BUILT_IN = {
     "safetensors": "forebay.worker.runtimes.safetensors:Safetensors",
     "python": "forebay.worker.runtimes.python:Python",
     "sentence-transformers": "forebay.worker.runtimes.sentence_transformers:SentenceTransformers",
+    "text-generation": "forebay.worker.runtimes.generation.runtime:TextGeneration",
     "recipe": "forebay.worker.runtimes.recipe:Recipe",
     "openai": "forebay.worker.runtimes.remote.runtime:OpenAI",
 }
@@ -35,9 +36,26 @@ _NEEDS = {
     "torch-export": (("torch", "worker"),),
     "safetensors": (("torch", "worker"), ("safetensors", "worker")),
     "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
+    "text-generation": (("torch", "worker"), ("transformers", "generation")),
     "recipe": (("torch", "worker"), ("safetensors", "worker"), ("pyarrow", "batch")),
     "openai": (("aiohttp", "remote"),),
 }
+
+
+class Piece(NamedTuple):
+    """Text that a model has generated and will not take back: of choice `choice` of row `row`, from character `start` on."""
+
+    row: int
+    choice: int
+    start: int
+    text: str
+
+
+Between = Callable[[Sequence[Piece]], Collection[int]]
+
+
+class Interrupted(Exception):
+    """The row is not finished: nobody wants it any more, or this process has to stop."""
 
 
 class Model(Protocol):
@@ -47,6 +65,10 @@ class Model(Protocol):
     it says how many tokens it reads of rows, or None, for jobs that ask for their usage. With
     `predict_columns({input: array (batch, *shape)}) -> {output: array (batch, *shape)}` batch jobs hand it whole columns. With
     `run_each(rows, insist) -> RunningRows` rows run side by side, each given as it ends, and batches are not cut.
+
+    One that takes long over a batch has `generate(rows, between)` too, which gives rows, or errors in the place of rows, as
+    `predict` does. It calls `between(pieces)` now and then, at most every 50 ms, with the text it has made since, and stops
+    to work on the rows whose numbers that gives: they become Interrupted.
     """  # fmt: skip
 
     def predict(self, rows: Sequence[Row]) -> Sequence[Row]:

@@ -6,7 +6,6 @@ module that modules.json names from outside the library, since the library would
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,12 @@ import torch
 from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
+from forebay.worker.runtimes.folders import read_json, safe_folder
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
 
-_PICKLED = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
-_CODE = {".py", ".pyc", ".so", ".dll", ".dylib"}
 _MODULES = "Transformer|Pooling|Normalize|Dense|LayerNorm|Dropout|StaticEmbedding"
 _SAFE_MODULE = re.compile(rf"sentence_transformers\.(?:[a-z_]+\.)*(?:{_MODULES})\Z")
-_ACTIVATION = re.compile(r"torch\.nn\.modules\.(?:activation|linear)\.[A-Z]\w*\Z", re.ASCII)
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -37,14 +34,11 @@ class SentenceTransformers:
 
     def load(self, path: Path | None, device: str, spec: ModelVersion) -> TextEmbedder:
         """The model on `device`; ModelRefused naming the file or option that is unsafe."""
-        if spec.options.get("trust_remote_code"):
-            raise ModelRefused(f"{spec.ref}: trust_remote_code is never allowed; use the 'python' runtime for own code")
-        if path is None or not path.is_dir():
-            raise ModelLoadFailed(f"{spec.ref} needs a folder as its artifact, as SentenceTransformer.save writes it")
-        refuse_unsafe_folder(path)
+        folder = safe_folder(path, spec)
+        _check_modules(folder)
         try:
             model = _library()(
-                str(path), device=device, trust_remote_code=False, local_files_only=True,
+                str(folder), device=device, trust_remote_code=False, local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )  # fmt: skip
         except MissingExtra:
@@ -95,41 +89,13 @@ class TextEmbedder:
         return self._model.preprocess([_text(row) for row in rows], prompt=self._model.prompts[name] if name else None)
 
 
-def refuse_unsafe_folder(folder: Path) -> None:
-    """ModelRefused for pickles, code, and modules or activations from outside the library."""
-    for file in sorted(folder.rglob("*")):
-        suffix = file.suffix.lower()
-        if suffix in _PICKLED | _CODE or file.is_symlink():
-            what = "code" if suffix in _CODE else "pickled or opaque weights" if suffix in _PICKLED else "a link"
-            raise ModelRefused(
-                f"{file.relative_to(folder)} is {what}; save the model with safe_serialization=True, keep only "
-                "safetensors, json and text files, and register it again"
-            )
-    _check_modules(folder)
-
-
 def _check_modules(folder: Path) -> None:
-    for module in _json(folder, folder / "modules.json", []):
+    """ModelRefused for a module from outside the library, since the library would import it."""
+    for module in read_json(folder, folder / "modules.json", []):
         if not isinstance(module, Mapping) or not _SAFE_MODULE.match(str(module.get("type"))):
             raise ModelRefused(
                 f"modules.json names {str(module)[:120]}; allowed are {_MODULES} of sentence_transformers"
             )
-    for file in folder.rglob("*.json"):
-        config = _json(folder, file, {}) if file.name == "config.json" else {}
-        activation = config.get("activation_function") if isinstance(config, Mapping) else None
-        if isinstance(activation, str) and "." in activation and not _ACTIVATION.match(activation):
-            raise ModelRefused(
-                f"{file.relative_to(folder)} names the activation {activation!r:.120}; use one of torch.nn"
-            )
-
-
-def _json(folder: Path, file: Path, default: Any) -> Any:
-    if not file.exists():
-        return default
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelLoadFailed(f"{file.relative_to(folder)} is not JSON: {error}") from error
 
 
 def _text(row: Row) -> str:

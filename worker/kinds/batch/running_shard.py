@@ -52,10 +52,6 @@ class RunningShard:
     stop: StopReason | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def check(self) -> None:
-        if self.stop is not None:
-            raise ShardStopped
-
     @property
     def over(self) -> bool:
         return self.stop is not None or self.error is not None

@@ -38,7 +38,7 @@ from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.summary import Fate
 from forebay.worker.kinds.batch.coordinator import BatchCoordinator
 from forebay.worker.kinds.batch.poison import PoisonIsolation
-from forebay.worker.kinds.batch.running_shard import RunningShard, StopReason
+from forebay.worker.kinds.batch.running_shard import RunningShard, ShardStopped, StopReason
 from forebay.worker.shared_page import READ, STORE, WRITE
 
 log = structlog.get_logger()
@@ -143,13 +143,17 @@ class ShardRunner:
             shard.tried = not may_pass(error)
             raise
         shard.began = shard.began or time.monotonic()  # loading says nothing about how long rows take
-        return run_chunk(self._context.engine, loaded, inputs, partial(self._ran, shard))
+        return run_chunk(self._context.engine, loaded, inputs, partial(self._ran, shard), partial(self._stopped, shard))
 
     def _ran(self, shard: RunningShard, rows: int, _: float) -> None:
         shard.seen += rows
+        if self._stopped(shard):
+            raise ShardStopped
+
+    def _stopped(self, shard: RunningShard) -> bool:
         if self.attempts.stopping:
             shard.stop = shard.stop or StopReason.STOPPING
-        shard.check()
+        return shard.stop is not None
 
     def heartbeat(self, shard: RunningShard) -> None:
         """Keep the lease and show the progress; note when the work is in vain."""

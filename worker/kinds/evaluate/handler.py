@@ -78,7 +78,7 @@ class EvaluateHandler:
             if progress.done < CHECKED_ROWS and hasattr(loaded.model, "trained_on") and len(inputs.good):
                 with suppress(InvalidInput):  # a row that cannot be encoded is told of when it is run
                     known, seen = np.add((known, seen), loaded.model.trained_on(inputs.values))
-            made = run_chunk(self._context.engine, loaded, inputs, progress.ran)
+            made = run_chunk(self._context.engine, loaded, inputs, progress.ran, lambda: attempts.stopping)
             truth = _truth(chunk, request)
             comparison.add(made.outputs, [truth[i] for i in made.ok], made.errors)
         progress.show()

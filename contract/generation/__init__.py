@@ -16,7 +16,8 @@ from forebay.contract.references import described, shown
 from forebay.contract.requests.fields import check, fields_of
 
 # The signature of a version that generates text, unless it declares one.
-INPUTS = {"request": {"dtype": "json"}}
+FIELD = "request"
+INPUTS = {FIELD: {"dtype": "json"}}
 OUTPUTS = {"completion": {"dtype": "json"}}
 
 MAX_STOPS = 16
@@ -69,6 +70,11 @@ class Sampling(Struct, frozen=True):
     schema: Annotated[dict[str, Any] | None, Meta(description="the JSON schema that the text has to follow")] = None
 
 
+FIELDS = {
+    "prompt", "messages", "max_completion_tokens", "top_logprobs", "response_format", *Sampling.__struct_fields__
+} - {"schema"}  # fmt: skip
+
+
 class GenerationRequest(Struct, frozen=True):
     """What one row asks: a text or the ids of its tokens to go on from, or a conversation to answer."""
 
@@ -116,6 +122,12 @@ def completion(choices: Sequence[Choice], prompt_tokens: int, completion_tokens:
 def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     total = prompt_tokens + completion_tokens
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
+
+
+def tokens_told(results: Sequence[Any]) -> tuple[int, int]:
+    """The tokens of prompts and of texts, of those among the results of rows that tell them."""
+    told = [result["usage"] for result in results if isinstance(result, Mapping) and "usage" in result]
+    return sum(usage["prompt_tokens"] for usage in told), sum(usage["completion_tokens"] for usage in told)
 
 
 def parse_generation(value: Any) -> GenerationRequest:
@@ -170,8 +182,9 @@ def _message(value: Any, where: str) -> Message:
     content = value.get("content")
     if isinstance(content, list | tuple):
         content = "".join(_text(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    given = {name: item for name, item in value.items() if item is not None}  # of a table, which has gaps
     try:
-        return check({**value, "content": content}, Message)
+        return check({**given, "content": content}, Message)
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error}") from error
 

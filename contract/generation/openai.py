@@ -64,6 +64,17 @@ class Made(Struct, frozen=True):
     usage: Tokens | None = None
 
 
+def row_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a request's body says what to generate, as parse_generation takes it."""
+    return {name: value for name, value in body.items() if name not in Envelope.__struct_fields__}
+
+
+def answer_row(url: str, model: str, result: Any, id: str) -> dict[str, Any]:
+    """The body of a response to a request of one row, by the route that it names."""
+    chat = url.endswith("/chat/completions")
+    return TextRequest(chat, Envelope(model), [{}], 1).answer(model, result if chat else [result], id)
+
+
 @dataclass(frozen=True, slots=True)
 class TextRequest:
     """A request for text: `rows` as parse_generation takes them, one for a conversation and one for each prompt."""
@@ -82,9 +93,7 @@ class TextRequest:
             raise InvalidInput(str(error)) from error
         if about.stream_options is not None and not about.stream:
             raise InvalidInput("stream_options is only for stream=true - at `$.stream_options`")
-        rest = {
-            name: value for name, value in body.items() if name not in Envelope.__struct_fields__ and value is not None
-        }
+        rest = {name: value for name, value in row_of(body).items() if value is not None}
         needed, other = ("messages", "prompt") if chat else ("prompt", "messages")
         if needed not in rest:
             raise InvalidInput(f"{needed} is missing - at `$.{needed}`")

@@ -1,0 +1,323 @@
+"""The runtime of language models, on a two-layer Llama with random weights: what it generates, and what it refuses."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused, TimedOut
+from forebay.producer.artifacts import artifact_signature, runtime_of
+from forebay.worker.runtimes import Interrupted, Piece, get_runtime
+from forebay.worker.runtimes.generation import runtime as generation
+from forebay.worker.runtimes.generation.runtime import TextGenerator
+from support.language_models import CONTEXT, llama, save_llama, tokenizer, version
+
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is water held?"}]
+SAMPLED = {"temperature": 1.0, "seed": 7, "max_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TextGenerator:
+    return load(folder)
+
+
+def load(folder: Path, **fields: Any) -> Any:
+    return get_runtime("text-generation").load(folder, "cpu", version(**fields))
+
+
+def generate(model: TextGenerator, requests: Sequence[Any], at_once: int = 32) -> list[Any]:
+    rows = [model.preprocess({"request": request}) for request in requests]
+    return [made for i in range(0, len(rows), at_once) for made in model.predict(rows[i : i + at_once])]
+
+
+def prompts(count: int, longest: int = 500) -> list[list[int]]:
+    chance = random.Random(count)
+    return [[chance.randrange(3, len(tokenizer())) for _ in range(chance.randint(1, longest))] for _ in range(count)]
+
+
+def by_transformers(prompt: list[int], max_tokens: int, **fields: Any) -> list[int]:
+    ids = torch.tensor([prompt])
+    made = llama().generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, **fields
+    )
+    return list(made[0, len(prompt) :].tolist())
+
+
+def mixed(count: int) -> list[dict[str, Any]]:
+    """Requests of mixed lengths and fields, each with a seed."""
+    fields: list[dict[str, Any]] = [
+        {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.3, "top_k": 20}, {"temperature": 0},
+        {"temperature": 1, "top_p": 0.5, "top_k": 5, "n": 2}, {"temperature": 1, "presence_penalty": 1.5, "logprobs": 1},
+        {"frequency_penalty": 2.0}, {"temperature": 1, "stop": ["e", "th"]},
+    ]  # fmt: skip
+    return [
+        {"prompt": prompt, "seed": i, "max_tokens": 1 + i % 30, **fields[i % len(fields)]}
+        for i, prompt in enumerate(prompts(count))
+    ]
+
+
+def test_greedy_texts_are_those_of_generate_token_for_token(model: TextGenerator) -> None:
+    asked = prompts(40)
+    made = generate(model, [{"prompt": prompt, "max_tokens": 1 + i % 20} for i, prompt in enumerate(asked)])
+    for i, (prompt, result) in enumerate(zip(asked, made, strict=True)):
+        expected = by_transformers(prompt, 1 + i % 20)
+        assert result["text"] == tokenizer().decode(expected, skip_special_tokens=True)
+        assert result["usage"]["completion_tokens"] == len(expected)
+        assert result["finish_reason"] == ("stop" if expected[-1] == 1 else "length")
+
+
+@pytest.mark.slow
+def test_two_hundred_prompts_give_what_they_give_one_by_one(model: TextGenerator) -> None:
+    requests = mixed(200)
+    alone = generate(model, requests, at_once=1)
+    assert same(alone, generate(model, requests))
+    greedy = [
+        i for i, request in enumerate(requests) if not request.get("temperature") and "frequency_penalty" not in request
+    ]
+    for i in greedy:
+        expected = by_transformers(requests[i]["prompt"], requests[i]["max_tokens"])
+        assert alone[i]["text"] == tokenizer().decode(expected, skip_special_tokens=True)
+
+
+def test_a_seed_gives_the_same_text_whatever_it_is_batched_with(model: TextGenerator) -> None:
+    requests = mixed(48)
+    first = generate(model, requests)
+    assert same(first, generate(model, requests, at_once=1))
+    order = list(range(48))
+    random.Random(1).shuffle(order)
+    again = generate(model, [requests[i] for i in order], at_once=7)
+    assert same([first[i] for i in order], again)
+    assert len({result["text"] for result in first if "text" in result}) > 30
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    """Whether two runs gave the same texts for the same tokens; logarithms may differ in their last digits."""
+    return [without_logprobs(result) for result in one] == [without_logprobs(result) for result in other]
+
+
+def without_logprobs(result: dict[str, Any]) -> Any:
+    assert not isinstance(result, Exception)
+    return {name: value for name, value in result.items() if name != "logprobs"}
+
+
+def test_texts_differ_by_seed_and_by_choice(model: TextGenerator) -> None:
+    asked = {"prompt": "Water", "temperature": 1.5, "n": 3, "max_tokens": 12}
+    one, same_again, other = generate(model, [asked | {"seed": 1}, asked | {"seed": 1}, asked | {"seed": 2}])
+    texts = [choice["text"] for choice in one["choices"]]
+    assert one == same_again
+    assert len({*texts, *(choice["text"] for choice in other["choices"])}) == 6
+    assert one["usage"]["completion_tokens"] >= 3
+    unseeded = generate(model, [asked | {"n": 1}] * 2)
+    assert unseeded[0]["text"] != unseeded[1]["text"]
+
+
+def test_messages_go_through_the_chat_template(model: TextGenerator) -> None:
+    text = "<s>system\nBe brief.</s><s>user\nWhy is water held?</s><s>assistant\n"
+    [chat], [plain] = generate(model, [TURNS]), generate(model, [{"prompt": text, "max_tokens": 256}])
+    assert chat == plain
+
+
+def test_a_stop_ends_the_text_before_it(model: TextGenerator) -> None:
+    [free] = generate(model, [{"prompt": "Water", **SAMPLED, "max_tokens": 40}])
+    stop = free["text"][10:12]
+    [stopped] = generate(model, [{"prompt": "Water", **SAMPLED, "max_tokens": 40, "stop": ["\0never", stop]}])
+    assert stopped["text"] == free["text"][: free["text"].index(stop)]
+    assert stopped["finish_reason"] == "stop"
+    assert stopped["usage"]["completion_tokens"] < free["usage"]["completion_tokens"]
+
+
+def test_penalties_keep_tokens_from_coming_again(model: TextGenerator) -> None:
+    plain, penalized = generate(
+        model,
+        [
+            {"prompt": "a a a a", "temperature": 0, "max_tokens": 60, "logprobs": 0, "frequency_penalty": p}
+            for p in (0, 2)
+        ],
+    )
+    seen = [[told["token"] for told in result["logprobs"]] for result in (plain, penalized)]
+    assert len(set(seen[1])) > len(set(seen[0]))
+
+
+def test_logprobs_are_those_of_a_forward_pass_over_the_whole_text(model: TextGenerator) -> None:
+    prompt = prompts(1, 20)[0]
+    [made] = generate(model, [{"prompt": prompt, "max_tokens": 6, "logprobs": 4, **SAMPLED}])
+    chosen = by_tokens([told["bytes"] for told in made["logprobs"]])
+    with torch.inference_mode():
+        shares = llama()(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    for i, told in enumerate(made["logprobs"]):
+        assert told["logprob"] == pytest.approx(float(shares[i, chosen[i]]), abs=1e-4)
+        likeliest = shares[i].topk(4)
+        assert [top["logprob"] for top in told["top_logprobs"]] == pytest.approx(likeliest.values.tolist(), abs=1e-4)
+    assert bytes(b for told in made["logprobs"] for b in told["bytes"]).decode("utf-8", "replace") == made["text"]
+
+
+def by_tokens(pieces: list[list[int]]) -> list[int]:
+    known = {tuple(generation.TokenBytes(tokenizer()).of(i)): i for i in range(3, len(tokenizer()))}
+    return [known[tuple(piece)] for piece in pieces]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"prompt": [3] * CONTEXT}, "the prompt has 1,024 tokens; this model looks at 1,024"),
+        ({"prompt": [3] * 1000, "max_tokens": 30}, "leaves no room for max_tokens=30"),
+        ({"prompt": [3, 600]}, "600 is not a token; this model has 600"),
+        ({"prompt": ""}, "it holds no token"),
+        ({"prompt": "x", "best_of": 3}, "'best_of': this field is not supported"),
+        ({"messages": [TURNS[1], TURNS[0]]}, "chat template refuses them: system comes first"),
+        ({"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "vector"}}}},
+         "this schema cannot be followed"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_before_it_does(model: TextGenerator, request_: Any, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        model.preprocess({"request": request_})
+
+
+def test_a_model_without_a_template_takes_prompts_only(folder: Path, tmp_path: Path) -> None:
+    plain = copied(folder, tmp_path)
+    (plain / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidInput, match="no chat template; give a prompt"):
+        load(plain).preprocess({"request": TURNS})
+
+
+def copied(folder: Path, to: Path) -> Path:
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def test_defaults_are_those_of_the_model_and_of_its_version(tmp_path: Path) -> None:
+    sampling = load(save_llama(tmp_path, do_sample=True, temperature=0.6, top_k=7), options={"max_tokens": 5})
+    prompt = sampling.preprocess({"request": {"prompt": "x", "top_k": 9}})
+    assert (prompt.sampling.temperature, prompt.sampling.top_k, prompt.max_tokens) == (0.6, 9, 5)
+    assert load(tmp_path).preprocess({"request": {"prompt": [5] * 1000}}).max_tokens == 24
+
+
+def test_a_repetition_penalty_of_the_model_is_followed(tmp_path: Path) -> None:
+    [made] = generate(load(save_llama(tmp_path, repetition_penalty=1.3)), [{"prompt": [9, 9, 8], "max_tokens": 20}])
+    expected = by_transformers([9, 9, 8], 20, repetition_penalty=1.3)
+    assert made["text"] == tokenizer().decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "words"),
+    [
+        ("pytorch_model.bin", b"pickle", ModelRefused, "pickled or opaque weights"),
+        ("modeling_llama.py", b"code", ModelRefused, "is code"),
+        ("adapter_config.json", b"{}", ModelRefused, "names another model"),
+        ("model.safetensors", b"broken", ModelLoadFailed, "transformers cannot load it"),
+        ("config.json", b"{", ModelLoadFailed, "not JSON"),
+        ("generation_config.json", b'{"num_beams": 4}', ModelLoadFailed, "sets num_beams to 4"),
+    ],
+)
+def test_a_folder_that_is_unsafe_or_does_not_work_is_refused(
+    folder: Path, tmp_path: Path, file: str, content: bytes, error: type[Exception], words: str
+) -> None:
+    (copied(folder, tmp_path) / file).write_bytes(content)
+    with pytest.raises(error, match=words):
+        load(tmp_path)
+
+
+def test_remote_code_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="trust_remote_code is never allowed"):
+        load(folder, options={"trust_remote_code": True})
+    config = json.loads((copied(folder, tmp_path) / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadFailed):
+        load(tmp_path)
+
+
+def test_a_folder_tells_its_runtime_and_what_it_takes(folder: Path) -> None:
+    runtime = runtime_of(folder, None)
+    assert runtime == "text-generation"
+    signature = artifact_signature(runtime, folder, {}, None, None)
+    assert signature.inputs_json() == {"request": {"dtype": "json"}}
+    assert signature.outputs_json() == {"completion": {"dtype": "json"}}
+
+
+def test_logits_that_are_no_numbers_fail_their_row_alone(folder: Path) -> None:
+    model = load(folder)
+    with torch.no_grad():
+        model._model.get_input_embeddings().weight[5] = torch.nan
+    good, bad = generate(model, [{"prompt": [3, 4], "max_tokens": 1}, {"prompt": [4, 5], "max_tokens": 1}])
+    assert good["usage"]["completion_tokens"] == 1
+    assert "not finite" in str(bad)
+
+
+def test_text_is_told_as_it_grows_and_never_taken_back(model: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "STEP_S", 0.0)
+    told: dict[tuple[int, int], str] = {}
+    steps = 0
+
+    def between(pieces: Sequence[Piece]) -> Sequence[int]:
+        nonlocal steps
+        steps += 1
+        for piece in pieces:
+            so_far = told.get((piece.row, piece.choice), "")
+            assert len(so_far) == piece.start
+            told[piece.row, piece.choice] = so_far + piece.text
+        return ()
+
+    requests = mixed(16)
+    made = model.generate([model.preprocess({"request": request}) for request in requests], between)
+    expected = {
+        (i, j): choice["text"]
+        for i, result in enumerate(made)
+        for j, choice in enumerate(result.get("choices", [result]))
+    }
+    assert told == {key: text for key, text in expected.items() if text}
+    assert steps > 10
+
+
+def test_rows_that_are_not_wanted_any_more_end_between_two_tokens(
+    model: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "STEP_S", 0.0)
+    asked = [{"prompt": [5, i], "max_tokens": 30, "temperature": 1, "seed": i} for i in range(3, 9)]
+    steps = 0
+
+    def between(pieces: Sequence[Piece]) -> Sequence[int]:
+        nonlocal steps
+        steps += 1
+        return [1, 4] if steps == 5 else ()
+
+    made = model.generate([model.preprocess({"request": request}) for request in asked], between)
+    assert [i for i, result in enumerate(made) if isinstance(result, Interrupted)] == [1, 4]
+    others = [i for i in range(6) if i not in (1, 4)]
+    assert [made[i] for i in others] == [generate(model, [asked[i]])[0] for i in others]
+
+
+def test_a_row_that_is_not_done_in_time_says_so_and_those_that_are_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seconds = load(folder, timeout_s=5.0), iter(range(10_000))
+    monkeypatch.setattr(generation, "time", Clock(lambda: float(next(seconds))))
+    quick, slow = generate(model, [{"prompt": [5], "max_tokens": 1}, {"prompt": [5], "max_tokens": 30}])
+    assert quick["usage"]["completion_tokens"] == 1
+    assert isinstance(slow, TimedOut)
+    assert "of up to 30 tokens" in str(slow)
+
+
+class Clock:
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.monotonic = monotonic
+
+
+def test_a_row_of_many_choices_runs_in_batches_of_bounded_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = load(folder, max_batch_tokens=200, max_batch_size=64), []
+    run = model._decoder.run
+    monkeypatch.setattr(model._decoder, "run", lambda rows, step: (sizes.append(len(rows)), run(rows, step)))
+    [made] = generate(model, [{"prompt": [5] * 30, "max_tokens": 10, "n": 12, "temperature": 1.0}])
+    assert len(made["choices"]) == 12
+    assert sizes == [5, 5, 2]

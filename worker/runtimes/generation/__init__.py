@@ -1,0 +1,1 @@
+"""Generates text with a causal language model of the transformers library."""
