@@ -59,7 +59,8 @@ def name_columns(
             if format in (JSONL, OPENAI)
             else next((name for name in ("messages", "prompt") if name in types), None)
         )
-        return name_columns(asked, signature, types, format) if asked else _listed([], names)
+        if asked is not None:
+            return {FIELD: (asked,)}
     if len(names) < 2:
         declared = names[0] if names and names[0] in types else None
         only = _DEFAULT_COLUMNS.get(format) or declared or (next(iter(types)) if len(types) == 1 else None)
@@ -154,7 +155,7 @@ def kept_types(chunk: Chunk | None, keep: Sequence[str]) -> dict[str, str]:
 
 def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) -> str | None:
     """What was found instead of the declared input, if columns of these types can never make it; None when they may."""
-    if any(kind is None for kind in types) or declared.dtype == "json":
+    if any(kind is None for kind in types) or (declared.dtype == "json" and format != IMAGES):
         return None
     if len(types) > 1:
         wrong = [str(kind) for kind in types if not is_number(kind)]

@@ -2,12 +2,15 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused, TimedOut
 from forebay.producer.artifacts import artifact_signature, runtime_of
@@ -181,6 +184,24 @@ def by_tokens(pieces: list[list[int]]) -> list[int]:
 def test_what_cannot_run_is_refused_before_it_does(model: TextGenerator, request_: Any, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         model.preprocess({"request": request_})
+
+
+def test_a_schema_is_refused_where_the_library_that_enforces_it_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(InvalidInput, match="response_format needs llguidance"):
+        load(folder).preprocess({"request": {"prompt": "x", "response_format": {"type": "json_object"}}})
+
+
+def test_an_adapter_of_zeros_generates_what_its_base_does_in_its_tensors(model: TextGenerator, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(deepcopy(llama()), config).save_pretrained(tmp_path)
+    (tmp_path / "README.md").unlink(missing_ok=True)
+    adapted = model.adapted(tmp_path, version())
+    asked = [{"prompt": [5, 6, 7], "max_tokens": 9, "temperature": 1, "seed": 4}]
+    assert generate(adapted, asked) == generate(model, asked)
+    assert 0 < adapted.nbytes() < model.nbytes() / 20
 
 
 def test_a_model_without_a_template_takes_prompts_only(folder: Path, tmp_path: Path) -> None:

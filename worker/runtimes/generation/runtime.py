@@ -77,7 +77,8 @@ class TextGenerator:
         self._bytes = TokenBytes(tokenizer)
         self._decoder = Decoder(model, tuned(model, spec, device), ends, self._bytes)
         vocabulary = self._model.get_input_embeddings().num_embeddings
-        grammars = Grammars(tokenizer, self._model.get_output_embeddings().weight.shape[0], sorted(ends))
+        head = self._model.get_output_embeddings()
+        grammars = Grammars(tokenizer, vocabulary if head is None else head.weight.shape[0], sorted(ends))
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self._reader = PromptReader(tokenizer, vocabulary, context, _defaults(self._model, spec), grammars)
         if not self._decoder.check_padding():
