@@ -29,8 +29,8 @@ def bench(
     workloads: Annotated[
         str,
         typer.Option(
-            help="By comma: W1, W1s, W2, W4, W3r, W3t, and the targets poison, scale, memory, million, payload, images, generation, "
-            "generation-1."
+            help="By comma: W1, W1s, W2, W4, W3r, W3t, and the targets poison, scale, memory, million, payload, images, "
+            "generation, generation-1."
         ),
     ] = "W1,W1s,W2,W4",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each contender runs.")] = 3,
