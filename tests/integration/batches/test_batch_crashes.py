@@ -159,6 +159,7 @@ def test_a_file_that_ends_its_reader_only_when_a_shard_reads_it_is_named_and_har
     job = patient.client.batch(model, data, tmp_path / "out", keep="id", shard_rows=10)
     patient.wait_until_held()
     assert (len(shards(patient, job)), job.progress.planned) == (3, True)
+    sound = (data / "001.parquet").read_bytes()
     (data / "001.parquet").write_bytes(ABORTING)
     patient.go_on()
     assert job.wait(240), job.info()
@@ -168,6 +169,11 @@ def test_a_file_that_ends_its_reader_only_when_a_shard_reads_it_is_named_and_har
     assert "001.parquet' cannot be read as parquet: it ends the process that reads it (SIGABRT)" in error.message
     assert sorted(s.state for s in shards(patient, job)) == [JobState.FAILED, *[JobState.SUCCEEDED] * 2]
     assert len(past(patient, job)) <= 3 * 3, "its ten rows were not tried one by one"
+    (data / "001.parquet").write_bytes(sound)
+    job.retry()
+    assert job.wait(240), job.info()
+    assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 31)]
+    assert faults_of(job) == []
 
 
 def test_killing_rows_count_towards_max_errors(patient: WorkerStack, tmp_path: Path) -> None:
