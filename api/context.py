@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ from forebay.api.errors import (
     WaitTimeout,
 )
 from forebay.api.repeated_keys import check_json_keys, check_msgpack_keys
-from forebay.contract.errors import InvalidInput
+from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound
+from forebay.contract.job import JobInfo
 from forebay.contract.wire import codec
 from forebay.producer.async_client import AsyncClient, AsyncJob
 from forebay.storage.api_keys import SCOPES
@@ -32,6 +34,7 @@ from forebay.storage.api_keys import SCOPES
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
+GATHER_S = 0.05  # in which streams of events share a read of the ledger
 MAX_WAIT_S = 60.0  # of one request for a job; a client that wants to wait longer asks again
 MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 
@@ -57,6 +60,42 @@ class Caller:
 ANYONE, NOBODY = Caller(), Caller(scopes=frozenset())
 
 
+class SharedReads:
+    """The rows of jobs whose events are followed: what many streams ask for within a moment is read in one query."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._asked: dict[str, asyncio.Future[JobInfo | None]] = {}
+        self._reading: set[asyncio.Task[None]] = set()
+
+    async def info(self, id: str) -> JobInfo:
+        """One job; JobNotFound when there is none of this id."""
+        future = self._asked.get(id)
+        if future is None:
+            future = self._asked[id] = asyncio.get_running_loop().create_future()
+            if len(self._asked) == 1:
+                task = asyncio.create_task(self._read())
+                self._reading.add(task)
+                task.add_done_callback(self._reading.discard)
+        info = await asyncio.shield(future)  # others wait for it too
+        if info is None:
+            raise JobNotFound(f"no job has the id {id!r}; retention has deleted it")
+        return info
+
+    async def _read(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        asked, self._asked = self._asked, {}
+        try:
+            found = await self._client.call(self._client.sync.session.jobs.queries.infos, list(asked))
+        except ForebayError as error:
+            for future in asked.values():
+                future.set_exception(error)
+                future.exception()  # whoever asked may be gone
+        else:
+            for id, future in asked.items():
+                future.set_result(found.get(id))
+
+
 class Api:
     """What the handlers share."""
 
@@ -65,6 +104,7 @@ class Api:
         self.settings = client.settings
         self.stopping = False
         self.new_batch = threading.Event()
+        self.shared_reads = SharedReads(client)
 
     def stop_waiting(self) -> None:
         """Answer every request that waits for a job, and every later one at once: this server is being stopped."""

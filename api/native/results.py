@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,8 +18,8 @@ from forebay.api.errors import Gone, NotAcceptable, NotEnded
 from forebay.api.native.bodies import ModelBody, ResultQuery
 from forebay.api.native.values import result_as_json
 from forebay.contract.errors import InvalidInput, JobNotFound, MissingExtra
-from forebay.contract.history import history
-from forebay.contract.job import JobInfo
+from forebay.contract.history import JobEvent, history
+from forebay.contract.job import JobInfo, Progress
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import check_job_id
 from forebay.contract.wire import codec
@@ -67,11 +67,13 @@ async def events(request: Request) -> Response:
 async def _events(api: Api, job: AsyncJob, seen: int, done: int) -> AsyncIterator[bytes]:
     """Events from the `seen`th on, and progress beyond `done` rows. An event's id is both numbers."""
     yield b"retry: 2000\n\n"
-    pause = EVENT_POLL_S
+    pause, before, told = EVENT_POLL_S, None, list[JobEvent]()
     while True:
-        info = await job.info()
-        past = await api.client.call(api.client.sync.session.jobs.queries.past_attempts, job.id)
-        told = history(info, past)
+        info = await api.shared_reads.info(job.id)
+        now = replace(info, progress=Progress())
+        if now != before:
+            before, past = now, await api.client.call(api.client.sync.session.jobs.queries.past_attempts, job.id)
+            told = history(info, past)
         for event in told[seen:]:
             data = {"at": event.at, "attempt": event.attempt, "worker": event.worker, "message": event.message}
             seen += 1

@@ -37,6 +37,7 @@ IS_RARE_KIND, HAS_METADATA = "kind IN ('batch', 'evaluate', 'node', 'train')", "
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
 GET = Statement(f"SELECT {INFO} FROM jobs WHERE id = :id")
+INFOS = Statement(f"SELECT {INFO} FROM jobs WHERE id = ANY(:ids)")
 OWNER = Statement("SELECT kind, client FROM jobs WHERE id = :id")
 IDS_WITH = Statement("SELECT id FROM jobs WHERE id >= :low AND id < :high ORDER BY id LIMIT :limit")
 OUTCOMES = Statement(f"""
@@ -104,6 +105,10 @@ class JobQueries:
     def get(self, id: str) -> JobInfo:
         """One job; JobNotFound when there is none of this id."""
         return job_info(self._of_id(GET, id))
+
+    def infos(self, ids: Sequence[str]) -> dict[str, JobInfo]:
+        """Those of these jobs that are there, by id."""
+        return {row.id: job_info(row) for row in self._ledger.rows(INFOS, ids=list(ids))}
 
     def owner(self, id: str) -> tuple[JobKind, str]:
         """A job's kind, and the client that is told of its end; "" where there is none. JobNotFound likewise."""

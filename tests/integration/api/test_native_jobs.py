@@ -253,6 +253,27 @@ def test_a_job_of_another_server_is_announced_to_whoever_waits_for_it_here(
         wait_until(lambda: not session.watcher.followed(), "it has stopped to listen")
 
 
+def test_streams_of_events_share_their_reads_of_the_ledger(
+    api: RunningApi, stack: WorkerStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = api.api.client.sync.session.jobs.queries
+    infos, past, asked, histories = queries.infos, queries.past_attempts, list[int](), list[str]()
+    monkeypatch.setattr(queries, "infos", lambda ids: asked.append(len(ids)) or infos(ids))
+    monkeypatch.setattr(queries, "past_attempts", lambda id: histories.append(id) or past(id))
+    stack.model("Slowly", "followed", inputs={"x": {"dtype": "float32", "shape": [1]}})
+    stack.hold()
+    ids = [api.ask("POST", "/api/v1/jobs", {"model": "followed", "inputs": [n]}).json["id"] for n in range(8)]
+    stack.wait_until_held()
+    with ThreadPoolExecutor(16) as threads:
+        streams = [threads.submit(api.ask, "GET", f"/api/v1/jobs/{id}/events") for id in ids * 2]
+        wait_until(
+            lambda: len(asked) > 4 and max(asked) == 8, "each read is of all eight jobs that sixteen streams follow"
+        )
+        stack.go_on()
+        assert all(b"event: succeeded" in stream.result().body for stream in streams)
+    assert len(histories) <= 3 * len(streams), "a job's attempts are read when it has changed"
+
+
 def test_events_tell_the_jobs_life_and_go_on_where_a_client_stopped(api: RunningApi) -> None:
     id = waited(api, "echo", 1)["id"]
 

@@ -1,6 +1,7 @@
 """schemathesis holds the server to its own /openapi.json: no 500, no answer that is not described."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,14 @@ TESTS = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("phases", "examples"),
+    ("phases", "examples", "cases"),
     [
-        pytest.param("fuzzing,stateful", "2", id="a few"),
-        pytest.param("coverage,fuzzing,stateful", "60", id="thousands", marks=pytest.mark.slow),
+        pytest.param("fuzzing,stateful", "2", 40, id="a few"),
+        pytest.param("coverage,fuzzing,stateful", "60", 2000, id="thousands", marks=pytest.mark.slow),
     ],
 )
 def test_nothing_it_sends_gets_an_answer_that_is_not_described(
-    sqlite_ledger: Ledger, tmp_path: Path, phases: str, examples: str
+    sqlite_ledger: Ledger, tmp_path: Path, phases: str, examples: str, cases: int
 ) -> None:
     ModelRegistry(sqlite_ledger).register(ModelVersion("m", 0, "python", "", "none", 0, Signature()))
     given = {"HOME": str(tmp_path / "home"), "DATABASE": sqlite_ledger.url, "BROKER": "redis://127.0.0.1:1/0"}
@@ -40,3 +41,7 @@ def test_nothing_it_sends_gets_an_answer_that_is_not_described(
             capture_output=True, text=True, timeout=500, check=False,
         )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-5000:]
+    told = re.search(r"Test cases:\s+([\d,]+) generated", ran.stdout)
+    assert told is not None, ran.stdout[-1000:]
+    assert int(told[1].replace(",", "")) >= cases
+    assert "Stateful" in ran.stdout
