@@ -129,7 +129,9 @@ def test_an_answer_that_is_wrong_twice_fails_its_row(served: Endpoint, monkeypat
     served.moods = {"odd": ["wrong", "wrong", None]}
     made, _ = run(load(served, monkeypatch), ["odd", "even"])
     assert isinstance(made[0], EndpointError)
-    assert "not an answer to the request: Object missing required field `index`" in str(made[0])
+    assert str(made[0]).endswith(
+        "Object missing required field `index` - at `$.choices[0]`: {'choices':[{'text':1}]}".replace("'", '"')
+    )
     assert served.asked == {"odd": 2, "even": 1}
 
 
@@ -178,6 +180,25 @@ def test_a_server_that_is_away_for_longer_than_a_job_waits_here_is_told_as_the_w
     assert isinstance(made, EndpointUnavailable)
     assert not made.counted
     assert 0.5 < made.wait_s <= 1.0
+
+
+def test_an_endpoint_that_is_at_work_is_not_away_however_long_it_takes_nothing_more(
+    served: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "SHORT_WAIT_S", 0.3)
+    monkeypatch.setattr(running, "TAKEN_S", 0.1, raising=False)
+    served.capacity, served.seconds = 1, 0.8
+    made, _ = run(load(served, monkeypatch), ["a", "b"], insist=False)
+    assert texts_of(made) == ["a", "b"]
+
+
+def test_a_fault_of_ours_is_the_error_of_its_row_and_holds_up_nobody(
+    served: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.moods = {"a": [500]}
+    monkeypatch.setattr(running.RunningRows, "_failed", lambda *_: 1 / 0)
+    made, _ = run(load(served, monkeypatch), ["a", "b"])
+    assert [type(one) for one in made] == [ZeroDivisionError, dict]
 
 
 def test_a_request_that_takes_longer_than_timeout_s_is_cut_off(

@@ -62,7 +62,7 @@ class Endpoint:
         if status == 200:
             self.window.succeeded()
             return answer
-        words, after_s = f"{self.url}: {status}: {self._words(answer)}", _retry_after_s(headers.get("Retry-After"))
+        words, after_s = f"{self.url}: {status}: {self.words(answer)}", _retry_after_s(headers.get("Retry-After"))
         if status in BUSY or (after_s is not None and status >= 500):
             self.window.refused(sent_at, after_s)
             raise (NotTaken if status in BUSY else NotAnswered)(words)
@@ -88,8 +88,8 @@ class Endpoint:
                 raise EndpointError(f"{self.url}: the answer is larger than {most:,} bytes")
             return response.status, response.headers, bytes(answer)
 
-    def _words(self, answer: bytes) -> str:
-        """What the server says of an error, without the key should it repeat that."""
+    def words(self, answer: bytes) -> str:
+        """What the server says, of an error if it is one, without the key should it repeat that."""
         try:
             said = msgspec.json.decode(answer)
         except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -18,14 +18,15 @@ from typing import Any
 
 from forebay.contract.errors import EndpointError, EndpointUnavailable
 from forebay.contract.signature import Row
-from forebay.worker.runtimes.remote.endpoint import Endpoint, NotAnswered, NotTaken, loop
+from forebay.worker.runtimes.remote.endpoint import CONNECT_S, Endpoint, NotAnswered, NotTaken, loop
 from forebay.worker.runtimes.remote.forms import Form, WrongAnswer
 
 TRIES = 5  # of a row for which nobody else tries again
-LONG_WAIT_S, SHORT_WAIT_S = 600.0, 10.0  # for an endpoint that takes nothing: where nobody else tries again, and else
+LONG_WAIT_S, SHORT_WAIT_S = 600.0, 15.0  # for an endpoint that takes nothing: where nobody else tries again, and else
 FIRST_S = 0.5  # before a row is tried again; then twice as long, and so on
 MAX_REFUSALS = 30  # of one row while others are taken: then it is not the endpoint that is busy, it is the row
 MAX_WRONG = 2
+TAKEN_S = CONNECT_S + 1  # after which a request that is on its way has been taken
 LOOK_S = 0.25  # between two looks at an endpoint that others use too
 CLOSE_S = 5.0
 MAY_BE_ONE_ROW = (400, 413, 422)
@@ -37,6 +38,7 @@ class Call:
 
     rows: list[int]
     due: float = 0.0
+    sent_at: float = 0.0
     tries: int = 0
     refusals: int = 0
     wrong: int = 0
@@ -140,14 +142,16 @@ class RunningRows:
             if call.due > now:
                 self._waiting.append(call)
                 continue
-            self._window.running += 1
+            self._window.running, call.sent_at = self._window.running + 1, now
             task = asyncio.create_task(self._ask(call))
             self._sent[task] = call
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._sent[task]
+        call = self._sent.pop(task)
         self._window.running -= 1
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._settle(call, error)
         self._changed.set()
 
     def _next_s(self) -> float | None:
@@ -162,7 +166,9 @@ class RunningRows:
         if self._window.successes != self._successes:
             self._successes, self._last_success, self._refusal = self._window.successes, time.monotonic(), None
         longest, pause = LONG_WAIT_S if self._insist else SHORT_WAIT_S, self._window.pause_s()
-        if self._refusal and max(pause, time.monotonic() - self._last_success) > longest:
+        now = time.monotonic()
+        at_work = any(now - call.sent_at > TAKEN_S for call in self._sent.values())
+        if self._refusal and not at_work and max(pause, now - self._last_success) > longest:
             error = EndpointUnavailable(self._refusal, wait_s=max(0.0, pause), counted=False)
             while self._waiting:
                 self._settle(self._waiting.popleft(), error)
@@ -172,7 +178,12 @@ class RunningRows:
         try:
             body = self._route.form.body(rows)
             answer = await self._route.endpoint.ask({"model": self._route.model} | body)
-            outputs, usage = self._route.form.read(rows, answer)
+            try:
+                outputs, usage = self._route.form.read(rows, answer)
+            except WrongAnswer as error:
+                endpoint = self._route.endpoint
+                words = f"{endpoint.url}: not an answer to the request: {error}: {endpoint.words(answer)}"
+                raise WrongAnswer(words) from error
         except NotTaken as error:
             self._count("refused")
             self._refused(call, str(error))
@@ -185,7 +196,7 @@ class RunningRows:
             if call.wrong < MAX_WRONG:
                 self._waiting.appendleft(call)
             else:
-                self._settle(call, EndpointError(f"{self._route.endpoint.url}: not an answer to the request: {error}"))
+                self._settle(call, EndpointError(str(error)))
         except EndpointError as error:
             self._count("rejected")
             if error.status in MAY_BE_ONE_ROW and len(call.rows) > 1:
