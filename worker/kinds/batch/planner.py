@@ -20,9 +20,7 @@ SHARD_S = 5.0  # how long a shard should take, once it is known how quick the mo
 SHARD_BYTES = 64 << 20
 FIRST_BATCHES = 16  # the device's batches in a shard while nothing is known
 LEAST_BATCHES = 8
-REMOTE_ROWS = (
-    4  # for a "batch" of a model that another server runs: an answer is dear, and little is to be lost by a kill
-)
+REMOTE_ROWS = 4  # in the place of a batch of the device, for a model that another server runs: answers are dear
 PLAN_S = 1.0  # for a step of planning
 
 
