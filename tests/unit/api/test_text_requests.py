@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.api.openai.text_requests import TextRequest
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation.openai import TextRequest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
