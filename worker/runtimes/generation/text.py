@@ -77,12 +77,14 @@ class Text:
 
     def read(self, tokens: Sequence[int], final: bool = False) -> None:
         """Add those of the tokens that it has not read yet; `final`: there will be no more."""
+        if self.stopped:  # what is left of a character behind the stop is no part of the text
+            return
         data = b"".join(map(self._bytes.of, tokens[self._read :]))
         self._read = len(tokens)
         before = len(self.text)
         self.text += self._decoder.decode(data, final)
         found = [at for stop in self._stops if (at := self.text.find(stop, max(0, before - self._held))) >= 0]
-        if found and not self.stopped:
+        if found:
             self.text, self.stopped = self.text[: min(found)], True
 
     def untold(self, final: bool = False) -> tuple[int, str]:
