@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from forebay.contract import generation
 from forebay.contract.errors import InvalidInput
+from forebay.contract.generation import GENERATES_TEXT
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
 from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
@@ -25,7 +26,6 @@ Described = Mapping[str, Mapping[str, Any]]
 FILES = (".pt2", ".safetensors", ".onnx", ".gguf")
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
 EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
-GENERATES_TEXT = ("text-generation", REMOTE)
 RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", *GENERATES_TEXT, "python")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")

@@ -24,10 +24,11 @@ REQUEST_FILE, RESUME_FILE, BASE_FOLDER = "request.json", "resume.ckpt", "base"
 # ... and what it writes.
 EVENTS_FILE, CHECKPOINT_FOLDER, ARTIFACT_FOLDER = "events.jsonl", "checkpoints", "artifact"
 
+EXACT_MATCH = "exact_match"  # of evaluations only
 # Of each metric that a run may be judged by: whether more is better.
 METRICS: Mapping[str, bool] = {
     "loss": False, "accuracy": True, "precision": True, "recall": True, "f1": True, "auroc": True,
-    "mae": False, "rmse": False, "r2": True, "perplexity": False, "exact_match": True,
+    "mae": False, "rmse": False, "r2": True, "perplexity": False, EXACT_MATCH: True,
 }  # fmt: skip
 
 MAX_INT = 2**31 - 1

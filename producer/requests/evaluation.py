@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.model import ModelVersion
+from forebay.contract.model import GENERATES_TEXT, ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import ARROW, IMAGES, OPENAI
+from forebay.contract.requests.batch import ARROW, IMAGES, OPENAI, InputFile
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.training import DataSummary
 from forebay.contract.signature import ARRAY_DTYPES
+from forebay.datasets.examples import example_columns
+from forebay.datasets.formats.source import Sample
 from forebay.datasets.planning.checking import Named, check_file, check_rows, name_columns
 from forebay.datasets.reading.table import FOLDER
-from forebay.producer.requests.files import DataSet, find_dataset, first_with_rows
+from forebay.producer.requests.files import DataSet, check_examples, find_dataset, first_with_rows
 
 DATASET_LENGTH = 2000  # of what is kept of a data set's name
 
@@ -46,6 +48,8 @@ def make_request(
     there = [FOLDER] if format == IMAGES else list(sample.types)
     if not isinstance(target, str) or target not in there:
         raise InvalidInput(f"target: there is no column {shown(target)}; there are {', '.join(map(shown, there))}")
+    if model.runtime in GENERATES_TEXT:
+        return _of_texts(model, files, format, target, sample, dataset)
     named = name_columns(
         _default_columns(columns, model, types, learnt_from.features if learnt_from else ()),
         model.signature,
@@ -60,6 +64,19 @@ def make_request(
     if format not in (IMAGES, ARROW):
         check_file(request.reading, model.signature, files[-1])
     return request
+
+
+def _of_texts(
+    model: ModelVersion, files: Sequence[InputFile], format: str, target: str, sample: Sample, dataset: DataSet
+) -> EvaluateRequest:
+    """Of a language model: examples as `finetune-text` learns them; what is to be generated is the target."""
+    *before, last = example_columns(sample.types)
+    if target != last:
+        raise InvalidInput(f"target: {model.ref} generates text, so it is {shown(last)}, got {shown(target)}")
+    check_examples(files, format)
+    name = (model.signature.inputs or ())[0].name
+    columns = {name: tuple(before) or (last,)}
+    return EvaluateRequest(tuple(files), format, target, columns, None, sample.row_bytes, _dataset_name(dataset))
 
 
 def _default_columns(given: Named, model: ModelVersion, types: Mapping[str, Any], features: Sequence[str]) -> Named:

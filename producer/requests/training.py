@@ -6,9 +6,8 @@ class, a target without numbers) the trainer refuses before its first epoch. Loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,19 +16,15 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import Resources
 from forebay.contract.references import check_alias, check_name, shown
-from forebay.contract.requests.batch import ARROW, IMAGES, JSONL, PARQUET
+from forebay.contract.requests.batch import IMAGES
 from forebay.contract.requests.fields import check
 from forebay.contract.requests.recipes import FINETUNE, RECIPES, check_metric, check_params
 from forebay.contract.requests.training import Split, TrainRequest
 from forebay.contract.signature import Signature
-from forebay.datasets.examples import example_columns, parse_example
-from forebay.datasets.reading.table import FOLDER, column_names, read_rows
+from forebay.datasets.reading.table import FOLDER, column_names
 from forebay.producer.models import adaptable
 from forebay.producer.options import check_metadata
-from forebay.producer.requests.files import DataSet, find_dataset
-
-TEXT_FORMATS = (JSONL, PARQUET, ARROW)
-CHECKED_ROWS = 10_000
+from forebay.producer.requests.files import DataSet, check_examples, find_dataset
 
 
 def draft(model: Any, request: TrainRequest) -> ModelVersion:
@@ -74,26 +69,19 @@ def make_request(
     request = msgspec.structs.replace(request, files=tuple(files), format=format, target=target)
     there = column_names(files, format)
     if recipe == FINETUNE:
-        _check_examples(request, there)
+        _check_examples(request)
     elif target is None and recipe in RECIPES:
         raise InvalidInput(f"target: which column is to be learned? There are {', '.join(map(shown, there)):.1000}")
     request.check_columns(there)
     return request
 
 
-def _check_examples(request: TrainRequest, there: Sequence[str]) -> None:
-    """The first rows, each of which has to be right; the trainer looks at all of them."""
+def _check_examples(request: TrainRequest) -> None:
     if request.target is not None or request.features:
         raise InvalidInput(f"{FINETUNE} learns messages, or prompt and completion; leave target and features out")
     if request.missing != "drop":
         raise InvalidInput(f"missing: {FINETUNE} fills nothing in; leave it out")
-    if request.format not in TEXT_FORMATS:
-        raise InvalidInput(f"{FINETUNE} reads {', '.join(TEXT_FORMATS)}, not {request.format}")
-    for place, row in islice(read_rows(request.files, request.format, example_columns(there)), CHECKED_ROWS):
-        try:
-            parse_example(row)
-        except InvalidInput as error:
-            raise InvalidInput(f"{place}: {error}") from error
+    check_examples(request.files, request.format)
 
 
 def _as_mapping(split: Split | Mapping[str, Any] | None) -> Any:

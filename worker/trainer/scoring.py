@@ -5,6 +5,7 @@ Works from what a served model gives: labels with their probabilities, or number
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -154,6 +155,12 @@ class _Numbers:
 
     def confusion(self) -> None:
         return None
+
+
+def text_metrics(surprise: float, tokens: float) -> dict[str, float]:
+    """Of the summed negative log-likelihood of so many tokens."""
+    loss = surprise / tokens
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
 def _in_double_precision(**metrics: Metric) -> MetricCollection:

@@ -132,7 +132,7 @@ def test_a_fine_tuning_names_its_base_by_version_and_takes_what_it_needs_from_it
         ({"missing": "mean"}, "missing: finetune-text fills nothing in"),
         ({"metric": "accuracy"}, "cannot be judged by 'accuracy'; choose one of loss, perplexity"),
         ({"dataset": "data.parquet"}, "neither messages, nor prompt and completion; it has 'x', 'y'"),
-        ({"dataset": "data.csv"}, "finetune-text reads jsonl, parquet, arrow, not csv"),
+        ({"dataset": "data.csv"}, "examples of text are read from jsonl, parquet, arrow, not csv"),
         ({"rows": [CHAT, "{"]}, "chat.jsonl', row 1: the line is not JSON"),
         ({"rows": [CHAT, {"prompt": "x"}]}, "chat.jsonl', row 1: messages: missing in this row"),
         ({"rows": [{"messages": [{"role": "bot", "content": "x"}]}]}, r"row 0: messages\[0\]: role: .* got 'bot'"),

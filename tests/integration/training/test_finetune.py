@@ -1,6 +1,7 @@
 """Fine-tuning a language model, in this process: what is learned, what is left out, that a run can go on, what it writes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.training import TrainRequest
 from forebay.datasets.examples import parse_example
-from forebay.worker.trainer.texts.adapter import adapted, token_losses
+from forebay.worker.execution.model_cache import LoadedModel, ModelCache
+from forebay.worker.trainer.texts.adapter import adapted
+from forebay.worker.trainer.texts.losses import token_losses
 from forebay.worker.trainer.texts.tokens import tokenized
-from support.small_language_model import conversations, write_language_model, write_lines
+from support.conversations import conversations, write_lines
+from support.language_models import CONTEXT, save_llama, version
 from support.training_runs import Run, request, run
 
 BASE = "small/1"
@@ -27,7 +31,7 @@ BASE = "small/1"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_language_model(tmp_path_factory.mktemp("base"))
+    return save_llama(tmp_path_factory.mktemp("base"))
 
 
 def asked(files: tuple[InputFile, ...], format: str = "jsonl", **params: Any) -> TrainRequest:
@@ -75,7 +79,7 @@ def test_the_held_out_perplexity_falls_and_the_version_is_an_adapter_of_its_base
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own, of transformers 5.23
 def test_the_adapter_computes_what_peft_computes_and_its_base_what_it_did(tuned: Run, base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base).eval()
-    ids = AutoTokenizer.from_pretrained(base)("<s>user\n3 blue?</s>\n<s>assistant\n", return_tensors="pt")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(base)("<s>user\n3 blue?</s><s>assistant\n", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         before = model(ids).logits
         ours = adapted(model, tuned.folder / "artifact")
@@ -109,7 +113,7 @@ def test_only_answers_are_learned_each_with_its_end(base: Path) -> None:
     made = tokenized(tokenizer, chat)
     whole = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], tokenize=False)
     assert tokenizer.decode(made.ids) == whole
-    assert tokenizer.decode(made.ids[made.learned]) == "A1</s>\nA2</s>\n"
+    assert tokenizer.decode(made.ids[made.learned]) == "A1</s>A2</s>"
     plain = tokenized(tokenizer, parse_example({"prompt": "2 + 2 = ", "completion": "4"}))
     assert (tokenizer.decode(plain.ids), tokenizer.decode(plain.ids[plain.learned])) == ("2 + 2 = 4</s>", "4</s>")
 
@@ -130,14 +134,16 @@ def test_a_batch_gives_each_row_the_loss_that_it_has_alone(base: Path) -> None:
 
 
 def test_examples_beyond_the_context_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
-    long = {"prompt": "x" * 200, "completion": "y"}  # of 128 tokens that it has
+    long = {"prompt": "x " * CONTEXT, "completion": "y"}
     rows = [{"prompt": f"{i} + 1 = ", "completion": str(i + 1)} for i in range(30)]
     path = tmp_path / "sums.parquet"
     pq.write_table(pa.Table.from_pylist([*rows, long, long]), path)
     made = run(asked((InputFile(str(path), path.stat().st_size),), "parquet", epochs=1), base=base)
     assert (made.data.longer, sum(made.data.rows.values()), made.data.features) == (2, 30, ("prompt", "completion"))
-    with pytest.raises(InvalidInput, match="each of the 2 examples has more than 128 tokens"):
+    with pytest.raises(InvalidInput, match="each of the 2 examples has more than 1024 tokens"):
         run(asked(write_lines(tmp_path / "long.jsonl", [long, long])), base=base)
+    some = write_lines(tmp_path / "some.jsonl", [*rows, {"prompt": "x" * 60, "completion": "y"}])
+    assert run(asked(some, epochs=1, max_length=40), base=base).data.longer == 1
 
 
 @pytest.mark.parametrize(
@@ -179,3 +185,46 @@ def test_bfloat16_and_class_weights_are_refused_where_they_mean_nothing(base: Pa
         run(asked(files, class_weights="balanced"), base=base)
     with pytest.raises(InvalidInput, match="targets: "):
         run(asked(files, targets=["no_such_layer"]), base=base)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_adapters_in_a_child_answer_as_peft_does_and_share_their_base(tuned: Run, base: Path) -> None:
+    folders = {"llama": base, "one": tuned.folder / "artifact", "two": tuned.folder / "artifact"}
+    models = ModelCache(2**30, lambda spec: folders[spec.name], "cpu")
+    whole = version()
+    adapters = [replace(whole, name=name, options={"base": "llama/1"}) for name in ("one", "two")]
+    one, two = (models.get(adapter, whole) for adapter in adapters)
+    weights = load_file(tuned.folder / "artifact" / "adapter_model.safetensors")
+    of_adapter = sum(tensor.nbytes for tensor in weights.values())
+    of_base = sum(tensor.nbytes for tensor in AutoModelForCausalLM.from_pretrained(base).parameters())
+    assert models.sizes() == {
+        ("llama", 1): pytest.approx(of_base, rel=0.01),
+        ("one", 1): of_adapter,
+        ("two", 1): of_adapter,
+    }
+    assert models.bytes < 1.3 * of_base
+
+    def answers(loaded: LoadedModel, rows: list[Any]) -> list[str]:
+        prepared = loaded.preprocess(
+            [{"request": {"messages": row, "max_tokens": 12, "temperature": 0}} for row in rows]
+        )
+        return [made["text"] for made in loaded.model.predict(prepared)]
+
+    asked = [row["messages"][:1] for row in conversations(12)]
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    theirs = peft.PeftModel.from_pretrained(plain, tuned.folder / "artifact").eval()
+    expected, untuned = [], []
+    for row in asked:
+        ids = tokenizer.apply_chat_template(row, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        made = theirs.generate(ids, max_new_tokens=12, do_sample=False, attention_mask=torch.ones_like(ids))
+        expected.append(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+        with theirs.disable_adapter():
+            made = theirs.generate(ids, max_new_tokens=12, do_sample=False, attention_mask=torch.ones_like(ids))
+        untuned.append(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    assert answers(one, asked) == answers(two, asked) == expected
+    assert answers(models.get(whole), asked) == untuned
+    assert len(set(expected)) > 1
+    told = one.model.losses([parse_example(row) for row in conversations(40)])
+    total = sum(loss * tokens for loss, tokens in told) / sum(tokens for _, tokens in told)
+    assert math.exp(total) == pytest.approx(perplexity(theirs, tokenizer, conversations(40)), rel=1e-4)

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.model import ModelVersion
+from forebay.contract.model import GENERATES_TEXT, ModelVersion
 from forebay.contract.requests.batch import IMAGES, Piece
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.request import decode
@@ -37,6 +37,7 @@ from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.execution.summary import Fate
 from forebay.worker.kinds.evaluate.comparing import Comparison
+from forebay.worker.kinds.evaluate.texts import TextComparison
 
 log = structlog.get_logger()
 
@@ -69,11 +70,18 @@ class EvaluateHandler:
         loaded = self._context.models.load(job.model, job.version)
         spec = loaded.spec
         pieces, rows = _pieces(request)
-        comparison = Comparison(request.output, self._classes(loaded, attempts), rows, spec.ref)
         progress = _Progress(self._store, job, attempts, rows)
+        comparison: Comparison | TextComparison
+        if spec.runtime in GENERATES_TEXT:
+            comparison = TextComparison(self._context.engine, loaded, progress.ran, lambda: attempts.stopping)
+        else:
+            comparison = Comparison(request.output, self._classes(loaded, attempts), rows, spec.ref)
         known = seen = 0
         chunk_rows = min(CHUNK_ROWS, CHUNK_BATCHES * spec.max_batch_size)
         for chunk in read_pieces(request.reading, ShardRange(pieces), chunk_rows) if pieces else ():
+            if isinstance(comparison, TextComparison):
+                comparison.add(chunk)
+                continue
             inputs = convert(chunk, request.columns, spec.signature, request.format, oriented=spec.oriented)
             if progress.done < CHECKED_ROWS and hasattr(loaded.model, "trained_on") and len(inputs.good):
                 with suppress(InvalidInput):  # a row that cannot be encoded is told of when it is run

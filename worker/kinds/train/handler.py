@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from forebay.contract.errors import BlobCorrupt, BlobMissing, ModelLoadFailed
+from forebay.contract.errors import BlobCorrupt, BlobMissing
 from forebay.contract.job import JobKind
 from forebay.contract.requests.recipes import base_of, default_metric
 from forebay.contract.requests.request import decode, encode
@@ -43,6 +43,7 @@ from forebay.worker.kinds.train.record import RunRecorder
 from forebay.worker.kinds.train.register import new_version, result
 from forebay.worker.kinds.train.stop_check import StopCheck, StopReason
 from forebay.worker.kinds.train.work_folder import work_folder
+from forebay.worker.runtimes.folders import safe_folder
 
 log = structlog.get_logger()
 
@@ -113,9 +114,7 @@ class TrainHandler:
         (folder / REQUEST_FILE).write_bytes(encode(request))
         if (base := base_of(request.recipe, request.params)) is not None:
             version, path = self.context.models.artifact(base)
-            if path is None or not path.is_dir():
-                raise ModelLoadFailed(f"base: the artifact of {version.ref} is not a model folder")
-            (folder / BASE_FOLDER).symlink_to(path.absolute())
+            (folder / BASE_FOLDER).symlink_to(safe_folder(path, version).absolute())
 
     def _fetched(self, job: ClaimedJob, folder: Path) -> Checkpoint | None:
         for checkpoint in self._runs.queries.checkpoints(job.id):

@@ -16,6 +16,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.requests.fields import check
 from forebay.contract.signature import Row
+from forebay.datasets.examples import Example
 from forebay.worker.runtimes import Between, Interrupted, Piece
 from forebay.worker.runtimes.folders import safe_folder
 from forebay.worker.runtimes.generation.decoding import Decoder, Generating
@@ -25,6 +26,7 @@ from forebay.worker.runtimes.generation.sampling import Noise
 from forebay.worker.runtimes.generation.text import Text, TokenBytes
 from forebay.worker.runtimes.speed import tuned
 from forebay.worker.runtimes.tensors import module_bytes
+from forebay.worker.trainer.texts.losses import example_losses
 
 BATCH_TOKENS = 16_384  # of prompts and texts that are kept at once, where the version does not say
 STEP_S = 0.05  # between two looks at whether the rows are still wanted
@@ -79,8 +81,8 @@ class TextGenerator:
         vocabulary = self._model.get_input_embeddings().num_embeddings
         head = self._model.get_output_embeddings()
         grammars = Grammars(tokenizer, vocabulary if head is None else head.weight.shape[0], sorted(ends))
-        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._reader = PromptReader(tokenizer, vocabulary, context, _defaults(self._model, spec), grammars)
+        self._context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self._reader = PromptReader(tokenizer, vocabulary, self._context, _defaults(self._model, spec), grammars)
         if not self._decoder.check_padding():
             raise ModelLoadFailed(f"{spec.ref}: its logits change when a prompt is padded, so it cannot run batches")
 
@@ -102,6 +104,10 @@ class TextGenerator:
         from forebay.worker.trainer.texts.adapter import adapted
 
         return TextGenerator(adapted(self._model, safe_folder(path, spec)), self._tokenizer, spec, self._device, self)
+
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int] | InvalidInput]:
+        """For each example the mean loss of what is to be generated, and how many tokens that is."""
+        return example_losses(self._model, self._tokenizer, self._context, examples)
 
     def sample_row(self) -> Row:
         return {"prompt": [0, 0], "max_tokens": 2}

@@ -7,7 +7,6 @@ weights only, and the base computes what it would alone. Nothing is unpickled.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -19,10 +18,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.references import shown
+from forebay.worker.trainer.texts.losses import token_losses
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Of a LoraConfig: what may differ from peft's defaults, and what says nothing of how the adapter computes.
@@ -124,23 +123,6 @@ def adapted(model: nn.Module, folder: Path) -> nn.Module:
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's parameters in a model, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
-
-
-def token_losses(model: nn.Module, ids: Tensor, learned: Tensor) -> Tensor:
-    """The mean negative log-likelihood of the learned tokens of each row `(rows,)`, in nats.
-
-    `ids` and `learned` `(rows, length)` are padded at their right, where it changes nothing: attention looks back only.
-    """
-    counted = learned[:, 1:]
-    at = (
-        counted.any(0).nonzero().squeeze(1)
-    )  # the positions before those that some row learns: logits cost a lot of memory
-    keep = {"logits_to_keep": at} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits = model(input_ids=ids, use_cache=False, **keep).logits
-    logits = (logits if keep else logits[:, at]).float()
-    losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:][:, at], reduction="none")
-    weights = counted[:, at].float()
-    return (losses * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def _on_disk(name: str) -> str:

@@ -31,6 +31,7 @@ from forebay.worker.trainer import splitting
 from forebay.worker.trainer.loading import Ragged, Rows
 from forebay.worker.trainer.preparation import OWN_LOSS, Prepared
 from forebay.worker.trainer.rank import Rank
+from forebay.worker.trainer.scoring import text_metrics
 from forebay.worker.trainer.texts.adapter import CONFIG_FILE, AdaptedModel, adapter_config
 from forebay.worker.trainer.texts.tokens import Tokens, tokenized
 
@@ -65,12 +66,6 @@ class PreparedText(Prepared):
             "outputs": OUTPUTS,
             "options": {"base": self.params["base"]},
         }
-
-
-def text_metrics(surprise: float, tokens: float) -> dict[str, float]:
-    """Of the summed negative log-likelihood of so many tokens."""
-    loss = surprise / tokens
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
 def prepare_text(request: TrainRequest, rank: Rank, base: Path) -> PreparedText:

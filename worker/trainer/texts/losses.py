@@ -1,0 +1,66 @@
+"""What a language model is judged by: the loss of the tokens that it would have to generate. Training and evaluating share it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forebay.contract.errors import InvalidInput
+from forebay.datasets.examples import Example
+from forebay.worker.trainer.loading import Ragged
+from forebay.worker.trainer.texts.tokens import Tokens, tokenized
+
+AT_ONCE = 16  # examples in a forward pass of `example_losses`: their logits are large
+
+
+def token_losses(model: nn.Module, ids: Tensor, learned: Tensor) -> Tensor:
+    """The mean negative log-likelihood of the learned tokens of each row `(rows,)`, in nats.
+
+    `ids` and `learned` `(rows, length)` are padded at their right, where it changes nothing: attention looks back only.
+    """
+    counted = learned[:, 1:]
+    at = (
+        counted.any(0).nonzero().squeeze(1)
+    )  # the positions before those that some row learns: logits cost a lot of memory
+    keep = {"logits_to_keep": at} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(input_ids=ids, use_cache=False, **keep).logits
+    logits = (logits if keep else logits[:, at]).float()
+    losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:][:, at], reduction="none")
+    weights = counted[:, at].float()
+    return (losses * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+@torch.inference_mode()
+def example_losses(
+    model: Any, tokenizer: Any, context: int | None, examples: Sequence[Example]
+) -> list[tuple[float, int] | InvalidInput]:
+    """For each example the mean loss of what is to be generated, and how many tokens that is; or why it cannot be told."""
+    read = [_read(tokenizer, context, example) for example in examples]
+    told: list[tuple[float, int] | InvalidInput] = [one if isinstance(one, InvalidInput) else (0.0, 0) for one in read]
+    good = [(i, one) for i, one in enumerate(read) if not isinstance(one, InvalidInput)]
+    good.sort(key=lambda found: len(found[1].ids))
+    for first in range(0, len(good), AT_ONCE):
+        some = good[first : first + AT_ONCE]
+        every = torch.arange(len(some))
+        ids = Ragged([one.ids for _, one in some])[every].long()
+        learned = Ragged([one.learned for _, one in some])[every]
+        losses = token_losses(model, ids.to(model.device), learned.to(model.device)).tolist()
+        for (i, one), loss in zip(some, losses, strict=True):
+            told[i] = loss, int(one.learned.sum())
+    return told
+
+
+def _read(tokenizer: Any, context: int | None, example: Example) -> Tokens | InvalidInput:
+    try:
+        tokens = tokenized(tokenizer, example)
+    except InvalidInput as error:
+        return error
+    length = len(tokens.ids)
+    if context is not None and length > context:
+        return InvalidInput(f"the example has {length:,} tokens; this model looks at {context:,}")
+    return tokens
