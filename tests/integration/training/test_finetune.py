@@ -1,6 +1,7 @@
 """Fine-tuning a language model, in this process: what is learned, what is left out, that a run can go on, what it writes."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,20 @@ from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.training import TrainRequest
 from forebay.datasets.examples import parse_example
 from forebay.worker.execution.model_cache import LoadedModel, ModelCache
-from forebay.worker.trainer.texts.adapter import adapted
+from forebay.worker.trainer.texts.adapter import AdaptedModel, adapted, adapter_config
 from forebay.worker.trainer.texts.losses import token_losses
 from forebay.worker.trainer.texts.tokens import tokenized
 from support.conversations import conversations, write_lines
 from support.language_models import CONTEXT, save_llama, version
-from support.training_runs import Run, request, run
+from support.training_runs import Run, quiet, request, run
 
 BASE = "small/1"
+
+
+@pytest.fixture(autouse=True)
+def calm() -> Iterator[None]:
+    with quiet():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +138,33 @@ def test_a_batch_gives_each_row_the_loss_that_it_has_alone(base: Path) -> None:
             logits = model(torch.from_numpy(row.ids).long()[None]).logits[0].log_softmax(-1)
             alone = -np.mean([float(logits[i - 1, row.ids[i]]) for i in np.flatnonzero(row.learned)])
             assert float(loss) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_of_a_base_in_bfloat16_is_learned_and_served_in_float32_as_peft_has_it(
+    base: Path, tmp_path: Path
+) -> None:
+    def half() -> Any:
+        return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+
+    net = AdaptedModel(
+        half(), adapter_config({"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ("q_proj", "down_proj")})
+    )
+    ids, learned = torch.randint(0, 500, (3, 20)), torch.ones(3, 20, dtype=torch.bool)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = net(ids, learned).mean()
+        loss.backward()
+        optimizer.step()
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+    assert len(list(net.parameters())) == 2 * 2 * 2  # layers, targets, factors
+    net.write(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(half(), tmp_path).eval()
+    with torch.inference_mode():
+        made, expected = (model(input_ids=ids).logits for model in (adapted(half(), tmp_path), theirs))
+    assert torch.equal(made, expected)
+    assert not torch.equal(made, half()(input_ids=ids).logits)
 
 
 def test_examples_beyond_the_context_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:

@@ -78,3 +78,14 @@ def test_a_base_that_is_gone_fails_the_job_in_words(training: TrainingStack, tmp
     training.await_end(id, JobState.FAILED)
     with pytest.raises(JobFailed, match="no model is called 'llama'"):
         training.client.job(id).result(0)
+
+
+def test_two_processes_learn_what_one_does(training: TrainingStack, tmp_path: Path) -> None:
+    training.client.models.register("llama", save_llama(tmp_path / "llama"))
+    write_lines(tmp_path / "chat.jsonl", conversations(100))
+    training.trainer().ready()
+    ids = [tune(training, tmp_path / "chat.jsonl", 3, nproc=nproc) for nproc in (1, 2)]
+    for id in ids:
+        training.await_end(id)
+    alone, together = (training.result(id)["metrics"] for id in ids)
+    assert together == pytest.approx(alone, rel=1e-3)

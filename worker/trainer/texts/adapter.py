@@ -65,6 +65,8 @@ class AdaptedModel(nn.Module):
         self._hidden = (model,)  # a tuple: nn.Module would take it for its own
         self._config = config
         own = adapter_parameters(model)
+        for parameter in own.values():  # also on a base in bfloat16, where small steps would be lost
+            parameter.data = parameter.data.float()
         self._names = {name.replace(".", "/"): name for name in own}
         self.adapter = nn.ParameterDict({key: own[name] for key, name in self._names.items()})
 
@@ -116,7 +118,7 @@ def adapted(model: nn.Module, folder: Path) -> nn.Module:
     _check_names(own, weights)
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.data = weights[_on_disk(name)].to(device, parameter.dtype)
+            parameter.data = weights[_on_disk(name)].to(device)
     return made.requires_grad_(False).eval()
 
 
