@@ -11,7 +11,8 @@ from forebay.contract.references import ModelRef
 from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.signature import Signature
 
-TEXT_GENERATION = "text-generation"  # the runtime of language models
+TEXT_GENERATION = "text-generation"
+GENERATES_TEXT = (TEXT_GENERATION, REMOTE)  # the runtimes of language models
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from forebay.contract import generation
 from forebay.contract.errors import InvalidInput
-from forebay.contract.generation import GENERATES_TEXT
+from forebay.contract.model import GENERATES_TEXT
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
 from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
