@@ -25,7 +25,7 @@ from forebay.api.errors import (
     WaitTimeout,
 )
 from forebay.api.repeated_keys import check_json_keys, check_msgpack_keys
-from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound
+from forebay.contract.errors import InvalidInput, JobNotFound
 from forebay.contract.job import JobInfo
 from forebay.contract.wire import codec
 from forebay.producer.async_client import AsyncClient, AsyncJob
@@ -87,7 +87,7 @@ class SharedReads:
         asked, self._asked = self._asked, {}
         try:
             found = await self._client.call(self._client.sync.session.jobs.queries.infos, list(asked))
-        except ForebayError as error:
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked
             for future in asked.values():
                 future.set_exception(error)
                 future.exception()  # whoever asked may be gone

@@ -123,5 +123,6 @@ async def _paths(request: Request, given: dict[str, Any], field: str) -> dict[st
         paths[name] = place
     if len(formats) > 1:
         raise InvalidInput(f"the input mixes formats: {', '.join(sorted(formats))} - at `$.{field}`")
-    given.update(format=formats.pop()) if formats else None
+    if formats:
+        given["format"] = formats.pop()
     return paths

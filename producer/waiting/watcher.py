@@ -56,6 +56,7 @@ class Watcher:
         self._redis = broker
         self._channel, self._text_channel = announce_channel(client), text_channel(client)
         self._followed: set[str] = set()  # channels of other clients
+        self._has_foreign = False  # since it was last looked which to follow
         self._text_wanted: dict[str, set[ReceiveText]] = {}
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._awaited: dict[str, Handle] = {}
@@ -99,6 +100,7 @@ class Watcher:
         self.start()
         with self._lock:
             self._awaited[handle.id] = handle
+            self._has_foreign |= bool(handle.client)
             self._waits[handle.id] = self._waits.get(handle.id, 0) + 1
             self._interval = FIRST_POLL_S
             self._next_poll = min(self._next_poll, time.monotonic() + FIRST_POLL_S)
@@ -181,6 +183,9 @@ class Watcher:
 
     def _follow(self, subscription: Subscription) -> None:
         """Listen to the channels of the other clients whose jobs are awaited here, and ask for what has ended before."""
+        if not self._has_foreign and not self._followed:
+            return
+        self._has_foreign = False
         with self._lock:
             wanted = {announce_channel(handle.client) for handle in self._awaited.values() if handle.client}
         if wanted - self._followed:

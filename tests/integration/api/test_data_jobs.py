@@ -49,12 +49,6 @@ def stack(open_stack: Callable[..., WorkerStack], allowed: Path, files: FileServ
     return stack
 
 
-@pytest.fixture(scope="module")
-def api(stack: WorkerStack) -> Iterator[RunningApi]:
-    with running_api(stack.settings) as api:
-        yield api
-
-
 def upload(api: RunningApi, name: str, data: bytes, **headers: str) -> str:
     head = '--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n'
     head += f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -44,12 +44,6 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     stack.model("Echo", "pets", inputs={"pet": {"dtype": "float64", "shape": [2]}}, outputs={"pet": pet})
     stack.worker().ready()
     return stack
-
-
-@pytest.fixture(scope="module")
-def api(stack: WorkerStack) -> Iterator[RunningApi]:
-    with running_api(stack.settings) as api:
-        yield api
 
 
 def waited(api: RunningApi, model: str, inputs: Any, **options: Any) -> Any:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from forebay.contract.job import JobKind
-from support.api import RunningApi, running_api
+from support.api import RunningApi
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
 
@@ -34,18 +34,6 @@ def stack(open_stack: Callable[..., WorkerStack], minilm: Path) -> WorkerStack:
     stack.model("Echo")
     stack.model("Doubler")
     return stack
-
-
-@pytest.fixture(scope="module")
-def api(stack: WorkerStack) -> Iterator[RunningApi]:
-    with running_api(stack.settings) as api:
-        yield api
-
-
-@pytest.fixture(scope="module")
-def client(api: RunningApi) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_models_are_listed_by_every_reference_and_found_by_each(client: openai.OpenAI) -> None:

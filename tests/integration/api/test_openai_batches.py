@@ -24,7 +24,7 @@ from forebay.storage.api_keys import ApiKeys
 from forebay.storage.blobs import store
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.models.registry import ModelRegistry
-from support.api import RunningApi, running_api
+from support.api import running_api
 from support.models import number_of
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
@@ -40,18 +40,6 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     stack.model("Echo")
     stack.model("Writer", inputs=INPUTS, outputs=OUTPUTS)
     return stack
-
-
-@pytest.fixture(scope="module")
-def api(stack: WorkerStack) -> Iterator[RunningApi]:
-    with running_api(stack.settings) as api:
-        yield api
-
-
-@pytest.fixture(scope="module")
-def client(api: RunningApi) -> Iterator[openai.OpenAI]:
-    with client_of(api.port) as client:
-        yield client
 
 
 def client_of(port: int, key: str = "none") -> openai.OpenAI:

@@ -32,18 +32,6 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     return stack
 
 
-@pytest.fixture(scope="module")
-def api(stack: WorkerStack) -> Iterator[RunningApi]:
-    with running_api(stack.settings) as api:
-        yield api
-
-
-@pytest.fixture(scope="module")
-def client(api: RunningApi) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 @pytest.fixture
 def held(stack: WorkerStack) -> Iterator[WorkerStack]:
     """Models wait until `go_on`."""
