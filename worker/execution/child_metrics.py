@@ -79,8 +79,9 @@ class ChildMetrics:
 
     def first_texts(self, model: Key, seconds: Sequence[float]) -> None:
         """Rows of a batch gave their first text, so long after it was begun."""
-        with self._lock:
-            self._counted.observe_all("first_text_seconds", seconds, *_labels(model))
+        if seconds:
+            with self._lock:
+                self._counted.observe_all("first_text_seconds", seconds, *_labels(model))
 
     def out_of_memory(self, model: Key) -> None:
         with self._lock:

@@ -104,6 +104,9 @@ class Engine:
                 nonlocal cut_anew
                 if pieces:
                     tell([(batches[number][first + piece.row], piece) for piece in pieces])
+                    first_texts = sum(piece.start == piece.choice == 0 for piece in pieces)
+                    took = time.perf_counter() - started  # noqa: B023 - of the batch that runs now
+                    self._metrics.first_texts((spec.name, spec.version), [took] * first_texts)
                 if not recut():
                     return []
                 cut_anew = True
