@@ -22,7 +22,7 @@ from forebay.contract.job import (
 )
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import Outcome, json_text, routed_jobs
-from forebay.storage.jobs.statements import COUNTED, FAILED, ROUTED_JOB
+from forebay.storage.jobs.statements import COUNTED, FAILED, ROUTED_JOB, STATE_OF_IDS
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
@@ -44,7 +44,9 @@ OUTCOMES = Statement(f"""
 SELECT id, state, result, result_ref, error_type, error_message, worker, {COUNTED} AS attempt, kind FROM jobs
 WHERE id = ANY(:ids) AND state IN ({FINAL_STATES})""")
 STATES = Statement("SELECT id, state FROM jobs WHERE id = ANY(:ids)")
-QUEUED = Statement(f"SELECT {ROUTED_JOB} FROM jobs WHERE id = ANY(:ids) AND state = 'queued' AND not_before IS NULL")
+QUEUED = Statement(
+    f"SELECT {ROUTED_JOB} FROM jobs WHERE id = ANY(:ids) AND {STATE_OF_IDS} = 'queued' AND not_before IS NULL"
+)
 ATTEMPTS = Statement("SELECT id, attempt FROM jobs WHERE id = ANY(:ids) AND state = 'running'")
 PAST_ATTEMPTS = Statement("""
 SELECT attempt, worker, started_at, ended_at, ended, reason FROM job_attempts WHERE job_id = :id

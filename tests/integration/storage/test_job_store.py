@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -15,12 +16,16 @@ from sqlalchemy import text
 from forebay.contract.errors import IllegalTransition, InvalidInput, JobNotFound
 from forebay.contract.job import FINAL, JobError, JobKind, JobState, Transition, at, claimant, new_ids
 from forebay.contract.wire.messages import RoutedJob
+from forebay.storage.jobs import statements as sql
 from forebay.storage.jobs import sweeps
+from forebay.storage.jobs.queries import QUEUED
 from forebay.storage.jobs.records import Ended, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.sweeps import PURGE
 from forebay.storage.jobs.views import JobFilter, JobViews
+from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.job_tables import jobs as jobs_table
+from forebay.storage.ledger.migrate import upgrade
 from forebay.storage.ledger.statement import ROWS_AT_ONCE
 from support.jobs import LEASE, add, claim, failure, in_state, new
 from support.waiting import FakeClock
@@ -41,6 +46,23 @@ def together(count: int, work: Callable[[int], T]) -> list[T]:
 
 
 # adding
+
+
+@pytest.mark.postgres
+def test_postgres_finds_named_jobs_by_their_ids_before_it_knows_how_many_wait(postgres_database: str) -> None:
+    with closing(Ledger(postgres_database)) as ledger:
+        upgrade(ledger)
+        store = JobStore(ledger)
+        ids = store.add([new() for _ in range(9000)])[:500]
+        values = {"ids": ids, "worker": "w", "now": 1.0, "lease_until": 2.0}
+        for statement, more in (
+            (sql.CLAIM, {}), (sql.CLAIM_FROM_QUEUES, {"queues": ["cpu"]}), (sql.MARK_UNSENT, {}), (sql.OWNED, {}),
+            (sql.RENEW, {}), (QUEUED, {}),
+        ):  # fmt: skip
+            with ledger.read() as connection:
+                plan = str(connection.run(f"EXPLAIN {statement._postgresql}", values | more).tuples)
+            assert "jobs_pkey" in plan or "Seq Scan" in plan
+            assert "ix_jobs" not in plan
 
 
 def test_many_jobs_are_stored_as_each_would_be_alone(store: JobStore) -> None:
