@@ -1,9 +1,9 @@
 """What people do on a GPU, by Forebay and by hand: a folder of images and a data set of texts as batch jobs, an encoder through
 `predict_many`, a round trip.
 
-`python -m bench.gpu` runs them on CUDA, in less than five minutes; `--device cpu --small` tries the script itself where there is
-none. Both sides run the same module on the same rows in the same batches, in turn; every result is compared. The loops by hand
-use a DataLoader with the number of workers that is best on the machine.
+`python -m bench.gpu` runs them on CUDA, and is meant to take less than five minutes there; `--device cpu --small` tries the
+script itself where there is none. Both sides run the same module on the same rows in the same batches, in turn; every result is
+compared. The loops by hand use a DataLoader with the number of workers that is best on the machine.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from tests.support.waiting import wait_until
 
 
 def measured(folder: Path, *command: str) -> Any:
@@ -43,6 +45,27 @@ def test_the_gpu_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
     assert set(found["cases"]) == {"images", "texts", "encoder", "round trip"}
     assert all(case["ratio"] > 0 and case["forebay"]["bytes"][0] > 0 for case in found["cases"].values())
     assert "a try" in found["device"]
+
+
+def test_a_benchmark_that_is_ended_by_sigterm_leaves_no_process_running(tmp_path: Path) -> None:
+    started = psutil.Popen(
+        [sys.executable, "-m", "bench", "--workloads", "W1", "--rounds", "100"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    below: list[psutil.Process] = []
+
+    def works() -> bool:
+        below[:] = started.children(recursive=True)
+        return len({process.ppid() for process in below}) > 2  # a server, a worker, and the worker's child
+
+    wait_until(works, "its processes run")
+    started.terminate()
+    assert started.wait(60) == 143
+    _, alive = psutil.wait_procs(below, 30)
+    for process in alive:
+        process.kill()
+    assert not alive
 
 
 @pytest.mark.slow
