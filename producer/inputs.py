@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.model import ModelVersion
+from forebay.contract.generation import INPUTS, parse_generation
+from forebay.contract.model import GENERATES_TEXT, ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.signature import ARRAY_DTYPES, Field, Signature, checked_column
+from forebay.contract.signature import ARRAY_DTYPES, Field, Row, Signature, checked_column
 from forebay.contract.values import is_tensor
 
 # PIL's modes whose pixels are what an image shows; those of the others are indices, or not red, green and blue.
@@ -67,6 +68,13 @@ def several(signature: Signature, inputs: Any) -> Iterable[Any]:
     except TypeError:  # nothing to iterate over, or an array without a dimension
         pass
     raise InvalidInput(f"predict_many takes a sequence of inputs, got one {type(inputs).__name__}; use predict")
+
+
+def check_requests(model: ModelVersion, rows: Iterable[Row]) -> None:
+    """InvalidInput naming the field, for rows of a language model that are no requests for text."""
+    if model.runtime in GENERATES_TEXT and model.signature.inputs_json() == INPUTS:
+        for row in rows:
+            parse_generation(row["request"])
 
 
 def column(signature: Signature, value: Any) -> tuple[str, NDArray[Any]] | None:

@@ -75,6 +75,7 @@ class Submitter:
                 rows = signature.rows(inputs.batch(signature, value))
             else:
                 rows = [signature.row(inputs.sample(signature, value))]
+            inputs.check_requests(options.model, rows)
             parts = pack_parts(rows, options.batched, options.usage, options.stream)
             self._session.payloads.check(*parts)
         except InvalidInput as error:

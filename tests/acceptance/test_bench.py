@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.support.waiting import wait_until
+
+from support.waiting import wait_until
 
 
 def measured(folder: Path, *command: str) -> Any:

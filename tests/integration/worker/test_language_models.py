@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forebay import JobFailed, as_completed
+from forebay.contract.errors import InvalidInput
 from forebay.worker.runtimes import get_runtime
 from support.datasets import faults_of
 from support.language_models import save_llama, version
@@ -83,6 +84,13 @@ def test_what_is_wrong_with_a_row_fails_it_alone_among_a_hundred(stack: WorkerSt
         with pytest.raises(JobFailed, match=bad[i][1]) as caught:
             job.result(0)
         assert caught.value.type == "InvalidInput"
+
+
+def test_what_is_no_request_for_text_is_refused_at_submit(stack: WorkerStack) -> None:
+    with pytest.raises(InvalidInput, match=r"llama/1: max_tokens: expected a whole number, from 1 .*, got 0"):
+        stack.client.predict("llama", {"prompt": "x", "max_tokens": 0})
+    with pytest.raises(InvalidInput, match=r"inputs\[1\]: .*'tools': this field is not supported"):
+        stack.client.predict_many("llama", ["x", {"messages": [{"role": "user", "content": "x"}], "tools": []}])
 
 
 def test_a_job_is_canceled_between_two_tokens(stack: WorkerStack) -> None:

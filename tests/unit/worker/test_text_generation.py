@@ -133,6 +133,15 @@ def test_messages_go_through_the_chat_template(model: TextGenerator) -> None:
     assert chat == plain
 
 
+def test_a_text_by_itself_is_what_a_user_says_if_the_model_chats(tmp_path: Path) -> None:
+    said, folder = "Why is water held?", save_llama(tmp_path)
+    model = load(folder, options={"max_tokens": 8})
+    answered, told, gone_on = generate(model, [said, [{"role": "user", "content": said}], {"prompt": said}])
+    assert answered == told != gone_on
+    (folder / "chat_template.jinja").unlink()
+    assert generate(load(folder, options={"max_tokens": 8}), [said]) == [gone_on]
+
+
 def test_a_stop_ends_the_text_before_it(model: TextGenerator) -> None:
     [free] = generate(model, [{"prompt": "Water", **SAMPLED, "max_tokens": 40}])
     stop = free["text"][10:12]

@@ -44,9 +44,14 @@ class PromptReader:
         self._grammars = grammars
 
     def read(self, row: Any) -> Prompt:
-        """InvalidInput for what cannot be run, naming the field."""
+        """InvalidInput for what cannot be run, naming the field. A text by itself is what a user says, where the model has a chat
+        template.
+        """  # fmt: skip
         only = isinstance(row, Mapping) and [*row] == [*INPUTS]
-        request = parse_generation(next(iter(row.values())) if only else row)
+        asked = next(iter(row.values())) if only else row
+        if isinstance(asked, str) and self._tokenizer.chat_template:
+            asked = [{"role": "user", "content": asked}]
+        request = parse_generation(asked)
         tokens = self._tokens(request)
         sampling = self._completed(request.sampling)
         most = self._most(len(tokens), request.sampling.max_tokens)
