@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sqlalchemy
+
 from forebay.contract.errors import IllegalTransition, InvalidInput, QueueFull
 from forebay.contract.job import JobKind, JobState, Transition, after
 from forebay.contract.references import plain_text
@@ -55,7 +57,8 @@ class JobStore:
             return []
         now = self.ledger.now()
         rows = [new_row(job, now) for job in jobs]
-        with self.ledger.write() as connection:
+        fresh = rows
+        with self.ledger.write(stored=lambda asked: _is_there(asked, fresh[0]["id"])) as connection:
             ids = self._known(connection, jobs)
             fresh = [row for row, id in zip(rows, ids, strict=True) if row["id"] == id]
             if not fresh:
@@ -280,3 +283,7 @@ def _later(job: Postponed, now: float) -> dict[str, Any]:
     return _attempt(job, now) | {
         "not_before": now + job.delay_s, "uncounted": uncounted, "reason": plain_text(job.reason),
     }  # fmt: skip
+
+
+def _is_there(connection: sqlalchemy.Connection, id: str) -> bool:
+    return connection.execute(sqlalchemy.text("SELECT 1 FROM jobs WHERE id = :id"), {"id": id}).scalar() is not None

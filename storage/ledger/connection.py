@@ -21,7 +21,7 @@ from forebay.contract.errors import LedgerOutdated, LedgerUnavailable, OutcomeUn
 from forebay.contract.places import make_private_folder
 from forebay.contract.setting_kinds import mask_password
 from forebay.storage.ledger.boot_clock import BOOT_ID, boot_offset, steady_time
-from forebay.storage.ledger.commits import Commits, PostgresCommits, SqliteCommits
+from forebay.storage.ledger.commits import Commits, PostgresCommits, SqliteCommits, Stored, Unknowable
 from forebay.storage.ledger.driver import Connection, Pool, Result
 from forebay.storage.ledger.engines import postgres_engine, sqlite_engine
 from forebay.storage.ledger.statement import Statement
@@ -113,11 +113,12 @@ class Ledger:
             connection.close()
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True, stored: Stored | None = None) -> Iterator[Connection]:
         """One transaction, committed when the block ends without an error.
 
         LedgerUnavailable says that nothing was written: where the answer to the COMMIT is lost, the ledger is asked, and a
-        transaction that it knows as committed is none that failed. OutcomeUnknown: nobody has answered that either.
+        transaction that it knows as committed is none that failed. OutcomeUnknown: nobody has answered that either, or the server
+        has crashed meanwhile and cannot tell; then `stored` is asked, where it is given.
 
         Without `durable` the commit does not wait for the disk: for what a power cut may undo, such as a claim, whose
         worker dies with it.
@@ -137,7 +138,7 @@ class Ledger:
                     connection.commit()
                 except DBAPIError as error:
                     connection.invalidate()
-                    if not self._was_committed(mark, error):
+                    if not self._was_committed(mark, error, stored):
                         raise
 
     def _begin(self, durable: bool) -> tuple[Connection, Any]:
@@ -153,14 +154,18 @@ class Ledger:
                     raise
         raise AssertionError
 
-    def _was_committed(self, mark: Any, error: DBAPIError) -> bool:
+    def _was_committed(self, mark: Any, error: DBAPIError, stored: Stored | None) -> bool:
         until, pause = time.monotonic() + self._settle_s, 0.01
         done: bool | None = None
         while done is None:
             try:
-                done = self._commits.was_done(self.engine, mark)
+                done = self._commits.was_done(self.engine, mark, stored)
             except DBAPIError as still:
                 error = still
+            except Unknowable as unknowable:
+                raise OutcomeUnknown(
+                    f"the ledger {mask_password(self.url)}: the answer to a commit was lost: {unknowable}"
+                ) from error
             if done is None:
                 if time.monotonic() >= until:
                     raise OutcomeUnknown(

@@ -107,6 +107,7 @@ class Connection:
         self._alchemy: sqlalchemy.Connection | None = None
         self._invalidated = False
         self.synchronous = ""
+        self.server_id = ""  # PostgreSQL's, see Commits
         self.dirty = False  # whether something was begun and not committed
         self.busy_since = 0.0  # when the statement was sent that it waits for; 0: for none
 

@@ -165,9 +165,9 @@ def exploding(n: int) -> Attempt:
 
 
 def too_large(n: int) -> Attempt:
-    size = 10 * 2**20 + n
+    size = 64 * 2**20 + 1 + n
     value = pick(
-        [lambda: b"\0" * size, lambda: np.zeros(size, np.uint8), lambda: "x" * size, lambda: [b"\0" * 2**20] * 11], n
+        [lambda: b"\0" * size, lambda: np.zeros(size, np.uint8), lambda: "x" * size, lambda: [b"\0" * 2**20] * 65], n
     )
     return lambda client: client.predict("loose", value())
 

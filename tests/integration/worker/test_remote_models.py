@@ -185,9 +185,10 @@ def test_a_server_that_is_away_for_longer_than_a_job_waits_here_is_told_as_the_w
 def test_an_endpoint_that_is_at_work_is_not_away_however_long_it_takes_nothing_more(
     served: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "SHORT_WAIT_S", 0.3)
-    monkeypatch.setattr(running, "TAKEN_S", 0.1, raising=False)
-    served.capacity, served.seconds = 1, 0.8
+    # The second pause for which nothing is sent is at most 0.5 s: that by itself must not count as away.
+    monkeypatch.setattr(running, "SHORT_WAIT_S", 0.6)
+    monkeypatch.setattr(running, "TAKEN_S", 0.1)
+    served.capacity, served.seconds = 1, 1.5
     made, _ = run(load(served, monkeypatch), ["a", "b"], insist=False)
     assert texts_of(made) == ["a", "b"]
 

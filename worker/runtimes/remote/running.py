@@ -83,8 +83,9 @@ class RunningRows:
         self._progress, self._lock = Progress(), threading.Lock()
         self._news, self._changed = threading.Event(), asyncio.Event()
         self._window = route.endpoint.window
-        self._last_success, self._successes = time.monotonic(), self._window.successes
+        self._successes = self._window.successes
         self._refusal: str | None = None  # what the endpoint last said when it took nothing
+        self._refused_at = 0.0  # the first time since it last answered
         self._future = asyncio.run_coroutine_threadsafe(self._run(), loop())
 
     def wait(self, seconds: float) -> Progress:
@@ -164,11 +165,11 @@ class RunningRows:
     def _give_up(self) -> None:
         """On an endpoint that has taken nothing for long, or says that it will not."""
         if self._window.successes != self._successes:
-            self._successes, self._last_success, self._refusal = self._window.successes, time.monotonic(), None
+            self._successes, self._refusal = self._window.successes, None
         longest, pause = LONG_WAIT_S if self._insist else SHORT_WAIT_S, self._window.pause_s()
         now = time.monotonic()
         at_work = any(now - call.sent_at > TAKEN_S for call in self._sent.values())
-        if self._refusal and not at_work and max(pause, now - self._last_success) > longest:
+        if self._refusal and not at_work and max(pause, now - self._refused_at) > longest:
             error = EndpointUnavailable(self._refusal, wait_s=max(0.0, pause), counted=False)
             while self._waiting:
                 self._settle(self._waiting.popleft(), error)
@@ -215,6 +216,7 @@ class RunningRows:
             self._settle(call, *outputs)
 
     def _refused(self, call: Call, words: str) -> None:
+        self._refused_at = time.monotonic() if self._refusal is None else self._refused_at
         call.refusals, self._refusal = call.refusals + 1, words
         if call.refusals < MAX_REFUSALS or not self._is_to_blame(call):
             self._again(call)
