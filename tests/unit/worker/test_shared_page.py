@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
