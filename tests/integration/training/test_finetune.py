@@ -260,5 +260,5 @@ def test_adapters_in_a_child_answer_as_peft_does_and_share_their_base(tuned: Run
     assert answers(models.get(whole), asked) == untuned
     assert len(set(expected)) > 1
     told = one.model.losses([parse_example(row) for row in conversations(40)])
-    total = sum(loss * tokens for loss, tokens in told) / sum(tokens for _, tokens in told)
+    total = sum(loss.mean * loss.tokens for loss in told) / sum(loss.tokens for loss in told)
     assert math.exp(total) == pytest.approx(perplexity(theirs, tokenizer, conversations(40)), rel=1e-4)

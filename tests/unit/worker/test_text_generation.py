@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused, TimedOut
+from forebay.datasets.examples import parse_example
 from forebay.producer.artifacts import artifact_signature, runtime_of
 from forebay.worker.runtimes import Interrupted, Piece, get_runtime
 from forebay.worker.runtimes.generation import runtime as generation
@@ -246,6 +247,19 @@ def test_defaults_are_those_of_the_model_and_of_its_version(tmp_path: Path) -> N
     prompt = sampling.preprocess({"request": {"prompt": "x", "top_k": 9}})
     assert (prompt.sampling.temperature, prompt.sampling.top_k, prompt.max_tokens) == (0.6, 9, 5)
     assert load(tmp_path).preprocess({"request": {"prompt": [5] * 1000}}).max_tokens == 24
+
+
+def test_what_a_model_that_samples_leaves_out_is_as_transformers_has_it(tmp_path: Path) -> None:
+    fields = load(save_llama(tmp_path, do_sample=True, top_p=0.9)).preprocess({"request": {"prompt": "x"}}).sampling
+    assert (fields.temperature, fields.top_k, fields.top_p) == (1.0, 50, 0.9)
+
+
+def test_the_last_answer_of_a_conversation_is_counted_by_itself(model: TextGenerator) -> None:
+    answer = {"role": "assistant", "content": "Behind a dam."}
+    once = [*TURNS, answer]
+    twice = [*once, {"role": "user", "content": "And then?"}, answer]
+    [one, two] = model.losses([parse_example({"messages": turns}) for turns in (once, twice)])
+    assert one.tokens == one.last == two.last == two.tokens // 2
 
 
 def test_a_repetition_penalty_of_the_model_is_followed(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from forebay.worker.execution.chunks import Ran, run_chunk
 from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.trainer.scoring import text_metrics
+
+if TYPE_CHECKING:  # it imports torch, which a worker for remote models may lack
+    from forebay.worker.trainer.texts.losses import Loss
 
 WEIGHED_AT_ONCE = 64  # examples between two looks at whether to stop
 
@@ -50,7 +53,7 @@ class TextComparison:
             self.rows += 1
             self._matches += answer["text"].strip() == example.answer.strip()
             if loss is not None:
-                self._surprise, self._tokens = self._surprise + loss[0] * loss[1], self._tokens + loss[1]
+                self._surprise, self._tokens = self._surprise + loss.mean * loss.tokens, self._tokens + loss.tokens
 
     def metrics(self) -> dict[str, float]:
         """Loss and perplexity of a token, where the model tells them, and the share of answers that are the same."""
@@ -91,11 +94,11 @@ class TextComparison:
         self.first_error = self.first_error or next(iter(errors), None)
 
 
-def _asked(example: Example, loss: tuple[float, int] | None) -> dict[str, Any]:
+def _asked(example: Example, loss: Loss | None) -> dict[str, Any]:
     """What is asked for an answer: no longer than the one that is there, with its end."""
     before = example.asked
     prompt: dict[str, Any] = (
         {"prompt": before} if isinstance(before, str) else {"messages": [{"role": m.role, "content": m.content} for m in before]}
     )  # fmt: skip
-    most = {} if loss is None else {"max_tokens": loss[1]}
+    most = {} if loss is None else {"max_tokens": loss.last}
     return prompt | most | {"temperature": 0}

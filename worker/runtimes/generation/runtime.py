@@ -26,11 +26,15 @@ from forebay.worker.runtimes.generation.sampling import Noise
 from forebay.worker.runtimes.generation.text import Text, TokenBytes
 from forebay.worker.runtimes.speed import tuned
 from forebay.worker.runtimes.tensors import module_bytes
-from forebay.worker.trainer.texts.losses import example_losses
+from forebay.worker.trainer.texts.losses import Loss, example_losses
 
 BATCH_TOKENS = 16_384  # of prompts and texts that are kept at once, where the version does not say
 STEP_S = 0.05  # between two looks at whether the rows are still wanted
-_DEFAULTS = ("temperature", "top_p", "top_k")
+_DEFAULTS = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+}  # transformers' own, for what a model that samples leaves out
 _CHANGES_TEXT = (
     "bad_words_ids", "begin_suppress_tokens", "dola_layers", "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty",
     "forced_bos_token_id", "forced_eos_token_id", "guidance_scale", "min_length", "min_new_tokens", "min_p",
@@ -105,8 +109,8 @@ class TextGenerator:
 
         return TextGenerator(adapted(self._model, safe_folder(path, spec)), self._tokenizer, spec, self._device, self)
 
-    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int] | InvalidInput]:
-        """For each example the mean loss of what is to be generated, and how many tokens that is."""
+    def losses(self, examples: Sequence[Example]) -> list[Loss | InvalidInput]:
+        """For each example how likely the model holds what is to be generated, or why that cannot be told."""
         return example_losses(self._model, self._tokenizer, self._context, examples)
 
     def sample_row(self) -> Row:
@@ -222,7 +226,8 @@ def _defaults(model: Any, spec: ModelVersion) -> Sampling:
             raise ModelLoadFailed(
                 f"{spec.ref}: generation_config.json sets {name} to {shown(value)}, which is not followed here; leave it out"
             )
-    own = {name: getattr(config, name) for name in _DEFAULTS} if config.do_sample else {"temperature": 0.0}
+    set_ = {name: value for name in _DEFAULTS if (value := getattr(config, name)) is not None}
+    own = _DEFAULTS | set_ if config.do_sample else {"temperature": 0.0}
     try:
         return check(own | {"max_tokens": spec.options.get("max_tokens")}, Sampling)
     except InvalidInput as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ from forebay.worker.trainer.loading import Ragged
 from forebay.worker.trainer.texts.tokens import Tokens, tokenized
 
 AT_ONCE = 16  # examples in a forward pass of `example_losses`: their logits are large
+
+
+class Loss(NamedTuple):
+    """The mean loss of an example's `tokens` that are to be generated; its last answer has `last` of them."""
+
+    mean: float
+    tokens: int
+    last: int
 
 
 def token_losses(model: nn.Module, ids: Tensor, learned: Tensor) -> Tensor:
@@ -38,10 +46,10 @@ def token_losses(model: nn.Module, ids: Tensor, learned: Tensor) -> Tensor:
 @torch.inference_mode()
 def example_losses(
     model: Any, tokenizer: Any, context: int | None, examples: Sequence[Example]
-) -> list[tuple[float, int] | InvalidInput]:
-    """For each example the mean loss of what is to be generated, and how many tokens that is; or why it cannot be told."""
+) -> list[Loss | InvalidInput]:
+    """For each example its loss, or why it cannot be told."""
     read = [_read(tokenizer, context, example) for example in examples]
-    told: list[tuple[float, int] | InvalidInput] = [one if isinstance(one, InvalidInput) else (0.0, 0) for one in read]
+    told: list[Any] = list(read)
     good = [(i, one) for i, one in enumerate(read) if not isinstance(one, InvalidInput)]
     good.sort(key=lambda found: len(found[1].ids))
     for first in range(0, len(good), AT_ONCE):
@@ -51,7 +59,7 @@ def example_losses(
         learned = Ragged([one.learned for _, one in some])[every]
         losses = token_losses(model, ids.to(model.device), learned.to(model.device)).tolist()
         for (i, one), loss in zip(some, losses, strict=True):
-            told[i] = loss, int(one.learned.sum())
+            told[i] = Loss(loss, int(one.learned.sum()), len(one.ids) - 1 - int((~one.learned).nonzero()[0][-1]))
     return told
 
 
