@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.requests.batch import BatchRequest
 from forebay.producer.cli.commands import job_command, request_options
-from forebay.producer.cli.job_views import error_lines
 from forebay.producer.cli.options import Columns, Format, Model, argument, columns_option, names, option
 from forebay.producer.cli.output import print_indented, print_json, print_note
-from forebay.producer.cli.results import ARRIVES_S
+from forebay.producer.cli.views.jobs import error_lines
+from forebay.producer.cli.views.results import ARRIVES_S
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import BatchJob
 from forebay.producer.options import SubmitOptions

@@ -28,7 +28,7 @@ from forebay.producer.cli.options import (
     pairs,
 )
 from forebay.producer.cli.output import clear_errors
-from forebay.producer.cli.results import J, Show, print_outcome, wait_and_show
+from forebay.producer.cli.views.results import J, Show, print_outcome, wait_and_show
 from forebay.producer.options import DEFAULTS, Defaults
 
 Command = Callable[..., Any]

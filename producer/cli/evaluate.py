@@ -9,8 +9,8 @@ from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.producer.cli.commands import job_command, request_options
 from forebay.producer.cli.options import COLUMNS_HELP, Format, Model, argument, columns_option, option
 from forebay.producer.cli.output import json_data, print_json
-from forebay.producer.cli.results import ARRIVES_S
-from forebay.producer.cli.training_views import print_evaluation
+from forebay.producer.cli.views.results import ARRIVES_S
+from forebay.producer.cli.views.training import print_evaluation
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import EvaluationJob
 from forebay.producer.options import SubmitOptions

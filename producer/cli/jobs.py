@@ -10,7 +10,6 @@ import typer
 from forebay.contract.errors import ForebayError, IllegalTransition, InvalidInput, ModelNotFound, ResultTimeout
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.producer.cli.commands import command, root
-from forebay.producer.cli.job_views import error_line, job_as_json, print_events, print_job, print_jobs, print_states
 from forebay.producer.cli.options import (
     Connect,
     Id,
@@ -34,7 +33,8 @@ from forebay.producer.cli.output import (
     print_note,
     print_table,
 )
-from forebay.producer.cli.results import (
+from forebay.producer.cli.views.jobs import error_line, job_as_json, print_events, print_job, print_jobs, print_states
+from forebay.producer.cli.views.results import (
     Named,
     Output,
     as_it_is,
@@ -43,7 +43,7 @@ from forebay.producer.cli.results import (
     show_one,
     wait_for,
 )
-from forebay.producer.cli.training_views import print_metrics
+from forebay.producer.cli.views.training import print_metrics
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import TrainingJob

@@ -13,7 +13,7 @@ from forebay.contract.signature import BATCH_HINT
 from forebay.producer.cli.commands import command, root, with_submit_options
 from forebay.producer.cli.inputs import JobInputs, read_inputs
 from forebay.producer.cli.options import Connect, Model, NoWait, Timeout, argument, countdown, option
-from forebay.producer.cli.results import Output, check_output, print_ids, show_many, show_one, wait_for
+from forebay.producer.cli.views.results import Output, check_output, print_ids, show_many, show_one, wait_for
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 from forebay.producer.options import PredictOptions, SubmitOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forebay.producer.cli.commands import command, root
-from forebay.producer.cli.models import resources_text
+from forebay.producer.cli.models.registry import resources_text
 from forebay.producer.cli.options import Connect
 from forebay.producer.cli.output import duration, print_json, print_table
 

@@ -17,8 +17,8 @@ from forebay.contract.requests.training import TrainRequest
 from forebay.producer.cli.commands import ResourceOptions, command, job_command, request_options, root
 from forebay.producer.cli.options import Format, argument, option, pairs
 from forebay.producer.cli.output import print_fields, print_json, print_line, print_note, print_table
-from forebay.producer.cli.results import ARRIVES_S
-from forebay.producer.cli.training_views import run_fields
+from forebay.producer.cli.views.results import ARRIVES_S
+from forebay.producer.cli.views.training import run_fields
 from forebay.producer.client import Client
 from forebay.producer.handles.kinds import TrainingJob
 from forebay.producer.options import SubmitOptions

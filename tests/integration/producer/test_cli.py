@@ -20,9 +20,9 @@ from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import JobMessage
 from forebay.contract.wire.payload import join_rows, unpack_input
 from forebay.producer.cli import jobs as jobs_module
-from forebay.producer.cli import models as models_module
 from forebay.producer.cli import options as options_module
-from forebay.producer.cli import results as results_module
+from forebay.producer.cli.models import registry as models_module
+from forebay.producer.cli.views import results as results_module
 from forebay.storage.jobs.records import ClaimedJob, Finished
 from support.batches import MadeBatch
 from support.commands import PAIR, Shell, app

@@ -13,7 +13,8 @@ from rich.console import Console
 from forebay.contract import errors
 from forebay.contract.job import JobError, JobInfo, JobKind, JobState, Progress
 from forebay.contract.signature import Signature
-from forebay.producer.cli import inputs, options, output, results
+from forebay.producer.cli import inputs, options, output
+from forebay.producer.cli.views import results
 
 NOW = datetime(2030, 1, 31, 12, 0, tzinfo=UTC)
 ANY_JSON = st.recursive(

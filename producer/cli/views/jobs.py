@@ -22,7 +22,7 @@ from forebay.producer.cli.output import (
     print_line,
     print_table,
 )
-from forebay.producer.cli.training_views import print_training, training_as_json
+from forebay.producer.cli.views.training import print_training, training_as_json
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BatchJob
 from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors

@@ -16,7 +16,14 @@ from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.contract.wire.payload import join_rows
 from forebay.producer.cli.options import cannot, option
-from forebay.producer.cli.output import INTERRUPTED, json_data, print_json, print_json_line, print_line, print_note
+from forebay.producer.cli.output import (
+    INTERRUPTED,
+    json_data,
+    print_json,
+    print_json_line,
+    print_line,
+    print_note,
+)
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
 from forebay.producer.waiting.progress import watch

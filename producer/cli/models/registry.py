@@ -13,8 +13,9 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
 from forebay.contract.references import check_alias, shown
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
-from forebay.producer.cli.commands import ResourceOptions, command, request_options, root
+from forebay.producer.cli.commands import ResourceOptions, command, request_options
 from forebay.producer.cli.inputs import read_inputs
+from forebay.producer.cli.models.group import models_app
 from forebay.producer.cli.options import (
     Connect,
     Metadata,
@@ -37,13 +38,10 @@ from forebay.producer.cli.output import (
     print_note,
     print_table,
 )
-from forebay.producer.cli.training_views import print_evaluations, several, version_fields
+from forebay.producer.cli.views.training import print_evaluations, several, version_fields
 from forebay.producer.inputs import InputsFor
 from forebay.producer.models import ServingOptions
 from forebay.storage.health import Failures, failures_by_model
-
-models_app = typer.Typer(help="Register models, find their versions, move aliases.", no_args_is_help=True)
-root.add_typer(models_app, name="models")
 
 EXAMPLE_HELP = (
     "A sample as predict takes INPUT, or @file (.npy, .npz, .json) with one: workers warm up with it. "
