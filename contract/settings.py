@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -43,12 +43,16 @@ CONFIG_FILE = "forebay.toml"
 PREFIX = "FOREBAY_"  # of every setting's environment variable
 
 
-def _embedded_broker(home: Path) -> str:
-    """The address of the queue that `forebay up` started in this home, or '' when it started none."""
-    try:
-        return str(json.loads((home / STACK_FILE).read_text(encoding="utf-8"))["broker"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+def _of_stack(name: str, otherwise: Callable[[Path], str]) -> Callable[[Path], str]:
+    """This setting as the stack has it that runs in the home: who is not told otherwise uses the same ledger, queue and blobs."""
+
+    def default(home: Path) -> str:
+        try:
+            return str(json.loads((home / STACK_FILE).read_text(encoding="utf-8"))[name])
+        except (OSError, ValueError, KeyError, TypeError):
+            return otherwise(home)
+
+    return default
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -63,13 +67,13 @@ class Settings:
     home: Annotated[Path, Kind(Path)] = _setting(
         Path(".forebay"), "folder with the embedded stack's data; found in the folders above too"
     )
-    broker: Annotated[str, Kind(parse_broker)] = _setting(_embedded_broker, "Redis or Valkey address")
+    broker: Annotated[str, Kind(parse_broker)] = _setting(_of_stack("broker", lambda home: ""), "Redis or Valkey address")
     database: Annotated[str, Kind(parse_database)] = _setting(
-        lambda home: f"sqlite:///{home / 'ledger.db'}",
+        _of_stack("database", lambda home: f"sqlite:///{home / 'ledger.db'}"),
         "the ledger: SQLite or `postgresql://user@host/name`",
     )
     blobs: Annotated[str, Kind(parse_blobs)] = _setting(
-        lambda home: (home / "blobs").as_uri(),
+        _of_stack("blobs", lambda home: (home / "blobs").as_uri()),
         "folder or fsspec URL for models and large payloads",
     )
     queues: Queues = _setting(DEFAULT_QUEUES, "queues with their capacities")

@@ -56,6 +56,7 @@ class StackState(msgspec.Struct, frozen=True):
     ready: bool
     broker: str
     database: str
+    blobs: str
     home: str
     api: str
     dashboard: str  # with its token
@@ -184,8 +185,8 @@ class Stack:
         token = read_token(self._home / DASHBOARD_TOKEN) if self._dashboard else ""
         address = f"{self._dashboard}/?token={token}" if token else self._dashboard
         state = StackState(
-            os.getpid(), psutil.Process().create_time(), ready, settings.broker, settings.database, str(self._home),
-            self._api, address, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
+            os.getpid(), psutil.Process().create_time(), ready, settings.broker, settings.database, settings.blobs,
+            str(self._home), self._api, address, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
         )  # fmt: skip
         temporary = self._file.with_suffix(".tmp")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

@@ -285,16 +285,27 @@ def test_the_process_environment_is_what_is_read_by_default(tmp_path: Path, monk
     assert Settings.load().torch_threads == 9
 
 
-def test_the_broker_is_that_of_the_embedded_stack_unless_one_is_named(tmp_path: Path) -> None:
-    (tmp_path / STACK_FILE).write_text(json.dumps({"broker": "redis://:pw@127.0.0.1:7777/0"}))
-    assert Settings.load({}, home=tmp_path).broker == "redis://:pw@127.0.0.1:7777/0"
-    assert Settings.load({"FOREBAY_BROKER": "redis://other"}, home=tmp_path).broker == "redis://other"
+@pytest.mark.parametrize(
+    ("name", "running", "other"),
+    [
+        ("broker", "redis://:pw@127.0.0.1:7777/0", "redis://other"),
+        ("database", "postgresql+psycopg://forebay@db/forebay", "sqlite:////tmp/other.db"),
+        ("blobs", "s3://bucket/blobs", "file:///tmp/other"),
+    ],
+)
+def test_whoever_names_none_uses_what_the_stack_in_its_home_uses(
+    name: str, running: str, other: str, tmp_path: Path
+) -> None:
+    (tmp_path / STACK_FILE).write_text(json.dumps({name: running}))
+    assert getattr(Settings.load({}, home=tmp_path), name) == running
+    assert getattr(Settings.load({f"FOREBAY_{name.upper()}": other}, home=tmp_path), name) == other
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", "not json"])
-def test_a_stack_file_that_says_nothing_names_no_broker(content: str, tmp_path: Path) -> None:
+def test_a_stack_file_that_says_nothing_changes_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / STACK_FILE).write_text(content)
-    assert Settings.load({}, home=tmp_path).broker == ""
+    settings = Settings.load({}, home=tmp_path)
+    assert (settings.broker, settings.database) == ("", f"sqlite:///{tmp_path}/ledger.db")
 
 
 def texts() -> st.SearchStrategy[dict[str, str]]:
