@@ -67,7 +67,7 @@ class Settings:
     home: Annotated[Path, Kind(Path)] = _setting(
         Path(".forebay"), "folder with the embedded stack's data; found in the folders above too"
     )
-    broker: Annotated[str, Kind(parse_broker)] = _setting(_of_stack("broker", lambda home: ""), "Redis or Valkey address")
+    broker: Annotated[str, Kind(parse_broker)] = _setting(_of_stack("broker", lambda _: ""), "Redis or Valkey address")
     database: Annotated[str, Kind(parse_database)] = _setting(
         _of_stack("database", lambda home: f"sqlite:///{home / 'ledger.db'}"),
         "the ledger: SQLite or `postgresql://user@host/name`",

@@ -186,7 +186,8 @@ class Stack:
         address = f"{self._dashboard}/?token={token}" if token else self._dashboard
         state = StackState(
             os.getpid(), psutil.Process().create_time(), ready, settings.broker, settings.database, settings.blobs,
-            str(self._home), self._api, address, self._parts_stop_s + STOP_S, {name: pid for name, pid in pids.items() if pid is not None},
+            str(self._home), self._api, address, self._parts_stop_s + STOP_S,
+            {name: pid for name, pid in pids.items() if pid is not None},
         )  # fmt: skip
         temporary = self._file.with_suffix(".tmp")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
