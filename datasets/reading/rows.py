@@ -44,6 +44,17 @@ def columns_read(request: BatchRequest) -> list[str]:
     return list(dict.fromkeys([*inputs, *request.keep, *own]))
 
 
+def all_pieces(request: BatchRequest) -> tuple[list[Piece], int]:
+    """All there is to read, and about how many rows that is."""
+    source, columns = get_source(request.format), columns_read(request)
+    blocks = [
+        (number, block)
+        for number, file in enumerate(request.files)
+        for block in source.layout(file, columns, request.row_bytes)
+    ]
+    return [Piece(number, block.first, block.last) for number, block in blocks], sum(block.rows for _, block in blocks)
+
+
 def read_pieces(request: BatchRequest, shard_range: ShardRange, chunk_rows: int = CHUNK_ROWS) -> Iterator[Rows]:
     """The rows of a shard in order, up to `chunk_rows` at a time; InvalidInput or OSError when a file cannot be read."""
     source, columns = get_source(request.format), columns_read(request)

@@ -148,7 +148,7 @@ class ModelCache:
         self._device = device
         self._allowed = tuple(allowed)
         self._runtimes = runtimes
-        self._example = example
+        self.example = example
         self._models: OrderedDict[Key, LoadedModel] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -211,7 +211,7 @@ class ModelCache:
                 model = self._runtimes(spec.runtime, self._allowed).load(path, self._device, spec)
             else:
                 model = _adapted(whole, path, spec)
-            warm = warm_up(model, spec, self._example(spec))
+            warm = warm_up(model, spec, self.example(spec))
         except BaseException:
             self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started, failed=True)
             release_memory(self._device)  # a half-built model must not stay behind

@@ -32,10 +32,10 @@ def warm_up(model: Model, spec: ModelVersion, example: Row | None = None) -> boo
     model's own Transient passes. A model may well refuse zeros that no user would send: that is only a warning.
     """
     failure: Exception | None = None
-    for row in _sample_rows(model, spec) if example is None else [example]:
+    for row in sample_rows(model, spec) if example is None else [example]:
         try:
             for _ in range(_WARM_UPS):
-                _run(model, row)
+                run_row(model, row)
         except Transient:  # says nothing about the model
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises, it cannot serve
@@ -57,7 +57,7 @@ def warm_up(model: Model, spec: ModelVersion, example: Row | None = None) -> boo
     return False
 
 
-def _run(model: Model, row: Row) -> None:
+def run_row(model: Model, row: Row) -> None:
     preprocess, postprocess = getattr(model, "preprocess", None), getattr(model, "postprocess", None)
     made = list(model.predict([preprocess(row) if preprocess else row]))
     if len(made) != 1:
@@ -66,7 +66,7 @@ def _run(model: Model, row: Row) -> None:
         postprocess(made[0])
 
 
-def _sample_rows(model: Model, spec: ModelVersion) -> Iterator[Row]:
+def sample_rows(model: Model, spec: ModelVersion) -> Iterator[Row]:
     """Rows to try until one passes: the model's own, or zeros with free dimensions of several sizes."""
     own = getattr(model, "sample_row", None)
     fields = spec.signature.inputs

@@ -18,15 +18,15 @@ import structlog
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import GENERATES_TEXT, ModelVersion
-from forebay.contract.requests.batch import IMAGES, Piece
+from forebay.contract.requests.batch import IMAGES
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.request import decode
 from forebay.contract.wire import codec
 from forebay.datasets.formats.files import content_hash
 from forebay.datasets.formats.images import PATH
-from forebay.datasets.formats.source import CHUNK_ROWS, get_source
+from forebay.datasets.formats.source import CHUNK_ROWS
 from forebay.datasets.reading.inputs import convert
-from forebay.datasets.reading.rows import Rows, columns_read, read_pieces
+from forebay.datasets.reading.rows import Rows, all_pieces, read_pieces
 from forebay.datasets.reading.shard_range import ShardRange
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.training.records import Evaluation, evaluation_value
@@ -69,7 +69,7 @@ class EvaluateHandler:
         attempts.check()
         loaded = self._context.models.load(job.model, job.version)
         spec = loaded.spec
-        pieces, rows = _pieces(request)
+        pieces, rows = all_pieces(request.reading)
         progress = _Progress(self._store, job, attempts, rows)
         comparison: Comparison | TextComparison
         if spec.runtime in GENERATES_TEXT:
@@ -138,17 +138,6 @@ class _Progress:
         advance = partial(self.store.set_progress, self.job, self.done, self.total, f"{self.done:,} rows{pace}")
         if self.attempts.retry_while_unavailable(advance):
             raise Canceled
-
-
-def _pieces(request: EvaluateRequest) -> tuple[list[Piece], int]:
-    """All there is to read, and about how many rows that is."""
-    source, columns = get_source(request.format), columns_read(request.reading)
-    blocks = [
-        (number, block)
-        for number, file in enumerate(request.files)
-        for block in source.layout(file, columns, request.row_bytes)
-    ]
-    return [Piece(number, block.first, block.last) for number, block in blocks], sum(block.rows for _, block in blocks)
 
 
 def _seen(spec: ModelVersion, request: EvaluateRequest, sha256: str) -> str:
