@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +159,34 @@ def test_the_image_does_not_run_as_root() -> None:
     assert 'ENTRYPOINT ["forebay"]' in final
 
 
+def test_every_pin_has_the_hashes_of_its_files() -> None:
+    pins, hashed = ((ROOT / name).read_text(encoding="utf-8") for name in ("constraints.txt", "constraints-hashes.txt"))
+    blocks = re.findall(r"^(\S+==\S+)((?: \\\n +--hash=sha256:[0-9a-f]{64})+)$", hashed, re.MULTILINE)
+    assert [pin for pin, _ in blocks] == [line for line in pins.splitlines() if not line.startswith("#")], (
+        "run .ci/hashes.py after a change of constraints.txt"
+    )
+    assert sum(block.count("--hash") for _, block in blocks) == hashed.count("--hash")
+
+
+def test_an_image_that_needs_torch_gets_it_before_the_packages_that_are_held_to_hashes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+
+    def needs_torch(extra: str) -> bool:
+        nested = [name for each in extras[extra] for name in re.findall(r"^forebay\[(.+)\]$", each)]
+        below = [one for names in nested for one in names.split(",")]
+        return any(re.match(r"(torch|sentence-transformers)\b(?!metrics)", each) for each in extras[extra]) or any(
+            map(needs_torch, below)
+        )
+
+    [listed] = re.findall(r"^ +(\*,worker,.*)\) \\$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {part.strip("*,") for part in listed.split("|")} == {extra for extra in extras if needs_torch(extra)}
+
+
 def test_the_image_gets_everything_the_wheel_is_built_from() -> None:
     copied = set(re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
     copied = {word for line in copied for word in line.split()}
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8")
     links = {link.name for link in (ROOT / "src" / "forebay").iterdir() if link.is_symlink()}
-    assert links | {"src", "pyproject.toml", "README.md", "constraints.txt"} == copied
+    assert links | {"src", "pyproject.toml", "README.md", "constraints.txt", "constraints-hashes.txt"} == copied
     assert copied == set(re.findall(r"^!(\S+)$", ignored, re.MULTILINE))
