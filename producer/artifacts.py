@@ -18,6 +18,7 @@ from forebay.contract.model import GENERATES_TEXT
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
 from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
+from forebay.contract.runtimes import NEEDS
 from forebay.contract.signature import Signature
 from forebay.datasets.formats.files import absolute, find_files, open_file
 
@@ -26,7 +27,6 @@ Described = Mapping[str, Mapping[str, Any]]
 FILES = (".pt2", ".safetensors", ".onnx", ".gguf")
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
 EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
-RUNTIMES = ("torch-export", "safetensors", "sentence-transformers", *GENERATES_TEXT, "python")
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
@@ -114,7 +114,7 @@ def artifact_signature(
 
 def _check_runtime(name: Any) -> str:
     if not isinstance(name, str) or not _RUNTIME.fullmatch(name):
-        raise InvalidInput(f"{shown(name)} is not a runtime; there are {', '.join(RUNTIMES)}, and those of plugins")
+        raise InvalidInput(f"{shown(name)} is not a runtime; there are {', '.join(NEEDS)}, and those of plugins")
     return name
 
 
@@ -135,7 +135,7 @@ def _guess_runtime(path: Path | None) -> str:
             f"{shown(path.name)} looks like a file of torch.save or TorchScript, which runs code when it is opened and is not "
             f"served: {EXPORT}; or save its weights as .safetensors"
         )
-    raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(RUNTIMES)}")
+    raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(NEEDS)}")
 
 
 def _generates_text(config: Path) -> bool:

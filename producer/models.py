@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
-from forebay.contract.errors import InvalidInput
+from forebay.contract.errors import InvalidInput, NoQueueFits
 from forebay.contract.job import JobKind
 from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_model
 from forebay.contract.queues import Resources, route
-from forebay.contract.references import check_name
+from forebay.contract.references import check_alias, check_name
 from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.requests.fields import check
+from forebay.contract.runtimes import NEEDS, installed_runtimes
 from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
@@ -27,6 +28,7 @@ from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
 from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.training.records import Evaluation
+from forebay.storage.workers import lacks_runtime
 
 Versions = list[ModelVersion]
 Names = list[str]
@@ -81,8 +83,9 @@ class Models:
         resources: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        alias: str | None = None,
     ) -> ModelVersion:
-        """Register an artifact as the next version of `name` and give that version.
+        """Register an artifact as the next version of `name`, point `alias` at it if given, and give that version.
 
         `artifact` is the path or URL of a .pt2 or .safetensors file, or of a folder of sentence-transformers or of a Hugging Face
         language model; None for an `openai` model, and a `python` one without any.
@@ -101,6 +104,8 @@ class Models:
         Raises InvalidInput or ModelRefused before anything is stored.
         """
         check_name(name)
+        if alias is not None:
+            check_alias(alias)
         with local_artifact(artifact) as path:
             runtime = runtime_of(path, runtime)
             checked_options = check_metadata(options, "options")
@@ -123,9 +128,11 @@ class Models:
                 name, 0, runtime, "", "none", 0, signature, resources=Resources.parse(resources).as_dict(),
                 options=checked_options, metadata=check_metadata(metadata), **asdict(serving),
             )  # fmt: skip
+            self._check_served(draft)
             row = None if example is None else _packed(draft, example)
             ref, form, size = self._store(path)
-            return self._registry.register(replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size), row)
+            draft = replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size)
+            return self._registry.register(draft, row, alias)
 
     def get(self, ref: Model) -> ModelVersion:
         """The version that `name`, `name/3` or `name@alias` means now; ModelNotFound says what there is instead."""
@@ -177,14 +184,33 @@ class Models:
         Each takes one of as many messages as there are workers, between its batches: a busy one may leave its to another.
         """
         model = self._registry.get(parse_model(ref))
-        queue = route(
-            self._session.settings.queues, Resources.parse(model.resources), JobKind.PREDICT, remote=model.remote
-        )
+        queue = self._queue(model)
         workers = [worker.name for worker in self._session.live_workers() if queue in worker.queues]
         # Without ids there is nothing to run: the model is only loaded.
         message = JobMessage(queue, 0, TaskArgs(model.name, model.version, [], exclusive=False))
         self._session.dispatcher.send([message] * len(workers))
         return workers
+
+    def _queue(self, model: ModelVersion) -> str:
+        queues = self._session.settings.queues
+        return route(queues, Resources.parse(model.resources), JobKind.PREDICT, remote=model.remote)
+
+    def _check_served(self, model: ModelVersion) -> None:
+        """InvalidInput for a runtime that no worker of its queue has; without such a worker, for one that nobody knows."""
+        try:
+            queue = self._queue(model)
+        except NoQueueFits:  # declared later, perhaps: a submit says so
+            return
+        why = lacks_runtime(model.runtime, queue, workers := self._session.live_workers())
+        if not why and not any(queue in worker.queues for worker in workers):
+            known = (*NEEDS, *installed_runtimes())
+            why = (
+                ""
+                if model.runtime in known
+                else f"no runtime {model.runtime!r} is alive on any worker or installed here"
+            )
+        if why:
+            raise InvalidInput(f"{why}; Forebay's own are {', '.join(NEEDS)}")
 
     def _store(self, path: Path | None) -> tuple[str, str, int]:
         if path is None:

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from forebay.contract.job import at
 from forebay.contract.metrics.statistics import Statistics
+from forebay.contract.runtimes import NEEDS
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
+MOST_NAMED = 5
+
 HEARTBEAT = Statement("""
-INSERT INTO workers (name, host, device, queues, started_at, heartbeat_at, stats)
-VALUES (:name, :host, :device, :queues, :started, :now, :stats)
-ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, host = :host, device = :device, queues = :queues, started_at = :started,
-    stats = :stats""")
+INSERT INTO workers (name, host, device, queues, runtimes, started_at, heartbeat_at, stats)
+VALUES (:name, :host, :device, :queues, :runtimes, :started, :now, :stats)
+ON CONFLICT (name) DO UPDATE SET heartbeat_at = :now, host = :host, device = :device, queues = :queues,
+    runtimes = :runtimes, started_at = :started, stats = :stats""")
 REMOVE = Statement("DELETE FROM workers WHERE name = :name")
 REMOVE_SILENT = Statement("DELETE FROM workers WHERE heartbeat_at < :before")
-_INFO = "name, host, device, queues, started_at, heartbeat_at"
+_INFO = "name, host, device, queues, runtimes, started_at, heartbeat_at"
 ALIVE = Statement(f"SELECT {_INFO} FROM workers WHERE heartbeat_at >= :since ORDER BY name")
 REPORTS = Statement(f"SELECT {_INFO}, stats FROM workers ORDER BY name LIMIT 1000")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """One worker: its name, the device it owns, the queues it serves."""
+    """One worker: its name, the device it owns, the queues it serves, the runtimes that it can run."""
 
     name: str
     host: str
     device: str
     queues: tuple[str, ...]
+    runtimes: tuple[str, ...]
     started_at: datetime
     heartbeat_at: datetime
 
@@ -52,15 +57,23 @@ class WorkerRegistry:
         self._ledger = ledger
 
     def heartbeat(
-        self, name: str, host: str, device: str, queues: tuple[str, ...], started: float, stats: str = "{}"
+        self,
+        name: str,
+        host: str,
+        device: str,
+        queues: tuple[str, ...],
+        started: float,
+        stats: str = "{}",
+        runtimes: tuple[str, ...] = (),
     ) -> None:
         """Note that this worker lives, since `started` by the ledger's clock; a name that was taken over starts anew.
 
         `stats` are its statistics since then, as JSON.
         """
-        values = {"host": host, "device": device, "queues": json.dumps(queues), "started": started, "stats": stats}
+        values = {"host": host, "device": device, "started": started, "stats": stats}
+        lists = {"queues": json.dumps(queues), "runtimes": json.dumps(runtimes)}
         with self._ledger.write(durable=False) as connection:
-            HEARTBEAT.execute(connection, name=name, now=self._ledger.now(), **values)
+            HEARTBEAT.execute(connection, name=name, now=self._ledger.now(), **values, **lists)
 
     def remove(self, name: str) -> None:
         """Note that this worker has stopped."""
@@ -85,6 +98,16 @@ class WorkerRegistry:
         ]
 
 
+def lacks_runtime(runtime: str, queue: str, workers: Iterable[WorkerInfo]) -> str:
+    """Why those that serve a queue cannot run a version: none has its runtime. Empty when one has, or none serves the queue."""
+    serving = [worker for worker in workers if queue in worker.queues]
+    if not serving or any(runtime in worker.runtimes for worker in serving):
+        return ""
+    has = "; ".join(f"{worker.name} has {', '.join(worker.runtimes)}" for worker in serving[:MOST_NAMED])
+    needs = "".join(f"; `pip install 'forebay[{extra}]'` there brings it" for _, extra in NEEDS.get(runtime, ())[-1:])
+    return f"no worker that serves queue {queue!r} has the runtime {runtime!r} ({has}){needs}"
+
+
 def _info(row: Any) -> WorkerInfo:
-    queues = tuple(json.loads(row.queues))
-    return WorkerInfo(row.name, row.host, row.device, queues, at(row.started_at), at(row.heartbeat_at))
+    queues, runtimes = tuple(json.loads(row.queues)), tuple(json.loads(row.runtimes))
+    return WorkerInfo(row.name, row.host, row.device, queues, runtimes, at(row.started_at), at(row.heartbeat_at))

@@ -11,7 +11,7 @@ from forebay.contract.errors import NoQueueFits
 from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import QueueSpec, Resources, route
-from forebay.storage.workers import WorkerInfo
+from forebay.storage.workers import WorkerInfo, lacks_runtime
 
 
 class IndexRequest(Struct):
@@ -45,4 +45,4 @@ def why_unready(model: ModelVersion, queues: Mapping[str, QueueSpec], workers: S
     except NoQueueFits as error:
         return str(error)
     served = any(queue in worker.queues for worker in workers)
-    return "" if served else f"no worker serves queue {queue!r}"
+    return lacks_runtime(model.runtime, queue, workers) if served else f"no worker serves queue {queue!r}"

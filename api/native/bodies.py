@@ -251,6 +251,7 @@ class Register(Struct, kw_only=True, forbid_unknown_fields=True):
     resources: dict[str, Any] | None = None
     options: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    alias: str | None = None
 
 
 class Search(Struct, kw_only=True, forbid_unknown_fields=True):

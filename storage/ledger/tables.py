@@ -185,6 +185,6 @@ last_commit = Table(
 workers = Table(
     "workers", metadata, Column("name", String(200), primary_key=True), Column("host", String(200), nullable=False),
     Column("device", String(64), nullable=False), Column("queues", Text, nullable=False),
-    Column("started_at", Double, nullable=False), Column("heartbeat_at", Double, nullable=False),
-    Column("stats", Text, nullable=False, server_default="{}"),
+    Column("runtimes", Text, nullable=False), Column("started_at", Double, nullable=False),
+    Column("heartbeat_at", Double, nullable=False), Column("stats", Text, nullable=False, server_default="{}"),
 )  # fmt: skip

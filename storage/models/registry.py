@@ -71,15 +71,20 @@ class ModelRegistry:
         self._ledger = ledger
         self._known: dict[tuple[str, int | None], ModelVersion] = {}  # a version never changes once registered
 
-    def register(self, model: ModelVersion, example: bytes | None = None) -> ModelVersion:
-        """Store `model` as its name's next version (its `version` is not looked at) and give it with that number."""
+    def register(self, model: ModelVersion, example: bytes | None = None, alias: str | None = None) -> ModelVersion:
+        """Store `model` as its name's next version (its `version` is not looked at) and give it with that number.
+
+        With `alias`, which is pointed at it in the same transaction.
+        """
         check_name(model.name)
         now = self._ledger.now()
         with self._ledger.write() as connection:
             made = add_version(connection, model, now)
             if example is not None:
                 SET_EXAMPLE.execute(connection, example=example, name=made.name, version=made.version)
-        return replace(made, has_example=example is not None)
+            if alias is not None:
+                point(connection, made.name, alias, made.version)
+        return replace(made, has_example=example is not None, aliases=() if alias is None else (alias,))
 
     def example(self, name: str, version: int) -> bytes | None:
         """The row that was registered with a version, as the codec wrote it; None when there is none."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
+from forebay.contract.runtimes import installed_runtimes
 from forebay.worker.parent.context import ParentContext
 
 log = structlog.get_logger()
@@ -24,6 +25,7 @@ class Heartbeat:
 
     def __init__(self, context: ParentContext, queues: tuple[str, ...], in_flight: Callable[[], list[str]]) -> None:
         self._context, self._queues, self._in_flight = context, queues, in_flight
+        self._runtimes = installed_runtimes()
         self._history = HeartbeatHistory(context.settings.heartbeat_s)
         self._started_at = context.store.ledger.now()
         self._stopped = threading.Event()
@@ -76,7 +78,7 @@ class Heartbeat:
             log.exception("housekeeping_failed", what="statistics", worker=settings.worker_name)
             stats = "{}"
         self._context.workers.heartbeat(
-            settings.worker_name, host, settings.device, self._queues, self._started_at, stats
+            settings.worker_name, host, settings.device, self._queues, self._started_at, stats, self._runtimes
         )
 
 

@@ -10,16 +10,14 @@ of Python import paths) and has `load`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.model import ModelVersion
+from forebay.contract.runtimes import GROUP, missing
 from forebay.contract.signature import Row
 from forebay.worker.allowed import find_plugin
-
-GROUP = "forebay.runtimes"
 
 BUILT_IN = {
     "torch-export": "forebay.worker.runtimes.torch_export:TorchExport",
@@ -29,16 +27,6 @@ BUILT_IN = {
     "text-generation": "forebay.worker.runtimes.generation.runtime:TextGeneration",
     "recipe": "forebay.worker.runtimes.recipe:Recipe",
     "openai": "forebay.worker.runtimes.remote.runtime:OpenAI",
-}
-
-# What a built-in runtime needs: (module, extra of forebay that brings it)
-_NEEDS = {
-    "torch-export": (("torch", "worker"),),
-    "safetensors": (("torch", "worker"), ("safetensors", "worker")),
-    "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
-    "text-generation": (("torch", "worker"), ("transformers", "generation")),
-    "recipe": (("torch", "worker"), ("safetensors", "worker"), ("pyarrow", "batch")),
-    "openai": (("aiohttp", "remote"),),
 }
 
 
@@ -84,7 +72,6 @@ class Runtime(Protocol):
 
 def get_runtime(name: str, allowed: Sequence[str] = ()) -> Runtime:
     """The runtime called `name`; InvalidInput listing the known ones, MissingExtra when its library is missing."""
-    for module, extra in _NEEDS.get(name, ()):
-        if find_spec(module) is None:
-            raise MissingExtra(f"runtime {name!r} needs {module}", extra)
+    if (need := missing(name)) is not None:
+        raise MissingExtra(f"runtime {name!r} needs {need[0]}", need[1])
     return cast(Runtime, find_plugin(GROUP, name, BUILT_IN)(allowed=tuple(allowed)))

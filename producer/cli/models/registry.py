@@ -11,7 +11,7 @@ import typer
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import format_bytes
-from forebay.contract.references import check_alias, shown
+from forebay.contract.references import shown
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.producer.cli.commands import ResourceOptions, command, request_options
 from forebay.producer.cli.inputs import read_inputs
@@ -86,18 +86,13 @@ def register(
     alias: Annotated[str | None, option("ALIAS", "Point this alias at the new version.")] = None,
 ) -> None:
     """Register an artifact as the next version of a model."""
-    if alias is not None:
-        check_alias(alias)
-    models = connect().models
     described = json_option(inputs, "--inputs"), json_option(outputs, "--outputs")
-    model = models.register(
+    model = connect().models.register(
         name, artifact, runtime=runtime, inputs=described[0], outputs=described[1],
         example=None if example is None else InputsFor(lambda model: _example(example, model.signature)),
         timeout_s=timeout, resources=resources, options=pairs(options, "--option"), metadata=pairs(metadata, "--metadata"),
-        **serving,
+        alias=alias, **serving,
     )  # fmt: skip
-    if alias is not None:
-        model = models.set_alias(name, alias, model.version)
     print_json(_as_json(model)) if as_json else _show(model)
 
 

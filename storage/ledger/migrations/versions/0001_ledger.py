@@ -278,6 +278,7 @@ def upgrade() -> None:
         sa.Column("host", sa.String(200), nullable=False),
         sa.Column("device", sa.String(64), nullable=False),
         sa.Column("queues", sa.Text, nullable=False),
+        sa.Column("runtimes", sa.Text, nullable=False),
         sa.Column("started_at", sa.Double, nullable=False),
         sa.Column("heartbeat_at", sa.Double, nullable=False),
         sa.Column("stats", sa.Text, nullable=False, server_default="{}"),
