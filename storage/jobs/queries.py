@@ -31,8 +31,8 @@ finished_at, deadline_at, progress_done, progress_total, progress_message, error
 cancel_requested_at, not_before, submitted_by"""
 
 # As the partial indexes have them, or SQLite would not use these.
-RARE_KINDS = frozenset({JobKind.BATCH, JobKind.EVALUATE, JobKind.NODE, JobKind.TRAIN})
-IS_RARE_KIND, HAS_METADATA = "kind IN ('batch', 'evaluate', 'node', 'train')", "metadata <> '{}'"
+RARE_KINDS = frozenset(JobKind) - {JobKind.PREDICT, JobKind.SHARD}
+IS_RARE_KIND, HAS_METADATA = "kind NOT IN ('predict', 'shard')", "metadata <> '{}'"
 
 FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 

@@ -76,8 +76,8 @@ jobs = Table(
     partial_index("ix_jobs_finished", "finished_at IS NOT NULL", "finished_at", "state", "model", "version", "queue"),
     # The jobs of a model, newest first, however many others there are.
     Index("ix_jobs_model", "model", "id", "version"),
-    # Batches, training runs and evaluations are few among millions of predictions, which cost this index nothing.
-    partial_index("ix_jobs_kind", "kind IN ('batch', 'evaluate', 'node', 'train')", "kind", "id"),
+    # All others are few among millions of predictions, which cost this index nothing.
+    partial_index("ix_jobs_kind", "kind NOT IN ('predict', 'shard')", "kind", "id"),
     # What a search by metadata has to look at.
     partial_index("ix_jobs_metadata", "metadata <> '{}'", "id"),
     # The dashboard's lists of them: jobs that end well, nearly all, cost this index nothing.

@@ -50,7 +50,7 @@ def upgrade() -> None:
     _index("ix_jobs_deadline", "jobs", ["deadline_at"], "state = 'queued' AND deadline_at IS NOT NULL")
     _index("ix_jobs_ended_badly", "jobs", ["state", "id"], "state IN ('failed', 'canceled', 'expired')")
     _index("ix_jobs_finished", "jobs", ["finished_at", "state", "model", "version", "queue"], "finished_at IS NOT NULL")
-    _index("ix_jobs_kind", "jobs", ["kind", "id"], "kind IN ('batch', 'evaluate', 'node', 'train')")
+    _index("ix_jobs_kind", "jobs", ["kind", "id"], "kind NOT IN ('predict', 'shard')")
     _index("ix_jobs_live_batches", "jobs", ["state"], "kind = 'batch' AND state IN ('queued', 'running')")
     _index("ix_jobs_metadata", "jobs", ["id"], "metadata <> '{}'")
     _index("ix_jobs_model", "jobs", ["model", "id", "version"])
