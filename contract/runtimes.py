@@ -12,6 +12,7 @@ NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "torch-export": (("torch", "worker"),),
     "safetensors": (("torch", "worker"), ("safetensors", "worker")),
     "python": (),
+    "onnx": (("onnx", "onnx"), ("onnxruntime", "onnx")),
     "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
     "text-generation": (("torch", "worker"), ("transformers", "generation")),
     "recipe": (("torch", "worker"), ("safetensors", "worker"), ("pyarrow", "batch")),

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from forebay.contract import generation
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import GENERATES_TEXT
+from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
 from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
@@ -28,6 +29,7 @@ FILES = (".pt2", ".safetensors", ".onnx", ".gguf")
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
 EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
+BY_SUFFIX = {".pt2": "torch-export", ".safetensors": "safetensors", ".onnx": "onnx"}
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
@@ -63,7 +65,7 @@ def existing_artifact(artifact: str | Path | None) -> Path | None:
         path = Path(artifact).expanduser()
         if not path.exists():
             raise InvalidInput(
-                f"there is no artifact at {shown(str(artifact))}; give a .pt2 or .safetensors file, or a model folder"
+                f"there is no artifact at {shown(str(artifact))}; give a .pt2, .onnx or .safetensors file, or a model folder"
             )
         if path.is_dir() and not any(path.iterdir()):
             raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
@@ -81,6 +83,9 @@ def check_options(runtime: str, options: Mapping[str, Any], endpoints: Iterable[
     """InvalidInput for options that the runtime does not take; `endpoints` are those that the operator allows."""
     if runtime == REMOTE:
         RemoteOptions.parse(options).check_allowed(endpoints)
+    threads = options.get("threads", 1)
+    if runtime == "onnx" and (type(threads) is not int or threads < 1):
+        raise InvalidInput(f"options: threads is a whole number from 1, got {shown(threads)}")
     if not isinstance(options.get("orientation", True), bool):
         raise InvalidInput(f"options: orientation is true or false, got {shown(options['orientation'])}")
     key = NEEDS_OPTION.get(runtime)
@@ -90,6 +95,24 @@ def check_options(runtime: str, options: Mapping[str, Any], endpoints: Iterable[
         )
 
 
+@contextmanager
+def storable(runtime: str, path: Path | None) -> Iterator[Path | None]:
+    """What is stored of an artifact: of an ONNX file it and the data files that it names, of all else the whole."""
+    if runtime != "onnx" or path is None:
+        yield path
+        return
+    facts = read_onnx(path)
+    if not facts.data:
+        yield facts.path
+        return
+    with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
+        for name in {facts.path.name, *facts.data}:
+            link = Path(folder, name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((facts.path.parent / name).resolve())
+        yield Path(folder)
+
+
 def artifact_signature(
     runtime: str, path: Path | None, options: Mapping[str, Any], inputs: Described | None, outputs: Described | None
 ) -> Signature:
@@ -97,6 +120,9 @@ def artifact_signature(
         own_inputs, own_outputs = read_pt2_signature(path)
         inputs = own_inputs if inputs is None else inputs
         outputs = _completed(own_outputs, outputs)
+    if runtime == "onnx" and path is not None:
+        facts = read_onnx(path)
+        inputs, outputs = facts.inputs if inputs is None else inputs, _completed(facts.outputs, outputs)
     if runtime == "sentence-transformers" and inputs is None:
         inputs = {"text": {"dtype": "str"}}
     if runtime == REMOTE:
@@ -124,12 +150,14 @@ def _guess_runtime(path: Path | None) -> str:
             "a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}, or "
             f"runtime={REMOTE!r} and options={{'base_url': 'http://gpu7:8000/v1', 'model': 'Qwen3'}}"
         )
-    if path.is_file() and path.suffix in (".pt2", ".safetensors"):
-        return "torch-export" if path.suffix == ".pt2" else "safetensors"
+    if path.is_file() and path.suffix in BY_SUFFIX:
+        return BY_SUFFIX[path.suffix]
     if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
         return "sentence-transformers"
     if path.is_dir() and (_generates_text(path / "config.json") or (path / "adapter_config.json").is_file()):
         return "text-generation"
+    if path.is_dir() and any(path.glob("*.onnx")):
+        return "onnx"
     if path.suffix in PICKLED:
         raise InvalidInput(
             f"{shown(path.name)} looks like a file of torch.save or TorchScript, which runs code when it is opened and is not "

@@ -22,7 +22,14 @@ from forebay.contract.runtimes import NEEDS, installed_runtimes
 from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
-from forebay.producer.artifacts import Described, artifact_signature, check_options, local_artifact, runtime_of
+from forebay.producer.artifacts import (
+    Described,
+    artifact_signature,
+    check_options,
+    local_artifact,
+    runtime_of,
+    storable,
+)
 from forebay.producer.inputs import for_model, sample
 from forebay.producer.options import check_metadata
 from forebay.producer.session import Session
@@ -87,8 +94,9 @@ class Models:
     ) -> ModelVersion:
         """Register an artifact as the next version of `name`, point `alias` at it if given, and give that version.
 
-        `artifact` is the path or URL of a .pt2 or .safetensors file, or of a folder of sentence-transformers or of a Hugging Face
-        language model; None for an `openai` model, and a `python` one without any.
+        `artifact` is the path or URL of a .pt2, .onnx or .safetensors file, or of a folder: of sentence-transformers, of a
+        Hugging Face language model, of an .onnx file with its data files; None for an `openai` model, and a `python` one without
+        any.
         `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out. An output
         may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.
@@ -128,9 +136,14 @@ class Models:
                 name, 0, runtime, "", "none", 0, signature, resources=Resources.parse(resources).as_dict(),
                 options=checked_options, metadata=check_metadata(metadata), **asdict(serving),
             )  # fmt: skip
+            if runtime == "onnx" and (serving.dtype or serving.compile):
+                raise InvalidInput(
+                    "dtype and compile are for models that torch runs: an ONNX file says what it computes in"
+                )
             self._check_served(draft)
             row = None if example is None else _packed(draft, example)
-            ref, form, size = self._store(path)
+            with storable(runtime, path) as stored:
+                ref, form, size = self._store(stored)
             draft = replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size)
             return self._registry.register(draft, row, alias)
 

@@ -26,6 +26,7 @@ BUILT_IN = {
     "sentence-transformers": "forebay.worker.runtimes.sentence_transformers:SentenceTransformers",
     "text-generation": "forebay.worker.runtimes.generation.runtime:TextGeneration",
     "recipe": "forebay.worker.runtimes.recipe:Recipe",
+    "onnx": "forebay.worker.runtimes.onnx:Onnx",
     "openai": "forebay.worker.runtimes.remote.runtime:OpenAI",
 }
 

@@ -174,7 +174,7 @@ def test_remote_code_is_refused(minilm):
 )  # what a class needs is its own affair
 def test_a_missing_library_is_named_with_the_command_that_brings_it(runtime, monkeypatch):
     monkeypatch.setattr("forebay.contract.runtimes.find_spec", lambda module: None)
-    extra = "remote" if runtime == "openai" else "worker"
+    extra = {"openai": "remote", "onnx": "onnx"}.get(runtime, "worker")
     with pytest.raises(MissingExtra, match=rf"pip install 'forebay\[{extra}\]'"):
         get_runtime(runtime)
 

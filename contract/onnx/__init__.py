@@ -1,0 +1,1 @@
+"""Judging an ONNX file before anything runs it."""

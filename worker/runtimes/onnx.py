@@ -1,0 +1,159 @@
+"""Runs ONNX files with onnxruntime: a graph of standard operators, which brings no Python code.
+
+onnxruntime never opens the file that was uploaded: contract.onnx judges it, and what was judged is written anew for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from forebay.contract.errors import ForebayError, ModelLoadFailed
+from forebay.contract.model import ModelVersion
+from forebay.contract.onnx.judge import OnnxFile, read_onnx
+from forebay.contract.settings import Settings
+from forebay.contract.signature import ARRAY_DTYPES, Field, Row
+
+log = structlog.get_logger()
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+_NO_ROOM = ("Failed to allocate memory", "bad_alloc", "out of memory")
+_CHEAP_COPY = 64 * 1024  # bytes; a row up to this size is copied out, so that it does not keep its whole batch alive
+
+
+class Onnx:
+    """Loads an .onnx file, or a folder that holds one with its data files, after looking into it."""
+
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
+        del allowed  # a graph of onnxruntime's own operators runs no Python code
+
+    def load(self, path: Path | None, device: str, spec: ModelVersion) -> OnnxModel:
+        """The model on `device`, or on the CPU where onnxruntime was built without CUDA."""
+        if path is None:
+            raise ModelLoadFailed(f"{spec.ref} has no artifact; register it with an .onnx file")
+        facts = read_onnx(path)
+        return OnnxModel(_session(facts, device, spec), spec)
+
+
+class OnnxModel:
+    """A session fed whole columns `(batch, *shape)`."""
+
+    def __init__(self, session: Any, spec: ModelVersion) -> None:
+        self._session = session
+        takes, gives = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
+        self._inputs = _fields(spec, takes)
+        self._ranks = {value.name: len(value.shape) for value in session.get_inputs()}
+        self._outputs = _asked(spec, gives)
+
+    def predict(self, rows: Sequence[Row]) -> list[Row]:
+        return self.run(self.prepare(rows))
+
+    def prepare(self, rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
+        """The rows as the session takes them: `(batch, *shape)` by the session's names."""
+        return {name: self._stacked(name, field, rows) for name, field in self._inputs.items()}
+
+    def run(self, prepared: dict[str, NDArray[Any]]) -> list[Row]:
+        made = self._run(prepared)
+        if len(made) == 1:
+            return [_unshared(value) for value in next(iter(made.values()))]
+        return [dict(zip(made, map(_unshared, row), strict=True)) for row in zip(*made.values(), strict=True)]
+
+    def predict_columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """One run over whole columns `(batch, *shape)`."""
+        return self._run({name: np.ascontiguousarray(columns[field.name]) for name, field in self._inputs.items()})
+
+    def _stacked(self, name: str, field: Field, rows: Sequence[Row]) -> NDArray[Any]:
+        values = [row[field.name] for row in rows]
+        if field.dtype == "str":
+            return np.array(values, object).reshape(-1, *[1] * (self._ranks[name] - 1))
+        return np.stack([np.asarray(value, ARRAY_DTYPES[field.dtype]) for value in values])
+
+    def _run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        count = len(next(iter(feed.values())))
+        try:
+            made = self._session.run([*self._outputs], feed)
+        except Exception as error:
+            if any(words in str(error) for words in _NO_ROOM):
+                raise MemoryError(f"onnxruntime: {error}") from error
+            raise
+        for name, array in zip(self._outputs, made, strict=True):
+            if not isinstance(array, np.ndarray) or array.shape[:1] != (count,):
+                form = getattr(array, "shape", type(array).__name__)
+                raise ForebayError(f"output {name!r} is {form} for {count} rows; its first dimension must be {count}")
+        return {
+            name: array.reshape(count) if array.dtype == object else array
+            for name, array in zip(self._outputs.values(), made, strict=True)
+        }
+
+
+def _session(facts: OnnxFile, device: str, spec: ModelVersion) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = _threads(spec)
+    options.inter_op_num_threads = 1
+    for key, value in {
+        "session.load_model_format": "ONNX",  # else a file of its own format, judged by nobody, could pose as one
+        "session.model_external_initializers_file_folder_path": str(facts.path.parent),
+        "session.intra_op.allow_spinning": "0",  # waiting threads would take the cores from other processes
+    }.items():
+        options.add_session_config_entry(key, value)
+    providers = providers_for(device, ort.get_available_providers())
+    try:
+        session = ort.InferenceSession(facts.proto.SerializeToString(), options, providers=providers)
+    except Exception as error:  # onnxruntime raises whatever its layers raise
+        raise ModelLoadFailed(f"{spec.ref}: onnxruntime {ort.__version__} cannot load it: {error}") from error
+    if device.startswith("cuda") and CUDA not in session.get_providers():
+        log.warning("onnx_without_cuda", model=spec.ref, note="it runs on the CPU: install onnxruntime-gpu")
+    return session
+
+
+def providers_for(device: str, available: Sequence[str]) -> list[Any]:
+    """What onnxruntime computes with: CUDA where the device and its build have it, and the CPU. Nothing else it may have."""
+    if device.startswith("cuda") and CUDA in available:
+        return [(CUDA, {"device_id": int(device.partition(":")[2] or 0)}), CPU]
+    return [CPU]
+
+
+def _threads(spec: ModelVersion) -> int:
+    """This child's threads, or fewer where the version's options say so."""
+    most = Settings.load().torch_threads or os.cpu_count() or 1
+    return min(most, int(spec.options.get("threads", most)))
+
+
+def _fields(spec: ModelVersion, names: Sequence[str]) -> dict[str, Field]:
+    """The declared inputs by the session's names for them: equal ones, but for an only input."""
+    declared = spec.signature.inputs
+    if declared is None:
+        raise ModelLoadFailed(f"{spec.ref}: its signature declares no inputs; register the file again")
+    if len(declared) == len(names) == 1:
+        return {names[0]: declared[0]}
+    given = {field.name: field for field in declared}
+    if given.keys() != set(names):
+        raise ModelLoadFailed(
+            f"{spec.ref}: the signature declares {', '.join(given)}; the graph takes {', '.join(names)}"
+        )
+    return {name: given[name] for name in names}
+
+
+def _asked(spec: ModelVersion, names: Sequence[str]) -> dict[str, str]:
+    """The outputs to compute, and what rows call them: those that are declared, all where none is."""
+    declared = [field.name for field in spec.signature.outputs or ()] or [*names]
+    if len(declared) == len(names) == 1:
+        return {names[0]: declared[0]}
+    missing = [name for name in declared if name not in names]
+    if missing:
+        raise ModelLoadFailed(f"{spec.ref}: the graph gives no {', '.join(missing)}; it gives {', '.join(names)}")
+    return {name: name for name in declared}
+
+
+def _unshared(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) and value.nbytes <= _CHEAP_COPY else value
