@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.endpoints import REMOTE
+from forebay.contract.requests.folders import TEXT_GENERATION as TEXT_GENERATION
 from forebay.contract.signature import Signature
 
-TEXT_GENERATION = "text-generation"
 GENERATES_TEXT = (TEXT_GENERATION, REMOTE)  # the runtimes of language models
 
 

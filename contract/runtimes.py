@@ -15,6 +15,7 @@ NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "onnx": (("onnx", "onnx"), ("onnxruntime", "onnx")),
     "sentence-transformers": (("torch", "worker"), ("sentence_transformers", "text")),
     "text-generation": (("torch", "worker"), ("transformers", "generation")),
+    "transformers": (("torch", "worker"), ("transformers", "transformers")),
     "recipe": (("torch", "worker"), ("safetensors", "worker"), ("pyarrow", "batch")),
     "openai": (("aiohttp", "remote"),),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
 from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
+from forebay.contract.requests.folders import TRANSFORMERS, ModelFolder, folder_runtime
 from forebay.contract.runtimes import NEEDS
 from forebay.contract.signature import Signature
 from forebay.datasets.formats.files import absolute, find_files, open_file
@@ -123,6 +123,12 @@ def artifact_signature(
     if runtime == "onnx" and path is not None:
         facts = read_onnx(path)
         inputs, outputs = facts.inputs if inputs is None else inputs, _completed(facts.outputs, outputs)
+    if runtime == TRANSFORMERS:
+        if path is None or not path.is_dir():
+            raise InvalidInput(f"a model of runtime {TRANSFORMERS!r} is a folder, as save_pretrained writes it")
+        folder = ModelFolder(path, options)
+        inputs = folder.inputs() if inputs is None else inputs
+        outputs = folder.outputs() if outputs is None else outputs
     if runtime == "sentence-transformers" and inputs is None:
         inputs = {"text": {"dtype": "str"}}
     if runtime == REMOTE:
@@ -152,26 +158,17 @@ def _guess_runtime(path: Path | None) -> str:
         )
     if path.is_file() and path.suffix in BY_SUFFIX:
         return BY_SUFFIX[path.suffix]
-    if (path / "modules.json").is_file() or (path / "config_sentence_transformers.json").is_file():
-        return "sentence-transformers"
-    if path.is_dir() and (_generates_text(path / "config.json") or (path / "adapter_config.json").is_file()):
-        return "text-generation"
-    if path.is_dir() and any(path.glob("*.onnx")):
+    if any(path.glob("*.onnx")) and not any(path.glob("*.safetensors")):
         return "onnx"
+    found = folder_runtime(path)
+    if found is not None:
+        return found
     if path.suffix in PICKLED:
         raise InvalidInput(
             f"{shown(path.name)} looks like a file of torch.save or TorchScript, which runs code when it is opened and is not "
             f"served: {EXPORT}; or save its weights as .safetensors"
         )
     raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(NEEDS)}")
-
-
-def _generates_text(config: Path) -> bool:
-    try:
-        named = json.loads(config.read_bytes())["architectures"]
-        return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in named)
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def _completed(own: Described | None, given: Any) -> Any:

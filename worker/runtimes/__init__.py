@@ -25,6 +25,7 @@ BUILT_IN = {
     "python": "forebay.worker.runtimes.python:Python",
     "sentence-transformers": "forebay.worker.runtimes.sentence_transformers:SentenceTransformers",
     "text-generation": "forebay.worker.runtimes.generation.runtime:TextGeneration",
+    "transformers": "forebay.worker.runtimes.huggingface.runtime:Transformers",
     "recipe": "forebay.worker.runtimes.recipe:Recipe",
     "onnx": "forebay.worker.runtimes.onnx:Onnx",
     "openai": "forebay.worker.runtimes.remote.runtime:OpenAI",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forebay.contract.errors import ModelLoadFailed, ModelRefused
+from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Row
 
 _PICKLED = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
 _CODE = {".py", ".pyc", ".so", ".dll", ".dylib"}
+_CHARACTERS_PER_TOKEN = 4
 _ACTIVATION = re.compile(r"torch\.nn\.modules\.(?:activation|linear)\.[A-Z]\w*\Z", re.ASCII)
 
 
@@ -39,6 +42,23 @@ def safe_folder(path: Path | None, spec: ModelVersion) -> Path:
                 f"{file.relative_to(path)} names the activation {activation!r:.120}; use one of torch.nn"
             )
     return path
+
+
+def go_offline() -> None:
+    """Before a library of Hugging Face's is imported: then it asks no hub, whatever a folder names."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+
+def only_text(row: Row) -> str:
+    value = next(iter(row.values())) if isinstance(row, Mapping) and len(row) == 1 else row
+    if not isinstance(value, str):
+        raise InvalidInput(f"this model takes one str, got {type(value).__name__}")
+    return value
+
+
+def about_tokens(text: str, longest: int) -> int:
+    """About how many tokens a text has, special ones included: rows of like cost pad little."""
+    return min(longest, 2 + len(text) // _CHARACTERS_PER_TOKEN)
 
 
 def read_json(folder: Path, file: Path, default: Any) -> Any:

@@ -6,7 +6,6 @@ module that modules.json names from outside the library, since the library would
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,16 +13,15 @@ from typing import Any
 
 import torch
 
-from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused
+from forebay.contract.errors import MissingExtra, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
-from forebay.worker.runtimes.folders import read_json, safe_folder
+from forebay.worker.runtimes.folders import about_tokens, go_offline, only_text, read_json, safe_folder
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
 
 _MODULES = "Transformer|Pooling|Normalize|Dense|LayerNorm|Dropout|StaticEmbedding"
 _SAFE_MODULE = re.compile(rf"sentence_transformers\.(?:[a-z_]+\.)*(?:{_MODULES})\Z")
-_CHARACTERS_PER_TOKEN = 4
 
 
 class SentenceTransformers:
@@ -73,8 +71,7 @@ class TextEmbedder:
         return list(vectors.to("cpu", torch.float32).numpy())
 
     def cost(self, row: Row) -> int:
-        """About how many tokens the text has, special ones included: rows of like cost pad little."""
-        return min(self._longest, 2 + len(_text(row)) // _CHARACTERS_PER_TOKEN)
+        return about_tokens(only_text(row), self._longest)
 
     def count_tokens(self, rows: Sequence[Row]) -> int | None:
         """How many tokens it reads of these texts, special ones and the model's prompt included, what it cuts off not."""
@@ -86,7 +83,9 @@ class TextEmbedder:
 
     def _tokens(self, rows: Sequence[Row]) -> Any:
         name = self._model.default_prompt_name
-        return self._model.preprocess([_text(row) for row in rows], prompt=self._model.prompts[name] if name else None)
+        return self._model.preprocess(
+            [only_text(row) for row in rows], prompt=self._model.prompts[name] if name else None
+        )
 
 
 def _check_modules(folder: Path) -> None:
@@ -98,15 +97,8 @@ def _check_modules(folder: Path) -> None:
             )
 
 
-def _text(row: Row) -> str:
-    value = next(iter(row.values())) if isinstance(row, Mapping) and len(row) == 1 else row
-    if not isinstance(value, str):
-        raise InvalidInput(f"this model takes one str, got {type(value).__name__}")
-    return value
-
-
 def _library() -> Any:
-    os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"  # read when the library is imported
+    go_offline()
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:

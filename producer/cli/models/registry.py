@@ -71,7 +71,7 @@ def register(
     resources: dict[str, Any],
     artifact: Annotated[
         str | None,
-        argument("ARTIFACT", "A .pt2, .onnx or .safetensors file, or a sentence-transformers folder; a path or URL."),
+        argument("ARTIFACT", "A .pt2, .onnx or .safetensors file, or a Hugging Face folder; a path or URL."),
     ] = None,
     example: Annotated[str | None, option("INPUT", EXAMPLE_HELP, default="zeros are made up")] = None,
     runtime: Annotated[str | None, option("RUNTIME", "How it is run.", default="the artifact tells")] = None,

@@ -34,6 +34,7 @@ EXTRAS = (
     ("PIL", "batch", "images"),
     ("pytorch_lightning", "train", "training"),
     ("sentence_transformers", "text", "text models"),
+    ("transformers", "transformers", "folders of Hugging Face's transformers"),
     ("llguidance", "generation", "language models"),
     ("aiohttp", "remote", "models that another server runs"),
     ("flower", "dashboard", "the dashboard"),

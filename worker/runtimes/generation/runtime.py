@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from forebay.contract.requests.fields import check
 from forebay.contract.signature import Row
 from forebay.datasets.examples import Example
 from forebay.worker.runtimes import Between, Interrupted, Piece
-from forebay.worker.runtimes.folders import safe_folder
+from forebay.worker.runtimes.folders import go_offline, safe_folder
 from forebay.worker.runtimes.generation.decoding import Decoder, Generating
 from forebay.worker.runtimes.generation.grammar import Grammars
 from forebay.worker.runtimes.generation.prompts import Prompt, PromptReader
@@ -235,7 +234,7 @@ def _defaults(model: Any, spec: ModelVersion) -> Sampling:
 
 
 def _library() -> tuple[Any, Any]:
-    os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"  # read when the library is imported
+    go_offline()
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
