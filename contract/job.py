@@ -28,6 +28,7 @@ class JobKind(StrEnum):
     TRAIN = "train"
     NODE = "node"  # an additional machine of a training job, which is its parent
     EVALUATE = "evaluate"
+    CONVERT = "convert"
 
 
 class JobState(StrEnum):

@@ -18,17 +18,15 @@ from forebay.contract.references import plain_text
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest, better
 from forebay.contract.wire.messages import RoutedJob
-from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, new_row
-from forebay.storage.jobs.statements import CANCEL, CANCEL_CHILDREN, HELD, INSERT, SUCCEED
+from forebay.storage.jobs.fence import fenced, hold, succeed
+from forebay.storage.jobs.records import ClaimedJob, Ended, NewJob, new_row
+from forebay.storage.jobs.statements import CANCEL, CANCEL_CHILDREN, HELD, INSERT
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
 from forebay.storage.models.registry import add_version, aliased, point
 from forebay.storage.training.queries import CHECKPOINT_COLUMNS, TrainingQueries, checkpoint
 from forebay.storage.training.records import Evaluation
-
-# Locks the row on PostgreSQL and SQLite alike, until the transaction ends.
-HOLD = Statement(f"UPDATE jobs SET progress_done = progress_done {HELD} RETURNING id")
 
 OPEN = Statement("""
 INSERT INTO training_runs (id, model, recipe, request, resumed) VALUES (:id, :model, :recipe, :request, 0)
@@ -83,7 +81,7 @@ class TrainingStore:
         """Keep what the run was asked for."""
         about = json.dumps(request.summary())
         with self._ledger.write() as connection:
-            _hold(connection, job)
+            hold(connection, job)
             OPEN.execute(connection, id=job.id, model=job.model, recipe=request.recipe, request=about)
 
     def resume(self, job: ClaimedJob, step: int | None) -> None:
@@ -92,7 +90,7 @@ class TrainingStore:
         """  # fmt: skip
         after = -1 if step is None else step
         with self._ledger.write() as connection:
-            _hold(connection, job)
+            hold(connection, job)
             DELETE_METRICS.execute(connection, id=job.id, step=after)
             DROP_CHECKPOINTS.execute(connection, id=job.id, step=after)
             if step is not None:
@@ -101,7 +99,7 @@ class TrainingStore:
     def set_data(self, job: ClaimedJob, data: DataSummary) -> None:
         """Keep what the trainer found in its data."""
         with self._ledger.write() as connection:
-            _hold(connection, job)
+            hold(connection, job)
             SET_DATA.execute(connection, id=job.id, data=encode(data).decode())
 
     def add_metrics(self, job: ClaimedJob, points: Sequence[Point], message: str) -> None:
@@ -125,7 +123,7 @@ class TrainingStore:
     def set_message(self, job: ClaimedJob, message: str) -> None:
         """Show a message about a run that measures nothing yet."""
         with self._ledger.write(durable=False) as connection:
-            _fenced(connection, SET_MESSAGE, job, message=plain_text(message))
+            fenced(connection, SET_MESSAGE, job, message=plain_text(message))
 
     def set_progress(self, job: ClaimedJob, done: int, total: int, message: str) -> bool:
         """Show how far a running job is: whether a user has asked it to stop."""
@@ -136,7 +134,7 @@ class TrainingStore:
         """Note a checkpoint that lies in the blob store; the blobs of older ones that this run no longer needs."""
         about = {"step": step, "epoch": epoch, "attempt": job.attempt, "blob": blob, "bytes": size}
         with self._ledger.write() as connection:
-            _hold(connection, job)
+            hold(connection, job)
             ADD_CHECKPOINT.execute(connection, id=job.id, now=self._ledger.now(), **about)
             return sorted({checkpoint(row).blob for row in PRUNE_CHECKPOINTS.execute(connection, id=job.id, keep=keep)})
 
@@ -150,10 +148,10 @@ class TrainingStore:
         """
         now = self._ledger.now()
         with self._ledger.write() as connection:
-            _hold(connection, job)
+            hold(connection, job)
             version = add_version(connection, model, now, partial(_with_parent, connection, request.alias))
             promoted, verdict = _promote(connection, version, request.alias, metric, trained)
-            _succeed(connection, job, result(version, promoted, verdict), now)
+            succeed(connection, job, result(version, promoted, verdict), now)
             END.execute(
                 connection, id=job.id, version=version.version, metrics=json.dumps(dict(trained.metrics)),
                 confusion=_json(trained.confusion), promoted=promoted, verdict=verdict,
@@ -169,16 +167,16 @@ class TrainingStore:
             "confusion": _json(evaluation.confusion), "classes": _json(evaluation.classes),
         }  # fmt: skip
         with self._ledger.write() as connection:
-            _hold(connection, job)
+            hold(connection, job)
             ADD_EVALUATION.execute(connection, **values, now=now)
-            _succeed(connection, job, result, now)
+            succeed(connection, job, result, now)
         return Ended(job.id, job.client)
 
     def add_nodes(self, job: ClaimedJob, nodes: Sequence[NewJob]) -> list[RoutedJob]:
         """Add the node jobs of this attempt, and cancel those of an earlier one; what to send them with."""
         now = self._ledger.now()
         with self._ledger.write() as connection:
-            _hold(connection, job)
+            hold(connection, job)
             CANCEL_CHILDREN.execute(connection, ids=[job.id], now=now)
             INSERT.execute_many(connection, [new_row(node, now) for node in nodes])
         return [
@@ -191,25 +189,9 @@ class TrainingStore:
             CANCEL.execute(connection, ids=ids, now=self._ledger.now())
 
 
-def _fenced(connection: Connection, statement: Statement, job: ClaimedJob, **values: Any) -> Any:
-    """The row that a statement with HELD returns."""
-    row = statement.execute(connection, id=job.id, attempt=job.attempt, **values).fetchone()
-    if row is None:
-        raise LeaseLost(job.id)
-    return row
-
-
-def _hold(connection: Connection, job: ClaimedJob) -> None:
-    _fenced(connection, HOLD, job)
-
-
 def _set_progress(connection: Connection, job: ClaimedJob, done: int, total: int, message: str) -> bool:
     shown = {"done": done, "total": max(1, done, total), "message": plain_text(message)}
-    return _fenced(connection, SET_PROGRESS, job, **shown).cancel_requested_at is not None
-
-
-def _succeed(connection: Connection, job: ClaimedJob, result: bytes, now: float) -> None:
-    SUCCEED.execute(connection, id=job.id, attempt=job.attempt, now=now, result=result, result_ref=None)
+    return fenced(connection, SET_PROGRESS, job, **shown).cancel_requested_at is not None
 
 
 def _json(value: Any) -> str | None:

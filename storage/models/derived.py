@@ -1,0 +1,50 @@
+"""Versions that a job has made from another one: the version appears, its alias moves and the job succeeds in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from forebay.contract.model import ModelVersion
+from forebay.storage.jobs.fence import hold, succeed
+from forebay.storage.jobs.records import ClaimedJob, Ended
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.registry import SET_EXAMPLE, add_version, point
+
+# What a version has learnt from is what its parent has: evaluations warn of rows that it has seen.
+_INHERITED = ("files", "sha256")
+
+
+def derived_metadata(parent: ModelVersion, job: ClaimedJob, made_by: str, **facts: Any) -> dict[str, Any]:
+    """The parent's metadata without its metrics, which are not the new version's, and with a lineage that holds these facts."""
+    lineage = parent.metadata.get("lineage")
+    known = lineage if isinstance(lineage, Mapping) else {}
+    inherited = {name: known[name] for name in _INHERITED if name in known}
+    kept = {name: value for name, value in parent.metadata.items() if name not in ("lineage", "metrics")}
+    return {**kept, "lineage": {**inherited, "parent": parent.ref, "job": job.id, "made_by": made_by, **facts}}
+
+
+def register_derived(
+    ledger: Ledger,
+    job: ClaimedJob,
+    model: ModelVersion,
+    result: Callable[[ModelVersion], bytes],
+    *,
+    alias: str | None = None,
+    example: bytes | None = None,
+) -> tuple[ModelVersion, Ended]:
+    """Register `model` as its name's next version, point `alias` at it, and end the job, which made it, with what `result` makes
+    of the version. LeaseLost, and nothing is written, when the job is no longer this attempt's.
+    """  # fmt: skip
+    now = ledger.now()
+    with ledger.write() as connection:
+        hold(connection, job)
+        made = add_version(connection, model, now)
+        if example is not None:
+            SET_EXAMPLE.execute(connection, example=example, name=made.name, version=made.version)
+        if alias is not None:
+            point(connection, made.name, alias, made.version)
+        made = replace(made, has_example=example is not None, aliases=() if alias is None else (alias,))
+        succeed(connection, job, result(made), now)
+    return made, Ended(job.id, job.client)

@@ -1,0 +1,56 @@
+"""Versions that a job makes of another one appear, with their alias and the job's success, whole or not at all."""
+
+from dataclasses import replace
+
+import pytest
+from msgspec import structs
+
+from forebay.contract.job import JobKind, JobState
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Signature
+from forebay.storage.jobs.records import ClaimedJob, LeaseLost
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.models.derived import derived_metadata, register_derived
+from forebay.storage.models.registry import ModelRegistry
+from support.jobs import add
+
+PARENT = ModelVersion(
+    "digits", 0, "torch-export", "sha256:" + "0" * 64, "file", 10, Signature(),
+    metadata={"team": "a", "metrics": {"accuracy": 1.0}, "lineage": {"sha256": "ab", "files": ["x"], "seed": 1}},
+)  # fmt: skip
+
+
+def claimed(store: JobStore) -> ClaimedJob:
+    [id] = add(store, kind=JobKind.CONVERT)
+    [job] = store.claim([id], "w@host", 30)
+    return job
+
+
+def test_the_version_its_alias_and_the_jobs_success_come_together(store: JobStore, registry: ModelRegistry) -> None:
+    parent, job = registry.register(PARENT, b"row", "champion"), claimed(store)
+    metadata = derived_metadata(parent, job, "convert", to="onnx")
+    assert metadata["team"] == "a"
+    assert "metrics" not in metadata
+    assert metadata["lineage"] == {
+        "sha256": "ab", "files": ["x"], "parent": "digits/1", "job": job.id, "made_by": "convert", "to": "onnx",
+    }  # fmt: skip
+    made, ended = register_derived(
+        store.ledger, job, replace(parent, runtime="onnx", metadata=metadata), lambda made: made.ref.encode(),
+        alias="champion", example=b"row",
+    )  # fmt: skip
+    assert ended.id == job.id
+    assert store.queries.get(job.id).state is JobState.SUCCEEDED
+    assert registry.get("digits@champion") == made
+    assert (made.ref, made.runtime, made.has_example, made.aliases) == ("digits/2", "onnx", True, ("champion",))
+    assert registry.example("digits", 2) == b"row"
+
+
+def test_who_has_lost_the_job_registers_nothing(store: JobStore, registry: ModelRegistry) -> None:
+    parent, job = registry.register(PARENT, None, "champion"), claimed(store)
+    with pytest.raises(LeaseLost):
+        register_derived(
+            store.ledger, structs.replace(job, attempt=job.attempt + 1), parent, lambda _: b"", alias="champion"
+        )
+    assert [model.ref for model in registry.versions("digits")] == ["digits/1"]
+    assert registry.get("digits@champion").version == 1
+    assert store.queries.get(job.id).state is JobState.RUNNING

@@ -1,0 +1,109 @@
+"""How far the outputs of two versions for the same rows are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from forebay.contract.errors import InvalidInput
+
+_TINY = np.finfo(np.float64).tiny
+
+
+class Difference(Struct, frozen=True):
+    """How far the outputs for `rows` rows are apart, at most, over all values of all outputs.
+
+    `absolute` is a difference of two values, `relative` is it divided by the largest magnitude in that output of that row.
+    `scaled` is what a tolerance is held against: `relative` where that magnitude is above 1, else `absolute`. They are infinite
+    where texts differ, a value is NaN, or one is infinite and the other is not the same. `same_argmax` is the share of rows whose
+    largest value, of each output that is a vector, is at the same place; `least_cosine` and `mean_cosine` are of those vectors.
+    None where no output is one.
+    """
+
+    rows: int
+    absolute: float
+    relative: float
+    scaled: float
+    same_argmax: float | None = None
+    least_cosine: float | None = None
+    mean_cosine: float | None = None
+
+    def within(self, tolerance: float) -> bool:
+        return self.scaled <= tolerance  # false for what is not a number
+
+    def __str__(self) -> str:
+        same = "" if self.same_argmax is None else f", the same largest value in {self.same_argmax:.4g} of them"
+        return f"{self.rows} rows, at most {self.absolute:.3g} apart ({self.relative:.3g} of the largest value){same}"
+
+
+def difference(before: Sequence[Any], after: Sequence[Any]) -> Difference:
+    """Of the same rows' outputs, each as `LoadedModel.output` gives it: a value, or one for each name.
+
+    InvalidInput when they cannot be compared: other names or shapes, values that are neither numbers nor texts.
+    """
+    if len(before) != len(after) or not before:
+        raise InvalidInput(f"{len(before)} and {len(after)} rows cannot be compared")
+    apart = np.zeros(3)  # absolute, relative, scaled
+    same: list[bool] = []
+    cosines: list[float] = []
+    for one, other in zip(before, after, strict=True):
+        vectors = []
+        for name, a, b in _pairs(one, other):
+            apart = np.maximum(apart, _apart(name, a, b))
+            if isinstance(a, np.ndarray) and a.ndim == 1 and len(a) > 1:
+                vectors.append((a.astype(np.float64), b.astype(np.float64)))
+        if vectors:
+            same.append(all(int(a.argmax()) == int(b.argmax()) for a, b in vectors))
+            cosines += [_cosine(a, b) for a, b in vectors]
+    found = [float(np.mean(same)), min(cosines), float(np.mean(cosines))] if cosines else [None] * 3
+    return Difference(len(before), *map(float, apart), *found)
+
+
+def _pairs(one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, Mapping) != isinstance(other, Mapping) or (
+        isinstance(one, Mapping) and one.keys() != other.keys()
+    ):
+        raise InvalidInput(f"the outputs are {_names(one)} and {_names(other)}, and cannot be compared")
+    if not isinstance(one, Mapping):
+        yield "output", one, other
+        return
+    for name in one:
+        yield name, one[name], other[name]
+
+
+def _names(output: Any) -> str:
+    return ", ".join(map(str, output)) if isinstance(output, Mapping) else "a single one"
+
+
+def _apart(name: str, one: Any, other: Any) -> tuple[float, float, float]:
+    if isinstance(one, str) and isinstance(other, str):
+        return (0.0,) * 3 if one == other else (math.inf,) * 3
+    a, b = (np.asarray(value) for value in (one, other))
+    if a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf" or a.shape != b.shape:
+        raise InvalidInput(
+            f"output {name!r} is {a.dtype} of shape {a.shape} and {b.dtype} of shape {b.shape}: only numbers of one shape, and "
+            "texts, can be compared"
+        )
+    if np.array_equal(a, b):
+        return (0.0,) * 3
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gaps: NDArray[np.float64] = np.where(a == b, 0.0, np.abs(a - b))
+    largest = float(gaps.max()) or 1.0  # not equal, and yet the same floats: whole numbers beyond 2^53
+    if not math.isfinite(largest):  # a NaN among them is the largest, too
+        return (math.inf,) * 3
+    both = np.concatenate([a.reshape(-1), b.reshape(-1)])
+    size = float(np.abs(both[np.isfinite(both)]).max(initial=0.0))
+    return largest, largest / max(size, _TINY), largest / max(size, 1.0)
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if np.array_equal(a, b):
+        return 1.0
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths and math.isfinite(lengths) else 0.0
