@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import socket
 from contextlib import closing, suppress
@@ -126,6 +127,8 @@ def serve(settings: Settings, host: str, port: int, certfile: Path | None = None
         config = configure(make_app(api), host, port, certfile, keyfile)
         name = f"[{host}]" if ":" in host else host
         scheme = "https" if certfile else "http"
+        gc.collect()
+        gc.freeze()  # what is there to stay; a look at all of it would hold every request up
         log.info("api_ready", url=f"{scheme}://{name}:{listening.getsockname()[1]}")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(ApiServer(config, api).serve([listening]))
