@@ -14,7 +14,7 @@ Seconds = dict[str, float]
 def processor_s(roots: list[int]) -> Seconds:
     """Seconds of processor by role: of this process, the client, and of those below `roots`."""
     used = dict.fromkeys(ROLES, 0.0)
-    for role, process in _processes(roots):
+    for role, process in processes(roots):
         try:
             times = process.cpu_times()
         except psutil.Error:  # it has just ended
@@ -23,7 +23,8 @@ def processor_s(roots: list[int]) -> Seconds:
     return used
 
 
-def _processes(roots: list[int]) -> Iterator[tuple[str, psutil.Process]]:
+def processes(roots: list[int]) -> Iterator[tuple[str, psutil.Process]]:
+    """Each process with its role: this one, the client, and those below `roots`."""
     yield "client", psutil.Process(os.getpid())
     for pid in roots:
         root = psutil.Process(pid)
