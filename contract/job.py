@@ -29,6 +29,7 @@ class JobKind(StrEnum):
     NODE = "node"  # an additional machine of a training job, which is its parent
     EVALUATE = "evaluate"
     CONVERT = "convert"
+    BENCHMARK = "benchmark"
 
 
 class JobState(StrEnum):

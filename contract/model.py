@@ -17,7 +17,7 @@ GENERATES_TEXT = (TEXT_GENERATION, REMOTE)  # the runtimes of language models
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A registered version. Only its aliases can change.
+    """A registered version. Only its aliases can change, and by a benchmark its `max_batch_size`.
 
     `artifact` names a blob (`sha256:<hex>`), or is empty if the runtime needs none; `artifact_form` is `file`, `folder`
     (stored as a tar) or `none`. `resources` are those of `forebay.contract.queues.Resources`, sizes in bytes. `options` are

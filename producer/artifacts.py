@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from forebay.contract import generation
 from forebay.contract.errors import InvalidInput
-from forebay.contract.model import GENERATES_TEXT
+from forebay.contract.model import GENERATES_TEXT, TEXT_GENERATION, ModelVersion
 from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
@@ -111,6 +111,20 @@ def storable(runtime: str, path: Path | None) -> Iterator[Path | None]:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((facts.path.parent / name).resolve())
         yield Path(folder)
+
+
+def adaptable(named: Any, find: Callable[[str], ModelVersion]) -> ModelVersion:
+    """The version that an adapter is to be on; InvalidInput when it takes none."""
+    if not isinstance(named, str) or not named:
+        raise InvalidInput(
+            "base: which language model is adapted? Name a registered version, such as base=smollm@champion"
+        )
+    base: ModelVersion = find(named)
+    if base.runtime != TEXT_GENERATION:
+        raise InvalidInput(f"base: {base.ref} has runtime {base.runtime!r}; only {TEXT_GENERATION!r} is adapted")
+    if base.base is not None:
+        raise InvalidInput(f"base: {base.ref} is itself an adapter of {base.base}; name that one")
+    return base
 
 
 def artifact_signature(

@@ -47,12 +47,12 @@ def _awaited(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[Wra
 
 
 def _submitted(
-    method: Callable[Concatenate[Client, P], Job],
-) -> Callable[Concatenate[Wraps[Client], P], Coroutine[Any, Any, AsyncJob]]:
+    method: Callable[Concatenate[B, P], Job],
+) -> Callable[Concatenate[Wraps[B], P], Coroutine[Any, Any, AsyncJob]]:
     """The same of one that gives a job's handle."""
 
     @wraps(method)
-    async def call(self: Wraps[Client], /, *args: P.args, **kwargs: P.kwargs) -> AsyncJob:
+    async def call(self: Wraps[B], /, *args: P.args, **kwargs: P.kwargs) -> AsyncJob:
         return AsyncJob(self._bridge, await self._bridge.call(method, self.sync, *args, **kwargs))
 
     return call
@@ -141,6 +141,8 @@ class AsyncModels:
     drop_alias = _awaited(Models.drop_alias)
     delete = _awaited(Models.delete)
     warm = _awaited(Models.warm)
+    benchmarks = _awaited(Models.benchmarks)
+    benchmark = _submitted(Models.benchmark)
 
 
 class AsyncClient:

@@ -73,6 +73,7 @@ class Client:
         """This client, noting in each job who submitted it."""
         other = copy(self)
         other._submitter = Submitter(self.session, submitted_by)
+        other.models = Models(self.session, submitted_by)
         return other
 
     def close(self) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
@@ -16,6 +16,7 @@ from forebay.contract.job import JobKind
 from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_model
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_alias, check_name
+from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.requests.fields import check
 from forebay.contract.runtimes import NEEDS, installed_runtimes
@@ -24,22 +25,28 @@ from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
 from forebay.producer.artifacts import (
     Described,
+    adaptable,
     artifact_signature,
     check_options,
     local_artifact,
     runtime_of,
     storable,
 )
+from forebay.producer.handles.kinds import BenchmarkJob
 from forebay.producer.inputs import for_model, sample
-from forebay.producer.options import check_metadata
+from forebay.producer.options import BenchmarkOptions, SubmitOptions, check_metadata
+from forebay.producer.requests.benchmark import make_request
 from forebay.producer.session import Session
+from forebay.producer.submit import Submitter
 from forebay.storage.blobs.folders import pack_folder
+from forebay.storage.models.benchmarks import BenchmarkStore
 from forebay.storage.training.records import Evaluation
 from forebay.storage.workers import lacks_runtime
 
 Versions = list[ModelVersion]
 Names = list[str]
 Evaluations = list[Evaluation]
+Benchmarks = list[Benchmark]
 
 MAX_TIMEOUT_S = 7 * 86_400
 MAX_EXAMPLE_BYTES = 16 << 20
@@ -68,9 +75,10 @@ class ServingOptions(Struct, frozen=True):
 class Models:
     """The registry as a client sees it."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, submitted_by: str | None = None) -> None:
         self._session = session
         self._registry = session.registry
+        self._submitter = Submitter(session, submitted_by)
 
     def register(
         self,
@@ -203,6 +211,34 @@ class Models:
         self._session.dispatcher.send([message] * len(workers))
         return workers
 
+    def benchmark(
+        self,
+        ref: Model,
+        *,
+        dataset: str | Path | Sequence[str | Path] | None = None,
+        columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+        format: str | None = None,
+        **options: Unpack[BenchmarkOptions],
+    ) -> BenchmarkJob:
+        """Measure batches of 1, 2, 4, … rows of a version on a worker of its queue; `result()` gives a Benchmark.
+
+        `dataset` has rows to run, and `columns` and `format` are what `batch` takes; without it rows are made after the version's
+        example, or from its signature. At most `max_rows` rows (1024) are in a batch, it takes about `seconds` (60), and the best
+        size takes at most `max_latency_ms`. With `threads` (on a CPU) and `dtypes` ("bfloat16", "float16") more curves are
+        measured. With `apply` the best size becomes the version's `max_batch_size`; workers have it within a minute. Raises what
+        `evaluate` raises; then nothing was stored.
+        """
+        submit = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
+        asked: dict[str, Any] = {name: value for name, value in options.items() if name not in submit}
+        resolved = self._submitter.resolve(JobKind.BENCHMARK, ref, submit)
+        request = make_request(self._session, resolved.model, asked, dataset, columns, format)
+        return self._submitter.submit_request(BenchmarkJob, resolved, request)
+
+    def benchmarks(self, ref: Model, limit: int = 20) -> Benchmarks:
+        """What benchmarks of a version found, the newest first."""
+        model = self._registry.get(parse_model(ref))
+        return BenchmarkStore(self._session.ledger).of_version(model.name, model.version, limit)
+
     def _queue(self, model: ModelVersion) -> str:
         queues = self._session.settings.queues
         return route(queues, Resources.parse(model.resources), JobKind.PREDICT, remote=model.remote)
@@ -233,20 +269,6 @@ class Models:
             archive = Path(folder) / "artifact.tar"
             pack_folder(path, archive)
             return self._session.blobs.put_file(archive), "folder", archive.stat().st_size
-
-
-def adaptable(named: Any, find: Callable[[str], ModelVersion]) -> ModelVersion:
-    """The version that an adapter is to be on; InvalidInput when it takes none."""
-    if not isinstance(named, str) or not named:
-        raise InvalidInput(
-            "base: which language model is adapted? Name a registered version, such as base=smollm@champion"
-        )
-    base: ModelVersion = find(named)
-    if base.runtime != TEXT_GENERATION:
-        raise InvalidInput(f"base: {base.ref} has runtime {base.runtime!r}; only {TEXT_GENERATION!r} is adapted")
-    if base.base is not None:
-        raise InvalidInput(f"base: {base.ref} is itself an adapter of {base.base}; name that one")
-    return base
 
 
 def _packed(model: ModelVersion, example: Any) -> bytes:

@@ -66,6 +66,15 @@ class TrainOptions(SubmitOptions, total=False):
     resources: Mapping[str, Any] | None
 
 
+class BenchmarkOptions(SubmitOptions, total=False):
+    max_rows: int
+    seconds: float
+    max_latency_ms: float | None
+    threads: Sequence[int]
+    dtypes: Sequence[str]
+    apply: bool
+
+
 class PredictOptions(SubmitOptions, total=False):
     batched: bool
     usage: bool
@@ -81,6 +90,7 @@ DEFAULTS = {
     JobKind.BATCH: Defaults(priority=7, max_attempts=5),
     JobKind.TRAIN: Defaults(max_attempts=10),
     JobKind.EVALUATE: Defaults(priority=7),
+    JobKind.BENCHMARK: Defaults(priority=7),
 }  # all others: Defaults()
 
 

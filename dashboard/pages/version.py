@@ -10,9 +10,11 @@ from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.metrics.statistics import Histogram, Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
+from forebay.contract.requests.benchmark import Benchmark
 from forebay.dashboard.pages.base import Page
 from forebay.dashboard.pages.models import field_text
-from forebay.dashboard.pages.run import flatten
+from forebay.dashboard.pages.run import CHARTS, flatten
+from forebay.dashboard.reads.curves import benchmark_charts
 from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.health import Failures, failures_by_model
 from forebay.storage.training.records import Evaluation, Run
@@ -52,12 +54,13 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class VersionPageData:
-    """What the page shows of a version: its ancestors, itself first, its children, and its evaluations."""
+    """What the page shows of a version: its ancestors, itself first, its children, its evaluations and benchmarks."""
 
     model: ModelVersion
     ancestors: list[Ancestor]
     children: list[ModelVersion]
     evaluations: list[Evaluation]
+    benchmarks: list[Benchmark]
     failures: Sequence[Failures]
     ceilings: Mapping[str, int]
     generated: Generated | None
@@ -75,6 +78,7 @@ class VersionPage(Page):
     """`/models/NAME/VERSION`."""
 
     tab, template = "models", "version"
+    scripts = CHARTS
     about = "A registered version: its lineage, its evaluations, and how it runs."
     poll_s = 10
 
@@ -83,7 +87,8 @@ class VersionPage(Page):
         read = self.ledger.read(("version", ref), lambda queries: read_version(queries, ref), max_age_s=2)
         snapshot = await self.or_404(read)
         self.show(
-            snapshot, title=ref, heading=ref, data=snapshot.value, field_text=field_text, lineage_facts=lineage_facts
+            snapshot, title=ref, heading=ref, data=snapshot.value, field_text=field_text, lineage_facts=lineage_facts,
+            charts=benchmark_charts(snapshot.value.benchmarks) if snapshot.value else [],
         )  # fmt: skip
 
 
@@ -96,6 +101,7 @@ def read_version(queries: LedgerQueries, ref: str) -> VersionPageData:
         list(_ancestors(queries, model)),
         children[:MAX_CHILDREN],
         queries.training.evaluations(model.name, model.version, MAX_EVALUATIONS),
+        queries.benchmarks.of_version(model.name, model.version, MAX_EVALUATIONS),
         failures_by_model(queries.ledger).get((model.name, model.version), ()),
         queries.overview.ceilings().get((model.name, model.version), {}),
         generated([report.statistics for report in queries.workers.reports()], model),

@@ -1,11 +1,13 @@
-"""Charts of training metrics: a chart for each metric, a line for each split or run. Knows no ledger."""
+"""Charts: of training metrics, one for each with a line for each split or run; of benchmarks. Knows no ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from forebay.contract.requests.benchmark import Benchmark
+from forebay.contract.requests.benchmark import Point as BatchPoint
 from forebay.contract.requests.training import METRICS, TEST, TRAIN, VALIDATION
 from forebay.storage.training.records import Measured, Run
 
@@ -21,13 +23,15 @@ Point = tuple[int, float]  # a step and its value
 class Chart:
     """One chart: the steps along its axis, and per line a label and a value for each step, None where nothing was measured.
 
-    `styles` numbers the colour and dashes of each line: a split, or a run, has the same style in all charts of a page.
-    """
+    `styles` numbers the colour and dashes of each line: a split, or a run, has the same style in all charts of a page. `axis` says
+    what the steps are.
+    """  # fmt: skip
 
     title: str
     steps: list[int]
     lines: list[tuple[str, list[float | None]]]
     styles: list[int]
+    axis: str = "step"
 
     def series(self) -> dict[str, Any]:
         """As JSON for the page's script."""
@@ -35,7 +39,7 @@ class Chart:
             {"label": label, "values": values, "style": style}
             for (label, values), style in zip(self.lines, self.styles, strict=True)
         ]
-        return {"title": self.title, "steps": self.steps, "lines": lines}
+        return {"title": self.title, "axis": self.axis, "steps": self.steps, "lines": lines}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,25 @@ def comparison_charts(curves: Mapping[str, Sequence[Measured]]) -> list[Chart]:
         for split in (VALIDATION, TRAIN)
     ]
     return [chart for chart in charts if chart.lines][:MAX_CHARTS]
+
+
+def benchmark_charts(benchmarks: Sequence[Benchmark]) -> list[Chart]:
+    """Rows/s and latency by the rows of a batch, with a line for each curve of the newest benchmark on each kind of device."""
+    newest = {benchmark.device: benchmark for benchmark in reversed(benchmarks)}
+    several = any(len(benchmark.curves) > 1 for benchmark in newest.values())
+    curves = {
+        device + (f", {curve.name}" if several else ""): curve.points
+        for device, benchmark in newest.items()
+        for curve in benchmark.curves
+    }
+    measures: Mapping[str, Callable[[BatchPoint], float]] = {
+        SPEED: lambda point: point.rows_per_s, "ms for a batch": lambda point: point.latency_ms,
+    }  # fmt: skip
+    charts = [
+        _chart(title, {name: {point.rows: of(point) for point in points} for name, points in curves.items()})
+        for title, of in measures.items()
+    ]
+    return [replace(chart, axis="rows in a batch") for chart in charts if chart.lines]
 
 
 def lower_is_better(metric: str) -> bool:

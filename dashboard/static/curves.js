@@ -1,5 +1,5 @@
-// Draws training curves with uPlot from the points that came with the page: the step along the axis, a line for each split or
-// run. Draws them again when new points are put in place, the theme or the width changes.
+// Draws training curves with uPlot from the points that came with the page: the step along the axis, or the rows of a batch, a line for each
+// split, run or device. Draws them again when new points are put in place, the theme or the width changes.
 (function () {
   "use strict";
 
@@ -55,12 +55,12 @@
       };
     });
     return {
-      width: place.clientWidth, height: height(), scales: { x: { time: false } },
+      width: place.clientWidth, height: height(), scales: { x: chart.axis === "step" ? { time: false } : { time: false, distr: 3, log: 2 } },
       axes: [
         Object.assign({}, look, { values: whole }),
         Object.assign({}, look, { size: labelWidth, values: function (_, ticks) { return ticks.map(shown); } })
       ],
-      series: [{ label: "step", value: function (_, value) { return shown(value); } }].concat(lines),
+      series: [{ label: chart.axis, value: function (_, value) { return shown(value); } }].concat(lines),
       cursor: { drag: { x: false, y: false } }
     };
   }

@@ -87,7 +87,7 @@ def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callab
 
 
 def job_command(
-    kind: JobKind, *examples: str, show: Show[J], show_json: Show[J] = print_outcome
+    kind: JobKind, *examples: str, show: Show[J], show_json: Show[J] = print_outcome, app: typer.Typer = root
 ) -> Callable[[Callable[..., J]], Command]:
     """A command that submits one job, waits for it unless told not to, and shows it. The function gets a client and what was
     given, `options` of the submit among it, and returns the job.
@@ -105,7 +105,7 @@ def job_command(
         own = [one for one in inspect.signature(submit).parameters.values() if one.name != "client"]
         shared = [_option(name, Any, None) for name in ("connect", "as_json")]
         waiting = [_option("no_wait", NoWait, False), _option("timeout", Timeout, None)]
-        return command(root, *examples)(_with_parameters(run, [*own, *waiting, *shared]))
+        return command(app, *examples)(_with_parameters(run, [*own, *waiting, *shared]))
 
     return decorate
 

@@ -10,6 +10,7 @@ from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef, check_job_id
 from forebay.contract.requests.batch import BatchProgress, BatchRequest
+from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.manifest import Manifest
 from forebay.contract.requests.request import decode
 from forebay.producer.handles.job import Job
@@ -98,10 +99,21 @@ class EvaluationJob(Job):
         return evaluation_of(self._value(timeout))
 
 
+class BenchmarkJob(Job):
+    """A submitted benchmark."""
+
+    __slots__ = ()
+
+    def result(self, timeout: float | None = None) -> Benchmark:
+        """What was measured; waits and raises like `Job.result`."""
+        return msgspec.convert(self._value(timeout), Benchmark)
+
+
 HANDLES: dict[JobKind, type[Job]] = {
     JobKind.BATCH: BatchJob,
     JobKind.TRAIN: TrainingJob,
     JobKind.EVALUATE: EvaluationJob,
+    JobKind.BENCHMARK: BenchmarkJob,
 }  # all others: Job
 
 

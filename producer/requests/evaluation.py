@@ -51,7 +51,7 @@ def make_request(
     if model.runtime in GENERATES_TEXT:
         return _of_texts(model, files, format, target, sample, dataset)
     named = name_columns(
-        _default_columns(columns, model, types, learnt_from.features if learnt_from else ()),
+        default_columns(columns, model, types, learnt_from.features if learnt_from else ()),
         model.signature,
         types,
         format,
@@ -79,7 +79,7 @@ def _of_texts(
     return EvaluateRequest(tuple(files), format, target, columns, None, sample.row_bytes, _dataset_name(dataset))
 
 
-def _default_columns(given: Named, model: ModelVersion, types: Mapping[str, Any], features: Sequence[str]) -> Named:
+def default_columns(given: Named, model: ModelVersion, types: Mapping[str, Any], features: Sequence[str]) -> Named:
     """Without columns named: those of the training, or for a single vector all but the target."""
     inputs = model.signature.inputs or ()
     if given is not None or len(inputs) > 1 or (inputs and inputs[0].name in types):

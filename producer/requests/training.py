@@ -22,7 +22,7 @@ from forebay.contract.requests.recipes import FINETUNE, RECIPES, check_metric, c
 from forebay.contract.requests.training import Split, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.datasets.reading.table import FOLDER, column_names
-from forebay.producer.models import adaptable
+from forebay.producer.artifacts import adaptable
 from forebay.producer.options import check_metadata
 from forebay.producer.requests.files import DataSet, check_examples, find_dataset
 

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from forebay.contract.history import JobEvent
     from forebay.contract.job import JobInfo, JobState
     from forebay.contract.model import ModelVersion
+    from forebay.contract.requests.benchmark import Benchmark
     from forebay.contract.requests.manifest import Manifest
     from forebay.contract.settings import Settings
     from forebay.producer.async_client import AsyncClient, AsyncJob
     from forebay.producer.client import Client
     from forebay.producer.handles.job import Job
-    from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob
+    from forebay.producer.handles.kinds import BatchJob, BenchmarkJob, EvaluationJob, TrainingJob
     from forebay.producer.options import SubmitOptions
     from forebay.producer.waiting.futures import as_completed, wait
     from forebay.storage.training.records import Evaluation
@@ -41,6 +42,8 @@ _HOMES = {
     "AsyncClient": "forebay.producer.async_client",
     "AsyncJob": "forebay.producer.async_client",
     "BatchJob": "forebay.producer.handles.kinds",
+    "Benchmark": "forebay.contract.requests.benchmark",
+    "BenchmarkJob": "forebay.producer.handles.kinds",
     "Client": "forebay.producer.client",
     "Evaluation": "forebay.storage.training.records",
     "EvaluationJob": "forebay.producer.handles.kinds",
@@ -61,6 +64,8 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "BatchJob",
+    "Benchmark",
+    "BenchmarkJob",
     "BrokerUnavailable",
     "Client",
     "Evaluation",

@@ -138,6 +138,14 @@ evaluations = Table(
     Index("ix_evaluations_version", "model", "version", "id"),
 )
 
+# `found` is a contract.requests.benchmark.Benchmark, the id its job's, which it outlives.
+benchmarks = Table(
+    "benchmarks", metadata, Column("id", String(32), primary_key=True), Column("model", String(100), nullable=False),
+    Column("version", Integer, nullable=False), Column("found", Text, nullable=False), Column("at", Double, nullable=False),
+    ForeignKeyConstraint(["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"),
+    Index("ix_benchmarks_version", "model", "version", "id"),
+)  # fmt: skip
+
 # What lies in the blob store and nobody refers to, since when by the ledger's clock, and which version of it was seen.
 unused_blobs = Table(
     "unused_blobs", metadata, Column("folder", String(16), nullable=False), Column("path", String(100), nullable=False),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
-READ = Statement(
-    "SELECT rows, tried_at FROM batch_ceilings WHERE name = :name AND version = :version AND device = :device"
-)
+READ = Statement("""
+SELECT v.max_batch_size, c.rows, c.tried_at FROM model_versions v
+LEFT JOIN batch_ceilings c ON c.name = v.name AND c.version = v.version AND c.device = :device
+WHERE v.name = :name AND v.version = :version""")
 LOWER = Statement("""
 INSERT INTO batch_ceilings (name, version, device, rows, tried_at)
 SELECT :name, :version, :device, :rows, :now FROM model_versions WHERE name = :name AND version = :version
@@ -24,10 +25,13 @@ WHERE name = :name AND version = :version AND device = :device AND rows < :rows"
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """At most `rows` rows at once; `age_s` seconds since more were last tried."""
+    """The version's `max_batch_size` now, which a benchmark may have changed. At most `rows` rows fit at once, None when nothing
+    has run out of memory yet; `age_s` seconds since more were last tried.
+    """  # fmt: skip
 
-    rows: int
-    age_s: float
+    max_batch_size: int
+    rows: int | None = None
+    age_s: float = 0.0
 
 
 class CeilingStore:
@@ -35,12 +39,14 @@ class CeilingStore:
 
     def __init__(self, ledger: Ledger, device: str) -> None:
         self._ledger = ledger
-        self._device = device
+        self.device = device
 
     def get(self, name: str, version: int) -> Ceiling | None:
-        """What is known, or None when nothing has run out of memory yet."""
-        row = self._ledger.row(READ, name=name, version=version, device=self._device)
-        return None if row is None else Ceiling(row.rows, max(0.0, self._ledger.now() - row.tried_at))
+        """What is known; None when the version has been deleted."""
+        row = self._ledger.row(READ, name=name, version=version, device=self.device)
+        if row is None or row.rows is None:
+            return None if row is None else Ceiling(row.max_batch_size)
+        return Ceiling(row.max_batch_size, row.rows, max(0.0, self._ledger.now() - row.tried_at))
 
     def lower(self, name: str, version: int, rows: int) -> None:
         """More than `rows` did not fit; a lower ceiling that is known stays."""
@@ -56,5 +62,5 @@ class CeilingStore:
 
     def _write(self, statement: Statement, name: str, version: int, **values: float) -> int:
         with self._ledger.write() as connection:
-            key = {"name": name, "version": version, "device": self._device}
+            key = {"name": name, "version": version, "device": self.device}
             return statement.execute(connection, **key, **values, now=self._ledger.now()).rowcount

@@ -40,7 +40,9 @@ GET = {
     for form, number in _NUMBERS.items()
 }
 GET_NUMBER = {
-    form: Statement(f"SELECT v.version FROM model_versions v WHERE v.name = :name AND v.version = {number}")
+    form: Statement(
+        f"SELECT v.version, v.max_batch_size FROM model_versions v WHERE v.name = :name AND v.version = {number}"
+    )
     for form, number in _NUMBERS.items()
 }
 ALL = Statement(f"SELECT {COLUMNS} FROM model_versions v ORDER BY v.name, v.version")
@@ -69,7 +71,7 @@ class ModelRegistry:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._known: dict[tuple[str, int | None], ModelVersion] = {}  # a version never changes once registered
+        self._known: dict[tuple[str, int | None], ModelVersion] = {}  # only its max_batch_size may change
 
     def register(self, model: ModelVersion, example: bytes | None = None, alias: str | None = None) -> ModelVersion:
         """Store `model` as its name's next version (its `version` is not looked at) and give it with that number.
@@ -93,9 +95,9 @@ class ModelRegistry:
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """Like `get`, without the aliases and with one small query: what each submit asks."""
-        version = self._ledger.scalar(GET_NUMBER[_form(ref)], **_values(ref))
-        known = self._known.get((ref.name, version)) if version is not None else None
-        if known is None:
+        now = self._ledger.row(GET_NUMBER[_form(ref)], **_values(ref))
+        known = self._known.get((ref.name, now.version)) if now is not None else None
+        if known is None or known.max_batch_size != now.max_batch_size:
             known = self.get(ref)
             self._known[known.name, known.version] = known
         return known

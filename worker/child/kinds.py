@@ -58,6 +58,7 @@ HANDLERS = {
     JobKind.BATCH: _BATCH,
     JobKind.SHARD: _BATCH,
     JobKind.EVALUATE: _EVALUATE,
+    JobKind.BENCHMARK: HandlerSpec(f"{_KINDS}.benchmark:BenchmarkHandler", "benchmarks"),
     JobKind.TRAIN: _TRAIN,
     JobKind.NODE: _TRAIN,
 }

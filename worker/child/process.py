@@ -34,7 +34,7 @@ from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.child.runner import Runner
-from forebay.worker.execution.ceilings import MemoryCeilings
+from forebay.worker.execution.ceilings import MemoryCeilings, device_kind
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
@@ -179,15 +179,6 @@ def _memory() -> int:
         with suppress(OSError, ValueError):  # "max": no limit
             total = min(total, int(path.read_text()))
     return total
-
-
-def device_kind(device: str) -> str:
-    """The name of this kind of device: batch sizes that fit on one fit on the others."""
-    if device.startswith("cuda"):
-        import torch
-
-        return str(torch.cuda.get_device_name(device))[:100]
-    return "cpu"
 
 
 def default_budget(device: str, child_memory: int = 0) -> int:

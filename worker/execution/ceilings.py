@@ -31,6 +31,11 @@ class MemoryCeilings:
         self._known: dict[tuple[str, int], tuple[int, float]] = {}  # rows, and until when that holds
         self._trying: set[tuple[str, int]] = set()
 
+    @property
+    def device(self) -> str:
+        """The kind of device that they are of, such as `cpu` or `NVIDIA H200`."""
+        return self._ceilings.device
+
     def rows(self, spec: ModelVersion) -> int:
         key = (spec.name, spec.version)
         rows, until = self._known.get(key, (0, 0.0))
@@ -67,14 +72,23 @@ class MemoryCeilings:
 
     def _look(self, spec: ModelVersion) -> int:
         ceiling = self._ceilings.get(spec.name, spec.version)
-        if ceiling is None:
-            return spec.max_batch_size
-        rows = min(ceiling.rows, spec.max_batch_size)
-        old = ceiling.age_s > TRY_MORE_AFTER_S and rows < spec.max_batch_size
+        if ceiling is None or ceiling.rows is None:
+            return spec.max_batch_size if ceiling is None else ceiling.max_batch_size
+        rows = min(ceiling.rows, ceiling.max_batch_size)
+        old = ceiling.age_s > TRY_MORE_AFTER_S and rows < ceiling.max_batch_size
         if old and self._ceilings.try_more(spec.name, spec.version, TRY_MORE_AFTER_S):
             self._trying.add((spec.name, spec.version))
-            return min(2 * rows, spec.max_batch_size)
+            return min(2 * rows, ceiling.max_batch_size)
         return rows
+
+
+def device_kind(device: str) -> str:
+    """The name of this kind of device: batch sizes that fit on one fit on the others."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))[:100]
+    return "cpu"
 
 
 def is_out_of_memory(error: object) -> bool:

@@ -32,7 +32,7 @@ class ChildContext:
         metrics: ChildMetrics, ceilings: MemoryCeilings, cache: ModelCache,
     ) -> None:  # fmt: skip
         self.settings, self.ledger, self.blobs, self.broker = settings, ledger, blobs, broker
-        self.page, self.metrics, self.cache = page, metrics, cache
+        self.page, self.metrics, self.cache, self.ceilings = page, metrics, cache, ceilings
         self.jobs = JobStore(ledger)
         self.registry = ModelRegistry(ledger)
         self.payloads = Payloads(blobs, settings, RECENT_BYTES)

@@ -78,11 +78,18 @@ class ModelLoader:
         """The loaded version. Waits while the ledger is away; raises what its runtime does."""
         spec = self._spec(ModelRef(name, version))
         base = None if spec.base is None else self._spec(spec.base)
+        return self._limited(lambda: self._cache.get(spec, base))
+
+    def load_apart(self, spec: ModelVersion, path: Path | None) -> LoadedModel:
+        """A version that is not registered in this form, from its artifact at `path`, or its own; it is not kept."""
+        return self._limited(lambda: self._cache.load_apart(spec, path))
+
+    def _limited(self, load: Callable[[], LoadedModel]) -> LoadedModel:
         with self._page.limit(self._settings.load_timeout_s, LOAD):
-            loaded = self._cache.get(spec, base)
-        if spec.timeout_s is None:
+            loaded = load()
+        if loaded.spec.timeout_s is None:
             return loaded
-        return replace(loaded, model=TimeLimitedModel(loaded.model, self._page, spec.timeout_s))
+        return replace(loaded, model=TimeLimitedModel(loaded.model, self._page, loaded.spec.timeout_s))
 
     def artifact(self, ref: ModelRef) -> tuple[ModelVersion, Path | None]:
         """The version, and where its artifact lies, without loading it."""
@@ -145,7 +152,7 @@ class ModelCache:
         self.budget = budget_bytes
         self._metrics = metrics or ChildMetrics()
         self.fetch = fetch
-        self._device = device
+        self.device = device
         self._allowed = tuple(allowed)
         self._runtimes = runtimes
         self.example = example
@@ -175,6 +182,14 @@ class ModelCache:
             self._models[key] = loaded
             return loaded
 
+    def load_apart(self, spec: ModelVersion, path: Path | None) -> LoadedModel:
+        """A version that is not registered in this form, from its artifact at `path`. It is not kept: others make room for it
+        as long as it is loaded.
+        """  # fmt: skip
+        with self._lock:
+            self._make_room(spec.artifact_bytes, None)
+            return self._load(spec, None, path)
+
     def held(self) -> tuple[Key, ...]:
         """The versions held, least recently used first."""
         with self._lock:
@@ -200,32 +215,32 @@ class ModelCache:
         self._metrics.evicted(key)
         name, size = dropped.spec.ref, dropped.nbytes
         del dropped
-        release_memory(self._device)
-        log.info("model_evicted", model=name, bytes=size, device=self._device, held_bytes=self.bytes)
+        release_memory(self.device)
+        log.info("model_evicted", model=name, bytes=size, device=self.device, held_bytes=self.bytes)
 
-    def _load(self, spec: ModelVersion, whole: LoadedModel | None) -> LoadedModel:
-        started, before = time.perf_counter(), used_bytes(self._device)
+    def _load(self, spec: ModelVersion, whole: LoadedModel | None, path: Path | None = None) -> LoadedModel:
+        started, before = time.perf_counter(), used_bytes(self.device)
         try:
-            path = self.fetch(spec)
+            path = self.fetch(spec) if path is None else path
             if whole is None:
-                model = self._runtimes(spec.runtime, self._allowed).load(path, self._device, spec)
+                model = self._runtimes(spec.runtime, self._allowed).load(path, self.device, spec)
             else:
                 model = _adapted(whole, path, spec)
             warm = warm_up(model, spec, self.example(spec))
         except BaseException:
             self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started, failed=True)
-            release_memory(self._device)  # a half-built model must not stay behind
+            release_memory(self.device)  # a half-built model must not stay behind
             raise
-        size = _measure(model, used_bytes(self._device) - before, spec)
+        size = _measure(model, used_bytes(self.device) - before, spec)
         self.loads += 1
         self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started)
         log.info(
-            "model_loaded", model=spec.ref, runtime=spec.runtime, device=self._device, bytes=size, warm=warm,
+            "model_loaded", model=spec.ref, runtime=spec.runtime, device=self.device, bytes=size, warm=warm,
             seconds=round(time.perf_counter() - started, 3),
         )  # fmt: skip
         if size > self.budget:
             log.warning(
-                "model_exceeds_budget", model=spec.ref, bytes=size, budget_bytes=self.budget, device=self._device
+                "model_exceeds_budget", model=spec.ref, bytes=size, budget_bytes=self.budget, device=self.device
             )
         return LoadedModel(spec, model, size, warm)
 

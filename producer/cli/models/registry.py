@@ -38,6 +38,7 @@ from forebay.producer.cli.output import (
     print_note,
     print_table,
 )
+from forebay.producer.cli.views.benchmarks import print_benchmarks
 from forebay.producer.cli.views.training import print_evaluations, several, version_fields
 from forebay.producer.inputs import InputsFor
 from forebay.producer.models import ServingOptions
@@ -120,12 +121,14 @@ def show(connect: Connect, as_json: bool, ref: Model) -> None:
     client = connect()
     model = client.models.get(ref)
     evaluations = client.models.evaluations(model.ref)
+    benchmarks = client.models.benchmarks(model.ref)
     failures = failures_by_model(client.session.ledger).get((model.name, model.version), ())
     if as_json:
-        print_json(_as_json(model) | {"evaluations": evaluations, "failures": failures})
+        print_json(_as_json(model) | {"evaluations": evaluations, "benchmarks": benchmarks, "failures": failures})
     else:
         _show(model)
         print_evaluations(evaluations)
+        print_benchmarks(benchmarks)
         _print_failures(failures)
 
 

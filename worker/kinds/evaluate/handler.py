@@ -5,7 +5,6 @@ Rows are read and run as those of a batch's shard are, a chunk at a time; nothin
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,10 +30,11 @@ from forebay.datasets.reading.shard_range import ShardRange
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.training.records import Evaluation, evaluation_value
 from forebay.storage.training.store import TrainingStore
-from forebay.worker.execution.attempts import Attempts, Canceled
+from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.chunks import CHUNK_BATCHES, run_chunk
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import LoadedModel
+from forebay.worker.execution.progress import JobProgress
 from forebay.worker.execution.summary import Fate
 from forebay.worker.kinds.evaluate.comparing import Comparison
 from forebay.worker.kinds.evaluate.texts import TextComparison
@@ -43,7 +43,6 @@ log = structlog.get_logger()
 
 CHECKED_ROWS = 200_000  # of the first ones it is seen whether the version was trained on them
 LEAST_SEEN = 0.01  # of them; a few rows may be alike by chance
-SHOW_EVERY_S = 1.0  # between two looks at the ledger: whether to stop, and to say how far it is
 
 
 class EvaluateHandler:
@@ -70,7 +69,7 @@ class EvaluateHandler:
         loaded = self._context.models.load(job.model, job.version)
         spec = loaded.spec
         pieces, rows = all_pieces(request.reading)
-        progress = _Progress(self._store, job, attempts, rows)
+        progress = _Progress(JobProgress(self._context.ledger, job, attempts), rows)
         comparison: Comparison | TextComparison
         if spec.runtime in GENERATES_TEXT:
             comparison = TextComparison(self._context.engine, loaded, progress.ran, lambda: attempts.stopping)
@@ -113,31 +112,24 @@ class EvaluateHandler:
 class _Progress:
     """How far one evaluation is: rows that are done, of about `total`, and the seconds that the device took for them."""
 
-    store: TrainingStore
-    job: ClaimedJob
-    attempts: Attempts
+    shown: JobProgress
     total: int
     done: int = 0
     seconds: float = 0.0
-    shown_at: float = 0.0
 
     def ran(self, rows: int, seconds: float) -> None:
         self.done, self.seconds = self.done + rows, self.seconds + seconds
         self.check()
 
     def check(self) -> None:
-        """Raise when the evaluation must stop; show how far it is now and then."""
-        self.attempts.check()
-        if time.monotonic() - self.shown_at >= SHOW_EVERY_S:
-            self.show()
+        self.shown.check(self.done, self.total, self._message())
 
     def show(self) -> None:
-        """Write it into the ledger; Canceled when a user has asked for that."""
-        self.shown_at = time.monotonic()
+        self.shown.show(self.done, self.total, self._message())
+
+    def _message(self) -> str:
         pace = f", {self.done / self.seconds:,.0f} rows/s" if self.seconds else ""
-        advance = partial(self.store.set_progress, self.job, self.done, self.total, f"{self.done:,} rows{pace}")
-        if self.attempts.retry_while_unavailable(advance):
-            raise Canceled
+        return f"{self.done:,} rows{pace}"
 
 
 def _seen(spec: ModelVersion, request: EvaluateRequest, sha256: str) -> str:

@@ -1,4 +1,4 @@
-"""The ledger: jobs and their past attempts, models, batches, training runs, evaluations, workers."""
+"""The ledger: jobs and their past attempts, models, batches, training runs, evaluations, benchmarks, workers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -219,6 +219,18 @@ def upgrade() -> None:
         ),
     )
     _index("ix_evaluations_version", "evaluations", ["model", "version", "id"])
+    op.create_table(
+        "benchmarks",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("model", sa.String(100), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("found", sa.Text, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"
+        ),
+    )
+    _index("ix_benchmarks_version", "benchmarks", ["model", "version", "id"])
     op.create_table(
         "unused_blobs",
         sa.Column("folder", sa.String(16), nullable=False),
