@@ -11,9 +11,9 @@ from forebay.contract.metrics.statistics import Histogram, Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.benchmark import Benchmark
-from forebay.dashboard.pages.base import Page
+from forebay.dashboard.pages.base import CHARTS, Page
 from forebay.dashboard.pages.models import field_text
-from forebay.dashboard.pages.run import CHARTS, flatten
+from forebay.dashboard.pages.run import flatten
 from forebay.dashboard.reads.curves import benchmark_charts
 from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.health import Failures, failures_by_model

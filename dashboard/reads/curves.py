@@ -23,7 +23,7 @@ Point = tuple[int, float]  # a step and its value
 class Chart:
     """One chart: the steps along its axis, and per line a label and a value for each step, None where nothing was measured.
 
-    `styles` numbers the colour and dashes of each line: a split, or a run, has the same style in all charts of a page. `axis` says
+    `styles` numbers the colour and dashes of each line: a split, or a run, has the same style in all charts. `axis` says
     what the steps are.
     """  # fmt: skip
 
