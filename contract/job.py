@@ -30,6 +30,7 @@ class JobKind(StrEnum):
     EVALUATE = "evaluate"
     CONVERT = "convert"
     BENCHMARK = "benchmark"
+    REFERENCE = "reference"  # what a version is held against for drift is made of a data set
 
 
 class JobState(StrEnum):

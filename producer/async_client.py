@@ -137,6 +137,8 @@ class AsyncModels:
     list = _awaited(Models.list)
     search = _awaited(Models.search)
     evaluations = _awaited(Models.evaluations)
+    reference = _submitted(Models.reference)
+    drift = _awaited(Models.drift)
     set_alias = _awaited(Models.set_alias)
     drop_alias = _awaited(Models.drop_alias)
     delete = _awaited(Models.delete)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Unpack
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
+from forebay.contract.drift.comparison import Drift
 from forebay.contract.errors import InvalidInput, NoQueueFits
 from forebay.contract.job import JobKind
 from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_model
@@ -23,6 +24,7 @@ from forebay.contract.runtimes import NEEDS, installed_runtimes
 from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
+from forebay.datasets import require_pyarrow
 from forebay.producer.artifacts import (
     Described,
     adaptable,
@@ -32,6 +34,7 @@ from forebay.producer.artifacts import (
     runtime_of,
     storable,
 )
+from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BenchmarkJob
 from forebay.producer.inputs import for_model, sample
 from forebay.producer.options import BenchmarkOptions, SubmitOptions, check_metadata
@@ -40,6 +43,7 @@ from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
 from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.models.benchmarks import BenchmarkStore
+from forebay.storage.models.drift import DAY, DriftStore
 from forebay.storage.training.records import Evaluation
 from forebay.storage.workers import lacks_runtime
 
@@ -48,6 +52,7 @@ Names = list[str]
 Evaluations = list[Evaluation]
 Benchmarks = list[Benchmark]
 
+NO_REFERENCE = "a data set is made one by `forebay models reference`, and a trained version has one"
 MAX_TIMEOUT_S = 7 * 86_400
 MAX_EXAMPLE_BYTES = 16 << 20
 
@@ -185,6 +190,38 @@ class Models:
         """What evaluations of a version found, the newest first."""
         model = self._registry.get(parse_model(ref))
         return self._session.training.evaluations(model.name, model.version, limit)
+
+    def reference(
+        self,
+        ref: Model,
+        dataset: str | Path | Sequence[str | Path],
+        *,
+        columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+        format: str | None = None,
+        **submit_options: Unpack[SubmitOptions],
+    ) -> Job:
+        """Have a worker run rows of a data set, and hold what the version serves from then on against them: see `drift`.
+
+        A trained version has a reference already. `dataset` and `columns` are what `batch` takes. Up to 20,000 rows count, of
+        more a sample. `result()` tells of how many rows and columns it is made, and which fields are not watched.
+        """
+        require_pyarrow()
+        from forebay.producer.requests import drift
+
+        resolved = self._submitter.resolve(JobKind.REFERENCE, ref, submit_options)
+        learnt_from = self._session.training.data_of(resolved.model)
+        request = drift.make_request(resolved.model, dataset, columns=columns, format=format, learnt_from=learnt_from)
+        return self._submitter.submit_request(Job, resolved, request)
+
+    def drift(self, ref: Model, hours: int = DAY) -> Drift:
+        """How far what a version has served in the last `hours` is from what its reference held, by column; InvalidInput when
+        it has no reference.
+        """  # fmt: skip
+        model = self._registry.get(parse_model(ref))
+        found = DriftStore(self._session.ledger).drift(model, hours)
+        if found is None:
+            raise InvalidInput(f"{model.ref} has no reference: {NO_REFERENCE}")
+        return found
 
     def set_alias(self, name: str, alias: str, version: int) -> ModelVersion:
         """Point `name@alias` at a version, at once for every job submitted from now on."""

@@ -91,6 +91,7 @@ DEFAULTS = {
     JobKind.TRAIN: Defaults(max_attempts=10),
     JobKind.EVALUATE: Defaults(priority=7),
     JobKind.BENCHMARK: Defaults(priority=7),
+    JobKind.REFERENCE: Defaults(priority=7),
 }  # all others: Defaults()
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from forebay.contract.drift.sketch import Served
 from forebay.contract.metrics.statistics import Statistics
 
 
 class TaskReport(Struct, frozen=True):
-    """How the task went. `summary` is for Flower; `released` ids were given back unrun; `counts` are those of process `pid`."""
+    """How the task went. `summary` is for Flower; `released` ids were given back unrun; `counts` are those of process `pid`,
+    and `served` what it has sketched.
+    """  # fmt: skip
 
     summary: str
     seconds: float
@@ -16,3 +19,4 @@ class TaskReport(Struct, frozen=True):
     released: tuple[str, ...]
     pid: int
     counts: Statistics
+    served: tuple[Served, ...] = ()

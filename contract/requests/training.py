@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from forebay.contract.drift.sketch import Reference
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.batch import InputFile
@@ -172,7 +173,7 @@ class Trained(Struct, frozen=True, tag="trained", tag_field="event"):
     """The end of a run that went well: held-out metrics, and the artifact (a folder of the trainer's folder) to register.
 
     `inputs` and `outputs` are the signature of one sample. `epochs` and `steps` are those done, `stopped_early` before the
-    planned ones. `confusion` counts rows by true class and then by predicted class.
+    planned ones. `confusion` counts rows by true class and then by predicted class. Later rows are held against `reference`.
     """
 
     metrics: Mapping[str, float | None]
@@ -184,6 +185,7 @@ class Trained(Struct, frozen=True, tag="trained", tag_field="event"):
     steps: int = 0
     stopped_early: bool = False
     confusion: Sequence[Sequence[int]] | None = None
+    reference: Reference | None = None
 
 
 class Refused(Struct, frozen=True, tag="refused", tag_field="event"):

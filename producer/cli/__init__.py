@@ -9,7 +9,8 @@ import typer
 # By the names of the commands: the modules that add each to `root`, in the order of the help.
 MODULES = {
     "predict": ("predict",), "batch": ("batch",), "train": ("train",), "evaluate": ("evaluate",), "recipes": ("train",),
-    "jobs": ("jobs",), "models": ("models.registry", "models.benchmark"), "queues": ("queues",), "keys": ("keys",),
+    "jobs": ("jobs",), "models": ("models.registry", "models.benchmark", "models.drift"), "queues": ("queues",),
+    "keys": ("keys",),
 }  # fmt: skip
 
 

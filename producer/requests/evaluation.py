@@ -57,7 +57,7 @@ def make_request(
         format,
     )
     request = EvaluateRequest(
-        tuple(files), format, target, named, _output(model, output), sample.row_bytes, _dataset_name(dataset)
+        tuple(files), format, target, named, _output(model, output), sample.row_bytes, dataset_name(dataset)
     )  # fmt: skip
     check_file(request.reading, model.signature, file)
     check_rows(request.reading, model.signature, file)
@@ -76,7 +76,7 @@ def _of_texts(
     check_examples(files, format)
     name = (model.signature.inputs or ())[0].name
     columns = {name: tuple(before) or (last,)}
-    return EvaluateRequest(tuple(files), format, target, columns, None, sample.row_bytes, _dataset_name(dataset))
+    return EvaluateRequest(tuple(files), format, target, columns, None, sample.row_bytes, dataset_name(dataset))
 
 
 def default_columns(given: Named, model: ModelVersion, types: Mapping[str, Any], features: Sequence[str]) -> Named:
@@ -103,6 +103,6 @@ def _output(model: ModelVersion, output: str | None) -> str | None:
     return None
 
 
-def _dataset_name(dataset: DataSet) -> str:
+def dataset_name(dataset: DataSet) -> str:
     several = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
     return ", ".join(str(one) for one in several)[:DATASET_LENGTH]

@@ -161,6 +161,39 @@ api_keys = Table(
     Column("revoked_at", Double),
 )  # fmt: skip
 
+# What a version's inputs and outputs are held against (contract.drift.sketch.Reference); counts of another revision mean nothing.
+drift_references = Table(
+    "drift_references", metadata, Column("name", String(100), nullable=False), Column("version", Integer, nullable=False),
+    Column("revision", Integer, nullable=False), Column("reference", Text, nullable=False),
+    Column("at", Double, nullable=False), PrimaryKeyConstraint("name", "version"),
+    ForeignKeyConstraint(["name", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"),
+)  # fmt: skip
+
+# What workers have served in an hour of the epoch, all of them added up.
+drift_counts = Table(
+    "drift_counts", metadata, Column("name", String(100), nullable=False), Column("version", Integer, nullable=False),
+    Column("hour", Integer, nullable=False), Column("rows", BigInteger, nullable=False),
+    Column("counts", Text, nullable=False), PrimaryKeyConstraint("name", "version", "hour"),
+    ForeignKeyConstraint(["name", "version"], ["drift_references.name", "drift_references.version"], ondelete="CASCADE"),
+    Index("ix_drift_counts_hour", "hour"),
+)  # fmt: skip
+
+# Trainings that drift sets off. `about` is storage.training.standing.Asked; `problem` why the last attempt to do so failed.
+standing_trainings = Table(
+    "standing_trainings", metadata, Column("id", String(32), primary_key=True), Column("model", String(100), nullable=False),
+    Column("threshold", Double, nullable=False), Column("created_at", Double, nullable=False),
+    Column("about", Text, nullable=False), Column("problem", Text, nullable=False),
+)  # fmt: skip
+
+# For which version and revision of its reference a standing training has been set off, by which job: once.
+drift_triggers = Table(
+    "drift_triggers", metadata, Column("standing_id", String(32), nullable=False),
+    Column("version", Integer, nullable=False), Column("revision", Integer, nullable=False),
+    Column("job_id", String(32), nullable=False), Column("reason", Text, nullable=False), Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("standing_id", "version", "revision"),
+    ForeignKeyConstraint(["standing_id"], ["standing_trainings.id"], ondelete="CASCADE"),
+)  # fmt: skip
+
 # Of the API: uploads, and what batches made of them. The owner is the API key's name, or empty.
 files = Table(
     "files", metadata, Column("id", String(40), primary_key=True), Column("owner", String(100), nullable=False),

@@ -24,6 +24,7 @@ from forebay.storage.jobs.statements import CANCEL, CANCEL_CHILDREN, HELD, INSER
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
+from forebay.storage.models.drift import set_reference
 from forebay.storage.models.registry import add_version, aliased, point
 from forebay.storage.training.queries import CHECKPOINT_COLUMNS, TrainingQueries, checkpoint
 from forebay.storage.training.records import Evaluation
@@ -151,6 +152,8 @@ class TrainingStore:
             hold(connection, job)
             version = add_version(connection, model, now, partial(_with_parent, connection, request.alias))
             promoted, verdict = _promote(connection, version, request.alias, metric, trained)
+            if trained.reference is not None:
+                set_reference(connection, version.name, version.version, trained.reference, now)
             succeed(connection, job, result(version, promoted, verdict), now)
             END.execute(
                 connection, id=job.id, version=version.version, metrics=json.dumps(dict(trained.metrics)),

@@ -59,6 +59,9 @@ HANDLERS = {
     JobKind.SHARD: _BATCH,
     JobKind.EVALUATE: _EVALUATE,
     JobKind.BENCHMARK: HandlerSpec(f"{_KINDS}.benchmark:BenchmarkHandler", "benchmarks"),
+    JobKind.REFERENCE: HandlerSpec(
+        f"{_KINDS}.reference:ReferenceHandler", "references for drift", ("pyarrow",), "batch"
+    ),
     JobKind.TRAIN: _TRAIN,
     JobKind.NODE: _TRAIN,
 }

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from forebay.contract.drift.sketch import Served
 from forebay.contract.errors import MissingExtra
 from forebay.contract.logs import configure_logs
 from forebay.contract.metrics.statistics import Statistics
@@ -141,7 +142,7 @@ def run_and_report(model: str, version: int, ids: Sequence[str]) -> TaskReport:
     except Exception as error:  # the jobs keep their leases; the sweeper frees what stays running
         log.exception("pool_task_failed", model=f"{model}/{version}", jobs=len(ids))
         failed, summary = True, f"{type(error).__name__}: {error}"
-    return TaskReport(summary, time.monotonic() - started, failed, released, os.getpid(), _counts())
+    return TaskReport(summary, time.monotonic() - started, failed, released, os.getpid(), *_counts())
 
 
 def spare_collector() -> None:
@@ -152,13 +153,13 @@ def spare_collector() -> None:
     gc.freeze()
 
 
-def _counts() -> Statistics:
-    """What this child has counted since its last report."""
+def _counts() -> tuple[Statistics, tuple[Served, ...]]:
+    """What this child has counted and sketched since its last report."""
     try:
-        return Statistics() if _runner is None else _runner.report()
+        return (Statistics(), ()) if _runner is None else _runner.report()
     except Exception:  # what cannot be counted must not cost the messages
         log.exception("report_failed")
-        return Statistics()
+        return Statistics(), ()
 
 
 def bound_memory(limit: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from forebay.contract.drift.sketch import Served
 from forebay.contract.errors import MissingExtra
 from forebay.contract.job import JobError, JobKind
 from forebay.contract.metrics.statistics import Statistics
@@ -34,9 +35,10 @@ class Runner:
         """How many models have been loaded so far."""
         return self._context.cache.loads
 
-    def report(self) -> Statistics:
-        """What was counted since this was last called, and what the cache holds."""
-        return self._context.metrics.take(self._context.cache.sizes(), self._context.cache.budget)
+    def report(self) -> tuple[Statistics, tuple[Served, ...]]:
+        """What was counted and sketched since this was last called, and what the cache holds."""
+        counts = self._context.metrics.take(self._context.cache.sizes(), self._context.cache.budget)
+        return counts, self._context.drift.take()
 
     def run(self, ids: Sequence[str]) -> Summary:
         """Run those of the jobs that can be claimed; each ends in the ledger, or keeps its lease if this process dies.

@@ -13,10 +13,12 @@ from forebay.storage.blobs.payloads import Payloads
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.drift import DriftStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.announcer import Announcer
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.drift_watch import DriftWatch
 from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.model_cache import ModelCache, ModelLoader
 from forebay.worker.shared_page import SharedPage
@@ -39,6 +41,7 @@ class ChildContext:
         self.announcer = Announcer(broker)
         self.models = ModelLoader(self.registry, cache, page, settings)
         self.engine = Engine(ceilings, metrics)
+        self.drift = DriftWatch(DriftStore(ledger))
 
     @cached_property
     def dispatcher(self) -> Dispatcher:

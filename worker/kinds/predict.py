@@ -47,6 +47,7 @@ class PredictHandler:
         self._engine = context.engine
         self._payloads = context.payloads
         self._announcer = context.announcer
+        self._drift = context.drift
         self._outage_timeout_s = context.settings.outage_timeout_s
         self._large: LargeResults | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -146,6 +147,9 @@ class PredictHandler:
                     for r, made in zip(batch.items, batch.outputs, strict=True)
                     if not isinstance(made, Interrupted) and r.job.take(r.i, made, loaded)
                 ]
+                if batch.items and self._drift.due(loaded.spec):
+                    made = [r.job.outputs[r.i] for r in batch.items]
+                    self._drift.rows(loaded.spec, [r.job.given[r.i] for r in batch.items], made)
                 if ready and time.perf_counter() - committed > COMMIT_EVERY_S:
                     written.append(self._writer.submit(self._finish, list(ready), attempts))
                     ready.clear()
@@ -178,14 +182,15 @@ class PredictHandler:
 
 @dataclass(slots=True)
 class PredictJob:
-    """A claimed job on its way: its rows, an output for each, how many are unfinished, its usage if that is to be told,
-    whether its client wants the text as it comes, and its first error.
+    """A claimed job on its way: its rows, as given and as the model's batches take them, an output for each, how many are
+    unfinished, its usage if that is to be told, whether its client wants the text as it comes, and its first error.
 
     `ending` is how it ends when it was stopped. It is `lost` once another worker has been given it.
     """
 
     claimed: ClaimedJob
     batched: bool = False
+    given: list[Row] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     unfinished: int = 0
@@ -216,7 +221,7 @@ class PredictJob:
             usage = {"usage": {"tokens": loaded.count_tokens(rows)}} if packed.usage else None
         except Exception as error:  # noqa: BLE001 - a job that cannot be read fails alone
             return cls(job, error=without_frames(error))
-        return cls(job, packed.batched, rows, [None] * len(rows), len(rows), usage, packed.stream)
+        return cls(job, packed.batched, packed.rows, rows, [None] * len(rows), len(rows), usage, packed.stream)
 
     def take(self, i: int, made: Any, loaded: LoadedModel) -> bool:
         """Note the output or exception of row i; whether all rows are finished now."""

@@ -10,10 +10,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import psutil
 
+from forebay.contract.drift.sketch import Served
 from forebay.contract.metrics.declared import TRAINING_OUTCOMES, WORKER
 from forebay.contract.metrics.statistics import Statistics
 
@@ -30,6 +31,9 @@ class WorkerMetrics:
         self._lock = threading.Lock()
         self._total = _zeros()
         self._children: dict[int, tuple[float, Statistics]] = {}  # by pid: when it reported, and its gauges
+        self._served: dict[
+            tuple[str, int, int, int], Served
+        ] = {}  # by version, revision and hour: not in the ledger yet
         self._cpu = (clock(), 0.0)
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
@@ -49,6 +53,20 @@ class WorkerMetrics:
         with self._lock:
             self._total.add(counts)
             self._children[pid] = (self._clock(), Statistics(gauges=counts.gauges))
+
+    def add_served(self, served: Iterable[Served]) -> None:
+        """Add what a child has sketched, until `take_served`."""
+        with self._lock:
+            for one in served:
+                key = (one.name, one.version, one.revision, one.hour)
+                before = self._served.get(key)
+                self._served[key] = one if before is None else before + one
+
+    def take_served(self) -> list[Served]:
+        """What was sketched since this was last called."""
+        with self._lock:
+            served, self._served = list(self._served.values()), {}
+        return served
 
     def snapshot(self) -> Statistics:
         """All of it now; the gauges of children that are gone are left out."""

@@ -10,6 +10,8 @@ from dataclasses import asdict
 
 import structlog
 
+from forebay.contract.errors import LedgerUnavailable, OutcomeUnknown
+from forebay.storage.models.drift import DriftStore
 from forebay.worker.parent.children import ChildDeath
 from forebay.worker.parent.context import ParentContext
 from forebay.worker.parent.heartbeat import Heartbeat
@@ -27,6 +29,7 @@ class SweepLoop:
 
     def __init__(self, context: ParentContext, sweeper: Sweeper, heartbeat: Heartbeat) -> None:
         self._context, self._sweeper, self._heartbeat = context, sweeper, heartbeat
+        self._drift = DriftStore(context.store.ledger)
         self._reports: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
         self.after_sweep: Callable[[], object] = lambda: None
@@ -38,6 +41,7 @@ class SweepLoop:
         """Finish what was reported and what is being done, give back what the children, which have ended, still held, and end."""
         self._reports.put(None)
         self._thread.join(timeout=JOIN_S)
+        self._context.tolerate("drift", self._write_served)
         self._context.tolerate(
             "give_back",
             lambda: self._sweeper.give_back(self._context.children.left(), self._context.settings.claimant),
@@ -66,6 +70,7 @@ class SweepLoop:
                     tolerate("send_due", self._send_due)
                     continue
                 tolerate("sweep", self._sweep)
+                tolerate("drift", self._write_served)
                 tolerate("forget", lambda: self._context.workers.remove_silent(FORGET_AFTER_S))
                 tolerate("watchdog", self.after_sweep)
                 next_sweep = time.monotonic() + self._context.settings.sweep_s
@@ -77,6 +82,20 @@ class SweepLoop:
     def _sweep(self) -> None:
         for action, jobs in asdict(self._sweeper.sweep(free_lapsed=self._heartbeat.is_steady())).items():
             self._context.metrics.count("sweeper_jobs_total", action, by=jobs)
+
+    def _write_served(self) -> None:
+        """Add what the children have sketched to the ledger. Whether that was done is not always known: then it is dropped, for
+        what is added twice would mislead, and what is missing is a sample the smaller.
+        """  # fmt: skip
+        if not (served := self._context.metrics.take_served()):
+            return
+        try:
+            self._drift.add(served)
+        except OutcomeUnknown:
+            raise
+        except LedgerUnavailable:
+            self._context.metrics.add_served(served)
+            raise
 
     def _send_due(self) -> None:
         self._context.metrics.count("sweeper_jobs_total", "due", by=self._sweeper.send_due())

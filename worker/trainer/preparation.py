@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forebay.contract.cells import category_cell
+from forebay.contract.drift.sketch import MAX_ROWS, Reference, ReferenceBuilder
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.recipes import CLASSES, check_metric, check_params
 from forebay.contract.requests.training import TRAIN, VALIDATION, DataSummary, TrainRequest
+from forebay.contract.signature import Signature
+from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.artifact import RUNTIME, Artifact, outputs, write_artifact
 from forebay.worker.trainer.data import Data, SplitData, load_data
-from forebay.worker.trainer.labels import PROBABILITIES, in_unit
+from forebay.worker.trainer.labels import LABEL, PROBABILITIES, in_unit
 from forebay.worker.trainer.loading import Rows
 from forebay.worker.trainer.rank import Rank
 from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of
@@ -49,6 +54,12 @@ class Prepared(ABC):
     def write(self, folder: Path, net: nn.Module) -> Mapping[str, Any]:
         """Write the artifact; runtime, inputs, outputs and options of the version, as `Trained` has them."""
 
+    def reference(self, held: Tensor | None) -> Reference | None:  # noqa: ARG002 - a recipe of text has none
+        """What later rows are held against: the inputs of the training split, and the served outputs of rows that were `held`
+        out, which the network does not know by heart; None when the inputs cannot be watched.
+        """  # fmt: skip
+        return None
+
     def unit(self, loss: float) -> float:
         """A training loss in the unit of what is learned."""
         return loss
@@ -60,6 +71,7 @@ class PreparedTable(Prepared):
 
     recipe: Recipe
     artifact: Artifact
+    inputs: ReferenceBuilder
 
     def network(self) -> nn.Module:
         return self.artifact.network(self.recipe)
@@ -82,6 +94,17 @@ class PreparedTable(Prepared):
         made = outputs(self.recipe.task, self.artifact.target)
         return {"runtime": RUNTIME, "inputs": self.recipe.inputs(), "outputs": made}
 
+    def reference(self, held: Tensor | None) -> Reference:
+        target = self.artifact.target
+        made = ReferenceBuilder("output", Signature.parse(None, outputs(self.recipe.task, target)).outputs)
+        if held is not None and target.classes:
+            labels = [target.classes[i] for i in held.argmax(1).tolist()]
+            made.add({LABEL: labels, PROBABILITIES: held.numpy()})
+        elif held is not None:
+            made.add({target.name: in_unit(held, target)})
+        columns = (*self.inputs.columns(), *made.columns())
+        return Reference(columns, "its training", (*self.inputs.unwatched, *made.unwatched))
+
     def unit(self, loss: float) -> float:
         """The target may have been scaled."""
         return loss * self.artifact.target.deviation**2 if self.loss == "mse" else loss
@@ -100,7 +123,29 @@ def prepare_table(request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> 
     weights = _class_weights(data) if balanced else None
     rows = {name: _rows(recipe, part, data, weights if name == TRAIN else None) for name, part in data.parts.items()}
     loss, at_once = loss_of(kind, params), request.max_batch_size
-    return PreparedTable(request, params, metric, data.summary, rows, loss, at_once, recipe, artifact)
+    inputs = _watched(recipe, data.parts[TRAIN].features)
+    return PreparedTable(request, params, metric, data.summary, rows, loss, at_once, recipe, artifact, inputs)
+
+
+def _watched(recipe: Recipe, features: Table) -> ReferenceBuilder:
+    """The training split's features as the version's inputs, every so-manieth row of many. Image files are decoded already."""
+    fields = Signature.parse(recipe.inputs()).inputs or ()
+    builder = ReferenceBuilder("input", fields)
+    table = features.take(np.arange(0, len(features), -(-len(features) // MAX_ROWS)))
+    only = (
+        next(iter(table.columns.values())) if len(fields) == len(table.columns) == 1 else None
+    )  # it may have another name
+    for field in fields:
+        values = table.columns.get(field.name, only)
+        if values is None or field.dtype in ("bytes", "json"):
+            continue
+        if field.cell and field.dtype == "str":
+            values = [category_cell(value, True, field.name) for value in values]
+        try:
+            builder.add({field.name: values})
+        except (TypeError, ValueError, OverflowError) as error:
+            builder.unwatched.append(f"input {field.name}: {error}")
+    return builder
 
 
 def _check(kind: type[Recipe], params: Mapping[str, Any], data: Data) -> None:

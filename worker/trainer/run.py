@@ -137,9 +137,10 @@ def _finish(folder: Path, ready: Prepared, module: TrainingModule, trainer: pl.T
     """Measure the best state on what was held out (the validation split when nothing was), and write the artifact."""
     held = next((ready.rows[name] for name in (TEST, VALIDATION) if len(ready.rows[name])), None)
     metrics: dict[str, float] = {}
-    confusion = None
+    outputs = confusion = None
     if held is not None:
-        metrics, confusion = ready.score(_outputs(module, held, ready.loss, ready.at_once), held)
+        outputs = _outputs(module, held, ready.loss, ready.at_once)
+        metrics, confusion = ready.score(outputs, held)
     return Trained(
         metrics=metrics,
         **ready.write(folder / ARTIFACT_FOLDER, module.net),
@@ -147,6 +148,7 @@ def _finish(folder: Path, ready: Prepared, module: TrainingModule, trainer: pl.T
         steps=trainer.global_step,
         stopped_early=module.position.epoch < ready.params["epochs"],
         confusion=confusion if confusion is None or len(confusion) <= MAX_CONFUSION_CLASSES else None,
+        reference=ready.reference(outputs),
     )
 
 

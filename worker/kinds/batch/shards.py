@@ -143,7 +143,10 @@ class ShardRunner:
             shard.tried = not may_pass(error)
             raise
         shard.began = shard.began or time.monotonic()  # loading says nothing about how long rows take
-        return run_chunk(self._context.engine, loaded, inputs, partial(self._ran, shard), partial(self._stopped, shard))
+        made = run_chunk(self._context.engine, loaded, inputs, partial(self._ran, shard), partial(self._stopped, shard))
+        if self._context.drift.due(shard.spec):
+            self._context.drift.columns(shard.spec, inputs.values, made.outputs)
+        return made
 
     def _ran(self, shard: RunningShard, rows: int, _: float) -> None:
         shard.seen += rows

@@ -115,6 +115,7 @@ class Feeder:
         """Celery's loop then fetches as many messages as that pace can use, and no more."""
         self.metrics.count("pool_task_seconds_total", by=report.seconds)
         self.metrics.add_child(report.pid, report.counts)
+        self.metrics.add_served(report.served)
         self._prefetch.add(jobs, messages, report.seconds)
         if self._consumer.qos is not None:  # None while there is no connection
             self._consumer.qos.value = self._prefetch.messages()

@@ -232,6 +232,51 @@ def upgrade() -> None:
     )
     _index("ix_benchmarks_version", "benchmarks", ["model", "version", "id"])
     op.create_table(
+        "drift_references",
+        sa.Column("name", sa.String(100), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("reference", sa.Text, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("name", "version"),
+        sa.ForeignKeyConstraint(
+            ["name", "version"], ["model_versions.name", "model_versions.version"], ondelete="CASCADE"
+        ),
+    )
+    op.create_table(
+        "drift_counts",
+        sa.Column("name", sa.String(100), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("hour", sa.Integer, nullable=False),
+        sa.Column("rows", sa.BigInteger, nullable=False),
+        sa.Column("counts", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("name", "version", "hour"),
+        sa.ForeignKeyConstraint(
+            ["name", "version"], ["drift_references.name", "drift_references.version"], ondelete="CASCADE"
+        ),
+    )
+    _index("ix_drift_counts_hour", "drift_counts", ["hour"])
+    op.create_table(
+        "standing_trainings",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("model", sa.String(100), nullable=False),
+        sa.Column("threshold", sa.Double, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("about", sa.Text, nullable=False),
+        sa.Column("problem", sa.Text, nullable=False),
+    )
+    op.create_table(
+        "drift_triggers",
+        sa.Column("standing_id", sa.String(32), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("job_id", sa.String(32), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("standing_id", "version", "revision"),
+        sa.ForeignKeyConstraint(["standing_id"], ["standing_trainings.id"], ondelete="CASCADE"),
+    )
+    op.create_table(
         "unused_blobs",
         sa.Column("folder", sa.String(16), nullable=False),
         sa.Column("path", sa.String(100), nullable=False),
