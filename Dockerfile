@@ -16,6 +16,7 @@ COPY pyproject.toml README.md ./
 COPY src src
 COPY contract contract
 COPY datasets datasets
+COPY export export
 COPY storage storage
 COPY producer producer
 COPY worker worker

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from starlette.requests import Request
@@ -61,7 +61,13 @@ def allowed(place: str, listed: Sequence[str]) -> str:
 
 @contextmanager
 def local_copy(request: Request, file: FileRecord) -> Iterator[Path]:
-    """An uploaded file as a local one, meanwhile. Of its name only the ending counts, which says what the file is."""
+    """An uploaded file as a local one, meanwhile."""
     with tempfile.TemporaryDirectory(prefix="forebay-api-") as folder:
-        suffix = "".join(Path(file.filename).suffixes[-1:])
-        yield api_of(request).client.sync.session.blobs.fetch(file.blob, Path(folder) / f"artifact{suffix}")
+        yield api_of(request).client.sync.session.blobs.fetch(file.blob, Path(folder) / local_name(file.filename))
+
+
+def local_name(given: str | None) -> str:
+    """What to call a client's file here: as it calls it, without the folders, if that is a plain name."""
+    name = PurePosixPath(given or "").name
+    ending = re.search(r"\.\w{1,20}\Z", name)
+    return name if re.fullmatch(r"\w[\w.+ -]{0,60}", name) else f"artifact{ending[0] if ending else ''}"

@@ -22,20 +22,25 @@ from forebay.contract.requests.folders import TRANSFORMERS, ModelFolder, folder_
 from forebay.contract.runtimes import NEEDS
 from forebay.contract.signature import Signature
 from forebay.datasets.formats.files import absolute, find_files, open_file
-
-Described = Mapping[str, Mapping[str, Any]]
+from forebay.producer.objects import Described, is_object, write_object
+from forebay.producer.recognition.files import recognize_file
+from forebay.producer.recognition.folders import describe_folder, pickled_folder
 
 FILES = (".pt2", ".safetensors", ".onnx", ".gguf")
-PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".joblib")
-EXPORT = "export the module with torch.export.export, and write it with torch.export.save as a .pt2"
+FOLDERS_ONLY = ("sentence-transformers", TRANSFORMERS, TEXT_GENERATION)
 NEEDS_OPTION = {"safetensors": "factory", "python": "class"}
-BY_SUFFIX = {".pt2": "torch-export", ".safetensors": "safetensors", ".onnx": "onnx"}
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
 @contextmanager
-def local_artifact(artifact: str | Path | None) -> Iterator[Path | None]:
-    """The file or folder, None for none; what a URL names is copied to this machine meanwhile. InvalidInput for nothing."""
+def local_artifact(artifact: Any, example: Any, inputs: Described | None) -> Iterator[Path | None]:
+    """The file or folder, None for none. What a URL names is copied to this machine meanwhile, and an object of a library
+    written to a file. InvalidInput for nothing.
+    """  # fmt: skip
+    if is_object(artifact):
+        with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
+            yield write_object(artifact, example, inputs, Path(folder))
+        return
     if not isinstance(artifact, str) or "://" not in artifact:
         yield existing_artifact(artifact)
         return
@@ -59,8 +64,6 @@ def _fetched(url: str, folder: Path) -> Path:
 def existing_artifact(artifact: str | Path | None) -> Path | None:
     if artifact is None:
         return None
-    if callable(getattr(artifact, "forward", None)):
-        raise InvalidInput(f"the artifact is a {type(artifact).__name__}, not a file: {EXPORT}")
     try:
         path = Path(artifact).expanduser()
         if not path.exists():
@@ -76,7 +79,23 @@ def existing_artifact(artifact: str | Path | None) -> Path | None:
 
 
 def runtime_of(path: Path | None, runtime: str | None) -> str:
-    return _guess_runtime(path) if runtime is None else _check_runtime(runtime)
+    """The runtime that serves a file or folder, or the one that was given; InvalidInput, with what to do, for one of another."""
+    if runtime is None:
+        return _guess_runtime(path)
+    runtime = _check_runtime(runtime)
+    if path is not None and path.is_file():
+        found = recognize_file(path) if runtime in ("torch-export", "safetensors") else None
+        if found is not None and found.runtime not in (None, runtime):
+            raise InvalidInput(f"{shown(path.name)} is {found.what}, of runtime {found.runtime!r}, not {runtime!r}")
+        if found is not None and found.runtime is None:
+            raise InvalidInput(found.told(path))
+        if runtime in FOLDERS_ONLY:
+            raise InvalidInput(
+                f"{shown(path.name)} is a file; runtime {runtime!r} takes the folder that save_pretrained writes"
+            )
+    elif path is not None and runtime in FOLDERS_ONLY:
+        _check_weights(path)
+    return runtime
 
 
 def check_options(runtime: str, options: Mapping[str, Any], endpoints: Iterable[str]) -> None:
@@ -170,19 +189,26 @@ def _guess_runtime(path: Path | None) -> str:
             "a model without an artifact needs runtime='python' and options={'class': 'package.module:Class'}, or "
             f"runtime={REMOTE!r} and options={{'base_url': 'http://gpu7:8000/v1', 'model': 'Qwen3'}}"
         )
-    if path.is_file() and path.suffix in BY_SUFFIX:
-        return BY_SUFFIX[path.suffix]
+    if path.is_file():
+        known = recognize_file(path)
+        if known is not None and known.runtime is not None:
+            return known.runtime
+        unknown = (
+            "of no known kind; give a .pt2, .onnx or .safetensors file, a model folder, or the runtime= that serves it"
+        )
+        raise InvalidInput(known.told(path) if known else f"{shown(path.name)} is {unknown}, one of {', '.join(NEEDS)}")
     if any(path.glob("*.onnx")) and not any(path.glob("*.safetensors")):
         return "onnx"
     found = folder_runtime(path)
-    if found is not None:
-        return found
-    if path.suffix in PICKLED:
-        raise InvalidInput(
-            f"{shown(path.name)} looks like a file of torch.save or TorchScript, which runs code when it is opened and is not "
-            f"served: {EXPORT}; or save its weights as .safetensors"
-        )
-    raise InvalidInput(f"{shown(path.name)} could be of several runtimes; give runtime=, one of {', '.join(NEEDS)}")
+    if found is None:
+        raise InvalidInput(describe_folder(path))
+    _check_weights(path)
+    return found
+
+
+def _check_weights(path: Path) -> None:
+    if (why := pickled_folder(path)) is not None:
+        raise InvalidInput(why)
 
 
 def _completed(own: Described | None, given: Any) -> Any:

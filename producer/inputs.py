@@ -42,7 +42,7 @@ def sample(signature: Signature, value: Any) -> Any:
         return value
     if _table_rows(value) is not None:
         raise InvalidInput("a table holds many samples: use predict_many for a job each, or batched=True for one job")
-    return _row(signature, _labelled(value)) if _is(value, "pandas", "Series") else _plain(value)
+    return _row(signature, _labelled(value)) if is_a(value, "pandas", "Series") else _plain(value)
 
 
 def batch(signature: Signature, value: Any) -> Any:
@@ -96,11 +96,11 @@ def column(signature: Signature, value: Any) -> tuple[str, NDArray[Any]] | None:
 
 def _table_rows(value: Any) -> list[dict[Any, Any]] | None:
     """A table's rows by column; None when `value` is no table."""
-    if _is(value, "pandas", "DataFrame"):
+    if is_a(value, "pandas", "DataFrame"):
         names, rows_of = list(value.columns), partial(value.to_dict, "records")
-    elif _is(value, "polars", "DataFrame"):
+    elif is_a(value, "polars", "DataFrame"):
         names, rows_of = value.columns, value.to_dicts
-    elif _is(value, "pyarrow", "Table", "RecordBatch"):
+    elif is_a(value, "pyarrow", "Table", "RecordBatch"):
         names, rows_of = value.schema.names, value.to_pylist
     else:
         return None
@@ -141,13 +141,13 @@ def _labelled(series: Any) -> dict[Any, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
-    if not _is(value, "PIL", "Image"):
+    if not is_a(value, "PIL", "Image"):
         return value
     if value.mode not in PIXEL_MODES:
         raise InvalidInput(f"the image is of mode {value.mode}; convert it first with .convert('RGB') or .convert('L')")
     return np.asarray(value)
 
 
-def _is(value: Any, package: str, *names: str) -> bool:
+def is_a(value: Any, package: str, *names: str) -> bool:
     """Whether `value` is an instance of one of these classes of a package, which is not imported for it."""
     return any(kind.__module__.partition(".")[0] == package and kind.__name__ in names for kind in type(value).__mro__)

@@ -26,7 +26,6 @@ from forebay.contract.wire import codec
 from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
 from forebay.datasets import require_pyarrow
 from forebay.producer.artifacts import (
-    Described,
     adaptable,
     artifact_signature,
     check_options,
@@ -37,6 +36,7 @@ from forebay.producer.artifacts import (
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BenchmarkJob
 from forebay.producer.inputs import for_model, sample
+from forebay.producer.objects import Described
 from forebay.producer.options import BenchmarkOptions, SubmitOptions, check_metadata
 from forebay.producer.requests.benchmark import make_request
 from forebay.producer.session import Session
@@ -88,7 +88,7 @@ class Models:
     def register(
         self,
         name: str,
-        artifact: str | Path | None = None,
+        artifact: Any = None,
         *,
         example: Any = None,
         runtime: str | None = None,
@@ -126,7 +126,7 @@ class Models:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        with local_artifact(artifact) as path:
+        with local_artifact(artifact, example, inputs) as path:
             runtime = runtime_of(path, runtime)
             checked_options = check_metadata(options, "options")
             check_options(runtime, checked_options, self._session.settings.allowed_endpoints)

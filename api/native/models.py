@@ -18,7 +18,7 @@ from forebay.api.context import api_of, json_response, media_type, needs, parse_
 from forebay.api.errors import MalformedBody
 from forebay.api.native.bodies import Alias, ModelBody, ModelList, ModelQuery, QueueBody, QueueList, Register, Search
 from forebay.api.native.values import inputs_from_json
-from forebay.api.places import find_place, local_copy
+from forebay.api.places import find_place, local_copy, local_name
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.producer.inputs import InputsFor
@@ -30,7 +30,7 @@ CHUNK = 1 << 20
 @needs("models")
 async def register(request: Request) -> Response:
     """Register the next version of a name. An artifact comes as multipart/form-data: the part `model` is the JSON that is
-    otherwise the whole body, the part `artifact` a .pt2 or .safetensors file. Or the JSON names one that lies elsewhere.
+    otherwise the whole body, the part `artifact` a .pt2, .onnx or .safetensors file. Or the JSON names one that lies elsewhere.
     """  # fmt: skip
     models = api_of(request).client.models
     if media_type(request) != "multipart/form-data":
@@ -49,9 +49,7 @@ async def register(request: Request) -> Response:
             if fields["artifact"] is not None:
                 raise InvalidInput("the artifact is there twice: as a part, and named - at `$.artifact`")
             with tempfile.TemporaryDirectory(prefix="forebay-api-") as folder:
-                # Of the client's file name only the ending counts, which says what the file is.
-                suffix = {".pt2": ".pt2", ".safetensors": ".safetensors"}.get(Path(artifact.filename or "").suffix, "")
-                path = Path(folder) / f"artifact{suffix}"
+                path = Path(folder) / local_name(artifact.filename)
                 await api_of(request).client.call(_write, artifact, path)
                 return _registered(await models.register(**fields | {"artifact": path}))
     except HTTPException as error:  # Starlette's, of a form that is none

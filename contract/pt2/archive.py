@@ -38,6 +38,11 @@ _REFUSED = {
 _MAX_JSON_BYTES = 256 * 2**20
 _MAX_ENTRIES = 200_000
 _STRIDED = 7
+_SHARED = ("parameter", "buffer", "tensor_constant")
+_CHANGES = (
+    "the program changes its own state when run ({}), so samples would affect each other; call module.eval() before "
+    "torch.export.export, and write to no buffer in forward"
+)
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, RuntimeError, EOFError)
 
 # torch._export.serde.schema.ScalarType: number -> (NumPy's name, bytes). Types that NumPy lacks are sent as float32.
@@ -194,6 +199,7 @@ def _whole(value: Json) -> int:
 
 def _interface(program: Json) -> tuple[tuple[Pt2Tensor, ...], tuple[Pt2Tensor, ...], int, int | None]:
     module = program["graph_module"]
+    _refuse_writes(module)
     call = next(entry for entry in module["module_call_graph"] if entry["fqn"] == "")["signature"]
     given = [spec["user_input"]["arg"] for spec in module["signature"]["input_specs"] if "user_input" in spec]
     made = [_output(spec) for spec in module["signature"]["output_specs"]]
@@ -214,11 +220,22 @@ def _interface(program: Json) -> tuple[tuple[Pt2Tensor, ...], tuple[Pt2Tensor, .
 
 def _output(spec: Json) -> Json:
     if "user_output" not in spec:
-        raise InvalidInput(
-            f"the program changes its own state when run ({', '.join(spec)}), so samples would affect each other; "
-            "call module.eval() before torch.export.export"
-        )
+        raise InvalidInput(_CHANGES.format(", ".join(spec)))
     return spec["user_output"]["arg"]
+
+
+def _refuse_writes(module: Json) -> None:
+    """InvalidInput for an operator that writes in place to what all batches share."""
+    specs = module["signature"]["input_specs"]
+    shared = {spec[kind]["arg"]["name"] for spec in specs for kind in _SHARED if kind in spec}
+    for node in module["graph"]["nodes"]:
+        operator = node["target"].rpartition(".")[0]
+        if (
+            operator.endswith("_")
+            and node["inputs"]
+            and node["inputs"][0]["arg"].get("as_tensor", {}).get("name") in shared
+        ):
+            raise InvalidInput(_CHANGES.format(node["target"]))
 
 
 def _input_names(call: Json) -> list[str]:

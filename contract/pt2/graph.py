@@ -90,6 +90,8 @@ def _clean(value: Json, device: Json) -> Json:
     if isinstance(value, dict):
         if value.get("name") in ("train", "training") and value.get("arg") == {"as_bool": True}:
             raise InvalidInput("the program was exported in training mode; call module.eval() before the export")
+        if value.get("name") == "dropout_p" and (value.get("arg") or {}).get("as_float"):
+            raise InvalidInput("the program drops out at random; call module.eval() before the export")
         return {key: _field(key, item, device) for key, item in value.items()}
     return value
 

@@ -30,6 +30,7 @@ from forebay.contract.signature import Signature
 from forebay.contract.values import jsonable
 
 JOB_FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+STEP = "    "  # how a line of a message begins that is there to be copied
 
 # What the user can put right by asking differently; all other errors are a job's or a service's.
 USAGE_ERRORS = (
@@ -57,7 +58,7 @@ _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Around or (as a decorator) on a command: each ForebayError ends it with one line on stderr, never a traceback.
+    """Around or (as a decorator) on a command: each ForebayError ends it with a line on stderr, never a traceback.
 
     Exit status 2 for what was asked wrongly, 1 for a failed job or service, 130 for Ctrl-C, 141 for a closed pipe. It leaves
     by SystemExit, which holds inside a Typer app and around one.
@@ -81,7 +82,12 @@ def exit_status(error: errors.ForebayError) -> int:
 
 
 def print_error(error: errors.ForebayError) -> None:
-    print_note(f"error: {error}")
+    """Write one line to stderr, and below it those of the message that are there to be copied: indented ones at its end."""
+    told, *lines = str(error).split(f"\n{STEP}")
+    copied = not any("\n" in line for line in lines)
+    print_note(f"error: {told if copied else error}")
+    for line in lines if copied else ():
+        print_indented(STEP + one_line(line))
 
 
 def print_note(text: str) -> None:

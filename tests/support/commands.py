@@ -52,9 +52,9 @@ class Shell:
     def error(self, *words: str, status: int = 2, **more: Any) -> str:
         result = self.run(*words, status=status, **more)
         lines = [line for line in result.stderr.splitlines() if not line.startswith(("warning: ", "note: "))]
-        assert len(lines) == 1, result.stderr
         assert lines[0].startswith("error: ")
-        return str(lines[0])
+        assert all(line.startswith("    ") for line in lines[1:]), result.stderr  # those to be copied
+        return "\n".join(lines)
 
     def register(self, name: str = "double", inputs: str | None = PAIR, *more: str) -> None:
         described = [] if inputs is None else ["--inputs", inputs]

@@ -20,7 +20,9 @@ EXERCISE = "CONTRIBUTING.md"  # adds a command that is not there
 NAMED_ONLY = ("NoArgsIsHelpError", "MissingParameter", "BadOptionUsage")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ |ExecStart=)?(?:sudo (?:-u \w+ )?)?(?:\w+=\S+ )*(?:/\S+/)?forebay((?: .*)?)$")
-PART = re.compile(r"\b(?:contract|datasets|storage|producer|worker|dashboard|src|tests|bench|docs|examples)/[\w/.-]*\w")
+PART = re.compile(
+    r"\b(?:contract|datasets|export|storage|producer|worker|dashboard|src|tests|bench|docs|examples)/[\w/.-]*\w"
+)
 HEADINGS = re.compile(r"^#+ (.+)$", re.MULTILINE)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
@@ -86,7 +88,7 @@ def test_every_file_that_is_named_is_there(page: str) -> None:
 
 def test_extras_that_are_named_are_declared() -> None:
     sources = [*(ROOT / page for page in PAGES), *(ROOT / "src" / "forebay").rglob("*.py"), ROOT / ".ci" / "run"]
-    for part in ("datasets", "storage", "producer", "worker", "dashboard", "api"):
+    for part in ("datasets", "export", "storage", "producer", "worker", "dashboard", "api"):
         sources += (ROOT / part).rglob("*.py")
     named: set[str] = set()
     for path in sources:

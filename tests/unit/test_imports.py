@@ -13,7 +13,7 @@ import pytest
 import forebay
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("contract", "datasets", "storage", "producer", "worker", "dashboard", "api")
+PARTS = ("contract", "datasets", "export", "storage", "producer", "worker", "dashboard", "api")
 HEAVY = (
     "torch",
     "flower",

@@ -42,7 +42,7 @@ def test_a_version_is_registered_with_its_artifact_and_without(api: RunningApi) 
     assert (uploaded.json["runtime"], uploaded.json["artifact_bytes"]) == ("safetensors", len(data))
     assert uploaded.json["inputs"] == [{"name": "x", "dtype": "float32", "shape": [4]}]
     for described, name, status in (
-        (WEIGHTS | {"name": "../x"}, "w.safetensors", 422), (WEIGHTS, "w.bin", 422), (WEIGHTS | {"z": 1}, "w.safetensors", 422),
+        (WEIGHTS | {"name": "../x"}, "w.safetensors", 422), (WEIGHTS | {"z": 1}, "w.safetensors", 422),
         (WEIGHTS | {"max_batch_size": 0}, "w.safetensors", 422),
     ):  # fmt: skip
         assert upload(api, described, name, data).status == status

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from forebay import Client, InvalidInput
+from forebay import Client
 from forebay.contract import generation
 from forebay.contract.job import JobError, Transition
 from forebay.contract.row_errors import ErrorKind, ErrorSample
@@ -137,19 +136,6 @@ def test_a_registered_version_as_json(shell: Shell) -> None:
         2.5,
     ]
     assert "time limit" in shell.out("models", "show", "m")
-
-
-def test_what_is_no_artifact_leads_to_one(shell: Shell) -> None:
-    for name in ("net.pt", "net.pth", "last.ckpt"):
-        (shell.home / name).write_bytes(b"PK")
-        told = shell.error("models", "register", "net", name)
-        assert "torch.save or TorchScript" in told
-        assert "write it with torch.export.save as a .pt2" in told
-    with (
-        Client() as client,
-        pytest.raises(InvalidInput, match=r"a Linear, not a file: export the module with torch\.export"),
-    ):
-        client.models.register("net", torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def test_an_example_is_read_as_predict_reads_inputs_and_held_against_the_signature(shell: Shell) -> None:

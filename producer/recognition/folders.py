@@ -1,0 +1,51 @@
+"""What a folder is that no runtime is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forebay.contract.references import shown
+from forebay.producer.recognition.files import recognize_file
+from forebay.producer.recognition.known import FOLDERS, PICKLED_FOLDER
+
+_MOST_NAMED = 5
+_POINTER = b"version https://git-lfs"
+
+
+def pickled_folder(path: Path) -> str | None:
+    """Why a library's folder is not served: its weights are pickles, or were never fetched. None when they are there."""
+    weights = [*path.rglob("*.safetensors")]
+    if (empty := next((file for file in weights if _is_pointer(file)), None)) is not None:
+        return f"{shown(empty.name)} is a pointer of Git LFS, not the weights: run `git lfs pull` in {shown(str(path))}"
+    if not weights and any(
+        any(path.rglob(f"*{ending}")) for ending in (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+    ):
+        return PICKLED_FOLDER.told(path)
+    return None
+
+
+def describe_folder(path: Path) -> str:
+    """What a folder is, and what to register in its place."""
+    names = sorted(entry.name for entry in path.iterdir())
+    for marks, kind in FOLDERS:
+        if {*marks} <= {*names}:
+            return kind.told(path)
+    files = [entry for name in names if (entry := path / name).is_file()]
+    served = [file for file in files if (found := recognize_file(file)) is not None and found.runtime is not None]
+    if served:
+        listed = ", ".join(shown(str(file)) for file in served[:_MOST_NAMED])
+        return f"{shown(path.name)} is a folder without a config.json: register the model file itself: {listed}"
+    if (below := next((name for name in names if (path / name / "config.json").is_file()), None)) is not None:
+        return f"{shown(path.name)} is not a model folder, but one is in it: register {shown(str(path / below))}"
+    if len(files) == 1 and (only := recognize_file(files[0])) is not None:
+        return f"the folder {shown(path.name)} holds one file: {only.told(files[0])}"
+    listed = ", ".join(names[:_MOST_NAMED]) + (" …" if len(names) > _MOST_NAMED else "")
+    return (
+        f"the folder {shown(path.name)} ({listed}) is of no kind that is served: give a .pt2, .onnx or .safetensors file, or a "
+        "folder as save_pretrained writes it; or runtime='python', with which a class of yours reads any folder"
+    )
+
+
+def _is_pointer(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(_POINTER)) == _POINTER
