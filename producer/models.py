@@ -6,9 +6,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack
+from typing import Any, Literal, Unpack
 
-from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
 from forebay.contract.drift.comparison import Drift
@@ -23,7 +22,7 @@ from forebay.contract.requests.fields import check
 from forebay.contract.runtimes import NEEDS, installed_runtimes
 from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
-from forebay.contract.wire.messages import MAX_BATCH_WAIT_S, JobMessage, TaskArgs
+from forebay.contract.wire.messages import JobMessage, TaskArgs
 from forebay.datasets import require_pyarrow
 from forebay.producer.artifacts import (
     adaptable,
@@ -37,7 +36,7 @@ from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BenchmarkJob
 from forebay.producer.inputs import for_model, sample
 from forebay.producer.objects import Described
-from forebay.producer.options import BenchmarkOptions, SubmitOptions, check_metadata
+from forebay.producer.options import BenchmarkOptions, ServingOptions, SubmitOptions, check_metadata
 from forebay.producer.requests.benchmark import make_request
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
@@ -53,28 +52,7 @@ Evaluations = list[Evaluation]
 Benchmarks = list[Benchmark]
 
 NO_REFERENCE = "a data set is made one by `forebay models reference`, and a trained version has one"
-MAX_TIMEOUT_S = 7 * 86_400
 MAX_EXAMPLE_BYTES = 16 << 20
-
-
-class ServingOptions(Struct, frozen=True):
-    """How a version runs its batches."""
-
-    max_batch_size: Annotated[int, Meta(ge=1, le=65_536, description="rows in one forward pass, at most")] = 32
-    batch_wait_timeout_s: Annotated[
-        float, Meta(ge=0, le=MAX_BATCH_WAIT_S, description="seconds to wait for a batch to fill")
-    ] = 0.0
-    max_batch_tokens: Annotated[
-        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None, Meta(description="padded tokens in one forward pass, at most")
-    ] = None
-    dtype: Annotated[Literal["bfloat16", "float16"] | None, Meta(description="bfloat16 or float16: compute in it")] = (
-        None
-    )
-    compile: Annotated[bool, Meta(description="compiles the forward pass when the model is loaded")] = False
-    timeout_s: Annotated[
-        Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None,
-        Meta(description="seconds after which a forward pass is killed"),
-    ] = None
 
 
 class Models:

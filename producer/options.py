@@ -1,4 +1,4 @@
-"""The options that every submit takes: their names, their defaults for each kind of job, and their check."""
+"""The options that every submit takes: their names, their defaults for each kind of job, and their check; those of a version."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Required, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, Required, TypedDict
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind
@@ -20,6 +20,7 @@ from forebay.contract.references import shown
 from forebay.contract.requests.training import Split
 from forebay.contract.values import plain_json
 from forebay.contract.wire.codec import Parts
+from forebay.contract.wire.messages import MAX_BATCH_WAIT_S
 from forebay.storage.jobs.records import json_text
 
 Deadline = float | dt.timedelta | dt.datetime
@@ -28,6 +29,7 @@ Since = float | dt.timedelta | dt.datetime
 NEEDS_NOTHING = Resources()
 MAX_METADATA = 65_536  # characters of JSON
 MAX_DEADLINE_S = 10 * 365 * 86400.0
+MAX_TIMEOUT_S = 7 * 86_400
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -79,6 +81,26 @@ class PredictOptions(SubmitOptions, total=False):
     batched: bool
     usage: bool
     stream: bool
+
+
+class ServingOptions(Struct, frozen=True):
+    """How a version runs its batches."""
+
+    max_batch_size: Annotated[int, Meta(ge=1, le=65_536, description="rows in one forward pass, at most")] = 32
+    batch_wait_timeout_s: Annotated[
+        float, Meta(ge=0, le=MAX_BATCH_WAIT_S, description="seconds to wait for a batch to fill")
+    ] = 0.0
+    max_batch_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None, Meta(description="padded tokens in one forward pass, at most")
+    ] = None
+    dtype: Annotated[Literal["bfloat16", "float16"] | None, Meta(description="bfloat16 or float16: compute in it")] = (
+        None
+    )
+    compile: Annotated[bool, Meta(description="compiles the forward pass when the model is loaded")] = False
+    timeout_s: Annotated[
+        Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None,
+        Meta(description="seconds after which a forward pass is killed"),
+    ] = None
 
 
 class Defaults(NamedTuple):

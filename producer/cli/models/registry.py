@@ -41,7 +41,7 @@ from forebay.producer.cli.output import (
 from forebay.producer.cli.views.benchmarks import print_benchmarks
 from forebay.producer.cli.views.training import print_evaluations, several, version_fields
 from forebay.producer.inputs import InputsFor
-from forebay.producer.models import ServingOptions
+from forebay.producer.options import ServingOptions
 from forebay.storage.health import Failures, failures_by_model
 
 EXAMPLE_HELP = (
