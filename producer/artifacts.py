@@ -72,6 +72,8 @@ def existing_artifact(artifact: str | Path | None) -> Path | None:
             )
         if path.is_dir() and not any(path.iterdir()):
             raise InvalidInput(f"the model folder {shown(str(artifact))} is empty")
+        if not path.is_dir() and not path.is_file():
+            raise InvalidInput(f"the artifact {shown(str(artifact))} is neither a file nor a folder")
     except (OSError, TypeError, RuntimeError) as error:  # not permitted, a name too long, no path, an unknown ~user
         reason = getattr(error, "strerror", None) or shown(str(error))
         raise InvalidInput(f"the artifact {shown(artifact)} cannot be read: {reason}") from error
@@ -80,9 +82,15 @@ def existing_artifact(artifact: str | Path | None) -> Path | None:
 
 def runtime_of(path: Path | None, runtime: str | None) -> str:
     """The runtime that serves a file or folder, or the one that was given; InvalidInput, with what to do, for one of another."""
-    if runtime is None:
-        return _guess_runtime(path)
-    runtime = _check_runtime(runtime)
+    try:
+        if runtime is None:
+            return _guess_runtime(path)
+        return _check_fits(path, _check_runtime(runtime))
+    except OSError as error:
+        raise InvalidInput(f"the artifact {shown(str(path))} cannot be read: {error.strerror or error}") from error
+
+
+def _check_fits(path: Path | None, runtime: str) -> str:
     if path is not None and path.is_file():
         found = recognize_file(path) if runtime in ("torch-export", "safetensors") else None
         if found is not None and found.runtime not in (None, runtime):

@@ -80,6 +80,12 @@ def test_a_file_of_a_zip_bomb_is_looked_at_within_bounds(tmp_path: Path) -> None
     assert recognize_file(tmp_path / "bomb.pt") is not None
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/mem"])
+@pytest.mark.parametrize("runtime", [None, "torch-export"])
+def test_what_cannot_be_read_is_refused(path: str, runtime: str | None) -> None:
+    assert "neither a file nor a folder" in (told := refusal(Path(path), runtime)) or "cannot be read" in told
+
+
 def test_a_class_of_ones_own_reads_any_file(tmp_path: Path) -> None:
     assert runtime_of(write(tmp_path, "svc.pkl"), "python") == "python"
 
