@@ -17,14 +17,16 @@ from forebay.contract.requests.recipes import (
     ImageParams,
     LoopParams,
     SequenceParams,
+    SvmParams,
+    TreesParams,
 )
 from forebay.contract.requests.training import TrainRequest
 
 DOCS = Path(__file__).with_name("training.md")
-TABLES: dict[str, type[Struct]] = {
-    kind.__name__: kind
-    for kind in (TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams, FinetuneParams)
-}
+KINDS: tuple[type[Struct], ...] = (
+    TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams, TreesParams, SvmParams, FinetuneParams,
+)  # fmt: skip
+TABLES = {kind.__name__: kind for kind in KINDS}
 TABLE = re.compile(r"(<!-- table (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 CALLED = {"files": "dataset"}  # what `Client.train` calls a field
 

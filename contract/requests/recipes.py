@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import ModelRef, shown
 from forebay.contract.requests.fields import Field, check, fields_of
+from forebay.contract.requests.learners import Categorical, ClassWeights, SvmParams, TreesParams
 
 CLASSES, NUMBERS, TEXT = "classes", "numbers", "text"  # what a recipe learns to tell
 FINETUNE = "finetune-text"
@@ -24,6 +25,7 @@ _METRICS = {
     NUMBERS: ("loss", "mae", "rmse", "r2"),
     TEXT: ("loss", "perplexity"),
 }
+_JUDGED_BY = {CLASSES: "accuracy", NUMBERS: "r2", TEXT: "perplexity"}  # when nothing is said
 
 Width = Annotated[int, Meta(ge=1, le=65_536)]
 Epochs = Annotated[int, Meta(ge=1, le=1_000_000, description="how often the training split is gone through")]
@@ -63,9 +65,7 @@ class LoopParams(Struct, frozen=True, kw_only=True):
     ] = 0
     accumulate: Annotated[int, Meta(ge=1, le=1_000_000, description="batches whose gradients make one step")] = 1
     clip: Annotated[float, Meta(ge=0, le=1e9, description="longest gradient, by its norm; 0 any")] = 0.0
-    class_weights: Annotated[
-        Literal["none", "balanced"], Meta(description="`balanced` lets rare classes weigh as much as frequent ones")
-    ] = "none"
+    class_weights: ClassWeights = "none"
     normalize: Annotated[
         bool, Meta(description="numbers to mean 0 and deviation 1, as found in the training split")
     ] = True
@@ -80,9 +80,7 @@ class TabularParams(Struct, frozen=True, kw_only=True):
 
     hidden: HiddenLayers = ()
     dropout: Dropout = 0.0
-    categorical: Annotated[
-        tuple[str, ...], Meta(description="columns of numbers that are categories; text always is")
-    ] = ()
+    categorical: Categorical = ()
 
 
 class ClassifierParams(TabularParams, frozen=True, kw_only=True):
@@ -148,14 +146,17 @@ class FinetuneParams(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class RecipeInfo:
-    """A recipe of Forebay's own: what it tells (CLASSES, NUMBERS or TEXT), its metric, its losses, its parameters."""
+    """A recipe of Forebay's own: what it may tell (CLASSES, NUMBERS or TEXT; the first unless its parameter `task` says so), its
+    losses, its parameters. One that is `fitted` by a library has no training loop: none of its parameters, no checkpoints, one
+    process.
+    """  # fmt: skip
 
     name: str
     help: str
-    task: str
-    metric: str
+    tasks: tuple[str, ...]
     losses: tuple[str, ...]
     params: type[Struct]
+    fitted: bool = False
 
 
 _CLASS_LOSSES = ("cross-entropy", "bce")
@@ -163,33 +164,39 @@ RECIPES: Mapping[str, RecipeInfo] = {
     recipe.name: recipe
     for recipe in (
         RecipeInfo(
-            "regressor", "a number from the columns of a table: linear, or a multilayer perceptron", NUMBERS, "r2", ("mse",),
+            "regressor", "a number from the columns of a table: linear, or a multilayer perceptron", (NUMBERS,), ("mse",),
             TabularParams,
         ),
         RecipeInfo(
-            "classifier", "a class from the columns of a table, by a multilayer perceptron", CLASSES, "accuracy", _CLASS_LOSSES,
+            "classifier", "a class from the columns of a table, by a multilayer perceptron", (CLASSES,), _CLASS_LOSSES,
             ClassifierParams,
         ),
         RecipeInfo(
-            "image-classifier", "a class from an image, by a convolutional network", CLASSES, "accuracy", _CLASS_LOSSES,
-            ImageParams,
+            "image-classifier", "a class from an image, by a convolutional network", (CLASSES,), _CLASS_LOSSES, ImageParams,
         ),
         RecipeInfo(
-            "sequence-classifier", "a class from a text or a list of numbers, by a recurrent network", CLASSES, "accuracy",
+            "sequence-classifier", "a class from a text or a list of numbers, by a recurrent network", (CLASSES,),
             _CLASS_LOSSES, SequenceParams,
         ),
         RecipeInfo(
-            FINETUNE, "a text from a prompt, or an answer in a conversation, by an adapter (LoRA) on a language model", TEXT,
-            "perplexity", ("cross-entropy",), FinetuneParams,
+            "trees", "a class or a number from the columns of a table, by gradient boosting or a random forest",
+            (CLASSES, NUMBERS), (), TreesParams, fitted=True,
+        ),
+        RecipeInfo(
+            "svm", "a class or a number from the columns of a table, by a support vector machine", (CLASSES, NUMBERS), (),
+            SvmParams, fitted=True,
+        ),
+        RecipeInfo(
+            FINETUNE, "a text from a prompt, or an answer in a conversation, by an adapter (LoRA) on a language model", (TEXT,),
+            ("cross-entropy",), FinetuneParams,
         ),
     )
 }  # fmt: skip
 
 
 def parameters(recipe: str) -> dict[str, Field]:
-    """Those of the loop, and those of the recipe where it is one of RECIPES."""
-    known = RECIPES.get(recipe)
-    return {**fields_of(LoopParams), **(fields_of(known.params) if known is not None else {})}
+    """Those of the loop, but for a fitted recipe, and those of the recipe where it is one of RECIPES."""
+    return {name: field for kind in _kinds(recipe) for name, field in fields_of(kind).items()}
 
 
 def check_params(recipe: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,18 +205,15 @@ def check_params(recipe: str, params: Mapping[str, Any]) -> dict[str, Any]:
     Values may be text, as a command line gives them. InvalidInput names the value and what may be given. Of a recipe that is not
     one of RECIPES, what the loop does not know passes through as it is.
     """
-    known = RECIPES.get(recipe)
-    own = fields_of(known.params) if known is not None else {}
-    unknown = {name: value for name, value in params.items() if name not in fields_of(LoopParams) and name not in own}
+    known, there = RECIPES.get(recipe), parameters(recipe)
+    unknown = {name: value for name, value in params.items() if name not in there}
     if known is not None and unknown:
         raise InvalidInput(
-            f"recipe {recipe!r} has no parameter {shown(next(iter(unknown)))}; there are {', '.join(parameters(recipe))}"
+            f"recipe {recipe!r} has no parameter {shown(next(iter(unknown)))}; there are {', '.join(there)}"
         )
-    made = _checked(LoopParams, params)
-    if known is not None:
-        made |= _checked(known.params, params)
-        if made["loss"] not in ("auto", *known.losses):
-            raise InvalidInput(f"recipe {recipe!r} lowers {' or '.join(known.losses)}, not {made['loss']!r}")
+    made = {name: value for kind in _kinds(recipe) for name, value in _checked(kind, params).items()}
+    if known is not None and "loss" in made and made["loss"] not in ("auto", *known.losses):
+        raise InvalidInput(f"recipe {recipe!r} lowers {' or '.join(known.losses)}, not {made['loss']!r}")
     return made | unknown
 
 
@@ -218,23 +222,34 @@ def base_of(recipe: str, params: Mapping[str, Any]) -> ModelRef | None:
     return ModelRef.parse(params["base"]) if recipe == FINETUNE else None
 
 
-def default_metric(recipe: str) -> str:
+def default_metric(recipe: str, params: Mapping[str, Any]) -> str:
     """What the recipe's best state and an alias are judged by when nothing is said: `loss` for one of a third party."""
-    return RECIPES[recipe].metric if recipe in RECIPES else "loss"
+    return _JUDGED_BY[_task(RECIPES[recipe], params)] if recipe in RECIPES else "loss"
 
 
-def check_metric(recipe: str, metric: str | None) -> str:
+def check_metric(recipe: str, metric: str | None, params: Mapping[str, Any]) -> str:
     """The metric, the recipe's own for None; InvalidInput for one that its task does not have."""
     known = RECIPES.get(recipe)
-    able = metrics_of(known.task) if known is not None else (*_METRICS[CLASSES], *_METRICS[NUMBERS][1:])
+    able = (*_METRICS[CLASSES], *_METRICS[NUMBERS][1:]) if known is None else metrics_of(_task(known, params))
     if metric is not None and metric not in able:
         raise InvalidInput(f"recipe {recipe!r} cannot be judged by {shown(metric)}; choose one of {', '.join(able)}")
-    return metric or default_metric(recipe)
+    return metric or default_metric(recipe, params)
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
     """The metrics that are measured for CLASSES, NUMBERS or TEXT while it is trained."""
     return _METRICS[task]
+
+
+def _kinds(recipe: str) -> list[type[Struct]]:
+    """The Structs of a recipe's parameters; a later one's defaults count."""
+    known = RECIPES.get(recipe)
+    loop = [] if known is not None and known.fitted else [LoopParams]
+    return [*loop, *([known.params] if known is not None else [])]
+
+
+def _task(recipe: RecipeInfo, params: Mapping[str, Any]) -> str:
+    return str(params.get("task", recipe.tasks[0]))
 
 
 def _checked(kind: type[Struct], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -173,8 +173,9 @@ class Trained(Struct, frozen=True, tag="trained", tag_field="event"):
     """The end of a run that went well: held-out metrics, and the artifact (a folder of the trainer's folder) to register.
 
     `inputs` and `outputs` are the signature of one sample. `epochs` and `steps` are those done, `stopped_early` before the
-    planned ones. `confusion` counts rows by true class and then by predicted class. Later rows are held against `reference`.
-    """
+    planned ones. `confusion` counts rows by true class and then by predicted class. `importance` is by how much the metric gets
+    worse when a column is shuffled among held-out rows. Later rows are held against `reference`.
+    """  # fmt: skip
 
     metrics: Mapping[str, float | None]
     runtime: str
@@ -185,6 +186,7 @@ class Trained(Struct, frozen=True, tag="trained", tag_field="event"):
     steps: int = 0
     stopped_early: bool = False
     confusion: Sequence[Sequence[int]] | None = None
+    importance: Mapping[str, float] = {}
     reference: Reference | None = None
 
 

@@ -22,6 +22,7 @@ from forebay.storage.training.records import Evaluation, Run
 MAX_GENERATIONS = 10
 MAX_CHILDREN = 50
 MAX_EVALUATIONS = 20
+MAX_COLUMNS = 30  # whose importance is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,18 @@ class VersionPageData:
         if run is not None and run.metrics is not None:
             return run.metrics
         return stored if isinstance(stored, Mapping) else {}
+
+    @property
+    def importance(self) -> list[tuple[str, float, float]]:
+        """Its columns, the most important first: as a share of that one, and as a fitted recipe measured it."""
+        found = self.model.metadata.get("importance")
+        if not isinstance(found, Mapping) or not all(isinstance(value, int | float) for value in found.values()):
+            return []
+        most = max(found.values(), default=0.0)
+        return [
+            (name, max(0.0, value / most) if most > 0 else 0.0, float(value))
+            for name, value in sorted(found.items(), key=lambda item: -item[1])[:MAX_COLUMNS]
+        ]
 
 
 class VersionPage(Page):

@@ -12,7 +12,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.references import shown
 from forebay.contract.requests.fields import Field, fields_of
-from forebay.contract.requests.recipes import RECIPES, LoopParams, RecipeInfo, metrics_of
+from forebay.contract.requests.recipes import RECIPES, LoopParams, RecipeInfo, default_metric, metrics_of
 from forebay.contract.requests.training import TrainRequest
 from forebay.producer.cli.commands import ResourceOptions, command, job_command, request_options, root
 from forebay.producer.cli.options import Format, argument, option, pairs
@@ -120,10 +120,15 @@ def recipes(
 def print_recipes(only: str | None = None) -> None:
     """Recipes, then the parameters of each and those of the loop, as tables."""
     chosen = [r for r in RECIPES.values() if only in (None, r.name)]
-    rows = [(r.name, r.metric, ", ".join(metrics_of(r.task)), r.help) for r in chosen]
-    print_table(("RECIPE", "JUDGED BY", "METRICS", "IT TELLS"), rows)
+    rows = [
+        (r.name, task, default_metric(r.name, {"task": task}), ", ".join(metrics_of(task)), r.help)
+        for r in chosen
+        for task in r.tasks
+    ]
+    print_table(("RECIPE", "TASK", "JUDGED BY", "METRICS", "IT TELLS"), rows)
     print_line("")
-    several = [*((r.name, r.params) for r in chosen), ("every recipe", LoopParams)]
+    loop = [] if all(r.fitted for r in chosen) else [("every recipe but trees and svm", LoopParams)]
+    several = [*((r.name, r.params) for r in chosen), *loop]
     params = [_row(owner, param) for owner, kind in several for param in fields_of(kind).values()]
     print_table(("OF", "PARAMETER", "DEFAULT", "VALUES", "WHAT IT IS"), params)
 
@@ -134,7 +139,7 @@ def _row(owner: str, param: Field) -> tuple[str, str, str, str, str]:
 
 def _recipe_json(recipe: RecipeInfo) -> dict[str, Any]:
     about = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    return about | {"params": _described(recipe.params)}
+    return about | {"metric": default_metric(recipe.name, {}), "params": _described(recipe.params)}
 
 
 def _described(kind: type[Struct]) -> list[dict[str, Any]]:

@@ -56,10 +56,12 @@ def make_request(
     asked = options | {
         "recipe": recipe, "files": (), "format": "", "features": (features,) if isinstance(features, str) else features,
         "split": _as_mapping(split), "params": params,
-        "metric": check_metric(recipe, options.get("metric")), "metadata": check_metadata(options.get("metadata")),
+        "metric": check_metric(recipe, options.get("metric"), params), "metadata": check_metadata(options.get("metadata")),
         "resources": Resources.parse(options.get("resources")).as_dict(),
     }  # fmt: skip
     request = check(asked, TrainRequest)
+    if recipe in RECIPES and RECIPES[recipe].fitted:
+        _check_fitted(request)
     if request.alias is not None:
         check_alias(request.alias)
     if request.split.column is None and request.split.validation == request.split.test == 0:
@@ -82,6 +84,13 @@ def _check_examples(request: TrainRequest) -> None:
     if request.missing != "drop":
         raise InvalidInput(f"missing: {FINETUNE} fills nothing in; leave it out")
     check_examples(request.files, request.format)
+
+
+def _check_fitted(request: TrainRequest) -> None:
+    if request.nproc > 1 or request.nodes > 1:
+        raise InvalidInput(f"recipe {request.recipe!r} is fitted by one process; leave nproc and nodes out")
+    if request.checkpoint_steps is not None:
+        raise InvalidInput(f"recipe {request.recipe!r} has no checkpoints; leave checkpoint_steps out")
 
 
 def _as_mapping(split: Split | Mapping[str, Any] | None) -> Any:

@@ -66,8 +66,9 @@ class LearningCurve:
     def summary(self) -> list[str]:
         if self.run is None or not self._rows:
             return []
-        epochs = (self.run.request.get("params") or {}).get("epochs")
-        parts = [f"epoch {self._rows[-1]['epoch']}{f' of {epochs}' if epochs else ''}"]
+        params, last = self.run.request.get("params") or {}, self._rows[-1]
+        where, planned = ("epoch", params.get("epochs")) if last["epoch"] else ("step", self.run.steps)
+        parts = [f"{where} {last[where]}{f' of {planned}' if planned else ''}"]
         loss, metric = self.series(TRAIN, "loss"), self.series(VALIDATION, self.metric)
         parts += [f"loss {loss[-1]:.4g}"] if loss else []
         parts += [f"{VALIDATION} {self.metric} {metric[-1]:.4g}"] if metric else []

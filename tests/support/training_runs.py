@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -30,7 +30,8 @@ from forebay.contract.requests.training import (
     TrainRequest,
 )
 from forebay.contract.signature import Signature
-from forebay.worker.runtimes.recipe import Recipe, RecipeModel
+from forebay.worker.runtimes import get_runtime
+from forebay.worker.runtimes.recipe import RecipeModel
 from forebay.worker.trainer.run import train
 
 
@@ -65,7 +66,9 @@ class Run:
         made = self.trained
         signature = Signature.parse(made.inputs, made.outputs)
         spec = ModelVersion("m", 1, made.runtime, "", "folder", 0, signature, options=made.options)
-        return Recipe(allowed).load(self.folder / ARTIFACT_FOLDER, "cpu", spec), spec
+        return cast(
+            RecipeModel, get_runtime(spec.runtime, allowed).load(self.folder / ARTIFACT_FOLDER, "cpu", spec)
+        ), spec
 
 
 def npz(folder: Path, **columns: Any) -> tuple[InputFile, ...]:

@@ -19,27 +19,33 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.onnx.judge import OnnxFile, read_onnx
 from forebay.contract.settings import Settings
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
+from forebay.worker.runtimes import Model, get_runtime
 
 log = structlog.get_logger()
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+RECIPE_FILE = "recipe.json"
 _ERRORS_ONLY = 3
 _NO_ROOM = ("Failed to allocate memory", "bad_alloc", "out of memory")
 _CHEAP_COPY = 64 * 1024  # bytes; a row up to this size is copied out, so that it does not keep its whole batch alive
 
 
 class Onnx:
-    """Loads an .onnx file, or a folder that holds one with its data files, after looking into it."""
+    """Loads an .onnx file, or a folder that holds one: with its data files, or with the recipe that prepares its rows, as a
+    training job makes it.
+    """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
-        del allowed  # a graph of onnxruntime's own operators runs no Python code
+        self._allowed = allowed  # of recipes: a graph of onnxruntime's own operators runs no Python code
 
-    def load(self, path: Path | None, device: str, spec: ModelVersion) -> OnnxModel:
+    def load(self, path: Path | None, device: str, spec: ModelVersion) -> Model:
         """The model on `device`, or on the CPU where onnxruntime was built without CUDA."""
         if path is None:
             raise ModelLoadFailed(f"{spec.ref} has no artifact; register it with an .onnx file")
+        if (path / RECIPE_FILE).is_file():
+            return get_runtime("recipe", self._allowed).load(path, device, spec)
         facts = read_onnx(path)
-        return OnnxModel(_session(facts, device, spec), spec)
+        return OnnxModel(open_session(facts, device, spec), spec)
 
 
 class OnnxModel:
@@ -93,7 +99,7 @@ class OnnxModel:
         }
 
 
-def _session(facts: OnnxFile, device: str, spec: ModelVersion) -> Any:
+def open_session(facts: OnnxFile, device: str, spec: ModelVersion) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()

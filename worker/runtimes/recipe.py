@@ -1,35 +1,40 @@
-"""Serves what a training job has made: a recipe's network, with the preprocessing that was found in its training data.
+"""Serves what a training job has made: a recipe's network, or what a library has fitted as an ONNX graph, with the preprocessing
+that was found in its training data.
 
 Nothing is unpickled. A recipe of the operator's own must be on the list of allowed import paths, as when it was trained.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from forebay.contract.errors import ModelLoadFailed
 from forebay.contract.model import ModelVersion
+from forebay.contract.onnx.estimators import INPUT, PREDICTION
+from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.signature import ARRAY_DTYPES, Row
 from forebay.datasets.columns import Values
+from forebay.worker.runtimes.onnx import open_session
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
 from forebay.worker.trainer import recipes
-from forebay.worker.trainer.artifact import KEPT_KEYS, read_artifact, read_keys, row_keys
+from forebay.worker.trainer.artifact import GRAPH_FILE, KEPT_KEYS, read_artifact, read_keys, read_weights, row_keys
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target, in_unit, served
 from forebay.worker.trainer.recipes.images import a_pixel
 
-Prepared = tuple[tuple[Tensor, ...], int]
+Prepared = tuple[Any, int]
 
 
 class Recipe:
-    """Builds the recipe's network and loads its weights strictly."""
+    """Builds the recipe's network and loads its weights strictly, or opens its graph."""
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._allowed = tuple(allowed)
@@ -38,33 +43,31 @@ class Recipe:
         """The network in eval mode on `device`; ModelLoadFailed when the artifact is not a training job's."""
         if path is None or not path.is_dir():
             raise ModelLoadFailed(
-                f"{spec.ref}: the artifact of runtime 'recipe' is a folder that a training job has made"
+                f"{spec.ref}: the artifact of runtime {spec.runtime!r} is a folder that a training job has made"
             )
-        artifact, weights = read_artifact(path)
+        artifact = read_artifact(path)
         recipe, loss = artifact.make(self._allowed)
-        module = artifact.network(recipe)
-        try:
-            module.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
-            raise ModelLoadFailed(f"{spec.ref}: {error}") from error
-        module = module.eval().to(device)
-        made = RecipeModel(module, tuned(module, spec, device), device, recipe, loss, artifact.target)
+        made: RecipeModel
+        if recipes.is_fitted(recipe):
+            session = open_session(read_onnx(path / GRAPH_FILE), device, spec)
+            made = GraphModel(recipe, artifact.target, session, (path / GRAPH_FILE).stat().st_size)
+        else:
+            module = artifact.network(cast(recipes.Recipe, recipe))
+            try:
+                module.load_state_dict(read_weights(path), strict=True)
+            except RuntimeError as error:
+                raise ModelLoadFailed(f"{spec.ref}: {error}") from error
+            module = module.eval().to(device)
+            made = NetworkModel(recipe, artifact.target, module, tuned(module, spec, device), loss, device)
         made.keys = read_keys(path)
         return made
 
 
-class RecipeModel:
-    """A trained network between its preprocessing and its labels."""
+class RecipeModel(ABC):
+    """What was trained, between its preprocessing and its labels."""
 
-    def __init__(
-        self, module: nn.Module, forward: Forward, device: str, recipe: recipes.Recipe, loss: str, target: Target
-    ) -> None:
-        self._module = module
-        self._forward = forward
-        self._device = device
-        self._recipe = recipe
-        self._loss = loss
-        self._target = target
+    def __init__(self, recipe: recipes.AnyRecipe, target: Target) -> None:
+        self._recipe, self._target = recipe, target
         self.keys = np.zeros(0, np.uint64)  # of rows it was trained on
 
     @property
@@ -76,10 +79,9 @@ class RecipeModel:
         return self.run(self.prepare(rows))
 
     def prepare(self, rows: Sequence[Row]) -> Prepared:
-        """The rows encoded, as tensors on the device, and how many they are."""
+        """The rows encoded, on the device, and how many they are."""
         return self._encoded({name: [row[name] for row in rows] for name in self._recipe.inputs()}, len(rows))
 
-    @torch.inference_mode()
     def run(self, prepared: Prepared) -> list[Row]:
         """The forward pass: `{"label", "probabilities"}` for each row, or its number."""
         columns = self._columns(prepared)
@@ -87,7 +89,6 @@ class RecipeModel:
             return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return list(columns[self._target.name])
 
-    @torch.inference_mode()
     def predict_columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """One forward pass over whole columns `(batch, *shape)`."""
         return self._columns(self._encoded(dict(columns), len(next(iter(columns.values())))))
@@ -106,20 +107,66 @@ class RecipeModel:
     def sample_row(self) -> Row:
         return {name: _sample(field) for name, field in self._recipe.inputs().items()}
 
+    @abstractmethod
+    def nbytes(self) -> int: ...
+
+    @abstractmethod
+    def _on_device(self, arrays: Sequence[NDArray[Any]]) -> Any:
+        """Encoded rows as `_served` takes them."""
+
+    @abstractmethod
+    def _served(self, inputs: Any) -> NDArray[Any]:
+        """Probabilities `(rows, classes)`, or scaled numbers `(rows,)`."""
+
+    def _encoded(self, columns: Mapping[str, Values], count: int) -> Prepared:
+        return self._on_device([np.ascontiguousarray(array) for array in self._recipe.encode(columns)]), count
+
+    def _columns(self, prepared: Prepared) -> dict[str, NDArray[Any]]:
+        inputs, count = prepared
+        outputs = self._served(inputs)
+        if not self._target.classes:
+            return {self._target.name: in_unit(outputs, self._target).astype(np.float32).reshape(count)}
+        return {LABEL: np.array(self._target.classes, object)[outputs.argmax(1)], PROBABILITIES: outputs}
+
+
+class NetworkModel(RecipeModel):
+    """A trained network."""
+
+    def __init__(
+        self, recipe: recipes.AnyRecipe, target: Target, module: nn.Module, forward: Forward, loss: str, device: str
+    ) -> None:
+        super().__init__(recipe, target)
+        self._module, self._forward, self._loss, self._device = module, forward, loss, device
+
     def nbytes(self) -> int:
         return module_bytes(self._module)
 
-    def _encoded(self, columns: Mapping[str, Values], count: int) -> Prepared:
-        arrays = self._recipe.encode(columns)
-        return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for array in arrays), count
+    def _on_device(self, arrays: Sequence[NDArray[Any]]) -> Any:
+        return tuple(torch.from_numpy(array).to(self._device) for array in arrays)
 
-    def _columns(self, prepared: Prepared) -> dict[str, NDArray[Any]]:
-        tensors, count = prepared
-        outputs = served(self._forward(*tensors), self._loss).float()
-        if not self._target.classes:
-            return {self._target.name: in_unit(outputs, self._target).astype(np.float32).reshape(count)}
-        labels = np.array(self._target.classes, object)[outputs.argmax(1).cpu().numpy()]
-        return {LABEL: labels, PROBABILITIES: outputs.cpu().numpy()}
+    @torch.inference_mode()
+    def _served(self, inputs: Any) -> NDArray[Any]:
+        made: NDArray[Any] = served(self._forward(*inputs), self._loss).float().cpu().numpy()
+        return made
+
+
+class GraphModel(RecipeModel):
+    """What a library has fitted, run by onnxruntime."""
+
+    def __init__(self, recipe: recipes.AnyRecipe, target: Target, session: Any, nbytes: int) -> None:
+        super().__init__(recipe, target)
+        self._session, self._nbytes = session, nbytes
+
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def _on_device(self, arrays: Sequence[NDArray[Any]]) -> Any:
+        [rows] = arrays
+        return rows
+
+    def _served(self, inputs: Any) -> NDArray[Any]:
+        made: NDArray[Any] = self._session.run([PROBABILITIES if self.classes else PREDICTION], {INPUT: inputs})[0]
+        return made
 
 
 def _sample(field: Mapping[str, Any]) -> Any:

@@ -25,7 +25,7 @@ from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, re
 from forebay.worker.trainer import splitting
 from forebay.worker.trainer.labels import Target, label_order
 from forebay.worker.trainer.preprocessing import DROP, fit_scale, is_missing
-from forebay.worker.trainer.recipes import Recipe
+from forebay.worker.trainer.recipes import AnyRecipe
 
 MAX_CLASSES = 1000
 
@@ -50,7 +50,7 @@ class Data:
     summary: DataSummary
 
 
-def load_data(request: TrainRequest, recipe: Recipe, normalize: bool, processes: int = 1) -> Data:
+def load_data(request: TrainRequest, recipe: AnyRecipe, normalize: bool, processes: int = 1) -> Data:
     """The request's data for a recipe; InvalidInput names a column or value that cannot be used.
 
     `processes` of this machine hold it at once.
@@ -84,7 +84,7 @@ def load_data(request: TrainRequest, recipe: Recipe, normalize: bool, processes:
     return Data(parts, _target(target, classes, parts[TRAIN].targets if scaled else None), summary)
 
 
-def _prepared(read: Read, recipe: Recipe, features: Sequence[str], request: TrainRequest) -> Read:
+def _prepared(read: Read, recipe: AnyRecipe, features: Sequence[str], request: TrainRequest) -> Read:
     """The features as a recipe that has a `read` of its own holds them, without rows that it cannot use."""
     own = getattr(recipe, "read", None)
     if own is None:

@@ -6,6 +6,7 @@ Apart from torch it knows nothing, so that serving loads neither Lightning nor t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,6 @@ def served(outputs: Tensor, loss: str) -> Tensor:
     return outputs.reshape(-1)
 
 
-def in_unit(numbers: Tensor, target: Target) -> NDArray[np.float64]:
-    """Scaled numbers `(rows,)` in the target's unit."""
-    scaled: NDArray[np.float64] = numbers.double().cpu().numpy() * target.deviation + target.mean
-    return scaled
+def in_unit(numbers: Tensor | NDArray[Any], target: Target) -> NDArray[np.float64]:
+    """Scaled numbers `(rows,)`, on the CPU, in the target's unit."""
+    return np.asarray(numbers, np.float64) * target.deviation + target.mean

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from forebay.contract.cells import category_cell
@@ -24,9 +25,10 @@ from forebay.worker.trainer.data import Data, SplitData, load_data
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, in_unit
 from forebay.worker.trainer.loading import Rows
 from forebay.worker.trainer.rank import Rank
-from forebay.worker.trainer.recipes import Recipe, get_recipe, loss_of
+from forebay.worker.trainer.recipes import AnyRecipe, Recipe, get_recipe, is_fitted, loss_of
 from forebay.worker.trainer.scoring import Scorer
 
+MAX_CONFUSION_CLASSES = 100  # up to which the confusion matrix is kept
 OWN_LOSS = "own"  # a network with it gives the losses of its rows
 
 
@@ -69,12 +71,12 @@ class Prepared(ABC):
 class PreparedTable(Prepared):
     """A run of a recipe on columns of a table."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     artifact: Artifact
     inputs: ReferenceBuilder
 
     def network(self) -> nn.Module:
-        return self.artifact.network(self.recipe)
+        return self.artifact.network(cast(Recipe, self.recipe))
 
     def score(self, outputs: Tensor, rows: Rows) -> tuple[dict[str, float], list[list[int]] | None]:
         target = self.artifact.target
@@ -113,21 +115,24 @@ class PreparedTable(Prepared):
 def prepare_table(request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> PreparedTable:
     """InvalidInput, or another ForebayError, for a request or data that cannot be trained on."""
     kind = get_recipe(request.recipe, allowed)
-    params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
-    recipe = kind(params)
-    data = load_data(request, recipe, bool(params["normalize"]), rank.processes_here(request.nodes))
-    _check(kind, params, data)
+    params = check_params(request.recipe, request.params)
+    metric = check_metric(request.recipe, request.metric, params)
+    recipe, fitted = kind(params), is_fitted(kind)
+    data = load_data(request, recipe, bool(params.get("normalize")), rank.processes_here(request.nodes))
+    loss = "" if fitted else loss_of(kind, params)
+    _check(recipe.task, loss, params, data)
     recipe.fit(data.parts[TRAIN].features, request.missing)
+    if getattr(recipe, "centers", False) and not data.target.classes and not params.get("normalize"):
+        data.target = replace(data.target, mean=float(data.parts[TRAIN].targets.mean()))
     artifact = Artifact(request.recipe, params, recipe.state, data.summary.features, data.target)
-    balanced = params["class_weights"] == "balanced"
+    balanced = params.get("class_weights") == "balanced"
     weights = _class_weights(data) if balanced else None
     rows = {name: _rows(recipe, part, data, weights if name == TRAIN else None) for name, part in data.parts.items()}
-    loss, at_once = loss_of(kind, params), request.max_batch_size
-    inputs = _watched(recipe, data.parts[TRAIN].features)
+    inputs, at_once = _watched(recipe, data.parts[TRAIN].features), request.max_batch_size
     return PreparedTable(request, params, metric, data.summary, rows, loss, at_once, recipe, artifact, inputs)
 
 
-def _watched(recipe: Recipe, features: Table) -> ReferenceBuilder:
+def _watched(recipe: AnyRecipe, features: Table) -> ReferenceBuilder:
     """The training split's features as the version's inputs, every so-manieth row of many. Image files are decoded already."""
     fields = Signature.parse(recipe.inputs()).inputs or ()
     builder = ReferenceBuilder("input", fields)
@@ -148,19 +153,22 @@ def _watched(recipe: Recipe, features: Table) -> ReferenceBuilder:
     return builder
 
 
-def _check(kind: type[Recipe], params: Mapping[str, Any], data: Data) -> None:
-    loss, classes = loss_of(kind, params), data.target.classes
+def kept_confusion(confusion: list[list[int]] | None) -> list[list[int]] | None:
+    return confusion if confusion is None or len(confusion) <= MAX_CONFUSION_CLASSES else None
+
+
+def _check(task: str, loss: str, params: Mapping[str, Any], data: Data) -> None:
+    classes = data.target.classes
     if loss == "bce" and len(classes) != 2:
         raise InvalidInput(f"loss bce is for two classes; the target has {len(classes)}: use cross-entropy")
-    if params["class_weights"] != "none" and kind.task != CLASSES:
+    if params.get("class_weights", "none") != "none" and task != CLASSES:
         raise InvalidInput("class_weights is for classes; this recipe learns numbers")
-    if params["early_stopping_epochs"] and not len(data.parts[VALIDATION]):
-        raise InvalidInput(
-            "early_stopping_epochs needs a validation split; give it a share, or leave early_stopping_epochs 0"
-        )
+    for name in ("early_stopping_epochs", "early_stopping_rounds"):
+        if params.get(name) and not len(data.parts[VALIDATION]):
+            raise InvalidInput(f"{name} needs a validation split; give it a share, or leave {name} 0")
 
 
-def _rows(recipe: Recipe, part: SplitData, data: Data, class_weights: torch.Tensor | None) -> Rows:
+def _rows(recipe: AnyRecipe, part: SplitData, data: Data, class_weights: torch.Tensor | None) -> Rows:
     if not len(part):
         empty = torch.zeros(0)
         return Rows((), empty, empty)
@@ -169,8 +177,8 @@ def _rows(recipe: Recipe, part: SplitData, data: Data, class_weights: torch.Tens
         targets = torch.from_numpy(part.targets)
         weights = torch.ones(len(part)) if class_weights is None else class_weights[targets]
         return Rows(inputs, targets, weights)
-    scaled = (part.targets - data.target.mean) / data.target.deviation
-    return Rows(inputs, torch.from_numpy(scaled).float(), torch.ones(len(part)))
+    scaled = torch.from_numpy((part.targets - data.target.mean) / data.target.deviation)
+    return Rows(inputs, scaled if is_fitted(recipe) else scaled.float(), torch.ones(len(part)))
 
 
 def _class_weights(data: Data) -> torch.Tensor:

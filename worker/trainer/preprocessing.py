@@ -174,7 +174,15 @@ def _one_hot(spec: Spec, values: Values) -> NDArray[np.float32]:
 
 
 def _scaled(spec: Spec, values: Values) -> NDArray[Any]:
-    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    """In training too from float32 values, which are all that a served row can have."""
+    given = np.asarray(values, np.float64).reshape(len(values), -1)
+    with np.errstate(over="ignore"):
+        flat = given.astype(np.float32).astype(np.float64)
+    beyond = given[np.isinf(flat) & np.isfinite(given)]
+    if len(beyond):
+        raise InvalidInput(
+            f"column {shown(spec['name'])}: {beyond[0]:g} is beyond what float32 holds; scale the column"
+        )
     if "fill" in spec:
         flat = np.where(np.isfinite(flat), flat, np.asarray(spec["fill"]))
     if "mean" in spec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -12,7 +13,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.strategies import DDPStrategy
 
 from forebay.contract.errors import MissingExtra
-from forebay.contract.requests.recipes import FINETUNE
+from forebay.contract.requests.recipes import FINETUNE, RECIPES
 from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
     BASE_FOLDER,
@@ -27,14 +28,16 @@ from forebay.contract.requests.training import (
     TrainRequest,
 )
 from forebay.worker.trainer.callbacks import BestWeights, CheckpointSaver, EventWriter
+from forebay.worker.trainer.fitted.run import fit
 from forebay.worker.trainer.labels import served
 from forebay.worker.trainer.loading import Position, Rows, TrainingBatches, ValidationBatches
 from forebay.worker.trainer.module import TrainingModule
-from forebay.worker.trainer.preparation import Prepared, prepare_table
+from forebay.worker.trainer.preparation import Prepared, PreparedTable, kept_confusion, prepare_table
 from forebay.worker.trainer.rank import Rank
+from forebay.worker.trainer.recipes import is_fitted
 from forebay.worker.trainer.stopping import Stop, Stopped
 
-MAX_CONFUSION_CLASSES = 100  # up to which the confusion matrix is kept
+FITTED_BY = ("sklearn", "skl2onnx", "onnxruntime")  # what recipes need that have no network
 MAX_VALIDATIONS = 1000  # of a run; one with more epochs is validated after several
 
 
@@ -55,6 +58,9 @@ def train(
         tell(ready.summary)
     if stop is not None and stop.asked:
         raise Stopped
+    if isinstance(ready, PreparedTable) and is_fitted(ready.recipe):
+        fit(folder, ready, tell, stop or Stop())
+        return
     (folder / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
     module, batches = _module(ready, rank)
     best = BestWeights(ready.metric)
@@ -70,6 +76,9 @@ def train(
 
 def _prepared(folder: Path, request: TrainRequest, rank: Rank, allowed: Sequence[str]) -> Prepared:
     if request.recipe != FINETUNE:
+        missing = [module for module in FITTED_BY if find_spec(module) is None]
+        if missing and request.recipe in RECIPES and RECIPES[request.recipe].fitted:
+            raise MissingExtra(f"recipe {request.recipe!r} needs {', '.join(missing)}", "trees")
         return prepare_table(request, rank, allowed)
     try:
         from forebay.worker.trainer.texts.preparation import prepare_text  # transformers and peft take seconds to load
@@ -147,7 +156,7 @@ def _finish(folder: Path, ready: Prepared, module: TrainingModule, trainer: pl.T
         epochs=module.position.epoch,
         steps=trainer.global_step,
         stopped_early=module.position.epoch < ready.params["epochs"],
-        confusion=confusion if confusion is None or len(confusion) <= MAX_CONFUSION_CLASSES else None,
+        confusion=kept_confusion(confusion),
         reference=ready.reference(outputs),
     )
 

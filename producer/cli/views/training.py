@@ -137,8 +137,11 @@ def version_fields(model: ModelVersion) -> dict[str, Any]:
     if not isinstance(lineage, Mapping) or not {"recipe", "job", "files", "rows"} <= set(lineage):
         return {"metadata": pairs_text(model.metadata)}
     return {
-        "metadata": pairs_text({k: v for k, v in model.metadata.items() if k not in ("metrics", "lineage")}),
+        "metadata": pairs_text(
+            {k: v for k, v in model.metadata.items() if k not in ("metrics", "lineage", "importance")}
+        ),
         "metrics": metrics_text(model.metadata.get("metrics")),
+        "importance": _importance(model.metadata.get("importance")),
         "recipe": lineage["recipe"],
         "parameters": params_text(lineage["recipe"], lineage.get("params") or {}),
         "trained on": several(lineage["files"], 3),
@@ -149,6 +152,13 @@ def version_fields(model: ModelVersion) -> dict[str, Any]:
         "compared with": lineage.get("parent"),
         "trained by": lineage["job"],
     }
+
+
+def _importance(found: Any) -> str | None:
+    """The columns that count most: by how much the metric gets worse without what they say."""
+    if not isinstance(found, Mapping):
+        return None if found is None else str(found)
+    return several([f"{name} {_short(v) if isinstance(v, int | float) else v}" for name, v in found.items()], 8)
 
 
 def print_evaluations(evaluations: Sequence[Evaluation]) -> None:

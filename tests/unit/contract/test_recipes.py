@@ -78,6 +78,12 @@ def test_a_third_partys_own_parameters_pass_through_and_the_loops_are_checked() 
         check_params("theirs", {"epochs": -1})
 
 
+@pytest.mark.parametrize("recipe", ["trees", "svm"])
+def test_a_fitted_recipe_has_no_parameter_of_the_loop(recipe: str) -> None:
+    with pytest.raises(InvalidInput, match=f"'{recipe}' has no parameter 'epochs'; there are task, "):
+        check_params(recipe, {"epochs": 3})
+
+
 @given(st.sampled_from(ALL), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)))
 def test_any_value_is_either_refused_or_stays_what_it_was_made_when_checked_again(
     param: tuple[type[Struct], Field], value: object
@@ -90,14 +96,17 @@ def test_any_value_is_either_refused_or_stays_what_it_was_made_when_checked_agai
 
 
 def test_a_metric_is_the_recipes_own_or_one_that_its_task_has() -> None:
-    assert check_metric("regressor", None) == "r2" == default_metric("regressor")
-    assert check_metric("classifier", "f1") == "f1"
-    assert check_metric("theirs", None) == "loss"
+    assert check_metric("regressor", None, {}) == "r2" == default_metric("regressor", {})
+    assert check_metric("classifier", "f1", {}) == "f1"
+    assert check_metric("theirs", None, {}) == "loss"
     with pytest.raises(
         InvalidInput, match="'regressor' cannot be judged by 'accuracy'; choose one of loss, mae, rmse, r2"
     ):
-        check_metric("regressor", "accuracy")
-    assert check_metric("finetune-text", None) == "perplexity"
+        check_metric("regressor", "accuracy", {})
+    assert check_metric("finetune-text", None, {}) == "perplexity"
+    assert check_metric("trees", None, {"task": "numbers"}) == "r2"
+    with pytest.raises(InvalidInput, match="'trees' cannot be judged by 'r2'; choose one of loss, accuracy"):
+        check_metric("trees", "r2", check_params("trees", {}))
     told = {*metrics_of("classes"), *metrics_of("numbers"), *metrics_of("text")}
     assert told | {"exact_match"} == set(METRICS)  # which only an evaluation tells
 

@@ -193,7 +193,7 @@ class TrainHandler:
         model = attempts.retry_while_unavailable(
             partial(new_version, self.context, job, request, trained, run.recorder.data, run.folder)
         )
-        metric = request.metric or default_metric(request.recipe)
+        metric = request.metric or default_metric(request.recipe, request.params)
         version, ended = attempts.retry_while_unavailable(
             partial(self._runs.finish, job, request, model, trained, metric, result)
         )

@@ -172,7 +172,8 @@ def progress(point: Point) -> str:
     values = ", ".join(f"{name} {value:.4g}" for name, value in point.values.items() if value is not None)
     pace = f", {point.rows_per_s:,.0f} rows/s" if point.rows_per_s else ""
     left = f", {_duration(point.eta_s)} left" if point.eta_s else ""
-    return f"epoch {point.epoch}: {point.split} {values}{pace}{left}"
+    where = f"epoch {point.epoch}" if point.epoch else f"step {point.step:,}"
+    return f"{where}: {point.split} {values}{pace}{left}"
 
 
 def _duration(seconds: float) -> str:

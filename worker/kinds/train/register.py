@@ -37,10 +37,11 @@ def new_version(
     packed = folder / PACKED
     pack_folder(folder / ARTIFACT_FOLDER, packed)
     lineage = msgspec.to_builtins(_lineage(job, request, data))
+    importance = {"importance": dict(trained.importance)} if trained.importance else {}
     model = ModelVersion(
         job.model, 0, trained.runtime, context.blobs.put_file(packed), "folder", packed.stat().st_size, signature,
         max_batch_size=request.max_batch_size, resources=request.resources, options=trained.options,
-        metadata={**request.metadata, "metrics": dict(trained.metrics), "lineage": lineage},
+        metadata={**request.metadata, "metrics": dict(trained.metrics), "lineage": lineage, **importance},
     )  # fmt: skip
     return model if model.base is None else _served_like(model, context.registry.get(model.base))
 

@@ -7,9 +7,10 @@ their own as `package.module:Class` when the operator allows it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
@@ -26,6 +27,8 @@ BUILT_IN = {
     "classifier": "forebay.worker.trainer.recipes.tabular:Classifier",
     "image-classifier": "forebay.worker.trainer.recipes.images:ImageClassifier",
     "sequence-classifier": "forebay.worker.trainer.recipes.sequences:SequenceClassifier",
+    "trees": "forebay.worker.trainer.recipes.learners:Trees",
+    "svm": "forebay.worker.trainer.recipes.learners:Svm",
 }
 
 
@@ -60,22 +63,71 @@ class Recipe(Protocol):
         """The inputs of the signature, by the names that `encode` finds its columns under when serving."""
 
 
-def get_recipe(name: str, allowed: Sequence[str] = ()) -> type[Recipe]:
+class FittedRecipe(Protocol):
+    """A recipe whose model a library fits, in the place of a network and its loop. It has `state`, `fit`, `encode` (one array, of
+    float32) and `inputs` as a Recipe has; its `task` may follow from the parameters.
+    """  # fmt: skip
+
+    task: str
+    state: dict[str, Any]
+    steps: int
+    """That are planned."""
+    centers: bool
+    """Whether it learns numbers about their mean: ONNX adds up in float32, which a large offset leaves few digits."""
+
+    def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None: ...
+
+    def fit(self, rows: Table, missing: str) -> None: ...
+
+    def encode(self, columns: Mapping[str, Values]) -> tuple[NDArray[Any], ...]: ...
+
+    def inputs(self) -> dict[str, Any]: ...
+
+    def blocks(self) -> Mapping[str, slice]:
+        """Where each column lies in an encoded row."""
+
+    def learn(
+        self, x: NDArray[np.float32], y: NDArray[Any], weights: NDArray[np.float32] | None, seed: int
+    ) -> Iterator[int]:
+        """Fits to encoded rows, and their numbers of classes or numbers; gives now and then how many steps are done, where a run
+        may be stopped, and at the end. InvalidInput for rows that it cannot be fitted to.
+        """  # fmt: skip
+
+    def go_back(self, steps: int) -> None:
+        """To what the model was after so many steps that `learn` gave."""
+
+    def predict(self, x: NDArray[np.float32], classes: int) -> NDArray[Any]:
+        """The library's own: probabilities `(rows, classes)`, or numbers `(rows,)`."""
+
+    def export(self, classes: int) -> bytes:
+        """The same as ONNX, as forebay.contract.onnx.estimators.to_onnx has it."""
+
+
+AnyRecipe = Recipe | FittedRecipe
+
+
+def is_fitted(recipe: Any) -> bool:
+    """Whether a recipe, or its class, is a FittedRecipe."""
+    return hasattr(recipe, "learn")
+
+
+def get_recipe(name: str, allowed: Sequence[str] = ()) -> type[AnyRecipe]:
     """The class of the recipe `name`; InvalidInput listing the known ones, ModelRefused for a path that is not allowed."""
     found = import_allowed(name, allowed) if ":" in name else find_plugin(GROUP, name, BUILT_IN)
-    if not all(hasattr(found, part) for part in ("task", "fit", "encode", "build", "inputs")):
-        raise InvalidInput(f"{name!r} is not a recipe: it needs task, fit, encode, build and inputs")
-    made: type[Recipe] = found
+    needed = ("learn", "predict", "export") if is_fitted(found) else ("task", "build")
+    if not all(hasattr(found, part) for part in (*needed, "fit", "encode", "inputs")):
+        raise InvalidInput(f"{name!r} is not a recipe: it needs {', '.join(needed)}, fit, encode and inputs")
+    made: type[AnyRecipe] = found
     return made
 
 
-def outputs_of(recipe: type[Recipe], classes: Sequence[str], params: Mapping[str, Any]) -> int:
+def outputs_of(recipe: type[AnyRecipe], classes: Sequence[str], params: Mapping[str, Any]) -> int:
     """How many numbers the network gives for a row."""
     if recipe.task != CLASSES or loss_of(recipe, params) == "bce":
         return 1
     return len(classes)
 
 
-def loss_of(recipe: type[Recipe], params: Mapping[str, Any]) -> str:
+def loss_of(recipe: type[AnyRecipe], params: Mapping[str, Any]) -> str:
     chosen = str(params.get("loss", "auto"))
     return chosen if chosen != "auto" else "cross-entropy" if recipe.task == CLASSES else "mse"

@@ -14,27 +14,32 @@ from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.preprocessing import encode_columns, fields, fit_columns, width
 
 
-class Regressor:
-    """A number; without hidden layers by linear regression."""
-
-    task: ClassVar[str] = NUMBERS
+class Columns:
+    """Columns of a table as one vector for each row."""
 
     def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
         self._params = params
         self.state = dict(state or {})
 
     def fit(self, rows: Table, missing: str) -> None:
-        categorical, normalize = self._params["categorical"], self._params["normalize"]
-        self.state = {"columns": fit_columns(rows, categorical, missing, normalize)}
+        self.state = {
+            "columns": fit_columns(rows, self._params["categorical"], missing, self._params.get("normalize", False))
+        }
 
     def encode(self, columns: Mapping[str, Values]) -> tuple[NDArray[Any], ...]:
         return (encode_columns(self.state["columns"], columns),)
 
-    def build(self, outputs: int) -> nn.Module:
-        return perceptron(width(self.state["columns"]), self._params["hidden"], outputs, self._params["dropout"])
-
     def inputs(self) -> dict[str, Any]:
         return fields(self.state["columns"])
+
+
+class Regressor(Columns):
+    """A number; without hidden layers by linear regression."""
+
+    task: ClassVar[str] = NUMBERS
+
+    def build(self, outputs: int) -> nn.Module:
+        return perceptron(width(self.state["columns"]), self._params["hidden"], outputs, self._params["dropout"])
 
 
 class Classifier(Regressor):

@@ -70,7 +70,8 @@ class PreparedText(Prepared):
 
 def prepare_text(request: TrainRequest, rank: Rank, base: Path) -> PreparedText:
     """InvalidInput, or another ForebayError, for a request or data that cannot be trained on."""
-    params, metric = check_params(request.recipe, request.params), check_metric(request.recipe, request.metric)
+    params = check_params(request.recipe, request.params)
+    metric = check_metric(request.recipe, request.metric, params)
     _check(params, rank, base)
     tokenizer = AutoTokenizer.from_pretrained(base, **SAFE)
     context = getattr(AutoConfig.from_pretrained(base, **SAFE), "max_position_embeddings", None) or math.inf

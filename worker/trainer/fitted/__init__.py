@@ -1,0 +1,1 @@
+"""Runs of recipes that a library fits."""
