@@ -31,6 +31,10 @@ class JobKind(StrEnum):
     CONVERT = "convert"
     BENCHMARK = "benchmark"
     REFERENCE = "reference"  # what a version is held against for drift is made of a data set
+    TUNE = "tune"
+
+
+PARENTS = frozenset({JobKind.BATCH, JobKind.TUNE})  # whose work other jobs do, which have them as their parent
 
 
 class JobState(StrEnum):

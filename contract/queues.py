@@ -85,7 +85,7 @@ class Resources:
 
 RESOURCE_NAMES = ("cpu", "memory", "gpu", "gpu_memory")
 # A training job takes hours. Queues for these have workers of their own, so that no prediction waits behind one.
-TRAINING = frozenset({JobKind.TRAIN, JobKind.NODE})
+TRAINING = frozenset({JobKind.TRAIN, JobKind.NODE, JobKind.TUNE})
 _INFERENCE = frozenset(JobKind) - TRAINING
 
 

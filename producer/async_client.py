@@ -226,6 +226,7 @@ class AsyncClient:
     batch = _submitted(Client.batch)
     train = _submitted(Client.train)
     evaluate = _submitted(Client.evaluate)
+    tune = _submitted(Client.tune)
     jobs = _awaited(Client.jobs)
     retry_failed = _awaited(Client.retry_failed)
     queues = _awaited(Client.queues)

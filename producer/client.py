@@ -18,9 +18,17 @@ from forebay.contract.references import check_job_id, shown
 from forebay.contract.settings import Settings
 from forebay.datasets import require_pyarrow
 from forebay.producer.handles.job import Job
-from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, open_handle
+from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, TuningJob, open_handle
 from forebay.producer.models import Models
-from forebay.producer.options import PredictOptions, Since, SubmitOptions, TrainOptions, check_metadata, since_at
+from forebay.producer.options import (
+    PredictOptions,
+    Since,
+    SubmitOptions,
+    TrainOptions,
+    TuneOptions,
+    check_metadata,
+    since_at,
+)
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
 from forebay.storage.jobs.queries import JobFilters
@@ -148,11 +156,21 @@ class Client:
         require_pyarrow()
         from forebay.producer.requests import training
 
-        submit = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
-        asked: dict[str, Any] = {name: value for name, value in options.items() if name not in submit}
-        request = training.make_request(self.models.get, **asked, metadata=options.get("metadata"))
-        resolved = self._submitter.check(JobKind.TRAIN, training.draft(model, request), submit)
-        return self._submitter.submit_request(TrainingJob, resolved, request)
+        return training.submit(self.models.get, self._submitter, model, options)
+
+    def tune(self, model: str, **options: Unpack[TuneOptions]) -> TuningJob:
+        """Search the parameters with which the next version of `model` is trained best, by `trials` training jobs, `parallel`
+        at a time. `result()` gives the version that the best one made.
+
+        `space` has a list of values, or a range `{"low": 1e-4, "high": 1e-1, "log": True}`, for each parameter that is searched;
+        all others are those of `params`. `sampler` is tpe, random or grid. `pruner`, median or halving, ends trials early that
+        fall behind. Trials are compared by `metric` on the validation split; `alias` moves if the best one's version is better on
+        the rows that are held out than the one it names. All else is as `train` has it. Raises what `train` raises.
+        """  # fmt: skip
+        require_pyarrow()
+        from forebay.producer.requests import tuning
+
+        return tuning.submit(self.models.get, self._submitter, model, options)
 
     def evaluate(
         self,

@@ -77,6 +77,16 @@ class BenchmarkOptions(SubmitOptions, total=False):
     apply: bool
 
 
+class TuneOptions(TrainOptions, total=False):
+    """What `Client.tune` takes: the fields of TuneRequest, which describe them, and those of `train`."""
+
+    space: Required[Mapping[str, Any]]
+    trials: int
+    sampler: str
+    pruner: str | None
+    parallel: int
+
+
 class PredictOptions(SubmitOptions, total=False):
     batched: bool
     usage: bool
@@ -114,6 +124,7 @@ DEFAULTS = {
     JobKind.EVALUATE: Defaults(priority=7),
     JobKind.BENCHMARK: Defaults(priority=7),
     JobKind.REFERENCE: Defaults(priority=7),
+    JobKind.TUNE: Defaults(max_attempts=10),
 }  # all others: Defaults()
 
 

@@ -26,6 +26,7 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.queries import TrainingQueries
+from forebay.storage.tuning.queries import TuneQueries
 from forebay.storage.workers import WorkerInfo, WorkerRegistry
 
 log = structlog.get_logger()
@@ -50,6 +51,7 @@ class Session:
         self.jobs = JobStore(self.ledger)
         self.batches = BatchStore(self.ledger)
         self.training = TrainingQueries(self.ledger)
+        self.tunes = TuneQueries(self.ledger)
         self.registry = ModelRegistry(self.ledger)
         self.blobs = BlobStore(self.settings.blobs)
         self.payloads = Payloads(self.blobs, self.settings)

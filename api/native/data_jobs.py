@@ -1,4 +1,4 @@
-"""Jobs over data sets: batches, trainings and evaluations. Their files lie where the operator allows it, or were uploaded."""
+"""Jobs over data sets: batches, trainings, tunes, evaluations. Their files lie where the operator allows it, or were uploaded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from forebay.api.places import find_place
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.training import TrainRequest
+from forebay.contract.requests.tuning import TuneRequest
 from forebay.datasets.formats.source import guess_format
 from forebay.producer.async_client import AsyncJob
 from forebay.producer.options import PredictOptions
@@ -63,11 +64,16 @@ class SubmitEvaluate(Options, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | UnsetType = UNSET
 
 
-_TRAINED_BY = [
-    (field.name, field.type, *(() if field.required else (UNSET,)))
-    for field in msgspec.structs.fields(TrainRequest)
-    if field.name not in ("files", "format", "metadata")
-]
+def _asked(kind: type[msgspec.Struct], *others: str) -> list[Any]:
+    """The fields of a request but these, of which none need be given that has a default."""
+    return [
+        (field.name, field.type, *(() if field.required else (UNSET,)))
+        for field in msgspec.structs.fields(kind)
+        if field.name not in others
+    ]
+
+
+_TRAINED_BY = _asked(TrainRequest, "files", "format", "metadata")
 SubmitTrain = msgspec.defstruct(
     "SubmitTrain",
     [
@@ -78,6 +84,20 @@ SubmitTrain = msgspec.defstruct(
     namespace={
         "__doc__": "The next version of a name, learnt from a data set; docs/training.md says what each field is. The result is "
         "the version. Needs the scope `models` too."
+    },
+)  # fmt: skip
+
+
+SubmitTune = msgspec.defstruct(
+    "SubmitTune",
+    [
+        ("kind", Literal["tune"]), ("model", Ref), ("dataset", Dataset), ("format", str, UNSET),
+        ("metadata", Metadata, UNSET), *_TRAINED_BY, *_asked(TuneRequest, "train"),
+    ],
+    bases=(Options,), kw_only=True, forbid_unknown_fields=True,
+    namespace={
+        "__doc__": "The next version of a name, with the parameters that are found best; docs/training.md says what each field "
+        "is. The result is the version. Needs the scope `models` too."
     },
 )  # fmt: skip
 
@@ -95,9 +115,9 @@ async def submit_data_job(request: Request, body: Any, options: PredictOptions) 
             if isinstance(given["output"], FileRecord):
                 raise InvalidInput("a batch writes a folder, not an uploaded file - at `$.output`")
             return await client.batch(body.model, **given)
-        if body.kind == "train":
+        if body.kind in ("train", "tune"):
             check_scope(request, "models")
-            return await client.train(body.model, **given)
+            return await (client.train if body.kind == "train" else client.tune)(body.model, **given)
         return await client.evaluate(body.model, **given)
     except InvalidInput as error:
         text = str(error)

@@ -45,7 +45,7 @@ from forebay.api.native.bodies import (
     Wait,
     job_url,
 )
-from forebay.api.native.data_jobs import SubmitBatch, SubmitEvaluate, SubmitTrain, submit_data_job
+from forebay.api.native.data_jobs import SubmitBatch, SubmitEvaluate, SubmitTrain, SubmitTune, submit_data_job
 from forebay.api.native.results import as_plain, known_info, known_job
 from forebay.api.native.values import inputs_from_json, result_as_json
 from forebay.contract.errors import ForebayError, InvalidInput, JobFailed
@@ -61,7 +61,13 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?=$|[,;\s])")
 
 
 PREDICT: Mapping[str, Any] = {"predict": Submit}
-KINDS: Mapping[str, Any] = {**PREDICT, "batch": SubmitBatch, "train": SubmitTrain, "evaluate": SubmitEvaluate}
+KINDS: Mapping[str, Any] = {
+    **PREDICT,
+    "batch": SubmitBatch,
+    "train": SubmitTrain,
+    "evaluate": SubmitEvaluate,
+    "tune": SubmitTune,
+}
 
 
 class _Kind(msgspec.Struct):

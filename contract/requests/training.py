@@ -228,3 +228,4 @@ class Lineage(Struct, frozen=True):
     seed: int
     code: str  # the version of Forebay that trained it
     parent: str | None = None  # the version it was held against, by the transaction that registers it
+    tune: str | None = None  # the tune whose best trial it is

@@ -136,8 +136,16 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, Any] | None:
             raise InvalidInput(f"{option} {shown(text)} is not KEY=VALUE")
         if key in given:
             raise InvalidInput(f"{option} gives {shown(key)} twice")
-        given[key] = _json_or_text(value)
+        given[key] = json_or_text(value)
     return given or None
+
+
+def json_or_text(text: str) -> Any:
+    """The value that is written as JSON, or else the text."""
+    try:
+        return parse_json(text, "value")
+    except InvalidInput:
+        return text
 
 
 def timeout_s(text: str | None) -> float | None:
@@ -192,13 +200,6 @@ def _duration(text: str, option: str) -> float:
         return seconds(text)
     except InvalidInput as error:
         raise InvalidInput(f"{option}: {error}") from error
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return parse_json(text, "value")
-    except InvalidInput:
-        return text
 
 
 def _no_constant(name: str) -> NoReturn:

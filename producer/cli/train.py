@@ -23,6 +23,8 @@ from forebay.producer.client import Client
 from forebay.producer.handles.kinds import TrainingJob
 from forebay.producer.options import SubmitOptions
 
+NOT_OPTIONS = ("files", "format", "params", "resources", "metadata")  # of TrainRequest: they have options of their own
+
 
 def _list_recipes(asked: bool) -> None:
     if asked:
@@ -63,7 +65,7 @@ def _print_json(job: TrainingJob, info: JobInfo) -> None:
     show=_print,
     show_json=_print_json,
 )
-@request_options("request", TrainRequest, without=("files", "format", "params", "resources", "metadata"))
+@request_options("request", TrainRequest, without=NOT_OPTIONS)
 @request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
 @request_options("resources", ResourceOptions)
 def train(
@@ -88,11 +90,12 @@ def train(
     Exit status 1 when it fails.
     """
     del list_recipes
-    params = _params(param, loop)
+    params = given_params(param, loop)
     return client.train(model, dataset=dataset, format=format, params=params, resources=resources, **request, **options)
 
 
-def _params(param: list[str] | None, loop: dict[str, Any]) -> dict[str, Any]:
+def given_params(param: list[str] | None, loop: dict[str, Any]) -> dict[str, Any]:
+    """`--param`, and the parameters of the loop that have options of their own."""
     given = pairs(param, "--param") or {}
     twice = next((name for name in loop if name in given), None)
     if twice is not None:

@@ -6,18 +6,22 @@ from typing import Any, cast
 
 import msgspec
 
+from forebay.contract.errors import ModelNotFound
 from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef, check_job_id
 from forebay.contract.requests.batch import BatchProgress, BatchRequest
 from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.manifest import Manifest
+from forebay.contract.requests.recipes import default_metric
 from forebay.contract.requests.request import decode
+from forebay.contract.requests.tuning import TuneRequest
 from forebay.producer.handles.job import Job
 from forebay.producer.session import Session
 from forebay.storage.batches.views import BatchErrors, BatchViews
 from forebay.storage.jobs.views import JobViews
 from forebay.storage.training.records import Checkpoint, Evaluation, Run, evaluation_of
+from forebay.storage.tuning.records import Trial, best_trial
 
 PAYLOAD_LIMIT = 1 << 30  # bytes; the request of a batch with a great many files is in the blob store
 
@@ -81,12 +85,48 @@ class TrainingJob(Job):
     def result(self, timeout: float | None = None) -> ModelVersion:
         """The version that was made; waits and raises like `Job.result`."""
         made = self._value(timeout)
+        if "tune" in made:
+            raise ModelNotFound(
+                f"job {self.id} is trial {made['trial']} of the tune {made['tune']}, whose best trial alone becomes a version"
+            )
         return self._session.registry.get(ModelRef(made["model"], made["version"]))
 
     def _wait_with_progress(self, timeout: float | None) -> bool:
         from forebay.producer.waiting.training_progress import watch_training
 
         return watch_training(self, timeout)
+
+
+class TuningJob(Job):
+    """A submitted tune."""
+
+    __slots__ = ()
+
+    @property
+    def request(self) -> TuneRequest:
+        """What was asked for: the training, the space, how many trials."""
+        return decode(self._session.payloads.load(*self._session.tunes.request(self.id)), TuneRequest)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Its trials so far, in the order in which they were begun."""
+        return self._session.tunes.trials(self.id)
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best value of those that have succeeded; None before the first has."""
+        train = self.request.train
+        return best_trial(train.metric or default_metric(train.recipe), self.trials)
+
+    def result(self, timeout: float | None = None) -> ModelVersion:
+        """The version that the best trial made; waits and raises like `Job.result`."""
+        made = self._value(timeout)
+        return self._session.registry.get(ModelRef(made["model"], made["version"]))
+
+    def _wait_with_progress(self, timeout: float | None) -> bool:
+        from forebay.producer.waiting.progress import watch_steps
+
+        return watch_steps(self, timeout, "trials")
 
 
 class EvaluationJob(Job):
@@ -114,6 +154,7 @@ HANDLES: dict[JobKind, type[Job]] = {
     JobKind.TRAIN: TrainingJob,
     JobKind.EVALUATE: EvaluationJob,
     JobKind.BENCHMARK: BenchmarkJob,
+    JobKind.TUNE: TuningJob,
 }  # all others: Job
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import Resources
 from forebay.contract.references import check_alias, check_name, shown
@@ -23,8 +24,28 @@ from forebay.contract.requests.training import Split, TrainRequest
 from forebay.contract.signature import Signature
 from forebay.datasets.reading.table import FOLDER, column_names
 from forebay.producer.artifacts import adaptable
-from forebay.producer.options import check_metadata
+from forebay.producer.handles.kinds import TrainingJob
+from forebay.producer.options import SubmitOptions, check_metadata
 from forebay.producer.requests.files import DataSet, check_examples, find_dataset
+from forebay.producer.submit import Submitter
+
+
+def submit(
+    find: Callable[[str], ModelVersion], submitter: Submitter, model: Any, options: Mapping[str, Any]
+) -> TrainingJob:
+    """A training job with the options that Client.train takes."""
+    asked, submits = split_options(options)
+    request = make_request(find, **asked)
+    return submitter.submit_request(
+        TrainingJob, submitter.check(JobKind.TRAIN, draft(model, request), submits), request
+    )
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the request, and those of the submit; the metadata is both."""
+    submits = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
+    asked = {name: value for name, value in options.items() if name not in submits}
+    return asked | {"metadata": options.get("metadata")}, submits
 
 
 def draft(model: Any, request: TrainRequest) -> ModelVersion:

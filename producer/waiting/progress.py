@@ -10,10 +10,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from forebay.contract.errors import ResultTimeout
+from forebay.contract.job import JobInfo
 from forebay.contract.requests.batch import BatchProgress
 from forebay.producer.waiting.futures import HasFuture, as_completed
 
 REFRESH_S = 0.5
+
+
+class StepsHandle(Protocol):
+    def info(self) -> JobInfo: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
 
 
 class BatchHandle(Protocol):
@@ -50,6 +56,27 @@ def watch_batch(job: BatchHandle, timeout: float | None = None) -> bool:
         def redraw() -> None:
             progress = job.progress
             bar.update(task, completed=progress.share, summary=summary(progress))
+
+        return wait_and_redraw(job.wait, redraw, timeout)
+
+
+def watch_steps(job: StepsHandle, timeout: float | None, unit: str) -> bool:
+    """Wait for a job behind a bar of what its row tells: how many steps are done, and a message."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return job.wait(timeout)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[message]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(unit, total=None, message="waiting for a worker")
+
+        def redraw() -> None:
+            progress = job.info().progress
+            bar.update(task, completed=progress.done, total=progress.total, message=progress.message)
 
         return wait_and_redraw(job.wait, redraw, timeout)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from forebay.producer.async_client import AsyncClient, AsyncJob
     from forebay.producer.client import Client
     from forebay.producer.handles.job import Job
-    from forebay.producer.handles.kinds import BatchJob, BenchmarkJob, EvaluationJob, TrainingJob
+    from forebay.producer.handles.kinds import BatchJob, BenchmarkJob, EvaluationJob, TrainingJob, TuningJob
     from forebay.producer.options import SubmitOptions
     from forebay.producer.waiting.futures import as_completed, wait
     from forebay.storage.training.records import Evaluation
@@ -56,6 +56,7 @@ _HOMES = {
     "Settings": "forebay.contract.settings",
     "SubmitOptions": "forebay.producer.options",
     "TrainingJob": "forebay.producer.handles.kinds",
+    "TuningJob": "forebay.producer.handles.kinds",
     "as_completed": "forebay.producer.waiting.futures",
     "wait": "forebay.producer.waiting.futures",
 }  # all others are errors
@@ -93,6 +94,7 @@ __all__ = [
     "SubmitOptions",
     "TrainingJob",
     "Transient",
+    "TuningJob",
     "as_completed",
     "wait",
 ]

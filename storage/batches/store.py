@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from forebay.contract.job import JobError, JobKind, Transition, new_ids
-from forebay.contract.references import plain_text
+from forebay.contract.job import JobKind, new_ids
 from forebay.contract.requests.batch import BatchRequest, Position, Shard
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.shards import ShardOutcome, ShardWork
@@ -18,8 +17,9 @@ from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.batches.queries import BatchQueries
 from forebay.storage.batches.records import Batch
 from forebay.storage.jobs import statements as sql
-from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, claimed_job, ended, new_row, routed_jobs
-from forebay.storage.jobs.statements import END_LEASE, HELD, NO_LEASE, RESET, ROUTED_JOB, guard, new_state
+from forebay.storage.jobs.parents import COMPLETE, MAX_PROGRESS, TOUCH, ParentJobs, progress
+from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost, NewJob, claimed_job, ended, new_row
+from forebay.storage.jobs.statements import HELD
 from forebay.storage.ledger import job_tables
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.driver import Connection
@@ -29,28 +29,10 @@ OPEN = Statement("""
 INSERT INTO batches (id, output, files, bytes, next_file, next_first, steps, planned, part_schema)
 VALUES (:id, :output, :files, :bytes, 0, 0, 0, :planned, :part_schema) ON CONFLICT (id) DO NOTHING""")
 
-# A batch that is retried does what is missing: shards that failed before it ended, or were canceled, wait again. Not those
-# that have failed since: a batch that was only queued again would never end.
-_UNDONE = f"""parent_id = :id AND {guard(Transition.RETRY)} AND (state = 'canceled' OR finished_at <= (
-    SELECT max(ended_at) FROM job_attempts WHERE job_id = :id AND ended IN ('failed', 'canceled', 'expired')))"""
-KEEP_UNDONE = sql.keep_outcome(_UNDONE)
-RETRY_UNDONE = Statement(f"UPDATE jobs SET {RESET} WHERE {_UNDONE} RETURNING {ROUTED_JOB}")
-
-# What was still stopping when its batch was retried has been canceled since, and nobody means that any more.
-_CANCELED = "parent_id = :id AND state = 'canceled'"
-KEEP_CANCELED = sql.keep_outcome(_CANCELED)
-RETRY_CANCELED = Statement(f"UPDATE jobs SET {RESET} WHERE {_CANCELED} RETURNING {ROUTED_JOB}")
-
-HOLD = Statement(f"UPDATE jobs SET progress_done = progress_done {HELD}")
-HAND_OFF = Statement(f"UPDATE jobs SET {NO_LEASE} {HELD}")
-
 STEP = Statement("""
 UPDATE batches SET next_file = :file, next_first = :first, planned = :planned, steps = steps + 1
 WHERE id = :id AND steps = :steps""")
 SETTLE_SCHEMA = Statement("UPDATE batches SET part_schema = :settled WHERE id = :id AND part_schema = :known")
-# A batch that has ended gets no shards; the row is held, so that it does not end before the new ones are there.
-TOUCH = Statement(f"UPDATE jobs SET sent_at = :now WHERE id = :id AND {guard(Transition.SUCCEED)}")
-
 # Not one with which a process has died: such a shard is run alone, by its own message.
 NEXT = Statement("""
 SELECT id FROM jobs WHERE parent_id = :id AND state = 'queued' AND crashes = 0 AND not_before IS NULL
@@ -66,62 +48,33 @@ WHERE id = :id AND pieces = :pieces""")
 SUSPECT = Statement(f"UPDATE jobs SET crashes = 1, uncounted = attempt - 1 {HELD}")
 SHRINK = Statement("UPDATE shards SET pieces = :pieces, rows = :rows, bytes = :bytes WHERE id = :id")
 
-_NO_OPEN_SHARD = "NOT EXISTS (SELECT 1 FROM jobs s WHERE s.parent_id = jobs.id AND s.state IN ('queued', 'running'))"
-COMPLETE = Statement(f"""
-UPDATE jobs SET {new_state(Transition.SUCCEED)}, {END_LEASE}, result = :result, result_ref = :ref,
-    progress_done = :done, progress_total = :total, progress_message = ''
-{HELD} AND {_NO_OPEN_SHARD} RETURNING id, client""")
-FAIL_BATCH = Statement(f"""
-UPDATE jobs SET {new_state(Transition.FAIL)}, {END_LEASE}, error_type = :type, error_message = :message,
-    progress_done = :done, progress_total = :total
-{HELD} RETURNING id, client""")
-SET_PROGRESS = Statement("""
-UPDATE jobs SET progress_done = :done, progress_total = :total, progress_message = :message
-WHERE id = :id AND state = 'running'""")
-
-# A batch whose last worker died between a shard's end and what comes after it: nothing is open, so nobody would look again.
-REQUEUE_STALLED = Statement(f"""
-UPDATE jobs SET {new_state(Transition.RELEASE)}, uncounted = uncounted + 1, sent_at = :now WHERE id IN (
-    SELECT id FROM jobs WHERE kind = 'batch' AND {guard(Transition.RELEASE)} AND lease_until IS NULL AND sent_at < :before
-    AND {_NO_OPEN_SHARD} FOR UPDATE SKIP LOCKED) RETURNING {ROUTED_JOB}""")
-
-MAX_PROGRESS = 2**31 - 1  # what the columns of progress hold
-
 
 class BatchStore:
     """Writes batches and their shards. Thread-safe."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.queries = BatchQueries(ledger)
+        self.queries, self.parents = BatchQueries(ledger), ParentJobs(ledger)
 
     def start(self, job: ClaimedJob, request: BatchRequest, part_schema: bytes = b"") -> list[RoutedJob]:
         """Make the batch's row where there is none; the shards that wait again because the batch starts again, to be sent.
 
         A batch that starts again keeps the schema that its parts have.
         """
-        now = self.ledger.now()
         about = {
             "output": request.output, "files": len(request.files), "bytes": request.bytes, "planned": False,
             "part_schema": part_schema,
         }  # fmt: skip
         with self.ledger.write() as connection:
-            if HOLD.execute(connection, id=job.id, attempt=job.attempt).rowcount == 0:
-                raise LeaseLost(job.id)
+            revived = self.parents.revive(connection, job)
             OPEN.execute(connection, id=job.id, **about)
-            KEEP_UNDONE.execute(connection, id=job.id, now=now)
-            return routed_jobs(RETRY_UNDONE.execute(connection, id=job.id, now=now))
+        return revived
 
     def settle_schema(self, id: str, known: bytes, settled: bytes) -> bytes:
         """Make `settled` the schema of a batch's parts if it is still `known`; the schema that it has then."""
         with self.ledger.write() as connection:
             SETTLE_SCHEMA.execute(connection, id=id, known=known, settled=settled)
         return self.queries.get(id).part_schema
-
-    def hand_off(self, job: ClaimedJob) -> None:
-        """From now on the batch runs without a lease: its shards have theirs."""
-        with self.ledger.write() as connection:
-            HAND_OFF.execute(connection, id=job.id, attempt=job.attempt)
 
     def plan(
         self, batch: Batch, planned: Sequence[Shard], position: Position, all_planned: bool
@@ -239,41 +192,7 @@ class BatchStore:
         """The batch, as it was looked at, has succeeded; nothing when it has ended or begun again, or a shard is open."""
         end = {"now": self.ledger.now(), "attempt": batch.attempt, "result": result, "ref": ref}
         with self.ledger.write() as connection:
-            return ended(COMPLETE.execute(connection, id=batch.id, **end, **_progress(done, total)))
-
-    def fail_batch(self, id: str, attempt: int, error: JobError, done: int, total: int) -> list[Ended]:
-        """This attempt of the batch has failed; shards that wait are canceled, those that run are asked to stop."""
-        end = {"now": self.ledger.now(), "type": error.type, "message": plain_text(error.message)}
-        with self.ledger.write() as connection:
-            over = ended(FAIL_BATCH.execute(connection, id=id, attempt=attempt, **end, **_progress(done, total)))
-            if over:
-                sql.CANCEL_CHILDREN.execute(connection, ids=[id], now=end["now"])
-        return over
-
-    def cancel_shards(self, id: str) -> None:
-        """Of a batch that has ended: cancel the shards that wait, ask those that run to stop. Nothing of another one."""
-        with self.ledger.write() as connection:
-            sql.CANCEL_LEFT_CHILDREN.execute(connection, ids=[id], now=self.ledger.now())
-
-    def retry_canceled(self, id: str) -> list[RoutedJob]:
-        """Queue the canceled shards of a batch that runs: they were stopped before it was retried, and have ended since."""
-        now = self.ledger.now()
-        with self.ledger.write() as connection:
-            if TOUCH.execute(connection, id=id, now=now).rowcount == 0:
-                return []
-            KEEP_CANCELED.execute(connection, id=id, now=now)
-            return routed_jobs(RETRY_CANCELED.execute(connection, id=id, now=now))
-
-    def set_progress(self, id: str, done: int, total: int, message: str) -> None:
-        """What `forebay jobs` shows of a running batch."""
-        with self.ledger.write(durable=False) as connection:
-            SET_PROGRESS.execute(connection, id=id, message=message, **_progress(done, total))
-
-    def requeue_stalled(self, older_than_s: float) -> list[RoutedJob]:
-        """Batches that nobody has looked after for so long though nothing of them is open: queued again, to be sent."""
-        now = self.ledger.now()
-        with self.ledger.write() as connection:
-            return routed_jobs(REQUEUE_STALLED.execute(connection, now=now, before=now - older_than_s))
+            return ended(COMPLETE.execute(connection, id=batch.id, **end, **progress(done, total)))
 
 
 def _new_job(batch: Batch, shard: Shard, id: str) -> NewJob:
@@ -281,7 +200,3 @@ def _new_job(batch: Batch, shard: Shard, id: str) -> NewJob:
         id, JobKind.SHARD, batch.model, batch.version, batch.queue, batch.priority, batch.max_attempts,
         rows=min(shard.rows, MAX_PROGRESS), parent_id=batch.id,
     )  # fmt: skip
-
-
-def _progress(done: int, total: int) -> dict[str, int]:
-    return {"done": min(done, MAX_PROGRESS), "total": min(total, MAX_PROGRESS)}

@@ -29,6 +29,7 @@ UNION SELECT blob FROM checkpoints WHERE blob = ANY(:refs)
 UNION SELECT blob FROM files WHERE blob = ANY(:refs)
 UNION SELECT input_blob FROM request_batches
 WHERE input_blob = ANY(:refs) AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+UNION SELECT artifact FROM trials WHERE artifact IS NOT NULL AND artifact = ANY(:refs)
 UNION SELECT artifact FROM model_versions WHERE artifact = ANY(:refs)""")
 MARKS = Statement("SELECT path, version, since FROM unused_blobs WHERE folder = :folder")
 MARK = Statement("""

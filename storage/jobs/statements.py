@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Double, Integer, LargeBinary, SmallInteger, String, Text
 
-from forebay.contract.job import FINAL, TRANSITIONS, JobState, Transition
+from forebay.contract.job import FINAL, PARENTS, TRANSITIONS, JobState, Transition
 from forebay.storage.jobs.records import NEW_ROW
 from forebay.storage.ledger.job_tables import jobs
 from forebay.storage.ledger.statement import Insert, Statement
@@ -56,9 +56,11 @@ SELECT pg_advisory_xact_lock(1701013616, bucket) FROM (
 LOCK_QUEUE = Statement("SELECT pg_advisory_xact_lock(1701013617, hashtext(:queue))")
 BY_KEY = Statement("SELECT idempotency_key, id, request_hash FROM jobs WHERE idempotency_key = ANY(:keys)")
 
-# What waits ends here and now, and so does a batch, which no worker runs: its shards are what runs. Another running job is
+# What waits ends here and now, and so does a parent, which no worker runs: its children are what runs. Another running job is
 # only marked, for the worker that runs it to see.
-_ENDS_NOW = "state = 'queued' OR kind = 'batch'"
+_PARENTS = ", ".join(f"'{kind}'" for kind in sorted(PARENTS))
+IS_PARENT = f"kind IN ({_PARENTS})"
+_ENDS_NOW = f"state = 'queued' OR {IS_PARENT}"
 
 
 def _cancel(which: str) -> Statement:

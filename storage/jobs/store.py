@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy
 
 from forebay.contract.errors import IllegalTransition, InvalidInput, QueueFull
-from forebay.contract.job import JobKind, JobState, Transition, after
+from forebay.contract.job import PARENTS, JobState, Transition, after
 from forebay.contract.references import plain_text
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs import statements as sql
@@ -110,8 +110,8 @@ class JobStore:
         )  # fmt: skip
 
     def cancel(self, ids: Sequence[str]) -> list[Ended]:
-        """Cancel those of the jobs that wait or are batches, which are given back; ask those that run, and the running shards
-        of those batches, to stop (`cancel_requested_at`).
+        """Cancel those of the jobs that wait or have children, which are given back; ask those that run, and the running children
+        of those, to stop (`cancel_requested_at`).
         """  # fmt: skip
         return [Ended(row.id, row.client) for row in self._cancel(ids) if row.state == JobState.CANCELED]
 
@@ -123,9 +123,9 @@ class JobStore:
         now = self.ledger.now()
         with self.ledger.write() as connection:
             rows = sql.CANCEL.execute(connection, ids=ids, now=now).fetchall()
-            batches = [row.id for row in rows if row.kind == JobKind.BATCH]
-            if batches:
-                sql.CANCEL_CHILDREN.execute(connection, ids=batches, now=now)
+            parents = [row.id for row in rows if row.kind in PARENTS]
+            if parents:
+                sql.CANCEL_CHILDREN.execute(connection, ids=parents, now=now)
             return rows
 
     def retry(self, id: str) -> RoutedJob:

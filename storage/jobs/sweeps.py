@@ -10,7 +10,7 @@ from forebay.contract.job import Transition
 from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.lost import LAPSED, free_lost
 from forebay.storage.jobs.records import Ended, ended, routed_jobs
-from forebay.storage.jobs.statements import ROUTED_JOB, new_state
+from forebay.storage.jobs.statements import IS_PARENT, ROUTED_JOB, new_state
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
@@ -37,9 +37,9 @@ UPDATE jobs SET sent_at = :now WHERE id IN (
 
 # A queue is served in the order of sending. A job that was sent well before one of the same priority that runs by now, and
 # still waits, has no message any more, or one in some worker's buffer. Being wrong is harmless: a second message claims nothing.
-# Not of batches, whose `sent_at` says when somebody last planned for them.
-LAST_SENT_RUNNING = Statement("""
-SELECT priority, max(sent_at) AS sent_at FROM jobs WHERE state = 'running' AND queue = :queue AND kind <> 'batch'
+# Not of parents, whose `sent_at` says when somebody last planned for them.
+LAST_SENT_RUNNING = Statement(f"""
+SELECT priority, max(sent_at) AS sent_at FROM jobs WHERE state = 'running' AND queue = :queue AND NOT {IS_PARENT}
 GROUP BY priority""")
 # Only the oldest by id are looked at, where such jobs sink to: a long queue must not cost a long look.
 SENT_BEFORE = Statement("""

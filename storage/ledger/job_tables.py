@@ -87,11 +87,11 @@ jobs = Table(
     partial_index("ix_jobs_cancel", "state = 'running' AND cancel_requested_at IS NOT NULL", "worker"),
     # With the further columns a batch's shards are counted by state without a look at their rows.
     partial_index("ix_jobs_parent", "parent_id IS NOT NULL", "parent_id", "id", "state"),
-    # What a batch has under way, and which batches live: looked at after each shard and with each sweep.
+    # What a batch has under way, and which batches and tunes live: looked at after each shard and with each sweep.
     partial_index(
         "ix_jobs_open_shards", "parent_id IS NOT NULL AND state IN ('queued', 'running')", "parent_id", "state"
     ),
-    partial_index("ix_jobs_live_batches", "kind = 'batch' AND state IN ('queued', 'running')", "state"),
+    partial_index("ix_jobs_live_parents", "kind IN ('batch', 'tune') AND state IN ('queued', 'running')", "state"),
     # Who refers to a blob: most jobs have none, and cost these nothing.
     partial_index("ix_jobs_input_ref", "input_ref IS NOT NULL", "input_ref"),
     partial_index("ix_jobs_result_ref", "result_ref IS NOT NULL", "result_ref"),
@@ -150,3 +150,14 @@ shards = Table(
     # How many rows of a batch have failed, and which shards know why: most have none, and cost it nothing.
     partial_index("ix_shards_failed", "rows_failed > 0", "batch_id", "rows_failed"),
 )
+
+# The train jobs of a tune. `value` is what they are compared by: the best of a trial that has ended, of another where it was
+# `pruned`, at that step. The best trial so far has an artifact, and `made`, the version that it would become.
+trials = Table(
+    "trials", metadata, Column("id", String(32), primary_key=True), Column("tune_id", String(32), nullable=False),
+    Column("number", Integer, nullable=False), Column("params", Text, nullable=False), Column("value", Double),
+    Column("pruned", Integer), Column("artifact", String(80)), Column("made", Text),
+    ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+    Index("ux_trials_number", "tune_id", "number", unique=True),
+    partial_index("ix_trials_artifact", "artifact IS NOT NULL", "artifact"),
+)  # fmt: skip

@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -209,6 +210,16 @@ def add_version(
     model = complete(model) if complete is not None else model
     connection.execute(tables.model_versions.insert(), _row(model, version, now))
     return replace(model, version=version, created_at=at(now), aliases=())
+
+
+def dump_version(model: ModelVersion) -> str:
+    """A version that is not registered yet, as text."""
+    return json.dumps(_row(model, 0, 0.0))
+
+
+def load_version(text: str) -> ModelVersion:
+    """The version again."""
+    return _model(SimpleNamespace(has_example=False, **json.loads(text)))
 
 
 def aliased(connection: Connection, name: str, alias: str) -> ModelVersion | None:

@@ -8,7 +8,7 @@ nor register. A version, its job's end and the move of an alias are one transact
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -150,8 +150,8 @@ class TrainingStore:
         now = self._ledger.now()
         with self._ledger.write() as connection:
             hold(connection, job)
-            version = add_version(connection, model, now, partial(_with_parent, connection, request.alias))
-            promoted, verdict = _promote(connection, version, request.alias, metric, trained)
+            version = add_version(connection, model, now, partial(with_parent, connection, request.alias))
+            promoted, verdict = promote(connection, version, request.alias, metric, trained.metrics)
             if trained.reference is not None:
                 set_reference(connection, version.name, version.version, trained.reference, now)
             succeed(connection, job, result(version, promoted, verdict), now)
@@ -201,7 +201,7 @@ def _json(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-def _with_parent(connection: Connection, alias: str | None, model: ModelVersion) -> ModelVersion:
+def with_parent(connection: Connection, alias: str | None, model: ModelVersion) -> ModelVersion:
     """The version with the one in its lineage that it is held against: what the alias names now."""
     champion = aliased(connection, model.name, alias) if alias is not None else None
     if champion is None:
@@ -210,13 +210,13 @@ def _with_parent(connection: Connection, alias: str | None, model: ModelVersion)
     return replace(model, metadata={**model.metadata, "lineage": lineage})
 
 
-def _promote(
-    connection: Connection, version: ModelVersion, alias: str | None, metric: str, trained: Trained
+def promote(
+    connection: Connection, version: ModelVersion, alias: str | None, metric: str, metrics: Mapping[str, float | None]
 ) -> tuple[bool, str]:
     """Whether the alias moved to `version`, and why."""
     if alias is None:
         return False, "no alias was asked for"
-    value = trained.metrics.get(metric)
+    value = metrics.get(metric)
     if value is None:
         return False, f"@{alias} stays: the run gave no {metric}"
     champion = aliased(connection, version.name, alias)

@@ -48,7 +48,7 @@ class MadeBatch:
         planned = [Shard(_pieces(i), ROWS, ROWS * 100) for i in range(shards)]
         routed_jobs = self.store.plan(self.store.queries.get(self.id), planned, Position(1, 0), True)
         self.shards = [routed_job.id for routed_job in routed_jobs or []]
-        self.store.hand_off(claimed)
+        self.store.parents.hand_off(claimed)
 
     def claim(self, numbers: Sequence[int], worker: str = "") -> list[tuple[ClaimedJob, ShardWork]]:
         """Let a worker take these shards, counted from 0."""
@@ -113,7 +113,7 @@ class MadeBatch:
 
     def _show(self) -> None:
         totals = self.store.queries.totals(self.id)
-        self.store.set_progress(self.id, totals.done + totals.failed, totals.rows, "shards done")
+        self.store.parents.set_progress(self.id, totals.done + totals.failed, totals.rows, "shards done")
 
 
 def _pieces(number: int) -> tuple[Piece, ...]:

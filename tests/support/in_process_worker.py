@@ -27,8 +27,8 @@ from forebay.contract.requests.training import (
 )
 from forebay.contract.settings import Settings
 from forebay.producer.session import Session
-from forebay.storage.batches.store import BatchStore
 from forebay.storage.blobs.store import BlobStore
+from forebay.storage.jobs.parents import ParentJobs
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
@@ -111,7 +111,7 @@ class InProcessWorker:
     def _sweep(self) -> None:
         sweeps = self._jobs.sweeps
         for step in (
-            sweeps.free_lapsed, sweeps.expire, sweeps.take_due, partial(BatchStore(self._ledger).requeue_stalled, 0.3),
+            sweeps.free_lapsed, sweeps.expire, sweeps.take_due, partial(ParentJobs(self._ledger).requeue_stalled, 0.3),
             partial(WorkerRegistry(self._ledger).heartbeat, "w", "here", "cpu", ("cpu",), 0.0),
         ):  # fmt: skip
             with suppress(LedgerUnavailable):

@@ -52,6 +52,7 @@ _EVALUATE = HandlerSpec(
 _TRAIN = HandlerSpec(
     f"{_KINDS}.train.handler:TrainHandler", "training jobs", ("torch", "pytorch_lightning", "torchmetrics", "pyarrow"), "train"
 )  # fmt: skip
+_TUNE = HandlerSpec(f"{_KINDS}.tune.handler:TuneHandler", "tune jobs", ("optuna",), "tune")
 
 HANDLERS = {
     JobKind.PREDICT: _PREDICT,
@@ -64,4 +65,5 @@ HANDLERS = {
     ),
     JobKind.TRAIN: _TRAIN,
     JobKind.NODE: _TRAIN,
+    JobKind.TUNE: _TUNE,
 }

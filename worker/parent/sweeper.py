@@ -16,8 +16,8 @@ from forebay.contract.errors import BrokerUnavailable
 from forebay.contract.settings import Settings
 from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob, redis_keys
-from forebay.storage.batches.store import BatchStore
 from forebay.storage.files import FileStore
+from forebay.storage.jobs.parents import ParentJobs
 from forebay.storage.jobs.store import JobStore
 from forebay.worker.announcer import Announcer
 
@@ -45,7 +45,7 @@ class Sweeper:
         self, store: JobStore, dispatcher: Dispatcher, announcer: Announcer, broker: redis.Redis, settings: Settings
     ) -> None:
         self._store = store
-        self._batches = BatchStore(store.ledger)
+        self._parents = ParentJobs(store.ledger)
         self._files = FileStore(store.ledger)
         self._dispatcher = dispatcher
         self._announcer = announcer
@@ -60,7 +60,7 @@ class Sweeper:
         freed, failed = self._store.sweeps.free_lapsed() if free_lapsed else ([], [])
         expired = self._store.sweeps.expire()
         self.send(freed)
-        self.send(self._batches.requeue_stalled(self._settings.resend_s))
+        self.send(self._parents.requeue_stalled(self._settings.resend_s))
         due = self.send_due()
         resent = self._resend()
         deleted = self._store.sweeps.purge(self._settings.retention_s)

@@ -23,6 +23,7 @@ from forebay.producer.cli.output import (
     print_table,
 )
 from forebay.producer.cli.views.training import print_training, training_as_json
+from forebay.producer.cli.views.tuning import print_tuning, tuning_as_json
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BatchJob
 from forebay.storage.batches.views import SHARDS_ASKED, BatchErrors
@@ -63,7 +64,7 @@ def print_events(events: Sequence[JobEvent]) -> None:
 def job_as_json(job: Job) -> dict[str, Any]:
     """A job's row, and what only its kind has: a batch's progress and errors, a training job's run, an evaluation."""
     info = job.info()
-    return {**json_data(info), **_batch_as_json(job), **training_as_json(job, info)}
+    return {**json_data(info), **_batch_as_json(job), **training_as_json(job, info), **tuning_as_json(job)}
 
 
 def _batch_as_json(job: Job) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def print_job(job: Job) -> None:
     for line in error_lines(job.errors) if isinstance(job, BatchJob) else ():
         print_line(line)
     print_training(job, info)
+    print_tuning(job)
 
 
 def error_line(info: JobInfo) -> str:

@@ -18,7 +18,8 @@ from sqlalchemy import event
 from forebay.contract.job import Attempt, JobError, JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.batch import BatchRequest, InputFile, Piece, Position, Shard
 from forebay.producer.handles.kinds import BatchJob
-from forebay.storage.batches.store import FAIL_BATCH, BatchStore
+from forebay.storage.batches.store import BatchStore
+from forebay.storage.jobs.parents import FAIL
 from forebay.storage.jobs.records import Ended, NewJob
 from forebay.storage.jobs.statements import CANCEL_CHILDREN
 from forebay.storage.jobs.store import JobStore
@@ -193,7 +194,7 @@ def test_a_cut_shard_and_its_parts_are_suspects_with_all_their_attempts_before_t
     store.add([NewJob(batch, JobKind.BATCH, "m", 1, "cpu", max_attempts=2)])
     [claimed] = store.claim([batch], "w", 30)
     batches.start(claimed, BatchRequest((InputFile("a.npy", 1),), "out", "npy", {"x": ("array",)}))
-    batches.hand_off(claimed)
+    batches.parents.hand_off(claimed)
     made = batches.plan(batches.queries.get(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
     assert made is not None
     [shard] = [routed_job.id for routed_job in made]
@@ -225,14 +226,14 @@ def test_a_batch_that_is_woken_leaves_failed_shards_alone_and_one_that_is_retrie
     assert batches.start(claimed, request) == []
     made = batches.plan(batches.queries.get(batch), [Shard((Piece(0, 0, 100),), 100, 800)], Position(1), True)
     assert made is not None
-    batches.hand_off(claimed)
+    batches.parents.hand_off(claimed)
     store.claim([made[0].id], "w", 30)
     _, over = store.free_crashed([made[0].id], "w", "signal 9")
     assert [ended.id for ended in over] == [made[0].id], "nobody is left to look after the batch"
-    assert [routed_job.id for routed_job in batches.requeue_stalled(-1)] == [batch]
+    assert [routed_job.id for routed_job in batches.parents.requeue_stalled(-1)] == [batch]
     [woken] = store.claim([batch], "w", 30)
     assert batches.start(woken, request) == []
-    batches.fail_batch(batch, woken.attempt, JobError("ShardsFailed", "1 of 1"), 0, 100)
+    batches.parents.fail(batch, woken.attempt, JobError("ShardsFailed", "1 of 1"), 0, 100)
     store.retry(batch)
     [retried] = store.claim([batch], "w", 30)
     assert [routed_job.id for routed_job in batches.start(retried, request)] == [made[0].id]
@@ -242,15 +243,15 @@ def test_who_still_looks_at_how_a_batch_was_does_not_end_it_after_a_wake_or_a_re
     made = MadeBatch(ledger, 1)
     batch, error = made.store.queries.get(made.id), JobError("ShardsFailed", "1 of 1")
     made.fail([0], error)
-    assert [job.id for job in made.store.requeue_stalled(-1)] == [made.id]
+    assert [job.id for job in made.store.parents.requeue_stalled(-1)] == [made.id]
     made.jobs.claim([made.id], "w", 30)
-    assert made.store.fail_batch(made.id, batch.attempt, error, 0, 1) == [], "it was woken, and is another's to end"
+    assert made.store.parents.fail(made.id, batch.attempt, error, 0, 1) == [], "it was woken, and is another's to end"
     assert made.store.complete(batch, b"", None, 1, 1) == []
     woken = made.store.queries.get(made.id)
-    assert made.store.fail_batch(made.id, woken.attempt, error, 0, 1)
+    assert made.store.parents.fail(made.id, woken.attempt, error, 0, 1)
     made.jobs.retry(made.id)
     made.jobs.claim([made.id], "w", 30)
-    assert made.store.fail_batch(made.id, woken.attempt, error, 0, 1) == [], "what failed was the attempt before"
+    assert made.store.parents.fail(made.id, woken.attempt, error, 0, 1) == [], "what failed was the attempt before"
     assert made.store.queries.get(made.id).state is JobState.RUNNING
 
 
@@ -285,12 +286,12 @@ def test_a_batch_that_ends_at_this_moment_gets_no_more_shards(ledger: Ledger, as
     def ask() -> Any:
         if asked == "split":
             return batch.store.split(work, kept, given, known)
-        return batch.store.retry_canceled(batch.id)
+        return batch.store.parents.retry_canceled(batch.id)
 
     with ThreadPoolExecutor(1) as pool:
         with ledger.write() as connection:
             end = {"type": "TooManyErrors", "message": "", "done": 0, "total": 1}
-            FAIL_BATCH.execute(connection, id=batch.id, attempt=known.attempt, now=ledger.now(), **end)
+            FAIL.execute(connection, id=batch.id, attempt=known.attempt, now=ledger.now(), **end)
             CANCEL_CHILDREN.execute(connection, ids=[batch.id], now=ledger.now())
             answer = pool.submit(ask)
             wait([answer], 0.3)

@@ -113,7 +113,7 @@ def test_a_batch_that_runs_without_a_worker_is_no_running_job_of_its_queue(ledge
     )
     [claimed, _] = store.claim([batch, shard], "w", 30)
     assert store.queries.depths()["cpu"] == (0, None, 2)
-    BatchStore(ledger).hand_off(claimed)
+    BatchStore(ledger).parents.hand_off(claimed)
     assert store.queries.depths()["cpu"] == (0, None, 1)
     now = Overview(ledger).load()
     assert (now.running, now.running_by_worker) == (1, {"w": 1})

@@ -253,7 +253,7 @@ def test_a_batch_that_nobody_looks_after_is_woken_by_a_sweep(own: WorkerStack, t
     [claimed] = own.store.claim([job.id], "dead@test", 30)
     request, signature = _request(own, job), Signature.parse(SLOW["inputs"], SLOW["outputs"])
     own.client.session.batches.start(claimed, request, dump_schema(part_schema(request, signature, nullcontext)))
-    own.client.session.batches.hand_off(claimed)  # and then the worker died, before it had planned a shard
+    own.client.session.batches.parents.hand_off(claimed)  # and then the worker died, before it had planned a shard
     own.worker()
     succeeded(job)
     assert Counter(own.runs()) == dict.fromkeys(range(20), 1)

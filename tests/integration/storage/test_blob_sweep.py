@@ -259,7 +259,7 @@ def test_what_attempts_of_a_batch_that_ended_badly_have_left_is_removed_but_for_
     jobs.retry(batch.id)
     [claimed] = jobs.claim([batch.id], batch.worker, 30)
     batch.store.start(claimed, batch.request)
-    batch.store.hand_off(claimed)
+    batch.store.parents.hand_off(claimed)
     [(_, again)] = batch.claim([1])
     late, now = works[1].temporary("late.parquet"), again.temporary(f"{again.part}.parquet")
     for name in (late, now):
@@ -268,7 +268,7 @@ def test_what_attempts_of_a_batch_that_ended_badly_have_left_is_removed_but_for_
     assert abandoned == [late], "what runs again has another attempt, and keeps its files"
     batch.fail([2, 3], JobError("InvalidInput", "no"))
     batch.jobs.finish([Finished(again.id, again.attempt, error=JobError("InvalidInput", "no"))])
-    batch.store.fail_batch(batch.id, claimed.attempt, JobError("ShardsFailed", "no"), 0, 1)
+    batch.store.parents.fail(batch.id, claimed.attempt, JobError("ShardsFailed", "no"), 0, 1)
     loop.sweep_outputs()
     assert left() == sorted([files[0], *others]), "it has ended again, and is seen to again"
 

@@ -90,7 +90,7 @@ class BatchCoordinator:
             self.advance(job.id)
         except OSError as error:
             return self._not_started(job, error)
-        self._store.hand_off(job)
+        self._store.parents.hand_off(job)
         return True
 
     def _not_started(self, job: ClaimedJob, error: Exception) -> bool:
@@ -106,7 +106,7 @@ class BatchCoordinator:
         batch = self._store.queries.get(id)
         if batch.state is not JobState.RUNNING:
             if batch.state.final:
-                self._store.cancel_shards(id)
+                self._store.parents.cancel_children(id)
             return
         waiting, running = self._store.queries.open_shards(id)
         if self._failed_by_errors(batch, waiting + running):
@@ -129,7 +129,7 @@ class BatchCoordinator:
         error = _too_many(self.request(batch.id), totals, ended=batch.planned and not under_way)
         if error is None:
             ended = totals.shards.get(JobState.SUCCEEDED, 0)
-            self._store.set_progress(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
+            self._store.parents.set_progress(batch.id, totals.done + totals.failed, totals.rows, f"{ended} shards done")
             return False
         self.fail(batch.id, batch.attempt, error, totals)
         return True
@@ -150,7 +150,7 @@ class BatchCoordinator:
     def _end(self, batch: Batch) -> None:
         totals = self._store.queries.totals(batch.id)
         if totals.shards.get(JobState.CANCELED):
-            self.send(self._store.retry_canceled(batch.id))
+            self.send(self._store.parents.retry_canceled(batch.id))
             return
         failed = sum(count for state, count in totals.shards.items() if state is not JobState.SUCCEEDED)
         if failed:
@@ -224,7 +224,7 @@ class BatchCoordinator:
     def fail(self, id: str, attempt: int, error: JobError, totals: Totals | None = None) -> None:
         """End this attempt of a batch with this error; its shards stop."""
         totals = totals or self._store.queries.totals(id)
-        ended = self._store.fail_batch(id, attempt, error, totals.done + totals.failed, max(1, totals.rows))
+        ended = self._store.parents.fail(id, attempt, error, totals.done + totals.failed, max(1, totals.rows))
         self._context.announcer.announce(ended)
         self._looked.pop(id, None)
         for _ in ended:

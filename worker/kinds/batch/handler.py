@@ -10,8 +10,8 @@ from forebay.contract.job import JobKind
 from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.execution.attempts import Attempts
-from forebay.worker.execution.backoff import may_pass
 from forebay.worker.execution.context import ChildContext
+from forebay.worker.execution.parents import start_parent
 from forebay.worker.kinds.batch.coordinator import BatchCoordinator
 from forebay.worker.kinds.batch.pipeline import Pipeline
 from forebay.worker.kinds.batch.shards import ShardRunner
@@ -35,7 +35,7 @@ class BatchHandler:
             if job.kind is JobKind.SHARD:
                 shard = attempts.retry_while_unavailable(partial(self._store.queries.shard, job, attempts.lease_s))
                 by_batch.setdefault(shard.batch, []).append(job)
-            elif self._start(job, attempts):
+            elif start_parent(job, attempts, self._coordinator.start):
                 by_batch.setdefault(job.id, [])
         shards = ShardRunner(self._context, attempts, self._store, self._coordinator)
         try:
@@ -43,13 +43,3 @@ class BatchHandler:
                 Pipeline(shards, batch, jobs, until).run()
         finally:
             shards.let_go_all()
-
-    def _start(self, job: ClaimedJob, attempts: Attempts) -> bool:
-        try:
-            return self._coordinator.start(job)
-        except Exception as error:
-            if not may_pass(error):
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            attempts.postpone(job, reason, counted=job.tries < job.max_attempts)  # a batch never fails by this
-            return False

@@ -66,14 +66,17 @@ class Follower:
 
     def __init__(
         self, trainer: Trainer, events: EventReader, recorder: RunRecorder, stop_check: StopCheck, *, timeout_s: float,
-        grace_s: float, clock: Callable[[], float] = time.monotonic,
+        grace_s: float, judge: Callable[[Point], bool] | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Without an event for `timeout_s` seconds the trainer counts as hung. It has `grace_s` for its last checkpoint."""
+        """Without an event for `timeout_s` seconds the trainer counts as hung. It has `grace_s` for its last checkpoint. A run of
+        which `judge` says at some point that it is to end is ended there.
+        """  # fmt: skip
         self._trainer, self._events, self._recorder, self._stop_check = trainer, events, recorder, stop_check
-        self._timeout_s, self._grace_s, self._clock = timeout_s, grace_s, clock
+        self._timeout_s, self._grace_s, self._judge, self._clock = timeout_s, grace_s, judge, clock
         self._heard_at = clock()
         self._trained: Trained | None = None
         self._refused: Refused | None = None
+        self._pruned = False
 
     def run(self) -> TrainerEnd:
         """Until the trainer has ended. LeaseLost when a write finds that the job is another's."""
@@ -82,7 +85,7 @@ class Follower:
             began = self._clock()
             self._read_events()
             self._recorder.write_due()
-            reason = self._stop_check.reason() or self._silent()
+            reason = self._stop_check.reason() or (StopReason.PRUNED if self._pruned else self._silent())
             time.sleep(TICK_S)
             if self._clock() - began > FROZEN_S:
                 self._heard_at = self._clock()
@@ -101,6 +104,7 @@ class Follower:
                     self._recorder.data_found(event)
                 case Point():
                     self._recorder.measured(event)
+                    self._pruned = self._pruned or (self._judge is not None and self._judge(event))
                 case Saved():
                     self._recorder.checkpoint_saved(event)
                 case Trained():

@@ -32,10 +32,11 @@ from forebay.contract.wire import codec
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.training.records import Checkpoint
 from forebay.storage.training.store import TrainingStore
+from forebay.storage.tuning.records import TrialPlace
 from forebay.storage.workers import WorkerRegistry
 from forebay.worker.execution.attempts import Attempts, Canceled, Stopping
 from forebay.worker.execution.context import ChildContext
-from forebay.worker.execution.summary import Fate
+from forebay.worker.execution.summary import FINAL_FATES, Fate
 from forebay.worker.kinds.train.follow import TICK_S, EventReader, Follower, TrainerEnd
 from forebay.worker.kinds.train.launch import Launcher, Rendezvous, Trainer
 from forebay.worker.kinds.train.nodes import NodeRequest, PeerNodes, node_request, own_address, rendezvous_host
@@ -43,6 +44,8 @@ from forebay.worker.kinds.train.record import RunRecorder
 from forebay.worker.kinds.train.register import new_version, result
 from forebay.worker.kinds.train.stop_check import StopCheck, StopReason
 from forebay.worker.kinds.train.work_folder import work_folder
+from forebay.worker.kinds.tune.handler import Trials
+from forebay.worker.kinds.tune.pruning import TrialJudge
 from forebay.worker.runtimes.folders import safe_folder
 
 log = structlog.get_logger()
@@ -63,6 +66,8 @@ class Run:
     trainer: Trainer
     recorder: RunRecorder
     peers: PeerNodes | None
+    trial: TrialPlace | None = None
+    judge: TrialJudge | None = None
 
 
 class TrainHandler:
@@ -72,12 +77,15 @@ class TrainHandler:
         self.context, self._settings = context, context.settings
         self._launcher = launcher or Launcher(context.settings)
         self._runs, self._workers = TrainingStore(context.ledger), WorkerRegistry(context.ledger)
+        self._trials = Trials(context)
 
     def run(self, claimed: Sequence[ClaimedJob], attempts: Attempts) -> None:
         """Run one of them; each may take days, so any further ones, which only a forged message brings, are released."""
         first, *others = claimed
         attempts.release_all(others)
-        attempts.run(first, partial(self._run, first, attempts), count_errors=False)
+        fate = attempts.run(first, partial(self._run, first, attempts), count_errors=False)
+        if first.kind is JobKind.TRAIN and fate in FINAL_FATES:
+            self._trials.ended(first.id)
 
     def _run(self, job: ClaimedJob, attempts: Attempts) -> Fate:
         data = self.context.payloads.load(job.input, job.input_ref)
@@ -89,13 +97,17 @@ class TrainHandler:
 
     def _train(self, job: ClaimedJob, data: bytes, folder: Path, attempts: Attempts) -> Fate:
         request = decode(data, TrainRequest)
+        trial = attempts.retry_while_unavailable(partial(self._trials.store.queries.place, job.id))
+        if trial is not None and (trial.pruned or trial.tune_state.final):
+            raise Canceled
+        judge = None if trial is None else self._trials.judge(trial, _metric(request))
         checkpoint = self._prepare(job, request, folder, attempts)
         with ExitStack() as stack:
             peers, rendezvous = self._submit_peers(job, request, checkpoint, attempts, stack)
             recorder = RunRecorder(self._runs, self.context.blobs, job, request, folder)
             stack.enter_context(closing(recorder))
             trainer = stack.enter_context(closing(self._launcher.start(job, request, folder, rendezvous)))
-            run = Run(job, request, folder, trainer, recorder, peers)
+            run = Run(job, request, folder, trainer, recorder, peers, trial, judge)
             return self._conclude(run, self._follow(run), attempts)
 
     def _prepare(self, job: ClaimedJob, request: TrainRequest, folder: Path, attempts: Attempts) -> str | None:
@@ -147,8 +159,8 @@ class TrainHandler:
             check = StopCheck(self.context, run.job, run.peers.reason)
         events = EventReader(run.folder / EVENTS_FILE)
         follower = Follower(
-            run.trainer, events, run.recorder, check, timeout_s=timeout_s, grace_s=self._launcher.grace_s
-        )
+            run.trainer, events, run.recorder, check, timeout_s=timeout_s, grace_s=self._launcher.grace_s, judge=run.judge
+        )  # fmt: skip
         return follower.run()
 
     def _conclude(self, run: Run, end: TrainerEnd, attempts: Attempts) -> Fate:
@@ -161,6 +173,10 @@ class TrainHandler:
         if end.refused is not None:
             return attempts.fail(job, end.refused.type, end.refused.message)
         if end.reason is StopReason.CANCELED:
+            raise Canceled
+        if run.judge is not None and run.judge.pruned is not None and end.reason is StopReason.PRUNED:
+            run.recorder.flush(settings.outage_timeout_s, checkpoints=False)
+            attempts.retry_while_unavailable(partial(self._trials.store.prune, job, *run.judge.pruned))
             raise Canceled
         if end.reason is StopReason.WORKER_STOPS:
             run.recorder.flush(settings.shutdown_grace_s * STORE_SHARE)
@@ -190,15 +206,37 @@ class TrainHandler:
 
     def _register(self, run: Run, trained: Trained, attempts: Attempts) -> Fate:
         job, request = run.job, run.request
+        if run.trial is not None:
+            return self._keep(run, run.trial, trained, attempts)
         model = attempts.retry_while_unavailable(
             partial(new_version, self.context, job, request, trained, run.recorder.data, run.folder)
         )
-        metric = request.metric or default_metric(request.recipe, request.params)
+        metric = _metric(request)
         version, ended = attempts.retry_while_unavailable(
             partial(self._runs.finish, job, request, model, trained, metric, result)
         )
         log.info("model_trained", job=job.id, model=version.ref, metric=metric, value=trained.metrics.get(metric))
         return attempts.succeeded([ended])
+
+    def _keep(self, run: Run, trial: TrialPlace, trained: Trained, attempts: Attempts) -> Fate:
+        """End a trial. Its version is kept for the end of the tune as long as none is better."""
+        job, store, metric, retry = run.job, self._trials.store, _metric(run.request), attempts.retry_while_unavailable
+        value = retry(partial(store.queries.best_value, job.id, metric))
+        if value is None:
+            there = f"nothing says how good it is: there is no {metric} of a validation split"
+            return attempts.fail(job, "NotMeasured", there)
+        model = None
+        if retry(partial(store.leads, trial, metric, value)):
+            made = partial(
+                new_version, self.context, job, run.request, trained, run.recorder.data, run.folder, trial.tune
+            )
+            model = retry(made)
+        told = codec.encode(
+            {"tune": trial.tune, "trial": trial.number, "metrics": dict(trained.metrics), "value": value}
+        )
+        finish = partial(store.finish_trial, job, trial, metric, value, trained, model, told)
+        log.info("trial_trained", tune=trial.tune, trial=trial.number, job=job.id, metric=metric, value=value)
+        return attempts.succeeded([retry(finish)])
 
     # A run that another worker holds. Process 0 tells everything over there; here nothing is recorded.
 
@@ -239,6 +277,10 @@ class TrainHandler:
 
     def _runs_still(self, node: NodeRequest) -> bool:
         return self.context.jobs.queries.attempts([node.run]).get(node.run) == node.attempt
+
+
+def _metric(request: TrainRequest) -> str:
+    return request.metric or default_metric(request.recipe, request.params)
 
 
 def _wait_until(true: Callable[[], bool], seconds: float) -> bool:

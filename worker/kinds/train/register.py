@@ -28,6 +28,7 @@ def new_version(
     trained: Trained,
     data: DataSummary | None,
     folder: Path,
+    tune: str | None = None,
 ) -> ModelVersion:
     """The version to register, its artifact stored already; the registry gives its number.
 
@@ -36,7 +37,7 @@ def new_version(
     signature = Signature.parse(trained.inputs, trained.outputs)
     packed = folder / PACKED
     pack_folder(folder / ARTIFACT_FOLDER, packed)
-    lineage = msgspec.to_builtins(_lineage(job, request, data))
+    lineage = msgspec.to_builtins(_lineage(job, request, data, tune))
     importance = {"importance": dict(trained.importance)} if trained.importance else {}
     model = ModelVersion(
         job.model, 0, trained.runtime, context.blobs.put_file(packed), "folder", packed.stat().st_size, signature,
@@ -63,11 +64,11 @@ def result(model: ModelVersion, promoted: bool, verdict: str) -> bytes:
     return codec.encode(told)
 
 
-def _lineage(job: ClaimedJob, request: TrainRequest, data: DataSummary | None) -> Lineage:
+def _lineage(job: ClaimedJob, request: TrainRequest, data: DataSummary | None, tune: str | None) -> Lineage:
     paths = tuple(file.path for file in request.files[:MAX_FILES])
     sha256, rows = (data.sha256, dict(data.rows)) if data is not None else ("", {})
     return Lineage(
-        job.id, request.recipe, dict(request.params), paths, sha256, rows, request.seed, _code()
+        job.id, request.recipe, dict(request.params), paths, sha256, rows, request.seed, _code(), tune=tune
     )  # fmt: skip
 
 

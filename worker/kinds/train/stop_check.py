@@ -29,6 +29,7 @@ class StopReason(StrEnum):
     PEER_LEFT = "another machine of the run stopped"
     YIELDS = "an older run waits for machines too"
     TOO_FEW_NODES = "not all machines came"
+    PRUNED = "the other trials of its tune do better"
 
 
 class StopCheck:

@@ -51,7 +51,7 @@ def upgrade() -> None:
     _index("ix_jobs_ended_badly", "jobs", ["state", "id"], "state IN ('failed', 'canceled', 'expired')")
     _index("ix_jobs_finished", "jobs", ["finished_at", "state", "model", "version", "queue"], "finished_at IS NOT NULL")
     _index("ix_jobs_kind", "jobs", ["kind", "id"], "kind NOT IN ('predict', 'shard')")
-    _index("ix_jobs_live_batches", "jobs", ["state"], "kind = 'batch' AND state IN ('queued', 'running')")
+    _index("ix_jobs_live_parents", "jobs", ["state"], "kind IN ('batch', 'tune') AND state IN ('queued', 'running')")
     _index("ix_jobs_metadata", "jobs", ["id"], "metadata <> '{}'")
     _index("ix_jobs_model", "jobs", ["model", "id", "version"])
     _index("ix_jobs_not_before", "jobs", ["not_before"], "state = 'queued' AND not_before IS NOT NULL")
@@ -158,6 +158,20 @@ def upgrade() -> None:
     )
     _index("ix_shards_batch", "shards", ["batch_id", "part"])
     _index("ix_shards_failed", "shards", ["batch_id", "rows_failed"], "rows_failed > 0")
+    op.create_table(
+        "trials",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("tune_id", sa.String(32), nullable=False),
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("params", sa.Text, nullable=False),
+        sa.Column("value", sa.Double),
+        sa.Column("pruned", sa.Integer),
+        sa.Column("artifact", sa.String(80)),
+        sa.Column("made", sa.Text),
+        sa.ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
+    )
+    _index("ux_trials_number", "trials", ["tune_id", "number"], unique=True)
+    _index("ix_trials_artifact", "trials", ["artifact"], "artifact IS NOT NULL")
     op.create_table(
         "training_runs",
         sa.Column("id", sa.String(32), primary_key=True),

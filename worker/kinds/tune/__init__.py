@@ -1,0 +1,1 @@
+"""Tune jobs: parameters are searched by training jobs, the trials."""
