@@ -1,7 +1,4 @@
-"""ModelRegistry: names, versions and aliases of models.
-
-Artifacts lie in the blob store and are put there by whoever registers; here they are only named.
-"""
+"""ModelRegistry: names, versions and aliases of models. Artifacts are only named: whoever registers one has stored its blob."""
 
 from __future__ import annotations
 
@@ -213,12 +210,11 @@ def add_version(
 
 
 def dump_version(model: ModelVersion) -> str:
-    """A version that is not registered yet, as text."""
+    """A version that is not registered yet as text, of which `load_version` makes it again."""
     return json.dumps(_row(model, 0, 0.0))
 
 
 def load_version(text: str) -> ModelVersion:
-    """The version again."""
     return _model(SimpleNamespace(has_example=False, **json.loads(text)))
 
 

@@ -12,8 +12,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
+
+from forebay.contract.drift.sketch import Reference
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import ModelVersion
+from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import Trained
 from forebay.contract.requests.tuning import best_first
 from forebay.contract.wire.messages import RoutedJob
@@ -24,6 +28,7 @@ from forebay.storage.jobs.statements import INSERT
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
+from forebay.storage.models.drift import set_reference
 from forebay.storage.models.registry import add_version, dump_version, load_version
 from forebay.storage.training.store import END, promote, with_parent
 from forebay.storage.tuning.queries import TuneQueries
@@ -39,6 +44,13 @@ FINISH = Statement("UPDATE trials SET value = :value, artifact = :artifact, made
 REGISTERED = Statement(
     "UPDATE training_runs SET version = :version, promoted = :promoted, verdict = :verdict WHERE id = :id"
 )
+
+
+class Made(Struct, frozen=True):
+    """What a trial's training made: the version that is not registered yet, and what its inputs are held against for drift."""
+
+    model: str
+    reference: Reference | None = None
 
 
 class TuneStore:
@@ -94,7 +106,10 @@ class TuneStore:
             made: dict[str, str | None] = {"artifact": None, "made": None}
             if model is not None and _leads(connection, trial, metric, value):
                 DROP_MADE.execute(connection, tune=trial.tune)
-                made = {"artifact": model.artifact, "made": dump_version(model)}
+                made = {
+                    "artifact": model.artifact,
+                    "made": encode(Made(dump_version(model), trained.reference)).decode(),
+                }
             FINISH.execute(connection, id=job.id, value=value, **made)
             succeed(connection, job, result, now)
             END.execute(
@@ -119,7 +134,10 @@ class TuneStore:
             if HOLD.execute(connection, id=tune.id, attempt=tune.attempt).first() is None:
                 raise LeaseLost(tune.id)
             best = BEST.execute(connection, tune=tune.id).fetchall()[0]
-            version = add_version(connection, load_version(best.made), now, partial(with_parent, connection, alias))
+            made = decode(best.made, Made)
+            version = add_version(connection, load_version(made.model), now, partial(with_parent, connection, alias))
+            if made.reference is not None:
+                set_reference(connection, version.name, version.version, made.reference, now)
             promoted, verdict = promote(connection, version, alias, metric, version.metadata["metrics"])
             end = {"now": now, "attempt": tune.attempt, "result": result(version, promoted, verdict), "ref": None}
             over = ended(COMPLETE.execute(connection, id=tune.id, **end, **progress(trials, trials)))

@@ -11,10 +11,10 @@ from forebay.storage.batches.store import BatchStore
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.context import ChildContext
-from forebay.worker.execution.parents import start_parent
 from forebay.worker.kinds.batch.coordinator import BatchCoordinator
 from forebay.worker.kinds.batch.pipeline import Pipeline
 from forebay.worker.kinds.batch.shards import ShardRunner
+from forebay.worker.kinds.parents import start_parent
 
 GO_ON_S = 2.0  # for how long a child takes further shards before it lets other jobs have their turn
 

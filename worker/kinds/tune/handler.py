@@ -12,7 +12,7 @@ from forebay.storage.tuning.records import TrialPlace
 from forebay.storage.tuning.store import TuneStore
 from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.context import ChildContext
-from forebay.worker.execution.parents import start_parent
+from forebay.worker.kinds.parents import start_parent
 from forebay.worker.kinds.tune.coordinator import TuneCoordinator
 from forebay.worker.kinds.tune.pruning import TrialJudge
 
