@@ -20,6 +20,7 @@ from forebay.contract.requests.request import Request
 from forebay.contract.requests.training import METRICS, TrainRequest
 
 MAX_TRIALS, MAX_PARALLEL, MAX_CHOICES = 1000, 64, 1000
+APART = ("base", "task")  # what trials differ in by these cannot be compared
 MAX_PLACES = 12  # of a number that a step leads to
 EXAMPLE = '{"lr": {"low": 1e-4, "high": 1e-1, "log": true}, "hidden": [32, 64]}'
 
@@ -141,8 +142,10 @@ def check_space(recipe: str, given: Any, params: Mapping[str, Any]) -> dict[str,
     for name in given:
         if recipe in RECIPES and name not in known:
             raise InvalidInput(f"space: recipe {recipe!r} has no parameter {shown(name)}; there are {', '.join(known)}")
-        if name == "base":
-            raise InvalidInput("space: base cannot be searched: tune each language model by itself")
+        if name in APART:
+            raise InvalidInput(
+                f"space: {name} cannot be searched, for it says what a model is; tune for each value by itself"
+            )
     return {str(name): _checked(recipe, str(name), one, known.get(name)) for name, one in given.items()}
 
 

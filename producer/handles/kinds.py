@@ -116,7 +116,7 @@ class TuningJob(Job):
     def best(self) -> Trial | None:
         """The trial with the best value of those that have succeeded; None before the first has."""
         train = self.request.train
-        return best_trial(train.metric or default_metric(train.recipe), self.trials)
+        return best_trial(train.metric or default_metric(train.recipe, train.params), self.trials)
 
     def result(self, timeout: float | None = None) -> ModelVersion:
         """The version that the best trial made; waits and raises like `Job.result`."""

@@ -75,6 +75,7 @@ def test_what_cannot_be_searched_is_refused_by_name(space: Any, words: str) -> N
     assert str(refused.value).startswith(words)
 
 
-def test_the_base_of_a_language_model_is_not_searched() -> None:
-    with pytest.raises(InvalidInput, match="base cannot be searched"):
-        check_space("finetune-text", {"base": ["a/1", "b/1"]}, {})
+def test_what_makes_another_model_of_it_is_not_searched() -> None:
+    for recipe, space in (("finetune-text", {"base": ["a/1", "b/1"]}), ("trees", {"task": ["classes", "numbers"]})):
+        with pytest.raises(InvalidInput, match="cannot be searched"):
+            check_space(recipe, space, {})

@@ -149,7 +149,7 @@ class TuneCoordinator:
 
 
 def _metric(request: TuneRequest) -> str:
-    return request.train.metric or default_metric(request.train.recipe)
+    return request.train.metric or default_metric(request.train.recipe, request.train.params)
 
 
 def _reason(trials: Sequence[Trial]) -> JobError:
