@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.cells import category_cell, number_cell
 from forebay.contract.errors import InvalidInput
-from forebay.contract.numbers import check_range, exactly, flattened, shape_fits
+from forebay.contract.numbers import ARRAY_DTYPES as ARRAY_DTYPES
+from forebay.contract.numbers import VALUE_DTYPES as VALUE_DTYPES
+from forebay.contract.numbers import check_field, check_range, exactly, flattened, shape_fits
 from forebay.contract.references import described, shown
 from forebay.contract.values import (
-    MAX_DIMS,
     as_array,
     canonical,
     is_array,
@@ -32,12 +33,8 @@ from forebay.contract.values import (
 
 Row: TypeAlias = Any  # dict[field name, value] if fields are declared, else any value that can be carried
 
-_INTEGERS = (f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
-_NUMERIC = ("bool", *_INTEGERS, "float16", "float32", "float64")
-ARRAY_DTYPES: Mapping[str, np.dtype[Any]] = {name: np.dtype(name) for name in _NUMERIC}
 _ARRANGE = "arrange the values in the shape {}"
 BATCH_HINT = "if this is a batch, pass batched=True, or send each row separately"
-VALUE_DTYPES = ("str", "bytes", "json")
 _VALUE_TYPES: Mapping[str, Any] = {"str": str, "bytes": (bytes, bytearray, memoryview), "json": object}
 
 
@@ -47,7 +44,8 @@ class Field:
 
     `allow_nan=False` refuses NaN and inf in an input. A `cell` takes what a table's column may hold, see contract.cells: a
     number, or as str a category; then `allow_nan` says whether gaps are taken. `classes` name the values of an output of shape
-    [n], such as the probability of each. InvalidInput when the field is not valid.
+    [n], such as the probability of each. With a `sample_rate` it is sound: samples from -1 to 1, that many a second, of one
+    channel, or `[length, channels]`. InvalidInput when the field is not valid.
     """
 
     name: str
@@ -56,33 +54,48 @@ class Field:
     allow_nan: bool = True
     cell: bool = False
     classes: tuple[str, ...] = ()
+    sample_rate: int | None = None
 
     def __post_init__(self) -> None:
-        _check_field(self)
+        check_field(self)
 
     @classmethod
     def parse(cls, name: str, spec: Any) -> Field:
         """From the JSON form, such as `{"dtype": "float32", "shape": [64], "nan": false}`."""
-        known = {"dtype", "shape", "nan", "cell", "classes"}
+        known = {"dtype", "shape", "nan", "cell", "classes", "sample_rate"}
         if not isinstance(spec, Mapping) or "dtype" not in spec or not spec.keys() <= known:
             raise InvalidInput(
-                f"{shown(name)}: expected dtype, shape and (optionally) nan, cell and classes, got {shown(spec)}"
+                f"{shown(name)}: expected dtype, shape and (optionally) nan, cell, classes and sample_rate, got {shown(spec)}"
             )
         if str(spec["dtype"]) in ARRAY_DTYPES and spec.get("shape") is None:
             raise InvalidInput(f"{shown(name)}: an array needs a shape; [] is a single number, -1 a free dimension")
         shape, classes = (
             tuple(x) if isinstance(x, list) else x for x in (spec.get("shape", ()), spec.get("classes", ()))
         )
-        return cls(name, spec["dtype"], shape, spec.get("nan", True), spec.get("cell", False), classes)
+        return cls(
+            name, spec["dtype"], shape, spec.get("nan", True), spec.get("cell", False), classes, spec.get("sample_rate")
+        )  # fmt: skip
+
+    @property
+    def media(self) -> Literal["image", "audio"] | None:
+        """What kind of file an input takes in the place of its array: an image of its pixels, whose last dimension, or none, is
+        the colors; or sound.
+        """  # fmt: skip
+        if self.sample_rate is not None:
+            return "audio"
+        pixels = self.dtype == "uint8" and len(self.shape) in (2, 3) and self.shape[2:] in ((), (1,), (3,), (-1,))
+        return "image" if pixels else None
 
     def json(self) -> dict[str, Any]:
         shape = {"shape": list(self.shape)} if self.dtype in ARRAY_DTYPES else {}
         marks: dict[str, Any] = ({} if self.allow_nan else {"nan": False}) | ({"cell": True} if self.cell else {})
         marks |= {"classes": list(self.classes)} if self.classes else {}
+        marks |= {"sample_rate": self.sample_rate} if self.sample_rate is not None else {}
         return {"dtype": self.dtype, **shape, **marks}
 
     def __str__(self) -> str:
-        return f"{self.dtype} of shape {list(self.shape)}" if self.dtype in ARRAY_DTYPES else self.dtype
+        rate = "" if self.sample_rate is None else f" at {self.sample_rate:,} Hz"
+        return f"{self.dtype} of shape {list(self.shape)}{rate}" if self.dtype in ARRAY_DTYPES else self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,8 @@ class Signature:
                 raise InvalidInput(f"{side}: declare at least one field, each name once, or leave {side} out")
         if any(field.classes for field in self.inputs or ()):
             raise InvalidInput("inputs: classes name the values of an output; leave them out here")
+        if any(field.sample_rate is not None for field in self.outputs or ()):
+            raise InvalidInput("outputs: a sample_rate is for an input that takes sound; leave it out here")
 
     @classmethod
     def parse(cls, inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None) -> Signature:
@@ -114,7 +129,8 @@ class Signature:
         """One sample, checked: `{input name: value}`, with C-contiguous arrays of exactly the declared dtype and shape.
 
         A model with one input accepts the value itself or `{name: value}`. Arrays are converted where NumPy calls that safe,
-        Python numbers where they fit. Without declared inputs every value that can be carried passes.
+        Python numbers where they fit; the bytes of an image or audio file pass as they are, see `Field.media`. Without declared
+        inputs every value that can be carried passes.
         """
         if self.inputs is None:
             return canonical(value)
@@ -161,36 +177,6 @@ class Signature:
         return {name: named(value, classes[name]) if name in classes else value for name, value in result.items()}
 
 
-def _check_field(field: Any) -> None:
-    name, dtype, shape = field.name, field.dtype, field.shape
-    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
-        raise InvalidInput(f"a field's name is 1 to 100 printable characters, got {shown(name)}")
-    legal = (*ARRAY_DTYPES, *VALUE_DTYPES)
-    if not isinstance(dtype, str) or dtype not in legal:
-        raise InvalidInput(f"{name!a}: dtype is one of {', '.join(legal)}, got {shown(dtype)}")
-    if not isinstance(shape, tuple) or len(shape) >= MAX_DIMS or not all(map(_is_length, shape)):
-        rule = f"shape is a list of fewer than {MAX_DIMS} lengths from 1, or -1 for a free one"
-        raise InvalidInput(f"{name!a}: {rule}, got {shown(shape)}")
-    if shape and dtype in VALUE_DTYPES:
-        raise InvalidInput(f"{name!a}: {dtype} takes no shape, got {shown(shape)}; leave it out")
-    if not isinstance(field.allow_nan, bool):
-        raise InvalidInput(f"{name!a}: nan is true or false, got {shown(field.allow_nan)}")
-    if field.cell not in (False, True) or (field.cell and (shape or dtype not in ("float32", "float64", "str"))):
-        raise InvalidInput(f"{name!a}: a cell is a single float32, float64 or str, got {dtype} and {shown(field.cell)}")
-    if field.classes != () and not _are_classes(field.classes, shape, dtype):
-        rule = "classes are different texts, one for each value of an array of shape [n]"
-        raise InvalidInput(f"{name!a}: {rule}; got {shown(field.classes)} for {field}")
-
-
-def _are_classes(names: Any, shape: tuple[int, ...], dtype: str) -> bool:
-    texts = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-    return texts and dtype in ARRAY_DTYPES and shape == (len(names),) == (len(set(names)),)
-
-
-def _is_length(length: object) -> bool:
-    return type(length) is int and (length == -1 or 1 <= length < 2**31)
-
-
 def _parse_fields(side: str, mapping: Any) -> tuple[Field, ...] | None:
     if mapping is None:
         return None
@@ -215,6 +201,8 @@ def _named(fields: tuple[Field, ...], value: Any, side: str) -> Mapping[str, Any
 def _checked(field: Field, value: Any, where: str, exact: bool = False) -> Any:
     if field.cell and not exact:
         value = (category_cell if field.dtype == "str" else number_cell)(value, field.allow_nan, where)
+    if isinstance(value, _VALUE_TYPES["bytes"]) and field.media and not exact:
+        return bytes(value)  # a file, which the worker reads
     if field.dtype in ARRAY_DTYPES:
         return _array(field, value, where, exact)
     if not isinstance(value, _VALUE_TYPES[field.dtype]):
@@ -279,7 +267,8 @@ def checked_column(field: Field, value: Any) -> NDArray[Any]:
 
 
 def _column(field: Field, value: Any) -> list[Any]:
-    if field.dtype in ARRAY_DTYPES and not field.cell:
+    files = field.media and isinstance(value, list | tuple) and any(type(item) is bytes for item in value)
+    if field.dtype in ARRAY_DTYPES and not field.cell and not files:
         return split_rows(checked_column(field, value), field.name)
     items = split_rows(as_array(value).tolist() if is_array(value) else value, field.name)
     return [_checked(field, item, f"input {field.name!a}[{i}]") for i, item in enumerate(items)]

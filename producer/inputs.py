@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,11 +142,20 @@ def _labelled(series: Any) -> dict[Any, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, Path):
+        return _file_bytes(value)
     if not is_a(value, "PIL", "Image"):
         return value
     if value.mode not in PIXEL_MODES:
         raise InvalidInput(f"the image is of mode {value.mode}; convert it first with .convert('RGB') or .convert('L')")
     return np.asarray(value)
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"the file {shown(str(path))} cannot be read: {error.strerror or error}") from error
 
 
 def is_a(value: Any, package: str, *names: str) -> bool:

@@ -57,12 +57,17 @@ def result_as_json(value: Any) -> Any:
 
 
 def _input(field: Field, value: Any, batched: bool) -> Any:
-    if field.dtype == "bytes":
+    if field.dtype == "bytes" or (field.media and _holds_file(value)):
         where = f"input {field.name!a}"
         return [_bytes(where, item) for item in value] if batched and isinstance(value, list) else _bytes(where, value)
     if field.dtype in ARRAY_DTYPES and ARRAY_DTYPES[field.dtype].kind == "f" and not field.cell:
         return _floats(value)
     return value
+
+
+def _holds_file(value: Any) -> bool:
+    """Whether an image or sound comes as a file, or files, in the place of its numbers."""
+    return isinstance(value[0] if isinstance(value, list) and value else value, dict)
 
 
 def _bytes(where: str, value: Any) -> bytes:

@@ -15,10 +15,11 @@ from msgspec import Meta, Struct
 from forebay.contract.job import JobState
 from forebay.contract.requests.request import Request
 
-PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES = (
-    "parquet", "arrow", "npy", "npz", "csv", "jsonl", "openai", "images",
+PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES, AUDIO = (
+    "parquet", "arrow", "npy", "npz", "csv", "jsonl", "openai", "images", "audio",
 )  # fmt: skip
-FORMATS = (PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES)
+FORMATS = (PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES, AUDIO)
+MEDIA = {IMAGES: "image", AUDIO: "audio"}  # of which a file is a row, and the column of its bytes
 TO_THE_END = -1
 UNKNOWN = -1
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from forebay.contract.requests.batch import IMAGES, BatchRequest, InputFile
+from forebay.contract.requests.batch import MEDIA, BatchRequest, InputFile
 from forebay.contract.requests.request import Request
 
 
@@ -37,6 +37,6 @@ class EvaluateRequest(Request, frozen=True):
     @property
     def reading(self) -> BatchRequest:
         """What a batch that reads the same rows would be asked: they are read in the same way."""
-        target = "path" if self.format == IMAGES else self.target  # an image's folder tells its label
+        target = "path" if self.format in MEDIA else self.target  # a file's folder tells its label
         keep = () if any(target in columns for columns in self.columns.values()) else (target,)
         return BatchRequest(self.files, "", self.format, self.columns, keep, row_bytes=self.row_bytes)

@@ -16,12 +16,13 @@ from forebay.contract.requests.fields import check
 
 TEXT_GENERATION, TRANSFORMERS = "text-generation", "transformers"
 Task = Literal[
-    "text-classification", "token-classification", "image-classification", "feature-extraction"
+    "text-classification", "token-classification", "image-classification", "audio-classification", "feature-extraction"
 ]  # fmt: skip
 _HEADS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForImageClassification": "image-classification",
+    "ForAudioClassification": "audio-classification",
 }
 _PREPROCESSOR = "preprocessor_config.json"
 _CONFIGS = ("config.json", _PREPROCESSOR, "processor_config.json", "tokenizer_config.json")
@@ -33,7 +34,9 @@ class FolderOptions(Struct, frozen=True, kw_only=True):
     """The options of a version with the runtime `transformers`."""
 
     task: Annotated[Task | None, Meta(description="what the model does, where its config.json does not tell")] = None
-    truncate: Annotated[bool, Meta(description="cuts a text that is too long, which is refused otherwise")] = False
+    truncate: Annotated[bool, Meta(description="cuts a text or sound that is too long, which is refused otherwise")] = (
+        False
+    )
     pooling: Annotated[
         Literal["mean", "cls", "pooler", "none"] | None,
         Meta(
@@ -72,10 +75,10 @@ class ModelFolder:
             raise InvalidInput(f"the folder {shown(path.name)} has no config.json: {_SAVE}")
         if not next(path.glob("*.safetensors"), None):
             raise InvalidInput(f"the folder {shown(path.name)} has no .safetensors file with weights: {_SAVE}")
-        if "sampling_rate" in self._preprocessor:
-            raise InvalidInput("a model of sound is not served by this runtime")
         self.architectures = _architectures(self.config)
         self.task = self.options.task or _task(self.architectures)
+        if self.task == "text-classification" and self.takes == "audio":  # a sequence of sound
+            self.task = "audio-classification"
         if self.task is None:
             raise InvalidInput(
                 f"config.json names the architectures {shown(self.architectures)}, which have none of the tasks "
@@ -84,7 +87,9 @@ class ModelFolder:
             )
 
     @property
-    def takes(self) -> Literal["text", "image"]:
+    def takes(self) -> Literal["text", "image", "audio"]:
+        if self.task == "audio-classification" or "sampling_rate" in self._preprocessor:
+            return "audio"
         return "image" if self.task == "image-classification" or self._preprocessor else "text"
 
     @property
@@ -107,6 +112,9 @@ class ModelFolder:
         return "sigmoid" if problem == "multi_label_classification" or len(self.labels) == 1 else "softmax"
 
     def inputs(self) -> dict[str, Any]:
+        if self.takes == "audio":
+            rate = self._preprocessor.get("sampling_rate")
+            return {"audio": {"dtype": "float32", "shape": [-1], "sample_rate": rate}}
         return (
             {"image": {"dtype": "uint8", "shape": [-1, -1, 3]}} if self.takes == "image" else {"text": {"dtype": "str"}}
         )

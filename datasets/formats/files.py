@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from forebay.contract.errors import ForebayError, InvalidInput, MissingExtra, StoreUnavailable
 from forebay.contract.places import refuse_unshared
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import IMAGES, InputFile
+from forebay.contract.requests.batch import MEDIA, InputFile
 from forebay.datasets.formats.addresses import check_host, http_options
 
 HASH_BYTES = 1 << 20
@@ -238,11 +238,12 @@ def _status(error: Any) -> int | None:
 
 def content_hash(files: Sequence[InputFile], format: str, each: Callable[[], object] = lambda: None) -> str:
     """The SHA-256 of the files' bytes in their order, and of nothing else: not of their paths, and not of which columns are
-    used. Of images the names of the two folders above count too: they are labels and splits. `each` is called now and then.
+    used. Of image and audio files the names of the two folders above count too: they are labels and splits. `each` is called now
+    and then.
     """  # fmt: skip
     digest = hashlib.sha256()
     for file in files:
-        if format == IMAGES:
+        if format in MEDIA:
             digest.update("\0".join(PurePosixPath(file.path).parts[-3:-1]).encode())
         with open_file(file.path) as handle:
             while block := handle.read(HASH_BYTES):

@@ -15,8 +15,22 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import ARROW, CSV, FORMATS, IMAGES, JSONL, NPY, NPZ, OPENAI, PARQUET, InputFile
+from forebay.contract.requests.batch import (
+    ARROW,
+    AUDIO,
+    CSV,
+    FORMATS,
+    IMAGES,
+    JSONL,
+    MEDIA,
+    NPY,
+    NPZ,
+    OPENAI,
+    PARQUET,
+    InputFile,
+)
 from forebay.datasets.columns import Column
+from forebay.datasets.decoding import SUFFIXES as MEDIA_SUFFIXES
 from forebay.datasets.formats.files import is_store_error
 
 CHUNK_BYTES, CHUNK_ROWS = 8 << 20, 16_384  # about what a reader yields at once, at most
@@ -31,7 +45,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
     CSV: (".csv", ".csv.gz"),
     JSONL: (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
     OPENAI: (".jsonl", ".ndjson"),
-    IMAGES: (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    **{name: MEDIA_SUFFIXES[kind] for name, kind in MEDIA.items()},
 }
 _MODULES = {
     PARQUET: "parquet:Parquet",
@@ -41,7 +55,8 @@ _MODULES = {
     CSV: "csv:Csv",
     JSONL: "jsonl:JsonLines",
     OPENAI: "jsonl:OpenAI",
-    IMAGES: "images:Images",
+    IMAGES: "media:Images",
+    AUDIO: "media:Audio",
 }
 
 

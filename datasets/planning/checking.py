@@ -14,19 +14,18 @@ import pyarrow as pa
 from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import FIELD, INPUTS
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import IMAGES, JSONL, NPY, OPENAI, BatchRequest, InputFile
+from forebay.contract.requests.batch import JSONL, MEDIA, NPY, OPENAI, BatchRequest, InputFile
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.datasets.columns import DEFAULT_INPUT, DEFAULT_OUTPUT, is_number, is_text, list_lengths, shape_may_be
 from forebay.datasets.formats.arrays import COLUMN
-from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.formats.isolated import Isolated
 from forebay.datasets.formats.jsonl import INPUT, WHOLE
 from forebay.datasets.formats.source import Chunk, Sample, Source, check_columns, get_source
 from forebay.datasets.planning.schema import kept_columns
-from forebay.datasets.reading.inputs import casts_safely, convert, holds_images, takes_pixels
+from forebay.datasets.reading.inputs import casts_safely, convert, holds_files
 from forebay.datasets.reading.rows import columns_read
 
-_DEFAULT_COLUMNS = {IMAGES: IMAGE, NPY: COLUMN, OPENAI: INPUT}
+_DEFAULT_COLUMNS = MEDIA | {NPY: COLUMN, OPENAI: INPUT}
 _KEPT_TYPES = {
     frozenset({int}): "int64",
     frozenset({float}): "double",
@@ -155,7 +154,7 @@ def kept_types(chunk: Chunk | None, keep: Sequence[str]) -> dict[str, str]:
 
 def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) -> str | None:
     """What was found instead of the declared input, if columns of these types can never make it; None when they may."""
-    if any(kind is None for kind in types) or (declared.dtype == "json" and format != IMAGES):
+    if any(kind is None for kind in types) or (declared.dtype == "json" and format not in MEDIA):
         return None
     if len(types) > 1:
         wrong = [str(kind) for kind in types if not is_number(kind)]
@@ -164,8 +163,8 @@ def misfit(declared: Field, types: Sequence[pa.DataType | None], format: str) ->
         short = declared.shape[0] not in (-1, len(types))
         return f"a column of {wrong[0]}" if wrong else f"{len(types)} columns" if short else None
     kind = types[0]
-    if format == IMAGES:
-        return None if declared.dtype == "bytes" or takes_pixels(declared) else "images"
+    if format in MEDIA:
+        return None if declared.dtype == "bytes" or declared.media == MEDIA[format] else f"{MEDIA[format]} files"
     return None if _may_be(declared, kind) else str(kind)
 
 
@@ -179,7 +178,7 @@ def _may_be(declared: Field, kind: Any) -> bool:
         return is_text(kind)
     if declared.dtype == "bytes":
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
-    if takes_pixels(declared) and holds_images(kind):
+    if declared.media and holds_files(kind):
         return True
     lengths, leaf = list_lengths(kind)
     if not is_number(leaf) or not casts_safely(leaf, declared):

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import ARROW, CSV, NPY, NPZ, OPENAI, PARQUET, BatchRequest, InputFile
+from forebay.contract.requests.batch import ARROW, CSV, MEDIA, NPY, NPZ, OPENAI, PARQUET, BatchRequest, InputFile
 from forebay.contract.signature import Signature
 from forebay.datasets.columns import output_column
-from forebay.datasets.formats.images import IMAGE, PATH
+from forebay.datasets.formats.media import PATH
 from forebay.datasets.formats.source import Sample, get_source
 from forebay.datasets.widening import plain_type, settled, widened
 from forebay.datasets.writing.part_files import check_csv
@@ -103,7 +103,7 @@ def _typed(request: BatchRequest, waiting: Callable[[], AbstractContextManager[N
 
 
 def _untyped(request: BatchRequest) -> dict[str, pa.DataType]:
-    fixed = {IMAGE: pa.binary(), PATH: pa.string()}
+    fixed = dict.fromkeys(MEDIA.values(), pa.binary()) | {PATH: pa.string()}
     return {name: KEPT[kind] for name, kind in request.keep_types.items()} or fixed
 
 

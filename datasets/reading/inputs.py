@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput, without_frames
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import IMAGES
+from forebay.contract.requests.batch import MEDIA
 from forebay.contract.signature import ARRAY_DTYPES, Field, Signature
 from forebay.contract.values import canonical
 from forebay.datasets.columns import (
@@ -30,7 +31,8 @@ from forebay.datasets.columns import (
     take,
     to_numpy,
 )
-from forebay.datasets.formats.images import PATH, decode_image, for_each
+from forebay.datasets.decoding import decode, for_each
+from forebay.datasets.formats.media import PATH
 from forebay.datasets.formats.source import Chunk
 
 
@@ -71,9 +73,14 @@ def convert(
         files = plain(parts[0]) if isinstance(parts[0], pa.Array) and len(parts) == 1 else None
         if declared is not None and declared.dtype == "json" and len(given) > 1:
             found[name] = _each(declared, _objects(given, parts), chunk.bad, bad)
-        elif files is not None and declared is not None and takes_pixels(declared) and holds_images(files.type):
-            paths = [path.as_py() for path in chunk.columns[PATH]] if format == IMAGES else None
-            found[name] = _each(declared, _pixels(files.to_pylist(), paths, declared, oriented), chunk.bad, bad)
+        elif files is not None and declared is not None and declared.media and holds_files(files.type):
+            paths = [path.as_py() for path in chunk.columns[PATH]] if format in MEDIA else None
+            found[name] = _each(declared, _decoded(files.to_pylist(), paths, declared, oriented), chunk.bad, bad)
+        elif declared is not None and declared.media and isinstance(parts[0], list) and len(parts) == 1:
+            there = {i: file for i, value in enumerate(parts[0]) if (file := _from_base64(value)) is not None}
+            made = dict(zip(there, _decoded(list(there.values()), None, declared, oriented), strict=True))
+            values = _python(declared, parts[0])
+            found[name] = _each(declared, [made.get(i, value) for i, value in enumerate(values)], chunk.bad, bad)
         else:
             found[name] = _input(declared, parts, chunk.bad, bad)
     good = np.delete(np.arange(len(chunk)), list(bad))
@@ -128,36 +135,38 @@ def _number_cells(declared: Field, column: pa.Array) -> NDArray[Any] | None:
     return cast_numbers(np.where(there, numbers, np.nan), ARRAY_DTYPES[declared.dtype])
 
 
-def takes_pixels(declared: Field) -> bool:
-    """Whether the input is an image's pixels, of which the last dimension, or none, is the colors."""
-    shape = declared.shape
-    return declared.dtype == "uint8" and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,), (-1,))
-
-
-def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold image files: their bytes, or structs with `bytes`, as Hugging Face keeps them."""
+def holds_files(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold image or audio files: their bytes, or structs with `bytes`, as Hugging Face keeps
+    them.
+    """  # fmt: skip
     if isinstance(kind, pa.StructType):
-        return kind.get_field_index("bytes") >= 0 and holds_images(kind.field("bytes").type)
+        return kind.get_field_index("bytes") >= 0 and holds_files(kind.field("bytes").type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _pixels(files: Sequence[Any], paths: Sequence[str] | None, declared: Field, oriented: bool) -> list[Any]:
-    """Each image's pixels, gray or RGB as the declared shape asks for; None for one that is missing, or its error, which names
-    its file where it has one.
-    """  # fmt: skip
-    gray = len(declared.shape) == 2 or declared.shape[2] == 1
+def _decoded(files: Sequence[Any], paths: Sequence[str] | None, declared: Field, oriented: bool) -> list[Any]:
+    """Each file's array; None for one that is missing, or its error, which names its file where it has one."""
 
-    def decode(i: int) -> Any:
+    def decoded(i: int) -> Any:
         data = files[i]["bytes"] if isinstance(files[i], dict) else files[i]
         if data is None:
             return None
         try:
-            pixels = decode_image(data, gray=gray, oriented=oriented)
+            return decode(declared, data, oriented=oriented)
         except InvalidInput as error:
             return InvalidInput(f"{shown(paths[i])}: {error}") if paths is not None else without_frames(error)
-        return pixels[..., None] if gray and len(declared.shape) == 3 else pixels
 
-    return for_each(decode, range(len(files)))
+    return for_each(decoded, range(len(files)))
+
+
+def _from_base64(value: Any) -> bytes | None:
+    """The file in JSON's form of bytes, `{"base64": "…"}`; None for any other value."""
+    if not isinstance(value, dict) or [*value] != ["base64"]:
+        return None
+    try:
+        return base64.b64decode(value["base64"], validate=True)
+    except (TypeError, ValueError):
+        return None
 
 
 def _whole(declared: Field | None, column: pa.Array) -> tuple[NDArray[Any], dict[int, Exception]] | None:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from forebay.contract.cells import is_missing
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import CSV, IMAGES, InputFile
+from forebay.contract.requests.batch import CSV, MEDIA, InputFile
 from forebay.datasets.columns import Column, Values, plain, take, to_numpy
-from forebay.datasets.formats.images import IMAGE, PATH
+from forebay.datasets.formats.media import PATH
 from forebay.datasets.formats.source import Chunk, check_columns, get_source
 
 FOLDER, ABOVE = "label", "split"  # columns of an image folder: the names of an image's folder and of the folder above
@@ -54,7 +54,7 @@ def column_names(files: Sequence[InputFile], format: str) -> list[str]:
     for file in files:
         sample = source.sample(file)
         if not sample.empty:
-            return [IMAGE, PATH, FOLDER, ABOVE] if format == IMAGES else list(sample.types)
+            return [MEDIA[format], PATH, FOLDER, ABOVE] if format in MEDIA else list(sample.types)
     raise InvalidInput(f"the data set is empty: none of its files ({shown(files[0].path)}, …) holds a row")
 
 
@@ -95,8 +95,8 @@ def read_rows(files: Sequence[InputFile], format: str, columns: Sequence[str]) -
 
 def _chunks(file: InputFile, format: str, columns: Sequence[str]) -> Any:
     source = get_source(format)
-    if format == IMAGES:
-        for chunk in source.read(file, 0, 1, [IMAGE]):
+    if format in MEDIA:
+        for chunk in source.read(file, 0, 1, []):
             yield Chunk({**chunk.columns, **_folders(file)}, chunk.where, chunk.bad)
         return
     sample = source.sample(file)

@@ -15,10 +15,11 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import INPUTS
 from forebay.contract.references import described, shown
 from forebay.contract.signature import Signature
+from forebay.datasets import decoding
 from forebay.producer.cli.options import as_text, cannot, parse_json, read_bytes, read_text
 
 STDIN = "-"
-SUFFIXES = ".npy, .npz, .json, .jsonl, .ndjson or .txt"
+SUFFIXES = ".npy, .npz, .json, .jsonl, .ndjson, .txt, or that of an image or sound"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,19 @@ def read_inputs(
         raise InvalidInput("--each makes a job of every row, --batched one job of all; give one of them")
     dtype = "json" if batched else _input_type(signature)
     inputs = JobInputs([_from_argument(text or "", dtype, what)]) if file is None else _from_file(file, dtype)
+    for value in inputs.values:
+        _open_files(signature, value)
     if not each or inputs.many:
         return inputs
     return JobInputs(_rows(inputs.values[0]), many=True)
+
+
+def _open_files(signature: Signature, value: Any) -> None:
+    """Puts files, `{"file": "cat.jpg"}`, in the place of their names, in inputs by name that take some."""
+    for field in signature.inputs or ():
+        named = value.get(field.name) if isinstance(value, dict) else None
+        if isinstance(named, dict) and [*named] == ["file"] and (field.media or field.dtype == "bytes"):
+            value[field.name] = read_bytes(Path(str(named["file"])))
 
 
 def _input_type(signature: Signature) -> str:
@@ -80,6 +91,8 @@ def _from_file(file: Path, dtype: str) -> JobInputs:
             return JobInputs([_prompt(line, "stdin") for line in _lines(text)], many=True)
         return JobInputs(_lines(text) if dtype == "str" else _json_lines(text, "stdin"), many=True)
     suffix = file.suffix.lower()
+    if any(suffix in endings for endings in decoding.SUFFIXES.values()):
+        return JobInputs([read_bytes(file)])
     if suffix in (".npy", ".npz"):
         return JobInputs([_load_numpy(file)])
     if suffix == ".json":

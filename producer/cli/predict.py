@@ -20,9 +20,12 @@ from forebay.producer.options import PredictOptions, SubmitOptions
 
 INPUT_HELP = (
     "One sample as JSON, or as plain text for a model that takes one str or a prompt; '-' reads stdin. "
+    'In inputs by name {"file": "cat.jpg"} stands for an image or a sound. '
     "Before an INPUT that starts with a minus write --."
 )
-FILE_HELP = ".npy, .npz, .json: one sample. .jsonl, .ndjson, .txt: one job per line; '-' reads such lines from stdin."
+FILE_HELP = (
+    ".npy, .npz, .json, image, sound: one sample. .jsonl, .ndjson, .txt: one job per line; '-' reads these from stdin."
+)
 
 
 @command(

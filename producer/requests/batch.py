@@ -18,11 +18,11 @@ from forebay.contract.errors import ForebayError, InvalidInput, JobNotFound, Out
 from forebay.contract.job import JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import ARROW, CSV, IMAGES, JSONL, OPENAI, BatchRequest, InputFile
+from forebay.contract.requests.batch import ARROW, CSV, JSONL, MEDIA, OPENAI, BatchRequest, InputFile
 from forebay.contract.requests.fields import check
 from forebay.datasets.columns import output_column
 from forebay.datasets.formats.files import absolute
-from forebay.datasets.formats.images import PATH
+from forebay.datasets.formats.media import PATH
 from forebay.datasets.formats.source import get_source
 from forebay.datasets.planning.checking import Named, check_file, check_outputs, check_rows, kept_types, name_columns
 from forebay.datasets.planning.schema import KeptTypes
@@ -56,7 +56,7 @@ def make_request(
     kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
     files, format = _files(input, format)
     file, sample = first_with_rows(files, format)
-    if format == IMAGES and not kept:
+    if format in MEDIA and not kept:
         kept = (PATH,)
     if format == OPENAI and kept:
         raise InvalidInput("keep: a file in OpenAI's form has its custom_id, and its results carry it; leave keep out")
@@ -96,7 +96,7 @@ def _check_files(request: BatchRequest, model: ModelVersion, first: InputFile) -
     """The first, the last, and as many others as there is time for; the rest is checked when its shards are planned."""
     until, kept = time.monotonic() + CHECK_S, KeptTypes(request.keep)
     kept.add(first, check_file(request, model.signature, first))
-    if request.format in (IMAGES, ARROW) and not request.keep:
+    if request.format in (*MEDIA, ARROW) and not request.keep:
         return
     for file in [request.files[-1], *request.files]:
         kept.add(file, check_file(request, model.signature, file))

@@ -12,7 +12,7 @@ from typing import Any
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import GENERATES_TEXT, ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import ARROW, IMAGES, OPENAI, InputFile
+from forebay.contract.requests.batch import ARROW, MEDIA, OPENAI, InputFile
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.training import DataSummary
 from forebay.contract.signature import ARRAY_DTYPES
@@ -45,7 +45,7 @@ def make_request(
         )
     file, sample = first_with_rows(files, format)
     types = {name: kind for name, kind in sample.types.items() if name != target}
-    there = [FOLDER] if format == IMAGES else list(sample.types)
+    there = [FOLDER] if format in MEDIA else list(sample.types)
     if not isinstance(target, str) or target not in there:
         raise InvalidInput(f"target: there is no column {shown(target)}; there are {', '.join(map(shown, there))}")
     if model.runtime in GENERATES_TEXT:
@@ -61,7 +61,7 @@ def make_request(
     )  # fmt: skip
     check_file(request.reading, model.signature, file)
     check_rows(request.reading, model.signature, file)
-    if format not in (IMAGES, ARROW):
+    if format not in (*MEDIA, ARROW):
         check_file(request.reading, model.signature, files[-1])
     return request
 

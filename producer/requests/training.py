@@ -17,7 +17,7 @@ from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.queues import Resources
 from forebay.contract.references import check_alias, check_name, shown
-from forebay.contract.requests.batch import IMAGES
+from forebay.contract.requests.batch import MEDIA
 from forebay.contract.requests.fields import check
 from forebay.contract.requests.recipes import FINETUNE, RECIPES, check_metric, check_params
 from forebay.contract.requests.training import Split, TrainRequest
@@ -88,7 +88,7 @@ def make_request(
     if request.split.column is None and request.split.validation == request.split.test == 0:
         raise InvalidInput("split: a version is judged by rows that are held out; give test a share such as 0.2")
     files, format = find_dataset(dataset, format, "train on one at a time")
-    target = FOLDER if request.target is None and format == IMAGES else request.target
+    target = FOLDER if request.target is None and format in MEDIA else request.target
     request = msgspec.structs.replace(request, files=tuple(files), format=format, target=target)
     there = column_names(files, format)
     if recipe == FINETUNE:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -21,17 +24,15 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
 )
 
 LONGEST = 40
-_SMALL = {
-    "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-    "max_position_embeddings": LONGEST, "initializer_range": 0.4,
-}  # fmt: skip
-_IMAGES = {
-    "image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 64, "initializer_range": 0.4,
-}  # fmt: skip
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_SMALL = _SIZES | {"vocab_size": 400, "max_position_embeddings": LONGEST, "initializer_range": 0.4}
+_IMAGES = _SIZES | {"image_size": 32, "patch_size": 8, "initializer_range": 0.4}
 TOPICS = {0: "sport", 1: "money", 2: "weather"}
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 
@@ -59,10 +60,16 @@ def save(folder: Path, kind: str) -> Path:
     if kind == "tags":
         model.classifier.bias.data[0] = -4  # few tokens are outside all entities
     model.save_pretrained(folder)
-    (ViTImageProcessor(size={"height": 32, "width": 32}) if "image" in kind else tokenizer()).save_pretrained(folder)
+    made = next((maker() for part, maker in _PROCESSORS.items() if part in kind), None)
+    (made or tokenizer()).save_pretrained(folder)
     return folder
 
 
+_PROCESSORS: dict[str, Any] = {
+    "image": lambda: ViTImageProcessor(size={"height": 32, "width": 32}),
+    "sounds": Wav2Vec2FeatureExtractor,
+    "spectra": lambda: ASTFeatureExtractor(max_length=100, num_mel_bins=32),
+}
 _MAKERS: dict[str, Any] = {
     "topics": lambda: BertForSequenceClassification(BertConfig(**_SMALL, id2label=TOPICS)),
     "several": lambda: DistilBertForSequenceClassification(
@@ -78,5 +85,14 @@ _MAKERS: dict[str, Any] = {
     "features": lambda: BertModel(BertConfig(**_SMALL)),
     "masked": lambda: BertForMaskedLM(BertConfig(**_SMALL)),
     "images": lambda: ViTForImageClassification(ViTConfig(**_IMAGES, id2label={0: "crane", 1: "boat", 2: "crane"})),
+    "sounds": lambda: Wav2Vec2ForSequenceClassification(
+        Wav2Vec2Config(
+            **_SIZES, conv_dim=(16, 16), conv_stride=(5, 4), conv_kernel=(10, 8), num_feat_extract_layers=2,
+            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, classifier_proj_size=16, id2label=TOPICS,
+        )
+    ),
+    "spectra": lambda: ASTForAudioClassification(
+        ASTConfig(**_SIZES, max_length=100, num_mel_bins=32, id2label=TOPICS)
+    ),
     "image features": lambda: ViTModel(ViTConfig(**_IMAGES)),
 }  # fmt: skip

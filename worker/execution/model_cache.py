@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import structlog
 
@@ -26,6 +27,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Row
+from forebay.datasets.decoding import for_each, read_files
 from forebay.storage.blobs.folders import unpack_folder
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.models.registry import ModelRegistry
@@ -51,9 +53,23 @@ class LoadedModel:
     warm: bool
 
     def preprocess(self, rows: list[Row]) -> list[Row]:
-        """The rows as the model's batches take them."""
+        """The rows as the model's batches take them: files in them read, and what its runtime makes of each."""
         hook = getattr(self.model, "preprocess", None)
+        if self.takes_files:
+            rows = for_each(partial(_read, self.spec), rows)
         return rows if hook is None else [hook(row) for row in rows]
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether its rows may hold image or audio files."""
+        return any(field.media for field in self.spec.signature.inputs or ())
+
+    def nbytes_read(self, rows: Sequence[Row]) -> int:
+        """Bytes of the arrays that files in the rows have become, which are more than the files had."""
+        if not self.takes_files:
+            return 0
+        values = (value for row in rows for value in (row.values() if isinstance(row, dict) else [row]))
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
     def count_tokens(self, rows: Sequence[Row]) -> int | None:
         """How many tokens the model reads of these rows; None when its runtime does not count them."""
@@ -226,7 +242,8 @@ class ModelCache:
                 model = self._runtimes(spec.runtime, self._allowed).load(path, self.device, spec)
             else:
                 model = _adapted(whole, path, spec)
-            warm = warm_up(model, spec, self.example(spec))
+            example = self.example(spec)
+            warm = warm_up(model, spec, None if example is None else _read(spec, example))
         except BaseException:
             self._metrics.loaded((spec.name, spec.version), time.perf_counter() - started, failed=True)
             release_memory(self.device)  # a half-built model must not stay behind
@@ -243,6 +260,10 @@ class ModelCache:
                 "model_exceeds_budget", model=spec.ref, bytes=size, budget_bytes=self.budget, device=self.device
             )
         return LoadedModel(spec, model, size, warm)
+
+
+def _read(spec: ModelVersion, row: Row) -> Row:
+    return read_files(spec.signature, row, oriented=spec.oriented)
 
 
 def _adapted(whole: LoadedModel, path: Path | None, spec: ModelVersion) -> Model:

@@ -104,7 +104,7 @@ class PredictHandler:
         with closing(self._payloads.load_all(places)) as payloads:
             for job, data in zip(claimed, payloads, strict=True):
                 group.append(PredictJob.decode(job, data, reader.read, loaded))
-                size += 0 if isinstance(data, Exception) else len(data)
+                size += 0 if isinstance(data, Exception) else max(len(data), loaded.nbytes_read(group[-1].rows))
                 if size > GROUP_BYTES:
                     yield group
                     group, size = [], 0

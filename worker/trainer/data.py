@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from forebay.contract.cells import label_text
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
-from forebay.contract.requests.batch import IMAGES
+from forebay.contract.requests.batch import MEDIA
 from forebay.contract.requests.recipes import CLASSES
 from forebay.contract.requests.training import TRAIN, DataSummary, TrainRequest
 from forebay.datasets.columns import Values
 from forebay.datasets.formats.files import content_hash
-from forebay.datasets.formats.images import IMAGE
 from forebay.datasets.reading.table import FOLDER, Read, Table, column_names, read_table
 from forebay.worker.trainer import splitting
 from forebay.worker.trainer.labels import Target, label_order
@@ -62,7 +61,7 @@ def load_data(request: TrainRequest, recipe: AnyRecipe, normalize: bool, process
     learned = {name: read.table.columns[name] for name in (*features, target)}
     hashes = splitting.row_hashes(learned, len(read.table))
     read = _prepared(read, recipe, features, request)
-    folders = request.format == IMAGES and target == FOLDER  # a folder may well be called NA
+    folders = request.format in MEDIA and target == FOLDER  # a folder may well be called NA
     kept = _kept(read, features, None if folders else target, request.missing)
     table = read.table.take(kept)
     targets, classes = _targets(table.columns[target], target, recipe.task)
@@ -90,20 +89,20 @@ def _prepared(read: Read, recipe: AnyRecipe, features: Sequence[str], request: T
     if own is None:
         return read
     columns, bad = own({name: read.table.columns[name] for name in features})
-    where = {i: f"{shown(request.files[i].path)}: " if request.format == IMAGES else "" for i in bad}
+    where = {i: f"{shown(request.files[i].path)}: " if request.format in MEDIA else "" for i in bad}
     bad = {i: where[i] + reason for i, reason in bad.items()}
     return Read(Table(read.table.columns | columns, len(read.table)), read.bad | bad)
 
 
 def _chosen(request: TrainRequest, there: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The target and the features."""
-    images = request.format == IMAGES
-    target = request.target or (FOLDER if images else None)
+    files = MEDIA.get(request.format)
+    target = request.target or (FOLDER if files else None)
     if target is None:
         raise InvalidInput(f"target: which column is to be learned? There are {', '.join(map(shown, there)):.500}")
     request.check_columns(there)
     others = tuple(name for name in there if name not in (target, request.split.by))
-    return target, request.features or ((IMAGE,) if images else others)
+    return target, request.features or ((files,) if files else others)
 
 
 def _kept(read: Read, features: Sequence[str], target: str | None, missing: str) -> NDArray[np.int64]:

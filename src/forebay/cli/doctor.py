@@ -35,6 +35,7 @@ EXTRAS = (
     ("pytorch_lightning", "train", "training"),
     ("sentence_transformers", "text", "text models"),
     ("transformers", "transformers", "folders of Hugging Face's transformers"),
+    ("soundfile", "audio", "sound"),
     ("llguidance", "generation", "language models"),
     ("aiohttp", "remote", "models that another server runs"),
     ("flower", "dashboard", "the dashboard"),

@@ -14,8 +14,8 @@ from PIL import Image
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.signature import Signature
-from forebay.datasets.formats import images
-from forebay.datasets.formats.images import decode_image
+from forebay.datasets import decoding
+from forebay.datasets.decoding import decode_image
 from forebay.worker.trainer.data import load_data
 from forebay.worker.trainer.recipes.images import ImageClassifier, a_pixel
 from support.datasets import errors_of, rows_of
@@ -152,13 +152,13 @@ def test_a_column_of_encoded_images_gives_what_their_files_give(tmp_path: Path, 
 
 
 def test_several_images_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "CORES", 3)
+    monkeypatch.setattr(decoding, "CORES", 3)
     together = Barrier(3, timeout=60)
-    assert images.for_each(lambda n: (together.wait(), n)[1], range(6)) == [*range(6)]
+    assert decoding.for_each(lambda n: (together.wait(), n)[1], range(6)) == [*range(6)]
 
 
 def test_too_many_pixels_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 5)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 5)
     with pytest.raises(InvalidInput, match="3 × 2 pixels; at most 5 are read"):
         decode_image(array(RAMP, "PNG"))
 

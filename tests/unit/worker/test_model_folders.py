@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
@@ -141,6 +141,37 @@ def test_features_of_images_are_those_of_the_model(folder):
         with torch.inference_mode():
             expected = model(**processor(image, return_tensors="pt")).last_hidden_state[0, 0]
         np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_scores_of_sounds_of_any_length_are_those_of_the_model_whatever_they_are_batched_with(folder):
+    chance = np.random.default_rng(3)
+    sounds = [chance.standard_normal(n).astype(np.float32) for n in (8000, 16_000, 8000, 16_320)]
+    pipe = pipeline("audio-classification", str(folder("sounds")), device="cpu")
+    loaded = load(folder("sounds"))
+    assert runtime_of(folder("sounds"), None) == "transformers"
+    sound = {"dtype": "float32", "shape": [-1], "sample_rate": 16_000}
+    assert loaded.spec.signature.inputs_json() == {"audio": sound}
+    together = predict(loaded, sounds[:3:2], 2) + predict(loaded, sounds, 1)
+    for made, expected in zip(together, pipe([*sounds[:3:2], *sounds]), strict=True):
+        by_label = {entry["label"]: entry["score"] for entry in expected}
+        np.testing.assert_allclose(made["scores"], [by_label[label] for label in loaded.spec.classes], atol=1e-5)
+        assert made["label"] == expected[0]["label"]
+
+
+def test_a_sound_that_would_be_cut_is_refused_unless_the_version_says_so(folder):
+    longest = 400 + 160 * 100 - 1  # samples of a hundred frames
+    signal = np.random.default_rng(3).standard_normal(longest + 1).astype(np.float32)
+    extractor = AutoFeatureExtractor.from_pretrained(folder("spectra"))
+    frames = [
+        extractor(signal[:n], sampling_rate=16_000, return_tensors="np")["input_values"] for n in (longest, longest + 1)
+    ]
+    np.testing.assert_array_equal(*frames)  # which the library cuts without a word
+    loaded = load(folder("spectra"))
+    assert {*predict(loaded, [signal[:-1]], 1)[0]} == {"label", "scores"}
+    with pytest.raises(InvalidInput, match=r"lasts 1\.02 s; this model hears 1\.02 s"):
+        predict(loaded, [signal], 1)
+    [cut] = predict(load(folder("spectra"), truncate=True), [signal], 1)
+    np.testing.assert_allclose(cut["scores"], predict(loaded, [signal[:-1]], 1)[0]["scores"], atol=1e-5)
 
 
 def test_a_text_that_is_too_long_is_refused_alone_and_is_cut_only_where_the_version_says_so(folder):

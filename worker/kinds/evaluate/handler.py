@@ -17,12 +17,12 @@ import structlog
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import GENERATES_TEXT, ModelVersion
-from forebay.contract.requests.batch import IMAGES
+from forebay.contract.requests.batch import MEDIA
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.request import decode
 from forebay.contract.wire import codec
 from forebay.datasets.formats.files import content_hash
-from forebay.datasets.formats.images import PATH
+from forebay.datasets.formats.media import PATH
 from forebay.datasets.formats.source import CHUNK_ROWS
 from forebay.datasets.reading.inputs import convert
 from forebay.datasets.reading.rows import Rows, all_pieces, read_pieces
@@ -160,7 +160,7 @@ def _seen_rows(spec: ModelVersion, share: float) -> str:
 
 def _truth(chunk: Rows, request: EvaluateRequest) -> list[Any]:
     """What is true of each row of a chunk."""
-    if request.format == IMAGES and request.target not in chunk.columns:
+    if request.format in MEDIA and request.target not in chunk.columns:
         paths = [PurePosixPath(path.as_py()) for path in chunk.columns[PATH]]
         return [path.parent.name for path in paths]
     column = chunk.columns[request.target]

@@ -1,4 +1,4 @@
-"""Loads what `save_pretrained` of a transformers model and of its tokenizer or image processor wrote: offline, from safetensors
+"""Loads what `save_pretrained` of a transformers model and of its tokenizer or processor wrote: offline, from safetensors
 only, and without remote code.
 """  # fmt: skip
 
@@ -17,7 +17,7 @@ from forebay.contract.requests.folders import ModelFolder
 from forebay.worker.runtimes import Model
 from forebay.worker.runtimes.folders import go_offline, safe_folder
 from forebay.worker.runtimes.huggingface.heads import head_of
-from forebay.worker.runtimes.huggingface.images import ImageModel
+from forebay.worker.runtimes.huggingface.media import AudioModel, ImageModel
 from forebay.worker.runtimes.huggingface.texts import TextModel
 from forebay.worker.runtimes.speed import tuned
 
@@ -25,6 +25,7 @@ _AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "image-classification": "AutoModelForImageClassification",
+    "audio-classification": "AutoModelForAudioClassification",
     "feature-extraction": "AutoModel",
 }
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
@@ -49,6 +50,9 @@ class Transformers:
                 # one backend, so that an image gives the same wherever torchvision is installed or not
                 processor = library.AutoImageProcessor.from_pretrained(str(root), backend="pil", **_LOCAL)
                 return ImageModel(model, forward, processor, head)
+            if folder.takes == "audio":
+                extractor = library.AutoFeatureExtractor.from_pretrained(str(root), **_LOCAL)
+                return AudioModel(model, forward, extractor, head, truncate=folder.options.truncate)
             tokenizer = library.AutoTokenizer.from_pretrained(str(root), **_LOCAL)
             return TextModel(model, forward, tokenizer, head, truncate=folder.options.truncate)
         except ForebayError as error:

@@ -14,7 +14,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.contract.requests.recipes import CLASSES
 from forebay.datasets.columns import Values
-from forebay.datasets.formats.images import decode_image, for_each
+from forebay.datasets.decoding import decode_image, for_each
 from forebay.datasets.reading.table import Table
 from forebay.worker.trainer.preprocessing import DROP, fit_scale
 from forebay.worker.trainer.recipes.tabular import perceptron
