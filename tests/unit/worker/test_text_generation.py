@@ -14,7 +14,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    FalconConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    MistralConfig,
+)
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused, TimedOut
 from forebay.datasets.examples import parse_example
@@ -380,6 +387,79 @@ def test_a_row_of_many_choices_runs_in_batches_of_bounded_size(folder: Path, mon
     [made] = generate(model, [{"prompt": [5] * 30, "max_tokens": 10, "n": 12, "temperature": 1.0}])
     assert len(made["choices"]) == 12
     assert sizes == [5, 5, 2]
+
+
+def with_prefix(count: int, length: int = 60) -> list[list[int]]:
+    """Prompts with the same beginning; the first has nothing else."""
+    start = random.Random(9).choices(range(3, len(tokenizer())), k=length)
+    return [start, *(start + rest for rest in prompts(count - 1, 40))]
+
+
+def test_a_beginning_that_all_prompts_share_is_computed_once(
+    folder: Path, model: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, steps = with_prefix(12), []
+    watched = load(folder)
+    forward = watched._decoder._forward
+
+    def counted(**given: Any) -> Any:
+        steps.append(tuple(given["input_ids"].shape))
+        return forward(**given)
+
+    monkeypatch.setattr(watched._decoder, "_forward", counted)
+    made = generate(watched, [{"prompt": prompt, "max_tokens": 8} for prompt in asked])
+    assert steps[:2] == [(1, 59), (12, max(map(len, asked)) - 59)]
+    for prompt, result in zip(asked, made, strict=True):
+        assert result["text"] == tokenizer().decode(by_transformers(prompt, 8), skip_special_tokens=True)
+    sampled = [{"prompt": p, "max_tokens": 8, "temperature": 1.0, "seed": i, "n": 2} for i, p in enumerate(asked)]
+    assert same(generate(watched, sampled), generate(model, sampled, at_once=1))
+
+
+def test_prompts_that_begin_alike_run_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = load(folder, max_batch_size=4), []
+    run = model._decoder.run
+    monkeypatch.setattr(
+        model._decoder, "run", lambda rows, step: (batches.append([r.prompt[0] for r in rows]), run(rows, step))
+    )
+    generate(model, [{"prompt": [5 + i % 2] * 16 + [i] * (1 + i), "max_tokens": 1} for i in range(10)])
+    assert sorted(batches) == [[5] * 4, [6, 5], [6] * 4]
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": len(tokenizer()), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": 1,
+    "bos_token_id": 0, "pad_token_id": 2, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [
+        (MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, sliding_window=24), False),
+        (FalconConfig(**SMALL, alibi=True, new_decoder_architecture=False), None),
+        (GPT2Config(vocab_size=len(tokenizer()), n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
+                    bos_token_id=0, eos_token_id=1), None),
+        (GPTNeoXConfig(**SMALL, intermediate_size=64, max_position_embeddings=256), None),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)  # fmt: skip
+def test_other_ways_to_tell_places_give_what_generate_gives(config: Any, shares: bool | None, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    plain.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    try:
+        model = load(tmp_path)
+    except ModelLoadFailed as error:
+        assert "padded" in str(error)  # noqa: PT017 - refused, so nothing can be wrong
+        return
+    assert shares in (None, model._decoder._shares)
+    asked = [*with_prefix(6, 40), *prompts(6, 60)]
+    for at_once, some in ((6, asked), (12, asked)):
+        made = generate(model, [{"prompt": prompt, "max_tokens": 6} for prompt in some], at_once)
+        for prompt, result in zip(some, made, strict=True):
+            ids = torch.tensor([prompt])
+            expected = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+            assert result["text"] == tokenizer().decode(expected[0, len(prompt) :], skip_special_tokens=True)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from forebay.worker.runtimes.generation.grammar import Matcher
 from forebay.worker.runtimes.generation.sampling import Noise, Sampler
 from forebay.worker.runtimes.generation.text import Text, TokenBytes
 
+LEAST_SHARED = 16  # tokens of a prefix: a forward pass of their own must pay
+
 
 @dataclass(slots=True, eq=False)
 class Generating:
@@ -51,6 +53,14 @@ class Generating:
             self.finish_reason = "length"
 
 
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts have in common; 0 where it is not worth while. Each keeps its last one for itself."""
+    first, last = min(prompts, key=list), max(prompts, key=list)  # in their order, so what these two share all do
+    most = min(map(len, prompts)) - 1
+    length = next((i for i in range(most) if first[i] != last[i]), most)
+    return length if len(prompts) > 1 and length >= LEAST_SHARED else 0
+
+
 class Decoder:
     """Generates with one loaded model. `ends` are the tokens that end a text."""
 
@@ -60,6 +70,7 @@ class Decoder:
         self._ends = ends
         self._bytes = token_bytes
         self._repetition = float(model.generation_config.repetition_penalty or 1.0)
+        self._shares = False
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Generating], step: Callable[[], None]) -> None:
@@ -67,12 +78,14 @@ class Decoder:
         live = list(rows)
         if not live:
             return
-        tokens, mask = self._padded([row.prompt for row in live], max(row.max_tokens for row in live))
-        width, positions, cache = tokens.shape[1], None, self._new_cache()
+        prompts = [row.prompt for row in live]
+        shared = shared_length(prompts) if self._shares else 0
+        tokens, mask, cache = self._begun(prompts, shared, max(row.max_tokens for row in live))
+        width, positions = shared + tokens.shape[1], None
         sampler: Sampler | None = None
         while live:
             seen = mask[:, :width]
-            positions = (seen.cumsum(-1) - 1).clamp(min=0) if positions is None else positions[:, -1:] + 1
+            positions = _positions(seen)[:, shared:] if positions is None else positions[:, -1:] + 1
             logits = self._forward(
                 input_ids=tokens, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
@@ -97,21 +110,39 @@ class Decoder:
     def check_padding(self) -> bool:
         """Whether a prompt's logits are the same beside a longer one: else padding is not what the model takes it for."""
         some = [token for token in range(min(64, self._vocabulary())) if token not in self._ends][:12]
-        alone, beside = (self._logits(prompts)[-1] for prompts in ([some[:3]], [some, some[:3]]))
-        scale = float(alone.abs().max()) + 1e-6
-        return bool((alone - beside).abs().max() <= 0.02 * scale)
+        alone, beside = (self._logits(prompts) for prompts in ([some[:6]], [some, some[:6]]))
+        if not _close(alone, beside):
+            return False
+        # a model may look at where its keys lie, and not at the positions it is told: then no prefix is computed apart
+        plain = {type(layer).__name__ for layer in self._new_cache().layers} == {"DynamicLayer"}  # it keeps every token
+        self._shares = plain and _close(alone, self._logits([some, some[:6]], shared=4))
+        return True
 
-    def _logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        tokens, mask = self._padded(prompts, 0)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    def _logits(self, prompts: Sequence[Sequence[int]], shared: int = 0) -> Tensor:
+        """Those behind the last prompt."""
+        tokens, mask, cache = self._begun(prompts, shared, 0)
         made: Tensor = self._forward(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._new_cache(),
+            input_ids=tokens, attention_mask=mask, position_ids=_positions(mask)[:, shared:], past_key_values=cache,
             use_cache=True,
-        ).logits[:, -1]
+        ).logits[-1, -1]  # fmt: skip
         return made.float()
+
+    def _begun(self, prompts: Sequence[Sequence[int]], shared: int, room: int) -> tuple[Tensor, Tensor, Any]:
+        """What is left to compute of the prompts, a mask of them and `room` further tokens, and a cache of their first `shared`
+        tokens, which went through the model once for all. Padding stands between these and the rest.
+        """  # fmt: skip
+        tokens, mask = self._padded([prompt[shared:] for prompt in prompts], room)
+        cache = self._new_cache()
+        if shared:
+            prefix = torch.tensor([list(prompts[0][:shared])], device=tokens.device)
+            seen = torch.ones_like(prefix)
+            self._forward(
+                input_ids=prefix, attention_mask=seen, position_ids=_positions(seen), past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+            cache.batch_repeat_interleave(len(prompts))
+            mask = torch.cat([seen.expand(len(prompts), -1), mask], dim=1)
+        return tokens, mask, cache
 
     def _vocabulary(self) -> int:
         return int(self._model.get_input_embeddings().num_embeddings)
@@ -154,3 +185,12 @@ class Decoder:
     def _told(self, token: int, logprob: float) -> TokenLogprob:
         data = self._bytes.of(token)
         return TokenLogprob(token=data.decode("utf-8", "replace"), logprob=logprob, bytes=list(data))
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Of each token, not counting padding."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= 0.02 * (float(one.abs().max()) + 1e-6))

@@ -18,7 +18,7 @@ from forebay.contract.signature import Row
 from forebay.datasets.examples import Example
 from forebay.worker.runtimes import Between, Interrupted, Piece
 from forebay.worker.runtimes.folders import go_offline, safe_folder
-from forebay.worker.runtimes.generation.decoding import Decoder, Generating
+from forebay.worker.runtimes.generation.decoding import LEAST_SHARED, Decoder, Generating
 from forebay.worker.runtimes.generation.grammar import Grammars
 from forebay.worker.runtimes.generation.prompts import Prompt, PromptReader
 from forebay.worker.runtimes.generation.sampling import Noise
@@ -145,15 +145,32 @@ class TextGenerator:
         ]  # fmt: skip
 
     def _batches(self, rows: list[Generating]) -> list[list[Generating]]:
-        """Rows of like length together: a row with many choices may be more than a batch by itself."""
+        """Rows of like length together, and such with the same beginning where there are enough of them.
+
+        A row with many choices may be more than a batch by itself.
+        """
         rows.sort(key=lambda row: -(len(row.prompt) + row.max_tokens))
+        alike: dict[Sequence[int], list[Generating]] = {}
+        for row in rows:
+            alike.setdefault(tuple(row.prompt[:LEAST_SHARED]), []).append(row)
         batches: list[list[Generating]] = []
-        while rows:
-            longest = len(rows[0].prompt) + rows[0].max_tokens
-            size = max(1, min(self._spec.max_batch_size, (self._spec.max_batch_tokens or BATCH_TOKENS) // longest))
-            batches.append(rows[:size])
-            del rows[:size]
+        left: list[Generating] = []
+        for group in alike.values():
+            while group and len(group) >= (size := self._fitting(group)):
+                batches.append(group[:size])
+                del group[:size]
+            left += group
+        left.sort(key=lambda row: -(len(row.prompt) + row.max_tokens))
+        while left:
+            size = self._fitting(left)
+            batches.append(left[:size])
+            del left[:size]
         return batches
+
+    def _fitting(self, rows: Sequence[Generating]) -> int:
+        """How many of these fit into a batch, the longest of which comes first."""
+        longest = len(rows[0].prompt) + rows[0].max_tokens
+        return max(1, min(self._spec.max_batch_size, (self._spec.max_batch_tokens or BATCH_TOKENS) // longest))
 
     def _result(self, prompt: Prompt, choices: Sequence[Generating]) -> Row:
         error = next((row.error for row in choices if row.error is not None), None)
