@@ -18,6 +18,7 @@ from forebay.api.context import json_response
 from forebay.api.native import bodies as b
 from forebay.api.native import jobs, models, results
 from forebay.api.native.results import WRITERS
+from forebay.contract.drift.comparison import Drift
 
 BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
 TEXT = {"type": "string"}
@@ -71,6 +72,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/discover"): Operation({200: b.ModelList}, body=b.Search),
     ("PUT", "/api/v1/models/{name}/aliases/{alias}"): Operation({200: b.ModelBody}, body=b.Alias),
     ("DELETE", "/api/v1/models/{name}/aliases/{alias}"): Operation({204: None}),
+    ("GET", "/api/v1/models/{ref}/drift"): Operation({200: Drift}, query=b.DriftQuery),
+    ("GET", "/api/v1/models/{name}/{version}/drift"): Operation({200: Drift}, query=b.DriftQuery),
     ("GET", "/api/v1/models/{ref}"): Operation({200: b.ModelBody}),
     ("DELETE", "/api/v1/models/{ref}"): Operation({204: None}),
     ("GET", "/api/v1/models/{name}/{version}"): Operation({200: b.ModelBody}),

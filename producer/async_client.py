@@ -19,6 +19,7 @@ from forebay.producer.event_loop import EventLoopBridge
 from forebay.producer.handles.job import Job
 from forebay.producer.models import Models
 from forebay.producer.options import PredictOptions
+from forebay.producer.retraining import Retraining
 from forebay.producer.submit import Submitter
 
 P = ParamSpec("P")
@@ -147,6 +148,18 @@ class AsyncModels:
     benchmark = _submitted(Models.benchmark)
 
 
+class AsyncRetraining:
+    """`client.retraining`, awaited."""
+
+    def __init__(self, bridge: EventLoopBridge, retraining: Retraining) -> None:
+        self._bridge = bridge
+        self.sync = retraining
+
+    add = _awaited(Retraining.add)
+    list = _awaited(Retraining.list)
+    remove = _awaited(Retraining.remove)
+
+
 class AsyncClient:
     """Submits jobs and reads results from an event loop, asyncio's or uvloop's; `async with` closes it.
 
@@ -167,6 +180,7 @@ class AsyncClient:
         self._submitter = Submitter(self.sync.session)
         self._bridge = EventLoopBridge(self.sync.session, self._submitter)
         self.models = AsyncModels(self._bridge, self.sync.models)
+        self.retraining = AsyncRetraining(self._bridge, self.sync.retraining)
 
     @property
     def settings(self) -> Settings:
@@ -193,6 +207,8 @@ class AsyncClient:
         """This client, noting in each job who submitted it."""
         other = copy(self)
         other.sync = self.sync.submitting_for(submitted_by)
+        other.models = AsyncModels(self._bridge, other.sync.models)
+        other.retraining = AsyncRetraining(self._bridge, other.sync.retraining)
         other._submitter = Submitter(self.sync.session, submitted_by)
         return other
 

@@ -29,6 +29,7 @@ from forebay.producer.options import (
     check_metadata,
     since_at,
 )
+from forebay.producer.retraining import Retraining
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
 from forebay.storage.jobs.queries import JobFilters
@@ -62,6 +63,7 @@ class Client:
             raise InvalidInput("give settings, or home, broker and database; not both")
         self.session = Session(settings or Settings.load(home=home, broker=broker, database=database))
         self.models = Models(self.session)
+        self.retraining = Retraining(self.session)
         self._submitter = Submitter(self.session)
 
     @property
@@ -82,6 +84,7 @@ class Client:
         other = copy(self)
         other._submitter = Submitter(self.session, submitted_by)
         other.models = Models(self.session, submitted_by)
+        other.retraining = Retraining(self.session, submitted_by)
         return other
 
     def close(self) -> None:

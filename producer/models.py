@@ -196,7 +196,7 @@ class Models:
         it has no reference.
         """  # fmt: skip
         model = self._registry.get(parse_model(ref))
-        found = DriftStore(self._session.ledger).drift(model, hours)
+        found = DriftStore(self._session.ledger).drift((model.name, model.version), hours)
         if found is None:
             raise InvalidInput(f"{model.ref} has no reference: {NO_REFERENCE}")
         return found

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.model import ModelVersion
+from forebay.storage.models.drift import DAY, KEPT_HOURS
 
 Ref = Annotated[str, Meta(min_length=1, max_length=180, description="`name`, `name/3` or `name@alias`")]
 Key = Annotated[str, Meta(min_length=1, max_length=180)]
@@ -231,6 +232,12 @@ class ModelQuery(Struct, forbid_unknown_fields=True):
     name: str | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     after: Annotated[str, Meta(description="`next` of the page before")] | UnsetType = UNSET
+
+
+class DriftQuery(Struct, forbid_unknown_fields=True):
+    """What is held against the reference: what was served in the last hours."""
+
+    hours: Annotated[int, Meta(ge=1, le=KEPT_HOURS)] = DAY
 
 
 class Register(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -64,6 +65,17 @@ class SubmitEvaluate(Options, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | UnsetType = UNSET
 
 
+class SubmitReference(Options, kw_only=True, forbid_unknown_fields=True):
+    """Hold what a version serves from then on against a data set, for drift. Needs the scope `models` too."""
+
+    kind: Literal["reference"]
+    model: Ref
+    dataset: Dataset
+    columns: Columns | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
 def _asked(kind: type[msgspec.Struct], *others: str) -> list[Any]:
     """The fields of a request but these, of which none need be given that has a default."""
     return [
@@ -115,9 +127,11 @@ async def submit_data_job(request: Request, body: Any, options: PredictOptions) 
             if isinstance(given["output"], FileRecord):
                 raise InvalidInput("a batch writes a folder, not an uploaded file - at `$.output`")
             return await client.batch(body.model, **given)
-        if body.kind in ("train", "tune"):
+        if body.kind in ("train", "tune", "reference"):
             check_scope(request, "models")
-            return await (client.train if body.kind == "train" else client.tune)(body.model, **given)
+            submits: dict[str, Callable[..., Awaitable[AsyncJob]]]
+            submits = {"train": client.train, "tune": client.tune, "reference": client.models.reference}
+            return await submits[body.kind](body.model, **given)
         return await client.evaluate(body.model, **given)
     except InvalidInput as error:
         text = str(error)

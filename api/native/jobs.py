@@ -45,7 +45,14 @@ from forebay.api.native.bodies import (
     Wait,
     job_url,
 )
-from forebay.api.native.data_jobs import SubmitBatch, SubmitEvaluate, SubmitTrain, SubmitTune, submit_data_job
+from forebay.api.native.data_jobs import (
+    SubmitBatch,
+    SubmitEvaluate,
+    SubmitReference,
+    SubmitTrain,
+    SubmitTune,
+    submit_data_job,
+)
 from forebay.api.native.results import as_plain, known_info, known_job
 from forebay.api.native.values import inputs_from_json, result_as_json
 from forebay.contract.errors import ForebayError, InvalidInput, JobFailed
@@ -67,6 +74,7 @@ KINDS: Mapping[str, Any] = {
     "train": SubmitTrain,
     "evaluate": SubmitEvaluate,
     "tune": SubmitTune,
+    "reference": SubmitReference,
 }
 
 

@@ -16,7 +16,17 @@ from starlette.routing import Route
 
 from forebay.api.context import api_of, json_response, media_type, needs, parse_json, read_json, read_query
 from forebay.api.errors import MalformedBody
-from forebay.api.native.bodies import Alias, ModelBody, ModelList, ModelQuery, QueueBody, QueueList, Register, Search
+from forebay.api.native.bodies import (
+    Alias,
+    DriftQuery,
+    ModelBody,
+    ModelList,
+    ModelQuery,
+    QueueBody,
+    QueueList,
+    Register,
+    Search,
+)
 from forebay.api.native.values import inputs_from_json
 from forebay.api.places import find_place, local_copy, local_name
 from forebay.contract.errors import InvalidInput
@@ -73,6 +83,13 @@ async def list_models(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """The version that `name`, `name/3` or `name@alias` means now."""
     return json_response(ModelBody.of(await api_of(request).client.models.get(_ref(request))))
+
+
+@needs("read")
+async def drift(request: Request) -> Response:
+    """How far what the version has served is from its reference, by column."""
+    query = read_query(request, DriftQuery)
+    return json_response(await api_of(request).client.models.drift(_ref(request), query.hours))
 
 
 @needs("models")
@@ -151,6 +168,8 @@ ROUTES = [
     Route("/api/v1/models:search", search, methods=["POST"]),
     Route("/api/v1/models/{name}/aliases/{alias}", set_alias, methods=["PUT"]),
     Route("/api/v1/models/{name}/aliases/{alias}", drop_alias, methods=["DELETE"]),
+    Route("/api/v1/models/{ref}/drift", drift, methods=["GET"]),
+    Route("/api/v1/models/{name}/{version}/drift", drift, methods=["GET"]),
     Route("/api/v1/models/{ref}", show, methods=["GET"]),
     Route("/api/v1/models/{ref}", delete, methods=["DELETE"]),
     Route("/api/v1/models/{name}/{version}", show, methods=["GET"]),

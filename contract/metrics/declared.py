@@ -103,6 +103,10 @@ LEDGER: Mapping[str, Metric] = {
     "training_loss": Metric("gauge", "Last training loss of a running training job; NaN when it is not finite.", RUN),
     "training_rows_per_second": Metric("gauge", "Pace of a running training job when it last told it.", RUN),
     "training_silence_seconds": Metric("gauge", "Time since a running training job last told of a step, or began.", RUN),
+    "model_drift_psi": Metric(
+        "gauge", "Largest PSI of a column of what a version served in the last 24 h, beyond chance; 0 when none is.", MODEL
+    ),
+    "model_drifted_columns": Metric("gauge", "Columns that have drifted in what a version served in the last 24 h.", MODEL),
     "worker_up": Metric("gauge", "1 while the worker's heartbeat is fresh, else 0.", ("worker",)),
     "worker_info": Metric("gauge", "Always 1; the labels say what the worker is.", ("worker", "host", "device", "queues")),
     "worker_start_time_seconds": Metric("gauge", "When the worker first reported, since the epoch.", ("worker",)),

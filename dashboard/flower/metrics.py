@@ -40,6 +40,10 @@ def _values(
         for name, value in (("epoch", epoch), ("loss", loss), ("rows_per_second", pace), ("silence_seconds", silent_s)):
             if value is not None:
                 _set(values, f"training_{name}", value, model, id)
+    for drift in filter(None, map(queries.drift.drift, queries.drift.served_last())):
+        model, _, version = drift.model.rpartition("/")
+        _set(values, "model_drift_psi", drift.worst.psi or 0.0 if drift.worst else 0.0, model, version)
+        _set(values, "model_drifted_columns", len(drift.drifted), model, version)
     for report in reports:
         info = report.info
         _set(values, "worker_up", float(alive[info.name]), info.name)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forebay.contract.drift.comparison import Drift
 from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.metrics.statistics import Histogram, Statistics
 from forebay.contract.model import ModelVersion
@@ -55,13 +56,14 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class VersionPageData:
-    """What the page shows of a version: its ancestors, itself first, its children, its evaluations and benchmarks."""
+    """What the page shows of a version: its ancestors, itself first, its children, evaluations and benchmarks, and its drift."""
 
     model: ModelVersion
     ancestors: list[Ancestor]
     children: list[ModelVersion]
     evaluations: list[Evaluation]
     benchmarks: list[Benchmark]
+    drift: Drift | None
     failures: Sequence[Failures]
     ceilings: Mapping[str, int]
     generated: Generated | None
@@ -115,6 +117,7 @@ def read_version(queries: LedgerQueries, ref: str) -> VersionPageData:
         children[:MAX_CHILDREN],
         queries.training.evaluations(model.name, model.version, MAX_EVALUATIONS),
         queries.benchmarks.of_version(model.name, model.version, MAX_EVALUATIONS),
+        queries.drift.drift((model.name, model.version)),
         failures_by_model(queries.ledger).get((model.name, model.version), ()),
         queries.overview.ceilings().get((model.name, model.version), {}),
         generated([report.statistics for report in queries.workers.reports()], model),

@@ -25,6 +25,7 @@ from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.views import JobViews
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.benchmarks import BenchmarkStore
+from forebay.storage.models.drift import DriftStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.queries import TrainingQueries
 from forebay.storage.workers import WorkerRegistry
@@ -51,6 +52,7 @@ class LedgerQueries:
         self.store = JobStore(ledger)
         self.overview = Overview(ledger)
         self.models = ModelRegistry(ledger)
+        self.drift = DriftStore(ledger)
         self.workers = WorkerRegistry(ledger)
         self.benchmarks = BenchmarkStore(ledger)
 

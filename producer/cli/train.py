@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
+from click import get_current_context
 from msgspec import Struct
 
 from forebay.contract.errors import InvalidInput
@@ -78,6 +79,9 @@ def train(
     options: SubmitOptions,
     param: Annotated[list[str] | None, option("NAME=VALUE", "See `forebay recipes`; may be repeated.")] = None,
     format: Format = None,
+    when_drift: Annotated[
+        float | None, option("PSI", "Not now, but once for each version of which a column drifts so far, such as 0.2.")
+    ] = None,
     list_recipes: Annotated[
         bool,
         typer.Option("--list-recipes", is_eager=True, callback=_list_recipes, help="Print recipes and parameters."),
@@ -91,7 +95,16 @@ def train(
     """
     del list_recipes
     params = given_params(param, loop)
-    return client.train(model, dataset=dataset, format=format, params=params, resources=resources, **request, **options)
+    asked: dict[str, Any] = {"format": format, "params": params, "resources": resources, **request, **options}
+    if when_drift is None:
+        return client.train(model, dataset=dataset, **asked)
+    standing = client.retraining.add(model, when_drift, dataset=dataset, **asked)
+    if get_current_context().params["as_json"]:
+        print_json({"id": standing.id, "watched": standing.watched, "threshold": standing.threshold})
+    else:
+        print_line(f"{standing.id}: trains {model} when a column of {standing.watched} drifts by {when_drift:g}")
+        print_note(f"forebay models retraining lists it; --remove {standing.id} takes it back")
+    raise typer.Exit
 
 
 def given_params(param: list[str] | None, loop: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import numpy as np
 from forebay.contract.drift.comparison import Drift, compare
 from forebay.contract.drift.sketch import WIDTH, Reference, Served
 from forebay.contract.errors import InvalidInput, ModelNotFound
-from forebay.contract.model import ModelVersion
 from forebay.contract.requests.request import decode, encode
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.driver import Connection
@@ -96,18 +95,19 @@ class DriftStore:
         with self._ledger.write() as connection:
             return FORGET.execute(connection, before=self.now_hour() - KEPT_HOURS).rowcount
 
-    def drift(self, model: ModelVersion, hours: int = DAY) -> Drift | None:
+    def drift(self, model: tuple[str, int], hours: int = DAY) -> Drift | None:
         """How far what was served in the last `hours`, this one among them, is from the reference; None without one."""
-        found = self.reference(model.name, model.version)
+        name, version = model
+        found = self.reference(name, version)
         if found is None:
             return None
         revision, reference = found
         after = self.now_hour() - check_hours(hours)
-        hourly = self._ledger.rows(HOURS, name=model.name, version=model.version, revision=revision, after=after)
+        hourly = self._ledger.rows(HOURS, name=name, version=version, revision=revision, after=after)
         counts = np.zeros((len(reference.columns), WIDTH), np.int64)
         for row in hourly:
             counts += np.array(json.loads(row.counts), np.int64)
-        return compare(model.ref, hours, reference, sum(int(row.rows) for row in hourly), counts)
+        return compare(f"{name}/{version}", hours, reference, sum(int(row.rows) for row in hourly), counts)
 
     def served_last(self) -> list[tuple[str, int]]:
         """The versions that were watched in the last day, those served last first."""

@@ -21,6 +21,7 @@ from forebay.storage.batches.records import EndedBatch
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.blobs.sweep import BlobSweep
 from forebay.worker.parent.context import ParentContext
+from forebay.worker.parent.drift_sweep import DriftSweep
 
 log = structlog.get_logger()
 
@@ -40,6 +41,7 @@ class StoreSweepLoop:
         self._sweep = BlobSweep(context.store.ledger, BlobStore(settings.blobs), settings.blob_grace_s)
         self._idle: dict[tuple[str, int], float] = {}  # copies that nothing refers to, and since when
         self._batches = BatchQueries(context.store.ledger)
+        self._drift = DriftSweep(context.store.ledger, settings)
         self._cleared: set[EndedBatch] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store sweep", daemon=True)
@@ -56,6 +58,7 @@ class StoreSweepLoop:
             self._context.tolerate("sweep_blobs", self.sweep_blobs)
             self._context.tolerate("sweep_copies", self.sweep_copies)
             self._context.tolerate("sweep_outputs", self.sweep_outputs)
+            self._context.tolerate("sweep_drift", self._drift.sweep)
 
     def sweep_blobs(self) -> None:
         freed = self._sweep.sweep(SECONDS)

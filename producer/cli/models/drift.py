@@ -9,7 +9,7 @@ from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.producer.cli.commands import command, job_command
 from forebay.producer.cli.models.group import models_app
 from forebay.producer.cli.options import COLUMNS_HELP, Connect, Format, Model, argument, columns_option, option
-from forebay.producer.cli.output import print_json, print_line, print_note, print_table
+from forebay.producer.cli.output import moment, print_json, print_line, print_note, print_table
 from forebay.producer.cli.views.results import ARRIVES_S
 from forebay.producer.client import Client
 from forebay.producer.handles.job import Job
@@ -46,6 +46,33 @@ def _row(c: ColumnDrift) -> tuple[str | None, ...]:
     psi = None if c.psi is None else f"{c.psi:.3f}"
     verdict = "drifted" if c.drifted else None if c.psi is None else "as before"
     return c.name, c.side, psi, share(c.missing), share(c.missing_before), share(c.out_of_range), share(c.new), verdict
+
+
+@command(models_app, "forebay models retraining", "forebay models retraining houses --json")
+def retraining(
+    connect: Connect,
+    as_json: bool,
+    name: Annotated[str | None, argument("NAME", "Only this model's.")] = None,
+    remove: Annotated[str | None, option("ID", "Remove this one.")] = None,
+) -> None:
+    """List the trainings that drift sets off, made by `forebay train --when-drift`, with what they set off; or remove one."""
+    client = connect()
+    if remove is not None:
+        client.retraining.remove(remove)
+        print_json({"removed": remove}) if as_json else print_line(f"{remove} is removed")
+        return
+    found = client.retraining.list(name)
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        print_note("no training waits for drift: forebay train --when-drift")
+    for one in found:
+        print_line(f"{one.id}: trains {one.model} when a column of {one.watched} drifts by {one.threshold:g}")
+        for trigger in one.triggers:
+            print_line(f"  {moment(trigger.at)}  {trigger.job}  {trigger.reason}")
+        if one.problem:
+            print_note(f"  not set off: {one.problem}")
 
 
 def _print(job: Job, info: JobInfo) -> None:

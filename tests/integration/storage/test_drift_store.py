@@ -43,7 +43,7 @@ def served(store: DriftStore, rows: int, *, revision: int = 1, ago: int = 0, ver
 
 
 def rows_of(store: DriftStore, model: ModelVersion, hours: int = 24) -> int:
-    drift = store.drift(model, hours)
+    drift = store.drift((model.name, model.version), hours)
     assert drift is not None
     assert {column.rows for column in drift.columns} == {drift.rows}
     return drift.rows
@@ -74,7 +74,7 @@ def test_a_version_that_is_deleted_takes_its_counts_along(
     ModelRegistry(ledger).delete(model.ref)
     store.add([served(store, 10)])
     assert store.served_last() == []
-    assert store.drift(model) is None
+    assert store.drift(("m", 1)) is None
     with pytest.raises(ModelNotFound, match="m/1 has been deleted"):
         store.set_reference("m", 1, reference())
 
@@ -92,4 +92,4 @@ def test_hours_are_kept_for_14_days(store: DriftStore, model: ModelVersion, cloc
 @pytest.mark.parametrize("hours", [0, KEPT_HOURS + 1, 1.5])
 def test_hours_that_are_not_kept_are_refused(store: DriftStore, model: ModelVersion, hours: int) -> None:
     with pytest.raises(InvalidInput, match="is not a whole number from 1 to 336"):
-        store.drift(model, hours)
+        store.drift(("m", 1), hours)

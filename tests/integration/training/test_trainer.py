@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from forebay.contract.drift.sketch import MISSING, Sketcher
 from forebay.contract.errors import ForebayError, InvalidInput, ModelLoadFailed, ModelRefused
 from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.recipes import RECIPES, check_params
@@ -380,3 +381,26 @@ def test_the_recipe_in_the_docs_is_trained_and_served_where_it_is_allowed(
     assert serve(model, spec, {"x": [2.0, -1.0]}) == pytest.approx([6.0, 0.0], abs=0.3)
     with pytest.raises(ModelRefused):
         done.served()
+
+
+def test_the_reference_holds_what_the_version_was_trained_on_and_gave_for_held_out_rows(mixed: Run) -> None:
+    model, spec = mixed.served()
+    reference = mixed.trained.reference
+    assert reference is not None
+    assert [(c.side, c.name) for c in reference.columns] == [
+        ("input", "city"), ("input", "size"), ("output", "label"), ("output", "probabilities[cold]"),
+        ("output", "probabilities[warm]"),
+    ]  # fmt: skip
+    rows = mixed.data.rows
+    assert [sum(c.counts) for c in reference.columns] == [*[rows["train"]] * 2, *[rows["test"]] * 3]
+    archive = np.load(mixed.folder.parent / "data.npz")
+    held = np.sort(np.random.default_rng(0).permutation(240)[:72])
+    columns = {"city": archive["city"][held].tolist(), "size": archive["size"][held].tolist()}
+    made = columns_of(serve(model, spec, columns))
+    sketcher = Sketcher(reference, spec.signature)
+    counts = sketcher.zeros()
+    sketcher.count("output", made, counts)
+    sketcher.count("input", columns, counts)
+    assert counts[2].tolist() == list(reference.columns[2].counts)
+    assert np.abs(counts[3:] - [c.counts for c in reference.columns[3:]]).sum() < 10  # of 144: some stand at an edge
+    assert counts[1][MISSING] == sum(map(np.isnan, columns["size"]))

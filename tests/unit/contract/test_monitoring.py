@@ -17,7 +17,8 @@ from forebay.contract.metrics.statistics import Statistics
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 UNITS = ("_seconds", "_bytes", "_ratio", "_total", "_rows", "_cores")
 COUNTS = {"jobs", "queue_jobs", "queue_workers", "worker_children", "messages_held", "jobs_in_flight", "worker_up", "worker_info",
-          "ledger_up", "http_requests_in_flight", "training_epoch", "training_loss", "training_rows_per_second"}  # fmt: skip
+          "ledger_up", "http_requests_in_flight", "training_epoch", "training_loss", "training_rows_per_second",
+          "model_drift_psi", "model_drifted_columns"}  # fmt: skip
 NAME = re.compile(r"\b(?:forebay|flower)_[a-z0-9_]+")
 BRACES = re.compile(r"(\b(?:forebay|flower)_[a-z0-9_]+)\{([^}]*)\}")
 FLOWERS = {"flower_events_total", "flower_worker_online"}
