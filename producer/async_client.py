@@ -146,6 +146,7 @@ class AsyncModels:
     warm = _awaited(Models.warm)
     benchmarks = _awaited(Models.benchmarks)
     benchmark = _submitted(Models.benchmark)
+    convert = _submitted(Models.convert)
 
 
 class AsyncRetraining:
@@ -210,6 +211,7 @@ class AsyncClient:
         other.models = AsyncModels(self._bridge, other.sync.models)
         other.retraining = AsyncRetraining(self._bridge, other.sync.retraining)
         other._submitter = Submitter(self.sync.session, submitted_by)
+        other.models = AsyncModels(self._bridge, other.sync.models)
         return other
 
     def stop_waiting(self) -> None:

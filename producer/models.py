@@ -33,11 +33,18 @@ from forebay.producer.artifacts import (
     storable,
 )
 from forebay.producer.handles.job import Job
-from forebay.producer.handles.kinds import BenchmarkJob
+from forebay.producer.handles.kinds import BenchmarkJob, VersionJob
 from forebay.producer.inputs import for_model, sample
 from forebay.producer.objects import Described
-from forebay.producer.options import BenchmarkOptions, ServingOptions, SubmitOptions, check_metadata
-from forebay.producer.requests.benchmark import make_request
+from forebay.producer.options import (
+    BenchmarkOptions,
+    ConvertOptions,
+    ServingOptions,
+    SubmitOptions,
+    check_metadata,
+    split_options,
+)
+from forebay.producer.requests import benchmark, convert
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
 from forebay.storage.blobs.folders import pack_folder
@@ -243,16 +250,37 @@ class Models:
         measured. With `apply` the best size becomes the version's `max_batch_size`; workers have it within a minute. Raises what
         `evaluate` raises; then nothing was stored.
         """
-        submit = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
-        asked: dict[str, Any] = {name: value for name, value in options.items() if name not in submit}
+        submit, asked = split_options(options)
         resolved = self._submitter.resolve(JobKind.BENCHMARK, ref, submit)
-        request = make_request(self._session, resolved.model, asked, dataset, columns, format)
+        request = benchmark.make_request(self._session, resolved.model, asked, dataset, columns, format)
         return self._submitter.submit_request(BenchmarkJob, resolved, request)
 
     def benchmarks(self, ref: Model, limit: int = 20) -> Benchmarks:
         """What benchmarks of a version found, the newest first."""
         model = self._registry.get(parse_model(ref))
         return BenchmarkStore(self._session.ledger).of_version(model.name, model.version, limit)
+
+    def convert(
+        self,
+        ref: Model,
+        to: Literal["onnx", "torch-export"] = "onnx",
+        *,
+        dataset: str | Path | Sequence[str | Path] | None = None,
+        columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+        format: str | None = None,
+        **options: Unpack[ConvertOptions],
+    ) -> VersionJob:
+        """Make the next version of a name from one of its versions, in another form; `result()` gives it.
+
+        The same `rows` (100) go through both: those of `dataset`, read as by `benchmark`, or made ones. The job fails, and
+        registers nothing, where outputs are more than `tolerance` (1e-4) apart: of the largest value of an output where that is
+        above 1, else absolutely. What was found is in the version's metadata, below "lineage". `alias` is pointed at the version.
+        Raises InvalidInput, with the reason, for one that cannot be converted, and what `benchmark` raises.
+        """
+        submit, asked = split_options(options)
+        resolved = self._submitter.resolve(JobKind.CONVERT, ref, submit)
+        request = convert.make_request(self._session, resolved.model, {"to": to, **asked}, dataset, columns, format)
+        return self._submitter.submit_request(VersionJob, resolved, request)
 
     def _queue(self, model: ModelVersion) -> str:
         queues = self._session.settings.queues

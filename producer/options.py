@@ -87,6 +87,12 @@ class TuneOptions(TrainOptions, total=False):
     parallel: int
 
 
+class ConvertOptions(SubmitOptions, total=False):
+    tolerance: float
+    rows: int
+    alias: str | None
+
+
 class PredictOptions(SubmitOptions, total=False):
     batched: bool
     usage: bool
@@ -248,3 +254,9 @@ def _seconds(name: str, value: Any, direction: str) -> float:
         return float(value)
     except OverflowError as error:
         raise InvalidInput(f"{name} {shown(value)}: that is more seconds than can be counted") from error
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of every submit among these, and those of the kind; what is None is left to its default."""
+    submit = {name: value for name, value in options.items() if name in SubmitOptions.__annotations__}
+    return submit, {name: value for name, value in options.items() if name not in submit and value is not None}

@@ -58,7 +58,18 @@ class BatchJob(Job):
         return watch_batch(self, timeout)
 
 
-class TrainingJob(Job):
+class VersionJob(Job):
+    """A submitted job that makes a model version."""
+
+    __slots__ = ()
+
+    def result(self, timeout: float | None = None) -> ModelVersion:
+        """The version that was made; waits and raises like `Job.result`."""
+        made = self._value(timeout)
+        return self._session.registry.get(ModelRef(made["model"], made["version"]))
+
+
+class TrainingJob(VersionJob):
     """A submitted training job."""
 
     __slots__ = ()
@@ -89,7 +100,7 @@ class TrainingJob(Job):
             raise ModelNotFound(
                 f"job {self.id} is trial {made['trial']} of the tune {made['tune']}, whose best trial alone becomes a version"
             )
-        return self._session.registry.get(ModelRef(made["model"], made["version"]))
+        return super().result(timeout)
 
     def _wait_with_progress(self, timeout: float | None) -> bool:
         from forebay.producer.waiting.training_progress import watch_training
@@ -155,6 +166,7 @@ HANDLES: dict[JobKind, type[Job]] = {
     JobKind.EVALUATE: EvaluationJob,
     JobKind.BENCHMARK: BenchmarkJob,
     JobKind.TUNE: TuningJob,
+    JobKind.CONVERT: VersionJob,
 }  # all others: Job
 
 

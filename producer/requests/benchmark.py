@@ -11,6 +11,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.benchmark import TUNABLE, BenchmarkRequest
 from forebay.contract.requests.fields import check
+from forebay.producer.requests.trial import trial_data
 from forebay.producer.session import Session
 
 
@@ -26,12 +27,4 @@ def make_request(
             f"threads and dtypes are for models that torch runs ({', '.join(sorted(TUNABLE))}), and {model.ref} has runtime "
             f"{model.runtime!r}: leave them out"
         )
-    if dataset is None:
-        return request
-    from forebay.datasets import require_pyarrow
-
-    require_pyarrow()
-    from forebay.producer.requests.trial import rows_of
-
-    data = session.training.data_of(model)
-    return replace(request, data=rows_of(model, dataset, columns, format, data.features if data else ()))
+    return replace(request, data=trial_data(session, model, dataset, columns, format))

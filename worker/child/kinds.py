@@ -54,6 +54,10 @@ _TRAIN = HandlerSpec(
 )  # fmt: skip
 _TUNE = HandlerSpec(f"{_KINDS}.tune.handler:TuneHandler", "tune jobs", ("optuna",), "tune")
 
+_CONVERT = HandlerSpec(
+    f"{_KINDS}.convert.handler:ConvertHandler", "conversions", ("torch", "onnx", "onnxruntime", "onnxscript"), "convert"
+)
+
 HANDLERS = {
     JobKind.PREDICT: _PREDICT,
     JobKind.BATCH: _BATCH,
@@ -66,4 +70,5 @@ HANDLERS = {
     JobKind.TRAIN: _TRAIN,
     JobKind.NODE: _TRAIN,
     JobKind.TUNE: _TUNE,
+    JobKind.CONVERT: _CONVERT,
 }

@@ -20,6 +20,7 @@ from forebay.contract.onnx.judge import OnnxFile, read_onnx
 from forebay.contract.settings import Settings
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
 from forebay.worker.runtimes import Model, get_runtime
+from forebay.worker.runtimes.onnx_text import TOKENIZER, OnnxText
 
 log = structlog.get_logger()
 
@@ -45,7 +46,8 @@ class Onnx:
         if (path / RECIPE_FILE).is_file():
             return get_runtime("recipe", self._allowed).load(path, device, spec)
         facts = read_onnx(path)
-        return OnnxModel(open_session(facts, device, spec), spec)
+        session, tokenizer = open_session(facts, device, spec), path / TOKENIZER
+        return OnnxText(session, tokenizer, spec) if tokenizer.is_file() else OnnxModel(session, spec)
 
 
 class OnnxModel:

@@ -26,7 +26,15 @@ from forebay.worker.runtimes.onnx import open_session
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
 from forebay.worker.trainer import recipes
-from forebay.worker.trainer.artifact import GRAPH_FILE, KEPT_KEYS, read_artifact, read_keys, read_weights, row_keys
+from forebay.worker.trainer.artifact import (
+    GRAPH_FILE,
+    KEPT_KEYS,
+    Artifact,
+    read_artifact,
+    read_keys,
+    read_weights,
+    row_keys,
+)
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target, in_unit, served
 from forebay.worker.trainer.recipes.images import a_pixel
 
@@ -52,15 +60,20 @@ class Recipe:
             session = open_session(read_onnx(path / GRAPH_FILE), device, spec)
             made = GraphModel(recipe, artifact.target, session, (path / GRAPH_FILE).stat().st_size)
         else:
-            module = artifact.network(cast(recipes.Recipe, recipe))
-            try:
-                module.load_state_dict(read_weights(path), strict=True)
-            except RuntimeError as error:
-                raise ModelLoadFailed(f"{spec.ref}: {error}") from error
-            module = module.eval().to(device)
+            module = load_network(artifact, cast(recipes.Recipe, recipe), path, spec).to(device)
             made = NetworkModel(recipe, artifact.target, module, tuned(module, spec, device), loss, device)
         made.keys = read_keys(path)
         return made
+
+
+def load_network(artifact: Artifact, recipe: recipes.Recipe, folder: Path, spec: ModelVersion) -> nn.Module:
+    """What was trained, in eval mode."""
+    module: nn.Module = artifact.network(recipe)
+    try:
+        module.load_state_dict(read_weights(folder), strict=True)
+    except RuntimeError as error:
+        raise ModelLoadFailed(f"{spec.ref}: {error}") from error
+    return module.eval()
 
 
 class RecipeModel(ABC):

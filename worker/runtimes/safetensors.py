@@ -32,6 +32,13 @@ class Safetensors:
 
     def load(self, path: Path | None, device: str, spec: ModelVersion) -> ModuleModel:
         """The module in eval mode on `device`; ModelLoadFailed names keys that are missing or unexpected."""
+        outputs = spec.signature.outputs
+        names = None if outputs is None else [field.name for field in outputs]
+        module = self.module(path, spec).to(device)
+        return ModuleModel(module, tuned(module, spec, device), device, spec.signature.inputs, names)
+
+    def module(self, path: Path | None, spec: ModelVersion) -> nn.Module:
+        """The module in eval mode, with its weights."""
         factory = import_allowed(spec.options.get("factory", ""), self._allowed)
         if path is None:
             raise ModelLoadFailed(
@@ -39,10 +46,7 @@ class Safetensors:
             )
         module = _build(factory, spec)
         _fill(module, _weights(path, spec), spec)
-        outputs = spec.signature.outputs
-        names = None if outputs is None else [field.name for field in outputs]
-        module = module.eval().to(device)
-        return ModuleModel(module, tuned(module, spec, device), device, spec.signature.inputs, names)
+        return module.eval()
 
 
 class ModuleModel:

@@ -32,6 +32,11 @@ class SentenceTransformers:
 
     def load(self, path: Path | None, device: str, spec: ModelVersion) -> TextEmbedder:
         """The model on `device`; ModelRefused naming the file or option that is unsafe."""
+        model = self.encoder(path, device, spec)
+        return TextEmbedder(model, tuned(model, spec, device))
+
+    def encoder(self, path: Path | None, device: str, spec: ModelVersion) -> Any:
+        """The library's own model, in eval mode."""
         folder = safe_folder(path, spec)
         _check_modules(folder)
         try:
@@ -43,7 +48,7 @@ class SentenceTransformers:
             raise
         except Exception as error:  # the library raises whatever its layers raise
             raise ModelLoadFailed(f"{spec.ref}: sentence-transformers cannot load it: {error}") from error
-        return TextEmbedder(model.eval(), tuned(model, spec, device))
+        return model.eval()
 
 
 class TextEmbedder:

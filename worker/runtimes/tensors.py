@@ -34,7 +34,7 @@ def split(output: Any, count: int, names: Sequence[str] | None = None) -> list[R
 
     `names` are the declared outputs. ForebayError names the shape when an output does not have one row per row.
     """
-    arrays = {name: _array(name, tensor, count) for name, tensor in _named(output, names).items()}
+    arrays = {name: _array(name, tensor, count) for name, tensor in named_outputs(output, names).items()}
     if len(arrays) == 1:
         (array,) = arrays.values()
         return [_unshared(row) for row in array]
@@ -54,7 +54,7 @@ def batched(
 
 def columns(output: Any, count: int, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
     """A batch's output as arrays `(count, *shape)` by name: what `split` takes apart."""
-    return {name: _array(name, tensor, count) for name, tensor in _named(output, names).items()}
+    return {name: _array(name, tensor, count) for name, tensor in named_outputs(output, names).items()}
 
 
 def tensor_bytes(*groups: Mapping[str, Any]) -> int:
@@ -111,7 +111,8 @@ def _batched(arrays: list[NDArray[Any]], device: str) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def _named(output: Any, names: Sequence[str] | None) -> dict[str, Any]:
+def named_outputs(output: Any, names: Sequence[str] | None) -> dict[str, Any]:
+    """A module's outputs by name, in the order of the declared `names`."""
     if isinstance(output, Mapping):
         return _picked(output, names)
     tensors = list(output) if isinstance(output, tuple | list) else [output]

@@ -55,12 +55,7 @@ class TorchExport:
 
     def load(self, path: Path | None, device: str, spec: ModelVersion) -> ExportedModel:
         """The program on `device`, whatever device it was exported on."""
-        if path is None:
-            raise ModelLoadFailed(f"{spec.ref} has no artifact; register it with a .pt2 file")
-        facts = read_pt2(path, device)
-        program = _load(path, facts, spec)
-        _refuse_foreign_targets(program, spec)
-        return ExportedModel(program, facts, device, spec)
+        return ExportedModel(*load_program(path, device, spec), device, spec)
 
 
 class ExportedModel:
@@ -71,7 +66,7 @@ class ExportedModel:
     def __init__(self, program: ExportedProgram, facts: Pt2, device: str, spec: ModelVersion) -> None:
         self._facts = facts
         self._device = device
-        self._fields = _declared(facts, spec)
+        self._fields = declared_inputs(facts, spec)
         self._bytes = tensor_bytes(program.state_dict, program.constants)
         self._in_spec = program.call_spec.in_spec
         self._dtypes = _input_dtypes(program)
@@ -145,6 +140,16 @@ class ExportedModel:
         return [leaf for leaf in pytree.tree_leaves(made) if leaf is not None]
 
 
+def load_program(path: Path | None, device: str, spec: ModelVersion) -> tuple[ExportedProgram, Pt2]:
+    """The program of a version, and what its archive tells of it."""
+    if path is None:
+        raise ModelLoadFailed(f"{spec.ref} has no artifact; register it with a .pt2 file")
+    facts = read_pt2(path, device)
+    program = _load(path, facts, spec)
+    _refuse_foreign_targets(program, spec)
+    return program, facts
+
+
 def _load(path: Path, facts: Pt2, spec: ModelVersion) -> ExportedProgram:
     beside = path.parent if os.access(path.parent, os.W_OK) else None  # /tmp may be memory, and too small for a model
     with tempfile.TemporaryDirectory(prefix=".pt2-", dir=beside) as folder, _weights_only():
@@ -216,7 +221,7 @@ def _input_dtypes(program: ExportedProgram) -> list[torch.dtype]:
     return [metas[name].dtype for name in program.graph_signature.user_inputs]
 
 
-def _declared(facts: Pt2, spec: ModelVersion) -> list[Field]:
+def declared_inputs(facts: Pt2, spec: ModelVersion) -> list[Field]:
     """The program's inputs in its own order, under the names that rows use."""
     names = [tensor.name for tensor in facts.inputs]
     declared = spec.signature.inputs

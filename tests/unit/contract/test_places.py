@@ -15,7 +15,7 @@ from forebay.datasets.formats.files import absolute, find_files
 from forebay.stack import stack, valkey
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.ledger.connection import Ledger
-from forebay.worker.kinds.train.work_folder import work_folder
+from forebay.worker.execution.work_folder import work_folder
 from forebay.worker.parent.page_server import PageServer
 from forebay.worker.parent.processes import ManagedProcess
 

@@ -37,13 +37,13 @@ from forebay.storage.workers import WorkerRegistry
 from forebay.worker.execution.attempts import Attempts, Canceled, Stopping
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.summary import FINAL_FATES, Fate
+from forebay.worker.execution.work_folder import work_folder
 from forebay.worker.kinds.train.follow import TICK_S, EventReader, Follower, TrainerEnd
 from forebay.worker.kinds.train.launch import Launcher, Rendezvous, Trainer
 from forebay.worker.kinds.train.nodes import NodeRequest, PeerNodes, node_request, own_address, rendezvous_host
 from forebay.worker.kinds.train.record import RunRecorder
 from forebay.worker.kinds.train.register import new_version, result
 from forebay.worker.kinds.train.stop_check import StopCheck, StopReason
-from forebay.worker.kinds.train.work_folder import work_folder
 from forebay.worker.kinds.tune.handler import Trials
 from forebay.worker.kinds.tune.pruning import TrialJudge
 from forebay.worker.runtimes.folders import safe_folder

@@ -93,7 +93,9 @@ class SequenceClassifier:
 
 
 class Recurrent(nn.Module):
-    """Steps `(rows, steps)` or `(rows, steps, width)` and lengths `(rows,)` to `(rows, outputs)`, by the state at the end."""
+    """Steps `(rows, steps)` or `(rows, steps, width)` and lengths `(rows,)` to `(rows, outputs)`, by the state at the end.
+    Without lengths no row is padded.
+    """  # fmt: skip
 
     def __init__(
         self, cell: str, tokens: int, width: int, hidden: int, layers: int, outputs: int, dropout: float
@@ -104,13 +106,15 @@ class Recurrent(nn.Module):
         self.recurrent = kind(width, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, outputs))
 
-    def forward(self, steps: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, steps: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits. The state is read where a row ends, so that padding changes nothing."""
-        steps = steps[:, : int(lengths.max())]
+        if lengths is not None:
+            steps = steps[:, : int(lengths.max())]
         if self.embedding is not None:
             steps = self.embedding(steps)
         states, _ = self.recurrent(steps)  # (rows, steps, hidden)
-        last = states[torch.arange(len(states), device=states.device), lengths - 1]
+        rows = torch.arange(len(states), device=states.device)
+        last = states[:, -1] if lengths is None else states[rows, lengths - 1]
         logits: Tensor = self.head(last)
         return logits
 

@@ -1,5 +1,5 @@
-"""The folder of one attempt of a training job. It is removed when the attempt ends; what a killed process has left, when the next
-one begins.
+"""The folder of one attempt of a job that makes files. It is removed when the attempt ends; what a killed process has left, when
+the next one begins.
 """  # fmt: skip
 
 from __future__ import annotations

@@ -1,0 +1,26 @@
+"""Conversions as both ends see them: a version in another form, and how far its outputs may be from the original's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from forebay.contract.requests.batch import BatchRequest
+from forebay.contract.requests.request import Request
+
+TOLERANCE = 1e-4
+
+
+class ConvertRequest(Request, frozen=True):
+    """What a conversion is to do, as its payload holds it.
+
+    Both versions run `rows` rows: of `data` where it is given, else made ones. The new one is registered when all outputs are
+    within `tolerance` of the original's: of a value's size where the largest of its output is above 1, else absolutely.
+    """
+
+    to: Annotated[Literal["onnx", "torch-export"], Meta(description="the form of the new version")] = "onnx"
+    tolerance: Annotated[float, Meta(gt=0, le=1, description="how far outputs may be from the original's")] = TOLERANCE
+    rows: Annotated[int, Meta(ge=1, le=100_000, description="rows that both versions run")] = 100
+    alias: Annotated[str | None, Meta(description="an alias to point at the new version")] = None
+    data: BatchRequest | None = None

@@ -1,0 +1,1 @@
+"""Jobs that make a version in another form."""

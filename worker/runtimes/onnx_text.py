@@ -1,0 +1,77 @@
+"""Text encoders as ONNX graphs: the folder has a tokenizer.json beside the graph, which says where texts are cut and how they are
+padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forebay.contract.errors import MissingExtra, ModelLoadFailed
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Row
+
+TOKENIZER = "tokenizer.json"
+_CHARACTERS_PER_TOKEN = 4
+_TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
+
+class OnnxText:
+    """One vector, or whatever the graph's first output holds, for each text; `options` may have a `prompt` to put before each."""
+
+    def __init__(self, session: Any, tokenizer: Path, spec: ModelVersion) -> None:
+        self._session = session
+        self._takes = [value.name for value in session.get_inputs()]
+        inputs = spec.signature.inputs or ()
+        if not set(self._takes) <= set(_TOKENS) or [field.dtype for field in inputs] != ["str"]:
+            raise ModelLoadFailed(
+                f"{spec.ref}: with a {TOKENIZER} the graph takes {', '.join(_TOKENS)}, and the version one text; they take "
+                f"{', '.join(self._takes)} and {', '.join(field.name for field in inputs)}"
+            )
+        self._input = inputs[0].name
+        self._prompt = str(spec.options.get("prompt", ""))
+        self._tokenizer = _loaded(tokenizer, spec)
+        self._longest: int = (self._tokenizer.truncation or {}).get("max_length", 512)
+
+    def predict(self, rows: Sequence[Row]) -> list[Row]:
+        return self.run(self.prepare(rows))
+
+    def prepare(self, rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
+        """The texts' tokens, padded to the longest."""
+        encoded = self._tokenizer.encode_batch([self._prompt + row[self._input] for row in rows])
+        return {name: np.array([getattr(one, _TOKENS[name]) for one in encoded], np.int64) for name in self._takes}
+
+    def run(self, prepared: dict[str, NDArray[np.int64]]) -> list[Row]:
+        return list(self._session.run(None, prepared)[0])
+
+    def cost(self, row: Row) -> int:
+        """About how many tokens the text has, special ones included: rows of like cost pad little."""
+        return min(self._longest, 2 + len(row[self._input]) // _CHARACTERS_PER_TOKEN)
+
+    def count_tokens(self, rows: Sequence[Row]) -> int:
+        """How many tokens it reads of these texts, special ones and the prompt included, what it cuts off not."""
+        return int(self.prepare(rows)["attention_mask"].sum())
+
+
+def write_tokenizer(tokenizer: Any, longest: int | None, path: Path) -> None:
+    """Writes a fast tokenizer of transformers as `OnnxText` reads it."""
+    backend = tokenizer.backend_tokenizer
+    backend.enable_padding(pad_id=tokenizer.pad_token_id or 0, pad_token=tokenizer.pad_token or "[PAD]")
+    if longest is not None:
+        backend.enable_truncation(longest)
+    backend.save(str(path))
+
+
+def _loaded(path: Path, spec: ModelVersion) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtra(f"{spec.ref} needs tokenizers", "transformers") from error
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain exceptions
+        raise ModelLoadFailed(f"{spec.ref}: its {TOKENIZER} cannot be read: {error}") from error
