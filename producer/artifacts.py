@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,12 +19,13 @@ from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
 from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
 from forebay.contract.requests.folders import TRANSFORMERS, ModelFolder, folder_runtime
-from forebay.contract.runtimes import NEEDS
+from forebay.contract.runtimes import NEEDS, installed_runtimes
 from forebay.contract.signature import Signature
 from forebay.datasets.formats.files import absolute, find_files, open_file
 from forebay.producer.objects import Described, is_object, write_object
 from forebay.producer.recognition.files import recognize_file
 from forebay.producer.recognition.folders import describe_folder, pickled_folder
+from forebay.storage.workers import WorkerInfo, lacks_runtime
 
 FILES = (".pt2", ".safetensors", ".onnx", ".gguf")
 FOLDERS_ONLY = ("sentence-transformers", TRANSFORMERS, TEXT_GENERATION)
@@ -120,6 +121,16 @@ def check_options(runtime: str, options: Mapping[str, Any], endpoints: Iterable[
         raise InvalidInput(
             f"runtime {runtime!r} needs options={{{key!r}: 'package.module:name'}}, got {shown(options)}"
         )
+
+
+def check_served(runtime: str, queue: str, workers: Sequence[WorkerInfo]) -> None:
+    """InvalidInput for a runtime that no worker of the queue has; without such a worker, for one that nobody knows."""
+    why = lacks_runtime(runtime, queue, workers)
+    known = runtime in (*NEEDS, *installed_runtimes()) or any(queue in worker.queues for worker in workers)
+    if not why and not known:
+        why = f"no runtime {runtime!r} is alive on any worker or installed here"
+    if why:
+        raise InvalidInput(f"{why}; Forebay's own are {', '.join(NEEDS)}")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -19,7 +20,6 @@ from forebay.contract.references import check_alias, check_name
 from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.requests.fields import check
-from forebay.contract.runtimes import NEEDS, installed_runtimes
 from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import JobMessage, TaskArgs
@@ -28,6 +28,7 @@ from forebay.producer.artifacts import (
     adaptable,
     artifact_signature,
     check_options,
+    check_served,
     local_artifact,
     runtime_of,
     storable,
@@ -51,7 +52,6 @@ from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.models.benchmarks import BenchmarkStore
 from forebay.storage.models.drift import DAY, DriftStore
 from forebay.storage.training.records import Evaluation
-from forebay.storage.workers import lacks_runtime
 
 Versions = list[ModelVersion]
 Names = list[str]
@@ -137,7 +137,8 @@ class Models:
                 raise InvalidInput(
                     "dtype and compile are for models that torch runs: an ONNX file says what it computes in"
                 )
-            self._check_served(draft)
+            with suppress(NoQueueFits):  # declared later, perhaps: a submit says so
+                check_served(runtime, self._queue(draft), self._session.live_workers())
             row = None if example is None else _packed(draft, example)
             with storable(runtime, path) as stored:
                 ref, form, size = self._store(stored)
@@ -285,23 +286,6 @@ class Models:
     def _queue(self, model: ModelVersion) -> str:
         queues = self._session.settings.queues
         return route(queues, Resources.parse(model.resources), JobKind.PREDICT, remote=model.remote)
-
-    def _check_served(self, model: ModelVersion) -> None:
-        """InvalidInput for a runtime that no worker of its queue has; without such a worker, for one that nobody knows."""
-        try:
-            queue = self._queue(model)
-        except NoQueueFits:  # declared later, perhaps: a submit says so
-            return
-        why = lacks_runtime(model.runtime, queue, workers := self._session.live_workers())
-        if not why and not any(queue in worker.queues for worker in workers):
-            known = (*NEEDS, *installed_runtimes())
-            why = (
-                ""
-                if model.runtime in known
-                else f"no runtime {model.runtime!r} is alive on any worker or installed here"
-            )
-        if why:
-            raise InvalidInput(f"{why}; Forebay's own are {', '.join(NEEDS)}")
 
     def _store(self, path: Path | None) -> tuple[str, str, int]:
         if path is None:

@@ -28,6 +28,7 @@ Since = float | dt.timedelta | dt.datetime
 
 NEEDS_NOTHING = Resources()
 MAX_METADATA = 65_536  # characters of JSON
+MAX_TIMEOUT_S = 7 * 86_400
 MAX_DEADLINE_S = 10 * 365 * 86400.0
 MAX_TIMEOUT_S = 7 * 86_400
 
