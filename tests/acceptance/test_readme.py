@@ -19,7 +19,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/client.md", "docs/models.md", "docs/language-models.md", "docs/train-example.md")
+PAGES = (
+    "README.md", "docs/client.md", "docs/models.md", "docs/bring-your-model.md", "docs/language-models.md",
+    "docs/train-example.md",
+)  # fmt: skip
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")
 PYTHON = os.environ.get("README_PYTHON", sys.executable)  # CI names that of a venv with nothing but the wheel
