@@ -28,7 +28,8 @@ def inputs_from_json(signature: Signature, value: Any, batched: bool) -> Any:
     if fields is None:
         return value
     if len(fields) == 1 and not (isinstance(value, Mapping) and [*value] == [fields[0].name]):
-        if isinstance(value, Mapping) and fields[0].dtype not in ("json", "bytes"):
+        file = fields[0].media and _holds_file(value) and [*value] == [_BASE64]
+        if isinstance(value, Mapping) and fields[0].dtype not in ("json", "bytes") and not file:
             return value  # the signature says what is wrong with its names
         value = {fields[0].name: value}
     if not isinstance(value, Mapping):

@@ -24,8 +24,8 @@ _HEADS: dict[str, Task] = {
     "ForImageClassification": "image-classification",
     "ForAudioClassification": "audio-classification",
 }
-_PREPROCESSOR = "preprocessor_config.json"
-_CONFIGS = ("config.json", _PREPROCESSOR, "processor_config.json", "tokenizer_config.json")
+_PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_CONFIGS = ("config.json", _PREPROCESSOR, _PROCESSOR, "tokenizer_config.json")
 _ATTENTION = (None, "eager", "sdpa")
 _SAVE = "save it with save_pretrained, its tokenizer or image processor too"
 
@@ -70,7 +70,9 @@ class ModelFolder:
                 )
             if any(found.get(key) not in _ATTENTION for key in ("attn_implementation", "_attn_implementation")):
                 raise ModelRefused(f"{name} names an attn_implementation, which may be code of a hub; leave it out")
-        self.config, self._preprocessor = configs["config.json"], configs[_PREPROCESSOR]
+        self.config, joined = configs["config.json"], configs[_PROCESSOR]
+        parts = configs[_PREPROCESSOR], joined.get("image_processor"), joined.get("feature_extractor")
+        self._preprocessor: dict[str, Any] = next((part for part in parts if part and isinstance(part, dict)), {})
         if not self.config:
             raise InvalidInput(f"the folder {shown(path.name)} has no config.json: {_SAVE}")
         if not next(path.glob("*.safetensors"), None):

@@ -189,6 +189,17 @@ def test_a_file_that_cannot_be_read_is_named_by_its_input(tmp_path):
         model.preprocess([fixed.row(saved(tone()))])
 
 
+def test_the_only_input_of_a_model_may_be_a_file_in_json():
+    only = Signature.parse({"sound": SOUND})
+    file = {"base64": base64.b64encode(saved(tone())).decode()}
+    for value in (file, {"sound": file}):
+        assert only.row(inputs_from_json(only, value, batched=False)) == {"sound": saved(tone())}
+    with pytest.raises(InvalidInput, match=r"missing \['sound'\], unknown \['noise'\]"):
+        only.row(inputs_from_json(only, {"noise": file}, batched=False))
+    with pytest.raises(InvalidInput, match="'sound': 'x' is not base64"):
+        inputs_from_json(only, {"base64": "x"}, batched=False)
+
+
 def test_a_file_of_sound_is_given_to_a_model_by_the_command_line(tmp_path):
     (tmp_path / "cat.wav").write_bytes(saved(tone()))
     [data] = read_inputs(

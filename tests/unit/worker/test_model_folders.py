@@ -158,6 +158,16 @@ def test_scores_of_sounds_of_any_length_are_those_of_the_model_whatever_they_are
         assert made["label"] == expected[0]["label"]
 
 
+def test_a_processor_of_several_parts_tells_what_the_model_takes_too(folder, tmp_path):
+    copy = shutil.copytree(folder("sounds"), tmp_path / "copy")
+    part = json.loads((copy / "preprocessor_config.json").read_bytes())
+    (copy / "preprocessor_config.json").unlink()
+    (copy / "processor_config.json").write_text(json.dumps({"feature_extractor": part}))
+    sound = np.random.default_rng(3).standard_normal(8000).astype(np.float32)
+    made, expected = (predict(load(path), [sound], 1)[0] for path in (copy, folder("sounds")))
+    np.testing.assert_array_equal(made["scores"], expected["scores"])
+
+
 def test_a_sound_that_would_be_cut_is_refused_unless_the_version_says_so(folder):
     longest = 400 + 160 * 100 - 1  # samples of a hundred frames
     signal = np.random.default_rng(3).standard_normal(longest + 1).astype(np.float32)
