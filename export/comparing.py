@@ -133,7 +133,8 @@ def _apart(made: Tensor, right: Tensor, tolerance: float) -> str | None:
         return None
     if not right.is_floating_point() and not right.is_complex():
         return f"{int(differs.sum())} of {right.numel()} values"
-    apart = (made - right)[differs].abs().to(torch.float64)
-    finite = right[right.isfinite()].abs().to(torch.float64)
-    allowed = max(tolerance, _LOOSE.get(right.dtype, 0)) * (1 + (finite.max().item() if finite.numel() else 0))
+    apart, size = (made - right)[differs].abs().to(torch.float64), right[differs].abs().to(torch.float64)
+    greatest = right[right.isfinite()].abs().to(torch.float64).amax() if right.isfinite().any() else 0
+    # Of each value its own size counts, and a little of the greatest, from which it may have been computed.
+    allowed = max(tolerance, _LOOSE.get(right.dtype, 0)) * (1 + size + greatest / 10)
     return None if (apart <= allowed).all() else f"by up to {apart.max().item():.2g}"

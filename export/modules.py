@@ -10,9 +10,8 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from keyword import iskeyword
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,14 +19,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.references import shown
 from forebay.export.comparing import Rows, check_module, check_program
+from forebay.export.inputs import call_of, keywords_of, parameters_of, tensors_of
 
 _PYTORCH, _PYTHON, _OURS = (str(Path(file).parent) for file in (torch.__file__, inspect.__file__, __file__))
 _INSTEAD = "or serve its code as it is: save its weights as .safetensors, and name a factory that builds it"
 _SAVED_SPACE = "torch.fx.experimental.symbolic_shapes"  # which logs where a dimension becomes a fixed number
 
-Call = Literal["names", "positions", "dict"]
 Free = Mapping[
     str, tuple[int, ...]
 ]  # of each input, or the only one (""), the dimensions of one sample that are free too
@@ -60,7 +58,7 @@ def export_module(module: nn.Module, example: Any, free: Free, path: Path) -> No
     except InvalidInput as error:
         if adapted.call != "dict":
             raise
-        only = next(p.name for p in _parameters(module) if p.default is p.empty)
+        only = next(p.name for p in parameters_of(module) if p.default is p.empty)
         raise InvalidInput(f"{error}; the whole dict went to forward's {only!r}, since no key is its name") from error
     if (changed := next((name for name, at in _state(module).items() if before.get(name) != at), None)) is not None:
         raise InvalidInput(f"forward writes to {changed!r}, so samples would affect each other; take that out of it")
@@ -92,8 +90,9 @@ class _Adapted(nn.Module):
 
     def __init__(self, module: nn.Module, example: Any) -> None:
         super().__init__()
-        self.module, self.call = module, _call(module, example)
-        self.example = _tensors(module, example, self.call)
+        self.module, self.call = module, call_of(module, example)
+        self.example = tensors_of(module, example, self.call)
+        self.keywords = keywords_of(module, self.example, self.call)
         self.training = module.training
         self.forward = self._forward()
 
@@ -105,7 +104,8 @@ class _Adapted(nn.Module):
         """What the module itself gives."""
         if self.call == "dict":
             return self.module(dict(inputs))
-        return self.module(*inputs.values()) if self.call == "positions" else self.module(**inputs)
+        by_name = {name: value for name, value in inputs.items() if name in self.keywords}
+        return self.module(*(value for name, value in inputs.items() if name not in by_name), **by_name)
 
     def _forward(self) -> Any:
         def forward(*inputs: Tensor) -> Any:
@@ -169,64 +169,6 @@ def _state(module: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (id(tensor), tensor._version) for name, tensor in named}
 
 
-def _parameters(module: nn.Module) -> list[inspect.Parameter]:
-    return [*inspect.signature(module.forward).parameters.values()]
-
-
-def _call(module: nn.Module, example: Any) -> Call:
-    """How forward gets its inputs. A dict goes to its only parameter when none of the keys is the name of a parameter."""
-    parameters = _parameters(module)
-    kinds = {p.kind for p in parameters}
-    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
-        return "positions"
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    known = {p.name for p in parameters} & {*map(str, example)} if isinstance(example, Mapping) else {"it"}
-    return "dict" if len(required) == 1 and inspect.Parameter.VAR_KEYWORD not in kinds and not known else "names"
-
-
-def _tensors(module: nn.Module, example: Any, call: Call) -> dict[str, Tensor]:
-    """One sample's inputs by the names of forward's parameters, in their order; by its own keys for one that takes a dict."""
-    parameters = {p.name: p for p in _parameters(module)}
-    if not isinstance(example, Mapping):
-        first = next(iter(parameters.values()), None)
-        if first is None or first.kind is first.VAR_KEYWORD:
-            raise InvalidInput("its forward names no input: give a dict, example={'x': …}")
-        name = "x" if first.kind is first.VAR_POSITIONAL else first.name
-        example = {name: example}
-    unnamed = next((name for name in example if not str(name).isidentifier() or iskeyword(str(name))), None)
-    if unnamed is not None:
-        raise InvalidInput(f"example: {shown(unnamed)} cannot name an input; use letters, digits and _")
-    given = {str(name): _tensor(str(name), value) for name, value in example.items()}
-    if not given:
-        raise InvalidInput("example: a dict without an input")
-    if call != "names":
-        return given
-    unknown = [name for name in given if name not in parameters]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise InvalidInput(f"example: forward has no parameter {shown(unknown[0])}; it takes {', '.join(parameters)}")
-    missing = [
-        name for name, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in given
-    ]  # fmt: skip
-    if missing:
-        raise InvalidInput(
-            f"example: forward takes {', '.join(parameters)}; name each that it needs: example={{{missing[0]!r}: …}}"
-        )
-    return {name: given[name] for name in (*(n for n in parameters if n in given), *unknown)}
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    try:
-        return torch.tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(value).__name__
-        raise InvalidInput(
-            f"example: input {shown(name)} is a {kind} that makes no tensor ({error}); a module takes tensors"
-        ) from error
-
-
 def _exported(adapted: _Adapted, batch: dict[str, Tensor], free: Free) -> tuple[ExportedProgram, list[str]]:
     """The program, and what it takes by position. It is the module's own where that takes and gives nothing but tensors."""
     rows, module = Dim("batch"), adapted.module
@@ -239,7 +181,7 @@ def _exported(adapted: _Adapted, batch: dict[str, Tensor], free: Free) -> tuple[
     shapes = {name: {0: rows} | {i + 1: Dim.DYNAMIC for i in free.get(name, only)} for name in batch}
     with torch.no_grad():
         raw = adapted.raw(batch)
-    own = _parameters(module)[: len(batch)]
+    own = parameters_of(module)[: len(batch)]
     direct = adapted.call == "names" and type(_plain(raw)) is type(raw) and [p.name for p in own] == [*batch]
     positional = [*batch] if not direct else [p.name for p in own if p.kind is not p.KEYWORD_ONLY]
     by_name = {name: tensor for name, tensor in batch.items() if name not in positional}

@@ -32,6 +32,9 @@ def describe_folder(path: Path) -> str:
             return kind.told(path)
     files = [entry for name in names if (entry := path / name).is_file()]
     served = [file for file in files if (found := recognize_file(file)) is not None and found.runtime is not None]
+    if len(served) > 1 and all(file.suffix == ".safetensors" for file in served):
+        needs = "runtime='safetensors' and options={'factory': 'package.module:name'}"
+        return f"{shown(path.name)} is a folder of weights: give {needs}"
     if served:
         listed = ", ".join(shown(str(file)) for file in served[:_MOST_NAMED])
         return f"{shown(path.name)} is a folder without a config.json: register the model file itself: {listed}"

@@ -13,12 +13,17 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import nn
 
 
 def _saved(value: object, **given: object) -> bytes:
     torch.save(value, made := io.BytesIO(), **given)  # type: ignore[arg-type]
     return made.getvalue()
+
+
+def _tensors() -> bytes:
+    return save({"w": torch.zeros(2)})
 
 
 def _scripted() -> bytes:
@@ -126,6 +131,9 @@ FOLDERS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     "llama": ({"params.json": b"{}", "consolidated.00.pth": b"PK"}, ("Meta's", "safetensors")),
     "version_0": ({"hparams.yaml": b"", "checkpoints/last.ckpt": b"PK"}, ("Lightning", "checkpoint")),
     "exported": ({"net.pt2": _zipped("net/archive_format"), "notes.txt": b"-"}, ("register the model file itself", "net.pt2")),
+    "weights": (
+        {"a.safetensors": _tensors(), "b.safetensors": _tensors()}, ("folder of weights", "runtime='safetensors'", "factory"),
+    ),
     "parent": ({"bert/config.json": b"{}", "README.md": b"-"}, ("not a model folder", "parent/bert")),
     "one": ({"weights.pth": _saved(_WEIGHTS)}, ("holds one file", "a state dict")),
     "sources": ({"a.py": b"", "b.md": b"", "c.md": b""}, ("a.py, b.md, c.md", "of no kind that is served")),

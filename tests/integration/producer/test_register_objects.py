@@ -72,6 +72,11 @@ class OfAny(Forward):
         return self.own(self, given[0])
 
 
+class ByPlace(Forward):
+    def forward(self, left, right=None, third=None, /, *, scale):
+        return self.own(self, left, right, third, scale)
+
+
 def two(net: OfTwo, x: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor | None) -> dict[str, torch.Tensor]:
     logits = net.layer(x)
     return {"logits": logits if scale is None else logits * scale[:, None], "total": ids.sum(-1)}
@@ -222,6 +227,18 @@ REFUSED = {
     "a number": (5, None, "give a torch.nn.Module, an ExportedProgram or a state dict"),
 }  # fmt: skip
 REFUSED["a part left in training mode"][0][1].train()  # type: ignore[index]
+
+
+def test_inputs_that_are_taken_by_place_come_to_theirs_in_any_order(client: Client) -> None:
+    module = ByPlace(
+        lambda net, left, right, third, scale: left - 2 * right + (0 if third is None else third) * scale[:, None]
+    )
+    model = client.models.register("net", module, example={"scale": 1.0, "right": X, "left": X})
+    assert [field.name for field in model.signature.inputs or ()] == ["left", "right", "scale"]
+    [made] = served(client, model, {"right": X, "left": 3 * X, "scale": 1.0})
+    np.testing.assert_allclose(made, X, atol=1e-6)
+    with pytest.raises(InvalidInput, match="give them from the first on: left, right, third"):
+        client.models.register("net", module, example={"left": X, "third": X, "scale": 1.0})
 
 
 @pytest.mark.parametrize("name", REFUSED)
