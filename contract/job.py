@@ -32,6 +32,7 @@ class JobKind(StrEnum):
     BENCHMARK = "benchmark"
     REFERENCE = "reference"  # what a version is held against for drift is made of a data set
     TUNE = "tune"
+    COMPRESS = "compress"
 
 
 PARENTS = frozenset({JobKind.BATCH, JobKind.TUNE})  # whose work other jobs do, which have them as their parent

@@ -25,6 +25,8 @@ from forebay.datasets.formats.files import absolute, find_files, open_file
 from forebay.producer.objects import Described, is_object, write_object
 from forebay.producer.recognition.files import recognize_file
 from forebay.producer.recognition.folders import describe_folder, pickled_folder
+from forebay.storage.blobs.folders import pack_folder
+from forebay.storage.blobs.store import BlobStore
 from forebay.storage.workers import WorkerInfo, lacks_runtime
 
 FILES = (".pt2", ".safetensors", ".onnx", ".gguf")
@@ -149,6 +151,18 @@ def storable(runtime: str, path: Path | None) -> Iterator[Path | None]:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((facts.path.parent / name).resolve())
         yield Path(folder)
+
+
+def store(blobs: BlobStore, path: Path | None) -> tuple[str, str, int]:
+    """An artifact's blob, its form and its bytes."""
+    if path is None:
+        return "", "none", 0
+    if path.is_file():
+        return blobs.put_file(path), "file", path.stat().st_size
+    with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
+        archive = Path(folder) / "artifact.tar"
+        pack_folder(path, archive)
+        return blobs.put_file(archive), "folder", archive.stat().st_size
 
 
 def adaptable(named: Any, find: Callable[[str], ModelVersion]) -> ModelVersion:

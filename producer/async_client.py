@@ -147,6 +147,7 @@ class AsyncModels:
     benchmarks = _awaited(Models.benchmarks)
     benchmark = _submitted(Models.benchmark)
     convert = _submitted(Models.convert)
+    compress = _submitted(Models.compress)
 
 
 class AsyncRetraining:

@@ -18,11 +18,13 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import INPUTS, parse_generation
 from forebay.contract.model import GENERATES_TEXT, ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.signature import ARRAY_DTYPES, Field, Row, Signature, checked_column
+from forebay.contract.signature import ARRAY_DTYPES, BATCH_HINT, Field, Row, Signature, checked_column
 from forebay.contract.values import is_tensor
+from forebay.contract.wire import codec
 
 # PIL's modes whose pixels are what an image shows; those of the others are indices, or not red, green and blue.
 PIXEL_MODES = ("1", "L", "I", "F", "I;16", "RGB", "RGBA")
+MAX_EXAMPLE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +163,14 @@ def _file_bytes(path: Path) -> bytes:
 def is_a(value: Any, package: str, *names: str) -> bool:
     """Whether `value` is an instance of one of these classes of a package, which is not imported for it."""
     return any(kind.__module__.partition(".")[0] == package and kind.__name__ in names for kind in type(value).__mro__)
+
+
+def pack_example(model: ModelVersion, example: Any) -> bytes:
+    """A sample as it is kept with a version."""
+    try:
+        data = codec.encode(model.signature.row(sample(model.signature, for_model(model, example))))
+    except InvalidInput as error:
+        raise InvalidInput(f"example: {str(error).replace(BATCH_HINT, 'give one sample')}") from error
+    if len(data) > MAX_EXAMPLE_BYTES:
+        raise InvalidInput(f"example: {len(data):,} bytes; at most {MAX_EXAMPLE_BYTES:,} are kept: give a smaller one")
+    return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,9 +17,9 @@ from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_m
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_alias, check_name
 from forebay.contract.requests.benchmark import Benchmark
+from forebay.contract.requests.compress import INT8_WEIGHTS
 from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.requests.fields import check
-from forebay.contract.signature import BATCH_HINT
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import JobMessage, TaskArgs
 from forebay.datasets import require_pyarrow
@@ -32,23 +31,24 @@ from forebay.producer.artifacts import (
     local_artifact,
     runtime_of,
     storable,
+    store,
 )
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BenchmarkJob, VersionJob
-from forebay.producer.inputs import for_model, sample
+from forebay.producer.inputs import pack_example
 from forebay.producer.objects import Described
 from forebay.producer.options import (
     BenchmarkOptions,
+    CompressOptions,
     ConvertOptions,
     ServingOptions,
     SubmitOptions,
     check_metadata,
     split_options,
 )
-from forebay.producer.requests import benchmark, convert
+from forebay.producer.requests import benchmark, compress, convert
 from forebay.producer.session import Session
 from forebay.producer.submit import Submitter
-from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.models.benchmarks import BenchmarkStore
 from forebay.storage.models.drift import DAY, DriftStore
 from forebay.storage.training.records import Evaluation
@@ -59,7 +59,6 @@ Evaluations = list[Evaluation]
 Benchmarks = list[Benchmark]
 
 NO_REFERENCE = "a data set is made one by `forebay models reference`, and a trained version has one"
-MAX_EXAMPLE_BYTES = 16 << 20
 
 
 class Models:
@@ -141,9 +140,9 @@ class Models:
                 )
             with suppress(NoQueueFits):  # declared later, perhaps: a submit says so
                 check_served(runtime, self._queue(draft), self._session.live_workers())
-            row = None if example is None else _packed(draft, example)
+            row = None if example is None else pack_example(draft, example)
             with storable(runtime, path) as stored:
-                ref, form, size = self._store(stored)
+                ref, form, size = store(self._session.blobs, stored)
             draft = replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size)
             return self._registry.register(draft, row, alias)
 
@@ -258,6 +257,25 @@ class Models:
         request = benchmark.make_request(self._session, resolved.model, asked, dataset, columns, format)
         return self._submitter.submit_request(BenchmarkJob, resolved, request)
 
+    def compress(
+        self,
+        ref: Model,
+        method: str = INT8_WEIGHTS,
+        *,
+        dataset: str | Path | Sequence[str | Path] | None = None,
+        **options: Unpack[CompressOptions],
+    ) -> VersionJob:
+        """Make a version of which the weights take less room; `result()` gives it, and its lineage has what was measured.
+
+        `method` is int8-weights, int8-dynamic (onnx only), bfloat16 or prune:SHARE, such as prune:0.5. With a `dataset` and its
+        `target` both versions are evaluated, as `evaluate` does, and the job fails, with the figures, when the metric is worse by
+        more than `max_loss` (0.01). `alias` moves to the new version. Raises what `evaluate` raises; then nothing was stored.
+        """
+        submit, asked = split_options(options)
+        resolved = self._submitter.resolve(JobKind.COMPRESS, ref, submit)
+        request = compress.make_request(self._session, resolved.model, {"method": method, **asked}, dataset)
+        return self._submitter.submit_request(VersionJob, resolved, request)
+
     def benchmarks(self, ref: Model, limit: int = 20) -> Benchmarks:
         """What benchmarks of a version found, the newest first."""
         model = self._registry.get(parse_model(ref))
@@ -288,23 +306,3 @@ class Models:
     def _queue(self, model: ModelVersion) -> str:
         queues = self._session.settings.queues
         return route(queues, Resources.parse(model.resources), JobKind.PREDICT, remote=model.remote)
-
-    def _store(self, path: Path | None) -> tuple[str, str, int]:
-        if path is None:
-            return "", "none", 0
-        if path.is_file():
-            return self._session.blobs.put_file(path), "file", path.stat().st_size
-        with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
-            archive = Path(folder) / "artifact.tar"
-            pack_folder(path, archive)
-            return self._session.blobs.put_file(archive), "folder", archive.stat().st_size
-
-
-def _packed(model: ModelVersion, example: Any) -> bytes:
-    try:
-        data = codec.encode(model.signature.row(sample(model.signature, for_model(model, example))))
-    except InvalidInput as error:
-        raise InvalidInput(f"example: {str(error).replace(BATCH_HINT, 'give one sample')}") from error
-    if len(data) > MAX_EXAMPLE_BYTES:
-        raise InvalidInput(f"example: {len(data):,} bytes; at most {MAX_EXAMPLE_BYTES:,} are kept: give a smaller one")
-    return data

@@ -94,6 +94,14 @@ class ConvertOptions(SubmitOptions, total=False):
     alias: str | None
 
 
+class CompressOptions(SubmitOptions, total=False):
+    target: str | None
+    columns: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
+    format: str | None
+    max_loss: float | None
+    alias: str | None
+
+
 class PredictOptions(SubmitOptions, total=False):
     batched: bool
     usage: bool
@@ -132,6 +140,7 @@ DEFAULTS = {
     JobKind.BENCHMARK: Defaults(priority=7),
     JobKind.REFERENCE: Defaults(priority=7),
     JobKind.TUNE: Defaults(max_attempts=10),
+    JobKind.COMPRESS: Defaults(priority=7),
 }  # all others: Defaults()
 
 

@@ -9,7 +9,8 @@ import typer
 # By the names of the commands: the modules that add each to `root`, in the order of the help.
 MODULES = {
     "predict": ("predict",), "batch": ("batch",), "train": ("train",), "tune": ("tune",), "evaluate": ("evaluate",),
-    "recipes": ("train",), "jobs": ("jobs",), "models": ("models.registry", "models.benchmark", "models.drift"),
+    "recipes": ("train",), "jobs": ("jobs",),
+    "models": ("models.registry", "models.benchmark", "models.compress", "models.drift"),
     "queues": ("queues",), "keys": ("keys",),
 }  # fmt: skip
 

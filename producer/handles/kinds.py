@@ -167,6 +167,7 @@ HANDLES: dict[JobKind, type[Job]] = {
     JobKind.BENCHMARK: BenchmarkJob,
     JobKind.TUNE: TuningJob,
     JobKind.CONVERT: VersionJob,
+    JobKind.COMPRESS: VersionJob,
 }  # all others: Job
 
 

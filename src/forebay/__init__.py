@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     from forebay.producer.async_client import AsyncClient, AsyncJob
     from forebay.producer.client import Client
     from forebay.producer.handles.job import Job
-    from forebay.producer.handles.kinds import BatchJob, BenchmarkJob, EvaluationJob, TrainingJob, TuningJob
+    from forebay.producer.handles.kinds import (
+        BatchJob,
+        BenchmarkJob,
+        EvaluationJob,
+        TrainingJob,
+        TuningJob,
+    )
     from forebay.producer.options import SubmitOptions
     from forebay.producer.waiting.futures import as_completed, wait
     from forebay.storage.training.records import Evaluation

@@ -67,6 +67,9 @@ HANDLERS = {
     JobKind.REFERENCE: HandlerSpec(
         f"{_KINDS}.reference:ReferenceHandler", "references for drift", ("pyarrow",), "batch"
     ),
+    JobKind.COMPRESS: HandlerSpec(
+        f"{_KINDS}.compress.handler:CompressHandler", "compressions", ("torch", "safetensors"), "worker"
+    ),
     JobKind.TRAIN: _TRAIN,
     JobKind.NODE: _TRAIN,
     JobKind.TUNE: _TUNE,

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from forebay.contract.errors import ForebayError, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Field, Row
 from forebay.worker.allowed import import_allowed
+from forebay.worker.packed_weights import read_weights
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import batched, module_bytes, split, stack
 from forebay.worker.runtimes.tensors import columns as as_columns
@@ -110,7 +110,7 @@ def _weights(path: Path, spec: ModelVersion) -> dict[str, Tensor]:
     if not files:
         raise ModelLoadFailed(f"{spec.ref}: the artifact's folder holds no .safetensors file")
     try:
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+        return {name: tensor for file in files for name, tensor in read_weights(file).items()}
     except (SafetensorError, OSError) as error:
         raise ModelLoadFailed(f"{spec.ref}: the artifact is no safetensors file: {error}") from error
 

@@ -16,6 +16,7 @@ import torch
 from forebay.contract.errors import MissingExtra, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
+from forebay.worker.packed_weights import unpacked
 from forebay.worker.runtimes.folders import about_tokens, go_offline, only_text, read_json, safe_folder
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
@@ -40,10 +41,12 @@ class SentenceTransformers:
         folder = safe_folder(path, spec)
         _check_modules(folder)
         try:
-            model = _library()(
-                str(folder), device=device, trust_remote_code=False, local_files_only=True,
-                model_kwargs={"use_safetensors": True},
-            )  # fmt: skip
+            library = _library()
+            with unpacked(folder) as whole:
+                model = library(
+                    str(whole), device=device, trust_remote_code=False, local_files_only=True,
+                    model_kwargs={"use_safetensors": True},
+                )  # fmt: skip
         except MissingExtra:
             raise
         except Exception as error:  # the library raises whatever its layers raise

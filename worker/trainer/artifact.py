@@ -16,12 +16,13 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.requests.recipes import CLASSES
 from forebay.contract.requests.request import decode, encode
+from forebay.worker import packed_weights
 from forebay.worker.trainer.labels import LABEL, PROBABILITIES, Target
 from forebay.worker.trainer.recipes import AnyRecipe, Recipe, get_recipe, is_fitted, loss_of, outputs_of
 
@@ -109,7 +110,7 @@ def read_artifact(folder: Path) -> Artifact:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Those of a network; ModelLoadFailed for another folder."""
     try:
-        return load_file(folder / WEIGHTS_FILE)
+        return packed_weights.read_weights(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise _foreign(error) from error
 

@@ -21,8 +21,9 @@ from forebay.producer.cli.output import (
     print_note,
     print_table,
 )
+from forebay.producer.cli.views.benchmarks import print_benchmark
 from forebay.producer.handles.job import Job
-from forebay.producer.handles.kinds import EvaluationJob, TrainingJob
+from forebay.producer.handles.kinds import BenchmarkJob, EvaluationJob, TrainingJob
 from forebay.storage.training.records import Checkpoint, Evaluation, Run
 
 MOST_CLASSES = 30  # of a confusion matrix that is printed
@@ -104,6 +105,9 @@ def print_training(job: Job, info: JobInfo) -> None:
     elif isinstance(job, EvaluationJob) and info.state is JobState.SUCCEEDED:
         print_line("")
         print_evaluation(job.result(0))
+    elif isinstance(job, BenchmarkJob) and info.state is JobState.SUCCEEDED:
+        print_line("")
+        print_benchmark(job.result(0))
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

@@ -55,7 +55,9 @@ class EvaluateHandler:
             attempts.run(job, partial(self._run, job, attempts))
 
     def _run(self, job: ClaimedJob, attempts: Attempts) -> Fate:
-        evaluation = self._evaluate(job, attempts)
+        request = decode(self._context.payloads.load(job.input, job.input_ref), EvaluateRequest)
+        attempts.check()
+        evaluation = evaluate(self._context, self._context.models.load(job.model, job.version), request, job, attempts)
         result = codec.encode(evaluation_value(evaluation))
         ended = attempts.retry_while_unavailable(partial(self._store.finish_evaluation, job, evaluation, result))
         log.info(
@@ -63,49 +65,42 @@ class EvaluateHandler:
         )  # fmt: skip
         return attempts.succeeded([ended])
 
-    def _evaluate(self, job: ClaimedJob, attempts: Attempts) -> Evaluation:
-        request = decode(self._context.payloads.load(job.input, job.input_ref), EvaluateRequest)
-        attempts.check()
-        loaded = self._context.models.load(job.model, job.version)
-        spec = loaded.spec
-        pieces, rows = all_pieces(request.reading)
-        progress = _Progress(JobProgress(self._context.ledger, job, attempts), rows)
-        comparison: Comparison | TextComparison
-        if spec.runtime in GENERATES_TEXT:
-            comparison = TextComparison(self._context.engine, loaded, progress.ran, lambda: attempts.stopping)
-        else:
-            comparison = Comparison(request.output, self._classes(loaded, attempts), rows, spec.ref)
-        known = seen = 0
-        chunk_rows = min(CHUNK_ROWS, CHUNK_BATCHES * spec.max_batch_size)
-        for chunk in read_pieces(request.reading, ShardRange(pieces), chunk_rows) if pieces else ():
-            if isinstance(comparison, TextComparison):
-                comparison.add(chunk)
-                continue
-            inputs = convert(chunk, request.columns, spec.signature, request.format, oriented=spec.oriented)
-            if progress.done < CHECKED_ROWS and hasattr(loaded.model, "trained_on") and len(inputs.good):
-                with suppress(InvalidInput):  # a row that cannot be encoded is told of when it is run
-                    known, seen = np.add((known, seen), loaded.model.trained_on(inputs.values))
-            made = run_chunk(self._context.engine, loaded, inputs, progress.ran, lambda: attempts.stopping)
-            truth = _truth(chunk, request)
-            comparison.add(made.outputs, [truth[i] for i in made.ok], made.errors)
-        progress.show()
-        if not comparison.rows:
-            raise comparison.first_error or InvalidInput(f"the data set {request.dataset} holds no rows")
-        sha256 = content_hash(request.files, request.format, progress.check)
-        return Evaluation(
-            job.id, job.model, job.version, request.dataset, sha256, comparison.rows,
-            comparison.metrics(), comparison.confusion(), comparison.classes or None,
-            1000 * progress.seconds / max(1, progress.done), comparison.failed,
-            warning=_seen(spec, request, sha256) or _seen_rows(spec, seen / max(1, known)),
-        )  # fmt: skip
 
-    def _classes(self, loaded: LoadedModel, attempts: Attempts) -> Sequence[str]:
-        """The labels in the order of the outputs: as declared, from the model, or from the run that trained it."""
-        classes = loaded.spec.classes or getattr(loaded.model, "classes", None)
-        if isinstance(classes, list | tuple) and classes:
-            return [str(label) for label in classes]
-        data = attempts.retry_while_unavailable(partial(self._store.queries.data_of, loaded.spec))
-        return data.classes if data is not None else ()
+def evaluate(
+    context: ChildContext, loaded: LoadedModel, request: EvaluateRequest, job: ClaimedJob, attempts: Attempts
+) -> Evaluation:
+    """How well a loaded version does; `job` asks for it, and shows how far it is."""
+    spec = loaded.spec
+    pieces, rows = all_pieces(request.reading)
+    progress = _Progress(JobProgress(context.ledger, job, attempts), rows)
+    comparison: Comparison | TextComparison
+    if spec.runtime in GENERATES_TEXT:
+        comparison = TextComparison(context.engine, loaded, progress.ran, lambda: attempts.stopping)
+    else:
+        comparison = Comparison(request.output, _classes(context, loaded, attempts), rows, spec.ref)
+    known = seen = 0
+    chunk_rows = min(CHUNK_ROWS, CHUNK_BATCHES * spec.max_batch_size)
+    for chunk in read_pieces(request.reading, ShardRange(pieces), chunk_rows) if pieces else ():
+        if isinstance(comparison, TextComparison):
+            comparison.add(chunk)
+            continue
+        inputs = convert(chunk, request.columns, spec.signature, request.format, oriented=spec.oriented)
+        if progress.done < CHECKED_ROWS and hasattr(loaded.model, "trained_on") and len(inputs.good):
+            with suppress(InvalidInput):  # a row that cannot be encoded is told of when it is run
+                known, seen = np.add((known, seen), loaded.model.trained_on(inputs.values))
+        made = run_chunk(context.engine, loaded, inputs, progress.ran, lambda: attempts.stopping)
+        truth = _truth(chunk, request)
+        comparison.add(made.outputs, [truth[i] for i in made.ok], made.errors)
+    progress.show()
+    if not comparison.rows:
+        raise comparison.first_error or InvalidInput(f"the data set {request.dataset} holds no rows")
+    sha256 = content_hash(request.files, request.format, progress.check)
+    return Evaluation(
+        job.id, spec.name, spec.version, request.dataset, sha256, comparison.rows,
+        comparison.metrics(), comparison.confusion(), comparison.classes or None,
+        1000 * progress.seconds / max(1, progress.done), comparison.failed,
+        warning=_seen(spec, request, sha256) or _seen_rows(spec, seen / max(1, known)),
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -130,6 +125,15 @@ class _Progress:
     def _message(self) -> str:
         pace = f", {self.done / self.seconds:,.0f} rows/s" if self.seconds else ""
         return f"{self.done:,} rows{pace}"
+
+
+def _classes(context: ChildContext, loaded: LoadedModel, attempts: Attempts) -> Sequence[str]:
+    """The labels in the order of the outputs: as declared, from the model, or from the run that trained it."""
+    classes = loaded.spec.classes or getattr(loaded.model, "classes", None)
+    if isinstance(classes, list | tuple) and classes:
+        return [str(label) for label in classes]
+    data = attempts.retry_while_unavailable(partial(TrainingStore(context.ledger).queries.data_of, loaded.spec))
+    return data.classes if data is not None else ()
 
 
 def _seen(spec: ModelVersion, request: EvaluateRequest, sha256: str) -> str:

