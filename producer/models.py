@@ -249,8 +249,7 @@ class Models:
         `dataset` has rows to run, and `columns` and `format` are what `batch` takes; without it rows are made after the version's
         example, or from its signature. At most `max_rows` rows (1024) are in a batch, it takes about `seconds` (60), and the best
         size takes at most `max_latency_ms`. With `threads` (on a CPU) and `dtypes` ("bfloat16", "float16") more curves are
-        measured. With `apply` the best size becomes the version's `max_batch_size`; workers have it within a minute. Raises what
-        `evaluate` raises; then nothing was stored.
+        measured. With `apply` the best size becomes the version's `max_batch_size`. Raises what `evaluate` raises.
         """
         submit, asked = split_options(options)
         resolved = self._submitter.resolve(JobKind.BENCHMARK, ref, submit)
@@ -267,9 +266,9 @@ class Models:
     ) -> VersionJob:
         """Make a version of which the weights take less room; `result()` gives it, and its lineage has what was measured.
 
-        `method` is int8-weights, int8-dynamic (onnx only), bfloat16 or prune:SHARE, such as prune:0.5. With a `dataset` and its
-        `target` both versions are evaluated, as `evaluate` does, and the job fails, with the figures, when the metric is worse by
-        more than `max_loss` (0.01). `alias` moves to the new version. Raises what `evaluate` raises; then nothing was stored.
+        `method` is int8-weights, int8-dynamic (onnx only), bfloat16 or prune:SHARE. With a `dataset` and its `target` both versions
+        are evaluated, and the job fails, with the figures, when the metric is worse by more than `max_loss` (0.01). `alias` moves
+        to the new version. Raises what `evaluate` raises; then nothing was stored.
         """
         submit, asked = split_options(options)
         resolved = self._submitter.resolve(JobKind.COMPRESS, ref, submit)
