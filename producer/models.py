@@ -266,9 +266,9 @@ class Models:
     ) -> VersionJob:
         """Make a version of which the weights take less room; `result()` gives it, and its lineage has what was measured.
 
-        `method` is int8-weights, int8-dynamic (onnx only), bfloat16 or prune:SHARE. With a `dataset` and its `target` both versions
-        are evaluated, and the job fails, with the figures, when the metric is worse by more than `max_loss` (0.01). `alias` moves
-        to the new version. Raises what `evaluate` raises; then nothing was stored.
+        `method` is int8-weights, int8-dynamic (onnx only), bfloat16 or prune:SHARE. With a `dataset` and its `target` both are
+        evaluated, and the job fails, with the figures, when the metric is worse by more than `max_loss` (0.01). `alias` moves to
+        the new version. Raises what `evaluate` raises.
         """
         submit, asked = split_options(options)
         resolved = self._submitter.resolve(JobKind.COMPRESS, ref, submit)

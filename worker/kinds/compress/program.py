@@ -68,7 +68,7 @@ def _add_input(program: ExportedProgram, spec: InputSpec, holder: Node, value: T
     target = f"{spec.target}_scale"
     program.state_dict[target] = _kept(value)
     with program.graph.inserting_after(holder):
-        added = program.graph.placeholder(f"{holder.name}_scale")
+        added: Node = program.graph.placeholder(f"{holder.name}_scale")
     added.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
     specs = program.graph_signature.input_specs
     specs.insert(specs.index(spec) + 1, InputSpec(InputKind.PARAMETER, TensorArgument(name=added.name), target))
