@@ -15,6 +15,7 @@ from forebay.dashboard.pages.lists import BatchesPage, JobsPage, TrainingPage
 from forebay.dashboard.pages.models import ModelsPage
 from forebay.dashboard.pages.overview import OverviewPage
 from forebay.dashboard.pages.run import RunPage
+from forebay.dashboard.pages.tune import TunePage
 from forebay.dashboard.pages.version import VersionPage
 
 JOB_ID = "([0-9a-f]{32})"
@@ -33,13 +34,14 @@ ROUTES = [
     url(r"/training", TrainingPage, name="training"),
     url(r"/training/compare", ComparePage, name="compare"),
     url(rf"/training/{JOB_ID}", RunPage, name="run"),
+    url(rf"/tuning/{JOB_ID}", TunePage, name="tune"),
     url(r"/models", ModelsPage, name="models"),
     url(rf"/models/{NAME}/{VERSION}", VersionPage, name="version"),
     url(r"/devices", DevicesPage, name="devices"),
     url(r"/assets/(.+)", Assets, {"path": str(STATIC)}, name="assets"),
     *(
         url(rf"/{folder}/{JOB_ID}/{name}", handler, {"page": page}, name=f"{page}-{name}")
-        for folder, page in (("jobs", "job"), ("batches", "batch"), ("training", "run"))
+        for folder, page in (("jobs", "job"), ("batches", "batch"), ("training", "run"), ("tuning", "tune"))
         for name, handler in (("cancel", CancelJob), ("retry", RetryJob))
     ),
 ]

@@ -23,6 +23,7 @@ from forebay.storage.training.records import Run
 PAGE_SIZE = 50
 COUNT_LIMIT = 10_000
 COUNTED = (JobState.QUEUED, JobState.RUNNING, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED)
+LATEST_TUNES = 5
 FEW_POINTS = 100  # of a running run, for its best value so far
 
 
@@ -34,6 +35,7 @@ class Listed:
     next: str | None = None
     searched_to: datetime | None = None
     planning: frozenset[str] = frozenset()  # the batches whose totals are not known yet
+    tunes: list[JobInfo] = field(default_factory=list)  # the latest, above the first page of training runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,12 @@ class TrainingPage(ListPage):
     heading = "Training"
     about = "Training runs, newest first. Select two to six of them to compare."
     kind = JobKind.TRAIN
+
+    def _list(self, queries: LedgerQueries, form: JobFilterForm, before: str | None) -> Listed:
+        listed = super()._list(queries, form, before)
+        if before is not None or form.fields:
+            return listed
+        return replace(listed, tunes=queries.store.queries.find(kind=JobKind.TUNE, limit=LATEST_TUNES))
 
     def rows(self, queries: LedgerQueries, jobs: Sequence[JobInfo]) -> list[TrainingRow]:
         runs = queries.training.runs_by_id([job.id for job in jobs])

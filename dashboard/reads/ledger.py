@@ -28,6 +28,7 @@ from forebay.storage.models.benchmarks import BenchmarkStore
 from forebay.storage.models.drift import DriftStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.queries import TrainingQueries
+from forebay.storage.tuning.queries import TuneQueries
 from forebay.storage.workers import WorkerRegistry
 
 log = structlog.get_logger()
@@ -49,6 +50,7 @@ class LedgerQueries:
         self.jobs = JobViews(ledger)
         self.batches = BatchViews(ledger)
         self.training = TrainingQueries(ledger)
+        self.tunes = TuneQueries(ledger)
         self.store = JobStore(ledger)
         self.overview = Overview(ledger)
         self.models = ModelRegistry(ledger)
