@@ -114,23 +114,41 @@ SubmitTune = msgspec.defstruct(
 )  # fmt: skip
 
 
+class SubmitConvert(Options, kw_only=True, forbid_unknown_fields=True):
+    """A version in another form; docs/models.md says what each field is. The result is the version, and how far its outputs are
+    apart from the original's. Needs the scope `models` too.
+    """  # fmt: skip
+
+    kind: Literal["convert"]
+    model: Ref
+    to: Literal["onnx", "torch-export"] = "onnx"
+    tolerance: Annotated[float, Meta(gt=0, le=1)] | UnsetType = UNSET
+    rows: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET
+    alias: str | UnsetType = UNSET
+    dataset: Dataset | UnsetType = UNSET
+    columns: Columns | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
 async def submit_data_job(request: Request, body: Any, options: PredictOptions) -> AsyncJob:
     """The job that one of these bodies asks for, durable."""
     client = client_of(request)
     given: dict[str, Any] = {n: v for n, v in asdict(body).items() if v is not UNSET and n not in ("kind", "model")}
     field = "input" if body.kind == "batch" else "dataset"
-    paths = await _paths(request, given, field)
-    given |= {field: list(paths.values()), **options}
+    paths = await _paths(request, given, field) if field in given else {}
+    given |= ({field: list(paths.values())} if paths else {}) | options
     try:
         if body.kind == "batch":
             given["output"] = await find_place(request, body.output, "output")
             if isinstance(given["output"], FileRecord):
                 raise InvalidInput("a batch writes a folder, not an uploaded file - at `$.output`")
             return await client.batch(body.model, **given)
-        if body.kind in ("train", "tune", "reference"):
+        if body.kind in ("train", "tune", "reference", "convert"):
             check_scope(request, "models")
             submits: dict[str, Callable[..., Awaitable[AsyncJob]]]
             submits = {"train": client.train, "tune": client.tune, "reference": client.models.reference}
+            submits["convert"] = client.models.convert
             return await submits[body.kind](body.model, **given)
         return await client.evaluate(body.model, **given)
     except InvalidInput as error:

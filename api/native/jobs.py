@@ -47,6 +47,7 @@ from forebay.api.native.bodies import (
 )
 from forebay.api.native.data_jobs import (
     SubmitBatch,
+    SubmitConvert,
     SubmitEvaluate,
     SubmitReference,
     SubmitTrain,
@@ -75,6 +76,7 @@ KINDS: Mapping[str, Any] = {
     "evaluate": SubmitEvaluate,
     "tune": SubmitTune,
     "reference": SubmitReference,
+    "convert": SubmitConvert,
 }
 
 

@@ -18,6 +18,7 @@ from forebay.dashboard.pages.run import flatten
 from forebay.dashboard.reads.curves import benchmark_charts
 from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.health import Failures, failures_by_model
+from forebay.storage.models.derived import derived_facts
 from forebay.storage.training.records import Evaluation, Run
 
 MAX_GENERATIONS = 10
@@ -102,7 +103,8 @@ class VersionPage(Page):
         read = self.ledger.read(("version", ref), lambda queries: read_version(queries, ref), max_age_s=2)
         snapshot = await self.or_404(read)
         self.show(
-            snapshot, title=ref, heading=ref, data=snapshot.value, field_text=field_text, lineage_facts=lineage_facts,
+            snapshot, title=ref, heading=ref, data=snapshot.value, field_text=field_text,
+            lineage_facts=lineage_facts, derived_facts=derived_facts,
             charts=benchmark_charts(snapshot.value.benchmarks) if snapshot.value else [],
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ import typer
 MODULES = {
     "predict": ("predict",), "batch": ("batch",), "train": ("train",), "tune": ("tune",), "evaluate": ("evaluate",),
     "recipes": ("train",), "jobs": ("jobs",),
-    "models": ("models.registry", "models.benchmark", "models.compress", "models.drift"),
+    "models": ("models.registry", "models.benchmark", "models.compress", "models.convert", "models.drift"),
     "queues": ("queues",), "keys": ("keys",),
 }  # fmt: skip
 

@@ -25,6 +25,25 @@ def derived_metadata(parent: ModelVersion, job: ClaimedJob, made_by: str, **fact
     return {**kept, "lineage": {**inherited, "parent": parent.ref, "job": job.id, "made_by": made_by, **facts}}
 
 
+def derived_facts(lineage: Any) -> dict[str, str]:
+    """How a version was made of another one, and what was measured, in words; {} for a lineage that does not say so."""
+    if not isinstance(lineage, Mapping) or "made_by" not in lineage:
+        return {}
+    facts = {"made from": str(lineage.get("parent")), "made by": f"{lineage['made_by']}, job {lineage.get('job')}"}
+    about = ("parent", "job", "made_by", *_INHERITED)
+    return facts | {str(name).replace("_", " "): _words(value) for name, value in lineage.items() if name not in about}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(
+            f"{str(name).replace('_', ' ')} {_words(inner)}" for name, inner in value.items() if inner is not None
+        )
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
 def register_derived(
     ledger: Ledger,
     job: ClaimedJob,

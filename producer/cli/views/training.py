@@ -24,6 +24,7 @@ from forebay.producer.cli.output import (
 from forebay.producer.cli.views.benchmarks import print_benchmark
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BenchmarkJob, EvaluationJob, TrainingJob
+from forebay.storage.models.derived import derived_facts
 from forebay.storage.training.records import Checkpoint, Evaluation, Run
 
 MOST_CLASSES = 30  # of a confusion matrix that is printed
@@ -136,8 +137,12 @@ def print_confusion(classes: Sequence[str] | None, confusion: Sequence[Sequence[
 
 
 def version_fields(model: ModelVersion) -> dict[str, Any]:
-    """A version's metadata; of a trained one its lineage and its metrics."""
+    """A version's metadata; of a trained one its lineage and its metrics, and of one made of another how far they are apart."""
     lineage = model.metadata.get("lineage")
+    if derived := derived_facts(lineage):
+        kept = {name: value for name, value in model.metadata.items() if name not in ("metrics", "lineage")}
+        metrics = model.metadata.get("metrics")
+        return {"metadata": pairs_text(kept), "metrics": metrics_text(metrics), **derived}
     if not isinstance(lineage, Mapping) or not {"recipe", "job", "files", "rows"} <= set(lineage):
         return {"metadata": pairs_text(model.metadata)}
     return {

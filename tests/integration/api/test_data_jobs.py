@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from forebay.api import access
 from forebay.contract.job import JobKind
+from forebay.contract.requests.convert import ConvertRequest
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import TrainRequest
 from forebay.storage.api_keys import ApiKeys
@@ -144,6 +145,26 @@ def test_a_training_job_is_stored_as_asked_and_its_result_is_the_version(
     assert (result["ref"], result["url"]) == (version.ref, f"/api/v1/models/{version.ref}")
 
 
+def test_a_conversion_is_stored_as_asked_and_refused_with_the_reason(
+    api: RunningApi, stack: WorkerStack, allowed: Path
+) -> None:
+    weights = api.ask("POST", "/api/v1/models", REGISTER | {"artifact": f"{allowed}/w.safetensors"}).json["ref"]
+    asked = {"kind": "convert", "model": weights, "to": "torch-export", "tolerance": 0.01, "alias": "fast"}
+    made = api.ask("POST", "/api/v1/jobs", asked | {"queue": "gpu"})
+    assert made.status == 202, made.body
+    details = JobViews(stack.ledger).details(made.json["id"], 1 << 20)
+    assert decode(details.input or b"", ConvertRequest) == ConvertRequest("torch-export", 0.01, alias="fast")
+    assert api.ask("POST", f"{made.json['url']}/cancel").status == 200
+    for body, words in (
+        (asked | {"model": "echo"}, "a class of your own has no graph"),
+        (asked | {"dataset": "/etc/passwd"}, "is not below"),
+        (asked | {"to": "tflite"}, "tflite"),
+        (asked | {"columns": "x"}, "those of a data set"),
+    ):
+        refused = api.ask("POST", "/api/v1/jobs", body)
+        assert (refused.status, words in refused.json["detail"]) == (422, True), refused.body
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [
@@ -215,7 +236,7 @@ def test_what_is_wrong_with_a_file_names_it_as_the_client_did(
         refused = api.ask("POST", "/api/v1/jobs", asked | {"input": upload(api, name, b"1")})
         assert (refused.status, words in refused.json["detail"]) == (422, True), refused.body
     for body, words in (
-        (asked | {"kind": "tune"}, "there are predict, batch, train, evaluate"),
+        (asked | {"kind": "echo"}, "there are predict, batch, train, evaluate"),
         (asked | {"x": 1}, "unknown field"),
     ):
         refused = api.ask("POST", "/api/v1/jobs", body)

@@ -48,12 +48,29 @@ def test_metadata_that_only_look_like_a_lineage_break_no_page(site: Site, scene:
         "text",
         {"job": 7, "parent": "../../x", "params": [1], "rows": None},
         {"parent": "odd/3", "sha256": 1},
+        {"made_by": "<i>", "job": "a/../b", "difference": {"absolute": None, "x": [1]}, "to": 1.5},
     ):
         models.register(replace(odd, metadata={"metrics": metrics, "lineage": lineage}))
-    for version in (1, 2, 3):
+    for version in (1, 2, 3, 4):
         assert site.ask(f"/models/odd/{version}").status == 200, version
     assert "(no longer registered)" in site.text("/models/odd/2")
     assert "Held-out rows of its training <b> text accuracy 0.25" in page_text(site.text("/models/odd/2"))
+
+
+def test_a_version_that_was_made_of_another_one_shows_how_far_their_outputs_are_apart(site: Site, scene: Scene) -> None:
+    found = {"rows": 1001, "absolute": 5.36e-7, "same_argmax": 1.0, "least_cosine": None}
+    lineage = {
+        "parent": "iris/2", "job": "0" * 32, "made_by": "convert", "to": "onnx", "difference": found,
+        "rows_per_s": {"before": 2532.1, "after": 16202.0},
+    }  # fmt: skip
+    version = ModelVersion("iris", 0, "onnx", "", "none", 0, Signature.parse(None, None), metadata={"lineage": lineage})
+    made = ModelRegistry(scene.ledger).register(version)
+    page = site.text(f"/models/{made.ref}")
+    told = "made by convert to onnx difference rows 1,001, absolute 5.36e-07, same argmax 1 rows per s before 2,532, after 16,202"
+    assert told in page_text(page)
+    assert f'href="/jobs/{"0" * 32}"' in page
+    assert "parent iris/2" in page_text(page)
+    assert "trained by run" in page_text(page), "the parent's"
 
 
 def test_a_model_shows_which_workers_hold_it(site: Site) -> None:

@@ -22,6 +22,7 @@ from forebay.contract.requests.training import ARTIFACT_FOLDER
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
 from forebay.datasets.reading.table import Table
+from forebay.producer.cli.views.training import version_fields
 from forebay.producer.handles.job import Job
 from forebay.producer.requests.convert import check_convertible
 from forebay.storage.ledger.connection import Ledger
@@ -75,6 +76,9 @@ def test_a_module_becomes_a_program_and_that_becomes_onnx(place: Place, tmp_path
     graph = place.run(models.convert(program, rows=10, alias="champion"))
     assert graph.metadata["lineage"]["difference"]["rows"] == 11, "the first row by itself, too"
     assert models.get("net@champion") == graph
+    told = version_fields(graph)
+    assert (told["made from"], told["metadata"]) == ("net/2", "team=a")
+    assert told["difference"].startswith("rows 11, absolute ")
     expected = place.run(place.client.predict(parent, x))
     for made, source in ((program, parent), (graph, program)):
         np.testing.assert_allclose(place.run(place.client.predict(made, x)), expected, atol=1e-5)
