@@ -60,7 +60,7 @@ class Curve(Struct, frozen=True):
     @property
     def name(self) -> str:
         """What sets it apart from other curves."""
-        threads = f"{self.threads} threads" if self.threads else ""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return ", ".join(filter(None, (threads, self.dtype))) or "as it is served"
 
 

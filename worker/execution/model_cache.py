@@ -108,17 +108,18 @@ class ModelLoader:
         return replace(loaded, model=TimeLimitedModel(loaded.model, self._page, loaded.spec.timeout_s))
 
     def artifact(self, ref: ModelRef) -> tuple[ModelVersion, Path | None]:
-        """The version, and where its artifact lies, without loading it."""
-        spec = self._spec(ref)
+        """The version as it is registered now, and where its artifact lies, without loading it."""
+        spec = self._registered(ref)
         return spec, self._cache.fetch(spec)
 
     def _spec(self, ref: ModelRef) -> ModelVersion:
         key = (ref.name, ref.version or 0)
         if key not in self._specs:
-            self._specs[key] = retry_while_unavailable(
-                partial(self._registry.get, ref), self._settings.outage_timeout_s
-            )
+            self._specs[key] = self._registered(ref)
         return self._specs[key]
+
+    def _registered(self, ref: ModelRef) -> ModelVersion:
+        return retry_while_unavailable(partial(self._registry.get, ref), self._settings.outage_timeout_s)
 
 
 class Artifacts:

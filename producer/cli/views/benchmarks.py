@@ -22,7 +22,7 @@ def print_benchmark(found: Benchmark) -> None:
     )
     for curve in found.curves:
         print_line("")
-        mark = {point.rows: "best" if point.rows == curve.best else "" for point in curve.points}
+        mark = {point.rows: "best" if point.rows == curve.best else " " for point in curve.points}
         rows = [
             (f"{p.rows:,}", f"{p.latency_ms:.3g}", f"{p.slowest_ms:.3g}", f"{p.rows_per_s:,.0f}", mark[p.rows])
             for p in curve.points
