@@ -33,6 +33,12 @@ class JobKind(StrEnum):
     REFERENCE = "reference"  # what a version is held against for drift is made of a data set
     TUNE = "tune"
     COMPRESS = "compress"
+    EXPLAIN = "explain"
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether its payload holds rows, which share messages and batches with those of others; else it holds a request."""
+        return self in (JobKind.PREDICT, JobKind.EXPLAIN)
 
 
 PARENTS = frozenset({JobKind.BATCH, JobKind.TUNE})  # whose work other jobs do, which have them as their parent

@@ -246,6 +246,7 @@ class AsyncClient:
     train = _submitted(Client.train)
     evaluate = _submitted(Client.evaluate)
     tune = _submitted(Client.tune)
+    explain = _submitted(Client.explain)
     jobs = _awaited(Client.jobs)
     retry_failed = _awaited(Client.retry_failed)
     queues = _awaited(Client.queues)

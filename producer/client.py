@@ -21,6 +21,7 @@ from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BatchJob, EvaluationJob, TrainingJob, TuningJob, open_handle
 from forebay.producer.models import Models
 from forebay.producer.options import (
+    ExplainOptions,
     PredictOptions,
     Since,
     SubmitOptions,
@@ -122,6 +123,7 @@ class Client:
         shard_rows: int | None = None,
         max_errors: int | None = None,
         max_error_share: float | None = None,
+        explain: str | Mapping[str, Any] | None = None,
         **options: Unpack[SubmitOptions],
     ) -> BatchJob:
         """Run a model over a data set and write another one; returns once the batch is durable, its shards run on workers.
@@ -130,7 +132,8 @@ class Client:
         that is empty, or has the same request's unfinished batch, which then goes on. `columns` names what goes into the model:
         a column, several numeric ones that make a vector, or `{input: column}`. `keep` are columns copied to the output; without
         any it has each row's place. `output_format` is parquet, jsonl or csv. The batch fails when more than `max_errors` rows
-        fail, or more than `max_error_share` of them (0 to 1); with neither, when all do.
+        fail, or more than `max_error_share` of them (0 to 1); with neither, when all do. With `explain`, a method or a mapping of
+        what `Client.explain` takes, it writes explanations.
         `result()` gives the manifest. Raises InvalidInput, naming file, column, expected and found, MissingExtra, and what
         `predict` raises; then nothing was stored.
         """
@@ -140,7 +143,7 @@ class Client:
         resolved = self._submitter.resolve(JobKind.BATCH, model, options)
         request = batches.make_request(
             resolved.model, input, output, columns=columns, keep=keep, format=format, output_format=output_format,
-            shard_rows=shard_rows, max_errors=max_errors, max_error_share=max_error_share,
+            shard_rows=shard_rows, max_errors=max_errors, max_error_share=max_error_share, explain=explain,
         )  # fmt: skip
         return batches.submit(self.session, self._submitter, resolved, request)
 
@@ -201,6 +204,15 @@ class Client:
             learnt_from=self.session.training.data_of(resolved.model),
         )  # fmt: skip
         return self._submitter.submit_request(EvaluationJob, resolved, request)
+
+    def explain(self, model: Model, inputs: Any, **options: Unpack[ExplainOptions]) -> Job:
+        """Explain a prediction: `result()` is `{input: attributions of its shape, "explanation": what was explained}`.
+
+        `method` is integrated-gradients, saliency, occlusion or feature-ablation, by default the first if the version can, else
+        the last. `target` is the class that is explained, or its number; None: each row's most probable one. `baseline` is what
+        the input is held against, a number or a sample. docs/explain.md has the further options; errors are those of `predict`.
+        """
+        return self._submitter.explain(model, inputs, options)
 
     def job(self, id: str) -> Job:
         """The handle of an existing job, of its kind; JobNotFound when there is none of this id."""

@@ -102,6 +102,19 @@ class CompressOptions(SubmitOptions, total=False):
     alias: str | None
 
 
+class ExplainOptions(SubmitOptions, total=False):
+    """What `Client.explain` takes: the fields of ExplainRequest, which describes them, and those of a submit."""
+
+    method: str | None
+    target: int | str | None
+    baseline: Any
+    batched: bool
+    output: str | None
+    steps: int
+    tolerance: float
+    window: int | None
+
+
 class PredictOptions(SubmitOptions, total=False):
     batched: bool
     usage: bool
@@ -158,6 +171,7 @@ class ResolvedOptions(Struct, frozen=True):
     batched: bool
     usage: bool
     stream: bool
+    explain: Mapping[str, Any] | None = None
 
     def request_hash(self, parts: Parts) -> str:
         """Equal for equal requests: the same model version and input, to be run in the same way."""
@@ -172,7 +186,8 @@ def resolve_options(
     kind: JobKind, model: ModelVersion, options: Mapping[str, Any], queues: Mapping[str, QueueSpec], now: float
 ) -> ResolvedOptions:
     """The options of a submit; TypeError for a name that does not exist, InvalidInput for a value that will not do."""
-    names = (PredictOptions if kind is JobKind.PREDICT else SubmitOptions).__annotations__.keys()
+    taken = {JobKind.PREDICT: PredictOptions, JobKind.EXPLAIN: ExplainOptions}.get(kind, SubmitOptions)
+    names = taken.__annotations__.keys()
     if not options.keys() <= names:
         unknown = next(name for name in options if name not in names)
         raise TypeError(f"{kind} has no option {unknown!r}; options of a submit are {', '.join(names)}")

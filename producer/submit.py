@@ -7,18 +7,21 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput, LedgerUnavailable, PayloadTooLarge
 from forebay.contract.job import JobKind, new_ids
 from forebay.contract.model import Model, ModelVersion, parse_model
 from forebay.contract.references import shown
+from forebay.contract.requests.explain import ExplainRequest
 from forebay.contract.requests.request import Request, encode
 from forebay.contract.values import is_array
 from forebay.contract.wire.codec import Parts
 from forebay.contract.wire.messages import RoutedJob
 from forebay.contract.wire.payload import pack_input, pack_inputs, pack_parts
 from forebay.producer import inputs
+from forebay.producer.explanations import check_baseline, plain_request
 from forebay.producer.group_commit import PendingSubmit
 from forebay.producer.handles.job import Job
 from forebay.producer.options import ResolvedOptions, resolve_options
@@ -46,7 +49,7 @@ class Submission(NamedTuple):
     def routed_jobs(self, stored: Collection[str]) -> list[RoutedJob]:
         """Where to send those of the jobs that are in the ledger under the ids they were made with."""
         model, queue, priority = self.options.model, self.options.queue, self.options.priority
-        exclusive = self.options.kind is not JobKind.PREDICT
+        exclusive = not self.options.kind.of_rows
         ids = (job.id for job in self.jobs if job.id in stored)
         return [RoutedJob(id, model.name, model.version, queue, priority, exclusive=exclusive) for id in ids]
 
@@ -76,7 +79,9 @@ class Submitter:
             else:
                 rows = [signature.row(inputs.sample(signature, value))]
             inputs.check_requests(options.model, rows)
-            parts = pack_parts(rows, options.batched, options.usage, options.stream)
+            if options.explain:
+                check_baseline(options.model.signature, rows, options.explain)
+            parts = pack_parts(rows, options.batched, options.usage, options.stream, options.explain)
             self._session.payloads.check(*parts)
         except InvalidInput as error:
             raise type(error)(f"model {options.model.ref}: {error}") from error
@@ -90,6 +95,15 @@ class Submitter:
         """A predict job for one input."""
         resolved = self.resolve(JobKind.PREDICT, model, options)
         return self._prepare(resolved, [self.pack(resolved, inputs.for_model(resolved.model, value))], 1)
+
+    def explain(self, model: Model, value: Any, given: Mapping[str, Any]) -> Job:
+        """An explain job for one input; `given` are the options of a submit, and the fields of ExplainRequest."""
+        asked = {name: value for name, value in given.items() if name in ExplainRequest.__struct_fields__}
+        submit = {name: value for name, value in given.items() if name not in asked}
+        resolved = self.resolve(JobKind.EXPLAIN, model, submit)
+        options = replace(resolved, explain=plain_request(resolved.model, asked))
+        packed = self.pack(options, inputs.for_model(resolved.model, value))
+        return self.submit(self._prepare(options, [packed], 1))[0]
 
     def prepare_many(self, model: Model, values: Iterable[Any], options: Mapping[str, Any]) -> Submission:
         """A predict job for each input, all or none; job i of an idempotency key has the key `key:i`, a single one `key`."""

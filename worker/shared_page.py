@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,8 @@ class TimeLimitedModel:
         found = getattr(self._model, name)
         if name == "generate":
             return partial(self._generate, found)
+        if name == "differentiable":
+            return lambda rows: replace(d := found(rows), forward=self._limited(d.forward, MAIN))
         if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare", "count_tokens"):
             return self._limited(found, PREPARE if name == "prepare" else MAIN)
         return found

@@ -49,6 +49,10 @@ class SubmitBatch(Options, kw_only=True, forbid_unknown_fields=True):
     shard_rows: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     max_errors: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     max_error_share: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    explain: (
+        Annotated[str | dict[str, Any], Meta(description="write explanations: a method, or the fields of kind explain")]
+        | UnsetType
+    ) = UNSET
     metadata: Metadata | UnsetType = UNSET
 
 

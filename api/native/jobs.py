@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,12 +31,15 @@ from forebay.api.context import (
 )
 from forebay.api.errors import MalformedBody
 from forebay.api.native.bodies import (
+    Batched,
     ErrorBody,
     Form,
     JobBody,
     JobList,
     JobQuery,
+    Metadata,
     Options,
+    Ref,
     StateBody,
     Submit,
     SubmitMany,
@@ -60,6 +63,7 @@ from forebay.contract.errors import ForebayError, InvalidInput, JobFailed
 from forebay.contract.job import JobState
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
+from forebay.contract.requests.explain import ExplainRequest
 from forebay.contract.signature import Signature
 from forebay.producer.async_client import AsyncJob
 from forebay.producer.inputs import InputsFor
@@ -68,9 +72,27 @@ from forebay.producer.options import PredictOptions
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?=$|[,;\s])")
 
 
+_EXPLAINED_BY = [
+    (field.name, field.type | UnsetType, UNSET)
+    for field in msgspec.structs.fields(ExplainRequest)
+    if field.name not in ("target", "baseline")
+]
+SubmitExplain = msgspec.defstruct(
+    "SubmitExplain",
+    [
+        ("kind", Literal["explain"]), ("model", Ref), ("inputs", Any), ("batched", Batched | UnsetType, UNSET),
+        ("metadata", Metadata | UnsetType, UNSET), *_EXPLAINED_BY,
+        ("target", Annotated[int | str, Meta(description="the class that is explained, or its number")] | UnsetType, UNSET),
+        ("baseline", Annotated[Any, Meta(description="what the input is held against: a number, or a sample")], UNSET),
+    ],
+    bases=(Options,), kw_only=True, forbid_unknown_fields=True,
+    namespace={"__doc__": "What parts of an input add to a prediction; docs/explain.md says what each field is."},
+)  # fmt: skip
+
 PREDICT: Mapping[str, Any] = {"predict": Submit}
 KINDS: Mapping[str, Any] = {
     **PREDICT,
+    "explain": SubmitExplain,
     "batch": SubmitBatch,
     "train": SubmitTrain,
     "evaluate": SubmitEvaluate,
@@ -176,7 +198,7 @@ async def submitted(request: Request, kinds: Mapping[str, Any] = PREDICT) -> tup
     options = options_of(request, body)
     if body.metadata is not UNSET:
         options["metadata"] = cast("Mapping[str, Any]", body.metadata)
-    if not isinstance(body, Submit):
+    if body.kind not in ("predict", "explain"):
         return await submit_data_job(request, body, options), None
     batched = options.get("batched", False)
     models: list[ModelVersion] = []
@@ -185,6 +207,11 @@ async def submitted(request: Request, kinds: Mapping[str, Any] = PREDICT) -> tup
         models.append(model)
         return inputs_from_json(model.signature, body.inputs, batched) if is_json else body.inputs
 
+    if body.kind == "explain":
+        asked = {
+            name: value for name in ExplainRequest.__struct_fields__ if (value := getattr(body, name)) is not UNSET
+        }
+        return await client_of(request).explain(body.model, InputsFor(read), **asked, **cast(Any, options)), None
     job = await client_of(request).predict(body.model, InputsFor(read), **options)
     return job, models[0]
 

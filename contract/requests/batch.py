@@ -13,7 +13,9 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta, Struct
 
 from forebay.contract.job import JobState
+from forebay.contract.requests.explain import ExplainRequest, explained
 from forebay.contract.requests.request import Request
+from forebay.contract.signature import Signature
 
 PARQUET, ARROW, NPY, NPZ, CSV, JSONL, OPENAI, IMAGES, AUDIO = (
     "parquet", "arrow", "npy", "npz", "csv", "jsonl", "openai", "images", "audio",
@@ -37,7 +39,7 @@ class BatchRequest(Request, frozen=True):
     `columns` names for each input of the model the column, or the numeric columns, that make it. `keep` are columns copied
     to the output, `keep_types` their types as text where the format does not tell. `row_bytes` is about what a row takes up
     in a text file. The batch fails when more than `max_errors` rows fail, or more than `max_error_share` of them; with neither,
-    when all do.
+    when all do. With `explain` its outputs are explanations of what the model gives.
     """
 
     ESTIMATES: ClassVar = {"row_bytes": 0, "keep_types": {}}
@@ -63,6 +65,12 @@ class BatchRequest(Request, frozen=True):
         Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(description="fails the batch when a larger share of the rows fails"),
     ] = None
+
+    explain: ExplainRequest | None = None
+
+    def signature(self, model: Signature) -> Signature:
+        """The model's signature, as the rows of this batch are run."""
+        return model if self.explain is None else explained(model)
 
     @property
     def bytes(self) -> int:

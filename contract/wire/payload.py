@@ -4,7 +4,7 @@ told, and its text while it runs; a result is the value itself, stacked again fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +22,15 @@ TWO_PARTS, THREE_PARTS = 0x92, 0x93  # how MessagePack begins a list of so many
 class PackedRows(NamedTuple):
     """The rows of one job. If it is `batched`, its result gets a leading batch dimension; with `usage` it is
     `{"output": the value, "usage": {"tokens": how many the model read, None where its runtime does not count them}}`. With
-    `stream` its client is told of the text that it generates, where its runtime tells it, while it runs.
+    `stream` its client is told of the text that it generates, where its runtime tells it, while it runs. `explain` is the
+    ExplainRequest of a job whose rows are to be explained, as plain data.
     """  # fmt: skip
 
     batched: bool
     rows: list[Row]
     usage: bool = False
     stream: bool = False
+    explain: Mapping[str, Any] | None = None
 
 
 def pack_input(rows: Sequence[Row], batched: bool, usage: bool = False, stream: bool = False) -> bytes:
@@ -36,9 +38,15 @@ def pack_input(rows: Sequence[Row], batched: bool, usage: bool = False, stream: 
     return b"".join(pack_parts(rows, batched, usage, stream))
 
 
-def pack_parts(rows: Sequence[Row], batched: bool, usage: bool = False, stream: bool = False) -> codec.Parts:
+def pack_parts(
+    rows: Sequence[Row],
+    batched: bool,
+    usage: bool = False,
+    stream: bool = False,
+    explain: Mapping[str, Any] | None = None,
+) -> codec.Parts:
     """The same in parts, which may be views of the rows' arrays."""
-    marks = [usage, stream] if stream else [usage] if usage else []
+    marks = [usage, stream, explain] if explain else [usage, stream] if stream else [usage] if usage else []
     return codec.encode_parts([batched, list(rows), *marks])
 
 
@@ -53,7 +61,7 @@ def pack_inputs(name: str, column: NDArray[Any], usage: bool = False) -> list[by
 def unpack_input(data: bytes) -> PackedRows:
     """What was packed; InvalidInput when the bytes are not an input."""
     value = codec.decode(data)
-    known = [bool, list, bool, bool]
+    known = [bool, list, bool, bool, dict]
     if not isinstance(value, list) or len(value) < 2 or [type(part) for part in value] != known[: len(value)]:
         raise InvalidInput("these bytes are not a job's input")
     return PackedRows(*value)

@@ -12,6 +12,7 @@ from forebay.contract.history import JobEvent, history
 from forebay.contract.job import TRANSITIONS, Attempt, JobInfo, JobKind, JobState, Transition
 from forebay.dashboard.pages import formatting as fmt
 from forebay.dashboard.pages.base import Page
+from forebay.dashboard.reads.explanation import ExplainedRow, payload_of, preview_explanation
 from forebay.dashboard.reads.ledger import LedgerQueries, Snapshot
 from forebay.dashboard.reads.preview import (
     PreviewLine,
@@ -45,7 +46,7 @@ class TimelineEntry:
 @dataclass(frozen=True, slots=True)
 class JobPageData:
     """What the page shows of a job; previews are None where the payload is too large, in the blob store or missing. `prompts` and
-    `texts` are there when it generates text.
+    `texts` are there when it generates text, `explained` when it explains rows.
     """  # fmt: skip
 
     details: JobDetails
@@ -55,6 +56,7 @@ class JobPageData:
     planning: bool
     prompts: list[Turn]
     texts: list[Turn]
+    explained: list[ExplainedRow]
 
 
 class JobPageBase(Page):
@@ -105,7 +107,14 @@ def read_job(queries: LedgerQueries, id: str) -> JobPageData:
         bool(queries.batches.planning([details.info])),
         prompts,
         preview_texts(details.result) if prompts and details.result else [],
+        _explained(queries, details) if details.info.kind is JobKind.EXPLAIN else [],
     )
+
+
+def _explained(queries: LedgerQueries, details: JobDetails) -> list[ExplainedRow]:
+    places = ((details.input, details.input_ref), (details.result, details.result_ref))
+    input, result = (payload_of(lambda: queries.blobs, *place) for place in places)
+    return preview_explanation(input, result) if input and result else []
 
 
 def read_details(queries: LedgerQueries, id: str, kind: JobKind) -> JobDetails:

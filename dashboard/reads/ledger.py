@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -20,6 +21,7 @@ from forebay.contract.errors import LedgerUnavailable
 from forebay.contract.setting_kinds import mask_password
 from forebay.contract.settings import Settings
 from forebay.storage.batches.views import BatchViews
+from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.overview import Overview
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.views import JobViews
@@ -45,8 +47,9 @@ MAX_CACHED = 256
 class LedgerQueries:
     """Everything the dashboard asks of an open ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, blobs_url: str = "") -> None:
         self.ledger = ledger
+        self._blobs_url = blobs_url
         self.jobs = JobViews(ledger)
         self.batches = BatchViews(ledger)
         self.training = TrainingQueries(ledger)
@@ -57,6 +60,10 @@ class LedgerQueries:
         self.drift = DriftStore(ledger)
         self.workers = WorkerRegistry(ledger)
         self.benchmarks = BenchmarkStore(ledger)
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        return BlobStore(self._blobs_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class LedgerReader:
     """Runs the pages' queries in threads of its own. Made and used on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.database
+        self._url, self._blobs = settings.database, settings.blobs
         self._queries: LedgerQueries | None = None
         self._opening = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ledger")
@@ -162,5 +169,5 @@ class LedgerReader:
         """Opened by the first query that finds the ledger."""
         with self._opening:
             if self._queries is None:
-                self._queries = LedgerQueries(Ledger(self._url, statement_limit_s=STATEMENT_LIMIT_S))
+                self._queries = LedgerQueries(Ledger(self._url, statement_limit_s=STATEMENT_LIMIT_S), self._blobs)
         return self._queries

@@ -103,7 +103,7 @@ def _short(said: list[Turn]) -> list[Turn]:
 def preview_input(data: bytes, kind: JobKind = JobKind.PREDICT) -> list[PreviewLine]:
     """Rows of a prediction; of a job of any other kind its request, which is JSON."""
     try:
-        if kind is not JobKind.PREDICT:
+        if not kind.of_rows:
             given = {name: value for name, value in decode(data, dict[str, Any]).items() if value not in EMPTY}
             return _limited(_items("request", "", given.items(), len(given), 0, most=MAX_FIELDS))
         rows = unpack_input(data).rows

@@ -9,7 +9,7 @@ import typer
 # By the names of the commands: the modules that add each to `root`, in the order of the help.
 MODULES = {
     "predict": ("predict",), "batch": ("batch",), "train": ("train",), "tune": ("tune",), "evaluate": ("evaluate",),
-    "recipes": ("train",), "jobs": ("jobs",),
+    "explain": ("explain",), "recipes": ("train",), "jobs": ("jobs",),
     "models": ("models.registry", "models.benchmark", "models.compress", "models.convert", "models.drift"),
     "queues": ("queues",), "keys": ("keys",),
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from forebay.contract.job import JobInfo, JobKind, JobState
 from forebay.contract.requests.batch import BatchRequest
 from forebay.producer.cli.commands import job_command, request_options
-from forebay.producer.cli.options import Columns, Format, Model, argument, columns_option, names, option
+from forebay.producer.cli.options import Columns, Format, Model, argument, columns_option, names, option, parse_json
 from forebay.producer.cli.output import print_indented, print_json, print_note
 from forebay.producer.cli.views.jobs import error_lines
 from forebay.producer.cli.views.results import ARRIVES_S
@@ -42,6 +42,7 @@ def _print_json(job: BatchJob, info: JobInfo) -> None:
     "forebay batch minilm 'in/*.parquet' out/ --columns text --keep id",
     "forebay batch iris flowers.csv out/ --columns sepal_length,sepal_width,petal_length,petal_width --keep id",
     "forebay batch houses new.csv out/ --keep id --output-format csv",
+    "forebay batch iris flowers.csv why/ --columns sepal_length,sepal_width,petal_length,petal_width --explain saliency",
     "forebay batch minilm requests.jsonl out/ --no-wait",
     show=_print,
     show_json=_print_json,
@@ -57,6 +58,9 @@ def batch(
     columns: Columns = None,
     keep: Annotated[str | None, option("NAMES", "Columns to copy, by comma.", default="each row's place")] = None,
     format: Format = None,
+    explain: Annotated[
+        str | None, option("METHOD", "Write explanations: a method, or JSON as docs/explain.md says.")
+    ] = None,
 ) -> BatchJob:
     """Run a model over a data set and write another one.
 
@@ -64,4 +68,7 @@ def batch(
     leaves it running. Exit status 1 when it fails.
     """
     named = columns_option(columns)
-    return client.batch(model, input, output, columns=named, keep=names(keep), format=format, **limits, **options)
+    explained = parse_json(explain, "--explain") if explain and explain.startswith("{") else explain
+    return client.batch(
+        model, input, output, columns=named, keep=names(keep), format=format, explain=explained, **limits, **options
+    )

@@ -28,6 +28,7 @@ from forebay.datasets.planning.checking import Named, check_file, check_outputs,
 from forebay.datasets.planning.schema import KeptTypes
 from forebay.datasets.writing.folder import OutputFolder
 from forebay.datasets.writing.part_files import check_csv
+from forebay.producer import explanations
 from forebay.producer.handles.kinds import BatchJob, open_handle
 from forebay.producer.options import ResolvedOptions
 from forebay.producer.requests.files import DataSet, find_dataset, first_with_rows
@@ -47,11 +48,13 @@ def make_request(
     columns: Named = None,
     keep: str | Sequence[str] | None = None,
     format: str | None = None,
+    explain: str | Mapping[str, Any] | None = None,
     **limits: Any,
 ) -> BatchRequest:
     """The request, checked against the files and the model's signature; InvalidInput says what to change.
 
-    `limits` are BatchRequest's `shard_rows`, `max_errors`, `max_error_share` and `output_format`.
+    `explain` is a method, or fields of ExplainRequest; `limits` are
+    BatchRequest's `shard_rows`, `max_errors`, `max_error_share` and `output_format`.
     """
     kept = (keep,) if isinstance(keep, str) else tuple(keep or ())
     files, format = _files(input, format)
@@ -62,19 +65,24 @@ def make_request(
         raise InvalidInput("keep: a file in OpenAI's form has its custom_id, and its results carry it; leave keep out")
     if format == OPENAI and limits.get("output_format") is not None:
         raise InvalidInput("output_format: results of a file in OpenAI's form have its form; leave output_format out")
+    if format == OPENAI and explain is not None:
+        raise InvalidInput("explain: a file in OpenAI's form asks for text, which is not explained; leave explain out")
+    asked = {"method": explain} if isinstance(explain, str) else explain
+    explaining = None if asked is None else explanations.make_request(model, asked)
     named = name_columns(columns, model.signature, sample.types, format)
     request = check(
         limits
         | {
             "files": tuple(files), "output": absolute(output), "format": format, "columns": named, "keep": kept,
-            "row_bytes": sample.row_bytes,
+            "row_bytes": sample.row_bytes, "explain": explaining,
         },
         BatchRequest,
     )  # fmt: skip
-    check_outputs(request, model.signature)
+    outputs = request.signature(model.signature)
+    check_outputs(request, outputs)
     _check_files(request, model, file)
     if request.output_format == CSV:
-        check_csv(pa.schema([*map(output_column, model.signature.outputs or ())]))
+        check_csv(pa.schema([*map(output_column, outputs.outputs or ())]))
     rows = check_rows(request, model.signature, file)
     return replace(request, keep_types=kept_types(rows, kept)) if format in (JSONL, CSV) else request
 

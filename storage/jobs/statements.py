@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Double, Integer, LargeBinary, SmallInteger, String, Text
 
-from forebay.contract.job import FINAL, PARENTS, TRANSITIONS, JobState, Transition
+from forebay.contract.job import FINAL, PARENTS, TRANSITIONS, JobKind, JobState, Transition
 from forebay.storage.jobs.records import NEW_ROW
 from forebay.storage.ledger.job_tables import jobs
 from forebay.storage.ledger.statement import Insert, Statement
@@ -34,8 +34,11 @@ def new_state(transition: Transition) -> str:
 
 # `attempt` only ever grows, so a zombie's number never comes up again; `uncounted` of them do not count against the limit.
 COUNTED = "attempt - uncounted"
-# All but predictions are each as long as many jobs, and travel alone.
-ROUTED_JOB = "id, model, version, queue, priority, crashes, CASE WHEN kind <> 'predict' THEN 1 ELSE 0 END AS exclusive"
+# Those that are not of rows are each as long as many jobs, and travel alone.
+OF_ROWS = ", ".join(f"'{kind}'" for kind in JobKind if kind.of_rows)
+ROUTED_JOB = (
+    f"id, model, version, queue, priority, crashes, CASE WHEN kind IN ({OF_ROWS}) THEN 0 ELSE 1 END AS exclusive"
+)
 NO_LEASE = "worker = NULL, lease_until = NULL"
 END_LEASE = "lease_until = NULL, finished_at = :now"
 HELD = f"WHERE id = :id AND attempt = :attempt AND {guard(Transition.SUCCEED)}"  # by the attempt that writes

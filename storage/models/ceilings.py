@@ -41,6 +41,10 @@ class CeilingStore:
         self._ledger = ledger
         self.device = device
 
+    def apart(self, work: str) -> CeilingStore:
+        """The ceilings of another work on the same kind of device."""
+        return CeilingStore(self._ledger, f"{self.device[: 98 - len(work)]}, {work}")
+
     def get(self, name: str, version: int) -> Ceiling | None:
         """What is known; None when the version has been deleted."""
         row = self._ledger.row(READ, name=name, version=version, device=self.device)

@@ -49,6 +49,7 @@ _BATCH = HandlerSpec(f"{_KINDS}.batch.handler:BatchHandler", "batch jobs", ("pya
 _EVALUATE = HandlerSpec(
     f"{_KINDS}.evaluate.handler:EvaluateHandler", "evaluations", ("pyarrow", "torchmetrics"), "train"
 )
+_EXPLAIN = HandlerSpec(f"{_KINDS}.explain:ExplainHandler", "explanations", ("torch", "captum"), "explain")
 _TRAIN = HandlerSpec(
     f"{_KINDS}.train.handler:TrainHandler", "training jobs", ("torch", "pytorch_lightning", "torchmetrics", "pyarrow"), "train"
 )  # fmt: skip
@@ -70,6 +71,7 @@ HANDLERS = {
     JobKind.COMPRESS: HandlerSpec(
         f"{_KINDS}.compress.handler:CompressHandler", "compressions", ("torch", "safetensors"), "worker"
     ),
+    JobKind.EXPLAIN: _EXPLAIN,
     JobKind.TRAIN: _TRAIN,
     JobKind.NODE: _TRAIN,
     JobKind.TUNE: _TUNE,

@@ -36,6 +36,10 @@ class MemoryCeilings:
         """The kind of device that they are of, such as `cpu` or `NVIDIA H200`."""
         return self._ceilings.device
 
+    def apart(self, work: str) -> MemoryCeilings:
+        """Those of another work with the same models, which takes other room."""
+        return MemoryCeilings(self._ceilings.apart(work), self._clock)
+
     def rows(self, spec: ModelVersion) -> int:
         key = (spec.name, spec.version)
         rows, until = self._known.get(key, (0, 0.0))

@@ -42,6 +42,17 @@ class ChildContext:
         self.models = ModelLoader(self.registry, cache, page, settings)
         self.engine = Engine(ceilings, metrics)
         self.drift = DriftWatch(DriftStore(ledger))
+        self._ceilings = ceilings
+
+    @cached_property
+    def explain_ceilings(self) -> MemoryCeilings:
+        """How many rows of a version go forward together where they are explained, which takes more memory than predicting."""
+        return self._ceilings.apart("explain")
+
+    @cached_property
+    def explain_engine(self) -> Engine:
+        """What runs the batches of explanations."""
+        return Engine(self._ceilings.apart("explain"), self.metrics)
 
     @cached_property
     def dispatcher(self) -> Dispatcher:

@@ -54,7 +54,8 @@ class Model(Protocol):
     `run(prepared)`, the two halves of `predict`: the next batch is then prepared while one runs. With `count_tokens(rows)`
     it says how many tokens it reads of rows, or None, for jobs that ask for their usage. With
     `predict_columns({input: array (batch, *shape)}) -> {output: array (batch, *shape)}` batch jobs hand it whole columns. With
-    `run_each(rows, insist) -> RunningRows` rows run side by side, each given as it ends, and batches are not cut.
+    `run_each(rows, insist) -> RunningRows` rows run side by side, each given as it ends, and batches are not cut. With
+    `differentiable(rows) -> Differentiable` (tensors.py) its predictions are explained by their gradients.
 
     One that takes long over a batch has `generate(rows, between)` too, which gives rows, or errors in the place of rows, as
     `predict` does. It calls `between(pieces)` now and then, at most every 50 ms, with the text it has made since, and stops

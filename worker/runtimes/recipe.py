@@ -14,9 +14,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from forebay.contract.errors import ModelLoadFailed
+from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.onnx.estimators import INPUT, PREDICTION
 from forebay.contract.onnx.judge import read_onnx
@@ -24,7 +24,7 @@ from forebay.contract.signature import ARRAY_DTYPES, Row
 from forebay.datasets.columns import Values
 from forebay.worker.runtimes.onnx import open_session
 from forebay.worker.runtimes.speed import Forward, tuned
-from forebay.worker.runtimes.tensors import module_bytes
+from forebay.worker.runtimes.tensors import Differentiable, by_input, module_bytes
 from forebay.worker.trainer import recipes
 from forebay.worker.trainer.artifact import (
     GRAPH_FILE,
@@ -151,10 +151,37 @@ class NetworkModel(RecipeModel):
         super().__init__(recipe, target)
         self._module, self._forward, self._loss, self._device = module, forward, loss, device
 
+    def differentiable(self, rows: Sequence[Row]) -> Differentiable:
+        """These rows, encoded, as tensors by which the outputs have gradients; of a text those of its tokens' embeddings.
+        InvalidInput for a recipe that does not say what its numbers stand for.
+        """  # fmt: skip
+        attributed = getattr(self._recipe, "attributed", None)
+        if attributed is None:
+            raise InvalidInput("this recipe has no attributed(), which says what its numbers stand for")
+        columns = {name: [row[name] for row in rows] for name in self._recipe.inputs()}
+        first, *fixed = self._on_device([np.ascontiguousarray(array) for array in self._recipe.encode(columns)])
+        if not first.is_floating_point():
+            first = self._module.embedding(first).detach()  # type: ignore[operator]
+
+        def told(arrays: Sequence[NDArray[Any]], slopes: bool) -> list[Row]:
+            made = attributed(arrays[0], columns, slopes)
+            return by_input(list(made), list(made.values()))
+
+        recurrent = any(isinstance(part, nn.RNNBase) for part in self._module.modules())
+        groups: tuple[int, ...] | None = getattr(self._recipe, "groups", tuple)() or None
+        return Differentiable((first,), self._outputs, told, tuple(fixed), groups, recurrent)
+
+    def _outputs(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """What is served but for labels, with gradients."""
+        outputs = served(self._forward(*inputs), self._loss)
+        if self._target.classes:
+            return {PROBABILITIES: outputs}
+        return {self._target.name: outputs * self._target.deviation + self._target.mean}
+
     def nbytes(self) -> int:
         return module_bytes(self._module)
 
-    def _on_device(self, arrays: Sequence[NDArray[Any]]) -> Any:
+    def _on_device(self, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(array).to(self._device) for array in arrays)
 
     @torch.inference_mode()

@@ -20,7 +20,16 @@ from forebay.contract.signature import Field, Row
 from forebay.worker.allowed import import_allowed
 from forebay.worker.packed_weights import read_weights
 from forebay.worker.runtimes.speed import Forward, tuned
-from forebay.worker.runtimes.tensors import batched, module_bytes, split, stack
+from forebay.worker.runtimes.tensors import (
+    Differentiable,
+    batched,
+    by_input,
+    floating,
+    module_bytes,
+    named_outputs,
+    split,
+    stack,
+)
 from forebay.worker.runtimes.tensors import columns as as_columns
 
 
@@ -85,6 +94,21 @@ class ModuleModel:
         tensors = batched(columns, self._inputs, self._device)
         output = self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
         return as_columns(output, len(next(iter(columns.values()))), self._outputs)
+
+    def differentiable(self, rows: Sequence[Row]) -> Differentiable:
+        """These rows as tensors by which the outputs have gradients."""
+        tensors = stack(rows, self._inputs, self._device)
+        names, dtypes = list(tensors), [tensor.dtype for tensor in tensors.values()]
+
+        def forward(*inputs: Tensor) -> dict[str, Tensor]:
+            given = dict(zip(names, (t.to(dtype) for t, dtype in zip(inputs, dtypes, strict=True)), strict=True))
+            output = self._forward(*given.values()) if len(given) == 1 else self._forward(**given)
+            return named_outputs(output, self._outputs)
+
+        recurrent = any(isinstance(part, nn.RNNBase) for part in self._module.modules())
+        return Differentiable(
+            floating(tensors), forward, lambda arrays, _: by_input(names, arrays), recurrent=recurrent
+        )
 
     def nbytes(self) -> int:
         return module_bytes(self._module)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,33 @@ ONLY_INPUT = "input"  # what the only input is called when nothing declares a na
 _STACKABLE = "biufc"  # kinds of dtypes: bool, integers, floats, complex
 _CHEAP_COPY = 64 * 1024  # bytes; a row up to this size is copied out, so that it does not keep its whole batch alive
 _NOT_IN_NUMPY = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+
+
+@dataclass(frozen=True, slots=True)
+class Differentiable:
+    """Rows as the tensors `(batch, ...)` by which a network's outputs have gradients.
+
+    `forward(*inputs, *fixed)` gives its outputs by name, of any number of rows. `groups` says of each number of a row of the
+    only input which feature it is part of. `told` makes the rows' values of arrays of the inputs' shapes, such as gradients
+    (`slopes`), or parts of a sum. `recurrent` networks have no gradients in cuDNN.
+    """
+
+    inputs: tuple[Tensor, ...]
+    forward: Callable[..., dict[str, Tensor]]
+    told: Callable[[Sequence[NDArray[Any]], bool], list[Row]]
+    fixed: tuple[Tensor, ...] = ()
+    groups: tuple[int, ...] | None = None
+    recurrent: bool = False
+
+
+def by_input(names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> list[Row]:
+    """Of arrays `(batch, ...)`, one for each input, the rows."""
+    return [dict(zip(names, row, strict=True)) for row in zip(*arrays, strict=True)]
+
+
+def floating(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Whole numbers as float64, which holds those up to 2^53 exactly."""
+    return tuple(t if t.is_floating_point() else t.double() for t in tensors.values())
 
 
 def stack(rows: Sequence[Row], fields: Sequence[Field] | None, device: str = "cpu") -> dict[str, Tensor]:

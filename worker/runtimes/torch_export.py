@@ -38,7 +38,17 @@ from forebay.contract.pt2.archive import (
 )  # fmt: skip
 from forebay.contract.signature import Field, Row
 from forebay.worker.runtimes.speed import tuned
-from forebay.worker.runtimes.tensors import ONLY_INPUT, batched, split, stack, tensor_bytes
+from forebay.worker.runtimes.tensors import (
+    ONLY_INPUT,
+    Differentiable,
+    batched,
+    by_input,
+    floating,
+    named_outputs,
+    split,
+    stack,
+    tensor_bytes,
+)
 from forebay.worker.runtimes.tensors import columns as as_columns
 
 _BLOCK = 16 * 2**20
@@ -71,6 +81,7 @@ class ExportedModel:
         self._in_spec = program.call_spec.in_spec
         self._dtypes = _input_dtypes(program)
         module = program.module()
+        self._nodes = list(program.graph.nodes)
         self._module = tuned(module, spec, device)
         self._unchecked = self._module if spec.compile else tuned(module.forward, spec, device)
         self._checked: set[tuple[torch.Size, ...]] = set()
@@ -94,6 +105,27 @@ class ExportedModel:
         step = self._facts.most or count or 1
         parts = [self._columns(columns, start, min(start + step, count)) for start in range(0, count, step)]
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def differentiable(self, rows: Sequence[Row]) -> Differentiable:
+        """These rows as tensors by which the outputs have gradients."""
+        tensors = stack(rows, self._fields, self._device)
+        recurrent = any(str(node.target).split(".")[1:2] in (["gru"], ["lstm"], ["rnn_tanh"]) for node in self._nodes)
+        names = list(tensors)
+        return Differentiable(
+            floating(tensors), self._outputs, lambda arrays, _: by_input(names, arrays), recurrent=recurrent
+        )
+
+    def _outputs(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs of any number of rows by name, with gradients, of parts of as many rows as the program takes."""
+        step, parts = self._facts.most or len(inputs[0]), list[list[torch.Tensor]]()
+        for start in range(0, len(inputs[0]), step):
+            part = [t[start : start + step].to(dtype) for t, dtype in zip(inputs, self._dtypes, strict=True)]
+            count = len(part[0])
+            if count < self._facts.least:
+                part = [torch.cat([t, t[:1].expand(self._facts.least - count, *t.shape[1:])]) for t in part]
+            parts.append([leaf[:count] for leaf in self._leaves(part)])
+        leaves = [torch.cat(made) for made in zip(*parts, strict=True)]
+        return named_outputs(leaves, [output.name for output in self._facts.outputs])
 
     def nbytes(self) -> int:
         """Bytes of weights, buffers and constants."""

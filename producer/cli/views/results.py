@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from forebay.contract.errors import ForebayError, InvalidInput, JobFailed, ResultTimeout
-from forebay.contract.job import JobInfo, JobKind, JobState
+from forebay.contract.job import JobInfo, JobState
 from forebay.contract.references import shown
 from forebay.contract.wire.payload import join_rows
 from forebay.producer.cli.options import cannot, option
@@ -53,7 +53,7 @@ def wait_for(client: Client, jobs: Sequence[Job], timeout: float | None) -> None
         if len(jobs) > 1:
             watch(jobs, timeout)
         else:
-            jobs[0].wait(timeout, progress=info.kind is not JobKind.PREDICT)
+            jobs[0].wait(timeout, progress=not info.kind.of_rows)
     except KeyboardInterrupt:
         which = f"the job goes on: forebay jobs wait {jobs[0].id}"
         print_note(f"interrupted; {which if len(jobs) == 1 else f'the {len(jobs)} jobs go on: forebay jobs list'}")

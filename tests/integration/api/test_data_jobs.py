@@ -265,3 +265,11 @@ def test_without_the_setting_only_uploads_are_read(
             (submit, asked | {"dataset": file}, 202),
         ):
             assert api.ask("POST", "/api/v1/jobs", body, {"Authorization": f"Bearer {key}"}).status == status
+
+
+def test_a_prediction_is_explained_over_http(api: RunningApi) -> None:
+    asked = {"kind": "explain", "model": "echo", "inputs": 3.5, "baseline": 1}
+    made = ended(api, **asked)
+    assert made["result"] == {"x": 2.5, "explanation": {"method": "feature-ablation", "output": "x", "score": 3.5}}
+    refused = api.ask("POST", "/api/v1/jobs", asked | {"method": "saliency"})
+    assert (refused.status, "use feature-ablation" in refused.json["detail"]) == (422, True)

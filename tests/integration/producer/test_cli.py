@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from forebay import Client
 from forebay.contract import generation
-from forebay.contract.job import JobError, Transition
+from forebay.contract.job import JobError, JobKind, Transition
 from forebay.contract.row_errors import ErrorKind, ErrorSample
 from forebay.contract.wire import codec
 from forebay.contract.wire.dispatch import Dispatcher
@@ -23,6 +23,7 @@ from forebay.producer.cli import options as options_module
 from forebay.producer.cli.models import registry as models_module
 from forebay.producer.cli.views import results as results_module
 from forebay.storage.jobs.records import ClaimedJob, Finished
+from forebay.storage.jobs.views import JobViews
 from support.batches import MadeBatch
 from support.commands import PAIR, Shell, app
 
@@ -60,6 +61,25 @@ def double(row: Any) -> Any:
 
 
 SCORES = '{"s": {"dtype": "float32", "shape": [2], "classes": ["cat", "dog"]}}'
+
+
+def test_explain_prints_the_parts_that_count_most_first(
+    shell: Shell, worker: Callable[[Callable[[Any], Any]], None]
+) -> None:
+    about = {"method": "feature-ablation", "output": "s", "target": "dog", "score": 0.75, "warning": None}
+    shell.register("pets", PAIR, "--outputs", SCORES)
+    worker(lambda row: {"x": row["x"] - 1, "t": [["big", -0.5]], "explanation": about})
+    result = shell.run("explain", "pets", "[0.25, 3]", "--target", "dog", "--steps", "20", "--baseline", "0.5")
+    assert result.stdout.splitlines() == ["+2\tx[1]", "-0.75\tx[0]", "-0.5\tbig"]
+    assert "s of dog is 0.75; by feature-ablation" in result.stderr
+    [job] = shell.store.queries.find(kind=JobKind.EXPLAIN)
+    details = unpack_input(JobViews(shell.store.ledger).details(job.id, 9999).input or b"")
+    assert (details.explain or {})["target"] == 1
+    assert (details.explain or {})["baseline"] == 0.5
+    assert "no gradients; use feature-ablation" in shell.error("explain", "pets", "[1, 2]", "--method", "saliency")
+    assert "is not a class of output 's': its classes are cat, dog" in shell.error(
+        "explain", "pets", "[1, 2]", "--target", "cow"
+    )
 
 
 def test_results_of_a_model_that_names_its_classes_are_printed_by_them(

@@ -13,7 +13,7 @@ from forebay.contract.job import JobState
 from forebay.contract.wire.messages import TextPiece
 from forebay.contract.wire.payload import pack_input
 from forebay.storage.ledger.connection import Ledger
-from forebay.worker.kinds import predict
+from forebay.worker.kinds import row_jobs
 from forebay.worker.runtimes import Between, Interrupted, Piece
 from forebay.worker.shared_page import SharedPage, TimeLimitedModel
 from support.runner_bench import Bench
@@ -51,7 +51,7 @@ def ledger(sqlite_ledger: Ledger) -> Ledger:
 
 @pytest.fixture
 def bench(ledger: Ledger, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generating:
-    monkeypatch.setattr(predict, "CANCEL_CHECK_S", 0.0)
+    monkeypatch.setattr(row_jobs, "CANCEL_CHECK_S", 0.0)
     return Generating(ledger, tmp_path)
 
 

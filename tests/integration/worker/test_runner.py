@@ -20,7 +20,7 @@ from forebay.worker.execution import large_results
 from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.summary import Summary
-from forebay.worker.kinds import predict
+from forebay.worker.kinds import predict, row_jobs
 from support.runner_bench import Bench
 from support.waiting import FakeClock, wait_until
 
@@ -33,7 +33,7 @@ def ledger(sqlite_ledger: Ledger) -> Ledger:
 
 @pytest.fixture
 def bench(ledger: Ledger, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(predict, "CANCEL_CHECK_S", 0.0)
+    monkeypatch.setattr(row_jobs, "CANCEL_CHECK_S", 0.0)
     return Bench(ledger, tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_a_job_asked_to_stop_while_its_model_loads_is_not_begun(bench: Bench) ->
 def test_a_quick_pool_task_never_asks_who_is_to_stop(
     bench: Bench, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "CANCEL_CHECK_S", 3600.0)
+    monkeypatch.setattr(row_jobs, "CANCEL_CHECK_S", 3600.0)
     asked: list[str] = []
     event.listen(ledger.engine, "before_cursor_execute", lambda _c, _u, statement, *_: asked.append(statement))
     assert bench.runner.run(bench.add(*range(20))).succeeded == 20

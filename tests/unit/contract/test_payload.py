@@ -10,7 +10,15 @@ from hypothesis.extra import numpy as nps
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.wire import codec
-from forebay.contract.wire.payload import InputReader, join_rows, pack_input, pack_inputs, unpack_input
+from forebay.contract.wire.payload import (
+    InputReader,
+    PackedRows,
+    join_rows,
+    pack_input,
+    pack_inputs,
+    pack_parts,
+    unpack_input,
+)
 
 ROWS = st.lists(
     st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(codec="utf-8"), max_size=5) | st.binary(max_size=5),
@@ -21,9 +29,12 @@ ROWS = st.lists(
 
 @given(ROWS, st.booleans())
 def test_an_input_comes_back_as_it_was_packed(rows: list[Any], batched: bool) -> None:
-    assert unpack_input(pack_input(rows, batched)) == (batched, rows, False, False)
-    assert unpack_input(pack_input(rows, batched, usage=True)) == (batched, rows, True, False)
-    assert unpack_input(pack_input(rows, batched, stream=True)) == (batched, rows, False, True)
+    assert unpack_input(pack_input(rows, batched)) == PackedRows(batched, rows)
+    asked = {"method": "saliency"}
+    explained = b"".join(pack_parts(rows, batched, explain=asked))
+    assert unpack_input(explained) == PackedRows(batched, rows, explain=asked)
+    assert unpack_input(pack_input(rows, batched, usage=True)) == PackedRows(batched, rows, True)
+    assert unpack_input(pack_input(rows, batched, stream=True)) == PackedRows(batched, rows, False, True)
 
 
 def test_rows_of_arrays_come_back_with_dtype_and_shape() -> None:
@@ -45,7 +56,7 @@ def test_the_rows_of_a_column_are_packed_as_each_would_be_alone_and_read_the_sam
     assert pack_inputs("x", column, usage) == alone
     reader = InputReader()
     for data, row in zip(alone, column, strict=True):
-        batched, [back], told, _ = reader.read(data)
+        batched, [back], told, *_ = reader.read(data)
         assert (batched, told, [*back]) == (False, usage, ["x"])
         assert back["x"].dtype == column.dtype.newbyteorder("<")
         np.testing.assert_array_equal(back["x"], row)  # NaN as NaN

@@ -78,7 +78,7 @@ class BatchCoordinator:
             schema = self._store.queries.part_schema(job.id)
             if schema is None:  # one that starts again need not be able to read its files any more
                 signature = self._context.registry.get(ModelRef(job.model, job.version)).signature
-                schema = dump_schema(part_schema(request, signature, self._waiting))
+                schema = dump_schema(part_schema(request, request.signature(signature), self._waiting))
         except (InvalidInput, OSError) as error:
             return self._not_started(job, error)
         try:

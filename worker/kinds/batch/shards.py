@@ -120,7 +120,7 @@ class ShardRunner:
         schema = PartSchema(
             load_schema(batch.part_schema),
             len(kept_columns(request)),
-            spec.signature.outputs,
+            request.signature(spec.signature).outputs,
             partial(self._agree, batch.id, batch.part_schema),
         )
         part = Part(folder, request, work, schema, spec.ref)
@@ -143,8 +143,13 @@ class ShardRunner:
             shard.tried = not may_pass(error)
             raise
         shard.began = shard.began or time.monotonic()  # loading says nothing about how long rows take
-        made = run_chunk(self._context.engine, loaded, inputs, partial(self._ran, shard), partial(self._stopped, shard))
-        if self._context.drift.due(shard.spec):
+        engine, asked = self._context.engine, shard.request.explain
+        if asked is not None:
+            from forebay.worker.execution.explaining.explainer import explaining  # torch and Captum
+
+            engine, loaded = self._context.explain_engine, explaining(loaded, asked, self._context.explain_ceilings)
+        made = run_chunk(engine, loaded, inputs, partial(self._ran, shard), partial(self._stopped, shard))
+        if asked is None and self._context.drift.due(shard.spec):
             self._context.drift.columns(shard.spec, inputs.values, made.outputs)
         return made
 

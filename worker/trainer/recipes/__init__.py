@@ -44,6 +44,9 @@ class Recipe(Protocol):
     def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
         """`params` as forebay.contract.requests.recipes.check_params gives them."""
 
+    # For explanations by gradients a recipe has `attributed(numbers, columns, slopes) -> {input name: for each row}`: what the
+    # numbers of the first array that `encode` makes of the columns stand for; `slopes` are gradients, else they are parts of a
+    # sum. With `groups()` it says of each number of a vector which feature it is part of.
     # A recipe may have `read(columns) -> (columns, bad)`: a data set's features as it holds them, which `encode` takes too, and
     # why some rows, by number, cannot be used. Those are left out.
 

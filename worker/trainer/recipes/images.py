@@ -66,6 +66,19 @@ class ImageClassifier:
             self._channels_first(), self._params["channels"], self._params["hidden"], outputs, self._params["dropout"]
         )
 
+    def attributed(self, numbers: NDArray[Any], columns: Mapping[str, Values], slopes: bool) -> dict[str, NDArray[Any]]:
+        """Of numbers `(rows, channels, height, width)` those of the pixels as they were given; of a file, which has them no more,
+        the sum over its channels.
+        """  # fmt: skip
+        del columns
+        if slopes:
+            numbers = numbers / np.asarray(self.state["deviation"], np.float32)[:, None, None]
+        if self.state["files"]:
+            return {IMAGE: numbers.sum(1)}
+        return {
+            IMAGE: (np.moveaxis(numbers, 1, -1) if self.state["last"] else numbers).reshape(-1, *self.state["shape"])
+        }
+
     def inputs(self) -> dict[str, Any]:
         """`image`: a file's bytes when trained on files, else an array of the shape that was trained on."""
         if self.state["files"]:

@@ -69,6 +69,26 @@ class SequenceClassifier:
         width = params["embedding"] if tokens else len(self.state["mean"])
         return Recurrent(params["cell"], tokens, width, params["hidden"], params["layers"], outputs, params["dropout"])
 
+    def attributed(self, numbers: NDArray[Any], columns: Mapping[str, Values], slopes: bool) -> dict[str, Any]:
+        """Of numbers `(rows, steps, width)` those of each step, without what pads it; of a text [token, number]."""
+        [name] = self.inputs()
+        if self.state["input"] == TEXT:
+            sums = numbers.sum(2)
+            return {
+                name: [
+                    [[token, float(number)] for token, number in zip(self._tokens(text), row, strict=False)]
+                    for text, row in zip(columns[name], sums, strict=True)
+                ]
+            }
+        if slopes:
+            numbers = numbers / np.asarray(self.state["deviation"])
+        made = []
+        for value, row in zip(columns[name], numbers.astype(np.float32), strict=True):
+            full = np.zeros((len(value), numbers.shape[2]), np.float32)  # what is cut off counts for nothing
+            full[: len(row)] = row[: len(value)]
+            made.append(full[:, 0] if self.state["flat"] else full)
+        return {name: made}
+
     def inputs(self) -> dict[str, Any]:
         """`text` (a list of tokens when trained on those), or `sequence` of any length."""
         if self.state["input"] == TEXT:
@@ -107,10 +127,10 @@ class Recurrent(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, outputs))
 
     def forward(self, steps: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits. The state is read where a row ends, so that padding changes nothing."""
+        """Logits. The state is read where a row ends, so that padding changes nothing. Tokens may be embedded already."""
         if lengths is not None:
             steps = steps[:, : int(lengths.max())]
-        if self.embedding is not None:
+        if self.embedding is not None and not steps.is_floating_point():
             steps = self.embedding(steps)
         states, _ = self.recurrent(steps)  # (rows, steps, hidden)
         rows = torch.arange(len(states), device=states.device)

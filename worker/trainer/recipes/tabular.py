@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from forebay.contract.requests.recipes import CLASSES, NUMBERS
 from forebay.datasets.columns import Values
 from forebay.datasets.reading.table import Table
-from forebay.worker.trainer.preprocessing import encode_columns, fields, fit_columns, width
+from forebay.worker.trainer.preprocessing import CATEGORY, encode_columns, fields, fit_columns, width
 
 
 class Columns:
@@ -28,6 +29,31 @@ class Columns:
 
     def encode(self, columns: Mapping[str, Values]) -> tuple[NDArray[Any], ...]:
         return (encode_columns(self.state["columns"], columns),)
+
+    def groups(self) -> tuple[int, ...]:
+        """Of each number of a row's vector the number that it is part of: those of a category are one."""
+        made: list[int] = []
+        for spec in self.state["columns"]:
+            first, numbers = max(made, default=-1) + 1, width([spec])
+            made += [first] * numbers if spec["kind"] == CATEGORY else range(first, first + numbers)
+        return tuple(made)
+
+    def attributed(
+        self, numbers: NDArray[Any], columns: Mapping[str, Values], slopes: bool
+    ) -> dict[str, NDArray[np.float32]]:
+        """Of numbers `(rows, width)` those of each column: a category has the sum of its one-hot numbers."""
+        del columns
+        made, start = dict[str, NDArray[np.float32]](), 0
+        for spec in self.state["columns"]:
+            stop = start + width([spec])
+            part, start = numbers[:, start:stop], stop
+            if spec["kind"] == CATEGORY:
+                made[spec["name"]] = part.sum(1, dtype=np.float32)
+                continue
+            if slopes:
+                part = part / np.asarray(spec.get("deviation", 1.0))
+            made[spec["name"]] = part.astype(np.float32).reshape(-1, *spec["shape"])
+        return made
 
     def inputs(self) -> dict[str, Any]:
         return fields(self.state["columns"])
