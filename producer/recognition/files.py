@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import pickletools
 import struct
@@ -38,6 +39,7 @@ from forebay.producer.recognition.known import (
 )
 
 HEAD = 4096
+MAX_HEADER = 100_000_000  # bytes, as safetensors has it
 PICKLE_READ = 1 << 20  # bytes of a pickle in which names are looked for
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
@@ -57,8 +59,8 @@ def _by_content(path: Path, head: bytes) -> Recognized | None:
             return found
     if head.startswith(b"PK"):
         return _zip(path)
-    if len(head) > 9 and struct.unpack("<Q", head[:8])[0] <= path.stat().st_size and head[8:10] in (b'{"', b"{}"):
-        return Recognized("a safetensors file", "safetensors")
+    if len(head) > 9 and head[8:10] in (b'{"', b"{}"):
+        return _safetensors(path)
     if head[4:8] == b"TFL3":
         return TFLITE
     if head[257:262] == b"ustar":
@@ -67,6 +69,25 @@ def _by_content(path: Path, head: bytes) -> Recognized | None:
         with path.open("rb") as file:
             return _pickle(file.read(PICKLE_READ))
     return _text(head) or _compressed(path, head)
+
+
+def _safetensors(path: Path) -> Recognized | None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        if length > MAX_HEADER:
+            return None
+        try:
+            tensors = [value for name, value in json.loads(file.read(length)).items() if name != "__metadata__"]
+            end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            end = 8 + length + 1
+    if end == size:
+        return Recognized("a safetensors file", "safetensors")
+    advice = (
+        f"it has {size:,} bytes in the place of {end:,}; it may be a download that was cut off: get it or save it again"
+    )
+    return Recognized("a damaged safetensors file", advice=advice)
 
 
 def _zip(path: Path) -> Recognized:

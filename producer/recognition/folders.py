@@ -40,6 +40,8 @@ def describe_folder(path: Path) -> str:
         return f"{shown(path.name)} is a folder without a config.json: register the model file itself: {listed}"
     if (below := next((name for name in names if (path / name / "config.json").is_file()), None)) is not None:
         return f"{shown(path.name)} is not a model folder, but one is in it: register {shown(str(path / below))}"
+    if "config.json" in names:
+        return f"{shown(path.name)} has a config.json without an architecture: save model and tokenizer with save_pretrained"
     if len(files) == 1 and (only := recognize_file(files[0])) is not None:
         return f"the folder {shown(path.name)} holds one file: {only.told(files[0])}"
     listed = ", ".join(names[:_MOST_NAMED]) + (" …" if len(names) > _MOST_NAMED else "")

@@ -96,6 +96,7 @@ FILES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "net.onnx.bz2": (bz2.compress(b"..."), ("a compressed file", "unpack it")),
     "notes.gz": (gzip.compress(b"..."), ("a compressed file", "unpack it")),
     "model.safetensors": (_LFS, ("a pointer of Git LFS", "git lfs pull")),
+    "short.safetensors": (_tensors()[:-3], ("a damaged safetensors file", "cut off")),
     "page.bin": (b"<!DOCTYPE html><html>", ("a web page", "get the file again")),
     "rows.npy": (b"\x93NUMPY\x01\x00", ("data, not a model", "forebay batch")),
     "rows.npz": (_zipped("a.npy"), ("data, not a model",)),
@@ -134,6 +135,7 @@ FOLDERS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     "weights": (
         {"a.safetensors": _tensors(), "b.safetensors": _tensors()}, ("folder of weights", "runtime='safetensors'", "factory"),
     ),
+    "nameless": ({"config.json": b"{}"}, ("without an architecture", "save_pretrained")),
     "parent": ({"bert/config.json": b"{}", "README.md": b"-"}, ("not a model folder", "parent/bert")),
     "one": ({"weights.pth": _saved(_WEIGHTS)}, ("holds one file", "a state dict")),
     "sources": ({"a.py": b"", "b.md": b"", "c.md": b""}, ("a.py, b.md, c.md", "of no kind that is served")),
