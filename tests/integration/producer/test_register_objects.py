@@ -197,11 +197,17 @@ class Counting(nn.Module):
         return x
 
 
+class Otherwise(nn.Module):
+    def forward(self, x):
+        return 2 * x if torch.compiler.is_exporting() else x
+
+
 TRAINING = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.1))
 REFUSED = {
     "training mode": (TRAINING, X, r"training mode.*1 \(BatchNorm1d\), 2 \(Dropout\); call module.eval\(\) first"),
     "dropout that is always on": (OfOne(lambda net, x: functional.dropout(x)), X, "differs from call to call.*take dropout"),
     "a part left in training mode": (nn.Sequential(nn.Linear(4, 4), nn.Dropout()).eval(), X, r"training mode.*1 \(Dropout\)"),
+    "another result when exported": (Otherwise(), X, "exported program is not the module's for 3 rows.*nothing was registered"),
     "samples that know of each other": (OfOne(lambda net, x: x - x.mean(0)), X, "depends on the other samples of its batch"),
     "a loop over rows": (Fixed(), X, r"batch dimension cannot be free, because of test_register_objects.py:\d+ `.*unbind"),
     "a decision by values": (Deciding(), X, r"decides by the values.*test_register_objects.py:\d+ `if x.sum\(\) > 1e9:`"),
