@@ -15,7 +15,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.batch import NPZ, InputFile
-from forebay.contract.requests.compress import CompressRequest
+from forebay.contract.requests.compress import INT8_DYNAMIC, INT8_WEIGHTS, PRUNE, CompressRequest
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.request import encode
 from forebay.contract.settings import Settings
@@ -33,8 +33,11 @@ from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
+from forebay.worker.kinds.compress.artifacts import compressed
 from forebay.worker.packed_weights import PACKED, read_weights
 from forebay.worker.shared_page import SharedPage
+from support.networks import version
+from support.onnx_files import linear, save
 from support.runner_bench import Broker
 
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export, of a GRU
@@ -235,3 +238,15 @@ def test_minilm_in_bytes_is_less_than_half_as_large_and_means_the_same(child: Ch
     one, other = child.predict(1, texts), child.predict(2, texts)
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert cosines.min() >= 0.99
+
+
+@pytest.mark.parametrize("method", [INT8_WEIGHTS, INT8_DYNAMIC, PRUNE])
+def test_what_lies_beside_a_graph_stays_beside_it(tmp_path: Path, method: str) -> None:
+    source, made_in = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    made_in.mkdir()
+    save(linear(), source / "model.onnx")
+    (source / "tokenizer.json").write_text("{}")
+    made = compressed(version("onnx"), source, made_in, method, 0.5)
+    assert sorted(path.name for path in made.iterdir()) == ["model.onnx", "tokenizer.json"]
+    assert compressed(version("onnx"), source / "model.onnx", made_in, method, 0.5).is_file()

@@ -26,6 +26,7 @@ from forebay.producer.cli.views.training import version_fields
 from forebay.producer.handles.job import Job
 from forebay.producer.requests.convert import check_convertible
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.derived import derived_facts
 from forebay.worker.child.process import make_context
 from forebay.worker.child.runner import Runner
 from forebay.worker.execution.output_difference import difference
@@ -245,6 +246,11 @@ def test_digits_cnn_gru_and_minilm_become_onnx_within_1e_4(
             sys.stdout.write(
                 f"\n{parent.name}: {found['difference']}, rows/s {speeds['before']:,.0f} -> {speeds['after']:,.0f}"
             )
+    small = place.run(place.client.models.compress(made, method="int8-dynamic"))
+    assert small.artifact_bytes <= texts.artifact_bytes / 2
+    with capsys.disabled():
+        facts = derived_facts(small.metadata["lineage"])
+        sys.stdout.write(f"\n{texts.artifact_bytes:,} -> {small.artifact_bytes:,} bytes: {facts}\n")
 
 
 def trained(place: Place, folder: Path, name: str, **columns: Any) -> ModelVersion:

@@ -65,11 +65,20 @@ def _onnx(source: Path, target: Path, method: str, share: float) -> Path:
     from forebay.contract.onnx.judge import read_onnx
     from forebay.worker.kinds.compress import onnx_file
 
-    file = read_onnx(source).path
+    facts = read_onnx(source)
+    file, made = facts.path, target
+    graph = {file.name, *facts.data}
+    beside = [path for path in source.iterdir() if path.name not in graph] if source.is_dir() else []
+    if beside:  # a tokenizer, or what prepares a recipe's rows
+        made = target.with_suffix("")
+        made.mkdir()
+        target = made / file.name
+        for path in beside:
+            shutil.copy(path, made)
     if method == INT8_WEIGHTS:
         onnx_file.pack_onnx(file, target)
     elif method == INT8_DYNAMIC:
         onnx_file.quantize_onnx(file, target)
     else:
         onnx_file.rewrite_onnx(file, target, lambda weights: prune(torch.from_numpy(weights.copy()), share).numpy())
-    return target
+    return made
