@@ -7,8 +7,8 @@ from msgspec.structs import replace
 from forebay.contract.job import at
 from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.request import decode, encode
-from forebay.storage.jobs.records import ClaimedJob, Ended, LeaseLost
-from forebay.storage.jobs.statements import SUCCEED
+from forebay.storage.jobs.fence import hold, succeed
+from forebay.storage.jobs.records import ClaimedJob, Ended
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.statement import Statement
 
@@ -32,14 +32,11 @@ class BenchmarkStore:
         """  # fmt: skip
         now, version = self._ledger.now(), {"model": found.model, "version": found.version}
         with self._ledger.write() as connection:
-            ended = SUCCEED.execute(
-                connection, id=job.id, attempt=job.attempt, now=now, result=result, result_ref=None
-            ).fetchone()
-            if ended is None:
-                raise LeaseLost(job.id)
+            hold(connection, job)
             ADD.execute(connection, id=job.id, found=encode(found).decode(), now=now, **version)
             if found.applied:
                 APPLY.execute(connection, rows=found.best, **version)
+            succeed(connection, job, result, now)
         return Ended(job.id, job.client)
 
     def of_version(self, model: str, version: int, limit: int = 20) -> list[Benchmark]:

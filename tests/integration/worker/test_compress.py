@@ -25,6 +25,7 @@ from forebay.producer.artifacts import store
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.benchmarks import APPLY
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.child.runner import Runner
@@ -132,6 +133,15 @@ def test_a_program_in_fewer_bits_needs_no_other_library_and_gives_nearly_the_sam
     assert cosines.min() > (0.9 if method.startswith("prune") else 0.999)
     assert lineage["difference"]["rows"] == 64
     assert lineage["difference"]["absolute"] > 0
+
+
+def test_what_a_benchmark_has_changed_since_the_version_was_loaded_holds_for_the_compressed_one_too(
+    child: Child, program: ModelVersion
+) -> None:
+    child.context.models.load("m", 1)
+    with child.context.ledger.write() as connection:
+        APPLY.execute(connection, rows=7, model="m", version=1)
+    assert (program.max_batch_size, child.compress("int8-weights").max_batch_size) == (32, 7)
 
 
 def test_a_compression_of_a_compression_that_gains_nothing_is_refused(child: Child, program: ModelVersion) -> None:
