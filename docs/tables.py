@@ -21,10 +21,12 @@ from forebay.contract.requests.recipes import (
     TreesParams,
 )
 from forebay.contract.requests.training import TrainRequest
+from forebay.contract.requests.tuning import TuneRequest
 
 DOCS = Path(__file__).with_name("training.md")
 KINDS: tuple[type[Struct], ...] = (
     TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams, TreesParams, SvmParams, FinetuneParams,
+    TuneRequest,
 )  # fmt: skip
 TABLES = {kind.__name__: kind for kind in KINDS}
 TABLE = re.compile(r"(<!-- table (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
@@ -43,6 +45,8 @@ def written(text: str) -> str:
 
 
 def _lines(field: Field, above: str) -> list[str]:
+    if isinstance(field.type, inspect.StructType) and field.type.cls is TrainRequest:
+        return []  # they have a table of their own
     if isinstance(field.type, inspect.StructType):
         inner = fields_of(field.type.cls).values()
         return [line for one in inner for line in _lines(one, f"{field.name}.")]
