@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -191,18 +192,21 @@ def _exported(adapted: _Adapted, batch: dict[str, Tensor], free: Free) -> tuple[
             exporting = module if direct else adapted
             return torch.export.export(exporting, arguments, by_name, dynamic_shapes=shapes), positional
         except Exception as error:  # torch.export raises whatever its layers, and the module, raise
-            raise InvalidInput(f"{type(module).__name__}: {_why(error, places)}; {_INSTEAD}") from error
+            raise InvalidInput(
+                f"{type(module).__name__}: {_why(error, places, any(free.values()))}; {_INSTEAD}"
+            ) from error
 
 
-def _why(error: Exception, places: list[str]) -> str:
+def _why(error: Exception, places: list[str], more_free: bool) -> str:
     told, place = str(error).strip(), _own_line(traceback.extract_tb(error.__traceback__))
     first = told.splitlines()[0].removesuffix(".") if told else type(error).__name__
     if "Constraints violated" in told or "pecializ" in told:
-        what = "batch dimension" if "(batch" in told else "dimension that is declared free"
         where = f", because of {places[0]}" if places else f": {first[:200]}"
+        if more_free and re.search(r"(?<!')\bbatch\b(?!')", first) is None:
+            return f"a dimension that inputs= declares free (-1) cannot be free{where}; declare its length"
         return (
-            f"its {what} cannot be free{where}; use -1 or x.shape[0] in the place of a number of rows, and work on whole tensors "
-            "in the place of a loop over rows"
+            f"its batch dimension cannot be free{where}; use -1 or x.shape[0] in the place of a number of rows, and work on "
+            "whole tensors in the place of a loop over rows"
         )
     if "data-dependent" in told:
         return f"its forward decides by the values of a tensor, which a program cannot{_at(place)}; use torch.where"

@@ -16,6 +16,7 @@ Described = Mapping[str, Mapping[str, Any]]
 # What is not taken as an object, by package and class: a sentence.
 _ELSEWHERE = (
     ("sentence_transformers", "SentenceTransformer", "save it with model.save('folder'), and register the folder"),
+    ("transformers", "GenerationMixin", "save it and its tokenizer with save_pretrained, and register the folder"),
     ("transformers", "Pipeline", "save it with pipeline.save_pretrained('folder'), and register the folder"),
     (
         "transformers",

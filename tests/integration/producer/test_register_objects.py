@@ -213,6 +213,7 @@ REFUSED = {
     "a decision by values": (Deciding(), X, r"decides by the values.*test_register_objects.py:\d+ `if x.sum\(\) > 1e9:`"),
     "NumPy within": (OfOne(lambda net, x: torch.tensor(x.numpy())), X, r"cannot take its forward.*objects.py:\d+"),
     "state that changes": (Counting(), X, "forward writes to 'seen'"),
+    "a free length that is fixed": (OfOne(lambda net, x: x.reshape(-1, 4).sum(1)), X, "-1. cannot be free.*declare its length"),
     "a free length of 1": (OfOne(lambda net, x: x.sum(1)), X[:1], "give a longer one"),
     "one number for all": (OfOne(lambda net, x: {"y": x, "loss": x.mean()}), X, r"output 'loss'.*shape \[\] for 3 samples"),
     "a batch that is squeezed": (OfOne(lambda net, x: x.squeeze()), X, r"shape \[4\] for 1 sample; .*first dimension must be 1"),
