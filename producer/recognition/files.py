@@ -5,23 +5,21 @@ Nothing is unpickled: of a pickle only the names are read of what it would impor
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
 import json
-import lzma
 import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from forebay.contract.references import shown
 from forebay.producer.recognition.known import (
     ARCHIVE,
     BUILD,
+    COMPRESSED,
     DATA,
     ENDINGS,
     EXPORT_ADVICE,
@@ -40,8 +38,8 @@ from forebay.producer.recognition.known import (
 
 HEAD = 4096
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it
+HEADER_READ = 16 << 20  # of a longer one nothing is checked here
 PICKLE_READ = 1 << 20  # bytes of a pickle in which names are looked for
-_OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 def recognize_file(path: Path) -> Recognized | None:
@@ -59,7 +57,7 @@ def _by_content(path: Path, head: bytes) -> Recognized | None:
             return found
     if head.startswith(b"PK"):
         return _zip(path)
-    if len(head) > 9 and head[8:10] in (b'{"', b"{}"):
+    if head[8:9] == b"{":
         return _safetensors(path)
     if head[4:8] == b"TFL3":
         return TFLITE
@@ -75,19 +73,21 @@ def _safetensors(path: Path) -> Recognized | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
-        if length > MAX_HEADER:
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
             return None
+        if length > HEADER_READ:
+            return Recognized("a safetensors file", "safetensors")
         try:
             tensors = [value for name, value in json.loads(file.read(length)).items() if name != "__metadata__"]
             end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        except (ValueError, LookupError, TypeError, RecursionError):
-            end = 8 + length + 1
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            end = None
     if end == size:
         return Recognized("a safetensors file", "safetensors")
-    advice = (
-        f"it has {size:,} bytes in the place of {end:,}; it may be a download that was cut off: get it or save it again"
+    wrong = "its header cannot be read" if end is None else f"it has {size:,} bytes in the place of {end:,}"
+    return Recognized(
+        "a damaged safetensors file", advice=f"{wrong}; it may have been cut off: get it or save it again"
     )
-    return Recognized("a damaged safetensors file", advice=advice)
 
 
 def _zip(path: Path) -> Recognized:
@@ -103,7 +103,9 @@ def _zip(path: Path) -> Recognized:
             if pickled is not None:
                 with archive.open(pickled) as entry:
                     return _pickle(entry.read(PICKLE_READ), torch=True)
-    except (zipfile.BadZipFile, OSError, RuntimeError, zlib.error, EOFError) as error:
+    except OSError:
+        raise  # the disk's, not the file's
+    except Exception as error:  # noqa: BLE001 - whatever zipfile and what it decompresses with raise for a damaged archive
         what = "a damaged zip archive, as which torch and Keras save too"
         return Recognized(what, advice=f"{error}; it may be a download that was cut off: get it or save it again")
     for marks, found in MEMBERS:
@@ -178,19 +180,18 @@ def _of_library(imports: Sequence[str]) -> Recognized:
 def _compressed(path: Path, head: bytes) -> Recognized | None:
     """What a compressed file holds, by its first bytes."""
     try:
-        opened = next((opened for magic, opened in _OPENERS.items() if head.startswith(magic)), None)
-        if opened is not None:
-            with opened(path) as file:
+        if head.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as file:
                 inside = file.read(HEAD)
         else:
             inside = zlib.decompressobj().decompress(head, HEAD) if head.startswith(b"x") else b""
-    except (OSError, EOFError, lzma.LZMAError, zlib.error):
+    except (OSError, EOFError, zlib.error):
         return None
     if inside[257:262] == b"ustar":
         return ARCHIVE
     if inside[:1] == b"\x80":
         return _of_library(_names(io.BytesIO(inside))[0])
-    return Recognized("a compressed file", advice="unpack it, and register what is in it") if inside else None
+    return COMPRESSED if inside else None
 
 
 def _text(head: bytes) -> Recognized | None:

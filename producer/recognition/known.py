@@ -71,6 +71,7 @@ LIBRARIES = {
 }
 ARCHIVE = Recognized("an archive", advice="unpack it, and register the file or the model folder that is in it")
 DATA = Recognized("data, not a model", advice="it is an input of `forebay batch` or a data set of `forebay train`")
+COMPRESSED = Recognized("a compressed file", advice="unpack it, and register what is in it")
 TFLITE = Recognized("a TensorFlow Lite model", None, *_convert("python -m tf2onnx.convert --tflite {file}"))
 TORCHSCRIPT = Recognized(
     "a TorchScript archive, whose code workers do not run",
@@ -98,6 +99,7 @@ MAGIC = {
     b"tree\nversion=": Recognized(
         "a LightGBM model", None, *_boosted("lightgbm", 'lightgbm.Booster(model_file="{file}")')
     ),
+    **dict.fromkeys((b"BZh", b"\xfd7zXZ"), COMPRESSED),
     **dict.fromkeys((b"\x93NUMPY", b"PAR1", b"ARROW1", b"\x89PNG", b"\xff\xd8\xff"), DATA),
 }  # fmt: skip
 MEMBERS = (
