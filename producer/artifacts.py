@@ -24,7 +24,7 @@ from forebay.contract.signature import Signature
 from forebay.datasets.formats.files import absolute, find_files, open_file
 from forebay.producer.objects import Described, is_object, write_object
 from forebay.producer.recognition.files import recognize_file
-from forebay.producer.recognition.folders import describe_folder, pickled_folder
+from forebay.producer.recognition.folders import describe_folder, mlflow_model, pickled_folder
 from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.workers import WorkerInfo, lacks_runtime
@@ -36,7 +36,9 @@ _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
 @contextmanager
-def local_artifact(artifact: Any, example: Any, inputs: Described | None) -> Iterator[Path | None]:
+def local_artifact(
+    artifact: Any, example: Any, inputs: Described | None, runtime: str | None = None
+) -> Iterator[Path | None]:
     """The file or folder, None for none. What a URL names is copied to this machine meanwhile, and an object of a library
     written to a file. InvalidInput for nothing.
     """  # fmt: skip
@@ -45,10 +47,17 @@ def local_artifact(artifact: Any, example: Any, inputs: Described | None) -> Ite
             yield write_object(artifact, example, inputs, Path(folder))
         return
     if not isinstance(artifact, str) or "://" not in artifact:
-        yield existing_artifact(artifact)
+        yield _unwrapped(existing_artifact(artifact), runtime)
         return
     with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
-        yield _fetched(artifact.rstrip("/"), Path(folder))
+        yield _unwrapped(_fetched(artifact.rstrip("/"), Path(folder)), runtime)
+
+
+def _unwrapped(path: Path | None, runtime: str | None) -> Path | None:
+    """Of a folder of MLflow the model in it, unless a runtime of another kind is to read the folder."""
+    if path is None or runtime not in (None, "onnx", "torch-export") or not (path / "MLmodel").is_file():
+        return path
+    return mlflow_model(path)
 
 
 def _fetched(url: str, folder: Path) -> Path:

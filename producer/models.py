@@ -112,7 +112,7 @@ class Models:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        with local_artifact(artifact, example, inputs) as path:
+        with local_artifact(artifact, example, inputs, runtime) as path:
             runtime = runtime_of(path, runtime)
             checked_options = check_metadata(options, "options")
             check_options(runtime, checked_options, self._session.settings.allowed_endpoints)

@@ -47,6 +47,10 @@ def write_object(artifact: Any, example: Any, inputs: Described | None, folder: 
         from forebay.export.modules import export_module
 
         export_module(artifact, *_module_example(example, inputs), path := folder / "artifact.pt2")
+    elif is_a(artifact, "sklearn", "BaseEstimator"):
+        from forebay.export.estimators import export_estimator
+
+        export_estimator(artifact, example, path := folder / "artifact.onnx")
     elif isinstance(artifact, Mapping):
         path = _write_weights(artifact, folder / "artifact.safetensors")
     else:
@@ -104,6 +108,6 @@ def _refused(artifact: Any) -> str:
             "calls it, or name a class with runtime='python'"
         )
     return (
-        f"the artifact is a {type(artifact).__name__}; give a torch.nn.Module, an ExportedProgram or a state dict, or the path "
-        "or URL of a model's file or folder"
+        f"the artifact is a {type(artifact).__name__}; give a torch.nn.Module, an ExportedProgram, a state dict or an estimator "
+        "of scikit-learn, or the path or URL of a model's file or folder"
     )

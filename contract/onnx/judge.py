@@ -6,6 +6,7 @@ whatever else a path names. The producer judges before an upload, the worker bef
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from forebay.contract.errors import InvalidInput, MissingExtra, ModelRefused
 
 Described = dict[str, dict[str, Any]]
 
+CLASSES_KEY = "classes"  # of a file's metadata: names, in the order of the probabilities
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # whose operators onnxruntime brings
 _READS_FILES = ("EPContext",)  # operators that open a path of their own
 _LOCATION_KEYS = {"location", "offset", "length", "checksum"}
@@ -77,7 +79,22 @@ def read_onnx(path: Path) -> OnnxFile:
             f"{file.name}: the graph takes or gives nothing; export a model that maps tensors to tensors"
         )
     described = {value.name: _input(value, file.name) for value in inputs}
-    return OnnxFile(file, model, tuple(data), described, _outputs(model.graph.output, file.name))
+    outputs = _outputs(model.graph.output, file.name)
+    if outputs is not None:
+        _name_classes(outputs, {entry.key: entry.value for entry in model.metadata_props}.get(CLASSES_KEY))
+    return OnnxFile(file, model, tuple(data), described, outputs)
+
+
+def _name_classes(outputs: Described, told: str | None) -> None:
+    """The names of classes, where the file has some for its `probabilities`, as export.estimators writes them."""
+    try:
+        classes = json.loads(told or "null")
+    except ValueError:
+        return
+    field = outputs.get("probabilities", {})
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if named and field.get("shape") == [len(classes)] and len({*classes}) == len(classes):
+        field["classes"] = classes
 
 
 def _only_file(path: Path) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 from forebay.producer.recognition.files import recognize_file
-from forebay.producer.recognition.known import FOLDERS, PICKLED_FOLDER
+from forebay.producer.recognition.known import FOLDERS, MLFLOW, PICKLED_FOLDER
 
 _MOST_NAMED = 5
 _POINTER = b"version https://git-lfs"
@@ -24,9 +25,44 @@ def pickled_folder(path: Path) -> str | None:
     return None
 
 
+def mlflow_model(path: Path) -> Path:
+    """Of a folder of MLflow the ONNX model or the exported program in it; the folder itself where it has neither."""
+    flavours = _flavours(path / "MLmodel")
+    for flavour, key in (("onnx", "data"), ("pytorch", "model_data")):
+        if flavour not in flavours:
+            continue
+        inner = path / flavours[flavour].get(key, "data")
+        if not inner.resolve().is_relative_to(path.resolve()):
+            raise InvalidInput(f"{shown(path.name)}: MLmodel names {shown(str(inner))}, which is outside its folder")
+        if flavour == "onnx":
+            return inner
+        programs = sorted(inner.rglob("*.pt2"))
+        if len(programs) == 1:
+            return programs[0]
+    return path
+
+
+def _flavours(file: Path) -> dict[str, dict[str, str]]:
+    """Of the YAML that MLflow writes: each flavour with its plain values."""
+    found: dict[str, dict[str, str]] = {}
+    inside, current = False, dict[str, str]()
+    for line in file.read_text("utf-8", "replace").splitlines():
+        indent, (name, _, value) = len(line) - len(line.lstrip()), line.strip().partition(":")
+        if not indent:
+            inside = name == "flavors"
+        elif inside and indent == 2 and not value.strip():
+            current = found[name] = {}
+        elif inside and indent == 4:
+            current[name] = value.strip().strip("'\"")
+    return found
+
+
 def describe_folder(path: Path) -> str:
     """What a folder is, and what to register in its place."""
     names = sorted(entry.name for entry in path.iterdir())
+    if "MLmodel" in names:
+        flavours = _flavours(path / "MLmodel")
+        return MLFLOW[next((name for name in MLFLOW if name in flavours), "")].told(path)
     for marks, kind in FOLDERS:
         if {*marks} <= {*names}:
             return kind.told(path)

@@ -153,11 +153,23 @@ PICKLED_FOLDER = Recognized(
     "a model folder whose weights are pickled, which no worker opens", None,
     "write them as safetensors, take out what is pickled, and register it again", _SAVE_SAFELY,
 )  # fmt: skip
+_MLFLOW = 'model = mlflow.{0}.load_model("{{file}}")'
+MLFLOW = {  # by flavour
+    flavour: Recognized(
+        f"a model folder of MLflow whose {flavour} flavour is a pickle", None, *_saved(_MLFLOW.format(flavour))
+    )
+    for flavour in ("sklearn", "pytorch")
+} | {
+    "transformers": Recognized(
+        "a model folder of MLflow with a transformers flavour",
+        advice="register the folder `model` in it, which has a config.json",
+    ),
+    "": Recognized(
+        "a model folder of MLflow without a flavour that is served",
+        advice="log it with mlflow.onnx too, or register the model that it was made of",
+    ),
+}
 FOLDERS: tuple[tuple[tuple[str, ...], Recognized], ...] = (
-    (("MLmodel",), Recognized(
-        "a model folder of MLflow", None, "load it where you trust it, and register the module",
-        (f'module = mlflow.pytorch.load_model("{{file}}"){TRUSTED}', REGISTER),
-    )),
     (("saved_model.pb",), Recognized(
         "a SavedModel of TensorFlow", None, *_convert("python -m tf2onnx.convert --saved-model {file}"),
     )),

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.model import ModelVersion
-from forebay.contract.onnx.estimators import INPUT, PREDICTION
 from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.signature import ARRAY_DTYPES, Row
 from forebay.datasets.columns import Values
+from forebay.export.estimators import INPUT, PREDICTION
 from forebay.worker.runtimes.onnx import open_session
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import Differentiable, by_input, module_bytes

@@ -150,7 +150,7 @@ def _class_numbers(values: Values, name: str) -> tuple[NDArray[np.int64], tuple[
     if len(classes) > MAX_CLASSES or (len(classes) > 100 and len(classes) > len(labels) // 2):
         raise InvalidInput(
             f"the target {shown(name)} has {len(classes)} different values in {len(labels)} rows, such as "
-            f"{shown(classes[0])}; those are not classes: use a regressor, or another column"
+            f"{shown(classes[0])}; those are not classes: use a regressor (of trees and svm, task=numbers), or another column"
         )
     numbers = {label: i for i, label in enumerate(classes)}
     return np.array([numbers[label] for label in labels], np.int64), classes

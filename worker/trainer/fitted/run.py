@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.onnx.estimators import PREDICTION, PROBABILITIES, Graph, check_same
 from forebay.contract.requests.recipes import CLASSES
 from forebay.contract.requests.training import (
     ARTIFACT_FOLDER,
@@ -29,6 +28,7 @@ from forebay.contract.requests.training import (
     Trained,
     better,
 )
+from forebay.export.estimators import PREDICTION, PROBABILITIES, Graph, check_same
 from forebay.worker.trainer.artifact import outputs, write_artifact
 from forebay.worker.trainer.loading import Rows
 from forebay.worker.trainer.preparation import PreparedTable, kept_confusion

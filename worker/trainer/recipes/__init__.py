@@ -103,7 +103,7 @@ class FittedRecipe(Protocol):
         """The library's own: probabilities `(rows, classes)`, or numbers `(rows,)`."""
 
     def export(self, classes: int) -> bytes:
-        """The same as ONNX, as forebay.contract.onnx.estimators.to_onnx has it."""
+        """The same as ONNX, as forebay.export.estimators.to_onnx has it."""
 
 
 AnyRecipe = Recipe | FittedRecipe

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.onnx.estimators import spread, to_onnx
 from forebay.contract.requests.learners import BOOSTING
 from forebay.contract.requests.recipes import CLASSES
+from forebay.export.estimators import spread, to_onnx
 from forebay.worker.trainer.preprocessing import width
 from forebay.worker.trainer.recipes.tabular import Columns
 

@@ -7,18 +7,23 @@ float32 that is not above it: every float32 value then goes the same way in both
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.errors import InvalidInput, MissingExtra
+from forebay.contract.onnx.judge import CLASSES_KEY
 
 INPUT, LABEL, PROBABILITIES, PREDICTION = "x", "label", "probabilities", "prediction"  # of a graph
 TOLERANCE = 1e-5  # of a probability
 NUMBER_TOLERANCE = 1e-4  # of a number, in deviations of all that were predicted
+COMPARED_ROWS = 256  # like the example
 _OPSETS = {"": 18, "ai.onnx.ml": 3}
 
 
@@ -54,6 +59,49 @@ def to_onnx(estimator: Any, width: int) -> Any:
     elif not hasattr(estimator, "predict_proba"):
         del model.graph.output[1:]  # scores
     return model
+
+
+def export_estimator(estimator: Any, example: Any, path: Path) -> None:
+    """Write the fitted estimator, which takes samples like `example`, a vector of numbers. Its classes go with the file.
+
+    InvalidInput, with what to do, when it cannot be converted, or when the graph predicts anything else than the estimator for
+    the example and for rows like it.
+    """
+    kind, width = type(estimator).__name__, getattr(estimator, "n_features_in_", None)
+    if width is None:
+        raise InvalidInput(f"this {kind} is not fitted; call its fit, then register it")
+    sample = np.asarray(example, np.float32) if example is not None else np.zeros(0, np.float32)
+    if sample.shape != (width,):
+        given = "none was given" if example is None else f"the one given has shape {list(sample.shape)}"
+        raise InvalidInput(f"example: this {kind} takes one row of {width} numbers, without a batch dimension; {given}")
+    model = to_onnx(estimator, width)
+    classes = [str(label) for label in getattr(estimator, "classes_", ())]
+    if len(model.graph.output) > 1:
+        model.metadata_props.add(key=CLASSES_KEY, value=json.dumps(classes))
+    graph, names = model.SerializeToString(), [value.name for value in model.graph.output]
+    noise = np.random.default_rng(0).uniform(0.5, 1.5, (COMPARED_ROWS, width))
+    rows = np.concatenate([sample[None], sample * noise]).astype(np.float32)
+    with warnings.catch_warnings(action="ignore"):  # of columns that had names
+        _compare(estimator, Graph(graph, 1), names, rows)
+    path.write_bytes(graph)
+
+
+def _compare(estimator: Any, graph: Graph, names: Sequence[str], rows: NDArray[np.float32]) -> None:
+    """InvalidInput unless the graph predicts for each row what the estimator does."""
+    own = np.asarray(estimator.predict(rows))
+    if PROBABILITIES in names:
+        check_same(np.asarray(estimator.predict_proba(rows)), graph.run(PROBABILITIES, rows), classes=True)
+    if names == [PREDICTION]:
+        check_same(own, graph.run(PREDICTION, rows), classes=False)
+        return
+    made = graph.run(LABEL, rows)
+    odd = np.flatnonzero(made != own)
+    clear = odd if PROBABILITIES not in names else odd[_margins(np.asarray(estimator.predict_proba(rows)))[odd]]
+    if len(clear):
+        raise InvalidInput(
+            f"as ONNX the estimator gives the label {made[clear[0]]!r} for a row like the example, and scikit-learn "
+            f"{own[clear[0]]!r}; it is not registered"
+        )
 
 
 def spread(model: Any, learned: Sequence[int], classes: int) -> None:
@@ -105,13 +153,19 @@ def check_same(own: NDArray[Any], made: NDArray[Any], classes: bool) -> None:
             + ("" if classes else "; where the target is large beside its spread, learn its difference from its mean")
         )
     if classes:
-        best = np.sort(own, axis=1)[:, -2:]
-        clear = best[:, -1] - best[:, 0] > 2 * TOLERANCE if own.shape[1] > 1 else np.ones(len(own), bool)
-        odd = np.flatnonzero(clear & (own.argmax(1) != made.argmax(1)))
+        odd = np.flatnonzero(_margins(own) & (own.argmax(1) != made.argmax(1)))
         if len(odd):
             raise InvalidInput(
                 f"as ONNX the model gives row {odd[0]} another label than scikit-learn; it is not registered"
             )
+
+
+def _margins(chances: NDArray[Any]) -> NDArray[np.bool_]:
+    """For each row whether one class is likelier than any other by more than what rounding may move."""
+    if chances.shape[1] < 2:
+        return np.ones(len(chances), bool)
+    best = np.sort(chances, axis=1)[:, -2:]
+    return np.asarray(best[:, 1] - best[:, 0] > 2 * TOLERANCE)
 
 
 def _name_prediction(model: Any) -> None:
