@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
-from click import get_current_context
 from msgspec import Struct
 
 from forebay.contract.errors import InvalidInput
@@ -70,6 +69,7 @@ def _print_json(job: TrainingJob, info: JobInfo) -> None:
 @request_options("loop", LoopParams, only=("epochs", "early_stopping_epochs"))
 @request_options("resources", ResourceOptions)
 def train(
+    context: typer.Context,
     client: Client,
     model: Annotated[str, argument("MODEL", "The name whose next version is made.")],
     dataset: Annotated[list[str], option("DATA", "A path, glob (in quotes), folder or URL; may be repeated.")],
@@ -99,7 +99,7 @@ def train(
     if when_drift is None:
         return client.train(model, dataset=dataset, **asked)
     standing = client.retraining.add(model, when_drift, dataset=dataset, **asked)
-    if get_current_context().params["as_json"]:
+    if context.params["as_json"]:
         print_json({"id": standing.id, "watched": standing.watched, "threshold": standing.threshold})
     else:
         print_line(f"{standing.id}: trains {model} when a column of {standing.watched} drifts by {when_drift:g}")
