@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from forebay import Evaluation, JobFailed
+from forebay import Evaluation, InvalidInput, JobFailed
 from forebay.contract.job import JobState
 from forebay.producer.handles.job import Job
 from support.datasets import vectors, write_parquet
@@ -138,3 +138,27 @@ def test_a_transient_error_of_the_model_queues_it_again(own: WorkerStack, tmp_pa
     assert own.store.queries.past_attempts(job.id)[0].reason == "Transient: the feature store answers 503"
     (own.folder / "away").unlink()
     assert found(job).rows == 50
+
+
+def test_what_a_worker_serves_is_held_against_a_data_set(stack: WorkerStack, tmp_path: Path) -> None:
+    """The way of the counts: child, parent, ledger. A column that is shifted is named, and no other."""
+    draw = np.random.default_rng(0)
+    field = {"x": {"dtype": "float32", "shape": [4]}}
+    model = stack.model("Echo", "echoed", inputs=field, outputs=field)
+    models = stack.client.models
+    with pytest.raises(InvalidInput, match="has no reference"):
+        models.drift(model)
+    np.save(tmp_path / "before.npy", draw.normal(size=(300, 4)).astype(np.float32))
+    made = models.reference(model, tmp_path / "before.npy").result(60)
+    assert made == {"model": model, "rows": 300, "failed": 0, "columns": 8, "unwatched": []}
+    served = draw.normal(size=(240, 4)).astype(np.float32)
+    served[:, 2] += 1
+    for job in stack.client.predict_many(model, served[:120]):
+        job.result(60)
+    np.save(tmp_path / "later.npy", served[120:])
+    stack.client.batch(model, tmp_path / "later.npy", tmp_path / "out").result(60)
+    wait_until(lambda: models.drift(model).rows == 240, "the counts are in the ledger")
+    drift = models.drift(model)
+    assert [column.name for column in drift.drifted if column.side == "input"] == ["x[2]"]
+    assert {column.rows for column in drift.columns} == {240}
+    assert drift.source == str(tmp_path / "before.npy")
