@@ -148,6 +148,8 @@ def wrong_types(client: Client) -> None:
     client.train("digits", dataset="digits.parquet")  # type: ignore[call-arg]
     client.train("digits", recipe="classifier", dataset=7)  # type: ignore[arg-type]
     client.evaluate("digits", "rows.csv")  # type: ignore[call-arg]
+    assert_type(client.explain("digits", [1.0], method="saliency", target="7", steps=100, priority=3), Job)
+    client.explain("digits", [1.0], step=100)  # type: ignore[call-arg]
     client.predict(7, 1)  # type: ignore[arg-type]
     client.predict("digits", 1, priority="high")  # type: ignore[arg-type]
     client.predict("digits", 1, deadline="soon")  # type: ignore[arg-type]

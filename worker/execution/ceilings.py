@@ -23,10 +23,10 @@ TRY_MORE_AFTER_S = 3600.0
 
 
 class MemoryCeilings:
-    """The batch sizes of one child process."""
+    """The batch sizes of one child process; `times` as many for work that takes several batches through a model together."""
 
-    def __init__(self, ceilings: CeilingStore, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ceilings = ceilings
+    def __init__(self, ceilings: CeilingStore, clock: Callable[[], float] = time.monotonic, times: int = 1) -> None:
+        self._ceilings, self._times = ceilings, times
         self._clock = clock
         self._known: dict[tuple[str, int], tuple[int, float]] = {}  # rows, and until when that holds
         self._trying: set[tuple[str, int]] = set()
@@ -36,9 +36,9 @@ class MemoryCeilings:
         """The kind of device that they are of, such as `cpu` or `NVIDIA H200`."""
         return self._ceilings.device
 
-    def apart(self, work: str) -> MemoryCeilings:
+    def apart(self, work: str, times: int = 1) -> MemoryCeilings:
         """Those of another work with the same models, which takes other room."""
-        return MemoryCeilings(self._ceilings.apart(work), self._clock)
+        return MemoryCeilings(self._ceilings.apart(work), self._clock, times)
 
     def rows(self, spec: ModelVersion) -> int:
         key = (spec.name, spec.version)
@@ -72,17 +72,18 @@ class MemoryCeilings:
             return self._look(spec)
         except LedgerUnavailable as error:  # must not cost a batch that runs: what is known here will do
             log.warning("ceiling_unknown", model=spec.ref, error=str(error))
-            return known or spec.max_batch_size
+            return known or self._times * spec.max_batch_size
 
     def _look(self, spec: ModelVersion) -> int:
         ceiling = self._ceilings.get(spec.name, spec.version)
+        most = self._times * (spec.max_batch_size if ceiling is None else ceiling.max_batch_size)
         if ceiling is None or ceiling.rows is None:
-            return spec.max_batch_size if ceiling is None else ceiling.max_batch_size
-        rows = min(ceiling.rows, ceiling.max_batch_size)
-        old = ceiling.age_s > TRY_MORE_AFTER_S and rows < ceiling.max_batch_size
+            return most
+        rows = min(ceiling.rows, most)
+        old = ceiling.age_s > TRY_MORE_AFTER_S and rows < most
         if old and self._ceilings.try_more(spec.name, spec.version, TRY_MORE_AFTER_S):
             self._trying.add((spec.name, spec.version))
-            return min(2 * rows, ceiling.max_batch_size)
+            return min(2 * rows, most)
         return rows
 
 

@@ -23,6 +23,7 @@ from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.model_cache import ModelCache, ModelLoader
 from forebay.worker.shared_page import SharedPage
 
+EXPLAIN_TIMES = 64  # the version's batch size: so many rows, steps of gradients among them, may go forward together
 RECENT_BYTES = 64 << 20  # of payloads, for jobs with equal inputs, or that are tried again
 
 
@@ -47,7 +48,7 @@ class ChildContext:
     @cached_property
     def explain_ceilings(self) -> MemoryCeilings:
         """How many rows of a version go forward together where they are explained, which takes more memory than predicting."""
-        return self._ceilings.apart("explain")
+        return self._ceilings.apart("explain", EXPLAIN_TIMES)
 
     @cached_property
     def explain_engine(self) -> Engine:

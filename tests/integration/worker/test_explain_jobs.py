@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,13 +21,19 @@ from sqlalchemy import text
 
 from forebay import Client, JobFailed
 from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.recipes import check_params
 from forebay.contract.settings import Settings
+from forebay.datasets.reading.table import Table
 from forebay.producer.handles.job import Job
 from forebay.storage.ledger.connection import Ledger
 from forebay.worker.child.process import make_context
 from forebay.worker.child.runner import Runner
+from forebay.worker.execution.context import EXPLAIN_TIMES, ChildContext
 from forebay.worker.execution.summary import Summary
 from forebay.worker.shared_page import SharedPage
+from forebay.worker.trainer.artifact import Artifact, outputs, write_artifact
+from forebay.worker.trainer.labels import Target
+from forebay.worker.trainer.recipes.tabular import Regressor
 from support.networks import Net
 
 
@@ -36,7 +43,7 @@ class Place:
 
     client: Client
     runner: Runner
-    ledger: Ledger
+    context: ChildContext
 
     def run(self, *jobs: Job) -> Summary:
         return self.runner.run([job.id for job in jobs])
@@ -62,7 +69,7 @@ def place(tmp_path: Path, sqlite_ledger: Ledger, sqlite_database: str, broker: s
             outputs={"total": {"dtype": "float32", "shape": []}},
         )
         client.models.register("echo", runtime="python", options={"class": "support.models:Echo"})
-        yield Place(client, Runner(context), context.ledger)
+        yield Place(client, Runner(context), context)
 
 
 def test_jobs_of_a_message_are_explained_together_each_as_it_asked(place: Place) -> None:
@@ -114,11 +121,13 @@ def test_what_a_model_gives_that_declares_nothing_is_judged_by_the_worker(place:
 
 
 def test_ceilings_of_explanations_are_apart_from_those_of_predictions(place: Place) -> None:
-    with place.ledger.write() as connection:
+    with place.context.ledger.write() as connection:
         connection.execute(text("INSERT INTO batch_ceilings VALUES ('net', 1, 'cpu, explain', 3, 9e18)"))
     job = place.client.explain("net", np.ones((7, 4), np.float32), batched=True)
     again = place.client.predict("net", np.ones((7, 4), np.float32), batched=True)
     assert (place.run(job).batches, place.run(again).batches) == (3, 1)
+    net, total = (place.client.models.get(name) for name in ("net", "total"))
+    assert [place.context.explain_ceilings.rows(version) for version in (net, total)] == [3, EXPLAIN_TIMES * 32]
     assert job.result(0)["x"].shape == (7, 4)
 
 
@@ -144,6 +153,29 @@ def test_a_batch_of_explanations_has_a_column_for_each_input_and_one_for_what_wa
     assert {json.loads(about)["target"] for about in made["explanation"].to_pylist()} == {2}
     with pytest.raises(InvalidInput, match="runtime python gives no gradients"):
         place.client.batch("total", tmp_path / "rows.npy", tmp_path / "no", explain="saliency")
+
+
+def test_the_example_of_the_page_gives_what_the_page_says(place: Place, tmp_path: Path) -> None:
+    target, features = (
+        Target("price", mean=100.0, deviation=7.0),
+        {"area": np.array([80.0, 120.0]), "city": ["Rom", "Oslo"]},
+    )
+    params = check_params("regressor", {"hidden": []})
+    recipe = Regressor(params)
+    recipe.fit(Table(features, 2), "mean")
+    made = Artifact("regressor", params, recipe.state, tuple(features), target)
+    write_artifact(tmp_path / "houses", made, made.network(recipe).state_dict())
+    described = {"inputs": recipe.inputs(), "outputs": outputs(recipe.task, target)}
+    place.client.models.register("houses", tmp_path / "houses", runtime="recipe", **described)
+    page = (Path(__file__).parents[3] / "docs/explain.md").read_text()
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    submitted, rest = program.split("\n", 1)
+    names: dict[str, Any] = {"client": place.client}
+    exec(submitted, names)  # noqa: S102 - the page's own
+    assert place.run(names["job"]).succeeded == 1
+    exec(rest, names)  # noqa: S102
+    parts = names["result"]["area"] + names["result"]["city"]
+    assert abs(parts - (names["about"]["score"] - names["about"]["baseline_score"])) < 1e-4
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients
+from PIL import Image
 from torch import nn
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.explain import ExplainRequest
 from forebay.contract.signature import Signature
+from forebay.datasets.decoding import decode_image
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.explaining.explainer import explaining
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.runtimes.safetensors import ModuleModel
+from forebay.worker.shared_page import MAIN, SharedPage, TimeLimitedModel
 from support.no_ceilings import NoCeilings
 
 X = {"x": {"dtype": "float32", "shape": [4]}}
@@ -45,7 +49,7 @@ def explain(
 ) -> Any:
     """The explanations as the engine gives them: each row's, or its error."""
     made: list[Any] = [None] * len(rows)
-    ceilings = MemoryCeilings(store or NoCeilings())  # type: ignore[arg-type]
+    ceilings = MemoryCeilings(store or NoCeilings(), times=64)  # type: ignore[arg-type]
     explainer = explaining(version, ExplainRequest(method, **asked), ceilings)  # type: ignore[arg-type]
     engine = Engine(MemoryCeilings(NoCeilings()), ChildMetrics())  # type: ignore[arg-type]
     for batch in engine.run_rows(explainer, range(len(rows)), rows.__getitem__):
@@ -206,3 +210,49 @@ def test_a_method_by_gradients_never_falls_back_to_another() -> None:
     [made] = explain(version, [{"text": "the tree"}], "integrated-gradients")
     assert isinstance(made, InvalidInput)
     assert "gives no gradients; use feature-ablation" in str(made)
+
+
+def test_of_an_image_file_it_is_told_what_is_lost_with_each_window() -> None:
+    class Left:
+        def predict(self, rows: Sequence[Any]) -> list[Any]:
+            return [np.float32(decode_image(row["photo"])[:, :20].mean()) for row in rows]
+
+    pixels = np.zeros((30, 60, 3), np.uint8)
+    pixels[:10, :20] = 240
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    version = loaded(Left(), {"photo": {"dtype": "bytes"}}, NUMBER)
+    [made] = explain(version, [{"photo": file.getvalue()}], "occlusion", window=10)
+    lost = 240 - 26  # the mean colour, which the window gets
+    expected = np.zeros((3, 6))
+    expected[0, :2], expected[1:, :2] = lost / 6, -26 / 6
+    assert np.allclose(made["photo"], expected, atol=0.2)
+
+
+def test_of_mixed_inputs_each_part_is_taken_out_by_itself() -> None:
+    class Mixed:
+        def predict(self, rows: Sequence[Any]) -> list[Any]:
+            return [{"a": "x", "y": np.float32(len(r["city"]) + r["n"].sum() + len(r["text"].split()))} for r in rows]
+
+    inputs = {"city": {"dtype": "str", "cell": True}, "n": {"dtype": "float64", "shape": [2]}, "text": {"dtype": "str"}}
+    version = loaded(Mixed(), inputs, {"a": {"dtype": "str"}} | NUMBER)
+    row = {"city": "Rom", "n": np.array([1.0, 2.0]), "text": "two words"}
+    [made] = explain(version, [row], "feature-ablation")
+    assert made["city"] == 3
+    assert made["n"].tolist() == [1, 2]
+    assert made["text"] == [["two", 1.0], ["words", 1.0]]
+    assert made["explanation"]["output"] == "y"
+
+
+def test_each_step_of_gradients_keeps_to_the_time_limit_of_the_version() -> None:
+    page, limits = SharedPage(), list[float | None]()
+
+    class Watched(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            limits.append(page._cells[MAIN + 1] if page._cells[MAIN] else None)
+            return x[:, :3]
+
+    version = of_module(Watched())
+    limited = replace(version, model=TimeLimitedModel(version.model, page, 7.0))
+    assert np.allclose(explain(limited, rows_of(np.ones((2, 4))), "integrated-gradients")[0]["x"], [1, 0, 0, 0])
+    assert set(limits) == {7.0}

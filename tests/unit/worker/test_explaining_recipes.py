@@ -40,7 +40,7 @@ def fitted(folder: Path, name: str, columns: Mapping[str, Any], target: Target, 
 
 
 def explain(version: LoadedModel, samples: list[Any], method: str, **asked: Any) -> list[Any]:
-    ceilings = MemoryCeilings(NoCeilings())  # type: ignore[arg-type]
+    ceilings = MemoryCeilings(NoCeilings(), times=64)  # type: ignore[arg-type]
     explainer = explaining(version, ExplainRequest(method, **asked), ceilings)  # type: ignore[arg-type]
     made = explainer.model.predict([version.spec.signature.row(sample) for sample in samples])
     return [explainer.output(row) for row in made]

@@ -21,7 +21,6 @@ from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.runtimes.tensors import Differentiable, by_input, floating, stack
 
 PASS_BYTES = 32 << 20  # of inputs that go forward together: steps of gradients, or covered copies, of a batch's rows
-MOST_PASSES = 64  # batches of the version's own size that may go forward together
 
 
 def explaining(loaded: LoadedModel, request: ExplainRequest, ceilings: MemoryCeilings) -> LoadedModel:
@@ -42,12 +41,12 @@ class Explainer:
         told = explained(loaded.spec.signature).outputs or ()
         self._dtypes = {field.name: ARRAY_DTYPES[field.dtype] for field in told if field.dtype in ARRAY_DTYPES}
         self._scores = Scores(loaded.spec, request)
-        self._wide = replace(loaded.spec, max_batch_size=loaded.spec.max_batch_size * MOST_PASSES)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         """One explanation per row, in order."""
         at_once = min(
-            self._ceilings.rows(self._wide), max(self._loaded.spec.max_batch_size, PASS_BYTES // _nbytes(rows[0]))
+            self._ceilings.rows(self._loaded.spec),
+            max(self._loaded.spec.max_batch_size, PASS_BYTES // _nbytes(rows[0])),
         )
         while True:
             try:
@@ -57,9 +56,9 @@ class Explainer:
                 if at_once == 1 or not is_out_of_memory(error):
                     raise
             else:
-                self._ceilings.fitted(self._wide, at_once)
+                self._ceilings.fitted(self._loaded.spec, at_once)
                 return [row | {n: np.asarray(row[n], dtype) for n, dtype in self._dtypes.items()} for row in made]
-            self._ceilings.too_large(self._wide, at_once)
+            self._ceilings.too_large(self._loaded.spec, at_once)
             at_once //= 2
 
     def _explain(self, rows: Sequence[Row], at_once: int) -> list[Row]:
