@@ -104,6 +104,7 @@ TAKEN = {
     "a tensor as example": (nn.Linear(4, 3), torch.from_numpy(X), ["input"], ["output"]),
     "a list as example": (nn.Linear(4, 3), X.tolist(), ["input"], ["output"]),
     "in parallel": (nn.DataParallel(nn.Linear(4, 3)), X, ["input"], ["output"]),
+    "compiled": (torch.compile(nn.Linear(4, 3), backend="eager"), X, ["input"], ["output"]),
 }  # fmt: skip
 
 
