@@ -177,7 +177,8 @@ def read_files(signature: Signature, row: Row, *, oriented: bool) -> Row:
     made = dict(row)
     for field in files:
         try:
-            made[field.name] = decode(field, row[field.name], oriented=oriented)
+            array = decode(field, row[field.name], oriented=oriented)
         except InvalidInput as error:
             raise InvalidInput(f"input {field.name!a}: {error}") from error
-    return signature.row(made)
+        made |= Signature((field,)).row({field.name: array})  # of the declared size or length
+    return made

@@ -88,6 +88,12 @@ class ModelFolder:
                 "'feature-extraction', 'pooling': 'mean'}"
             )
 
+        if self.task in ("text-classification", "token-classification") and self.takes != "text":
+            raise InvalidInput(
+                f"the folder has a processor of images or sound beside its tokenizer; {self.task} takes a text alone: serve it "
+                "by a class of your own, with the runtime 'python'"
+            )
+
     @property
     def takes(self) -> Literal["text", "image", "audio"]:
         if self.task == "audio-classification" or "sampling_rate" in self._preprocessor:

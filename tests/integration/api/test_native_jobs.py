@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from PIL import Image
 
 from forebay.contract.errors import LedgerUnavailable
@@ -42,6 +43,9 @@ def stack(open_stack: Callable[..., WorkerStack]) -> WorkerStack:
     stack.client.models.set_alias("digits", "champion", 1)
     pet = {"dtype": "float64", "shape": [2], "classes": ["cat", "dog"]}
     stack.model("Echo", "pets", inputs={"pet": {"dtype": "float64", "shape": [2]}}, outputs={"pet": pet})
+    sound = {"dtype": "float32", "shape": [-1], "sample_rate": 8000}
+    photo = {"dtype": "uint8", "shape": [-1, -1, 3]}
+    stack.model("Echo", "mixed", inputs={"photo": photo, "sound": sound, "title": {"dtype": "str"}})
     stack.worker().ready()
     return stack
 
@@ -66,6 +70,21 @@ def test_a_job_is_accepted_and_its_result_fetched(api: RunningApi) -> None:
         {"run": 7},
     )
     assert api.ask("GET", f"{accepted.headers['location']}/result").json == 42
+
+
+def test_images_and_sound_go_in_as_base64_beside_text_and_one_that_cannot_be_read_fails_by_name(
+    api: RunningApi,
+) -> None:
+    picture, sound = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(picture, "png")
+    soundfile.write(sound, np.full(160, 0.5, np.float32), 16_000, "FLOAT", format="WAV")
+    photo, tone = ({"base64": base64.b64encode(file.getvalue()).decode()} for file in (picture, sound))
+    made = waited(api, "mixed", {"photo": photo, "sound": tone, "title": "cat"})["result"]
+    assert (made["photo"], made["title"]) == ([[[1, 2, 3]] * 3] * 2, "cat")
+    assert len(made["sound"]) == 80
+    failed = waited(api, "mixed", {"photo": tone, "sound": tone, "title": "cat"})
+    assert failed["state"] == "failed"
+    assert "input 'photo': Pillow cannot read the image" in json.dumps(failed["error"], ensure_ascii=False)
 
 
 def test_prefer_wait_gives_the_result_at_once_and_says_so(api: RunningApi) -> None:

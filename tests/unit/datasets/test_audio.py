@@ -175,6 +175,15 @@ def test_inputs_that_mix_an_image_sound_text_and_a_number_go_in_as_files_or_arra
     assert [told(row) for row in rows] == pytest.approx([EXPECTED] * 2)
 
 
+def test_cells_of_a_table_stay_as_they_are_beside_a_file():
+    cell = {"dtype": "float64", "shape": [], "cell": True}
+    signature = Signature.parse({"sound": SOUND, "price": cell, "kind": {"dtype": "str", "cell": True}})
+    row = signature.row({"sound": saved(tone()), "price": None, "kind": 3.0})
+    model = LoadedModel(ModelVersion("m", 1, "fake", "", "none", 0, signature), Rowwise(len), 0, warm=True)
+    [made] = model.preprocess([row])
+    assert (len(made["sound"]), np.isnan(made["price"]), made["kind"]) == (4000, True, row["kind"])
+
+
 def test_a_file_that_cannot_be_read_is_named_by_its_input(tmp_path):
     value = {"photo": photo(), "sound": b"noise", "title": "cat", "price": 2}
     with pytest.raises(InvalidInput, match="input 'sound': soundfile cannot read"):

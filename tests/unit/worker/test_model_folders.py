@@ -258,6 +258,12 @@ def test_features_without_a_pooling_and_architectures_without_a_task_are_refused
     assert predict(made, ["queue"], 1)[0].shape == (32,)
 
 
+def test_a_model_of_text_that_looks_at_images_too_is_refused(folder, tmp_path):
+    processor = {"image_processor_type": "LayoutLMv3ImageProcessor"}
+    with pytest.raises(InvalidInput, match="token-classification takes a text alone"):
+        load(changed(folder("tags"), tmp_path, "preprocessor_config.json", **processor))
+
+
 def test_weights_that_the_library_would_make_up_fail_the_load(folder, tmp_path):
     with pytest.raises(ModelLoadFailed, match=r"no fitting weights for .*pooler"):
         load(folder("masked"), task="feature-extraction", pooling="pooler")
