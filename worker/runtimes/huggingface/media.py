@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from forebay.worker.runtimes.tensors import module_bytes, stack
 _WINDOW, _SHIFT = 400, 160  # samples: how an ASTFeatureExtractor cuts sound into frames
 
 
-class MediaModel:
+class MediaModel(ABC):
     """Rows are processed one by one; what is then of one size shares a batch, so that nothing is padded."""
 
     def __init__(self, model: Any, forward: Forward, processor: Any, head: Head) -> None:
@@ -27,9 +28,9 @@ class MediaModel:
         value = next(iter(row.values())) if isinstance(row, Mapping) and len(row) == 1 else row
         return {name: values[0] for name, values in self.process(value).items()}
 
+    @abstractmethod
     def process(self, value: Any) -> Mapping[str, Any]:
         """A batch of one as NumPy arrays, by the library's own processor; InvalidInput for another value."""
-        raise NotImplementedError
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         return self.run(self.prepare(rows))
