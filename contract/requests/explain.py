@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -62,7 +63,7 @@ def check_method(runtime: str, signature: Signature, method: str | None) -> str:
         next((f.name for f in inputs if f.dtype == "bytes"), None),
     )
     if method is None:
-        return GRADIENTS if reason is None else OCCLUSION if file else ABLATION
+        return GRADIENTS if reason is None else OCCLUSION if file or any(map(_is_large, inputs)) else ABLATION
     if method == ABLATION and file:
         raise InvalidInput(f"input {shown(file)} is an image file: use {OCCLUSION}, whose window covers a part of it")
     if method in BY_GRADIENT and reason:
@@ -74,6 +75,11 @@ def check_method(runtime: str, signature: Signature, method: str | None) -> str:
             f"occlusion slides a window over arrays and images, and {shown(flat)} is none; use {ABLATION}"
         )
     return method
+
+
+def _is_large(field: Field) -> bool:
+    """Whether it is an image, or another array whose numbers are too many to be taken out one by one."""
+    return len(field.shape) > 1 and (-1 in field.shape or math.prod(field.shape) > MAX_FEATURES)
 
 
 def _has_sides(field: Field) -> bool:

@@ -44,7 +44,10 @@ def by_input(names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> list[Row]:
 
 
 def floating(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Whole numbers as float64, which holds those up to 2^53 exactly."""
+    """Whole numbers as float64, which holds those up to 2^53 exactly; InvalidInput for larger ones."""
+    for name, tensor in tensors.items():
+        if tensor.element_size() == 8 and not tensor.is_floating_point() and (tensor.double().abs() > 2**53).any():
+            raise InvalidInput(f"input {name!r} holds a whole number beyond 2^53, which explain cannot carry exactly")
     return tuple(t if t.is_floating_point() else t.double() for t in tensors.values())
 
 

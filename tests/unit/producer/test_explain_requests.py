@@ -31,6 +31,8 @@ def version(runtime: str, inputs: Any, outputs: Any = SCORES) -> ModelVersion:
         ("onnx", VECTOR, "feature-ablation"),
         ("transformers", TEXT, "feature-ablation"),
         ("transformers", FILE, "occlusion"),
+        ("transformers", {"image": {"dtype": "uint8", "shape": [-1, -1, 3]}}, "occlusion"),
+        ("onnx", IMAGE, "occlusion"),
         ("python", None, "feature-ablation"),
     ],
 )

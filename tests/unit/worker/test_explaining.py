@@ -256,3 +256,13 @@ def test_each_step_of_gradients_keeps_to_the_time_limit_of_the_version() -> None
     limited = replace(version, model=TimeLimitedModel(version.model, page, 7.0))
     assert np.allclose(explain(limited, rows_of(np.ones((2, 4))), "integrated-gradients")[0]["x"], [1, 0, 0, 0])
     assert set(limits) == {7.0}
+
+
+def test_whole_numbers_that_no_float_holds_are_refused() -> None:
+    version = loaded(Sums(), {"x": {"dtype": "int64", "shape": [4]}}, NUMBER)
+    [made, good] = explain(
+        version, [{"x": np.array([2**60 + 1, 0, 0, 0])}, {"x": np.array([1, 0, 0, 2])}], "feature-ablation"
+    )
+    assert isinstance(made, InvalidInput)
+    assert "beyond 2^53" in str(made)
+    assert good["x"].tolist() == [1, 0, 0, 8]
