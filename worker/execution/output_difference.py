@@ -42,7 +42,7 @@ class Difference(Struct, frozen=True):
         return self.scaled <= tolerance  # false for what is not a number
 
     def __str__(self) -> str:
-        same = "" if self.same_argmax is None else f", the same largest value in {self.same_argmax:.4g} of them"
+        same = "" if self.same_argmax is None else f", the same largest value in {100 * self.same_argmax:.4g} % of them"
         return f"{self.rows} rows, at most {self.absolute:.3g} apart ({self.relative:.3g} of the largest value){same}"
 
 

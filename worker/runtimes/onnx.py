@@ -5,29 +5,22 @@ onnxruntime never opens the file that was uploaded: contract.onnx judges it, and
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from forebay.contract.errors import ForebayError, ModelLoadFailed
 from forebay.contract.model import ModelVersion
-from forebay.contract.onnx.judge import OnnxFile, read_onnx
-from forebay.contract.settings import Settings
+from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
 from forebay.worker.runtimes import Model, get_runtime
+from forebay.worker.runtimes.onnx_session import Session, open_session
 from forebay.worker.runtimes.onnx_text import TOKENIZER, OnnxText
 
-log = structlog.get_logger()
-
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 RECIPE_FILE = "recipe.json"
-_ERRORS_ONLY = 3
-_NO_ROOM = ("Failed to allocate memory", "bad_alloc", "out of memory")
 _CHEAP_COPY = 64 * 1024  # bytes; a row up to this size is copied out, so that it does not keep its whole batch alive
 
 
@@ -53,11 +46,11 @@ class Onnx:
 class OnnxModel:
     """A session fed whole columns `(batch, *shape)`."""
 
-    def __init__(self, session: Any, spec: ModelVersion) -> None:
+    def __init__(self, session: Session, spec: ModelVersion) -> None:
         self._session = session
-        takes, gives = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
+        takes, gives = [value.name for value in session.inputs], [value.name for value in session.outputs]
         self._inputs = _fields(spec, takes)
-        self._ranks = {value.name: len(value.shape) for value in session.get_inputs()}
+        self._ranks = {value.name: len(value.shape) for value in session.inputs}
         self._outputs = _asked(spec, gives)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
@@ -85,12 +78,7 @@ class OnnxModel:
 
     def _run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         count = len(next(iter(feed.values())))
-        try:
-            made = self._session.run([*self._outputs], feed)
-        except Exception as error:
-            if any(words in str(error) for words in _NO_ROOM):
-                raise MemoryError(f"onnxruntime: {error}") from error
-            raise
+        made = self._session.run([*self._outputs], feed)
         for name, array in zip(self._outputs, made, strict=True):
             if not isinstance(array, np.ndarray) or array.shape[:1] != (count,):
                 form = getattr(array, "shape", type(array).__name__)
@@ -99,42 +87,6 @@ class OnnxModel:
             name: array.reshape(count) if array.dtype == object else array
             for name, array in zip(self._outputs.values(), made, strict=True)
         }
-
-
-def open_session(facts: OnnxFile, device: str, spec: ModelVersion) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = _threads(spec)
-    options.inter_op_num_threads = 1
-    for key, value in {
-        "session.load_model_format": "ONNX",  # else a file of its own format, judged by nobody, could pose as one
-        "session.model_external_initializers_file_folder_path": str(facts.path.parent),
-        "session.intra_op.allow_spinning": "0",  # waiting threads would take the cores from other processes
-    }.items():
-        options.add_session_config_entry(key, value)
-    providers = providers_for(device, ort.get_available_providers())
-    try:
-        session = ort.InferenceSession(facts.proto.SerializeToString(), options, providers=providers)
-    except Exception as error:  # onnxruntime raises whatever its layers raise
-        raise ModelLoadFailed(f"{spec.ref}: onnxruntime {ort.__version__} cannot load it: {error}") from error
-    if device.startswith("cuda") and CUDA not in session.get_providers():
-        log.warning("onnx_without_cuda", model=spec.ref, note="it runs on the CPU: install onnxruntime-gpu")
-    return session
-
-
-def providers_for(device: str, available: Sequence[str]) -> list[Any]:
-    """What onnxruntime computes with: CUDA where the device and its build have it, and the CPU. Nothing else it may have."""
-    if device.startswith("cuda") and CUDA in available:
-        return [(CUDA, {"device_id": int(device.partition(":")[2] or 0)}), CPU]
-    return [CPU]
-
-
-def _threads(spec: ModelVersion) -> int:
-    """This child's threads, or fewer where the version's options say so."""
-    most = Settings.load().torch_threads or os.cpu_count() or 1
-    return min(most, int(spec.options.get("threads", most)))
 
 
 def _fields(spec: ModelVersion, names: Sequence[str]) -> dict[str, Field]:

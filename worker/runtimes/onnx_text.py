@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from forebay.contract.errors import MissingExtra, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
+from forebay.worker.runtimes.onnx_session import Session
 
 TOKENIZER = "tokenizer.json"
 _CHARACTERS_PER_TOKEN = 4
@@ -23,9 +24,9 @@ _TOKENS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_i
 class OnnxText:
     """One vector, or whatever the graph's first output holds, for each text; `options` may have a `prompt` to put before each."""
 
-    def __init__(self, session: Any, tokenizer: Path, spec: ModelVersion) -> None:
+    def __init__(self, session: Session, tokenizer: Path, spec: ModelVersion) -> None:
         self._session = session
-        self._takes = [value.name for value in session.get_inputs()]
+        self._takes = [value.name for value in session.inputs]
         inputs = spec.signature.inputs or ()
         if not set(self._takes) <= set(_TOKENS) or [field.dtype for field in inputs] != ["str"]:
             raise ModelLoadFailed(

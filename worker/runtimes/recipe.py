@@ -22,7 +22,7 @@ from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.signature import ARRAY_DTYPES, Row
 from forebay.datasets.columns import Values
 from forebay.export.estimators import INPUT, PREDICTION
-from forebay.worker.runtimes.onnx import open_session
+from forebay.worker.runtimes.onnx_session import open_session
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import Differentiable, by_input, module_bytes
 from forebay.worker.trainer import recipes

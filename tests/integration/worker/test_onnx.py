@@ -10,7 +10,7 @@ from forebay.contract.signature import Signature
 from forebay.worker.execution.engine import forward
 from forebay.worker.execution.warm_up import warm_up
 from forebay.worker.runtimes import get_runtime
-from forebay.worker.runtimes.onnx import CPU, CUDA, providers_for
+from forebay.worker.runtimes.onnx_session import CPU, CUDA, providers_for
 from support.networks import rows, version
 from support.onnx_files import HOSTILE, WEIGHT, graph, linear, save, value, with_data
 
@@ -113,7 +113,7 @@ def test_threads_are_those_of_the_child_or_fewer(tmp_path, monkeypatch):
     asked = {}
     for threads in (1, 64, None):
         model = _load(path, **({} if threads is None else {"threads": threads}))
-        asked[threads] = model._session.get_session_options().intra_op_num_threads
+        asked[threads] = model._session.threads
     assert asked == {1: 1, 64: 3, None: 3}
 
 
@@ -121,3 +121,34 @@ def test_cuda_is_used_where_device_and_build_have_it():
     assert providers_for("cuda:1", [CUDA, CPU]) == [(CUDA, {"device_id": 1}), CPU]
     assert providers_for("cuda:0", ["AzureExecutionProvider", CPU]) == [CPU]
     assert providers_for("cpu", [CUDA, CPU]) == [CPU]
+
+
+def test_texts_are_cut_and_padded_as_the_tokenizer_beside_the_graph_says(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "a": 1, "b": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["m"]),
+        helper.make_node("Cast", ["m"], ["f"], to=1),
+        helper.make_node("ReduceSum", ["f", "axis"], ["y"], keepdims=1),
+    ]
+    tokens = [value(name, ["n", "l"], TensorProto.INT64) for name in ("input_ids", "attention_mask")]
+    axis = numpy_helper.from_array(np.array([1]), "axis")
+    save(graph(nodes, tokens, [value("y", ["n", 1])], [axis]), tmp_path / "m.onnx")
+    spec = version("onnx", Signature.parse({"text": {"dtype": "str"}}), prompt="b ")
+    model = get_runtime("onnx").load(tmp_path, "cpu", spec)
+    given = [{"text": "a"}, {"text": "b b b b"}, {"text": ""}]
+    assert [row.tolist() for row in model.predict(given)] == [[3], [6], [2]]
+    assert model.count_tokens(given) == 2 + 3 + 1
+    assert warm_up(model, spec)
+    with pytest.raises(
+        ModelLoadFailed, match=r"the graph takes input_ids, attention_mask, .* and the version one text"
+    ):
+        get_runtime("onnx").load(tmp_path, "cpu", version("onnx"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadFailed, match=r"its tokenizer\.json cannot be read"):
+        get_runtime("onnx").load(tmp_path, "cpu", spec)
