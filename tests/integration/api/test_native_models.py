@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from forebay.contract.drift.sketch import Reference, ReferenceBuilder
 from forebay.contract.settings import Settings
+from forebay.contract.signature import Field
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.drift import DriftStore
 from support.api import Answer, RunningApi, running_api
 
 PLAIN = {"name": "plain", "runtime": "python", "options": {"class": "support.models:Echo"}}
@@ -123,3 +126,19 @@ def test_an_example_is_kept_in_the_form_of_a_jobs_inputs_or_refused_and_a_versio
     assert (kept["x"].tolist()[0], np.isnan(kept["x"][1]), kept["b"]) == (1, True, b"\x00\x00")
     assert models.example("weights")["x"].tolist() == [1, 2, 3, 4]
     assert [m["has_example"] for m in api.ask("GET", "/api/v1/models?name=plain").json["models"]] == [False, True]
+
+
+def test_drift_is_told_by_column_and_a_version_without_a_reference_is_refused(
+    api: RunningApi, sqlite_ledger: Ledger
+) -> None:
+    numbers = {"name": "numbers", "runtime": "python", "options": {"class": "support.models:Echo"}}
+    numbers["inputs"] = {"x": {"dtype": "float32", "shape": [2]}}
+    api.ask("POST", "/api/v1/models", numbers)
+    assert api.ask("GET", "/api/v1/models/numbers/1/drift").status == 422
+    builder = ReferenceBuilder("input", (Field("x", "float32", (2,)),))
+    builder.add({"x": np.random.default_rng(0).normal(size=(200, 2))})
+    DriftStore(sqlite_ledger).set_reference("numbers", 1, Reference(tuple(builder.columns()), "a test"))
+    found = api.ask("GET", "/api/v1/models/numbers/drift?hours=48")
+    assert (found.status, found.json["model"], found.json["hours"], found.json["rows"]) == (200, "numbers/1", 48, 0)
+    assert [column["name"] for column in found.json["columns"]] == ["x[0]", "x[1]"]
+    assert api.ask("GET", "/api/v1/models/numbers/drift?hours=337").status == 422

@@ -8,7 +8,11 @@ import pytest
 from forebay.contract.drift.sketch import WIDTH, Reference, ReferenceBuilder, Served
 from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.model import ModelVersion
+from forebay.contract.settings import Settings
 from forebay.contract.signature import Field, Signature
+from forebay.dashboard.flower.metrics import read_metrics
+from forebay.dashboard.pages.version import read_version
+from forebay.dashboard.reads.ledger import LedgerQueries
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.drift import HOUR_S, KEPT_HOURS, DriftStore
 from forebay.storage.models.registry import ModelRegistry
@@ -93,3 +97,16 @@ def test_hours_are_kept_for_14_days(store: DriftStore, model: ModelVersion, cloc
 def test_hours_that_are_not_kept_are_refused(store: DriftStore, model: ModelVersion, hours: int) -> None:
     with pytest.raises(InvalidInput, match="is not a whole number from 1 to 336"):
         store.drift(("m", 1), hours)
+
+
+def test_drift_is_a_metric_and_on_the_version_s_page(ledger: Ledger, store: DriftStore, model: ModelVersion) -> None:
+    queries = LedgerQueries(ledger)
+    assert "model_drifted_columns{" not in read_metrics(queries, Settings.load({})).decode()
+    store.add([served(store, 200)])
+    drift = read_version(queries, model.ref).drift
+    assert drift is not None
+    assert {column.name for column in drift.drifted} == {"x[0]", "x[1]"}
+    text = read_metrics(queries, Settings.load({})).decode()
+    assert 'forebay_model_drifted_columns{model="m",version="1"} 2.0' in text
+    assert drift.worst is not None
+    assert f'forebay_model_drift_psi{{model="m",version="1"}} {drift.worst.psi}' in text
