@@ -157,7 +157,7 @@ class ReferenceBuilder:
         self._side, self._fields = side, fields or ()
         self._numbers: dict[str, list[Numbers]] = {field.name: [] for field in self._fields}
         self._texts: dict[str, list[str | None]] = {field.name: [] for field in self._fields}
-        self._rows = dict.fromkeys(self._numbers, 0)
+        self._rows = {field.name: 0 for field in self._fields if field.dtype != "json"}
         self.unwatched = [] if fields else [f"{side}s: the version declares none"]
 
     @property
@@ -179,7 +179,7 @@ class ReferenceBuilder:
         """The columns, with the counts of these rows."""
         made: list[Column] = []
         for field in self._fields:
-            of_field = list(self._columns(field)) if self._rows[field.name] else []
+            of_field = list(self._columns(field)) if self._rows.get(field.name) else []
             if not of_field:
                 self.unwatched.append(f"{self._side} {field.name}: {_why_not(field)}")
             elif len(made) + len(of_field) > MAX_COLUMNS:

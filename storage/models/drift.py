@@ -11,6 +11,8 @@ from forebay.contract.drift.comparison import Drift, compare
 from forebay.contract.drift.sketch import WIDTH, Reference, Served
 from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.requests.request import decode, encode
+from forebay.storage.jobs.fence import hold, succeed
+from forebay.storage.jobs.records import ClaimedJob, Ended
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.ledger.driver import Connection
 from forebay.storage.ledger.statement import Statement
@@ -65,6 +67,15 @@ class DriftStore:
         """Hold the version against this from now on; ModelNotFound when it is gone."""
         with self._ledger.write() as connection:
             set_reference(connection, name, version, reference, self._ledger.now())
+
+    def finish(self, job: ClaimedJob, reference: Reference, result: bytes) -> Ended:
+        """Hold the job's version against this from now on, and end the job, which must still be this attempt's."""
+        now = self._ledger.now()
+        with self._ledger.write() as connection:
+            hold(connection, job)
+            set_reference(connection, job.model, job.version, reference, now)
+            succeed(connection, job, result, now)
+        return Ended(job.id, job.client)
 
     def revision(self, name: str, version: int) -> int | None:
         """The revision of a version's reference; None when it has none. One small read."""

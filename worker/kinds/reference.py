@@ -22,6 +22,7 @@ from forebay.storage.models.drift import DriftStore
 from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.chunks import CHUNK_BATCHES, run_chunk
 from forebay.worker.execution.context import ChildContext
+from forebay.worker.execution.progress import JobProgress
 from forebay.worker.execution.summary import Fate
 
 log = structlog.get_logger()
@@ -47,15 +48,11 @@ class ReferenceHandler:
             "model": f"{job.model}/{job.version}", "rows": rows, "failed": failed,
             "columns": len(reference.columns), "unwatched": list(reference.unwatched),
         }  # fmt: skip
-        # Writing it again does no harm, so the job's end may be another transaction.
-        attempts.check()
-        attempts.retry_while_unavailable(partial(self._store.set_reference, job.model, job.version, reference))
+        ended = attempts.retry_while_unavailable(partial(self._store.finish, job, reference, codec.encode(told)))
         log.info("reference_made", job=job.id, **told)
-        return attempts.succeed(job, *self._context.payloads.store(codec.encode(told)))
+        return attempts.succeeded([ended])
 
-    def _made(
-        self, job: ClaimedJob, request: ReferenceRequest, attempts: Attempts
-    ) -> tuple[Reference, int, int]:  # fmt: skip
+    def _made(self, job: ClaimedJob, request: ReferenceRequest, attempts: Attempts) -> tuple[Reference, int, int]:
         """The reference, of how many rows, and how many others failed. Blocks come in an order that the job's id draws, and of
         a large data set every so-manieth row is taken, until there are enough.
         """  # fmt: skip
@@ -67,13 +64,17 @@ class ReferenceHandler:
         chunk_rows = min(CHUNK_ROWS, CHUNK_BATCHES * spec.max_batch_size)
         pieces, many = all_pieces(request.reading)
         random.Random(job.id).shuffle(pieces)
+        progress = JobProgress(self._context.ledger, job, attempts)
         step = max(1, min(many // MAX_ROWS, MOST_SKIPPED))
+
+        def show(*_: object) -> None:
+            progress.check(rows, min(many // step, MAX_ROWS), f"{rows:,} rows")
+
         for chunk in read_pieces(request.reading, ShardRange(pieces), chunk_rows) if pieces else ():
-            attempts.check()
             given = convert(chunk, request.columns, signature, request.format, oriented=spec.oriented)
             given.values = {name: values[::step] for name, values in given.values.items()}
             given.good = given.good[::step]
-            made = run_chunk(self._context.engine, loaded, given, lambda *_: attempts.check())
+            made = run_chunk(self._context.engine, loaded, given, show)
             rows, failed = rows + len(made.ok), failed + len(made.errors)
             first_error = first_error or next(iter(made.errors.values()), None)
             if len(given.good):

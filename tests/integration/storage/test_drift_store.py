@@ -7,12 +7,15 @@ import pytest
 
 from forebay.contract.drift.sketch import WIDTH, Reference, ReferenceBuilder, Served
 from forebay.contract.errors import InvalidInput, ModelNotFound
+from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Field, Signature
 from forebay.dashboard.flower.metrics import read_metrics
 from forebay.dashboard.pages.version import read_version
 from forebay.dashboard.reads.ledger import LedgerQueries
+from forebay.storage.jobs.records import LeaseLost, NewJob
+from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.drift import HOUR_S, KEPT_HOURS, DriftStore
 from forebay.storage.models.registry import ModelRegistry
@@ -110,3 +113,19 @@ def test_drift_is_a_metric_and_on_the_version_s_page(ledger: Ledger, store: Drif
     assert 'forebay_model_drifted_columns{model="m",version="1"} 2.0' in text
     assert drift.worst is not None
     assert f'forebay_model_drift_psi{{model="m",version="1"}} {drift.worst.psi}' in text
+
+
+def test_an_attempt_that_has_lost_its_lease_changes_no_reference(
+    ledger: Ledger, store: DriftStore, model: ModelVersion
+) -> None:
+    jobs = JobStore(ledger)
+    [id] = new_ids(1)
+    jobs.add([NewJob(id, JobKind.REFERENCE, "m", model.version, "cpu", max_attempts=5)])
+    [first] = jobs.claim([id], "a", 60.0)
+    jobs.release([id], "a", {id: first.attempt})
+    [second] = jobs.claim([id], "b", 60.0)
+    with pytest.raises(LeaseLost):
+        store.finish(first, reference(), b"")
+    assert store.revision("m", 1) == 1
+    assert store.finish(second, reference(), b"").id == id
+    assert (store.revision("m", 1), jobs.queries.get(id).state) == (2, JobState.SUCCEEDED)
