@@ -135,6 +135,38 @@ class SubmitConvert(Options, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | UnsetType = UNSET
 
 
+class SubmitBenchmark(Options, kw_only=True, forbid_unknown_fields=True):
+    """How fast a version is by the rows of a batch; see docs/models.md. Needs the scope `models` where it is to apply it."""
+
+    kind: Literal["benchmark"]
+    model: Ref
+    dataset: Dataset | UnsetType = UNSET
+    columns: Columns | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    max_rows: int | UnsetType = UNSET
+    seconds: float | UnsetType = UNSET
+    max_latency_ms: float | UnsetType = UNSET
+    threads: list[int] | UnsetType = UNSET
+    dtypes: list[str] | UnsetType = UNSET
+    apply: bool | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
+class SubmitCompress(Options, kw_only=True, forbid_unknown_fields=True):
+    """A version with smaller weights; see docs/models.md. The result is the version. Needs the scope `models` too."""
+
+    kind: Literal["compress"]
+    model: Ref
+    method: str | UnsetType = UNSET
+    dataset: Dataset | UnsetType = UNSET
+    target: str | UnsetType = UNSET
+    columns: Columns | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    max_loss: float | UnsetType = UNSET
+    alias: str | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
 async def submit_data_job(request: Request, body: Any, options: PredictOptions) -> AsyncJob:
     """The job that one of these bodies asks for, durable."""
     client = client_of(request)
@@ -148,13 +180,14 @@ async def submit_data_job(request: Request, body: Any, options: PredictOptions) 
             if isinstance(given["output"], FileRecord):
                 raise InvalidInput("a batch writes a folder, not an uploaded file - at `$.output`")
             return await client.batch(body.model, **given)
-        if body.kind in ("train", "tune", "reference", "convert"):
+        if body.kind != "evaluate" and (body.kind != "benchmark" or body.apply is True):
             check_scope(request, "models")
-            submits: dict[str, Callable[..., Awaitable[AsyncJob]]]
-            submits = {"train": client.train, "tune": client.tune, "reference": client.models.reference}
-            submits["convert"] = client.models.convert
-            return await submits[body.kind](body.model, **given)
-        return await client.evaluate(body.model, **given)
+        models = client.models
+        submits: dict[str, Callable[..., Awaitable[AsyncJob]]] = {
+            "train": client.train, "tune": client.tune, "evaluate": client.evaluate, "reference": models.reference,
+            "convert": models.convert, "benchmark": models.benchmark, "compress": models.compress,
+        }  # fmt: skip
+        return await submits[body.kind](body.model, **given)
     except InvalidInput as error:
         text = str(error)
         for name, path in paths.items():  # where an upload lies is the server's own business

@@ -50,6 +50,8 @@ from forebay.api.native.bodies import (
 )
 from forebay.api.native.data_jobs import (
     SubmitBatch,
+    SubmitBenchmark,
+    SubmitCompress,
     SubmitConvert,
     SubmitEvaluate,
     SubmitReference,
@@ -99,6 +101,8 @@ KINDS: Mapping[str, Any] = {
     "tune": SubmitTune,
     "reference": SubmitReference,
     "convert": SubmitConvert,
+    "benchmark": SubmitBenchmark,
+    "compress": SubmitCompress,
 }
 
 

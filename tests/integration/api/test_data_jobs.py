@@ -12,6 +12,8 @@ from safetensors.numpy import save
 
 from forebay.api import access
 from forebay.contract.job import JobKind
+from forebay.contract.requests.benchmark import BenchmarkRequest
+from forebay.contract.requests.compress import CompressRequest
 from forebay.contract.requests.convert import ConvertRequest
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import TrainRequest
@@ -162,6 +164,27 @@ def test_a_conversion_is_stored_as_asked_and_refused_with_the_reason(
         (asked | {"columns": "x"}, "those of a data set"),
     ):
         refused = api.ask("POST", "/api/v1/jobs", body)
+        assert (refused.status, words in refused.json["detail"]) == (422, True), refused.body
+
+
+def test_a_benchmark_and_a_compression_are_stored_as_asked(api: RunningApi, stack: WorkerStack, allowed: Path) -> None:
+    weights = api.ask("POST", "/api/v1/models", REGISTER | {"artifact": f"{allowed}/w.safetensors"}).json["ref"]
+    for asked, kind, stored in (
+        ({"kind": "benchmark", "max_rows": 8, "threads": [1], "apply": True}, BenchmarkRequest,
+         BenchmarkRequest(max_rows=8, threads=(1,), apply=True)),
+        ({"kind": "compress", "method": "prune:0.5", "alias": "small"}, CompressRequest,
+         CompressRequest("prune:0.5", alias="small")),
+    ):  # fmt: skip
+        made = api.ask("POST", "/api/v1/jobs", asked | {"model": weights, "queue": "gpu"})
+        assert made.status == 202, made.body
+        details = JobViews(stack.ledger).details(made.json["id"], 1 << 20)
+        assert decode(details.input or b"", kind) == stored
+        assert api.ask("POST", f"{made.json['url']}/cancel").status == 200
+    for body, words in (
+        ({"kind": "compress", "model": "echo"}, "not compressed"),
+        ({"kind": "benchmark", "max_rows": 0}, "max_rows"),
+    ):
+        refused = api.ask("POST", "/api/v1/jobs", {"model": weights} | body)
         assert (refused.status, words in refused.json["detail"]) == (422, True), refused.body
 
 

@@ -1,14 +1,19 @@
 """The Overview, the models, their versions, and the devices."""
 
+import html
 import json
 import re
 from dataclasses import replace
 
-from forebay.contract.job import JobKind, JobState
+from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
+from forebay.contract.requests.benchmark import Benchmark, Curve, Point
 from forebay.contract.signature import Signature
+from forebay.storage.jobs.records import NewJob
+from forebay.storage.jobs.store import JobStore
+from forebay.storage.models.benchmarks import BenchmarkStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.workers import WorkerRegistry
 from support.dashboard import Site, page_text
@@ -71,6 +76,33 @@ def test_a_version_that_was_made_of_another_one_shows_how_far_their_outputs_are_
     assert f'href="/jobs/{"0" * 32}"' in page
     assert "parent iris/2" in page_text(page)
     assert "trained by run" in page_text(page), "the parent's"
+
+
+def test_a_benchmark_is_drawn_and_its_best_batch_told_for_each_curve(site: Site, scene: Scene) -> None:
+    ModelRegistry(scene.ledger).register(ModelVersion("fast", 0, "onnx", "", "none", 0, Signature.parse(None, None)))
+    jobs, [id] = JobStore(scene.ledger), new_ids(1)
+    jobs.add([NewJob(id, JobKind.BENCHMARK, "fast", 1, "cpu")])
+    [claimed] = jobs.claim([id], "w@host", 30)
+    points = (Point(1, 2.0, 2.5, 500.0), Point(2, 2.5, 3.0, 1234.0))
+    curves = (
+        Curve(2, None, points, 2, "larger batches are no faster"),
+        Curve(1, None, points[:1], 1, "the time was up before 2 rows"),
+    )
+    BenchmarkStore(scene.ledger).finish(
+        claimed, Benchmark(id, "fast", 1, "cpu", "random values", curves, applied=True), b""
+    )
+    page = site.text("/models/fast/1")
+    text = page_text(page)
+    assert "cpu 2 threads 2 applied 2.5 ms 1,234 larger batches are no faster" in text
+    assert "cpu 1 thread 1 2 ms 500 the time was up before 2 rows" in text
+    assert f'href="/jobs/{id}"' in page
+    series = json.loads(html.unescape(re.findall('data-series="([^"]*)"', page)[0]))
+    assert [(chart["title"], chart["axis"], chart["steps"]) for chart in series] == [
+        ("rows/s", "rows in a batch", [1, 2]), ("ms for a batch", "rows in a batch", [1, 2]),
+    ]  # fmt: skip
+    assert [(line["label"], line["values"]) for line in series[0]["lines"]] == [
+        ("cpu, 2 threads", [500.0, 1234.0]), ("cpu, 1 thread", [500.0, None]),
+    ]  # fmt: skip
 
 
 def test_a_model_shows_which_workers_hold_it(site: Site) -> None:
