@@ -127,6 +127,12 @@ def _pickle(data: bytes, torch: bool = False) -> Recognized:
     if not old and not torch:
         return _of_library(imports)
     module = next((name for name in imports if _is_class(name)), None)
+    if module is not None and (key := next((key for key in WEIGHT_KEYS[:-1] if key in texts), None)) is not None:
+        what = f"a checkpoint of training with objects of {shown(module)}, which runs code when it is opened"
+        weights = f'torch.load("{{file}}", weights_only=False)["{key}"]'
+        return Recognized(what, advice="load it where you trust it, and register the module with its weights", lines=(
+            BUILD, f"module.load_state_dict({weights}){TRUSTED}", REGISTER,
+        ))  # fmt: skip
     if module is not None:
         what = f"a pickled object of {shown(module)}, which runs code when it is opened"
         return Recognized(what, advice="load it where you trust it, and register the module", lines=(

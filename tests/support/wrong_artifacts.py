@@ -9,6 +9,7 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
@@ -69,6 +70,10 @@ FILES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "state.pth": (_saved(_WEIGHTS), ("a state dict", 'torch.load("state.pth", weights_only=True))', "register(")),
     "bare.bin": (_saved(OrderedDict(weight=torch.zeros(2))), ("a state dict", "weights_only=True")),
     "last.ckpt": (_saved({"state_dict": _WEIGHTS, "epoch": 3}), ("a checkpoint", 'weights_only=True)["state_dict"]')),
+    "lightning.ckpt": (
+        _saved({"state_dict": _WEIGHTS, "hyper_parameters": Namespace(width=3)}),
+        ("a checkpoint of training with objects of 'argparse.Namespace'", 'weights_only=False)["state_dict"]', "that you trust"),
+    ),
     "own.pt": (_saved({"model_state_dict": _WEIGHTS, "step": 1}), ("a checkpoint", '["model_state_dict"]')),
     "whole.pt": (_saved(nn.Linear(4, 2)), ("torch.nn.modules.linear.Linear", "weights_only=False", "only one that you trust")),
     "old.pth": (_saved(_WEIGHTS, _use_new_zipfile_serialization=False), ("a state dict", "load_state_dict")),

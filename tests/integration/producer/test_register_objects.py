@@ -232,7 +232,7 @@ REFUSED = {
     "a tensor": (torch.zeros(3), None, "is data; register a module"),
     "a checkpoint": ({"state_dict": {"w": torch.zeros(2)}, "epoch": 3}, None, r"as checkpoints are: register those alone"),
     "a dict of other things": ({"w": torch.zeros(2), "epoch": 3}, None, "'epoch' is a int"),
-    "a number": (5, None, "give a torch.nn.Module, an ExportedProgram or a state dict"),
+    "a number": (5, None, "give a torch.nn.Module, an ExportedProgram"),
 }  # fmt: skip
 REFUSED["a part left in training mode"][0][1].train()  # type: ignore[index]
 
