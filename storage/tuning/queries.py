@@ -28,7 +28,7 @@ SELECT t.number, m.measured FROM trials t JOIN training_runs r ON r.id = t.id
 JOIN job_metrics m ON m.job_id = t.id AND m.split = '{VALIDATION}' AND m.step = (
     SELECT min(step) FROM job_metrics WHERE job_id = t.id AND split = '{VALIDATION}' AND step >= r.steps * :share)
 WHERE t.tune_id = :tune""")
-MEASURED = Statement(f"SELECT measured FROM job_metrics WHERE job_id = :id AND split = '{VALIDATION}'")
+MEASURED = Statement(f"SELECT step, measured FROM job_metrics WHERE job_id = :id AND split = '{VALIDATION}'")
 
 
 class TuneQueries:
@@ -69,9 +69,10 @@ class TuneQueries:
         found = {row.number: _value(row, metric) for row in self._ledger.rows(MEASURED_AT, tune=tune, share=share)}
         return {number: value for number, value in found.items() if value is not None}
 
-    def best_value(self, job: str, metric: str) -> float | None:
-        """The best that a trial has measured on its validation split."""
-        values = [value for row in self._ledger.rows(MEASURED, id=job) if (value := _value(row, metric)) is not None]
+    def best_value(self, job: str, metric: str, step: int | None = None) -> float | None:
+        """The best that a trial has measured on its validation split, or what it has measured at this step."""
+        rows = [row for row in self._ledger.rows(MEASURED, id=job) if step in (None, row.step)]
+        values = [value for row in rows if (value := _value(row, metric)) is not None]
         return best_first(metric, [(value, 0) for value in values])[0][0] if values else None
 
 

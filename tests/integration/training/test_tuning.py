@@ -206,6 +206,30 @@ def test_the_best_of_all_trials_becomes_the_only_version_and_moves_the_alias(pla
     assert place.stored() == 1, "the version's artifact, and of no other trial"
 
 
+def test_a_recipe_that_keeps_its_last_state_is_worth_what_that_is_worth(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial with the better best value ends with the worse one."""
+    ends = {0.6: [0.9, 0.6], 0.7: [0.8, 0.7]}
+
+    def events(_: ScriptedTrainer, folder: Path, request: TrainRequest) -> Iterator[Event]:
+        accuracy = request.params["c"]
+        yield from (Point(i + 1, 0, VALIDATION, {"accuracy": v}, steps=2) for i, v in enumerate(ends[accuracy]))
+        (folder / ARTIFACT_FOLDER).mkdir()
+        (folder / ARTIFACT_FOLDER / "graph").write_text(str(accuracy))
+        yield Trained({"accuracy": accuracy}, "onnx", FIELD, FIELD, steps=2)
+
+    monkeypatch.setattr(ScriptedTrainer, "_events", events)
+    monkeypatch.setattr(Launcher, "start", lambda _, job, request, folder, __: ScriptedTrainer(folder, request))
+    train = TrainRequest("svm", (), "parquet", metric="accuracy")
+    [id] = new_ids(1)
+    request = TuneRequest(train, {"c": tuple(ends)}, sampler="grid")
+    place.jobs.add([NewJob(id, JobKind.TUNE, "digits", 0, "train", input=encode(request))])
+    assert place.run(id).state is JobState.SUCCEEDED
+    assert {trial.params["c"]: trial.value for trial in place.trials(id)} == {0.6: 0.6, 0.7: 0.7}
+    assert place.result(id)["metrics"] == {"accuracy": 0.7}
+
+
 def test_a_tune_that_is_no_better_than_the_champion_leaves_the_alias_where_it_is(place: Place) -> None:
     assert place.run(place.tune({"accuracy": (0.9,)}, alias="champion")).state is JobState.SUCCEEDED
     id = place.tune({"accuracy": (0.5, 0.7)}, alias="champion")

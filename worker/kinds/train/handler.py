@@ -18,7 +18,7 @@ import structlog
 
 from forebay.contract.errors import BlobCorrupt, BlobMissing
 from forebay.contract.job import JobKind
-from forebay.contract.requests.recipes import base_of, default_metric
+from forebay.contract.requests.recipes import RECIPES, base_of, default_metric
 from forebay.contract.requests.request import decode, encode
 from forebay.contract.requests.training import (
     BASE_FOLDER,
@@ -221,7 +221,9 @@ class TrainHandler:
     def _keep(self, run: Run, trial: TrialPlace, trained: Trained, attempts: Attempts) -> Fate:
         """End a trial. Its version is kept for the end of the tune as long as none is better."""
         job, store, metric, retry = run.job, self._trials.store, _metric(run.request), attempts.retry_while_unavailable
-        value = retry(partial(store.queries.best_value, job.id, metric))
+        fitted = run.request.recipe in RECIPES and RECIPES[run.request.recipe].fitted
+        kept = trained.steps if fitted else None  # all others keep the state of the best value
+        value = retry(partial(store.queries.best_value, job.id, metric, kept))
         if value is None:
             there = f"nothing says how good it is: there is no {metric} of a validation split"
             return attempts.fail(job, "NotMeasured", there)
