@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from forebay.contract.errors import InvalidInput
 from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.pt2.archive import read_pt2_signature
@@ -35,6 +36,7 @@ from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
 from forebay.worker.kinds.compress.artifacts import compressed
+from forebay.worker.kinds.compress.handler import _difference
 from forebay.worker.packed_weights import PACKED, read_weights
 from forebay.worker.shared_page import SharedPage
 from support.networks import version
@@ -260,3 +262,11 @@ def test_what_lies_beside_a_graph_stays_beside_it(tmp_path: Path, method: str) -
     made = compressed(version("onnx"), source, made_in, method, 0.5)
     assert sorted(path.name for path in made.iterdir()) == ["model.onnx", "tokenizer.json"]
     assert compressed(version("onnx"), source / "model.onnx", made_in, method, 0.5).is_file()
+
+
+def test_outputs_that_are_no_numbers_any_more_are_refused_and_those_of_another_form_not_compared() -> None:
+    good, bad = [np.ones(2, np.float32)], [np.array([1, np.nan], np.float32)]
+    with pytest.raises(InvalidInput, match="outputs are NaN or infinite that were not"):
+        _difference(good, bad, "prune:0.5")
+    assert _difference(bad, bad, "prune:0.5")["absolute"] is None
+    assert "can be compared" in _difference([{"a": [1, 2]}], [{"a": [1]}], "bfloat16")["none"]

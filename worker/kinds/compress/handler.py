@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
 
 from forebay.contract.errors import InvalidInput
@@ -33,6 +33,7 @@ from forebay.worker.execution.output_difference import difference
 from forebay.worker.execution.progress import JobProgress
 from forebay.worker.execution.summary import Fate
 from forebay.worker.execution.trial_rows import trial_rows
+from forebay.worker.execution.work_folder import work_folder
 from forebay.worker.kinds.compress.artifacts import compressed
 from forebay.worker.kinds.evaluate.handler import evaluate
 
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 
 COMPARED_ROWS = 64
 STEPS = 4
+FOLDERS = "compressions"  # below the home
 SPARE_BYTES = 65_536  # that a pruned file may have more: its weights are as many as before, written anew
 PREFERRED = (
     "accuracy",
@@ -60,8 +62,8 @@ class CompressHandler:
         context = self._context
         request = decode(context.payloads.load(job.input, job.input_ref), CompressRequest)
         attempts.check()
-        with tempfile.TemporaryDirectory(prefix="forebay-") as folder:
-            made, artifact = self._made(job, request, Path(folder), attempts)
+        with work_folder(context.settings.home / FOLDERS, f"{job.id}-{job.attempt}") as folder:
+            made, artifact = self._made(job, request, folder, attempts)
             stored = replace(made, artifact=attempts.retry_while_unavailable(partial(context.blobs.put_file, artifact)))
         example = attempts.retry_while_unavailable(partial(context.registry.example, job.model, job.version))
         register = partial(register_derived, context.ledger, job, stored, _result, alias=request.alias, example=example)
@@ -120,13 +122,12 @@ class CompressHandler:
         spec = before.spec
         data = request.evaluation.reading if request.evaluation is not None else None
         rows, source = trial_rows(before, COMPARED_ROWS, example=self._context.cache.example(spec), data=data)
-        apart = difference(_outputs(before, rows), _outputs(after, rows))
         check = partial(progress.check, 1, STEPS, "measuring")
         both = (before, after)
         batches = [measure(one.model, Rows(one, rows).take(spec.max_batch_size), check).latency_ms for one in both]
         singles = [measure(one.model, Rows(one, rows).take(1), check).latency_ms for one in both]
         return {
-            "difference": {name: _finite(value) for name, value in msgspec.to_builtins(apart).items()},
+            "difference": _difference(_outputs(before, rows), _outputs(after, rows), request.method),
             "compared_on": source,
             "bytes": _pair([one.spec.artifact_bytes for one in both]),
             "memory_bytes": _pair([one.nbytes for one in both]),
@@ -140,6 +141,24 @@ def _outputs(loaded: LoadedModel, rows: Sequence[Any]) -> list[Any]:
     ready, most = loaded.preprocess(list(rows)), loaded.spec.max_batch_size
     made = [value for i in range(0, len(ready), most) for value in forward(loaded.model.predict, ready[i : i + most])]
     return [loaded.output(value) for value in made]
+
+
+def _difference(before: Sequence[Any], after: Sequence[Any], method: str) -> dict[str, Any]:
+    """How far they are apart; InvalidInput for numbers that have become none. Of a form that cannot be compared: why."""
+    if all(map(_is_finite, before)) and not all(map(_is_finite, after)):
+        raise InvalidInput(
+            f"{method} loses too much: outputs are NaN or infinite that were not. Nothing was registered"
+        )
+    try:
+        found = msgspec.to_builtins(difference(before, after))
+    except InvalidInput as error:
+        return {"none": str(error)}
+    return {name: _finite(value) for name, value in found.items()}
+
+
+def _is_finite(output: Any) -> bool:
+    values = output.values() if isinstance(output, Mapping) else [output]
+    return all(np.isfinite(value).all() for value in map(np.asarray, values) if value.dtype.kind == "f")
 
 
 def _judged(evaluations: Sequence[Evaluation], request: CompressRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
