@@ -94,7 +94,7 @@ class DriftWatch:
                 log.exception("drift_not_watched", model=spec.ref)
                 self._failed.add(key)
                 return
-            rows = max(map(len, inputs.values()), default=0)
+            rows = max(map(len, [*inputs.values(), *outputs.values()]), default=0)
             served, before = Served(*key, revision, hour, rows, counts), self._served.get((key, revision, hour))
             self._served[key, revision, hour] = served if before is None else before + served
             since = self._seen.get(key, (hour, 0))
