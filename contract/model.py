@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.endpoints import REMOTE
-from forebay.contract.requests.folders import TEXT_GENERATION as TEXT_GENERATION
+from forebay.contract.runtimes.endpoints import REMOTE
+from forebay.contract.runtimes.folders import TEXT_GENERATION as TEXT_GENERATION
 from forebay.contract.signature import Signature
 
 GENERATES_TEXT = (TEXT_GENERATION, REMOTE)  # the runtimes of language models

@@ -17,9 +17,9 @@ from forebay.contract.model import GENERATES_TEXT, TEXT_GENERATION, ModelVersion
 from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import shown
-from forebay.contract.requests.endpoints import REMOTE, RemoteOptions
-from forebay.contract.requests.folders import TRANSFORMERS, ModelFolder, folder_runtime
 from forebay.contract.runtimes import NEEDS, installed_runtimes
+from forebay.contract.runtimes.endpoints import REMOTE, RemoteOptions
+from forebay.contract.runtimes.folders import TRANSFORMERS, ModelFolder, folder_runtime
 from forebay.contract.signature import Signature
 from forebay.datasets.formats.files import absolute, find_files, open_file
 from forebay.producer.objects import Described, is_object, write_object

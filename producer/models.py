@@ -18,8 +18,8 @@ from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_alias, check_name
 from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.compress import INT8_WEIGHTS
-from forebay.contract.requests.endpoints import REMOTE
 from forebay.contract.requests.fields import check
+from forebay.contract.runtimes.endpoints import REMOTE
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import JobMessage, TaskArgs
 from forebay.datasets import require_pyarrow
@@ -101,7 +101,7 @@ class Models:
         `example` is one sample as `predict` takes it, or a dict of them by input. It is kept with the version, and workers warm
         up with it in the place of zeros; a version that fails on it is not served. `options` go to the runtime:
         `{"factory": "package.module:make"}` for safetensors, `{"class": "package.module:Class"}` for python,
-        `{"base_url": "http://gpu7:8000/v1", "model": "Qwen3"}` for openai: see contract.requests.endpoints.RemoteOptions.
+        `{"base_url": "http://gpu7:8000/v1", "model": "Qwen3"}` for openai: see contract.runtimes.endpoints.RemoteOptions.
         `max_batch_tokens` bounds a batch by its padded length in tokens beside `max_batch_size` rows, `dtype` computes under
         autocast, and `compile` compiles the forward pass at load. `timeout_s` bounds one forward pass (and one call of preprocess
         or postprocess): a child that takes longer is killed, which counts as an attempt for its jobs. Of openai it bounds one

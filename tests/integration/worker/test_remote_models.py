@@ -9,7 +9,7 @@ import pytest
 
 from forebay.contract.errors import EndpointError, EndpointUnavailable, InvalidInput, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
-from forebay.contract.requests.endpoints import REMOTE
+from forebay.contract.runtimes.endpoints import REMOTE
 from forebay.contract.signature import Signature
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.engine import Engine

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.requests.endpoints import RemoteOptions
+from forebay.contract.runtimes.endpoints import RemoteOptions
 
 GPU7 = {"base_url": "http://gpu7:8000/v1", "model": "Qwen3"}
 HOSTED = {"base_url": "https://api.openai.com/v1", "model": "gpt", "api_key_env": "OPENAI_API_KEY"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from forebay.contract.errors import ModelLoadFailed
-from forebay.contract.requests.folders import ModelFolder
+from forebay.contract.runtimes.folders import ModelFolder
 from forebay.contract.signature import Row
 
 

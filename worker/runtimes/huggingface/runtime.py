@@ -13,7 +13,7 @@ import torch
 from forebay.contract.errors import ForebayError, MissingExtra, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.requests.folders import ModelFolder
+from forebay.contract.runtimes.folders import ModelFolder
 from forebay.worker.packed_weights import unpacked
 from forebay.worker.runtimes import Model
 from forebay.worker.runtimes.folders import go_offline, safe_folder

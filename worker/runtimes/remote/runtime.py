@@ -15,7 +15,7 @@ from typing import Any
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
-from forebay.contract.requests.endpoints import RemoteOptions
+from forebay.contract.runtimes.endpoints import RemoteOptions
 from forebay.contract.settings import Settings, inherited
 from forebay.contract.signature import Row
 from forebay.worker.runtimes.remote.concurrency import Concurrency
