@@ -17,6 +17,7 @@ from forebay.contract.requests.compress import CompressRequest
 from forebay.contract.requests.convert import ConvertRequest
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import TrainRequest
+from forebay.contract.requests.tuning import TuneRequest
 from forebay.storage.api_keys import ApiKeys
 from forebay.storage.jobs.views import JobViews
 from support.api import RunningApi, running_api
@@ -139,6 +140,17 @@ def test_a_training_job_is_stored_as_asked_and_its_result_is_the_version(
         2,
     )
     assert [file.path for file in request.files] == [f"{allowed}/rows.csv"]
+    space = {"lr": {"low": 0.001, "high": 0.1, "log": True}, "hidden": [[8], [16]]}
+    tune = api.ask(
+        "POST", "/api/v1/jobs", asked | {"kind": "tune", "space": space, "trials": 3, "split": {"validation": 0.3}}
+    )
+    assert tune.status == 202, tune.body
+    details_of_tune = JobViews(stack.ledger).details(tune.json["id"], 1 << 20)
+    tuned = decode(details_of_tune.input or b"", TuneRequest)
+    assert (details_of_tune.info.kind, tuned.trials, tuned.space["hidden"]) == (JobKind.TUNE, 3, ([8], [16]))
+    refused = api.ask("POST", "/api/v1/jobs", asked | {"kind": "tune", "space": {"nope": [1]}})
+    assert (refused.status, "has no parameter 'nope'" in refused.json["detail"]) == (422, True), refused.body
+    assert api.ask("POST", f"{tune.json['url']}/cancel").status == 200
     assert api.ask("POST", f"{made.json['url']}/cancel").status == 200
     run = MadeRun(stack.ledger, {})
     run.train(3)
