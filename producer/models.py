@@ -16,9 +16,9 @@ from forebay.contract.job import JobKind
 from forebay.contract.model import TEXT_GENERATION, Model, ModelVersion, parse_model
 from forebay.contract.queues import Resources, route
 from forebay.contract.references import check_alias, check_name
-from forebay.contract.requests.benchmark import Benchmark
-from forebay.contract.requests.compress import INT8_WEIGHTS
 from forebay.contract.requests.fields import check
+from forebay.contract.requests.versions.benchmark import Benchmark
+from forebay.contract.requests.versions.compress import INT8_WEIGHTS
 from forebay.contract.runtimes.endpoints import REMOTE
 from forebay.contract.wire import codec
 from forebay.contract.wire.messages import JobMessage, TaskArgs

@@ -11,7 +11,7 @@ from forebay.contract.errors import InvalidInput, ModelNotFound
 from forebay.contract.metrics.statistics import Histogram, Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.benchmark import Benchmark
+from forebay.contract.requests.versions.benchmark import Benchmark
 from forebay.dashboard.pages.base import CHARTS, Page
 from forebay.dashboard.pages.models import field_text
 from forebay.dashboard.pages.run import flatten

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from forebay.contract.requests.benchmark import Benchmark
-from forebay.contract.requests.benchmark import Point as BatchPoint
 from forebay.contract.requests.training import METRICS, TEST, TRAIN, VALIDATION
+from forebay.contract.requests.versions.benchmark import Benchmark
+from forebay.contract.requests.versions.benchmark import Point as BatchPoint
 from forebay.storage.training.records import Measured, Run
 
 SPLITS = (TRAIN, VALIDATION, TEST)

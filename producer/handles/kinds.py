@@ -11,11 +11,11 @@ from forebay.contract.job import JobKind
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef, check_job_id
 from forebay.contract.requests.batch import BatchProgress, BatchRequest
-from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.manifest import Manifest
 from forebay.contract.requests.recipes import default_metric
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.tuning import TuneRequest
+from forebay.contract.requests.versions.benchmark import Benchmark
 from forebay.producer.handles.job import Job
 from forebay.producer.session import Session
 from forebay.storage.batches.views import BatchErrors, BatchViews

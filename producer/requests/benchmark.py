@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
-from forebay.contract.requests.benchmark import TUNABLE, BenchmarkRequest
 from forebay.contract.requests.fields import check
+from forebay.contract.requests.versions.benchmark import TUNABLE, BenchmarkRequest
 from forebay.producer.requests.trial import trial_data
 from forebay.producer.session import Session
 

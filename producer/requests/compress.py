@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import check_alias
-from forebay.contract.requests.compress import CompressRequest, parse_method
 from forebay.contract.requests.fields import check
+from forebay.contract.requests.versions.compress import CompressRequest, parse_method
 from forebay.producer.session import Session
 
 

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import check_alias
-from forebay.contract.requests.convert import ConvertRequest
 from forebay.contract.requests.fields import check
+from forebay.contract.requests.versions.convert import ConvertRequest
 from forebay.contract.signature import ARRAY_DTYPES
 from forebay.producer.requests.trial import trial_data
 from forebay.producer.session import Session

@@ -5,8 +5,8 @@ from __future__ import annotations
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import GENERATES_TEXT, ModelVersion
 from forebay.contract.requests.batch import OPENAI
-from forebay.contract.requests.reference import ReferenceRequest
 from forebay.contract.requests.training import DataSummary
+from forebay.contract.requests.versions.reference import ReferenceRequest
 from forebay.datasets.planning.checking import Named, check_file, check_rows, name_columns
 from forebay.producer.requests.evaluation import dataset_name, default_columns
 from forebay.producer.requests.files import DataSet, find_dataset, first_with_rows

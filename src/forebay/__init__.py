@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from forebay.contract.history import JobEvent
     from forebay.contract.job import JobInfo, JobState
     from forebay.contract.model import ModelVersion
-    from forebay.contract.requests.benchmark import Benchmark
     from forebay.contract.requests.manifest import Manifest
+    from forebay.contract.requests.versions.benchmark import Benchmark
     from forebay.contract.settings import Settings
     from forebay.producer.async_client import AsyncClient, AsyncJob
     from forebay.producer.client import Client
@@ -48,7 +48,7 @@ _HOMES = {
     "AsyncClient": "forebay.producer.async_client",
     "AsyncJob": "forebay.producer.async_client",
     "BatchJob": "forebay.producer.handles.kinds",
-    "Benchmark": "forebay.contract.requests.benchmark",
+    "Benchmark": "forebay.contract.requests.versions.benchmark",
     "BenchmarkJob": "forebay.producer.handles.kinds",
     "Client": "forebay.producer.client",
     "Evaluation": "forebay.storage.training.records",

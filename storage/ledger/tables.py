@@ -138,7 +138,7 @@ evaluations = Table(
     Index("ix_evaluations_version", "model", "version", "id"),
 )
 
-# `found` is a contract.requests.benchmark.Benchmark, the id its job's, which it outlives.
+# `found` is a contract.requests.versions.benchmark.Benchmark, the id its job's, which it outlives.
 benchmarks = Table(
     "benchmarks", metadata, Column("id", String(32), primary_key=True), Column("model", String(100), nullable=False),
     Column("version", Integer, nullable=False), Column("found", Text, nullable=False), Column("at", Double, nullable=False),

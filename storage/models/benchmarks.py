@@ -5,8 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from forebay.contract.job import at
-from forebay.contract.requests.benchmark import Benchmark
 from forebay.contract.requests.request import decode, encode
+from forebay.contract.requests.versions.benchmark import Benchmark
 from forebay.storage.jobs.fence import hold, succeed
 from forebay.storage.jobs.records import ClaimedJob, Ended
 from forebay.storage.ledger.connection import Ledger

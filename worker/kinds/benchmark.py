@@ -13,19 +13,27 @@ import msgspec
 import structlog
 
 from forebay.contract.errors import InvalidInput, LedgerUnavailable, Transient
-from forebay.contract.requests.benchmark import NEAR, TUNABLE, Benchmark, BenchmarkRequest, Curve, Point
 from forebay.contract.requests.request import decode
+from forebay.contract.requests.versions.benchmark import NEAR, TUNABLE, Benchmark, BenchmarkRequest, Curve, Point
 from forebay.contract.wire import codec
 from forebay.storage.jobs.records import ClaimedJob, LeaseLost
 from forebay.storage.models.benchmarks import BenchmarkStore
 from forebay.worker.execution.attempts import Attempts, Canceled, Stopping
 from forebay.worker.execution.ceilings import is_out_of_memory
 from forebay.worker.execution.context import ChildContext
-from forebay.worker.execution.measuring import LEAST_S, REPEATS, WARM_UPS, PeakMemory, Rows, has_room_for, measure
 from forebay.worker.execution.model_cache import LoadedModel, release_memory
 from forebay.worker.execution.progress import JobProgress
 from forebay.worker.execution.summary import Fate
-from forebay.worker.execution.trial_rows import trial_rows
+from forebay.worker.execution.trying.measuring import (
+    LEAST_S,
+    REPEATS,
+    WARM_UPS,
+    PeakMemory,
+    Rows,
+    has_room_for,
+    measure,
+)
+from forebay.worker.execution.trying.rows import trial_rows
 
 log = structlog.get_logger()
 

@@ -10,8 +10,8 @@ import structlog
 
 from forebay.contract.drift.sketch import MAX_ROWS, Reference, ReferenceBuilder
 from forebay.contract.errors import InvalidInput
-from forebay.contract.requests.reference import ReferenceRequest
 from forebay.contract.requests.request import decode
+from forebay.contract.requests.versions.reference import ReferenceRequest
 from forebay.contract.wire import codec
 from forebay.datasets.formats.source import CHUNK_ROWS
 from forebay.datasets.reading.inputs import convert

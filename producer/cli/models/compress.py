@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from forebay.contract.job import JobKind
-from forebay.contract.requests.compress import CompressRequest
+from forebay.contract.requests.versions.compress import CompressRequest
 from forebay.producer.cli.commands import job_command, request_options
 from forebay.producer.cli.models.convert import show_derived
 from forebay.producer.cli.models.group import models_app

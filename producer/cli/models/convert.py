@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from forebay.contract.job import JobInfo, JobKind, JobState
-from forebay.contract.requests.convert import ConvertRequest
+from forebay.contract.requests.versions.convert import ConvertRequest
 from forebay.producer.cli.commands import job_command, request_options
 from forebay.producer.cli.models.group import models_app
 from forebay.producer.cli.options import Columns, Format, Model, columns_option, option

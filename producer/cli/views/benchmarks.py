@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forebay.contract.requests.benchmark import Benchmark
+from forebay.contract.requests.versions.benchmark import Benchmark
 from forebay.producer.cli.output import age, print_fields, print_line, print_table
 
 

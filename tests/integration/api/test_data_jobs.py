@@ -12,12 +12,12 @@ from safetensors.numpy import save
 
 from forebay.api import access
 from forebay.contract.job import JobKind
-from forebay.contract.requests.benchmark import BenchmarkRequest
-from forebay.contract.requests.compress import CompressRequest
-from forebay.contract.requests.convert import ConvertRequest
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.requests.tuning import TuneRequest
+from forebay.contract.requests.versions.benchmark import BenchmarkRequest
+from forebay.contract.requests.versions.compress import CompressRequest
+from forebay.contract.requests.versions.convert import ConvertRequest
 from forebay.storage.api_keys import ApiKeys
 from forebay.storage.jobs.views import JobViews
 from support.api import RunningApi, running_api
@@ -271,7 +271,7 @@ def test_what_is_wrong_with_a_file_names_it_as_the_client_did(
         refused = api.ask("POST", "/api/v1/jobs", asked | {"input": upload(api, name, b"1")})
         assert (refused.status, words in refused.json["detail"]) == (422, True), refused.body
     for body, words in (
-        (asked | {"kind": "echo"}, "there are predict, batch, train, evaluate"),
+        (asked | {"kind": "echo"}, "there are predict, batch, train"),
         (asked | {"x": 1}, "unknown field"),
     ):
         refused = api.ask("POST", "/api/v1/jobs", body)

@@ -9,7 +9,7 @@ from forebay.contract.job import JobKind, JobState, new_ids
 from forebay.contract.metrics.statistics import Statistics
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.benchmark import Benchmark, Curve, Point
+from forebay.contract.requests.versions.benchmark import Benchmark, Curve, Point
 from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.jobs.store import JobStore

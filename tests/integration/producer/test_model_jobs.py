@@ -10,9 +10,9 @@ import pytest
 
 from forebay import Client, InvalidInput
 from forebay.contract.job import JobKind
-from forebay.contract.requests.benchmark import Benchmark, BenchmarkRequest, Curve, Point
-from forebay.contract.requests.compress import CompressRequest
 from forebay.contract.requests.request import decode, encode
+from forebay.contract.requests.versions.benchmark import Benchmark, BenchmarkRequest, Curve, Point
+from forebay.contract.requests.versions.compress import CompressRequest
 from forebay.contract.wire import codec
 from forebay.storage.models.benchmarks import BenchmarkStore
 from support.commands import Shell

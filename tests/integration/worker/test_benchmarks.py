@@ -11,16 +11,17 @@ import pytest
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.benchmark import Benchmark, BenchmarkRequest
 from forebay.contract.requests.request import encode
+from forebay.contract.requests.versions.benchmark import Benchmark, BenchmarkRequest
 from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.benchmarks import BenchmarkStore
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
-from forebay.worker.execution import measuring, progress
+from forebay.worker.execution import progress
 from forebay.worker.execution.ceilings import MemoryCeilings
+from forebay.worker.execution.trying import measuring
 from forebay.worker.kinds import benchmark
 from support.runner_bench import Bench
 from support.waiting import FakeClock

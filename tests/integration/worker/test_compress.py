@@ -16,9 +16,9 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.pt2.archive import read_pt2_signature
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.batch import NPZ, InputFile
-from forebay.contract.requests.compress import INT8_DYNAMIC, INT8_WEIGHTS, PRUNE, CompressRequest
 from forebay.contract.requests.evaluation import EvaluateRequest
 from forebay.contract.requests.request import encode
+from forebay.contract.requests.versions.compress import INT8_DYNAMIC, INT8_WEIGHTS, PRUNE, CompressRequest
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
 from forebay.demo.sentences import real_sentences
@@ -30,11 +30,11 @@ from forebay.storage.models.benchmarks import APPLY
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.child.runner import Runner
-from forebay.worker.execution import measuring
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
+from forebay.worker.execution.trying import measuring
 from forebay.worker.kinds.compress.artifacts import compressed
 from forebay.worker.kinds.compress.handler import _difference
 from forebay.worker.packed_weights import PACKED, read_weights

@@ -29,7 +29,7 @@ from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.derived import derived_facts
 from forebay.worker.child.process import make_context
 from forebay.worker.child.runner import Runner
-from forebay.worker.execution.output_difference import difference
+from forebay.worker.execution.trying.output_difference import difference
 from forebay.worker.shared_page import SharedPage
 from forebay.worker.trainer.artifact import Artifact, outputs, write_artifact
 from forebay.worker.trainer.labels import Target

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from forebay.contract.errors import InvalidInput
-from forebay.worker.execution.output_difference import difference
+from forebay.worker.execution.trying.output_difference import difference
 
 
 def vector(*values: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.requests.batch import CSV, BatchRequest, InputFile
 from forebay.contract.signature import Signature
 from forebay.worker.execution.model_cache import LoadedModel
-from forebay.worker.execution.trial_rows import trial_rows
+from forebay.worker.execution.trying.rows import trial_rows
 
 
 class Sized:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from forebay.contract.model import ModelVersion
-from forebay.contract.requests.compress import INT8_DYNAMIC, INT8_WEIGHTS, PRUNE
+from forebay.contract.requests.versions.compress import INT8_DYNAMIC, INT8_WEIGHTS, PRUNE
 from forebay.worker.packed_weights import gains, read_weights, write_packed
 
 

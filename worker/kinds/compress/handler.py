@@ -16,9 +16,9 @@ import structlog
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.compress import BFLOAT16, PRUNE, CompressRequest, parse_method
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import METRICS
+from forebay.contract.requests.versions.compress import BFLOAT16, PRUNE, CompressRequest, parse_method
 from forebay.contract.wire import codec
 from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.jobs.records import ClaimedJob
@@ -27,12 +27,12 @@ from forebay.storage.training.records import Evaluation
 from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.engine import forward
-from forebay.worker.execution.measuring import Rows, measure
 from forebay.worker.execution.model_cache import LoadedModel, release_memory
-from forebay.worker.execution.output_difference import difference
 from forebay.worker.execution.progress import JobProgress
 from forebay.worker.execution.summary import Fate
-from forebay.worker.execution.trial_rows import trial_rows
+from forebay.worker.execution.trying.measuring import Rows, measure
+from forebay.worker.execution.trying.output_difference import difference
+from forebay.worker.execution.trying.rows import trial_rows
 from forebay.worker.execution.work_folder import work_folder
 from forebay.worker.kinds.compress.artifacts import compressed
 from forebay.worker.kinds.evaluate.handler import evaluate

@@ -15,8 +15,8 @@ import structlog
 from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
-from forebay.contract.requests.convert import ConvertRequest
 from forebay.contract.requests.request import decode
+from forebay.contract.requests.versions.convert import ConvertRequest
 from forebay.contract.signature import Row
 from forebay.contract.wire import codec
 from forebay.storage.blobs.folders import pack_folder
@@ -26,8 +26,8 @@ from forebay.storage.training.store import TrainingStore
 from forebay.worker.execution.attempts import Attempts, Canceled
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import LoadedModel
-from forebay.worker.execution.output_difference import Difference, difference, try_rows
-from forebay.worker.execution.trial_rows import trial_rows
+from forebay.worker.execution.trying.output_difference import Difference, difference, try_rows
+from forebay.worker.execution.trying.rows import trial_rows
 from forebay.worker.execution.warm_up import warm_up
 from forebay.worker.execution.work_folder import work_folder
 from forebay.worker.kinds.convert.forms import Source, signature_of, write_onnx, write_pt2

@@ -75,19 +75,19 @@ def _learn(recipe: FittedRecipe, ready: PreparedTable, tell: Callable[[Event], N
     rows, begun, done = ready.rows[TRAIN], time.monotonic(), 0
     x, y = _encoded(rows), rows.targets.numpy()
     weights = None if bool((rows.weights == 1).all()) else rows.weights.numpy()
-    patience = ready.params.get("early_stopping_rounds", 0)
+    rounds = ready.params.get("early_stopping_rounds", 0)
     best: tuple[int, float] | None = None
     for done in recipe.learn(x, y, weights, ready.request.seed):
         if stop.asked:
             raise Stopped
         score = _tell_curve(recipe, ready, tell, done, time.monotonic() - begun)
-        if not patience:
+        if not rounds:
             continue
         if score is None:
             raise InvalidInput(f"{ready.metric} cannot be measured on this validation split; name another metric")
         if best is None or better(ready.metric, score, best[1]):
             best = done, score
-        if done - best[0] >= patience:
+        if done - best[0] >= rounds:
             break
     if best is not None:
         recipe.go_back(best[0])

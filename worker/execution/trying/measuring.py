@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from forebay.contract.errors import ForebayError
-from forebay.contract.requests.benchmark import Point
+from forebay.contract.requests.versions.benchmark import Point
 from forebay.contract.signature import Row
 from forebay.contract.values import stack_key
 from forebay.worker.execution.model_cache import LoadedModel, used_bytes

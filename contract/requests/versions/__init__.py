@@ -1,0 +1,1 @@
+"""What jobs ask for that make, measure or describe a version of a model."""
