@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from forebay.contract.errors import ForebayError
+from forebay.contract.errors import ForebayError, InvalidInput
 from forebay.contract.job import JobInfo, JobKind, JobState, new_ids
 from forebay.contract.requests.request import encode
 from forebay.contract.requests.training import (
@@ -375,6 +375,25 @@ def test_a_trial_that_measures_nothing_fails_and_says_so(place: Place, monkeypat
     info = place.run(id)
     assert info.error is not None
     assert (info.state, info.error.type) == (JobState.FAILED, "NotMeasured")
+
+
+def test_values_that_do_not_go_together_fail_the_tune_with_its_trials(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, times = TuneRequest.trial, iter(range(9))
+
+    def refuses(self: TuneRequest, params: Any) -> TrainRequest:
+        if next(times) == 2:
+            raise InvalidInput("rounds and stop do not go together")
+        return real(self, params)
+
+    monkeypatch.setattr(TuneRequest, "trial", refuses)
+    id = place.tune(parallel=2)
+    info = place.run(id)
+    assert info.error is not None
+    assert (info.state, info.error.type) == (JobState.FAILED, "InvalidInput")
+    assert "rounds and stop do not go together" in info.error.message
+    assert place.waiting() == []
 
 
 def test_a_best_trial_that_cannot_be_registered_fails_the_tune(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

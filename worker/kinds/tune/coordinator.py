@@ -91,7 +91,13 @@ class TuneCoordinator:
         from forebay.worker.kinds.tune.proposing import propose  # needs Optuna
 
         params = propose(request, trials)
-        payload = self._context.payloads.store(encode(request.trial(params)))
+        try:
+            trial = request.trial(params)
+        except InvalidInput as error:  # values that do not go together, of which each would do
+            words = f"trial {len(trials)} with {params}: {error}"
+            self._fail(tune.id, tune.attempt, JobError("InvalidInput", words), len(trials), request.planned)
+            return False
+        payload = self._context.payloads.store(encode(trial))
         routed = self._store.add_trial(tune, len(trials), params, payload)
         if routed is None:
             return False
