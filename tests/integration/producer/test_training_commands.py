@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from forebay import Client, Evaluation, InvalidInput, JobState, NoQueueFits
 from forebay.contract.errors import IllegalTransition, ModelNotFound
@@ -146,7 +147,7 @@ def test_a_fine_tuning_that_will_not_do_is_refused_at_submit(
     (shell.home / "adapter").mkdir()
     (shell.home / "adapter" / "adapter_config.json").write_text("{}")
     client.models.register("tuned", "adapter", options={"base": "small@champion"})
-    (shell.home / "other.safetensors").write_bytes(b"")
+    save_file({"weight": np.zeros(1, np.float32)}, shell.home / "other.safetensors")
     client.models.register("other", "other.safetensors", options={"factory": "a:b"})
     (shell.home / "data.csv").write_text("prompt,completion\n1,2\n")
     asked = {"recipe": "finetune-text", "dataset": lines(shell, *more.pop("rows", [CHAT])), "params": {"base": "small"}}
@@ -187,6 +188,8 @@ def test_a_training_job_carries_what_was_asked_for_with_all_parameters(shell: Sh
         ({"params": {"epochs": 0}}, "epochs: expected a whole number, from 1"),
         ({"params": [1]}, "params must be a mapping"),
         ({"metric": "r2"}, "cannot be judged by 'r2'; choose one of loss, accuracy"),
+        ({"recipe": "trees", "nproc": 2}, "recipe 'trees' is fitted by one process; leave nproc and nodes out"),
+        ({"recipe": "svm", "checkpoint_steps": 5}, "recipe 'svm' has no checkpoints; leave checkpoint_steps out"),
         ({"target": "digit"}, "target: there is no column 'digit'; there are 'x', 'y', 'label', 'fold'"),
         ({"target": None}, "target: which column is to be learned? There are 'x'"),
         ({"features": ["x", "z"]}, "features: there is no column 'z'"),
