@@ -224,3 +224,25 @@ def test_a_model_trained_with_gaps_takes_them_in_batch_evaluate_and_at_the_comma
     found = trainer.json("evaluate", "gaps", str(tmp_path / "some.jsonl"), "--target", "label")
     assert (found["rows"], found["failed"]) == (60, 0)
     assert "gaps/1 was trained on rows with the same inputs as" in found["warning"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_one_command_searches_parameters_and_the_best_trial_is_served_by_the_alias(
+    trainer: User, client: Client
+) -> None:
+    data = ["--recipe", "image-classifier", "--dataset", "digits.parquet", "--target", "label", *NET]
+    spaces = ["--space", "lr=1e-5..1e-1:log", "--space", "hidden=32|64,32"]
+    how = ["--trials", "8", "--parallel", "2", "--epochs", "4", "--alias", "champion"]
+    id = trainer.ok("tune", "searched", *data, *spaces, *how, "--no-wait").strip()
+    assert client.job(id).wait(1500)
+    told = trainer.json("jobs", "show", id)
+    assert (told["state"], [trial["state"] for trial in told["trials"]]) == ("succeeded", ["succeeded"] * 8)
+    best = told["trials"][told["best"]]
+    assert best["value"] == max(trial["value"] for trial in told["trials"])
+    version = client.models.get("searched@champion")
+    assert (version.version, version.metadata["lineage"]["tune"]) == (1, id)
+    assert version.metadata["metrics"]["accuracy"] > 0.8
+    result: Any = client.predict("searched@champion", np.zeros((8, 8), np.float32)).result(TIMEOUT_S)
+    assert result["label"] in [str(digit) for digit in range(10)]
+    assert f"trial {told['best']}, " in trainer.ok("jobs", "show", id)
