@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from rich.console import Console
 
@@ -17,6 +20,7 @@ from bench.workloads import BATCH_JOBS, JOBS
 from forebay.contract.errors import InvalidInput
 from forebay.producer.cli.output import clear_errors
 
+END_S = 30
 STORED = Path(__file__).parent / "results"
 
 # Workers and the hand-written Celery tasks import bench too, wherever they run.
@@ -74,7 +78,24 @@ def bench(
         Console().print(table)
 
 
+def _end(*_: object) -> None:
+    """At SIGTERM end all that was started: it may have come when something was, and nobody had noted it yet."""
+    mine = psutil.Process()
+    below = mine.children(recursive=True)
+    _ask_to_end(mine.children())
+    left = psutil.wait_procs(below, END_S)[1]
+    _ask_to_end(left)
+    psutil.wait_procs(left, END_S)
+    sys.exit(143)
+
+
+def _ask_to_end(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    signal.signal(signal.SIGTERM, _end)
     with clear_errors():
         typer.run(bench)

@@ -203,7 +203,7 @@ def test_a_value_without_a_neighbour_is_drawn_as_a_point(world: World) -> None:
         {"label": "train", "style": 1, "values": [*range(100)]},
         {"label": "validation", "style": 0, "values": one},
     ]
-    chart = {"title": "loss", "steps": [*range(100)], "lines": lines}
+    chart = {"title": "loss", "axis": "step", "steps": [*range(100)], "lines": lines}
     assert 3 < browser.run(drawn, "curves", [chart], "#curve-0", "#1f6f2e") < 40
 
 

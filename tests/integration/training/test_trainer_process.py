@@ -98,6 +98,7 @@ def finish(folder: Path, asked: TrainRequest, processes: int = 0) -> Trained:
     return end
 
 
+@pytest.mark.slow  # tests/integration/training/test_training_kills.py kills trainers in every run
 def test_a_run_that_is_stopped_and_killed_ends_with_the_metrics_of_the_undisturbed_one(tmp_path: Path) -> None:
     asked, folder, rng = classes(tmp_path), tmp_path / "run", random.Random(7)
     status, stopped = interrupt(folder, asked, rng.randrange(1, 10), signal.SIGTERM)

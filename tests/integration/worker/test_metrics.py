@@ -146,7 +146,7 @@ def test_a_worker_and_the_dashboard_count_what_happened(stack: WorkerStack, work
         assert total(shown, "queue_backlog_seconds", queue="cpu") == 0
         families = {family.name for family in text_string_to_metric_families(text)}
         assert {PREFIX + name.removesuffix("_total") for name in (*WORKER, *LEDGER)} <= families
-        of_runs = {name for name in LEDGER if name.startswith("training_")}  # none runs here
+        of_runs = {name for name in LEDGER if name.startswith(("training_", "model_drift"))}  # none here
         assert {*LEDGER} - of_runs - {"ledger_up"} <= set(shown)
         assert set(shown) <= {*LEDGER, *WORKER, *(f"{n}_{part}" for n in WORKER for part in ("bucket", "sum", "count"))}
 
