@@ -26,6 +26,11 @@ class JobProgress:
         if time.monotonic() - self._shown_at >= SHOW_EVERY_S:
             self.show(done, total, message)
 
+    def step(self, done: int, total: int, message: str) -> None:
+        """Raise when the job must stop; else show which of its few steps begins."""
+        self._attempts.check()
+        self.show(done, total, message)
+
     def show(self, done: int, total: int, message: str) -> None:
         """Write it into the ledger; Canceled when a user has asked for that."""
         self._shown_at = time.monotonic()

@@ -82,7 +82,7 @@ class CompressHandler:
         if source is None:
             raise InvalidInput(f"{spec.ref} has no artifact that could be compressed")
         method, share = parse_method(request.method, spec.ref, spec.runtime)
-        progress.show(0, STEPS, f"compressing {spec.ref}")
+        progress.step(0, STEPS, f"compressing {spec.ref}")
         path = compressed(spec, source, folder, method, share)
         artifact = path
         if path.is_dir():
@@ -97,13 +97,13 @@ class CompressHandler:
             spec, version=0, artifact_form="folder" if path.is_dir() else "file", artifact_bytes=size, aliases=(),
             dtype=BFLOAT16 if method == BFLOAT16 else spec.dtype,
         )  # fmt: skip
-        progress.show(1, STEPS, "comparing outputs")
+        progress.step(1, STEPS, "comparing outputs")
         before = context.models.load(job.model, job.version)
         after = context.models.load_apart(draft, path)
         try:
             facts = self._measured(before, after, request, progress)
             if request.evaluation is not None:
-                progress.show(2, STEPS, "evaluating both")
+                progress.step(2, STEPS, "evaluating both")
                 facts |= _judged(
                     [evaluate(context, one, request.evaluation, job, attempts) for one in (before, after)],
                     request,

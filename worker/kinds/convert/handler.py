@@ -22,16 +22,14 @@ from forebay.contract.wire import codec
 from forebay.storage.blobs.folders import pack_folder
 from forebay.storage.jobs.records import ClaimedJob
 from forebay.storage.models.derived import derived_metadata, register_derived
-from forebay.storage.training.store import TrainingStore
-from forebay.worker.execution.attempts import Attempts, Canceled
+from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import LoadedModel
+from forebay.worker.execution.progress import JobProgress
 from forebay.worker.execution.trying.output_difference import Difference, difference, try_rows
 from forebay.worker.execution.trying.rows import trial_rows
-from forebay.worker.execution.warm_up import warm_up
 from forebay.worker.execution.work_folder import work_folder
 from forebay.worker.kinds.convert.forms import Source, signature_of, write_onnx, write_pt2
-from forebay.worker.runtimes import get_runtime
 from forebay.worker.shared_page import LOAD
 
 log = structlog.get_logger()
@@ -46,7 +44,6 @@ class ConvertHandler:
 
     def __init__(self, context: ChildContext) -> None:
         self._context = context
-        self._store = TrainingStore(context.ledger)
 
     def run(self, claimed: Sequence[ClaimedJob], attempts: Attempts) -> None:
         for job in claimed:
@@ -58,28 +55,29 @@ class ConvertHandler:
         loaded = context.models.load(job.model, job.version)
         parent, path = context.models.artifact(ModelRef(job.model, job.version))
         kept = attempts.retry_while_unavailable(partial(context.registry.example, job.model, job.version))
-        self._tell(job, attempts, 0, "the rows to try it on")
+        progress = JobProgress(context.ledger, job, attempts)
+        progress.step(0, STEPS, "the rows to try it on")
         example = None if kept is None else codec.decode(kept)
         rows, of = trial_rows(loaded, request.rows, example=example, data=request.data)
         rows, before = _usable(loaded, rows, len(rows))
         with work_folder(context.settings.home / FOLDERS, f"{job.id}-{job.attempt}") as folder:
-            self._tell(job, attempts, 1, f"writing it as {request.to}")
+            progress.step(1, STEPS, f"writing it as {request.to}")
             inside = folder / "artifact"
             inside.mkdir()
             with context.page.limit(context.settings.load_timeout_s, LOAD):
                 write = write_onnx if request.to == "onnx" else write_pt2
                 source = Source(parent, path, context.settings.allowed_python_models)
                 made = write(source, _largest(rows), inside)
-            self._tell(job, attempts, 2, f"running {len(rows):,} rows through both")
+            progress.step(2, STEPS, f"running {len(rows):,} rows through both")
             draft = _draft(parent, request.to, made)
-            candidate = self._load(draft, made, example)
+            candidate = context.models.load_apart(replace(draft, version=parent.version), made)  # with its example
             found, speeds = _compared(loaded, before, candidate, rows)
             if not found.within(request.tolerance):
                 raise InvalidInput(
                     f"{parent.ref} as {request.to} gives other outputs, so nothing was registered: {found}; the tolerance is "
                     f"{request.tolerance:g}"
                 )
-            self._tell(job, attempts, 3, "registering it")
+            progress.step(3, STEPS, "registering it")
             blob, form, size = self._stored(made, folder)
         facts = {"to": request.to, "rows_of": of, "difference": msgspec.to_builtins(found), "rows_per_s": speeds}
         metadata = derived_metadata(parent, job, "convert", tolerance=request.tolerance, **facts)
@@ -94,19 +92,6 @@ class ConvertHandler:
         version, ended = attempts.retry_while_unavailable(register)
         log.info("model_converted", job=job.id, model=parent.ref, version=version.ref, to=request.to)
         return attempts.succeeded([ended])
-
-    def _tell(self, job: ClaimedJob, attempts: Attempts, done: int, message: str) -> None:
-        """Show how far it is; raise when the job must stop."""
-        attempts.check()
-        if attempts.retry_while_unavailable(partial(self._store.set_progress, job, done, STEPS, message)):
-            raise Canceled
-
-    def _load(self, draft: ModelVersion, path: Path, example: Row | None) -> LoadedModel:
-        context = self._context
-        runtime = get_runtime(draft.runtime, context.settings.allowed_python_models)
-        with context.page.limit(context.settings.load_timeout_s, LOAD):
-            model = runtime.load(path, context.settings.device, draft)
-            return LoadedModel(draft, model, 0, warm_up(model, draft, example))
 
     def _stored(self, made: Path, folder: Path) -> tuple[str, str, int]:
         if made.is_file():
