@@ -309,7 +309,7 @@ def main(
 ) -> None:
     """Measure what people do on a GPU, by Forebay and by hand, in turn, in one run.
 
-    Example: `python -m bench.gpu --rounds 5 --docs docs/benchmark-gpu.md`
+    Example: `python -m bench.gpu --rounds 5 --docs docs/explain/benchmark-gpu.md`
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device here; `--device cpu --small` tries the script without one")

@@ -169,7 +169,7 @@ def _page(results: Sequence[Results], checked: Sequence[Target], rounds: int) ->
     names = ",".join([*(r.workload for r in results), *(t.name for t in checked)])
     yield "# Benchmark\n"
     yield (
-        f"`python -m bench --workloads {names} --rounds {rounds} --docs docs`, {datetime.now(UTC):%Y-%m-%d}, "
+        f"`python -m bench --workloads {names} --rounds {rounds} --docs docs/explain`, {datetime.now(UTC):%Y-%m-%d}, "
         f"{platform.machine()}, one torch thread per worker. The contenders take turns in one run; each figure is a median, "
         "each ratio the median of the ratios of the rounds. Every result was compared with a direct forward pass. Forebay's "
         "jobs are durable rows in its ledger; the others keep theirs in Redis. The figures are those of one machine in those "

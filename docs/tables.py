@@ -1,4 +1,4 @@
-"""Writes the tables of training.md from the Structs that a training job is checked by: `python docs/tables.py`.
+"""Writes the tables of how-to/train.md from the Structs that a training job is checked by: `python docs/tables.py`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
@@ -23,7 +23,7 @@ from forebay.contract.requests.recipes import (
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.requests.tuning import TuneRequest
 
-DOCS = Path(__file__).with_name("training.md")
+DOCS = Path(__file__).parent / "how-to" / "train.md"
 KINDS: tuple[type[Struct], ...] = (
     TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams, TreesParams, SvmParams, FinetuneParams,
     TuneRequest,

@@ -156,7 +156,7 @@ class Client:
         a `column` whose values are train, validation and test. `metric` judges; `alias` moves to the new version if that is
         better by it than the one it names. The state is saved after every `checkpoint_steps` steps or `checkpoint_minutes`
         minutes, and a later attempt or `retry` goes on from there. `resources`, `max_batch_size` and `metadata` go to the
-        version too. docs/training.md has a table of all options. Raises InvalidInput, MissingExtra, and what `predict` raises;
+        version too. docs/how-to/train.md has all options. Raises InvalidInput, MissingExtra, and what `predict` raises;
         then nothing was stored.
         """
         require_pyarrow()
@@ -210,7 +210,8 @@ class Client:
 
         `method` is integrated-gradients, saliency, occlusion or feature-ablation, by default the first if the version can, else
         the last. `target` is the class that is explained, or its number; None: each row's most probable one. `baseline` is what
-        the input is held against, a number or a sample. docs/explain.md has the further options; errors are those of `predict`.
+        the input is held against, a number or a sample. docs/how-to/explain-predictions.md has the further
+        options; errors are those of `predict`.
         """
         return self._submitter.explain(model, inputs, options)
 

@@ -94,7 +94,7 @@ class Models:
         `artifact` is the path or URL of a .pt2, .onnx or .safetensors file, or of a folder: Hugging Face's, or of an .onnx file
         with its data files; None for an `openai` model, and a `python` one without any. Or it is a torch.nn.Module in eval mode
         with an `example`, exported here with a free batch dimension, those that `inputs` declares as -1 free too, and compared;
-        an ExportedProgram; or a state dict, for `safetensors`. docs/bring-your-model.md has all.
+        an ExportedProgram; or a state dict, for `safetensors`. docs/how-to/bring-your-model.md has all.
         `runtime` is found by the artifact unless given. `inputs` and `outputs` describe one sample, such as
         `{"x": {"dtype": "float32", "shape": [64]}}`; a .pt2 has its own, otherwise they are unchecked when left out. An output
         may name its `classes`: `{"scores": {"classes": ["cat", "dog"]}}`, beside dtype and shape where the artifact has none.

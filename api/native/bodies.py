@@ -29,7 +29,7 @@ Described = dict[str, dict[str, Any]]
 
 
 class Options(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of a submit; docs/client.md says what each is."""
+    """The options of a submit; docs/how-to/call-a-model.md says what each is."""
 
     priority: Annotated[int, Meta(ge=0, le=9, description="0 comes first")] | UnsetType = UNSET
     queue: str | UnsetType = UNSET
@@ -241,7 +241,7 @@ class DriftQuery(Struct, forbid_unknown_fields=True):
 
 
 class Register(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A version to register; docs/models.md says what each field is. The artifact may be the file beside it instead."""
+    """A version to register; docs/how-to/models.md says what each field is. The artifact may be the file beside it instead."""
 
     name: str
     artifact: Artifact = None

@@ -36,7 +36,7 @@ Columns = Annotated[
 
 
 class SubmitBatch(Options, kw_only=True, forbid_unknown_fields=True):
-    """A model over a data set; docs/batch.md says what each field is. The result is the manifest of the output."""
+    """A model over a data set; docs/how-to/run-a-batch.md says what each field is. The result is the manifest of the output."""
 
     kind: Literal["batch"]
     model: Ref
@@ -57,7 +57,7 @@ class SubmitBatch(Options, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubmitEvaluate(Options, kw_only=True, forbid_unknown_fields=True):
-    """A version against what is true of a data set; docs/training.md says what each field is. The result is the evaluation."""
+    """A version against what is true of a data set; docs/how-to/train.md has the fields. The result is the evaluation."""
 
     kind: Literal["evaluate"]
     model: Ref
@@ -98,7 +98,7 @@ SubmitTrain = msgspec.defstruct(
     ],
     bases=(Options,), kw_only=True, forbid_unknown_fields=True,
     namespace={
-        "__doc__": "The next version of a name, learnt from a data set; docs/training.md says what each field is. The result is "
+        "__doc__": "The next version of a name, learnt from a data set; docs/how-to/train.md has the fields. The result is "
         "the version. Needs the scope `models` too."
     },
 )  # fmt: skip
@@ -112,15 +112,15 @@ SubmitTune = msgspec.defstruct(
     ],
     bases=(Options,), kw_only=True, forbid_unknown_fields=True,
     namespace={
-        "__doc__": "The next version of a name, with the parameters that are found best; docs/training.md says what each field "
-        "is. The result is the version. Needs the scope `models` too."
+        "__doc__": "The next version of a name, with the parameters that are found best; docs/how-to/train.md has the "
+        "fields. The result is the version. Needs the scope `models` too."
     },
 )  # fmt: skip
 
 
 class SubmitConvert(Options, kw_only=True, forbid_unknown_fields=True):
-    """A version in another form; docs/models.md says what each field is. The result is the version, and how far its outputs are
-    apart from the original's. Needs the scope `models` too.
+    """A version in another form; docs/how-to/models.md has the fields. The result is the version, and how far its outputs
+    are apart from the original's. Needs the scope `models` too.
     """  # fmt: skip
 
     kind: Literal["convert"]
@@ -136,7 +136,7 @@ class SubmitConvert(Options, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubmitBenchmark(Options, kw_only=True, forbid_unknown_fields=True):
-    """How fast a version is by the rows of a batch; see docs/models.md. Needs the scope `models` where it is to apply it."""
+    """How fast a version is by the rows of a batch; docs/how-to/models.md. Needs the scope `models` where it is to apply it."""
 
     kind: Literal["benchmark"]
     model: Ref
@@ -153,7 +153,7 @@ class SubmitBenchmark(Options, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubmitCompress(Options, kw_only=True, forbid_unknown_fields=True):
-    """A version with smaller weights; see docs/models.md. The result is the version. Needs the scope `models` too."""
+    """A version with smaller weights; see docs/how-to/models.md. The result is the version. Needs the scope `models` too."""
 
     kind: Literal["compress"]
     model: Ref

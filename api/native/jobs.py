@@ -88,7 +88,7 @@ SubmitExplain = msgspec.defstruct(
         ("baseline", Annotated[Any, Meta(description="what the input is held against: a number, or a sample")], UNSET),
     ],
     bases=(Options,), kw_only=True, forbid_unknown_fields=True,
-    namespace={"__doc__": "What parts of an input add to a prediction; docs/explain.md says what each field is."},
+    namespace={"__doc__": "What parts of an input add to a prediction; docs/how-to/explain-predictions.md has the fields."},
 )  # fmt: skip
 
 PREDICT: Mapping[str, Any] = {"predict": Submit}

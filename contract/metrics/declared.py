@@ -1,8 +1,8 @@
 """Every metric of Forebay, declared once: its name, help, labels and buckets.
 
 Names follow Prometheus' conventions: the unit is part of the name, and counters end in `_total`. The metrics in `WORKER` are
-counted in workers and also have the label `worker`; the dashboard reads those in `LEDGER` from the ledger. docs/monitoring.md has
-the table that `as_markdown` makes.
+counted in workers and also have the label `worker`; the dashboard reads those in `LEDGER` from the ledger. docs/how-to/monitor.md
+has the table that `as_markdown` makes.
 """
 
 from __future__ import annotations

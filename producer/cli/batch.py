@@ -59,7 +59,8 @@ def batch(
     keep: Annotated[str | None, option("NAMES", "Columns to copy, by comma.", default="each row's place")] = None,
     format: Format = None,
     explain: Annotated[
-        str | None, option("METHOD", "Write explanations: a method, or JSON as docs/explain.md says.")
+        str | None,
+        option("METHOD", "Write explanations: a method, or JSON as docs/how-to/explain-predictions.md says."),
     ] = None,
 ) -> BatchJob:
     """Run a model over a data set and write another one.

@@ -20,8 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
-    "README.md", "docs/client.md", "docs/models.md", "docs/bring-your-model.md", "docs/language-models.md",
-    "docs/train-example.md",
+    "README.md", "docs/how-to/call-a-model.md", "docs/how-to/models.md", "docs/how-to/bring-your-model.md",
+    "docs/how-to/language-models.md", "docs/learn/train-a-model.md",
 )  # fmt: skip
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")

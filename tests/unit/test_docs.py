@@ -14,7 +14,7 @@ from forebay.contract.settings import SETTINGS
 from support.command_lines import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 EXERCISE = "CONTRIBUTING.md"  # adds a command that is not there
 # Of a command that is named without all that it needs.
 NAMED_ONLY = ("NoArgsIsHelpError", "MissingParameter", "BadOptionUsage")

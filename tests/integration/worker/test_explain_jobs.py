@@ -167,7 +167,7 @@ def test_the_example_of_the_page_gives_what_the_page_says(place: Place, tmp_path
     write_artifact(tmp_path / "houses", made, made.network(recipe).state_dict())
     described = {"inputs": recipe.inputs(), "outputs": outputs(recipe.task, target)}
     place.client.models.register("houses", tmp_path / "houses", runtime="recipe", **described)
-    page = (Path(__file__).parents[3] / "docs/explain.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/how-to/explain-predictions.md").read_text()
     [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     submitted, rest = program.split("\n", 1)
     names: dict[str, Any] = {"client": place.client}

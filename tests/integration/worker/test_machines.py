@@ -1,4 +1,4 @@
-"""Redis and PostgreSQL by TLS, with the certificates and addresses of docs/machines.md, and blobs in S3."""
+"""Redis and PostgreSQL by TLS, with the certificates and addresses of docs/how-to/machines.md, and blobs in S3."""
 
 import asyncio
 import re

@@ -147,9 +147,9 @@ def test_a_query_that_is_wrong_is_seen(query: str, fault: str) -> None:
 
 
 def test_the_page_has_the_table_of_all_metrics() -> None:
-    page = (DOCS / "monitoring.md").read_text(encoding="utf-8")
+    page = (DOCS / "how-to" / "monitor.md").read_text(encoding="utf-8")
     assert as_markdown() in page, (
-        "write what forebay.contract.metrics.declared.as_markdown() gives into docs/monitoring.md"
+        "write what forebay.contract.metrics.declared.as_markdown() gives into docs/how-to/monitor.md"
     )
 
 

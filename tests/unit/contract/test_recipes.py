@@ -117,7 +117,7 @@ def test_every_field_that_a_user_gives_is_described(kind: type[Struct]) -> None:
 
 
 def test_the_docs_have_every_parameter_as_the_struct_has_it() -> None:
-    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    text = (DOCS / "how-to" / "train.md").read_text(encoding="utf-8")
     assert runpy.run_path(str(DOCS / "tables.py"))["written"](text) == text, "run python docs/tables.py"
 
 

@@ -15,7 +15,7 @@ from forebay.contract.queues import DEFAULT_QUEUES
 from forebay.contract.setting_kinds import mask_password, seconds
 from forebay.contract.settings import SETTINGS, STACK_FILE, Settings
 
-PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"
 
 # Per setting: text as a flag or variable, the same as TOML, and the value both become.
 SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
