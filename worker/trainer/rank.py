@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,6 @@ class Rank:
 
 def own_rank(device: str) -> Rank:
     """This process's, by the environment that torchrun sets."""
-    if not TorchElasticEnvironment.detect():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Rank(device=device)
-    environment = TorchElasticEnvironment()
-    return Rank(environment.global_rank(), environment.world_size(), device)
+    return Rank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)

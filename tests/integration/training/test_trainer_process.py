@@ -26,6 +26,7 @@ from forebay.contract.requests.training import (
     TrainRequest,
     decode_event,
 )
+from forebay.worker.trainer.process import SPARED
 from support.training_runs import npz, request, run
 from support.waiting import wait_until
 
@@ -148,12 +149,17 @@ def test_a_request_that_will_not_do_ends_with_a_refusal_and_nothing_on_the_scree
     folder.mkdir()
     asked = request("classifier", npz(tmp_path, a=[1.0, 2.0], y=[1, 1]), "y", split=Split(validation=0, test=0))
     (folder / "request.json").write_bytes(encode(asked))
-    command = [sys.executable, "-m", "forebay.worker.trainer.process", str(folder)]
+    program = "import sys; from forebay.worker.trainer import process; status = process.main(sys.argv[1:])"
+    program += "; open('loaded', 'w').write('\\n'.join(sys.modules)); sys.exit(status)"
+    command = [sys.executable, "-c", program, str(folder)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=START_S, check=False, env=os.environ | {"CI": ""}
-    )
+        command, capture_output=True, text=True, timeout=START_S, check=False, cwd=folder, env=os.environ | {"CI": ""}
+    )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
     assert events(folder)[-1] == Refused(
         "InvalidInput", "the target 'y' is '1' in all 2 training rows; nothing can be learned"
     )
     assert [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()] == ["refused"]
+    loaded = set((folder / "loaded").read_text().splitlines())
+    assert "torchmetrics" in loaded
+    assert loaded.isdisjoint(SPARED), "half of the seconds that it takes to start"
