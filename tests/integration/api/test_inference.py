@@ -377,7 +377,7 @@ def test_the_example_and_the_page_say_what_works(
     assert (shows, right, done.returncode) == ("the first image shows a 0", "1626 of 1797 are right", 0), done.stderr
     rows = [stack.client.job(line.split()[-1]).info().progress.total for line in (first, every)]
     assert rows == [1, 1797]
-    page = (root / "docs" / "open-inference.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "how-to" / "open-inference.md").read_text(encoding="utf-8")
     [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     capsys.readouterr()
     exec(program.replace("127.0.0.1:8000", address), {})  # noqa: S102 - our own page

@@ -23,7 +23,7 @@ from support.tls import TlsProxy
 from support.worker_stack import WorkerStack
 
 PAGE = (
-    (Path(__file__).parents[3] / "docs" / "machines.md")
+    (Path(__file__).parents[3] / "docs" / "how-to" / "machines.md")
     .read_text(encoding="utf-8")
     .replace("store.internal", "localhost")
 )
