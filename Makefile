@@ -2,7 +2,7 @@
 # `make demo` and `make test` need Python 3.11 or newer and make, nothing else; the first run fills .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage lint type bench chaos clean
+.PHONY: help venv demo test coverage lint type docs bench chaos clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,6 +42,9 @@ type: $(STAMP) ## mypy, strict; the public interface too, as a user's code sees 
 	@echo "==> mypy"
 	@$(PY) -m mypy
 	@if ls tests/typing/*.py >/dev/null 2>&1; then echo "==> mypy tests/typing" && $(PY) -m mypy tests/typing; fi
+
+docs: $(STAMP) ## the site, in build/site; a link that leads nowhere ends it
+	@$(PY) docs/site.py
 
 bench: $(STAMP) ## Forebay against a bare torch loop and plain Celery
 	@$(PY) -m bench $(ARGS)
