@@ -1,12 +1,14 @@
 """The examples of the pages in PAGES, run as a reader would: in order, in one folder, against a stack of its own.
 
-A ```console block holds commands, each after `$ ` and followed by what it prints; `forebay` is PYTHON's.
-A ```python block is a program; all of a page share one namespace, and a ```text block right behind one is what it prints.
-One that opens with `# file: NAME` is saved under that name instead. A ```sh block is set-up that is not run here, and no
+A ```console block holds commands, each after `$ ` and followed by what it prints; `forebay` is PYTHON's, and `curl` the only
+other one. A ```python block is a program; all of a page share one namespace, and a ```text block right behind one is what it
+prints. One that opens with `# file: NAME` is saved under that name instead; one right below `<!-- not run: REASON -->` is
+passed over. A ```sh block is set-up that is not run here, and no
 `forebay` command may hide in one. What is printed must be what the page shows, but for what VARY names, for how wide the
 columns of a table are, and for what the page leaves out with `…`. A command fails where the page shows its error, else not.
 """
 
+import json
 import os
 import re
 import shlex
@@ -18,12 +20,16 @@ from pathlib import Path
 
 import pytest
 
+from forebay.contract.settings import STACK_FILE
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md", "docs/how-to/call-a-model.md", "docs/how-to/models.md", "docs/how-to/bring-your-model.md",
-    "docs/how-to/language-models.md", "docs/learn/train-a-model.md",
+    "docs/how-to/language-models.md", "docs/learn/train-a-model.md", "docs/learn/coming-from.md",
 )  # fmt: skip
-FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<marked><!-- not run: .+ -->\n)?```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 FILE = re.compile(r"# file: (\S+)\n")
 PYTHON = os.environ.get("README_PYTHON", sys.executable)  # CI names that of a venv with nothing but the wheel
 FOREBAY = [PYTHON, "-m", "forebay"]
@@ -74,7 +80,7 @@ def read_page(page: str) -> list[Example]:
         line = text.count("\n", 0, block.start()) + 2
         if block["kind"] == "console":
             found += _commands(page, line, block["body"])
-        elif block["kind"] == "python":
+        elif block["kind"] == "python" and not block["marked"]:
             behind = following is not None and not text[block.end() : following.start()].strip()
             shown = following["body"] if following is not None and behind and following["kind"] == "text" else ""
             found.append(Example(page, line, "python", block["body"], shown))
@@ -133,10 +139,15 @@ class Reader:
 
     def _command(self, line: str) -> tuple[int, str]:
         words = shlex.split(line)
-        given = [words.pop(0).partition("=") for _ in range(words.index("forebay"))]
+        program = next(word for word in words if word in ("forebay", "curl"))
+        given = [words.pop(0).partition("=") for _ in range(words.index(program))]
         env = self._env | {name: value for name, _, value in given}
+        if program == "curl":  # the page's port may have been taken
+            api = json.loads((self._folder / ".forebay" / STACK_FILE).read_text("utf-8"))["api"]
+            words = [word.replace("http://127.0.0.1:8000", api) for word in words]
         done = subprocess.run(
-            [*FOREBAY, *words[1:]], cwd=self._folder, env=env, text=True, timeout=COMMAND_S, check=False,
+            [*(FOREBAY if program == "forebay" else ["curl"]), *words[1:]],
+            cwd=self._folder, env=env, text=True, timeout=COMMAND_S, check=False,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         return done.returncode, done.stdout

@@ -26,7 +26,9 @@ PICTURES = (  # page, size, theme
 COLOURS = 256
 OTHERS = {"jobs-refused": "/jobs?state=failed&model=no/model/at/all", "flower-workers": "/workers"}
 # A list goes on as it begins.
-CROPPED = {"jobs": 1200, "batch-many": 1500, "batch": 2600, "run": 2100, "run-running": 2600, "version": 2200}
+CROPPED = {
+    "overview-desktop": 1118, "jobs": 1200, "batch-many": 1500, "batch": 2600, "run": 2100, "run-running": 2600, "version": 2200
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +62,7 @@ def _take(programs: tuple[str, str], work: Path, folder: Path, everything: bool,
                         if everything or (page, size, theme) in PICTURES:
                             scene.beat()
                             picture = folder / f"{page}-{size}-{theme}.png"
-                            tallest = 99_999 if everything else CROPPED.get(page, 99_999)
+                            tallest = 99_999 if everything else CROPPED.get(page, CROPPED.get(f"{page}-{size}", 99_999))
                             _picture(browser, dashboard.url + path, size, theme, picture, tallest)
     finally:
         dashboard.end()

@@ -86,6 +86,12 @@ def test_every_file_that_is_named_is_there(page: str) -> None:
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
+def test_the_readme_is_short() -> None:
+    lines = text_of("README.md").splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 130
+
+
 def test_extras_that_are_named_are_declared() -> None:
     sources = [*(ROOT / page for page in PAGES), *(ROOT / "src" / "forebay").rglob("*.py"), ROOT / ".ci" / "run"]
     for part in ("datasets", "export", "storage", "producer", "worker", "dashboard", "api"):
