@@ -20,10 +20,11 @@ _UNITS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of setting: how text, or a value from TOML, becomes its value, and how that becomes text again."""
+    """A kind of setting: how text, or a value from TOML, becomes its value, how that becomes text again, and what it may be."""
 
     parse: Callable[[Any], Any]
     dump: Callable[[Any], str] = str
+    expected: str = "text"
 
 
 def mask_password(url: str) -> str:
@@ -106,7 +107,7 @@ def between(low: int, high: int) -> Kind:
             raise InvalidInput(f"{number} is not between {low} and {high}")
         return number
 
-    return Kind(parse)
+    return Kind(parse, expected=f"a whole number from {low} to {high}")
 
 
 def one_of(*words: str) -> Kind:
@@ -115,17 +116,33 @@ def one_of(*words: str) -> Kind:
             raise InvalidInput(f"{value!r} is not one of {', '.join(words)}")
         return str(value).lower()
 
-    return Kind(parse)
+    return Kind(parse, expected=", ".join(f"`{word}`" for word in words))
 
 
 Text: TypeAlias = Annotated[str, Kind(str)]
-Seconds: TypeAlias = Annotated[float, Kind(seconds)]
-Bytes: TypeAlias = Annotated[int, Kind(parse_bytes)]
+Folder: TypeAlias = Annotated[Path, Kind(Path, expected="a path")]
+Broker: TypeAlias = Annotated[str, Kind(parse_broker, expected="`redis://host:6379/0` or `rediss://…`")]
+Database: TypeAlias = Annotated[
+    str, Kind(parse_database, expected="`sqlite:///path/ledger.db` or `postgresql://user@host/name`")
+]
+BlobStore: TypeAlias = Annotated[str, Kind(parse_blobs, expected="a path or a URL such as `s3://bucket/blobs`")]
+Device: TypeAlias = Annotated[str, Kind(parse_device, expected="`cpu`, or `cuda:` and a number")]
+Seconds: TypeAlias = Annotated[float, Kind(seconds, expected="a duration: `30`, `45s`, `15m`, `12h`, `30d`")]
+Bytes: TypeAlias = Annotated[int, Kind(parse_bytes, expected="a size: `65536`, `8MiB`, `2GB`")]
 Port: TypeAlias = Annotated[int, between(0, 65535)]
 # An empty variable counts as not given, so no names at all are written as ",".
-Names: TypeAlias = Annotated[tuple[str, ...], Kind(_names, lambda names: ",".join(names) or ",")]
-Places: TypeAlias = Annotated[tuple[str, ...], Kind(_places, lambda places: ",".join(places) or ",")]
+Names: TypeAlias = Annotated[
+    tuple[str, ...], Kind(_names, lambda names: ",".join(names) or ",", "names separated by commas; `,` for none")
+]
+Places: TypeAlias = Annotated[
+    tuple[str, ...],
+    Kind(_places, lambda places: ",".join(places) or ",", "paths and URLs separated by commas; `,` for none"),
+]
 Queues: TypeAlias = Annotated[
     Mapping[str, QueueSpec],
-    Kind(_queues, lambda queues: json.dumps({name: queue.as_dict() for name, queue in queues.items()})),
+    Kind(
+        _queues,
+        lambda queues: json.dumps({name: queue.as_dict() for name, queue in queues.items()}),
+        "tables `[queues.NAME]`; JSON in the variable",
+    ),
 ]

@@ -21,7 +21,12 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.job import claimant
 from forebay.contract.queues import DEFAULT_QUEUES, QueueSpec
 from forebay.contract.setting_kinds import (
+    BlobStore,
+    Broker,
     Bytes,
+    Database,
+    Device,
+    Folder,
     Kind,
     Names,
     Places,
@@ -31,10 +36,6 @@ from forebay.contract.setting_kinds import (
     Text,
     between,
     one_of,
-    parse_blobs,
-    parse_broker,
-    parse_database,
-    parse_device,
 )
 
 STACK_FILE = "stack.json"
@@ -55,28 +56,32 @@ def _of_stack(name: str, otherwise: Callable[[Path], str]) -> Callable[[Path], s
     return default
 
 
-def _setting(default: Any, help: str) -> Any:
-    """A field of Settings; `default` is a value, or a function of the home folder."""
-    return field(metadata={"default": default, "help": help})
+def _setting(default: Any, help: str, without: str = "") -> Any:
+    """A field of Settings; `default` is a value, or a function of the home folder. `without` says in words what holds then."""
+    return field(metadata={"default": default, "help": help, "without": without})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Every setting with its value. Build one with `Settings.load`; durations are seconds, sizes bytes."""
 
-    home: Annotated[Path, Kind(Path)] = _setting(
-        Path(".forebay"), "folder with the embedded stack's data; found in the folders above too"
+    home: Folder = _setting(Path(".forebay"), "folder with the embedded stack's data; found in the folders above too")
+    broker: Broker = _setting(
+        _of_stack("broker", lambda _: ""), "Redis or Valkey address", "the embedded stack's in `home`"
     )
-    broker: Annotated[str, Kind(parse_broker)] = _setting(_of_stack("broker", lambda _: ""), "Redis or Valkey address")
-    database: Annotated[str, Kind(parse_database)] = _setting(
+    database: Database = _setting(
         _of_stack("database", lambda home: f"sqlite:///{home / 'ledger.db'}"),
-        "the ledger: SQLite or `postgresql://user@host/name`",
+        "the ledger, in SQLite or PostgreSQL",
+        "`sqlite:///<home>/ledger.db`",
     )
-    blobs: Annotated[str, Kind(parse_blobs)] = _setting(
+    blobs: BlobStore = _setting(
         _of_stack("blobs", lambda home: (home / "blobs").as_uri()),
         "folder or fsspec URL for models and large payloads",
+        "`file://<home>/blobs`",
     )
-    queues: Queues = _setting(DEFAULT_QUEUES, "queues with their capacities")
+    queues: Queues = _setting(
+        DEFAULT_QUEUES, "queues with their capacities", ", ".join(f"`{name}`" for name in DEFAULT_QUEUES)
+    )
     lease_s: Seconds = _setting(30.0, "how long a claim holds without a heartbeat")
     heartbeat_s: Seconds = _setting(10.0, "how often a worker renews its leases")
     sweep_s: Seconds = _setting(5.0, "how often each worker sweeps the ledger")
@@ -89,21 +94,27 @@ class Settings:
     load_timeout_s: Seconds = _setting(1800.0, "how long loading one model version may take")
     train_timeout_s: Seconds = _setting(1800.0, "how long a trainer may be silent before it is killed")
     node_wait_s: Seconds = _setting(600.0, "how long a run on several machines waits for the others")
-    rendezvous_host: Text = _setting("", "this machine's address for the other machines of a run")
+    rendezvous_host: Text = _setting("", "this machine's address for the other machines of a run", "the machine's name")
     store_timeout_s: Seconds = _setting(600.0, "how long reading or writing a piece of a batch's files may take")
     outage_timeout_s: Seconds = _setting(600.0, "how long results wait for the ledger or a full blob store")
     max_inline_bytes: Bytes = _setting(64 * 2**10, "payloads above this go to the blob store")
     max_payload_bytes: Bytes = _setting(64 * 2**20, "inputs above this are refused")
-    model_cache_bytes: Bytes = _setting(0, "budget for the models that one child holds")
-    child_memory_bytes: Bytes = _setting(
-        0, "memory that one child may take for itself; 0 is 80 % of the machine's or container's"
+    model_cache_bytes: Bytes = _setting(
+        0, "budget for the models that one child holds", "half the memory; 85 % of a GPU's"
     )
-    torch_threads: Annotated[int, between(0, 1024)] = _setting(0, "torch threads per child")
+    child_memory_bytes: Bytes = _setting(
+        0, "memory that one child may take for itself", "80 % of the machine's or container's"
+    )
+    torch_threads: Annotated[int, between(0, 1024)] = _setting(0, "torch threads per child", "cores / children")
     preload: Names = _setting(("torch",), "modules that a child imports before its first job")
-    device: Annotated[str, Kind(parse_device)] = _setting("cpu", "the device of one worker process: cpu, cuda:0, …")
-    worker_name: Text = _setting("", "the name of one worker process")
-    worker_run: Text = _setting("", "which start of that process it is; it sets this itself")
-    worker_queues: Names = _setting((), "the queues that one worker process claims jobs from")
+    device: Device = _setting("cpu", "the device of one worker process", "set by `forebay worker`")
+    worker_name: Text = _setting(
+        "", "the name of one worker process", "`cpu@host`, `gpu0@host`, `train@host`, set by `forebay worker`"
+    )
+    worker_run: Text = _setting("", "which start of that process it is", "the process sets it itself")
+    worker_queues: Names = _setting(
+        (), "the queues that one worker process claims jobs from", "set by `forebay worker`"
+    )
     allowed_python_models: Names = _setting((), "import paths that `python` and `safetensors` models may use")
     allowed_hosts: Names = _setting(
         (), "hosts that URLs of inputs may name though their addresses are private, or cannot be checked; `*` is all"
@@ -112,9 +123,13 @@ class Settings:
         (), "URLs that `openai` models may be at, each with the variables of the keys that may be sent there"
     )
     dashboard_host: Text = _setting("127.0.0.1", "address the dashboard listens on")
-    dashboard_port: Port = _setting(5555, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
+    dashboard_port: Port = _setting(
+        5555, "the dashboard's port; 0 takes a free one, and so does `forebay up` when it is in use"
+    )
     api_host: Text = _setting("127.0.0.1", "address `forebay serve` listens on")
-    api_port: Port = _setting(8000, "its port; 0 takes a free one, and so does `forebay up` when it is in use")
+    api_port: Port = _setting(
+        8000, "the port of `forebay serve`; 0 takes a free one, and so does `forebay up` when it is in use"
+    )
     api_origins: Names = _setting((), "origins whose pages may send requests, such as `https://app.example`")
     api_max_body_bytes: Bytes = _setting(64 * 2**20, "requests with a larger body are refused")
     api_max_file_bytes: Bytes = _setting(200 * 2**20, "uploads of files that are larger are refused")
@@ -125,10 +140,12 @@ class Settings:
         (), "folders, and beginnings of URLs, that requests over HTTP may have jobs read from and write to"
     )
     metrics_host: Text = _setting("127.0.0.1", "address workers serve `/metrics`, `/healthz` and `/readyz` on")
-    metrics_port: Port = _setting(0, "port of a machine's first worker; the next worker takes the next port")
+    metrics_port: Port = _setting(
+        0, "port of a machine's first worker; the next worker takes the next port", "workers do not listen"
+    )
     operators: Names = _setting((), "which of the dashboard's users may cancel and retry jobs")
     log_level: Annotated[str, one_of("debug", "info", "warning", "error")] = _setting(
-        "info", "debug, info, warning or error"
+        "info", "the lowest level of the lines that are written to the log"
     )
 
     @classmethod
@@ -208,6 +225,7 @@ class Setting:
     kind: Kind
     default: Any
     help: str
+    without: str
 
     def default_in(self, home: Path) -> Any:
         """Its value when nothing is given, with this home folder."""

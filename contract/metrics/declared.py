@@ -1,8 +1,8 @@
 """Every metric of Forebay, declared once: its name, help, labels and buckets.
 
 Names follow Prometheus' conventions: the unit is part of the name, and counters end in `_total`. The metrics in `WORKER` are
-counted in workers and also have the label `worker`; the dashboard reads those in `LEDGER` from the ledger. docs/how-to/monitor.md
-has the table that `as_markdown` makes.
+counted in workers and also have the label `worker`; the dashboard reads those in `LEDGER` from the ledger. The page
+docs/reference/metrics.md is made from this.
 """
 
 from __future__ import annotations
@@ -124,12 +124,3 @@ API: Mapping[str, Metric] = {
 }
 
 METRICS: Mapping[str, Metric] = {**WORKER, **LEDGER, **API}
-
-
-def as_markdown() -> str:
-    lines = ["| metric | kind | labels | what it tells |", "| --- | --- | --- | --- |"]
-    for name, metric in METRICS.items():
-        labels = (*(("worker",) if name in WORKER else ()), *metric.labels)
-        shown = ", ".join(f"`{label}`" for label in labels) or "-"
-        lines.append(f"| `{PREFIX}{name}` | {metric.kind} | {shown} | {metric.help} |")
-    return "\n".join(lines)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from forebay.contract.metrics.declared import API, LEDGER, METRICS, PREFIX, WORKER, as_markdown
+from forebay.contract.metrics.declared import API, LEDGER, METRICS, PREFIX, WORKER
 from forebay.contract.metrics.exposition import api_families, expose, ledger_families, worker_families
 from forebay.contract.metrics.statistics import Statistics
 
@@ -144,13 +144,6 @@ def test_what_a_query_names_exists(where: str, query: str) -> None:
 )
 def test_a_query_that_is_wrong_is_seen(query: str, fault: str) -> None:
     assert faults(query) == [fault]
-
-
-def test_the_page_has_the_table_of_all_metrics() -> None:
-    page = (DOCS / "how-to" / "monitor.md").read_text(encoding="utf-8")
-    assert as_markdown() in page, (
-        "write what forebay.contract.metrics.declared.as_markdown() gives into docs/how-to/monitor.md"
-    )
 
 
 def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:

@@ -1,8 +1,5 @@
 """What a training job may be told: each parameter as given or by default, and the rest refused in words that help."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,9 +17,6 @@ from forebay.contract.requests.recipes import (
     parameters,
 )
 from forebay.contract.requests.training import METRICS, Split, TrainRequest
-
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-
 
 KINDS = [LoopParams, *(recipe.params for recipe in RECIPES.values())]
 ALL = [(kind, field) for kind in KINDS for field in fields_of(kind).values()]
@@ -114,11 +108,6 @@ def test_a_metric_is_the_recipes_own_or_one_that_its_task_has() -> None:
 @pytest.mark.parametrize("kind", [*KINDS, TrainRequest, Split], ids=lambda kind: kind.__name__)
 def test_every_field_that_a_user_gives_is_described(kind: type[Struct]) -> None:
     assert all(field.help for field in fields_of(kind).values() if field.name != "split")
-
-
-def test_the_docs_have_every_parameter_as_the_struct_has_it() -> None:
-    text = (DOCS / "how-to" / "train.md").read_text(encoding="utf-8")
-    assert runpy.run_path(str(DOCS / "tables.py"))["written"](text) == text, "run python docs/tables.py"
 
 
 def test_regressor_and_classifier_differ_only_in_their_hidden_layers() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.queues import DEFAULT_QUEUES
 from forebay.contract.setting_kinds import mask_password, seconds
 from forebay.contract.settings import SETTINGS, STACK_FILE, Settings
-
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"
 
 # Per setting: text as a flag or variable, the same as TOML, and the value both become.
 SAMPLES: dict[str, list[tuple[str, str, Any]]] = {
@@ -373,17 +370,6 @@ def test_loading_changes_neither_the_environment_nor_the_disk(tmp_path: Path) ->
     Settings.load(home=tmp_path / "new")
     assert dict(os.environ) == before
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_docs_say_of_every_setting_its_variable_its_default_and_what_it_is() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(FOREBAY_\w+)` \| (.+?) \| (.+) \|$", PAGE.read_text(), flags=re.MULTILINE)
-    assert [(name, variable, help) for name, variable, _, help in rows] == [
-        (name, setting.variable, setting.help) for name, setting in SETTINGS.items()
-    ]
-    defaults = {name: text.strip("`").replace(" min", "m").replace(" ", "") for name, _, text, _ in rows}
-    for name, text in defaults.items():
-        if text and text[0].isdigit():  # the others say in words what happens without a value
-            assert SETTINGS[name].kind.parse(text) == SETTINGS[name].default, name
 
 
 def test_a_machine_serves_remote_queues_only_where_an_endpoint_is_allowed() -> None:

@@ -1,4 +1,4 @@
-"""Writes the tables of how-to/train.md from the Structs that a training job is checked by: `python docs/tables.py`.
+"""The tables of how-to/train.md, from the Structs that a training job is checked by.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
@@ -6,24 +6,21 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from msgspec import NODEFAULT, Struct, inspect
 
 from forebay.contract.requests.fields import Field, fields_of
+from forebay.contract.requests.learners import SvmParams, TreesParams
 from forebay.contract.requests.recipes import (
     ClassifierParams,
     FinetuneParams,
     ImageParams,
     LoopParams,
     SequenceParams,
-    SvmParams,
-    TreesParams,
 )
 from forebay.contract.requests.training import TrainRequest
 from forebay.contract.requests.tuning import TuneRequest
 
-DOCS = Path(__file__).parent / "how-to" / "train.md"
 KINDS: tuple[type[Struct], ...] = (
     TrainRequest, LoopParams, ClassifierParams, ImageParams, SequenceParams, TreesParams, SvmParams, FinetuneParams,
     TuneRequest,
@@ -52,7 +49,3 @@ def _lines(field: Field, above: str) -> list[str]:
         return [line for one in inner for line in _lines(one, f"{field.name}.")]
     default = "" if field.default is NODEFAULT else field.default_text
     return [f"| `{above}{CALLED.get(field.name, field.name)}` | {default} | {field.expected} | {field.help} |"]
-
-
-if __name__ == "__main__":
-    DOCS.write_text(written(DOCS.read_text(encoding="utf-8")), encoding="utf-8")

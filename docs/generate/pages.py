@@ -1,0 +1,21 @@
+"""Which pages are generated, and what they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docs.generate import declared, train_tables
+
+DOCS = Path(__file__).resolve().parents[1]
+NOTE = "<!-- Written by `python -m docs.generate`; change the code, not this page. -->"
+REFERENCE = {
+    "settings": declared.settings,
+    "metrics": declared.metrics,
+}
+
+
+def generated() -> dict[str, str]:
+    """Each page's text by its name below docs/."""
+    train = "how-to/train.md"
+    pages = {f"reference/{name}.md": f"{NOTE}\n\n{page().strip()}\n" for name, page in REFERENCE.items()}
+    return pages | {train: train_tables.written(DOCS.joinpath(train).read_text(encoding="utf-8"))}

@@ -1,0 +1,50 @@
+"""The reference is what the code says, and leaves nothing out."""
+
+import re
+from pathlib import Path
+
+from docs.generate.pages import DOCS, generated
+
+from forebay.contract.metrics.declared import METRICS, PREFIX
+from forebay.contract.settings import SETTINGS
+
+PAGES = generated()
+
+
+def headings(page: str) -> list[str]:
+    """The headings below a page's title, without the backslashes of Markdown."""
+    found = re.findall(r"^##+ (.+)$", Path(DOCS, "reference", page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [heading.replace("\\", "") for heading in found]
+
+
+def section(page: str, heading: str) -> str:
+    text = Path(DOCS, "reference", page).read_text(encoding="utf-8")
+    found = re.search(rf"^##+ {re.escape(heading)}$\n(.*?)(?=^##+ |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def test_every_generated_page_is_what_the_generator_gives() -> None:
+    old = [name for name, text in PAGES.items() if Path(DOCS, name).read_text(encoding="utf-8") != text]
+    assert not old, "run python -m docs.generate"
+
+
+def test_no_page_has_two_headings_alike() -> None:
+    for page in Path(DOCS, "reference").glob("*.md"):
+        assert len(headings(page.name)) == len(set(headings(page.name))), page.name
+
+
+def test_every_setting_is_there_with_its_variable_and_its_default() -> None:
+    assert headings("settings.md") == list(SETTINGS)
+    for name, setting in SETTINGS.items():
+        text = section("settings.md", name)
+        assert f"`FOREBAY_{name.upper()}`" in text
+        if not setting.without and setting.default != ():  # else it says in words what holds
+            (default,) = re.findall(r"^- Default: `(.+)`$", text, flags=re.MULTILINE)
+            assert setting.kind.parse(default) == setting.default, name
+
+
+def test_every_metric_is_there_with_its_labels() -> None:
+    assert {PREFIX + name for name in METRICS} <= set(headings("metrics.md"))
+    for name, metric in METRICS.items():
+        assert all(f"`{label}`" in section("metrics.md", PREFIX + name) for label in metric.labels)
