@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from docs.generate.text import listed, sentence
+
 from forebay.contract.metrics.declared import API, LEDGER, PREFIX, WORKER, Metric
 from forebay.contract.queues import format_bytes, parse_bytes
 from forebay.contract.setting_kinds import seconds
@@ -29,11 +31,6 @@ def metrics() -> str:
     return text
 
 
-def sentence(text: str) -> str:
-    """The text with a capital letter and a full stop."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
 def _setting(name: str, setting: Setting) -> str:
     lines = [f"## {name}", "", sentence(setting.help), ""]
     lines += [f"- Variable: `{setting.variable}`", f"- Value: {setting.kind.expected}"]
@@ -54,7 +51,7 @@ def _value(setting: Setting) -> str:
 def _metric(name: str, metric: Metric) -> str:
     labels = (*(("worker",) if name in WORKER else ()), *metric.labels)
     lines = [f"### {PREFIX}{name}", "", metric.help, "", f"- Kind: {metric.kind}"]
-    lines += [f"- Labels: {', '.join(f'`{label}`' for label in labels)}"] if labels else []
+    lines += [f"- Labels: {listed(labels)}"] if labels else []
     lines += [f"- Buckets: {', '.join(f'{bound:g}' for bound in metric.buckets)}"] if metric.buckets else []
     return "\n".join(lines)
 

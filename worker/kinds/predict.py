@@ -74,8 +74,10 @@ class PredictHandler:
             loaded = self._models.load(first.model, first.version)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises, these jobs cannot run here
             passing = isinstance(error, Transient)
-            event, level = ("model_away", "warning") if passing else ("model_unusable", "error")
-            getattr(log, level)(event, model=ref, jobs=len(claimed), error=repr(error))
+            if passing:
+                log.warning("model_away", model=ref, jobs=len(claimed), error=repr(error))
+            else:
+                log.error("model_unusable", model=ref, jobs=len(claimed), error=repr(error))
             outcomes = [outcome_of_error(job, error, passing=passing, counted=not passing) for job in claimed]
             attempts.finish(first, outcomes)
             return
