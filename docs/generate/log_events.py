@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from docs.generate.text import listed, sentence
+from docs.generate.text import linked, listed
 
 from forebay.contract.logs.events import EVENTS
 
@@ -18,7 +18,7 @@ HEAD = """
 # Log events
 
 Every event that Forebay logs, for whoever reads its logs. A line is `timestamp=… level=… event=… key=value …`.
-[Operating Forebay](../how-to/operate.md#logs) says where the lines are. Fields are those that an event may have. A line of the
+[Logs](../how-to/operate.md#logs) says where the lines are. Fields are those that an event may have. A line of the
 level error that has a traceback has it as `exception`.
 """
 
@@ -62,7 +62,7 @@ def _calls(tree: ast.Module, source: str) -> Iterator[Logged]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        levels = writers.get(node.func.id) if isinstance(node.func, ast.Name) else _levels(node.func)
+        levels = writers.get(node.func.id, set()) if isinstance(node.func, ast.Name) else _levels(node.func)
         if levels:
             fields = tuple(word.arg for word in node.keywords if word.arg not in (None, "exc_info"))
             first = node.args[0]
@@ -89,8 +89,8 @@ def _section(name: str, calls: list[Logged]) -> str:
     event = EVENTS[name]
     levels = [level for level in dict.fromkeys(LEVELS.values()) if any(level in call.levels for call in calls)]
     fields = dict.fromkeys(field for call in calls for field in call.fields)
-    lines = [f"## {name}", "", sentence(event.meaning), "", f"- Level: {', '.join(levels)}"]
+    lines = [f"## {name}", "", linked(event.meaning), "", f"- Level: {', '.join(levels)}"]
     lines += [f"- Fields: {listed(fields)}"] if fields else []
-    lines += [f"- Do: {event.remedy}"] if event.remedy else []
+    lines += [f"- Do: {linked(event.remedy)}"] if event.remedy else []
     lines += [f"- Source: {listed(sorted({call.source for call in calls}))}"]
     return "\n".join(lines)

@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+from docs.generate.log_events import PARTS, logged
 from docs.generate.pages import DOCS, generated
 
+from forebay.contract import errors
+from forebay.contract.logs.events import EVENTS
 from forebay.contract.metrics.declared import METRICS, PREFIX
 from forebay.contract.settings import SETTINGS
 
@@ -48,3 +51,23 @@ def test_every_metric_is_there_with_its_labels() -> None:
     assert {PREFIX + name for name in METRICS} <= set(headings("metrics.md"))
     for name, metric in METRICS.items():
         assert all(f"`{label}`" in section("metrics.md", PREFIX + name) for label in metric.labels)
+
+
+def test_every_event_that_is_logged_is_declared_and_the_other_way_round() -> None:
+    assert {call.event for call in logged()} == set(EVENTS)
+    assert headings("log-events.md") == sorted(EVENTS)
+
+
+def test_no_event_is_overlooked_where_the_source_is_read_as_text() -> None:
+    text = "".join(path.read_text("utf-8") for part in PARTS for path in Path(DOCS.parent, part).rglob("*.py"))
+    found = set(
+        re.findall(r'\b(?:log\.(?:debug|info|warning|error|exception)|write|log\.info\))\(\s*"([a-z_]+)"', text)
+    )
+    assert len(found) > 100
+    assert found <= set(EVENTS)
+
+
+def test_every_error_is_there_with_its_base() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ForebayError)]
+    assert headings("errors.md") == [kind.__name__ for kind in kinds]
+    assert all(f"`{kind.__bases__[0].__name__}`" in section("errors.md", kind.__name__) for kind in kinds)
