@@ -131,9 +131,7 @@ class ServingOptions(Struct, frozen=True):
     max_batch_tokens: Annotated[
         Annotated[int, Meta(ge=1, le=2**31 - 1)] | None, Meta(description="padded tokens in one forward pass, at most")
     ] = None
-    dtype: Annotated[Literal["bfloat16", "float16"] | None, Meta(description="bfloat16 or float16: compute in it")] = (
-        None
-    )
+    dtype: Annotated[Literal["bfloat16", "float16"] | None, Meta(description="computes in bfloat16 or float16")] = None
     compile: Annotated[bool, Meta(description="compiles the forward pass when the model is loaded")] = False
     timeout_s: Annotated[
         Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None,

@@ -53,7 +53,7 @@ class BatchRequest(Request, frozen=True):
     row_bytes: int = 0
     output_format: Annotated[
         Literal["parquet", "jsonl", "csv"] | None,
-        Meta(description="parquet, jsonl or csv; none: parquet, or OpenAI's form for a file in that"),
+        Meta(description="of the files: parquet, jsonl or csv; none: parquet, or OpenAI's form for a file in that"),
     ] = None
     shard_rows: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="rows in a shard; none: about 5 s of work")

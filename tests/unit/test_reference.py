@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from docs.generate.cli import commands
 from docs.generate.log_events import PARTS, logged
 from docs.generate.pages import DOCS, generated
 
@@ -71,3 +72,17 @@ def test_every_error_is_there_with_its_base() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ForebayError)]
     assert headings("errors.md") == [kind.__name__ for kind in kinds]
     assert all(f"`{kind.__bases__[0].__name__}`" in section("errors.md", kind.__name__) for kind in kinds)
+
+
+def test_every_command_is_there_with_its_arguments_and_options() -> None:
+    found = {context.command_path: command for context, command in commands()}
+    assert headings("cli.md") == list(found)
+    assert {"forebay up", "forebay jobs list", "forebay db upgrade"} <= set(found)
+    for path, command in found.items():
+        text = section("cli.md", path)
+        for parameter in command.params if not hasattr(command, "list_commands") else ():
+            wanted = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar or parameter.name]
+            assert all(re.search(rf"[`, \[]{re.escape(name)}", text) for name in wanted if name != "--help"), (
+                path,
+                wanted,
+            )
