@@ -20,7 +20,7 @@ EXAMPLES["README.md"].append(
     Example("examples/quickstart.py", 1, "python", QUICKSTART, "the first image shows a 0\n…\n1626 of 1797 are right\n")
 )
 GROUPS = (
-    ("README.md", "docs/learn/train-a-model.md"),
+    ("README.md", "docs/learn/quick-start.md", "docs/learn/tutorial.md"),
     ("docs/how-to/bring-your-model.md",),
     ("docs/how-to/call-a-model.md", "docs/how-to/models.md", "docs/how-to/language-models.md", "docs/learn/coming-from.md"),
 )  # fmt: skip
