@@ -27,7 +27,7 @@ UNREADY: tuple[str, ...] = (
 )  # fmt: skip
 RUNNABLE = ("console", "python", "sh", "bash", "shell")
 BLOCK = re.compile(
-    r"^(?:[ >]*<!-- not run:(?P<reason>.*)-->\n)?(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
+    r"^(?:[ >]*<!-- not run:(?P<reason>[^\n]*)-->\n)?(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 FILE = re.compile(r"# file: (\S+)\n")

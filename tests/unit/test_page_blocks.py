@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.pages import FILE, PAGES, RUNNABLE, UNREADY, one_start, read_blocks, same
+from support.pages import FILE, PAGES, ROOT, RUNNABLE, UNREADY, one_start, read_blocks, same
 
 PARSERS: dict[str, Callable[[str], Any]] = {
     "json": json.loads,
@@ -21,7 +22,13 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 def faults(page: str) -> list[str]:
     found = []
-    for block in read_blocks(page):
+    blocks, fences = (
+        read_blocks(page),
+        re.findall(r"^[ >]*```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE),
+    )
+    if len(fences) != 2 * len(blocks):
+        found.append(f"{page}: {len(blocks)} blocks are read, of {len(fences)} fences")
+    for block in blocks:
         where = f"{page}:{block.line}"
         if block.reason is not None:
             if block.kind not in RUNNABLE or not block.reason.strip():
