@@ -217,12 +217,12 @@ class ModelCache:
             return {key: loaded.nbytes for key, loaded in self._models.items()}
 
     def _make_room(self, needed: int, kept: LoadedModel | None) -> None:
-        others = [key for key, loaded in self._models.items() if loaded is not kept]
-        for key in others:
-            if self.bytes + needed <= self.budget:
-                return
-            if key in self._models:  # it has not gone with its base
+        before = self.evictions
+        for key in [key for key, loaded in self._models.items() if loaded is not kept]:
+            if self.bytes + needed > self.budget and key in self._models:  # it has not gone with its base
                 self._drop(key)
+        if self.evictions > before:  # once for all: it takes a second where much else is in memory
+            release_memory(self.device)
 
     def _drop(self, key: Key) -> None:
         dropped = self._models.pop(key)
@@ -230,10 +230,9 @@ class ModelCache:
             self._drop(adapter)
         self.evictions += 1
         self._metrics.evicted(key)
-        name, size = dropped.spec.ref, dropped.nbytes
-        del dropped
-        release_memory(self.device)
-        log.info("model_evicted", model=name, bytes=size, device=self.device, held_bytes=self.bytes)
+        log.info(
+            "model_evicted", model=dropped.spec.ref, bytes=dropped.nbytes, device=self.device, held_bytes=self.bytes
+        )  # fmt: skip
 
     def _load(self, spec: ModelVersion, whole: LoadedModel | None, path: Path | None = None) -> LoadedModel:
         started, before = time.perf_counter(), used_bytes(self.device)

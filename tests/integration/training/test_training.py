@@ -23,15 +23,16 @@ def test_a_job_trains_while_predictions_of_the_same_model_go_on(training: Traini
     told = training.result(first)
     assert (told["version"], told["promoted"]) == (1, True)
     assert told["metrics"]["accuracy"] > 0.85
-    id = training.train(30, alias="champion")
-    training.await_step(id)
     row = {f"x{i}": 0.5 for i in range(8)}
+    training.client.predict("sides@champion", row).result(120)  # the model is loaded
+    id = training.train(15, alias="champion")
+    training.await_step(id)
     assert training.client.predict("sides@champion", row).result(120)["label"] in ("yes", "no")
     assert training.store.queries.get(id).state is JobState.RUNNING
     info = wait_until(
         lambda: "rows/s" in (found := training.store.queries.get(id)).progress.message and found, "its progress"
     )
-    assert info.progress.total == 30 * STEPS
+    assert info.progress.total == 15 * STEPS
     assert "epoch" in info.progress.message
     training.await_end(id)
     version = ModelRegistry(training.ledger).get(ModelRef("sides", training.result(id)["version"]))

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
+from forebay.worker.execution import model_cache
 from forebay.worker.execution.model_cache import ModelCache
 from forebay.worker.runtimes import get_runtime
 
@@ -67,12 +68,15 @@ def test_the_least_recently_used_goes_first_and_only_as_many_as_needed():
     assert (models.evictions, models.bytes) == (1, 30)
 
 
-def test_models_are_counted_by_bytes_not_by_number():
+def test_models_are_counted_by_bytes_not_by_number(monkeypatch: pytest.MonkeyPatch):
+    released = []
+    monkeypatch.setattr(model_cache, "release_memory", released.append)
     models = cache(100)
     for name in "abcdefgh":
         models.get(version(name, 1))
     models.get(version("large", 99))
     assert names(models.held()) == ["h", "large"]
+    assert released == ["cpu"], "memory is given back once for seven models"
 
 
 def test_a_model_larger_than_the_budget_is_loaded_alone():
