@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generate import cli, declared, error_tree, log_events, train_tables
+from docs.generate import cli, declared, error_tree, log_events, python_api, train_tables
 
 DOCS = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Written by `python -m docs.generate`; change the code, not this page. -->"
 REFERENCE = {
+    "python": python_api.python,
     "cli": cli.cli,
     "settings": declared.settings,
     "metrics": declared.metrics,

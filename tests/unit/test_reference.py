@@ -1,5 +1,6 @@
 """The reference is what the code says, and leaves nothing out."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,12 +8,21 @@ from docs.generate.cli import commands
 from docs.generate.log_events import PARTS, logged
 from docs.generate.pages import DOCS, generated
 
+import forebay
 from forebay.contract import errors
 from forebay.contract.logs.events import EVENTS
 from forebay.contract.metrics.declared import METRICS, PREFIX
 from forebay.contract.settings import SETTINGS
 
 PAGES = generated()
+INTERNAL = {
+    "clear_outcome",
+    "forget_future",
+    "has_inline_result",
+    "set_outcome",
+    "submitting_for",
+    "why_late",
+}  # of Forebay's parts
 
 
 def headings(page: str) -> list[str]:
@@ -86,3 +96,32 @@ def test_every_command_is_there_with_its_arguments_and_options() -> None:
                 path,
                 wanted,
             )
+
+
+def test_every_public_name_is_there_with_its_methods_and_says_what_it_is() -> None:
+    listed = {*headings("python.md"), *headings("errors.md")}
+    assert set(forebay.__all__) <= listed
+    for kind in (getattr(forebay, name) for name in forebay.__all__):
+        assert kind.__doc__
+        for owner in inspect.getmro(kind) if inspect.isclass(kind) else ():
+            for name, value in vars(owner).items() if owner.__module__.startswith("forebay.") else ():
+                if (
+                    name[0] != "_"
+                    and name not in INTERNAL
+                    and (inspect.isfunction(value) or isinstance(value, property))
+                ):
+                    assert f"{owner.__name__}.{name}" in listed
+                    assert value.__doc__, (owner, name)
+
+
+def test_the_classes_that_the_client_leads_to_are_there() -> None:
+    wanted = {
+        "Models.register",
+        "AsyncModels.register",
+        "Retraining.add",
+        "Trial",
+        "PredictOptions",
+        "Signature",
+        "Drift",
+    }
+    assert wanted <= set(headings("python.md"))
