@@ -36,7 +36,7 @@ def test_the_demo_succeeds_and_leaves_no_process_and_no_folder_behind(
     done = subprocess.run(
         [*FOREBAY, "demo", *options],
         cwd=tmp_path, env=env | {"TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=700 if options else 170, check=False,
+        capture_output=True, text=True, timeout=700, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -83,7 +83,7 @@ class Dashboard:
         given = self.bearer if headers is None else dict(headers)
         request = urllib.request.Request(self.url + path, headers=given)  # noqa: S310 - always http
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -138,7 +138,7 @@ class Site:
         self.port = urlsplit(dashboard.url).port
 
     def ask(self, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             given = {name.replace("_", "-"): value for name, value in headers.items()}
             own = {"Host": f"127.0.0.1:{self.port}"} | self.dashboard.bearer

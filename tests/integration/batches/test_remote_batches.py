@@ -104,14 +104,14 @@ def test_a_cancel_cuts_a_request_off(stack: WorkerStack, served: Endpoint) -> No
     job = stack.client.predict("qwen", "for ever")
     wait_until(lambda: served.asked["for ever"], "it is asked")
     job.cancel()
-    wait_until(lambda: job.info().state is JobState.CANCELED, "it is canceled", 15)
+    wait_until(lambda: job.info().state is JobState.CANCELED, "it is canceled", 60)
     wait_until(lambda: served.cut_off == 1, "the server has noticed")
 
 
 def test_a_job_past_its_deadline_is_cut_off(stack: WorkerStack, served: Endpoint) -> None:
     served.moods = {"for ever": ["slow"]}
     job = stack.client.predict("qwen", "for ever", deadline=2)
-    wait_until(lambda: job.info().state is JobState.EXPIRED, "it is expired", 30)
+    wait_until(lambda: job.info().state is JobState.EXPIRED, "it is expired", 60)
     wait_until(lambda: served.cut_off == 1 or not served.asked, "the server has noticed")
 
 

@@ -40,23 +40,23 @@ def within(seconds: float) -> Iterator[None]:
 
 def test_a_submit_waits_a_moment_for_it_and_later_ones_do_not(hung: WorkerStack) -> None:
     client = Client(hung.settings)
-    with within(15):
+    with within(60):
         jobs = [client.predict("doubler", 1)]
-    with within(5):
+    with within(30):
         jobs += [client.predict("doubler", n) for n in range(20)]
         jobs += client.predict_many("doubler", range(20))
-    with within(6), pytest.raises(ResultTimeout):
+    with within(60), pytest.raises(ResultTimeout):
         jobs[0].result(2)
-    with within(5):
+    with within(30):
         client.close()
     assert {info.state for info in hung.client.jobs()} == {JobState.QUEUED}
     assert len(hung.client.jobs()) == 41
 
 
 def test_the_shells_timeout_holds(hung: WorkerStack) -> None:
-    with within(20):
+    with within(60):
         ran = subprocess.run(
-            [sys.executable, "-m", "forebay", "predict", "doubler", "1", "--timeout", "3"], timeout=60,
+            [sys.executable, "-m", "forebay", "predict", "doubler", "1", "--timeout", "3"], timeout=240,
             env=os.environ | hung.settings.as_environment(), cwd=Path(hung.folder), capture_output=True, text=True,
         )  # fmt: skip
     assert ran.returncode == 1

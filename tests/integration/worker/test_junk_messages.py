@@ -267,11 +267,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_remote_control_cannot_change_a_worker(stack: WorkerStack, connection: redis.Redis, command: str) -> None:
     app = make_app(stack.settings)
-    (answer,) = app.control.broadcast(command, arguments=COMMANDS[command], reply=True, timeout=5, limit=1)
+    (answer,) = app.control.broadcast(command, arguments=COMMANDS[command], reply=True, timeout=60, limit=1)
     assert "error" in answer["w1@test"]
-    stats = app.control.inspect(timeout=5, limit=1).stats()["w1@test"]
+    stats = app.control.inspect(timeout=60, limit=1).stats()["w1@test"]
     assert stats["pool"]["max-concurrency"] == 1
-    queues = app.control.inspect(timeout=5, limit=1).active_queues()["w1@test"]
+    queues = app.control.inspect(timeout=60, limit=1).active_queues()["w1@test"]
     assert [queue["name"] for queue in queues] == ["cpu"]
     app.close()
 
@@ -281,10 +281,10 @@ def test_a_worker_can_be_looked_at(stack: WorkerStack, connection: redis.Redis) 
     stack.hold()
     job = stack.client.predict("recorder/1", {"n": 4})
     stack.wait_until_held()
-    assert app.control.ping(timeout=5, limit=1) == [{"w1@test": {"ok": "pong"}}]
-    (active,) = app.control.inspect(timeout=5, limit=1).active()["w1@test"]
+    assert app.control.ping(timeout=60, limit=1) == [{"w1@test": {"ok": "pong"}}]
+    (active,) = app.control.inspect(timeout=60, limit=1).active()["w1@test"]
     assert active["name"] == "forebay.predict"
-    assert app.control.inspect(timeout=5, limit=1).registered() == {"w1@test": ["forebay.predict"]}
+    assert app.control.inspect(timeout=60, limit=1).registered() == {"w1@test": ["forebay.predict"]}
     stack.go_on()
     assert job.result(120) == 4
     app.close()
@@ -312,5 +312,5 @@ def test_a_junk_broadcast_leaves_remote_control_working(
     connection.publish(PIDBOX, value if isinstance(value, bytes) else json.dumps(value))
     connection.publish(PIDBOX, json.dumps(message | {"body": body(value), "headers": {"clock": "x", "expires": "y"}}))
     app = make_app(stack.settings)
-    assert app.control.ping(timeout=5, limit=1) == [{"w1@test": {"ok": "pong"}}]
+    assert app.control.ping(timeout=60, limit=1) == [{"w1@test": {"ok": "pong"}}]
     app.close()

@@ -29,7 +29,7 @@ def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
     """The status and the body of an answer."""
     request = urllib.request.Request(url, headers=headers or {})  # noqa: S310 - always http
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -45,7 +45,7 @@ def test_a_key_of_a_wrong_type_is_renamed_and_stops_nobody(
     jobs = [stack.client.predict("doubler/1", n, priority=n % 10) for n in range(20)]
     assert [job.result(60) for job in jobs] == [2 * n for n in range(20)]
     if not key.startswith("_kombu"):  # which is met at the next connection only
-        wait_until(lambda: connection.type(key) != b"string", "the key is renamed", 30)
+        wait_until(lambda: connection.type(key) != b"string", "the key is renamed")
         assert connection.get(f"forebay.misplaced.{key}") == b"a stranger's"
 
 
@@ -76,7 +76,7 @@ def without_disk(connection: redis.Redis, server: ValkeyServer, folder: Path) ->
     (snapshot / "in the way").mkdir(parents=True)
     connection.config_set("save", "3600 1")
     connection.bgsave()
-    wait_until(lambda: connection.info("persistence")["rdb_last_bgsave_status"] == "err", "a snapshot fails", 30)
+    wait_until(lambda: connection.info("persistence")["rdb_last_bgsave_status"] == "err", "a snapshot fails")
     return lambda: connection.config_set("save", "")
 
 
@@ -99,11 +99,11 @@ def test_a_redis_that_refuses_writing_is_an_outage_that_passes(
     (worker,) = stack.workers
     told = worker.said().count("event=broker_unreachable"), worker.said().count("event=broker_connected")
     allow = refuse(connection, server, tmp_path)
-    wait_until(lambda: worker.said().count("event=broker_unreachable") == told[0] + 1, "the outage is told", 30)
+    wait_until(lambda: worker.said().count("event=broker_unreachable") == told[0] + 1, "the outage is told")
     jobs = [stack.client.predict("doubler/1", n) for n in range(5)]
     allow()
     assert [job.result(60) for job in jobs] == [2 * n for n in range(5)]
-    wait_until(lambda: worker.said().count("event=broker_connected") == told[1] + 1, "its end is told", 30)
+    wait_until(lambda: worker.said().count("event=broker_connected") == told[1] + 1, "its end is told")
     assert worker.said().count("event=broker_unreachable") == told[0] + 1
 
 
@@ -116,7 +116,7 @@ def test_a_full_redis_is_emptied(stack: WorkerStack, connection: redis.Redis) ->
     connection.config_set("maxmemory", 1)
     stack.go_on()
     try:
-        wait_until(lambda: not connection.exists("cpu", "cpu:3"), "all messages were taken", 30)
+        wait_until(lambda: not connection.exists("cpu", "cpu:3"), "all messages were taken")
     finally:
         connection.config_set("maxmemory", 0)
     assert [job.result(60) for job in jobs] == list(range(1, 60))

@@ -248,7 +248,7 @@ def test_an_announcement_wakes_whoever_waits(stack: WorkerStack) -> None:
         connection.pubsub() as listener,
     ):
         listener.subscribe(channel)
-        assert listener.get_message(timeout=5)["type"] == "subscribe"
+        assert listener.get_message(timeout=60)["type"] == "subscribe"
         job = stack.client.predict(stack.model("Doubler"), 21)
         message = wait_until(lambda: listener.get_message(timeout=1), "the job is announced")
     assert message["data"].decode() == job.id
@@ -445,7 +445,7 @@ def test_tasks_are_told_to_who_listens_and_to_nobody_else(stack: WorkerStack) ->
             stack.client.predict(model, n).result(60)
         assert published() - before < 120, "60 of them tell the client that its jobs have ended"
         listener.psubscribe("*celeryev/task*")
-        wait_until(told, "an event comes", 30)
+        wait_until(told, "an event comes")
 
 
 def test_a_number_comes_back_as_a_number_and_a_version_is_as_good_as_its_reference(
