@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generate import cli, declared, error_tree, log_events, python_api, train_tables
+from docs.generate import cli, database, declared, error_tree, http_api, log_events, python_api, train_tables
 
 DOCS = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Written by `python -m docs.generate`; change the code, not this page. -->"
@@ -15,6 +15,8 @@ REFERENCE = {
     "metrics": declared.metrics,
     "log-events": log_events.log_events,
     "errors": error_tree.errors,
+    "http": http_api.http,
+    "database": database.database,
 }
 
 

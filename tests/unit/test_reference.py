@@ -9,10 +9,13 @@ from docs.generate.log_events import PARTS, logged
 from docs.generate.pages import DOCS, generated
 
 import forebay
+from forebay.api.app import GROUPS
+from forebay.api.native.bodies import Submit
 from forebay.contract import errors
 from forebay.contract.logs.events import EVENTS
 from forebay.contract.metrics.declared import METRICS, PREFIX
 from forebay.contract.settings import SETTINGS
+from forebay.storage.ledger.tables import metadata
 
 PAGES = generated()
 INTERNAL = {
@@ -125,3 +128,20 @@ def test_the_classes_that_the_client_leads_to_are_there() -> None:
         "Drift",
     }
     assert wanted <= set(headings("python.md"))
+
+
+def test_every_route_is_there_with_its_scope_and_every_body_with_its_fields() -> None:
+    for route in (route for group in GROUPS for route in group.routes):
+        path = re.sub(r":\w+}", "}", route.path)  # type: ignore[attr-defined]
+        for method in route.methods - {"HEAD"}:  # type: ignore[attr-defined]
+            text = section("http.md", f"{method} {path}")
+            assert f"Scope: `{getattr(route.endpoint, 'scope', '')}`" in text or not hasattr(route.endpoint, "scope")  # type: ignore[attr-defined]
+    assert all(f"`{field}`" in section("http.md", "Submit") for field in Submit.__struct_fields__)
+
+
+def test_every_table_is_there_with_its_columns_and_indexes() -> None:
+    assert headings("database.md") == sorted(metadata.tables)
+    for table in metadata.tables.values():
+        text = section("database.md", table.name)
+        assert all(f"| `{column.name}` |" in text for column in table.columns)
+        assert all(f"`{index.name}`" in text for index in table.indexes)
