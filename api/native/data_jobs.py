@@ -57,7 +57,7 @@ class SubmitBatch(Options, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubmitEvaluate(Options, kw_only=True, forbid_unknown_fields=True):
-    """A version against what is true of a data set; docs/how-to/train.md has the fields. The result is the evaluation."""
+    """A version against what is true of a data set; docs/how-to/evaluate.md has the fields. The result is the evaluation."""
 
     kind: Literal["evaluate"]
     model: Ref
@@ -112,15 +112,15 @@ SubmitTune = msgspec.defstruct(
     ],
     bases=(Options,), kw_only=True, forbid_unknown_fields=True,
     namespace={
-        "__doc__": "The next version of a name, with the parameters that are found best; docs/how-to/train.md has the "
+        "__doc__": "The next version of a name, with the parameters that are found best; docs/how-to/tune.md has the "
         "fields. The result is the version. Needs the scope `models` too."
     },
 )  # fmt: skip
 
 
 class SubmitConvert(Options, kw_only=True, forbid_unknown_fields=True):
-    """A version in another form; docs/how-to/models.md has the fields. The result is the version, and how far its outputs
-    are apart from the original's. Needs the scope `models` too.
+    """A version in another form; docs/how-to/convert-and-compress.md has the fields. The result is the version, and how
+    far its outputs are apart from the original's. Needs the scope `models` too.
     """  # fmt: skip
 
     kind: Literal["convert"]
@@ -136,7 +136,8 @@ class SubmitConvert(Options, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubmitBenchmark(Options, kw_only=True, forbid_unknown_fields=True):
-    """How fast a version is by the rows of a batch; docs/how-to/models.md. Needs the scope `models` where it is to apply it."""
+    """How fast a version is by the rows of a batch; docs/how-to/convert-and-compress.md. Needs the scope `models`
+    where it is to apply it."""
 
     kind: Literal["benchmark"]
     model: Ref
@@ -153,7 +154,8 @@ class SubmitBenchmark(Options, kw_only=True, forbid_unknown_fields=True):
 
 
 class SubmitCompress(Options, kw_only=True, forbid_unknown_fields=True):
-    """A version with smaller weights; see docs/how-to/models.md. The result is the version. Needs the scope `models` too."""
+    """A version with smaller weights; see docs/how-to/convert-and-compress.md. The result is the version. Needs the
+    scope `models` too."""
 
     kind: Literal["compress"]
     model: Ref

@@ -7,6 +7,7 @@ from pathlib import Path
 from docs.generate import cli, database, declared, error_tree, http_api, log_events, python_api, train_tables
 
 DOCS = Path(__file__).resolve().parents[1]
+TABLES = ("how-to/train.md", "how-to/tune.md")  # with tables among what is written by hand
 NOTE = "<!-- Written by `python -m docs.generate`; change the code, not this page. -->"
 REFERENCE = {
     "python": python_api.python,
@@ -22,6 +23,5 @@ REFERENCE = {
 
 def generated() -> dict[str, str]:
     """Each page's text by its name below docs/."""
-    train = "how-to/train.md"
     pages = {f"reference/{name}.md": f"{NOTE}\n\n{page().strip()}\n" for name, page in REFERENCE.items()}
-    return pages | {train: train_tables.written(DOCS.joinpath(train).read_text(encoding="utf-8"))}
+    return pages | {page: train_tables.written(DOCS.joinpath(page).read_text(encoding="utf-8")) for page in TABLES}

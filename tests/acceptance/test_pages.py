@@ -22,7 +22,16 @@ EXAMPLES["README.md"].append(
 GROUPS = (
     ("README.md", "docs/learn/quick-start.md", "docs/learn/tutorial.md"),
     ("docs/how-to/bring-your-model.md",),
-    ("docs/how-to/call-a-model.md", "docs/how-to/models.md", "docs/how-to/language-models.md", "docs/learn/coming-from.md"),
+    (
+        "docs/how-to/call-a-model.md", "docs/how-to/models.md", "docs/how-to/language-models.md", "docs/how-to/openai.md",
+        "docs/learn/coming-from.md",
+    ),
+    (
+        "docs/how-to/run-a-batch.md", "docs/how-to/signatures.md", "docs/how-to/versions.md",
+        "docs/how-to/convert-and-compress.md", "docs/how-to/train.md", "docs/how-to/tune.md", "docs/how-to/evaluate.md",
+        "docs/how-to/write-a-recipe.md", "docs/how-to/explain-predictions.md", "docs/how-to/watch-for-drift.md",
+        "docs/how-to/http.md", "docs/how-to/open-inference.md",
+    ),
 )  # fmt: skip
 
 

@@ -366,7 +366,7 @@ def test_a_folder_that_no_training_job_made_is_no_artifact(tmp_path: Path) -> No
 def test_the_recipe_in_the_docs_is_trained_and_served_where_it_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "write-a-recipe.md").read_text(encoding="utf-8")
     (code,) = (block.split("```")[0] for block in text.split("```python\n") if "class Polynomial" in block)
     (tmp_path / "my_recipes.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
