@@ -122,4 +122,5 @@ class StandingTrainings:
                 return False
             added: Sequence[dict[str, Any]] = [new_row(job, now) | {"sent_at": 0.0}]
             INSERT.execute_many(connection, added)
+            SET_PROBLEM.execute(connection, id=standing.id, problem="")
         return True

@@ -1,5 +1,5 @@
-"""A child's runner without a child: what its parent would do between its jobs is done here. Training and evaluation are stubs
-that write what the real ones write.
+"""A child's runner without a child: what its parent would do between its jobs is done here. Trainers are stubs that write what
+the real ones write; so are evaluations where a stub stands for all models.
 """
 
 import threading
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from forebay.contract.errors import ForebayError, LedgerUnavailable
@@ -42,9 +43,12 @@ from forebay.worker.execution.attempts import Attempts
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.context import ChildContext
-from forebay.worker.execution.model_cache import ModelCache
+from forebay.worker.execution.model_cache import Artifacts, ModelCache
 from forebay.worker.execution.summary import Fate
 from forebay.worker.kinds.train.handler import TrainHandler
+from forebay.worker.parent.drift_sweep import DriftSweep
+from forebay.worker.parent.metrics import WorkerMetrics
+from forebay.worker.parent.sweep_loop import SweepLoop
 from forebay.worker.shared_page import SharedPage
 
 SWEEP_S = 0.1
@@ -53,11 +57,17 @@ WHOLE_S = 60.0
 
 
 class InProcessWorker:
-    """Runs jobs by `ledger`, with `runtime` in the place of all models; `jobs` tells what there is to run."""
+    """Runs jobs by `ledger`, with `runtime` in the place of all models, if there is one; `jobs` tells what there is to run."""
 
-    def __init__(self, settings: Settings, session: Session, ledger: Ledger, jobs: JobStore, runtime: Any) -> None:
-        cache = ModelCache(2**30, lambda _: None, "cpu", runtimes=lambda *_: runtime)
+    def __init__(
+        self, settings: Settings, session: Session, ledger: Ledger, jobs: JobStore, *, runtime: Any = None, launcher: Any = None
+    ) -> None:  # fmt: skip
         blobs, ceilings = BlobStore(settings.blobs), MemoryCeilings(CeilingStore(ledger, "cpu"))
+        cache = ModelCache(
+            2**30, Artifacts(blobs, settings.home / "artifacts").fetch, "cpu", settings.allowed_python_models
+        )
+        if runtime is not None:
+            cache = ModelCache(2**30, lambda _: None, "cpu", runtimes=lambda *_: runtime)
         context = ChildContext(
             settings,
             ledger,
@@ -69,7 +79,9 @@ class InProcessWorker:
             cache,
         )
         context.__dict__["dispatcher"] = session.dispatcher
-        stubs: Any = {JobKind.TRAIN: _Made(_train_handler), JobKind.EVALUATE: _Made(_Evaluator)}
+        stubs: Any = {JobKind.TRAIN: _Made(lambda context: TrainHandler(context, launcher or _Launcher()))}
+        if runtime is not None:
+            stubs[JobKind.EVALUATE] = _Made(_Evaluator)
         self._known, self._ledger, self._jobs, self._swept, self._lease_s = (
             jobs,
             ledger,
@@ -80,6 +92,10 @@ class InProcessWorker:
         self._runner = Runner(context, HANDLERS | stubs)
         self.doomed: str | None = None  # the batch whose first shard kills two processes
         self._attempts = Attempts(context.jobs, context.announcer, context.page, context.metrics, settings)
+        self.metrics, self._drift = WorkerMetrics(), DriftSweep(ledger, settings)
+        parent: Any = SimpleNamespace(store=JobStore(ledger), metrics=self.metrics)
+        nobody: Any = None
+        self._loop = SweepLoop(parent, nobody, nobody)
 
     def claim_and_return(self, id: str) -> None:
         """A claim that comes to nothing, one of a child that dies, and a lease that is renewed."""
@@ -112,7 +128,8 @@ class InProcessWorker:
         sweeps = self._jobs.sweeps
         for step in (
             sweeps.free_lapsed, sweeps.expire, sweeps.take_due, partial(ParentJobs(self._ledger).requeue_stalled, 0.3),
-            partial(WorkerRegistry(self._ledger).heartbeat, "w", "here", "cpu", ("cpu",), 0.0),
+            partial(WorkerRegistry(self._ledger).heartbeat, "w", "here", "cpu", ("cpu",), 0.0), self._loop._write_served,
+            self._drift.sweep,
         ):  # fmt: skip
             with suppress(LedgerUnavailable):
                 step()
@@ -128,6 +145,7 @@ class InProcessWorker:
         if ids:
             with suppress(ForebayError):
                 self._runner.run(ids)
+            self.metrics.add_served(self._runner.report()[1])
         else:
             _PAUSE.wait(0.02)
 
@@ -140,11 +158,6 @@ class _Made:
 
     def __init__(self, make: Callable[[ChildContext], Any]) -> None:
         self.make = make
-
-
-def _train_handler(context: ChildContext) -> TrainHandler:
-    launcher: Any = _Launcher()
-    return TrainHandler(context, launcher)
 
 
 class _Launcher:

@@ -51,24 +51,83 @@ FEW = 40  # rows of the batches that do not end as they were to
 LEASE_S = 1.5
 
 
-class SmallRun:
+class DisturbedRun:
     """One run; `run` it, then `audit` it. `close` it in the end."""
 
-    def __init__(self, folder: Path, faulty: FaultyDatabase, database: str, broker: str) -> None:
+    def __init__(self, folder: Path, faulty: FaultyDatabase, database: str, broker: str, **worker: Any) -> None:
         """`database` is the address at which the ledger of `faulty` never loses anything; its tables are there."""
         self.faulty, self.folder = faulty, folder
         given = {"HOME": str(folder), "BROKER": broker, "DATABASE": faulty.url, "LEASE_S": str(LEASE_S), "WORKER_NAME": "w",
-                 "MAX_INLINE_BYTES": "300", "OUTAGE_TIMEOUT_S": "20"}  # fmt: skip
+                 "MAX_INLINE_BYTES": "300", "OUTAGE_TIMEOUT_S": "20", "ALLOWED_PYTHON_MODELS": "support.*"}  # fmt: skip
         self.settings = Settings.load({f"FOREBAY_{name}": value for name, value in given.items()})
         self.client = Client(self.settings)
         faulty.watch(self.client.session.ledger)
         self.truth = Ledger(database)
         install_write_trigger(self.truth)
         self.jobs = JobStore(self.truth)
-        self.mended, self.splits = False, 0
-        self._passed = self._stopped = False
+        self.splits = 0
         ledger = faulty.watch(Ledger(faulty.url, settle_s=10.0))
-        self.worker = InProcessWorker(self.settings, self.client.session, ledger, self.jobs, self)
+        self.worker = InProcessWorker(self.settings, self.client.session, ledger, self.jobs, **worker)
+
+    def run(self) -> None:
+        """Everything, with commits lost as the database is told to."""
+        raise NotImplementedError
+
+    def audit(self) -> None:
+        """Hold everything against what it was made from."""
+        raise NotImplementedError
+
+    def insist(self, action: Callable[[], T], look: Callable[[], Any]) -> T:
+        """Do it until the ledger takes it; who is refused must find with a `look` that nothing was done."""
+        before = look()
+        while True:
+            try:
+                return action()
+            except OutcomeUnknown:
+                raise
+            except LedgerUnavailable:
+                assert look() == before, "it was refused, and yet it was done"
+
+    def audit_ends(self) -> Counter[str]:
+        """Each job has ended once, and once more for each retry; how often each was retried."""
+        with self.truth.read() as connection:
+            ends = dict(connection.exec_driver_sql("SELECT id, count(*) FROM chaos_final_writes GROUP BY id").all())
+            retried = Counter(row.job_id for row in connection.exec_driver_sql(RETRIED))
+        often = {id: count for id, count in ends.items() if count != 1 + 2 * retried[id]}
+        assert not often, [(self.jobs.queries.get(id), ends[id], retried[id], self._writes(id)) for id in often]
+        return retried
+
+    def _writes(self, id: str) -> list[Any]:
+        with self.truth.read() as connection:
+            return [
+                tuple(row) for row in connection.exec_driver_sql("SELECT * FROM chaos_final_writes") if row.id == id
+            ]
+
+    def _versions(self, name: str) -> list[int]:
+        return [model.version for model in ModelRegistry(self.truth).versions() if model.name == name]
+
+    def _count(self) -> int:
+        return len(self.jobs.queries.find(limit=1000))
+
+    def _state(self, id: str) -> JobState:
+        return self.jobs.queries.get(id).state
+
+    def _open(self) -> bool:
+        return bool(self.jobs.queries.find(state=[JobState.QUEUED, JobState.RUNNING]))
+
+    def close(self) -> None:
+        self.faulty.lose(never)
+        self.worker.close()
+        self.client.close()
+        self.truth.close()
+
+
+class SmallRun(DisturbedRun):
+    """The small run, of a model that is this object."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given, runtime=self)
+        self.mended = self._passed = self._stopped = False
 
     def load(self, *_: Any) -> "SmallRun":
         return self
@@ -129,17 +188,6 @@ class SmallRun:
         self.insist(lambda: registry.delete("spare/1"), lambda: self._versions("spare"))
         assert self._versions("spare") == []
 
-    def insist(self, action: Callable[[], T], look: Callable[[], Any]) -> T:
-        """Do it until the ledger takes it; who is refused must find with a `look` that nothing was done."""
-        before = look()
-        while True:
-            try:
-                return action()
-            except OutcomeUnknown:
-                raise
-            except LedgerUnavailable:
-                assert look() == before, "it was refused, and yet it was done"
-
     def audit(self) -> None:
         """Hold everything against what it was made from."""
         states = {job.id: self._state(job.id) for job in self.predictions}
@@ -162,21 +210,11 @@ class SmallRun:
         for checkpoint in runs.checkpoints(self.training):
             self.client.session.blobs.get(checkpoint.blob)
         assert len(runs.evaluations("m", 1)) == 1
-        with self.truth.read() as connection:
-            ends = dict(connection.exec_driver_sql("SELECT id, count(*) FROM chaos_final_writes GROUP BY id").all())
-            retried = Counter(row.job_id for row in connection.exec_driver_sql(RETRIED))
-        often = {id: count for id, count in ends.items() if count != 1 + 2 * retried[id]}
-        assert not often, [(self.jobs.queries.get(id), ends[id], retried[id], self._writes(id)) for id in often]
+        retried = self.audit_ends()
         again = [self.predictions[3], self.predictions[5], self.expired, self.failing, self.stopped]
         assert {id: count for id, count in retried.items() if id in {job.id for job in again}} == {
             job.id: 1 for job in again
         }
-
-    def _writes(self, id: str) -> list[Any]:
-        with self.truth.read() as connection:
-            return [
-                tuple(row) for row in connection.exec_driver_sql("SELECT * FROM chaos_final_writes") if row.id == id
-            ]
 
     def _audit_batch(self, job: Job, name: str, others: Mapping[int, float] = {}, count: int = ROWS) -> None:
         info = self.jobs.queries.get(job.id)
@@ -205,28 +243,12 @@ class SmallRun:
         self.insist(lambda: self.client.session.jobs.add(jobs), self._count)
         return ids
 
-    def _versions(self, name: str) -> list[int]:
-        return [model.version for model in ModelRegistry(self.truth).versions() if model.name == name]
 
-    def _count(self) -> int:
-        return len(self.jobs.queries.find(limit=1000))
-
-    def _state(self, id: str) -> JobState:
-        return self.jobs.queries.get(id).state
-
-    def _open(self) -> bool:
-        return bool(self.jobs.queries.find(state=[JobState.QUEUED, JobState.RUNNING]))
-
-    def close(self) -> None:
-        self.faulty.lose(never)
-        self.worker.close()
-        self.client.close()
-        self.truth.close()
-
-
-def run_and_audit(folder: Path, faulty: FaultyDatabase, database: str, broker: str) -> int:
+def run_and_audit(
+    folder: Path, faulty: FaultyDatabase, database: str, broker: str, make: Callable[..., DisturbedRun] = SmallRun
+) -> int:
     """One run with whatever `faulty` is told to lose, and its audit; how often shards were split."""
-    with closing(SmallRun(folder, faulty, database, broker)) as run:
+    with closing(make(folder, faulty, database, broker)) as run:
         run.run()
         run.audit()
         return run.splits

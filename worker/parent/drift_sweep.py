@@ -61,7 +61,6 @@ class DriftSweep:
             return None
         if not self._standing.trigger(standing, version.version, revision, reason, job):
             return None
-        self._standing.set_problem(standing.id, "")
         log.info("standing_training", standing=standing.id, job=job.id, reason=reason)
         return job.id
 

@@ -23,8 +23,11 @@ class Store:
 
     def __init__(self) -> None:
         self.hour, self.number, self.away, self.asked = 7, 1, False, 0
+        self.no_clock = False
 
     def now_hour(self) -> int:
+        if self.no_clock:
+            raise LedgerUnavailable
         return self.hour
 
     def revision(self, *_: Any) -> int:
@@ -116,7 +119,23 @@ def test_another_reference_is_found_within_a_minute_and_a_ledger_that_is_away_ch
     assert bench.serve(0.0)
     bench.clock.forward(LOOK_S)
     assert bench.serve(0.0)
-    assert (bench.counted(), bench.store.asked) == ([(1, 7, 3, 3), (2, 7, 1, 1)], 3)
+    assert (bench.counted(), bench.store.asked) == ([(1, 7, 2, 2), (2, 7, 2, 2)], 4)
+
+
+def test_a_look_that_failed_is_made_again_with_the_next_batch(bench: Bench) -> None:
+    bench.store.away = True
+    assert not bench.serve(0.0)
+    bench.store.away = False
+    assert bench.serve(0.0)
+    assert bench.counted() == [(1, 7, 1, 1)]
+
+
+def test_a_clock_that_cannot_be_read_costs_the_rows_of_that_moment_and_no_later_ones(bench: Bench) -> None:
+    bench.store.no_clock = True
+    bench.serve(0.0)
+    bench.store.no_clock = False
+    assert bench.serve(0.0)
+    assert bench.counted() == [(1, 7, 1, 1)]
 
 
 def test_the_parent_adds_up_what_its_children_have_sketched_until_it_is_written(bench: Bench) -> None:
