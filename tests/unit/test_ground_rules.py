@@ -16,6 +16,7 @@ UNFINISHED = re.compile(r"\b(NotImplementedError|TODO|FIXME|XXX)\b")
 READERS = {
     "contract/settings.py": "the one reader",
     "worker/runtimes/torch_export.py": "puts torch's weights-only switch back as it was; torch has no other",
+    "worker/trainer/rank.py": "torchrun tells its processes by it who they are",
 }
 
 
