@@ -68,5 +68,5 @@ METRICS_HEAD = """
 
 Every metric of Forebay, for whoever writes alerts and panels. The unit is part of the name. A histogram has `_bucket`, `_sum` and
 `_count`. The dashboard's `/metrics` shows the metrics of workers and of the ledger, a worker's `/metrics` its own, and
-`forebay serve` those of HTTP. [Watching it](../how-to/monitor.md) says how to scrape them.
+`forebay serve` those of HTTP. [Monitor it](../how-to/monitor.md) says how to scrape them.
 """

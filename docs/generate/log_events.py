@@ -18,7 +18,7 @@ HEAD = """
 # Log events
 
 Every event that Forebay logs, for whoever reads its logs. A line is `timestamp=… level=… event=… key=value …`.
-[Logs](../how-to/operate.md#logs) says where the lines are. Fields are those that an event may have. A line of the
+[Logs](../how-to/troubleshoot.md#logs) says where the lines are. Fields are those that an event may have. A line of the
 level error that has a traceback has it as `exception`.
 """
 

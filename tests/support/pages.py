@@ -20,10 +20,6 @@ from forebay.contract.settings import STACK_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
-UNREADY: tuple[str, ...] = (
-    "docs/how-to/dashboard.md", "docs/how-to/machines.md", "docs/how-to/monitor.md",
-    "docs/how-to/operate.md",
-)  # fmt: skip
 RUNNABLE = ("console", "python", "sh", "bash", "shell")
 BLOCK = re.compile(
     r"^(?:[ >]*<!-- not run:(?P<reason>[^\n]*)-->\n)?(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
@@ -43,7 +39,7 @@ LISTS = (
 VARY = {
     "CHECKSUM": r"\bsha256:[0-9a-f]{64}\b",
     "ID": r"\b[0-9a-f]{32}\b",
-    "TIME": r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[+-]\d\d:\d\d)?",
+    "TIME": r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?(?:[+-]\d\d:\d\d)?",
     "DURATION": r"\b\d+(?:\.\d+)? m?s\b|\b\d+[dhm] \d+[hms]\b",
     "SIZE": r"\b\d+(?:\.\d+)? [KM]iB(?=\)| +\d+ )",  # of an artifact: torch's archives differ by a few bytes
     "PORT": r"(?<=127\.0\.0\.1:)\d+",

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from forebay.cli.root import WRONG_USAGE
-from forebay.contract.errors import MissingExtra
+from forebay.contract import errors
+from forebay.contract.errors import ForebayError, MissingExtra
 from forebay.contract.settings import SETTINGS
 from support.command_lines import parse
 
@@ -114,3 +116,26 @@ def test_a_missing_extra_says_how_it_is_installed() -> None:
         "data sets need pyarrow: pip install 'forebay[batch]' where Forebay is installed"
     )
     assert str(MissingExtra("install s3fs")) == "install s3fs"
+
+
+TROUBLESHOOT = "docs/how-to/troubleshoot.md"
+
+
+def test_every_alert_leads_to_its_heading_in_troubleshooting() -> None:
+    (group,) = yaml.safe_load(text_of("docs/monitoring/alerts.yml"))["groups"]
+    text, anchors = text_of(TROUBLESHOOT), headings(ROOT / TROUBLESHOOT)
+    for rule in group["rules"]:
+        page, _, anchor = rule["annotations"]["runbook_url"].rpartition("#")
+        assert (page.rpartition("/")[2], anchor) == ("troubleshoot.html", rule["alert"].lower())
+        assert anchor in anchors, f"{rule['alert']} has no heading in {TROUBLESHOOT}"
+        urgency = "Page" if rule["labels"]["severity"] == "critical" else "Ticket"
+        assert f"### {rule['alert']}\n\n{urgency}" in text, f"{rule['alert']} should say {urgency}"
+
+
+def test_every_error_has_its_row_in_troubleshooting() -> None:
+    named = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, ForebayError)
+    }
+    rows = re.findall(r"^\| `(\w+)` \| \S", text_of(TROUBLESHOOT), re.MULTILINE)
+    assert named - {*rows} == set()
+    assert len(rows) == len({*rows})
