@@ -25,7 +25,7 @@ BLOCK = re.compile(
     r"^(?:[ >]*<!-- not run:(?P<reason>[^\n]*)-->\n)?(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
-FILE = re.compile(r"# file: (\S+)\n")
+FILE = re.compile(r"# file: ([^/\s]\S*)\n")  # below the folder; an absolute path is of the reader's machine
 UP = re.compile(r"^(?P<settings>(?:FOREBAY_\w+=\S+ )*)forebay up --detach(?P<flags>.*)$")
 DOWN = "forebay down"
 API = "http://127.0.0.1:8000"
