@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -41,11 +42,27 @@ def read_inputs(
         raise InvalidInput("--each makes a job of every row, --batched one job of all; give one of them")
     dtype = "json" if batched else _input_type(signature)
     inputs = JobInputs([_from_argument(text or "", dtype, what)]) if file is None else _from_file(file, dtype)
+    if dtype == "str" and text is not None:
+        _refuse_by_name(signature, inputs.values[0], what)
     for value in inputs.values:
         _open_files(signature, value)
     if not each or inputs.many:
         return inputs
     return JobInputs(_rows(inputs.values[0]), many=True)
+
+
+def _refuse_by_name(signature: Signature, text: str, what: str) -> None:
+    """InvalidInput for a text that looks like an input by name: taken as it stands, it would give a result for other words."""
+    (field,) = signature.inputs or ()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, dict) and [*value] == [field.name]:
+        raise InvalidInput(
+            f"{what} is taken as text, and looks like JSON with the input {field.name!r}: give the text alone, or the JSON "
+            "by --file in a .json file (text that looks so: in a .txt file)"
+        )
 
 
 def _open_files(signature: Signature, value: Any) -> None:
