@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 # Most tests wait for processes more than they compute; the tests of a file share servers, and stay together. They come in
 # pytest's order, which has the longest files first and ends with the short unit tests.
-TOGETHER ?= -n 4 --dist loadfile --no-loadscope-reorder
+TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -28,7 +28,7 @@ BLOCK = re.compile(
 FILE = re.compile(r"# file: ([^/\s]\S*)\n")  # below the folder; an absolute path is of the reader's machine
 UP = re.compile(r"^(?P<settings>(?:FOREBAY_\w+=\S+ )*)forebay up --detach(?P<flags>.*)$")
 DOWN = "forebay down"
-API = "http://127.0.0.1:8000"
+API = "127.0.0.1:8000"
 LISTS = (
     "FOREBAY_ALLOWED_PYTHON_MODELS",
     "FOREBAY_ALLOWED_HOSTS",
@@ -188,7 +188,8 @@ class Reader:
         """The pages' port may have been taken."""
         if self._up is None or API not in code:
             return code
-        return code.replace(API, json.loads((self._folder / ".forebay" / STACK_FILE).read_text("utf-8"))["api"])
+        address = json.loads((self._folder / ".forebay" / STACK_FILE).read_text("utf-8"))["api"]
+        return code.replace(API, str(address).removeprefix("http://"))
 
     def _in_shell(self, command: str) -> tuple[int, str]:
         return _answer(self._shell, SHELL_COMMAND.format(code=command, end=END))
