@@ -29,7 +29,7 @@ def tokenizer() -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )  # fmt: skip
-    made.train_from_iterator((Path(__file__).parents[2] / "README.md").read_text("utf-8").splitlines(), trainer)
+    made.train_from_iterator((Path(__file__).parents[2] / "LICENSE").read_text("utf-8").splitlines(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=TEMPLATE
     )  # fmt: skip

@@ -33,6 +33,10 @@ LONGEST = 40
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 _SMALL = _SIZES | {"vocab_size": 400, "max_position_embeddings": LONGEST, "initializer_range": 0.4}
 _IMAGES = _SIZES | {"image_size": 32, "patch_size": 8, "initializer_range": 0.4}
+TEXTS = [
+    "Jobs wait in the queue", "a", "The worker takes them out, batch by batch, and writes every result to the database",
+    "A model is a name; registering makes a version", "", "queue " * 12, "Zürich, naïve 東京!", "redis",
+]  # fmt: skip
 TOPICS = {0: "sport", 1: "money", 2: "weather"}
 TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 
@@ -45,7 +49,7 @@ def tokenizer() -> Any:
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     made.train_from_iterator(
-        (Path(__file__).parents[2] / "README.md").read_text("utf-8").splitlines(),
+        [*TEXTS * 20, *(Path(__file__).parents[2] / "LICENSE").read_text("utf-8").splitlines()],
         trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False),
     )
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))

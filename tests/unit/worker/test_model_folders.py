@@ -17,12 +17,8 @@ from forebay.contract.model import ModelVersion
 from forebay.producer.artifacts import artifact_signature, runtime_of
 from forebay.worker.execution.engine import forward_all
 from forebay.worker.execution.model_cache import LoadedModel, ModelCache
-from support.model_folders import LONGEST, save
+from support.model_folders import LONGEST, TEXTS, save
 
-TEXTS = [
-    "Jobs wait in the queue", "a", "The worker takes them out, batch by batch, and writes every result to the database",
-    "A model is a name; registering makes a version", "", "queue " * 12, "Zürich, naïve 東京!", "redis",
-]  # fmt: skip
 Folder = Callable[[str], Path]
 
 
