@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -68,6 +68,10 @@ class Browser:
         element = self.find(selector)
         self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
         element.click()
+
+    def press(self, key: str) -> None:
+        """A key to whatever has the focus; an update may put another element in its place meanwhile."""
+        ActionChains(self.driver).send_keys(key).perform()
 
     def text(self, selector: str) -> str:
         """The text of an element, '' where there is none; read in one step, for live pages replace their parts."""

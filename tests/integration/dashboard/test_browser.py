@@ -349,13 +349,13 @@ def test_arrow_keys_move_among_the_squares_and_the_tab_key_leaves_them(world: Wo
         (Keys.HOME, 1),
         (Keys.HOME, 1),
     ):
-        browser.driver.switch_to.active_element.send_keys(key)
+        browser.press(key)
         assert browser.run(f"{where}.replace('cell-', '')") == str(cell), key
-    browser.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    browser.press(Keys.ARROW_DOWN)
     assert browser.run("return document.activeElement.offsetTop > document.getElementById('cell-1').offsetTop")
-    browser.driver.switch_to.active_element.send_keys(Keys.END)
+    browser.press(Keys.END)
     assert browser.run("return document.activeElement.closest('li').nextElementSibling") is None
-    browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+    browser.press(Keys.TAB)
     assert not browser.run(where).startswith("cell-")
 
 
@@ -375,7 +375,7 @@ def test_cancel_asks_first_and_retry_runs_the_job_again(world: World) -> None:
         wait_until(
             lambda: browser.run("return document.getElementById('confirm-job-cancel').open"), "the question is there"
         )
-        browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+        browser.press(Keys.ESCAPE)
         wait_until(lambda: not browser.run("return document.getElementById('confirm-job-cancel').open"), "it is gone")
         assert backend.store.queries.get(id).state is JobState.QUEUED
         browser.click("#cancel")
@@ -395,11 +395,11 @@ def test_the_keyboard_reaches_the_table_from_the_skip_link(world: World) -> None
     browser = world.open("/jobs")
     browser.find("body").send_keys(Keys.TAB)
     assert browser.driver.switch_to.active_element.text == "Skip to main content"
-    browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    browser.press(Keys.ENTER)
     assert browser.driver.current_url.endswith("#main-content")
     reached = []
     for _ in range(40):
-        browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+        browser.press(Keys.TAB)
         reached.append(browser.run("return document.activeElement.id || document.activeElement.tagName"))
         if reached[-1].startswith("job-"):
             break
