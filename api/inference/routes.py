@@ -33,12 +33,12 @@ _large = CapacityLimiter(2)  # JSON takes many times its size while it is decode
 
 @needs("read")
 async def server(_: Request) -> Response:
-    """GET /v2"""
+    """This server's name, its version and the extensions it has."""
     return json_response({"name": "forebay", "version": version("forebay"), "extensions": metadata.EXTENSIONS})
 
 
 async def live(_: Request) -> Response:
-    """GET /v2/health/live"""
+    """200 while the process answers."""
     return json_response({"live": True})
 
 
@@ -52,14 +52,14 @@ async def ready(request: Request) -> Response:
 
 @needs("read")
 async def models(request: Request) -> Response:
-    """GET /v2/models"""
+    """The registered models."""
     versions = await api_of(request).client.models.list()
     return json_response({"models": list(dict.fromkeys(model.name for model in versions))})
 
 
 @needs("read")
 async def model_metadata(request: Request) -> Response:
-    """GET /v2/models/{name}[/versions/{version}]"""
+    """A version's inputs and outputs, with their types and shapes."""
     model = await _model(request)
     others = [model] if _is_one(_ref(request)) else await api_of(request).client.models.list(model.name)
     return json_response(metadata.metadata(model, others))
@@ -67,7 +67,7 @@ async def model_metadata(request: Request) -> Response:
 
 @needs("read")
 async def model_config(request: Request) -> Response:
-    """GET …/config"""
+    """A version's configuration, in Triton's form."""
     return json_response(metadata.config(await _model(request)))
 
 
@@ -82,7 +82,7 @@ async def model_ready(request: Request) -> Response:
 
 @needs("read")
 async def statistics(request: Request) -> Response:
-    """GET …/stats, and /v2/models/stats"""
+    """What the workers have counted of a version, or of all."""
     client, ref = api_of(request).client, _ref(request) if request.path_params else None
     versions = [await _model(request)] if _is_one(ref) else await client.models.list(ref.name if ref else None)
     reports = await client.call(WorkerRegistry(client.sync.session.ledger).reports)
@@ -91,7 +91,7 @@ async def statistics(request: Request) -> Response:
 
 @needs("read")
 async def index(request: Request) -> Response:
-    """POST /v2/repository/index"""
+    """The registered versions and their states."""
     api, asked = api_of(request), await _optional(request, repository.IndexRequest)
     versions, workers = await api.client.models.list(), await _workers(request)
     return json_response(repository.index(versions, api.settings.queues, workers, ready=asked.ready))
@@ -120,7 +120,7 @@ async def unload(request: Request) -> Response:
 
 @needs("submit")
 async def infer(request: Request) -> Response:
-    """POST …/infer"""
+    """Run a model on one request, and wait for the result."""
     job, submitted = await _submit(request)
     try:
         result = await api_of(request).result(job)

@@ -135,6 +135,7 @@ def test_every_route_is_there_with_its_scope_and_every_body_with_its_fields() ->
         path = re.sub(r":\w+}", "}", route.path)  # type: ignore[attr-defined]
         for method in route.methods - {"HEAD"}:  # type: ignore[attr-defined]
             text = section("http.md", f"{method} {path}")
+            assert re.match(r"\n[^-\n]{5}", text), (method, path)  # says what it does
             assert f"Scope: `{getattr(route.endpoint, 'scope', '')}`" in text or not hasattr(route.endpoint, "scope")  # type: ignore[attr-defined]
     assert all(f"`{field}`" in section("http.md", "Submit") for field in Submit.__struct_fields__)
 
