@@ -241,7 +241,7 @@ class DriftQuery(Struct, forbid_unknown_fields=True):
 
 
 class Register(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A version to register; docs/how-to/models.md says what each field is. The artifact may be the file beside it instead."""
+    """A version to register; docs/how-to/versions.md and signatures.md have the fields. The artifact may lie beside it."""
 
     name: str
     artifact: Artifact = None

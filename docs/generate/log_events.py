@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from docs.generate.events import EVENTS
 from docs.generate.text import linked, listed
-
-from forebay.contract.logs.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("contract", "datasets", "export", "storage", "producer", "worker", "dashboard", "api", "src/forebay")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ def read_inputs(
         raise InvalidInput("--each makes a job of every row, --batched one job of all; give one of them")
     dtype = "json" if batched else _input_type(signature)
     inputs = JobInputs([_from_argument(text or "", dtype, what)]) if file is None else _from_file(file, dtype)
-    if dtype == "str" and text is not None:
-        _refuse_by_name(signature, inputs.values[0], what)
+    if dtype in ("str", "bytes") and (file is None or str(file) == STDIN):
+        _refuse_by_name(signature, inputs.values, what if file is None else "stdin")
     for value in inputs.values:
         _open_files(signature, value)
     if not each or inputs.many:
@@ -51,18 +51,21 @@ def read_inputs(
     return JobInputs(_rows(inputs.values[0]), many=True)
 
 
-def _refuse_by_name(signature: Signature, text: str, what: str) -> None:
-    """InvalidInput for a text that looks like an input by name: taken as it stands, it would give a result for other words."""
+def _refuse_by_name(signature: Signature, values: Sequence[str | bytes], what: str) -> None:
+    """InvalidInput for a text, or bytes, that looks like an input by name: as it stands it would give another result."""
     (field,) = signature.inputs or ()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(value, dict) and [*value] == [field.name]:
-        raise InvalidInput(
-            f"{what} is taken as text, and looks like JSON with the input {field.name!r}: give the text alone, or the JSON "
-            "by --file in a .json file (text that looks so: in a .txt file)"
-        )
+    for text in values:
+        if text[:1] not in ("{", b"{"):
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and [*value] == [field.name]:
+            raise InvalidInput(
+                f"{what} is taken as it stands, and looks like JSON with the input {field.name!r}: give its value alone, or "
+                "the JSON by --file in a .json or .jsonl file"
+            )
 
 
 def _open_files(signature: Signature, value: Any) -> None:

@@ -6,6 +6,7 @@ The ledger of client and worker is one whose commits a test may lose. What the a
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -51,7 +52,7 @@ FEW = 40  # rows of the batches that do not end as they were to
 LEASE_S = 1.5
 
 
-class DisturbedRun:
+class DisturbedRun(ABC):
     """One run; `run` it, then `audit` it. `close` it in the end."""
 
     def __init__(self, folder: Path, faulty: FaultyDatabase, database: str, broker: str, **worker: Any) -> None:
@@ -69,13 +70,13 @@ class DisturbedRun:
         ledger = faulty.watch(Ledger(faulty.url, settle_s=10.0))
         self.worker = InProcessWorker(self.settings, self.client.session, ledger, self.jobs, **worker)
 
+    @abstractmethod
     def run(self) -> None:
         """Everything, with commits lost as the database is told to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def audit(self) -> None:
         """Hold everything against what it was made from."""
-        raise NotImplementedError
 
     def insist(self, action: Callable[[], T], look: Callable[[], Any]) -> T:
         """Do it until the ledger takes it; who is refused must find with a `look` that nothing was done."""

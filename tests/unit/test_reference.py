@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from docs.generate.cli import commands
+from docs.generate.events import EVENTS
 from docs.generate.log_events import PARTS, logged
 from docs.generate.pages import DOCS, generated
 
@@ -12,7 +13,6 @@ import forebay
 from forebay.api.app import GROUPS
 from forebay.api.native.bodies import Submit
 from forebay.contract import errors
-from forebay.contract.logs.events import EVENTS
 from forebay.contract.metrics.declared import METRICS, PREFIX
 from forebay.contract.settings import SETTINGS
 from forebay.storage.ledger.tables import metadata
