@@ -105,9 +105,13 @@ class Door:
         return self.statistics
 
     def _methods(self, scope: Scope) -> str:
-        """The methods that an address takes: each route has one of its own, and knows of no other."""
+        """The methods that an address takes: each route has one of its own, and knows of no other.
+
+        The first route that fits says which address it is: `/models/net/drift` is not the version `drift` of `net`.
+        """
         routes = [route for route in self._router.routes if isinstance(route, Route)]
-        taken = [route.methods or set() for route in routes if route.matches(scope)[0] is not Match.NONE]
+        fitting = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+        taken = [route.methods or set() for route in fitting if route.path == fitting[0].path]
         return ", ".join(sorted(set().union(*taken)))
 
     def _report(self, error: Exception, request_id: bytes) -> None:

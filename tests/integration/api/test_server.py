@@ -52,6 +52,20 @@ def test_unknown_addresses_and_methods_are_problems(api: RunningApi) -> None:
         assert answer.json["request_id"] == answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/api/v1/models/net", "DELETE, GET, HEAD"), ("/api/v1/models/net/3", "DELETE, GET, HEAD"),
+        ("/api/v1/models/net/drift", "GET, HEAD"), ("/api/v1/jobs", "GET, HEAD, POST"),
+    ],
+)  # fmt: skip
+def test_a_method_that_an_address_does_not_take_is_told_those_that_it_does(
+    api: RunningApi, path: str, methods: str
+) -> None:
+    answer = api.ask("PATCH", path)
+    assert (answer.status, answer.headers["allow"]) == (405, methods)
+
+
 def test_a_body_over_the_limit_is_refused_by_its_length_alone(settings: Settings) -> None:
     with running_api(replace(settings, api_max_body_bytes=1000)) as api:
         with socket.create_connection(("127.0.0.1", api.port), 60) as client:
