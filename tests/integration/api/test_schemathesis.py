@@ -31,7 +31,8 @@ def test_nothing_it_sends_gets_an_answer_that_is_not_described(
         ran = subprocess.run(
             [
                 str(Path(sys.executable).parent / "schemathesis"), "run", f"http://127.0.0.1:{api.port}/openapi.json",
-                "--phases", "coverage,fuzzing,stateful", "--max-examples", examples, "--seed", "1", "--generation-database", "none",
+                "--phases", "coverage,fuzzing,stateful", "--max-examples", examples, "--seed", "1",
+                "--generation-database", "none",
                 "--exclude-checks", "positive_data_acceptance",  # a schema does not tell every rule
             ],
             env=os.environ | {"SCHEMATHESIS_HOOKS": "support.schemathesis_hooks", "PYTHONPATH": str(TESTS)}, cwd=tmp_path,
