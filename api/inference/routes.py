@@ -43,7 +43,7 @@ async def live(_: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """GET /v2/health/ready: whether requests are accepted. Workers need not be there."""
+    """Whether requests are accepted. Workers need not be there."""
     api = api_of(request)
     if not api.stopping:
         await api.client.call(api.client.sync.session.ledger.ping)
@@ -73,7 +73,7 @@ async def model_config(request: Request) -> Response:
 
 @needs("read")
 async def model_ready(request: Request) -> Response:
-    """GET …/ready: 200 when a worker serves the queue of the version, else 503. A request is accepted all the same."""
+    """200 when a worker serves the queue of the version, else 503. A request is accepted all the same."""
     model = await _model(request)
     reason = repository.why_unready(model, api_of(request).settings.queues, await _workers(request))
     body = {"name": model.name, "ready": not reason}
@@ -99,7 +99,7 @@ async def index(request: Request) -> Response:
 
 @needs("models")
 async def load(request: Request) -> Response:
-    """POST …/load: asks the workers that serve the version's queue to load it now."""
+    """Ask the workers that serve the version's queue to load it now."""
     asked = await _optional(request, repository.LoadRequest)
     if asked.parameters:
         raise InvalidInput("a load takes neither config nor files; register a version instead")
@@ -110,7 +110,7 @@ async def load(request: Request) -> Response:
 
 @needs("models")
 async def unload(request: Request) -> Response:
-    """POST …/unload: refused, because every registered version is served."""
+    """Refused, because every registered version is served."""
     model = await _model(request)
     raise InvalidInput(
         f"{model.ref} cannot be unloaded: workers load the versions that requests name, and drop those that have not been "

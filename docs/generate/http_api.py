@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,9 +70,9 @@ def _section(method: str, path: str, route: Route) -> str:
 
 
 def _doc(route: Route) -> str:
-    """What a handler says of itself, without the method and the path that some begin with."""
+    """What a handler says of itself."""
     text = " ".join((inspect.getdoc(route.endpoint) or "").split())
-    return sentence(re.sub(r"^(GET|POST|PUT|DELETE) \S+?(, and \S+)?(: |$)", "", text)) if text else ""
+    return sentence(text) if text else ""
 
 
 def _type(schema: dict[str, Any]) -> str:
