@@ -24,6 +24,9 @@ EVENTS: Mapping[str, LogEvent] = {
     "api_stopped": LogEvent("`forebay serve` has stopped in good order."),
     "attempt_done": LogEvent("An attempt of a job of this `kind` is over. `state` is succeeded, failed, stopped (canceled), "
         "postponed, released (queued again) or lost (the lease was lost)."),
+    "attempt_lost": LogEvent("A trainer crashed, hung or was killed, or reading a shard took more memory than a child may have. "
+        "The job was `freed`, to run again, or has `failed`; `reason` has the signal or status and the last lines, or the "
+        "file.", "`signal 9` is usually memory that ran out."),
     "attempt_failed": LogEvent("An attempt met an error that is not one of Forebay's. Its job failed with it.",
         "Read the traceback."),
     "batch_done": LogEvent("The jobs that a child was handed together ran: jobs by outcome (`stopped`: canceled, or past their "
@@ -191,8 +194,6 @@ EVENTS: Mapping[str, LogEvent] = {
         "touched.", "Find out who else writes there."),
     "trainer_event_invalid": LogEvent("A trainer wrote a line that is not an event.",
         "Report it, unless the recipe is your own."),
-    "trainer_lost": LogEvent("A trainer crashed, hung or was killed. Its job was `freed`, to run again, or has `failed`; "
-        "`reason` has the signal or status, and the last lines.", "`signal 9` is usually memory that ran out."),
     "trainer_output": LogEvent("A line of the trainer's output, 20 in ten seconds at most. `left_out` counts those before it "
         "that were not shown."),
     "training_record_delayed": LogEvent("Points or a checkpoint could not be stored. The trainer goes on, and they are stored "

@@ -17,6 +17,7 @@ import structlog
 from forebay.contract.errors import BlobUnavailable, ForebayError, LedgerUnavailable
 from forebay.contract.job import JobError, JobKind, Transition
 from forebay.contract.settings import Settings
+from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs.records import ClaimedJob, Ended, Finished, LeaseLost, Postponed
 from forebay.storage.jobs.store import JobStore
 from forebay.worker.announcer import Announcer
@@ -163,13 +164,17 @@ class Attempts:
         """This process has to stop: the job goes back to its queue, its attempt uncounted."""
         return self._release([job])[job.id]
 
-    def crashed(self, job: ClaimedJob, evidence: str) -> Fate:
-        """The job's own process has died: queued again while attempts are left, else failed as WorkerLost."""
+    def crashed(self, job: ClaimedJob, evidence: str, send: Callable[[list[RoutedJob]], None] = lambda _: None) -> Fate:
+        """The job has ended its process or taken its memory: queued again while attempts are left, else failed as WorkerLost.
+
+        `send` is given what waits again; else a sweep sends it.
+        """
         freed, ended = self.retry_while_unavailable(
             partial(self._jobs.free_crashed, [job.id], self.claimant, evidence, attempt=job.attempt)
         )
         self._announcer.announce(ended)
-        log.error("trainer_lost", job=job.id, attempt=job.attempt, freed=len(freed), failed=len(ended), reason=evidence)
+        send(freed)
+        log.error("attempt_lost", job=job.id, attempt=job.attempt, freed=len(freed), failed=len(ended), reason=evidence)
         return Fate.RELEASED if freed else Fate.FAILED if ended else self.lost(job)
 
     def lost(self, job: ClaimedJob) -> Fate:

@@ -25,7 +25,7 @@ from forebay.storage.jobs.statements import CANCEL_CHILDREN
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
 from support.batches import MadeBatch
-from support.datasets import ABORTING, errors_of, faults_of, rows_of, vectors, write_parquet
+from support.datasets import ABORTING, ROWS_WITH_BOMB, errors_of, faults_of, rows_of, vectors, write_parquet
 from support.ledgers import new_ledger
 from support.waiting import wait_until
 from support.worker_stack import WorkerStack
@@ -112,6 +112,24 @@ def test_rows_that_kill_their_process_are_written_down_and_all_others_have_resul
     # Each costs two deaths of its shard, of 30 or 60 rows, one of a part of 4 or 8, and two alone; the first may take others.
     assert len([a for a in past(patient, job) if "a poisonous row" in a.reason]) <= len(poison) * (2 + 1 + 2) + 2
     assert max(Counter(patient.runs()).values()) <= 4, "a good row is run again only beside one that kills"
+
+
+def test_a_row_that_takes_more_memory_to_read_than_there_is_for_it_is_written_down_too(
+    tmp_path: Path, broker: str
+) -> None:
+    data = tmp_path / "in.parquet"
+    data.write_bytes(ROWS_WITH_BOMB)
+    with closing(WorkerStack(tmp_path, broker, **NEVER, CHILD_MEMORY_BYTES=str(2 << 30))) as stack:
+        model = stack.model("Slowly", max_batch_size=16, **SLOW)
+        stack.worker().ready()
+        job = stack.client.batch(model, data, tmp_path / "out", keep="id", max_attempts=2)
+        assert job.wait(240), job.info()
+        assert job.result(120).counts.failed == 1
+        assert rows_of(tmp_path / "out") == [{"id": i, "y": 2.0 * i} for i in range(1, 18) if i != 9]
+        [error] = errors_of(tmp_path / "out")
+        assert (error["row"], error["error"]) == (8, "WorkerLost")
+        assert "in.parquet' takes more memory than a child may have" in error["message"]
+        assert faults_of(job) == []
 
 
 READING_DIES = """

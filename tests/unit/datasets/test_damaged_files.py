@@ -18,7 +18,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import InputFile
 from forebay.datasets.formats import isolated
 from forebay.datasets.formats.source import get_source
-from support.datasets import ABORTING
+from support.datasets import ABORTING, BOMB
 from support.parts import files_of
 
 NUMBERS = np.random.default_rng(0).standard_normal(5000)
@@ -92,6 +92,15 @@ def test_a_file_that_wants_more_memory_than_there_is_for_it_is_refused(tmp_path:
     path.write_bytes(whole.replace(length, (3 << 30).to_bytes(8, "little")))
     with pytest.raises(InvalidInput, match=r"bomb\.arrow.*takes more than 2048 MiB of memory to read"):
         get_source("arrow").sample(*files_of(path))
+
+
+def test_a_few_bytes_that_decode_to_gigabytes_are_refused_before_anything_is_submitted(tmp_path: Path) -> None:
+    (tmp_path / "bomb.parquet").write_bytes(BOMB)
+    [file] = files_of(tmp_path / "bomb.parquet")
+    source = get_source("parquet")
+    assert [block.rows for block in source.layout(file, ["x"], 8)] == [1]
+    with pytest.raises(InvalidInput, match=r"bomb\.parquet.*takes more than 2048 MiB of memory to read"):
+        source.head(file, 1, ["x"], 1)
 
 
 def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: Any) -> None:

@@ -90,7 +90,10 @@ def test_a_single_row_is_run_until_its_last_attempt_and_then_written_down(tries:
     isolated = isolate(Store(), BatchCoordinator(), tries=tries, crashes=crashes, rows=1)
     assert (isolated.known_error is None) is run
     if not run:
-        assert str(isolated.known_error) == "the process that ran this row died 2 times; attempt 4 of 5: signal 9"
+        assert (
+            str(isolated.known_error)
+            == "this row ended its process, or took all its memory, 2 times; attempt 4 of 5: signal 9"
+        )
 
 
 def test_a_batch_that_kills_process_after_process_and_gets_nowhere_is_given_up() -> None:

@@ -99,6 +99,9 @@ class Pipeline:
                 if shard.over:
                     break
                 self._read.put((shard, (rows, _inputs(shard, rows))))
+        except MemoryError as error:  # as a death: it is cut until the row stands alone
+            shard.stop = shard.stop or StopReason.MEMORY
+            shard.error = without_frames(error)
         except Exception as error:  # noqa: BLE001 - a shard that cannot be read fails alone
             shard.error = without_frames(error)
         self._read.put((shard, None))

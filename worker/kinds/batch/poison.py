@@ -73,9 +73,8 @@ class PoisonIsolation:
                 raise
             return IsolatedShard(job, work, unreadable=error)
         if not given:
-            evidence = (
-                f"the process that ran this row died {job.crashes} times; {self._store.queries.crash_evidence(work.id)}"
-            )
+            told = self._store.queries.crash_evidence(work.id)
+            evidence = f"this row ended its process, or took all its memory, {job.crashes} times; {told}"
             return IsolatedShard(job, work, WorkerLost(evidence) if last and job.crashes > 1 else None)
         routed_jobs = self._store.split_suspect(work, kept, given, batch)
         if routed_jobs is None:

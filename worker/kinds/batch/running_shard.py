@@ -22,6 +22,7 @@ class StopReason(StrEnum):
     LOST = "lost"  # another worker has been given it
     CANCELED = "canceled"  # its batch has ended
     STOPPING = "stopping"  # this process has to stop
+    MEMORY = "memory"  # reading it takes more than this process may have
     DOUBTFUL = "doubtful"  # nobody knows which part of it is still its own: the ledger tells the next attempt
 
 

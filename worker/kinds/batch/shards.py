@@ -17,7 +17,7 @@ import pyarrow as pa
 import structlog
 
 from forebay.contract.errors import ForebayError, InvalidInput, LedgerUnavailable, OutcomeUnknown
-from forebay.contract.references import ModelRef
+from forebay.contract.references import ModelRef, shown
 from forebay.contract.requests.batch import BatchRequest, Piece, Shard
 from forebay.contract.requests.shards import ShardOutcome
 from forebay.datasets.planning.cutting import middle
@@ -45,6 +45,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+MOST_NAMED = 3  # files of a shard, in an error
 SPLIT_S = 2.0  # what half of the rest of a running shard must be worth
 
 
@@ -226,6 +227,8 @@ class ShardRunner:
                 return self.attempts.release(shard.job)
             case StopReason.CANCELED:
                 return self.attempts.cancel(shard.job)
+            case StopReason.MEMORY:
+                return self._out_of_memory(shard)
         if shard.error is None:
             try:
                 with self.writing():
@@ -238,6 +241,13 @@ class ShardRunner:
                 shard.error = error
         tried = shard.tried and getattr(shard.error, "errno", None) not in FULL  # no room says nothing about the shard
         return self.attempts.end_with_error(shard.job, shard.error, counted=tried)
+
+    def _out_of_memory(self, shard: RunningShard) -> Fate:
+        names = {shown(shard.request.files[piece.file].path) for piece in shard.work.pieces}
+        words = (
+            f"reading {', '.join(sorted(names)[:MOST_NAMED])} takes more memory than a child may have: {shard.error}"
+        )
+        return self.attempts.crashed(shard.job, words, self._coordinator.send)
 
     def _succeed(self, shard: RunningShard, outcome: ShardOutcome) -> Fate:
         if not self.attempts.retry_while_unavailable(partial(self._store.finish, shard.work, outcome)):
