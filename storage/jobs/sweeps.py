@@ -113,7 +113,7 @@ class JobSweeps:
     def purge(self, older_than_s: float, limit: int = 500, seconds: float = PURGE_S) -> int:
         """Delete jobs that ended longer ago than `older_than_s` seconds, `limit` to a transaction; how many.
 
-        For about so many `seconds`, in half of which it writes: on SQLite nobody else can meanwhile.
+        For about so many `seconds`, on SQLite in half of which it writes: nobody else can meanwhile.
         """
         before, until, deleted = self._ledger.now() - older_than_s, time.monotonic() + seconds, 0
         while True:
@@ -124,4 +124,5 @@ class JobSweeps:
             ended_at = time.monotonic()
             if done < limit or ended_at >= until:
                 return deleted
-            time.sleep(ended_at - began)
+            if self._ledger.sqlite:
+                time.sleep(ended_at - began)
