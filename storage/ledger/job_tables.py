@@ -29,43 +29,43 @@ def partial_index(name: str, where: str, *columns: str, unique: bool = False) ->
 
 
 jobs = Table(
-    "jobs",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("model", String(100), nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("queue", String(32), nullable=False),
-    Column("priority", SmallInteger, nullable=False),
-    Column("attempt", SmallInteger, nullable=False),  # only ever grows, so that it can fence every write
-    Column("uncounted", SmallInteger, nullable=False),  # of those: released unrun, or before a retry
-    Column("max_attempts", SmallInteger, nullable=False),
-    Column("worker", String(200)),
-    Column("lease_until", Double),
-    Column("created_at", Double, nullable=False),
-    Column("sent_at", Double, nullable=False),
-    Column("started_at", Double),
-    Column("finished_at", Double),
-    Column("deadline_at", Double),
-    Column("progress_done", Integer, nullable=False),
-    Column("progress_total", Integer, nullable=False),
-    Column("progress_message", Text, nullable=False),
-    Column("error_type", String(200)),
-    Column("error_message", Text),
-    Column("metadata", Text, nullable=False),
-    Column("parent_id", String(32)),
-    Column("client", String(64)),
-    Column("idempotency_key", String(200)),
-    Column("request_hash", String(64)),
-    Column("input_ref", String(80)),
-    Column("result_ref", String(80)),
-    Column("input", LargeBinary),
-    Column("result", LargeBinary),
-    Column("crashes", SmallInteger, nullable=False, server_default=text("0")),  # such a job runs alone
-    Column("cancel_requested_at", Double),  # a user wants this running job to stop
-    Column("not_before", Double),  # a queued job waits for this time, and has no message until then
-    Column("submitted_by", String(100)),  # over HTTP: the dialect, and the API key's name
+    "jobs", metadata,
+    Column("id", String(32), primary_key=True, comment="32 hexadecimal digits, in the order of submission"),
+    Column("kind", String(16), nullable=False, comment="what it asks for: predict, batch, shard, train, …"),
+    Column("state", String(16), nullable=False, comment="queued, running, succeeded, failed, canceled or expired"),
+    Column("model", String(100), nullable=False, comment="the model's name; empty for a job without one"),
+    Column("version", Integer, nullable=False, comment="the version that it runs"),
+    Column("queue", String(32), nullable=False, comment="the queue that it waits in"),
+    Column("priority", SmallInteger, nullable=False, comment="from 0, which comes first, to 9"),
+    Column("attempt", SmallInteger, nullable=False, comment="the last attempt's number; it only grows: it fences writes"),
+    Column("uncounted", SmallInteger, nullable=False, comment="attempts that do not count: released unrun, or before a retry"),
+    Column("max_attempts", SmallInteger, nullable=False, comment="how many attempts it may have"),
+    Column("worker", String(200), comment="the worker that runs it, or ran it last"),
+    Column("lease_until", Double, comment="until when the worker's claim holds"),
+    Column("created_at", Double, nullable=False, comment="when it was submitted"),
+    Column("sent_at", Double, nullable=False, comment="when its id was last sent to Redis"),
+    Column("started_at", Double, comment="when its last attempt started"),
+    Column("finished_at", Double, comment="when it reached its final state"),
+    Column("deadline_at", Double, comment="if it has not started by then, it expires"),
+    Column("progress_done", Integer, nullable=False, comment="how much is done, in the unit of its kind (rows, steps, …)"),
+    Column("progress_total", Integer, nullable=False, comment="how much there is to do; 0 when unknown"),
+    Column("progress_message", Text, nullable=False, comment="how it goes, in words"),
+    Column("error_type", String(200), comment="why it failed: the error's name"),
+    Column("error_message", Text, comment="why it failed, in words"),
+    Column("metadata", Text, nullable=False, comment="what the user noted with it, as JSON"),
+    Column("parent_id", String(32), comment="the batch, tune or training job that it is part of"),
+    Column("client", String(64), comment="the client whose Redis channel hears of its end"),
+    Column("idempotency_key", String(200), comment="the client's key; a second submission with it makes no second job"),
+    Column("request_hash", String(64), comment="hash of the request, to tell a repeat of the key from its misuse"),
+    Column("input_ref", String(80), comment="where the payload lies in the blob store, when it is large"),
+    Column("result_ref", String(80), comment="where the result lies in the blob store, when it is large"),
+    Column("input", LargeBinary, comment="the payload, when it is small"),
+    Column("result", LargeBinary, comment="the result, when it is small"),
+    Column("crashes", SmallInteger, nullable=False, server_default=text("0"),
+        comment="processes that died with it; it then runs alone"),
+    Column("cancel_requested_at", Double, comment="when a user asked the running job to stop"),
+    Column("not_before", Double, comment="a queued job waits for this time, and has no message until then"),
+    Column("submitted_by", String(100), comment="over HTTP: the dialect, and the API key's name"),
     # What waits, by queue: the sweeper's and `forebay queues`' view. With `created_at` PostgreSQL tells the age of a backlog
     # without a look at its rows.
     partial_index("ix_jobs_queued", "state = 'queued'", "queue", "priority", "id", "created_at"),
@@ -88,76 +88,76 @@ jobs = Table(
     # With the further columns a batch's shards are counted by state without a look at their rows.
     partial_index("ix_jobs_parent", "parent_id IS NOT NULL", "parent_id", "id", "state"),
     # What a batch has under way, and which batches and tunes live: looked at after each shard and with each sweep.
-    partial_index(
-        "ix_jobs_open_shards", "parent_id IS NOT NULL AND state IN ('queued', 'running')", "parent_id", "state"
-    ),
+    partial_index("ix_jobs_open_shards", "parent_id IS NOT NULL AND state IN ('queued', 'running')", "parent_id", "state"),
     partial_index("ix_jobs_live_parents", "kind IN ('batch', 'tune') AND state IN ('queued', 'running')", "state"),
     # Who refers to a blob: most jobs have none, and cost these nothing.
     partial_index("ix_jobs_input_ref", "input_ref IS NOT NULL", "input_ref"),
     partial_index("ix_jobs_result_ref", "result_ref IS NOT NULL", "result_ref"),
     partial_index("ux_jobs_idempotency", "idempotency_key IS NOT NULL", "idempotency_key", unique=True),
-)
+    comment="Every job, with its state, its input and its result.",
+)  # fmt: skip
 
-# Attempts that ended otherwise than by finishing their job, and outcomes that a retry took back: the past of a job whose row
-# only tells the present. A job that runs once and ends has no row here.
 job_attempts = Table(
-    "job_attempts",
-    metadata,
-    Column("job_id", String(32), nullable=False),
-    Column("attempt", SmallInteger, nullable=False),
-    Column("ended", String(16), nullable=False),  # lost, released, refused, or the final state that was retried
-    Column("worker", String(200)),
-    Column("started_at", Double),
-    Column("ended_at", Double, nullable=False),
-    Column("reason", Text, nullable=False),
+    "job_attempts", metadata,
+    Column("job_id", String(32), nullable=False, comment="the job"),
+    Column("attempt", SmallInteger, nullable=False, comment="the attempt's number, from 1"),
+    Column("ended", String(16), nullable=False, comment="lost, released, refused, or the final state that was retried"),
+    Column("worker", String(200), comment="the worker that ran it"),
+    Column("started_at", Double, comment="when the attempt started"),
+    Column("ended_at", Double, nullable=False, comment="when the attempt ended"),
+    Column("reason", Text, nullable=False, comment="why it ended, in words"),
     PrimaryKeyConstraint("job_id", "attempt", "ended"),
     ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
-)
+    comment="Attempts that did not finish their job, and outcomes that a retry took back. A job that runs once has none.",
+)  # fmt: skip
 
 batches = Table(
-    "batches",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("output", Text, nullable=False),
-    Column("files", Integer, nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    Column("next_file", Integer, nullable=False),  # up to where shards have been planned
-    Column("next_first", BigInteger, nullable=False),
-    Column(
-        "steps", Integer, nullable=False
-    ),  # grows with each step of planning: of two that plan at once, one is heard
-    Column("planned", Boolean, nullable=False),
-    Column("part_schema", LargeBinary, nullable=False),  # of all its parts, as Arrow writes a schema
+    "batches", metadata,
+    Column("id", String(32), primary_key=True, comment="the batch's job"),
+    Column("output", Text, nullable=False, comment="the output folder"),
+    Column("files", Integer, nullable=False, comment="number of input files"),
+    Column("bytes", BigInteger, nullable=False, comment="size of all input files"),
+    Column("next_file", Integer, nullable=False, comment="planning goes on in this input file, counted from 0"),
+    Column("next_first", BigInteger, nullable=False, comment="planning goes on from this row of that file"),
+    Column("steps", Integer, nullable=False, comment="number of planning steps: of two that plan at once, one is refused"),
+    Column("planned", Boolean, nullable=False, comment="whether all shards have been planned"),
+    Column("part_schema", LargeBinary, nullable=False, comment="the schema of all output parts, as Arrow writes one"),
     ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
-)
+    comment="How far the planning of each batch job is; its request and state are in `jobs`.",
+)  # fmt: skip
 
 shards = Table(
-    "shards",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("batch_id", String(32), nullable=False),
-    Column("pieces", Text, nullable=False),
-    Column("planned", Text),  # the pieces as they were planned; none of a shard that was split off another
-    Column("part", String(100), nullable=False),
-    Column("rows", BigInteger, nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    Column("rows_done", BigInteger, nullable=False),  # of the attempt that runs or has ended; failed rows beside them
-    Column("rows_failed", BigInteger, nullable=False),
-    Column("seconds", Double, nullable=False),
-    Column("outcome", Text),
+    "shards", metadata,
+    Column("id", String(32), primary_key=True, comment="the shard's job"),
+    Column("batch_id", String(32), nullable=False, comment="the batch's job"),
+    Column("pieces", Text, nullable=False, comment="the ranges of the input files that it has, as JSON"),
+    Column("planned", Text, comment="the ranges as first planned, as JSON; null when split off another shard"),
+    Column("part", String(100), nullable=False, comment="name of its output part, in the order of the input"),
+    Column("rows", BigInteger, nullable=False, comment="number of its rows, estimated until they have been read"),
+    Column("bytes", BigInteger, nullable=False, comment="size of its ranges in the input files"),
+    Column("rows_done", BigInteger, nullable=False, comment="rows with a result, in the attempt that runs or has ended"),
+    Column("rows_failed", BigInteger, nullable=False, comment="rows without a result, in the same attempt"),
+    Column("seconds", Double, nullable=False, comment="how long that attempt has run"),
+    Column("outcome", Text, comment="files written and errors counted, as JSON; null until it succeeds"),
     ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
     Index("ix_shards_batch", "batch_id", "part"),
     # How many rows of a batch have failed, and which shards know why: most have none, and cost it nothing.
     partial_index("ix_shards_failed", "rows_failed > 0", "batch_id", "rows_failed"),
-)
+    comment="The shards of batches: which rows each has, and what came of it. Each shard is a job too.",
+)  # fmt: skip
 
-# The train jobs of a tune. `value` is what they are compared by: the best of a trial that has ended, of another where it was
-# `pruned`, at that step. The best trial so far has an artifact, and `made`, the version that it would become.
 trials = Table(
-    "trials", metadata, Column("id", String(32), primary_key=True), Column("tune_id", String(32), nullable=False),
-    Column("number", Integer, nullable=False), Column("params", Text, nullable=False), Column("value", Double),
-    Column("pruned", Integer), Column("artifact", String(80)), Column("made", Text),
+    "trials", metadata,
+    Column("id", String(32), primary_key=True, comment="the trial's job"),
+    Column("tune_id", String(32), nullable=False, comment="the tune's job"),
+    Column("number", Integer, nullable=False, comment="the trial's number within its tune, from 0"),
+    Column("params", Text, nullable=False, comment="the parameters that it tries, as JSON"),
+    Column("value", Double, comment="what trials are compared by: its best value, or that at the step of pruning"),
+    Column("pruned", Integer, comment="the step at which it was stopped early; null when it was not"),
+    Column("artifact", String(80), comment="blob of the trained model; only the best trial so far keeps one"),
+    Column("made", Text, comment="the version that it would become, as JSON; only of the best trial so far"),
     ForeignKeyConstraint(["id"], ["jobs.id"], ondelete="CASCADE"),
     Index("ux_trials_number", "tune_id", "number", unique=True),
     partial_index("ix_trials_artifact", "artifact IS NOT NULL", "artifact"),
+    comment="The trials of tunes: each is a training job.",
 )  # fmt: skip

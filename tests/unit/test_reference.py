@@ -140,6 +140,13 @@ def test_every_route_is_there_with_its_scope_and_every_body_with_its_fields() ->
     assert all(f"`{field}`" in section("http.md", "Submit") for field in Submit.__struct_fields__)
 
 
+def test_every_table_and_column_says_what_it_means() -> None:
+    silent = [
+        f"{table}.{column.name}" for table in metadata.tables.values() for column in table.columns if not column.comment
+    ]
+    assert not silent + [name for name, table in metadata.tables.items() if not table.comment]
+
+
 def test_every_table_is_there_with_its_columns_and_indexes() -> None:
     assert headings("database.md") == sorted(metadata.tables)
     for table in metadata.tables.values():
