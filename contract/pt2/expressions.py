@@ -40,11 +40,11 @@ _NUMBERS = {
     "Float": 1,
     "Rational": 2,
 }  # how many arguments they take: a second one of Float is its precision
-_MAX_TEXT, _MAX_EXPONENT, _MAX_PRECISION = 20_000, 64, 256
+_MAX_TEXT, _MAX_EXPONENT, _MAX_PRECISION = 20_000, 32, 256
 _MAX_DEPTH = 100
 _MAX_TERMS, _MAX_DEGREE, _MAX_BITS = (
     200,
-    128,
+    32,
     4096,
 )  # of an expression, multiplied out; more terms if the text is as long
 _MAX_TOTAL = 1_000_000  # of the squares of the terms in all expressions that grow

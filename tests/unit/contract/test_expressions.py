@@ -1,9 +1,17 @@
 """Symbolic sizes of a .pt2 file: plain arithmetic passes, and what would keep sympy busy is refused in an instant."""
 
+import random
+import time
+from contextlib import suppress
+
 import pytest
+import sympy
+from torch.utils._sympy import functions as torch_functions
 
 from forebay.contract.errors import ModelRefused
 from forebay.contract.pt2.expressions import check_expression, check_total
+
+MOST_S = 10.0  # of processor time, for one expression
 
 
 def s(i: int) -> str:
@@ -71,3 +79,46 @@ def test_many_that_each_may_pass_are_refused_together() -> None:
     check_total([total(100)] * 5000)
     with pytest.raises(ModelRefused, match="together"):
         check_total(texts)
+
+
+def drawn(dice: random.Random, depth: int) -> str:
+    """An expression of the names that a file may use, as somebody might nest them who means harm."""
+    if depth == 0:
+        return dice.choice(
+            [f"s{dice.randrange(8)}", f"s{dice.randrange(3)}", dice.choice(["1", "2", "7", "64", "127"])]
+        )
+
+    def part() -> str:
+        return drawn(dice, depth - 1)
+
+    match dice.choice(["sum", "power", "power", "fraction", "fraction", "index", "+", "*"]):
+        case "sum":
+            return f"{dice.choice(['Add', 'Mul', 'Max', 'Min'])}({', '.join(part() for _ in range(dice.choice([2, 3, 4])))})"
+        case "power":
+            return f"{dice.choice(['Pow', 'PowByNatural'])}({part()}, {dice.choice([2, 3, 4, 8, 16, 32, 64])})"
+        case "fraction":
+            names = ["FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "Mod", "PythonMod"]
+            return f"{dice.choice(names)}({part()}, {part()})"
+        case "index":
+            return f"ModularIndexing({part()}, {dice.choice([1, 2, 3])}, {part()})"
+        case sign:
+            return f"({part()} {sign} {part()})"
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 11))])
+def test_whatever_passes_costs_sympy_little(seed: int) -> None:
+    dice, known = random.Random(seed), {f"s{i}": sympy.Symbol(f"s{i}", integer=True, positive=True) for i in range(8)}
+    functions = {name: getattr(sympy, name) for name in ("Add", "Mul", "Pow", "Max", "Min")} | vars(torch_functions)
+    passed, costs = 0, [0.0]
+    for _ in range(100 if seed == 0 else 2000):
+        text = drawn(dice, dice.randint(2, 6))
+        try:
+            check_expression(text)
+        except ModelRefused:
+            continue
+        passed, started = passed + 1, time.process_time()
+        with suppress(Exception):  # what has no value is refused when the file is loaded
+            eval(text, functions | known)  # noqa: S307 - it is plain arithmetic
+        costs.append(time.process_time() - started)
+    assert passed > (10 if seed == 0 else 500)
+    assert max(costs) < MOST_S, sorted(costs)[-5:]
