@@ -76,7 +76,8 @@ def decode_image(data: bytes, *, gray: bool = False, oriented: bool = True) -> N
         pixels = pixels.transpose(Image.Transpose[turn])
     if pixels.mode == "P":  # by way of RGBA, since Pillow warns of transparency in palettes
         pixels = pixels.convert("RGBA")
-    return np.asarray(pixels.convert("L" if gray else "RGB"))
+    mode = "L" if gray else "RGB"
+    return np.asarray(pixels if pixels.mode == mode else pixels.convert(mode))  # converting copies in any case
 
 
 def _eight_bits(image: Any) -> Any:

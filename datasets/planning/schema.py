@@ -45,15 +45,16 @@ class KeptTypes:
             if given is None:
                 continue
             kind = plain_type(given)
-            before, path = self._found.get(name, (kind, file.path))
-            together = widened(before, kind)
+            before, path = self._found.get(name, (None, file.path))
+            together = kind if before is None else widened(before, kind)
             if together is None:
                 raise InvalidInput(
                     f"keep: column {shown(name)} is {kind} in {shown(file.path)} but {before} in {shown(path)}, and no type "
                     "holds the values of both; convert one of them, or leave the column out of keep"
                 )
-            _check_writable(name, together, file)
-            self._found[name] = (together, file.path if together != before else path)
+            if together != before:
+                _check_writable(name, together, file)
+                self._found[name] = (together, file.path)
 
     def types(self) -> dict[str, pa.DataType]:
         return {name: settled(kind) for name, (kind, _) in self._found.items()}

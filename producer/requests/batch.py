@@ -104,7 +104,7 @@ def _check_files(request: BatchRequest, model: ModelVersion, first: InputFile) -
     """The first, the last, and as many others as there is time for; the rest is checked when its shards are planned."""
     until, kept = time.monotonic() + CHECK_S, KeptTypes(request.keep)
     kept.add(first, check_file(request, model.signature, first))
-    if request.format in (*MEDIA, ARROW) and not request.keep:
+    if request.format in MEDIA or (request.format == ARROW and not request.keep):
         return
     for file in [request.files[-1], *request.files]:
         kept.add(file, check_file(request, model.signature, file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forebay.contract.errors import Transient, without_frames
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import ARRAY_DTYPES
 from forebay.datasets.columns import Values, take
+from forebay.datasets.formats.source import CHUNK_ROWS
 from forebay.datasets.reading.inputs import Inputs
 from forebay.datasets.writing.outputs import ModelOutputs, Outputs
 from forebay.worker.execution.engine import Columns, Engine
@@ -18,8 +22,19 @@ from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.runtimes import Interrupted
 
 CHUNK_BATCHES = 32  # the device's batches in a chunk: texts of like length are looked for among so many
+CHUNK_BYTES = (
+    8 << 20
+)  # of a chunk's arrays, unless those of a batch are more: so that the device begins early, and ends soon
 
 Ran = Callable[[int, float], None]
+
+
+def chunk_rows(spec: ModelVersion) -> int:
+    """How many rows to read at once for this model, at most: whole batches."""
+    fields = [field for field in spec.signature.inputs or () if field.dtype in ARRAY_DTYPES]
+    row_bytes = sum(ARRAY_DTYPES[f.dtype].itemsize * math.prod(max(1, n) for n in f.shape) for f in fields)
+    batches = CHUNK_BYTES // max(1, row_bytes * spec.max_batch_size)
+    return min(CHUNK_ROWS, max(1, min(batches, CHUNK_BATCHES)) * spec.max_batch_size)
 
 
 def run_chunk(

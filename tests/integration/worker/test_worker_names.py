@@ -1,9 +1,15 @@
 """What the workers of a machine are called: by device and purpose, none twice."""
 
 import os
+import platform
 import signal
+import subprocess
+import sys
+import threading
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +20,7 @@ from forebay.contract.wire.dispatch import Dispatcher
 from forebay.contract.wire.messages import RoutedJob
 from forebay.contract.wire.payload import pack_input
 from forebay.storage.workers import WorkerRegistry
+from forebay.worker.parent import supervisor
 from forebay.worker.parent.devices import WorkerPlan
 from forebay.worker.parent.supervisor import name_workers
 from support.jobs import new
@@ -47,6 +54,38 @@ def test_workers_are_called_by_their_device_and_a_name_that_lives_is_not_given_a
 
 def test_a_name_that_is_set_is_given_once(home: Path) -> None:
     assert names(home, worker_name="big") == ["big", "cpu-big", "train-big"]
+
+
+def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What `forebay worker` starts a worker with."""
+    started: list[Any] = []
+    done = threading.Event()
+    done.set()
+    monkeypatch.setattr(supervisor, "stop_signal", lambda: done)
+    monkeypatch.setattr(
+        supervisor, "ProcessSupervisor", lambda made: started.extend(made) or SimpleNamespace(stop=bool)
+    )
+    assert supervisor.run_workers(Settings.load({}, home=home), ["cpu"], 1) == 0
+    return dict(started[0].env)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_a_worker_uses_freed_memory_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    faults = """
+import resource
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (40 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    found = subprocess.check_output([sys.executable, "-c", faults], env=environment(home, monkeypatch))
+    assert int(found) < 1000, "40 MiB are 10,240 pages"
+
+
+def test_the_allocator_is_as_whoever_starts_a_worker_wants_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    assert environment(home, monkeypatch)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2"
 
 
 def test_a_worker_whose_child_dies_frees_nothing_of_another_worker_with_its_name(tmp_path: Path, broker: str) -> None:

@@ -15,7 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.batch import InputFile
 from forebay.contract.signature import Signature
+from forebay.datasets.formats.source import Sample
+from forebay.datasets.planning.schema import KeptTypes
 from forebay.datasets.widening import widened
 from support.datasets import errors_of, rows_of
 from support.parts import run_batch, write_tables
@@ -228,3 +231,13 @@ def test_null_stays_null_in_kept_text_of_json_lines(tmp_path: Path) -> None:
         tmp_path / "out", files, lambda x: x, X, keep=("k",), format="jsonl", keep_types={"k": "string"}, row_bytes=10
     )
     assert [row["k"] for row in rows_of(out)] == ["a", None, None, '{"n": 1}']
+
+
+def test_whether_parquet_holds_a_kept_type_is_tried_once_for_each_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[pa.DataType] = []
+    monkeypatch.setattr(pq, "write_table", lambda table, _: tried.append(table.schema.field("k").type))
+    kept = KeptTypes(["k"])
+    for i, kind in enumerate([pa.int32(), pa.int32(), pa.int64(), pa.int32(), pa.int64()]):
+        kept.add(InputFile(str(i), 1), Sample({"k": kind}, empty=False))
+    assert tried == [pa.int32(), pa.int64()]
+    assert kept.types() == {"k": pa.int64()}

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from forebay.contract.errors import ForebayError
 from forebay.contract.model import ModelVersion
-from forebay.contract.signature import Signature
+from forebay.contract.signature import Field, Signature
 from forebay.datasets.reading.inputs import Inputs
 from forebay.datasets.writing.outputs import ModelOutputs
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
-from forebay.worker.execution.chunks import run_chunk
+from forebay.worker.execution.chunks import chunk_rows, run_chunk
 from forebay.worker.execution.engine import Engine, forward
 from forebay.worker.execution.model_cache import LoadedModel
 
@@ -215,3 +215,15 @@ def test_columns_of_another_length_than_their_rows_fail_every_row() -> None:
     model.predict_columns = lambda columns: {"y": columns["x"][:0]}  # type: ignore[method-assign]
     made = run(model, 3, Ceilings())
     assert [type(error) for error in made.errors.values()] == [ForebayError] * 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "rows"),
+    [
+        ((224, 224, 3), 64, 64), ((64, 64, 3), 64, 640), ((), 64, 2048), ((), 1024, 16_384), ((2000, 2000, 3), 8, 8),
+        ((-1, -1, 3), 64, 2048),
+    ],
+)  # fmt: skip
+def test_a_chunk_is_whole_batches_of_few_bytes(shape: tuple[int, ...], batch: int, rows: int) -> None:
+    inputs = (Field("image", "uint8", shape),)
+    assert chunk_rows(ModelVersion("m", 1, "python", "", "none", 0, Signature(inputs), max_batch_size=batch)) == rows

@@ -16,11 +16,11 @@ import structlog
 
 from forebay.contract.errors import ForebayError, without_frames
 from forebay.contract.requests.batch import TO_THE_END
-from forebay.datasets.formats.source import CHUNK_ROWS, ISOLATED
+from forebay.datasets.formats.source import ISOLATED
 from forebay.datasets.reading.inputs import Inputs, convert
 from forebay.datasets.reading.rows import Rows, read_pieces, unread_pieces
 from forebay.storage.jobs.records import ClaimedJob
-from forebay.worker.execution.chunks import CHUNK_BATCHES
+from forebay.worker.execution.chunks import chunk_rows
 from forebay.worker.kinds.batch.running_shard import RunningShard, StopReason
 from forebay.worker.kinds.batch.shards import ShardRunner
 
@@ -157,8 +157,7 @@ def _rows(shard: RunningShard) -> Iterator[Rows]:
     ends = {piece.last for piece in shard.work.pieces}
     if shard.known_error is not None and shard.request.format in ISOLATED and TO_THE_END not in ends:
         return unread_pieces(shard.range)
-    size = min(CHUNK_ROWS, CHUNK_BATCHES * shard.spec.max_batch_size)
-    return read_pieces(shard.request, shard.range, size)
+    return read_pieces(shard.request, shard.range, chunk_rows(shard.spec))
 
 
 def _inputs(shard: RunningShard, rows: Rows) -> Inputs:
