@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from msgspec.structs import asdict
+from sqlalchemy import text
 
 from forebay import InvalidInput, JobCanceled, JobFailed
 from forebay.contract.job import JobState
@@ -319,14 +320,48 @@ def test_the_audit_counts_the_input_too(stack: WorkerStack, tmp_path: Path) -> N
     job = stack.client.batch("net", tmp_path / "in.jsonl", tmp_path / "out", columns="x", shard_rows=100)
     assert [file.rows for file in succeeded(job).parts] == [100, 100]
     assert audit(stack.client.session, job.id)["input"] == 200
-    text = (tmp_path / "in.jsonl").read_text()
-    (tmp_path / "in.jsonl").write_text(text.replace("}\n", "} ", 1))
+    told = (tmp_path / "in.jsonl").read_text()
+    (tmp_path / "in.jsonl").write_text(told.replace("}\n", "} ", 1))
     assert faults_of(job) == [
         "part-000000-000000000000000: its input holds 99 rows, and 100 have results or errors",
         "the input holds 199 rows, and 200 have results or errors",
     ]
-    (tmp_path / "in.jsonl").write_text(text[:-40])
+    (tmp_path / "in.jsonl").write_text(told[:-40])
     assert "the input cannot be counted" in faults_of(job)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda last: last + 1, "rows 100 to 101 of {} are covered twice"),
+        (lambda last: last - 1, "of {} rows 0 to 200 were planned, and the parts cover 0 to 99, 100 to 200"),
+    ],
+)
+def test_neither_the_end_of_a_batch_nor_its_audit_takes_parts_that_do_not_cover_the_input_once(
+    stack: WorkerStack, tmp_path: Path, change: Callable[[int], int], words: str
+) -> None:
+    data = write_parquet(tmp_path / "in", [vectors(200)])
+    job = stack.client.batch("net", data, tmp_path / "out", columns="x", shard_rows=100)
+    assert len(succeeded(job).parts) == 2
+    fault = words.format(tmp_path / "in" / "000.parquet")
+    with stack.ledger.write() as connection:
+        first = connection.execute(
+            text("SELECT id, pieces FROM shards WHERE batch_id = :id ORDER BY part LIMIT 1"), {"id": job.id}
+        ).one()
+        [piece] = json.loads(first.pieces)
+        piece[2] = change(piece[2])
+        connection.execute(
+            text("UPDATE shards SET pieces = :pieces WHERE id = :id"), {"pieces": json.dumps([piece]), "id": first.id}
+        )
+    assert fault in faults_of(job)
+    with stack.ledger.write() as connection:  # as if it had not ended yet; a sweep finds it
+        connection.execute(
+            text("UPDATE jobs SET state = 'running', finished_at = NULL, sent_at = 0 WHERE id = :id"), {"id": job.id}
+        )
+    wait_until(lambda: stack.store.queries.get(job.id).state is JobState.FAILED, "the batch has failed")
+    error = stack.store.queries.get(job.id).error
+    assert error is not None
+    assert (error.type, error.message.partition("; ")[2]) == ("PartsMismatch", "submit the batch anew")
 
 
 def test_a_batch_runs_on_postgres(tmp_path: Path, broker: str, postgres_database: str) -> None:
