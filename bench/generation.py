@@ -17,7 +17,6 @@ from bench import networks
 from bench.stack import temporary_folder
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
-from forebay.worker.execution.engine import cut
 from forebay.worker.runtimes import get_runtime
 
 PROMPTS, LONGEST, TOKENS, BATCH, VOCABULARY = 128, 200, 64, 16, 600
@@ -47,11 +46,7 @@ def _measure(rounds: int, other: Callable[[Any, Prompts], list[list[int]]]) -> l
 
         def run() -> list[str]:
             rows = [ours.preprocess({"prompt": prompt, "max_tokens": TOKENS}) for prompt in prompts]
-            made: list[str] = [""] * PROMPTS
-            for batch in cut(range(PROMPTS), BATCH, key=lambda _: 0, alone=lambda _: None, cost=lambda i: rows[i].cost):
-                for i, result in zip(batch, ours.predict([rows[i] for i in batch]), strict=True):
-                    made[i] = result["text"]
-            return made
+            return [result["text"] for result in ours.predict(rows)]
 
         ratios = []
         for i in range(rounds + 1):  # the first warms up

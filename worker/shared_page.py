@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,23 +156,13 @@ class TimeLimitedModel:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._model, name)
-        if name == "generate":
-            return partial(self._generate, found)
+        if name == "run_each":  # rows that take too long it ends itself: here only its steps are limited
+            return lambda *given: _TimeLimitedRows(found(*given), self._limited)
         if name == "differentiable":
             return lambda rows: replace(d := found(rows), forward=self._limited(d.forward, MAIN))
         if name in ("predict", "predict_columns", "run", "preprocess", "postprocess", "prepare", "count_tokens"):
             return self._limited(found, PREPARE if name == "prepare" else MAIN)
         return found
-
-    def _generate(self, generate: Callable[..., Any], rows: Any, between: Callable[[Any], Any]) -> Any:
-        """The model itself ends rows that take too long: here only its single steps are limited."""
-
-        def still_here(pieces: Any) -> Any:
-            self._page.extend(self._seconds)
-            return between(pieces)
-
-        with self._page.limit(self._seconds):
-            return generate(rows, still_here)
 
     def _limited(self, step: Callable[..., Any], line: int) -> Callable[..., Any]:
         def limited(*args: Any) -> Any:
@@ -181,6 +170,11 @@ class TimeLimitedModel:
                 return step(*args)
 
         return limited
+
+
+class _TimeLimitedRows:
+    def __init__(self, running: Any, limited: Callable[[Callable[..., Any], int], Callable[..., Any]]) -> None:
+        self.wait, self.cancel, self.close = limited(running.wait, MAIN), running.cancel, running.close
 
 
 class PageRefused(ForebayError):

@@ -42,8 +42,8 @@ def run_chunk(
 ) -> ModelOutputs:
     """The outputs of a chunk's good rows, and the errors of the others; a Transient one is no row's own, and is raised.
 
-    `ran` is called after each batch with its rows and seconds; it may raise to stop. `stopped` is asked within a batch, where a
-    model generates, and Interrupted is raised when `ran` does not.
+    `ran` is called after each batch with its rows and seconds; it may raise to stop. `stopped` is asked after each batch,
+    and while rows run side by side; Interrupted is raised when `ran` does not.
     """
     if not len(inputs.good):
         return ModelOutputs(inputs.good, [], dict(inputs.bad))
@@ -54,7 +54,7 @@ def run_chunk(
     else:
         made, errors = _by_rows(engine, loaded, inputs.rows(), ran, stopped, tokens)
     for error in errors.values():
-        if isinstance(error, Transient | Interrupted):
+        if isinstance(error, Transient):
             raise error
     if not errors:
         return ModelOutputs(inputs.good, made, dict(inputs.bad), tokens)
@@ -114,6 +114,7 @@ def _by_rows(
         except Exception as error:  # noqa: BLE001 - this row's own error
             errors[i] = without_frames(error)
     good = [i for i in range(len(rows)) if i not in errors]
+    left = len(good)
     running = engine.run_rows(
         loaded, good, rows.__getitem__, insist=True, recut=stopped, skip=lambda _: stopped()
     )  # fmt: skip
@@ -126,4 +127,7 @@ def _by_rows(
                 except Exception as error:  # noqa: BLE001 - this row's own error
                     errors[i] = without_frames(error)
             ran(len(batch.items), batch.seconds)
+            left -= len(batch.items)
+    if left:
+        raise Interrupted
     return made, errors

@@ -8,7 +8,7 @@ it is not the size of the batch that is to blame.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from forebay.contract.errors import ForebayError, without_frames
-from forebay.contract.generation import tokens_told
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
 from forebay.contract.values import stack_key
 from forebay.worker.execution.ceilings import MemoryCeilings, is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.model_cache import LoadedModel
-from forebay.worker.runtimes import Piece
+from forebay.worker.runtimes import Piece, Progress
 
 T = TypeVar("T")
 
@@ -34,7 +33,6 @@ LOOK_S = 0.2  # between two looks whether rows that run side by side are to go o
 Columns = Mapping[str, NDArray[Any]]
 Predict = Callable[[Sequence[Row]], Sequence[Any]]
 TooLarge = Callable[[int], None]
-Follow = Callable[[int, int, Sequence[Piece]], Collection[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +82,13 @@ class Engine:
 
         What is left is cut anew when a batch did not fit into memory, and when `recut`, asked after each batch, says so:
         then without the items to `skip`. Rows of a model that runs them side by side come as they end, and in batches of none
-        while none does; with `insist` it tries again itself what may pass. Of a model that generates, `recut` is asked between
-        two tokens as well; the items to skip are then Interrupted, and `tell` gets the text that the others have so far.
+        while none does: of these, those to skip are given up as soon as `recut` says so, and `tell` gets the text that the others
+        have so far. With `insist` such a model tries again itself what may pass.
         """
         spec, model = loaded.spec, loaded.model
         if hasattr(model, "run_each"):
-            yield from self._run_each(loaded, items, model.run_each([row(item) for item in items], insist), recut, skip)
+            for group in cut(items, len(items), key=lambda _: None, alone=alone):
+                yield from self._run_each(loaded, group, row, insist, recut, skip, tell)
             return
         cost = (lambda item: model.cost(row(item))) if hasattr(model, "cost") else None
         left = list(items)
@@ -98,35 +97,18 @@ class Engine:
             batches = list(
                 cut(left, limit, key=lambda i: stack_key(row(i)), alone=alone, cost=cost, max_cost=spec.max_batch_tokens)
             )  # fmt: skip
-            left, cut_anew = [], False
-
-            def follow(number: int, first: int, pieces: Sequence[Piece], batches: list[list[T]] = batches) -> list[int]:
-                nonlocal cut_anew
-                if pieces:
-                    tell([(batches[number][first + piece.row], piece) for piece in pieces])
-                    first_texts = sum(piece.start == piece.choice == 0 for piece in pieces)
-                    took = time.perf_counter() - started  # noqa: B023 - of the batch that runs now
-                    self._metrics.first_texts((spec.name, spec.version), [took] * first_texts)
-                if not recut():
-                    return []
-                cut_anew = True
-                return [i for i, item in enumerate(batches[number][first:]) if skip(item)]
-
+            left = []
             rows = [[row(item) for item in batch] for batch in batches]
-            results = forward_all(model, rows, partial(self._too_large, spec), follow)
+            results = forward_all(model, rows, partial(self._too_large, spec))
             for number, batch in enumerate(batches, start=1):
                 started = time.perf_counter()
                 outputs = next(results)
                 seconds = time.perf_counter() - started
                 costs = [cost(item) for item in batch] if cost is not None else [0]
-                generated = tokens_told(outputs) if hasattr(model, "generate") else (0, 0)
-                if generated != (0, 0):
-                    self._metrics.answered((spec.name, spec.version), {}, [], *generated)
-                done = Batch(batch, outputs, seconds, sum(costs), max(costs) * len(costs), generated)
+                done = Batch(batch, outputs, seconds, sum(costs), max(costs) * len(costs))
                 self._ran(spec, len(batch), seconds, done.tokens, done.padded)
                 yield done
-                cut_anew = recut() or cut_anew or self._ceilings.rows(spec) < limit
-                if cut_anew and number < len(batches):
+                if (recut() or self._ceilings.rows(spec) < limit) and number < len(batches):
                     left = [item for rest in batches[number:] for item in rest if not skip(item)]
                     break
 
@@ -134,25 +116,44 @@ class Engine:
         self,
         loaded: LoadedModel,
         items: Sequence[T],
-        running: Any,
+        row: Callable[[T], Row],
+        insist: bool,
         recut: Callable[[], bool],
         skip: Callable[[T], bool],
+        tell: Callable[[Sequence[tuple[T, Piece]]], None],
     ) -> Generator[Batch[T], None, None]:
-        left = set(range(len(items)))
+        spec, key = loaded.spec, (loaded.spec.name, loaded.spec.version)
+        left = {i for i, item in enumerate(items) if not skip(item)}
+        rows = [row(item) for item in items]
+        running = loaded.model.run_each(rows, insist, partial(self._ceilings.rows, spec))  # type: ignore[attr-defined]
         with closing(running):
+            for i in set(range(len(items))) - left:
+                running.cancel(i)
             while left:
                 started = time.perf_counter()
-                progress = running.wait(LOOK_S)
+                progress: Progress = running.wait(LOOK_S)
+                seconds = time.perf_counter() - started
                 tokens = progress.prompt_tokens, progress.completion_tokens
-                model = loaded.spec.name, loaded.spec.version
-                self._metrics.answered(model, progress.requests, progress.seconds, *tokens)
+                self._metrics.answered(key, progress.requests, progress.seconds, *tokens)
+                self._metrics.first_texts(key, progress.first_texts)
+                self._note_failures(spec, progress.failures)
+                if progress.rows:
+                    self._ran(spec, progress.rows, seconds, progress.tokens, progress.padded)
+                if progress.pieces:
+                    tell([(items[piece.row], piece) for piece in progress.pieces])
                 made = [i for i in progress.outputs if i in left]
                 left.difference_update(made)
                 outputs = [progress.outputs[i] for i in made]
-                yield Batch([items[i] for i in made], outputs, time.perf_counter() - started, generated=tokens)
+                yield Batch([items[i] for i in made], outputs, seconds, progress.tokens, progress.padded, tokens)
                 for i in [i for i in left if skip(items[i])] if recut() else ():
                     running.cancel(i)
                     left.remove(i)
+
+    def _note_failures(self, spec: ModelVersion, failures: Sequence[tuple[int, Exception]]) -> None:
+        """That rows do not fit together, unless one does not even alone."""
+        too_large = [rows for rows, error in failures if is_out_of_memory(error)]
+        if too_large and min(too_large) > 1:
+            self._too_large(spec, min(too_large))
 
     def run_columns(self, loaded: LoadedModel, columns: Columns) -> Generator[ColumnBatch, None, None]:
         """Each batch of a model that takes whole arrays, `(rows, *shape)` by input, once it has run."""
@@ -212,19 +213,13 @@ def _cut_by_cost(priced: list[tuple[int, T]], max_size: int, max_cost: int | Non
         start += size
 
 
-def forward_all(
-    model: Any, batches: Sequence[Sequence[Row]], too_large: TooLarge, follow: Follow = lambda *_: ()
-) -> Iterator[list[Any]]:
+def forward_all(model: Any, batches: Sequence[Sequence[Row]], too_large: TooLarge) -> Iterator[list[Any]]:
     """For each batch its rows' outputs, or exceptions, in order.
 
     A model may split `predict` into `prepare(rows)` (tokenize, stack, copy to the device) and `run(prepared)`: then the next
     batch is prepared in a thread while one runs. `too_large(n)` is called when n rows did not fit into memory, and each
-    alone did. One that generates calls `follow` with the batch's number, the number of the first row that it has in hand, and
-    what its `between` is called with.
+    alone did.
     """
-    if hasattr(model, "generate"):
-        yield from (_generate(model, rows, too_large, partial(follow, number)) for number, rows in enumerate(batches))
-        return
     if len(batches) < 2 or not hasattr(model, "prepare"):
         yield from (forward(model.predict, rows, too_large) for rows in batches)
         return
@@ -242,15 +237,6 @@ def forward(predict: Predict, rows: Sequence[Row], too_large: TooLarge = lambda 
     return _flat(
         halved(lambda start, stop: _one_each(predict(rows[start:stop]), stop - start), 0, len(rows), too_large)
     )
-
-
-def _generate(
-    model: Any, rows: Sequence[Row], too_large: TooLarge, follow: Callable[[int, Sequence[Piece]], Collection[int]]
-) -> list[Any]:
-    def run(start: int, stop: int) -> list[Any]:
-        return _one_each(model.generate(rows[start:stop], partial(follow, start)), stop - start)
-
-    return _flat(halved(run, 0, len(rows), too_large))
 
 
 def _flat(pieces: Sequence[tuple[int, int, list[Any] | Exception]]) -> list[Any]:

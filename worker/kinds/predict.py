@@ -26,7 +26,7 @@ from forebay.worker.execution.large_results import LargeResult, LargeResults
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.execution.summary import Summary
 from forebay.worker.kinds.row_jobs import JobRow, PredictJob, StopRequests
-from forebay.worker.runtimes import Interrupted, Piece
+from forebay.worker.runtimes import Piece
 
 log = structlog.get_logger()
 
@@ -148,9 +148,7 @@ class PredictHandler:
                     rows=len(batch.items), batches=bool(batch.items), tokens=batch.tokens, padded=batch.padded
                 )
                 ready += [
-                    r.job
-                    for r, made in zip(batch.items, batch.outputs, strict=True)
-                    if not isinstance(made, Interrupted) and r.job.take(r.i, made, loaded)
+                    r.job for r, made in zip(batch.items, batch.outputs, strict=True) if r.job.take(r.i, made, loaded)
                 ]
                 if batch.items and self._drift is not None and self._drift.due(loaded.spec):
                     made = [r.job.outputs[r.i] for r in batch.items]

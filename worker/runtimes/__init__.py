@@ -9,9 +9,11 @@ of Python import paths) and has `load`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.model import ModelVersion
@@ -41,11 +43,43 @@ class Piece(NamedTuple):
     text: str
 
 
-Between = Callable[[Sequence[Piece]], Collection[int]]
-
-
 class Interrupted(Exception):
     """The row is not finished: nobody wants it any more, or this process has to stop."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What became of rows since one last looked: outputs or errors by row, and the tokens of those.
+
+    Of rows that run elsewhere: requests by outcome, and the seconds of those answered. Of rows that generate text: the pieces of
+    it, the seconds to the first piece of a row, how many rows ran at once, the tokens that went through the model without and
+    with padding, and the forward passes that failed, by rows and error, once it is known which rows were guilty.
+    """  # fmt: skip
+
+    outputs: dict[int, Any] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    first_texts: list[float] = field(default_factory=list)
+    rows: int = 0
+    tokens: int = 0
+    padded: int = 0
+    failures: list[tuple[int, Exception]] = field(default_factory=list)
+
+
+class RunningRows(Protocol):
+    """Rows of one version that run side by side; one thread waits for them."""
+
+    def wait(self, seconds: float) -> Progress:
+        """What has ended since this was last called; after so many seconds, if need be, that nothing has."""
+
+    def cancel(self, row: int) -> None:
+        """The row is not wanted any more."""
+
+    def close(self) -> None:
+        """None is."""
 
 
 class Model(Protocol):
@@ -54,12 +88,9 @@ class Model(Protocol):
     `run(prepared)`, the two halves of `predict`: the next batch is then prepared while one runs. With `count_tokens(rows)`
     it says how many tokens it reads of rows, or None, for jobs that ask for their usage. With
     `predict_columns({input: array (batch, *shape)}) -> {output: array (batch, *shape)}` batch jobs hand it whole columns. With
-    `run_each(rows, insist) -> RunningRows` rows run side by side, each given as it ends, and batches are not cut. With
+    `run_each(rows, insist, at_once) -> RunningRows` rows run side by side, each given as it ends, and batches are not cut: on
+    this device at most `at_once()` run at once. With `insist` it tries again itself what may pass. With
     `differentiable(rows) -> Differentiable` (tensors.py) its predictions are explained by their gradients.
-
-    One that takes long over a batch has `generate(rows, between)` too, which gives rows, or errors in the place of rows, as
-    `predict` does. It calls `between(pieces)` now and then, at most every 50 ms, with the text it has made since, and stops
-    to work on the rows whose numbers that gives: they become Interrupted.
     """  # fmt: skip
 
     def predict(self, rows: Sequence[Row]) -> Sequence[Row]:

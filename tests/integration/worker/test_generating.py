@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,8 +14,8 @@ from forebay.contract.job import JobState
 from forebay.contract.wire.messages import TextPiece
 from forebay.contract.wire.payload import pack_input
 from forebay.storage.ledger.connection import Ledger
-from forebay.worker.kinds import row_jobs
-from forebay.worker.runtimes import Between, Interrupted, Piece
+from forebay.worker.kinds import predict, row_jobs
+from forebay.worker.runtimes import Piece, Progress
 from forebay.worker.shared_page import SharedPage, TimeLimitedModel
 from support.runner_bench import Bench
 from support.waiting import FakeClock
@@ -25,22 +26,37 @@ class Generating(Bench):
 
     after: Callable[[int], None] = staticmethod(lambda _: None)
 
-    def generate(self, rows: Sequence[int], between: Between) -> list[Any]:
-        made: list[Any] = [None] * len(rows)
-        for token in range(1, max(rows) + 1):
-            going = [i for i, row in enumerate(rows) if made[i] is None]
-            if not going:
-                break
-            self.ran.append(len(going))
-            for i in going:
-                made[i] = rows[i] if rows[i] == token else None
-            self.after(token)
-            for i in between([Piece(i, 0, token - 1, "x") for i in going]):
-                made[i] = Interrupted() if made[i] is None else made[i]
-        return made
+    def run_each(self, rows: Sequence[int], insist: bool, at_once: Callable[[], int]) -> "Running":
+        del insist
+        self.limit = at_once()
+        return Running(self, rows)
+
+    ended: Callable[[int], Any] = staticmethod(lambda row: row)
 
     def predict(self, rows: Sequence[int]) -> list[Any]:
         raise AssertionError("a model that generates is not asked to predict")
+
+
+class Running:
+    """All rows at once, a token at a time."""
+
+    def __init__(self, bench: Generating, rows: Sequence[int]) -> None:
+        self.bench, self.rows, self.token, self.going = bench, rows, 0, set(range(len(rows)))
+
+    def wait(self, _: float) -> Progress:
+        self.token += 1
+        self.bench.ran.append(len(self.going))
+        pieces = [Piece(i, 0, self.token - 1, "x") for i in sorted(self.going)]
+        outputs = {i: self.bench.ended(self.rows[i]) for i in self.going if self.rows[i] == self.token}
+        self.going -= {*outputs}
+        self.bench.after(self.token)
+        return Progress(outputs, pieces=pieces, rows=len(pieces))
+
+    def cancel(self, row: int) -> None:
+        self.going.discard(row)
+
+    def close(self) -> None:
+        self.going.clear()
 
 
 @pytest.fixture
@@ -66,9 +82,7 @@ def test_a_canceled_job_ends_between_two_tokens_and_its_neighbours_are_finished(
     summary = bench.runner.run(ids)
     assert (summary.succeeded, summary.stopped) == (3, 1)
     assert bench.states(ids) == "scss"
-    assert (
-        bench.ran == [4] * 3 + [3] * 2 + [2] * 15
-    )  # the canceled row is given up after token 5, and 20 is the longest
+    assert bench.ran == [4] * 3 + [3] * 2 + [2] * 15  # the canceled row is given up after token 5; 20 is the longest
 
 
 def test_a_canceled_job_is_told_while_its_neighbours_go_on(bench: Generating) -> None:
@@ -122,7 +136,7 @@ def test_a_job_that_another_worker_was_given_is_given_up(bench: Generating, cloc
 
 def test_a_row_that_the_model_gives_up_fails_alone(bench: Generating, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = bench.add(3, 5)
-    monkeypatch.setattr(bench, "generate", lambda rows, _: [TimedOut("too long") if row == 5 else row for row in rows])
+    monkeypatch.setattr(bench, "ended", lambda row: TimedOut("too long") if row == 5 else row)
     bench.runner.run(ids)
     assert bench.states(ids) == "sf"
     error = bench.info(ids[1]).error
@@ -130,18 +144,45 @@ def test_a_row_that_the_model_gives_up_fails_alone(bench: Generating, monkeypatc
     assert (error.type, error.message) == ("TimedOut", "too long")
 
 
-def test_a_batch_that_breaks_is_halved_and_its_good_rows_run_again(bench: Generating) -> None:
-    ids = bench.add(3, 5, 7, 9)
-    generate = bench.generate
+def test_a_job_is_finished_when_its_own_text_has_ended(bench: Generating, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "COMMIT_EVERY_S", 0.0)
+    ids = bench.add(60, 2, 40)
+    seen: list[str] = []
 
-    def broken(rows: Sequence[int], between: Between) -> list[Any]:
-        if 7 in rows:
-            raise ValueError("cannot stand 7")
-        return generate(rows, between)
+    def act(token: int) -> None:
+        if token in (4, 42):
+            bench.handler._writer.submit(lambda: None).result()  # what was to be written before is written
+            seen.append(bench.states(ids))
 
-    bench.generate = broken  # type: ignore[method-assign]
+    bench.after = act
     bench.runner.run(ids)
-    assert bench.states(ids) == "ssfs"
+    assert seen == ["rsr", "rss"]
+
+
+def test_a_job_under_which_a_process_has_died_generates_by_itself(bench: Generating) -> None:
+    ids = bench.add(3, 4, 5)
+    with bench.store.ledger.write() as connection:
+        connection.execute(text("UPDATE jobs SET crashes = 1 WHERE id = :id"), {"id": ids[1]})
+    bench.runner.run(ids)
+    assert bench.states(ids) == "sss"
+    assert sorted(bench.ran) == sorted([1] * 4 + [2] * 3 + [1] * 2)
+
+
+def test_rows_that_do_not_fit_together_lower_the_ceiling(bench: Generating, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, limits = MemoryError("no room"), []
+    failures: list[list[tuple[int, Exception]]] = [[(4, full), (1, full)], [(4, full), (2, ValueError())], []]
+    wait = Running.wait
+
+    def failing(self: Running, seconds: float) -> Progress:
+        progress = wait(self, seconds)
+        progress.failures = failures.pop(0) if self.token == 1 else []
+        return progress
+
+    monkeypatch.setattr(Running, "wait", failing)
+    for _ in range(3):
+        bench.runner.run(bench.add(2))
+        limits.append(bench.limit)
+    assert limits == [4, 4, 2]  # a row that does not fit alone is its own fault
 
 
 def test_text_goes_to_the_clients_that_asked_for_it(bench: Generating) -> None:
@@ -160,14 +201,15 @@ def test_text_goes_to_the_clients_that_asked_for_it(bench: Generating) -> None:
 def test_only_the_steps_of_a_generation_are_limited_in_time(clock: FakeClock) -> None:
     page, overdue = SharedPage(clock=clock), []
 
-    class Model:
-        def generate(self, rows: Sequence[int], between: Between) -> list[int]:
-            for seconds in rows:
-                clock.forward(seconds)
-                overdue.append(page.overdue() is not None)
-                between([])
-            return list(rows)
+    class Steps:
+        cancel = close = None
 
-    model = TimeLimitedModel(Model(), page, 10)
-    assert model.generate([6, 6, 11, 6], lambda _: ()) == [6, 6, 11, 6]
+        def wait(self, seconds: float) -> None:
+            clock.forward(seconds)
+            overdue.append(page.overdue() is not None)
+
+    model: Any = TimeLimitedModel(SimpleNamespace(run_each=lambda *_: Steps()), page, 10)
+    running = model.run_each([], False, None)
+    for seconds in (6, 6, 11, 6):
+        running.wait(seconds)
     assert overdue == [False, False, True, False]

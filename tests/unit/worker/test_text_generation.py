@@ -26,9 +26,10 @@ from transformers import (
 from forebay.contract.errors import InvalidInput, ModelLoadFailed, ModelRefused, TimedOut
 from forebay.datasets.examples import parse_example
 from forebay.producer.artifacts import artifact_signature, runtime_of
-from forebay.worker.runtimes import Interrupted, Piece, get_runtime
-from forebay.worker.runtimes.generation import runtime as generation
+from forebay.worker.runtimes import Progress, get_runtime
+from forebay.worker.runtimes.generation import running as generation
 from forebay.worker.runtimes.generation.runtime import TextGenerator
+from forebay.worker.runtimes.generation.text import Text, TokenBytes
 from support.language_models import CONTEXT, llama, save_llama, tokenizer, version
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is water held?"}]
@@ -67,7 +68,7 @@ def by_transformers(prompt: list[int], max_tokens: int, **fields: Any) -> list[i
     return list(made[0, len(prompt) :].tolist())
 
 
-def mixed(count: int) -> list[dict[str, Any]]:
+def mixed(count: int, longest: int = 500) -> list[dict[str, Any]]:
     """Requests of mixed lengths and fields, each with a seed."""
     fields: list[dict[str, Any]] = [
         {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.3, "top_k": 20}, {"temperature": 0},
@@ -76,7 +77,7 @@ def mixed(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
     return [
         {"prompt": prompt, "seed": i, "max_tokens": 1 + i % 30, **fields[i % len(fields)]}
-        for i, prompt in enumerate(prompts(count))
+        for i, prompt in enumerate(prompts(count, longest))
     ]
 
 
@@ -161,7 +162,7 @@ def test_a_stop_ends_the_text_before_it(model: TextGenerator) -> None:
 
 def test_a_part_of_a_character_behind_a_stop_is_not_told() -> None:
     pieces: Any = SimpleNamespace(of=[b"dam", b" END\xe6", b"\xb0"].__getitem__)
-    stopped, whole = generation.Text(pieces, [" END"]), generation.Text(pieces, [])
+    stopped, whole = Text(pieces, [" END"]), Text(pieces, [])
     for text in (stopped, whole):
         text.read([0])
         text.read([0, 1])
@@ -195,7 +196,7 @@ def test_logprobs_are_those_of_a_forward_pass_over_the_whole_text(model: TextGen
 
 
 def by_tokens(pieces: list[list[int]]) -> list[int]:
-    known = {tuple(generation.TokenBytes(tokenizer()).of(i)): i for i in range(3, len(tokenizer()))}
+    known = {tuple(TokenBytes(tokenizer()).of(i)): i for i in range(3, len(tokenizer()))}
     return [known[tuple(piece)] for piece in pieces]
 
 
@@ -321,47 +322,44 @@ def test_logits_that_are_no_numbers_fail_their_row_alone(folder: Path) -> None:
     assert "not finite" in str(bad)
 
 
-def test_text_is_told_as_it_grows_and_never_taken_back(model: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "STEP_S", 0.0)
-    told: dict[tuple[int, int], str] = {}
-    steps = 0
+def follow(
+    model: TextGenerator, requests: Sequence[Any], look: Callable[[int, Progress, Any], None], **fields: Any
+) -> dict[int, Any]:
+    """What each row gives, or none where it was canceled; `look` gets what was made, at each step, and what runs."""
+    made: dict[int, Any] = {}
+    running = model.run_each([model.preprocess({"request": request}) for request in requests], **fields)
+    for step in range(10_000):
+        if not running._open:
+            break
+        progress = running.wait(0.0)
+        made |= progress.outputs
+        look(step, progress, running)
+    running.close()
+    return made
 
-    def between(pieces: Sequence[Piece]) -> Sequence[int]:
-        nonlocal steps
-        steps += 1
-        for piece in pieces:
+
+def test_text_is_told_as_it_grows_and_never_taken_back(model: TextGenerator) -> None:
+    told: dict[tuple[int, int], str] = {}
+    steps: list[int] = []
+
+    def look(step: int, progress: Progress, _: Any) -> None:
+        steps.append(step)
+        for piece in progress.pieces:
             so_far = told.get((piece.row, piece.choice), "")
             assert len(so_far) == piece.start
             told[piece.row, piece.choice] = so_far + piece.text
-        return ()
 
-    requests = mixed(16)
-    made = model.generate([model.preprocess({"request": request}) for request in requests], between)
-    expected = {
-        (i, j): choice["text"]
-        for i, result in enumerate(made)
-        for j, choice in enumerate(result.get("choices", [result]))
-    }
+    made = follow(model, mixed(16), look)
+    expected = {(i, j): choice["text"] for i in made for j, choice in enumerate(made[i].get("choices", [made[i]]))}
     assert told == {key: text for key, text in expected.items() if text}
-    assert steps > 10
+    assert len(steps) > 10
 
 
-def test_rows_that_are_not_wanted_any_more_end_between_two_tokens(
-    model: TextGenerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(generation, "STEP_S", 0.0)
+def test_rows_that_are_not_wanted_any_more_end_between_two_tokens(model: TextGenerator) -> None:
     asked = [{"prompt": [5, i], "max_tokens": 30, "temperature": 1, "seed": i} for i in range(3, 9)]
-    steps = 0
-
-    def between(pieces: Sequence[Piece]) -> Sequence[int]:
-        nonlocal steps
-        steps += 1
-        return [1, 4] if steps == 5 else ()
-
-    made = model.generate([model.preprocess({"request": request}) for request in asked], between)
-    assert [i for i, result in enumerate(made) if isinstance(result, Interrupted)] == [1, 4]
-    others = [i for i in range(6) if i not in (1, 4)]
-    assert [made[i] for i in others] == [generate(model, [asked[i]])[0] for i in others]
+    made = follow(model, asked, lambda step, _, running: [running.cancel(i) for i in (1, 4)] if step == 4 else None)
+    assert sorted(made) == [0, 2, 3, 5]
+    assert [made[i] for i in sorted(made)] == [generate(model, [asked[i]])[0] for i in sorted(made)]
 
 
 def test_a_row_that_is_not_done_in_time_says_so_and_those_that_are_stay(
@@ -382,11 +380,84 @@ class Clock:
 
 def test_a_row_of_many_choices_runs_in_batches_of_bounded_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = load(folder, max_batch_tokens=200, max_batch_size=64), []
-    run = model._decoder.run
-    monkeypatch.setattr(model._decoder, "run", lambda rows, step: (sizes.append(len(rows)), run(rows, step)))
+    begin = model._decoder.begin
+    monkeypatch.setattr(model._decoder, "begin", lambda rows: (sizes.append(len(rows)), begin(rows))[1])
     [made] = generate(model, [{"prompt": [5] * 30, "max_tokens": 10, "n": 12, "temperature": 1.0}])
     assert len(made["choices"]) == 12
     assert sizes == [5, 5, 2]
+
+
+def unlike(count: int) -> list[dict[str, Any]]:
+    """Requests of which some end after a token and others after many, by `max_tokens` or by the text itself."""
+    return [request | {"max_tokens": (1, 3, 30, 9, 20)[i % 5]} for i, request in enumerate(mixed(count, 60))]
+
+
+def test_rows_take_the_places_of_those_that_have_ended_and_get_what_they_get_alone(
+    model: TextGenerator,
+) -> None:
+    requests = [request for request in unlike(32) if request.get("n", 1) == 1]
+    at_once: list[int] = []
+    ended: dict[int, int] = {}
+
+    def look(step: int, progress: Progress, _: Any) -> None:
+        at_once.append(progress.rows)
+        ended.update(dict.fromkeys(progress.outputs, step))
+
+    made = follow(model, requests, look, at_once=lambda: 8)
+    assert same([made[i] for i in range(len(requests))], generate(model, requests, at_once=1))
+    assert max(at_once) == 8
+    needed = sum(made[i]["usage"]["completion_tokens"] for i in made)
+    assert len(at_once) < needed / 8 * 1.6  # static batches of 8 take more than twice as many passes
+    assert len(set(ended.values())) > 15  # each is told when it has ended
+
+
+@pytest.mark.parametrize("guilty", [(5,), (0, 3, 9)])
+def test_rows_that_break_the_loop_fail_alone_and_the_others_go_on_where_they_stood(
+    folder: Path, model: TextGenerator, monkeypatch: pytest.MonkeyPatch, guilty: tuple[int, ...]
+) -> None:
+    broken, requests = load(folder), unlike(20)
+    poison = [tuple(requests[i]["prompt"]) for i in guilty]
+    advance = broken._decoder._advance
+
+    def poisoned(batch: Any) -> None:
+        late = [row for row in batch.rows if tuple(row.prompt) in poison and len(row.tokens) >= 2]
+        late += [row for row in batch.rows if tuple(row.prompt) in poison and row.max_tokens < 3]
+        if late:
+            raise MemoryError("no room") if len(batch.rows) > 1 else ValueError("cannot stand it")
+        advance(batch)
+
+    monkeypatch.setattr(broken._decoder, "_advance", poisoned)
+    told: dict[tuple[int, int], str] = {}
+    failures: list[int] = []
+
+    def look(_: int, progress: Progress, __: Any) -> None:
+        failures.extend(rows for rows, _ in progress.failures)
+        for piece in progress.pieces:
+            told[piece.row, piece.choice] = told.get((piece.row, piece.choice), "") + piece.text
+
+    made = follow(broken, requests, look, at_once=lambda: 6)
+    alone = generate(model, requests, at_once=1)
+    for i in range(20):
+        if i in guilty:
+            assert str(made[i]) == "cannot stand it"
+        else:
+            assert without_logprobs(made[i]) == without_logprobs(alone[i])
+            for j, choice in enumerate(made[i].get("choices", [made[i]])):
+                assert told.get((i, j), "") == choice["text"]
+    assert failures.count(1) == sum(requests[i].get("n", 1) for i in guilty)
+
+
+def test_what_runs_at_once_stays_within_its_tokens(folder: Path) -> None:
+    model, widths = load(folder, max_batch_tokens=400, max_batch_size=64), []
+
+    def look(_: int, __: Progress, running: Any) -> None:
+        if running._batch is not None:
+            widths.append((len(running._batch.rows), running._batch.mask.numel()))
+
+    made = follow(model, unlike(32), look)
+    assert len(made) == 32
+    assert max(tokens for rows, tokens in widths if rows > 1) <= 400
+    assert max(rows for rows, _ in widths) > 4
 
 
 def with_prefix(count: int, length: int = 60) -> list[list[int]]:
@@ -417,9 +488,9 @@ def test_a_beginning_that_all_prompts_share_is_computed_once(
 
 def test_prompts_that_begin_alike_run_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = load(folder, max_batch_size=4), []
-    run = model._decoder.run
+    begin = model._decoder.begin
     monkeypatch.setattr(
-        model._decoder, "run", lambda rows, step: (batches.append([r.prompt[0] for r in rows]), run(rows, step))
+        model._decoder, "begin", lambda rows: (batches.append([r.prompt[0] for r in rows]), begin(rows))[1]
     )
     generate(model, [{"prompt": [5 + i % 2] * 16 + [i] * (1 + i), "max_tokens": 1} for i in range(10)])
     assert sorted(batches) == [[5] * 4, [6, 5], [6] * 4]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused, TimedOut
-from forebay.contract.generation import Choice, Sampling, completion
+from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused
+from forebay.contract.generation import Sampling
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
 from forebay.contract.requests.fields import check
 from forebay.contract.signature import Row
 from forebay.datasets.examples import Example
-from forebay.worker.runtimes import Between, Interrupted, Piece
 from forebay.worker.runtimes.folders import go_offline, safe_folder
-from forebay.worker.runtimes.generation.decoding import LEAST_SHARED, Decoder, Generating
+from forebay.worker.runtimes.generation.decoding import Decoder, Generating
 from forebay.worker.runtimes.generation.grammar import Grammars
 from forebay.worker.runtimes.generation.prompts import Prompt, PromptReader
+from forebay.worker.runtimes.generation.running import RunningTexts
 from forebay.worker.runtimes.generation.sampling import Noise
 from forebay.worker.runtimes.generation.text import Text, TokenBytes
 from forebay.worker.runtimes.speed import tuned
@@ -28,7 +28,6 @@ from forebay.worker.runtimes.tensors import module_bytes
 from forebay.worker.trainer.texts.losses import Loss, example_losses
 
 BATCH_TOKENS = 16_384  # of prompts and texts that are kept at once, where the version does not say
-STEP_S = 0.05  # between two looks at whether the rows are still wanted
 _DEFAULTS = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -116,25 +115,24 @@ class TextGenerator:
         return {"prompt": [0, 0], "max_tokens": 2}
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Row]:
-        return self.generate(prompts, lambda _: ())
+        """A row may be an error that it alone has."""
+        made: dict[int, Row] = {}
+        with closing(self.run_each(prompts)) as running:
+            while len(made) < len(prompts):
+                made |= running.wait(1.0).outputs
+        return [made[i] for i in range(len(prompts))]
 
-    def generate(self, prompts: Sequence[Prompt], between: Between) -> list[Row]:
-        """`predict` that may be followed: see `Model`. A row may be an error that it alone has."""
-        rows = [self._rows(prompt) for prompt in prompts]
-        following = _Following(rows, between)
-        for batch in self._batches([row for choices in rows for row in choices]):
-            started = time.monotonic()
+    def run_each(
+        self, prompts: Sequence[Prompt], insist: bool = True, at_once: Callable[[], int] | None = None
+    ) -> RunningTexts:
+        del insist  # what fails here would fail again
+        spec = self._spec
+        return RunningTexts(
+            self._decoder, [self._texts(prompt) for prompt in prompts], at_once or (lambda: spec.max_batch_size),
+            spec.max_batch_tokens or BATCH_TOKENS, spec.timeout_s,
+        )  # fmt: skip
 
-            def step(batch: Sequence[Generating] = batch, started: float = started) -> None:
-                following.look()
-                if self._spec.timeout_s is not None and time.monotonic() - started > self._spec.timeout_s:
-                    _end(batch, self._spec.timeout_s)
-
-            self._decoder.run([row for row in batch if not row.over], step)
-        following.look(final=True)
-        return [self._result(prompt, choices) for prompt, choices in zip(prompts, rows, strict=True)]
-
-    def _rows(self, prompt: Prompt) -> list[Generating]:
+    def _texts(self, prompt: Prompt) -> list[Generating]:
         fields = prompt.sampling
         return [
             Generating(
@@ -143,87 +141,6 @@ class TextGenerator:
             )
             for choice in range(fields.n)
         ]  # fmt: skip
-
-    def _batches(self, rows: list[Generating]) -> list[list[Generating]]:
-        """Rows of like length together, and such with the same beginning where there are enough of them.
-
-        A row with many choices may be more than a batch by itself.
-        """
-        rows.sort(key=lambda row: -(len(row.prompt) + row.max_tokens))
-        alike: dict[Sequence[int], list[Generating]] = {}
-        for row in rows:
-            alike.setdefault(tuple(row.prompt[:LEAST_SHARED]), []).append(row)
-        batches: list[list[Generating]] = []
-        left: list[Generating] = []
-        for group in alike.values():
-            while group and len(group) >= (size := self._fitting(group)):
-                batches.append(group[:size])
-                del group[:size]
-            left += group
-        left.sort(key=lambda row: -(len(row.prompt) + row.max_tokens))
-        while left:
-            size = self._fitting(left)
-            batches.append(left[:size])
-            del left[:size]
-        return batches
-
-    def _fitting(self, rows: Sequence[Generating]) -> int:
-        """How many of these fit into a batch, the longest of which comes first."""
-        longest = len(rows[0].prompt) + rows[0].max_tokens
-        return max(1, min(self._spec.max_batch_size, (self._spec.max_batch_tokens or BATCH_TOKENS) // longest))
-
-    def _result(self, prompt: Prompt, choices: Sequence[Generating]) -> Row:
-        error = next((row.error for row in choices if row.error is not None), None)
-        if error is not None:
-            return error
-        told = [_choice(row) for row in choices]
-        return completion(told, len(prompt.tokens), sum(len(row.tokens) for row in choices))
-
-
-class _Following:
-    """Tells whoever follows rows of their text, and ends those that are not wanted any more."""
-
-    def __init__(self, rows: Sequence[Sequence[Generating]], between: Between) -> None:
-        self._rows = rows
-        self._between = between
-        self._looked_at = time.monotonic()
-
-    def look(self, final: bool = False) -> None:
-        if not final and time.monotonic() - self._looked_at < STEP_S:
-            return
-        self._looked_at = time.monotonic()
-        pieces = [
-            Piece(i, j, *told)
-            for i, choices in enumerate(self._rows)
-            for j, row in enumerate(choices)
-            if (told := self._untold(row))[1]
-        ]
-        unwanted: Collection[int] = self._between(pieces)
-        for i in unwanted:
-            for row in self._rows[i]:
-                if not row.over:
-                    row.error = Interrupted()
-
-    def _untold(self, row: Generating) -> tuple[int, str]:
-        row.text.read(row.tokens, final=row.over)
-        return row.text.untold(final=row.over)
-
-
-def _choice(row: Generating) -> Choice:
-    row.text.read(row.tokens, final=True)
-    told = Choice(text=row.text.text, finish_reason=row.finish_reason or "length")
-    if row.sampling.logprobs is not None:
-        told["logprobs"] = row.logprobs
-    return told
-
-
-def _end(rows: Sequence[Generating], timeout_s: float) -> None:
-    for row in rows:
-        if not row.over:
-            row.error = TimedOut(
-                f"not finished within timeout_s={timeout_s:g}: {len(row.tokens)} of up to {row.max_tokens} tokens; ask for "
-                "fewer, or register the version with more time"
-            )
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

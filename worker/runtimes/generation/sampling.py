@@ -40,15 +40,14 @@ class Noise:
         entropy = os.urandom(8) if seed is None else hashlib.sha256(f"{seed}/{choice}".encode()).digest()[:8]
         self._generator = torch.Generator().manual_seed(int.from_bytes(entropy, "big") >> 1)
         self._drawn: Tensor = torch.empty(0, 0)
-        self._next = 0
+        self._first = 0
 
-    def draw(self, vocabulary: int) -> Tensor:
-        """Another `(vocabulary,)` of them."""
-        if self._next == len(self._drawn):
+    def draw(self, vocabulary: int, token: int) -> Tensor:
+        """Those `(vocabulary,)` of the row's token of this number: the next one, or the last one again."""
+        if token == self._first + len(self._drawn):
+            self._first = token
             self._drawn = torch.empty(max(1, _NOISE // vocabulary), vocabulary).exponential_(generator=self._generator)
-            self._next = 0
-        self._next += 1
-        return self._drawn[self._next - 1]
+        return self._drawn[token - self._first]
 
 
 class Sampler:
@@ -58,16 +57,19 @@ class Sampler:
         self, rows: Sequence[Row], vocabulary: int, device: torch.device, repetition_penalty: float = 1.0
     ) -> None:
         self._rows = list(rows)
-        self._device = device
+        self._vocabulary, self._device = vocabulary, device
         self._repetition = repetition_penalty
         fields = [row.sampling for row in rows]
-        self._penalized = any(f.presence_penalty or f.frequency_penalty for f in fields)
-        self._counts = torch.zeros(len(rows), vocabulary, device=device) if self._penalized else None
+        penalized = any(f.presence_penalty or f.frequency_penalty for f in fields)
+        self._counts = torch.zeros(len(rows), vocabulary, device=device) if penalized else None
         self._seen = (
             torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device) if repetition_penalty != 1 else None
         )
-        for i, row in enumerate(rows if self._seen is not None else ()):
-            self._seen[i, torch.tensor(row.prompt, device=device)] = True  # type: ignore[index]
+        for i, row in enumerate(rows):
+            if self._seen is not None:
+                self._seen[i, torch.tensor([*row.prompt, *row.tokens], device=device)] = True
+            if self._counts is not None and row.tokens:
+                self._counts[i] = torch.bincount(torch.tensor(row.tokens, device=device), minlength=vocabulary)
         self._numbers = torch.tensor(
             [
                 [f.temperature or 0.0, f.top_k if f.top_k and f.top_k > 0 else vocabulary, 1.0 if f.top_p is None else f.top_p,
@@ -85,6 +87,22 @@ class Sampler:
         self._counts = self._counts if self._counts is None else self._counts[indices]
         self._seen = self._seen if self._seen is None else self._seen[indices]
         self._split()
+
+    def join(self, other: Sampler) -> None:
+        """Take in the rows of another, behind the own."""
+        rows = [*self._rows, *other._rows]
+        if self._counts is not None or other._counts is not None:
+            self._counts = torch.cat([self._counted(), other._counted()])
+        if self._seen is not None and other._seen is not None:
+            self._seen = torch.cat([self._seen, other._seen])
+        self._rows, self._numbers = rows, torch.cat([self._numbers, other._numbers])
+        self._split()
+
+    def _counted(self) -> Tensor:
+        """How often each row has generated each token; nothing where no row is penalized for it."""
+        if self._counts is not None:
+            return self._counts
+        return torch.zeros(len(self._rows), self._vocabulary, device=self._device)
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each row, from the model's `(rows, vocabulary)` float32; and its greatest score."""
@@ -124,8 +142,8 @@ class Sampler:
     def _draw(self, scores: Tensor) -> Tensor:
         numbers = self._numbers[self._drawing]
         scores = _likeliest(scores / numbers[:, 0:1], numbers[:, 1].long(), numbers[:, 2:3])
-        drawing = self._drawing.tolist()  # type: ignore[union-attr]
-        noise = torch.stack([self._rows[i].noise.draw(scores.shape[1]) for i in drawing]).to(self._device)
+        rows = [self._rows[i] for i in self._drawing.tolist()]  # type: ignore[union-attr]
+        noise = torch.stack([row.noise.draw(scores.shape[1], len(row.tokens)) for row in rows]).to(self._device)
         return (scores - noise.clamp_min(_LEAST_EXPONENTIAL).log()).argmax(-1)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from typing import Any
 
 from forebay.contract.errors import EndpointError, EndpointUnavailable
 from forebay.contract.signature import Row
+from forebay.worker.runtimes import Progress
 from forebay.worker.runtimes.remote.endpoint import CONNECT_S, Endpoint, NotAnswered, NotTaken, loop
 from forebay.worker.runtimes.remote.forms import Form, WrongAnswer
 
@@ -43,19 +44,6 @@ class Call:
     refusals: int = 0
     wrong: int = 0
     answered: list[int] = field(default_factory=list)  # how many the endpoint had answered, each time that it failed
-
-
-@dataclass(slots=True)
-class Progress:
-    """What has ended since one last looked: outputs or errors by row, the tokens of what was answered, requests by outcome and
-    the seconds of those answered.
-    """  # fmt: skip
-
-    outputs: dict[int, Any] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    requests: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ and told only to an endpoint that the operator lists with its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -54,7 +54,8 @@ class RemoteModel:
     def __init__(self, route: Route) -> None:
         self._route = route
 
-    def run_each(self, rows: Sequence[Row], insist: bool) -> RunningRows:
+    def run_each(self, rows: Sequence[Row], insist: bool, at_once: Callable[[], int] | None = None) -> RunningRows:
+        del at_once  # as many as the endpoint takes
         return RunningRows(self._route, rows, insist)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
