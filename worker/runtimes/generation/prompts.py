@@ -12,6 +12,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import INPUTS, GenerationRequest, Message, Sampling, parse_generation
 from forebay.contract.references import shown
 from forebay.worker.runtimes.generation.grammar import Grammars, Matcher
+from forebay.worker.trainer.texts.conversations import rendered, text_tokens
 
 MAX_TOKENS = 256  # to generate, where neither the row nor the version says how many
 
@@ -95,11 +96,10 @@ class PromptReader:
         if not self._tokenizer.chat_template:
             raise InvalidInput("messages: this model has no chat template; give a prompt")
         try:
-            turns = [{"role": message.role, "content": message.content} for message in messages]
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = rendered(self._tokenizer, messages, add_generation_prompt=True)
         except Exception as error:  # a template raises whatever it likes
             raise InvalidInput(f"messages: the model's chat template refuses them: {error}") from error
-        found: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        found = text_tokens(self._tokenizer, text)
         if not found:
             raise InvalidInput("messages: the model's chat template makes no token of them")
         return found

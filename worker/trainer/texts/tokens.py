@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import Message
 from forebay.datasets.examples import ASSISTANT, Example
+from forebay.worker.trainer.texts.conversations import rendered, text_tokens
 
 
 class Tokens(NamedTuple):
@@ -52,21 +53,15 @@ def _turns(tokenizer: Any, messages: tuple[Message, ...]) -> Iterator[tuple[list
                     f"messages[{i}]: the chat template renders this conversation otherwise once the answer is there, so that it "
                     "cannot be told what is learned; give each answer a line of its own, or prompt and completion"
                 )
-            yield _cut(tokenizer, asked[len(done) :]), False
-            yield _cut(tokenizer, answered[len(asked) :]), True
+            yield text_tokens(tokenizer, asked[len(done) :]), False
+            yield text_tokens(tokenizer, answered[len(asked) :]), True
             done = answered
 
 
 def _rendered(tokenizer: Any, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise InvalidInput("messages: the base's tokenizer has no chat template; give prompt and completion")
-    plain = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt))
+        return rendered(tokenizer, messages, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template raises what it likes
         raise InvalidInput(f"messages: the base's chat template refuses them: {error}") from error
-
-
-def _cut(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
