@@ -21,6 +21,7 @@ SHARD_BYTES = 64 << 20
 FIRST_BATCHES = 16  # the device's batches in a shard while nothing is known
 LEAST_BATCHES = 8
 REMOTE_ROWS = 4  # in the place of a batch of the device, for a model that another server runs: answers are dear
+TEXT = ("str", "json")
 PLAN_S = 1.0  # for a step of planning
 
 
@@ -91,7 +92,20 @@ class ShardPlanner:
         done, seconds = totals.done + totals.failed, totals.seconds
         rows = int(done / seconds * SHARD_S) if done and seconds > 0 else FIRST_BATCHES * batch_rows
         running = max(1, totals.shards.get(JobState.RUNNING, 0))
-        return Size(max(LEAST_BATCHES * batch_rows, min(rows, left // (2 * running))), SHARD_BYTES)
+        wanted = max(LEAST_BATCHES * batch_rows, min(rows, left // (2 * running)))
+        return Size(wanted, max(1, min(SHARD_BYTES, int(wanted * self._row_bytes(totals)))))
+
+    def _row_bytes(self, totals: Totals) -> float:
+        """How many bytes a row has, where it takes as long as its text is long: a shard of long ones then has fewer rows.
+        Else no limit.
+        """  # fmt: skip
+        if not any(field.dtype in TEXT for field in self._spec.signature.inputs or ()):
+            return SHARD_BYTES
+        rows = totals.done + totals.failed
+        if rows and totals.bytes_done:
+            return totals.bytes_done / rows
+        known = self._request.row_bytes and get_text_source(self._request.format)  # others count bytes in their own way
+        return self._request.row_bytes if known else SHARD_BYTES
 
 
 def _share_behind(block: Block, first: int) -> float:
