@@ -165,9 +165,12 @@ class Settings:
         _refuse_unknown(
             "setting's variable", [n for n in given if get_close_matches(n.upper(), known, 1, ALMOST)], known
         )
-        default_home = _nearest_home()
-        home = (_given("home", flags, env, {}) or default_home).expanduser()
-        file = _read_config(config, *(folder / CONFIG_FILE for folder in (Path.cwd(), home.parent, home)))
+        try:
+            default_home = _nearest_home()
+            home = (_given("home", flags, env, {}) or default_home).expanduser()
+            file = _read_config(config, *(folder / CONFIG_FILE for folder in (Path.cwd(), home.parent, home)))
+        except PermissionError as error:
+            raise InvalidInput(f"this user may not look for {error.filename}: work in a folder that it may enter") from error
         values = {name: _given(name, flags, env, file) for name in SETTINGS}
         home = (values["home"] or default_home).expanduser().absolute()
         defaults = {name: setting.default_in(home) for name, setting in SETTINGS.items() if values[name] is None}

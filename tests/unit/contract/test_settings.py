@@ -245,6 +245,15 @@ def test_a_file_that_was_asked_for_and_is_missing_is_named(tmp_path: Path) -> No
         Settings.load({}, home=tmp_path, config=tmp_path / "absent.toml")
 
 
+def test_a_folder_that_the_user_may_not_enter_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # root, as which tests may run, is let in everywhere
+    with pytest.raises(InvalidInput, match=r"may not look for .*forebay\.toml: work in a folder that it may enter"):
+        Settings.load({}, home=tmp_path)
+
+
 def test_the_working_folders_file_wins_over_the_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
     for folder in (home, here):
