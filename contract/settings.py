@@ -170,7 +170,9 @@ class Settings:
             home = (_given("home", flags, env, {}) or default_home).expanduser()
             file = _read_config(config, *(folder / CONFIG_FILE for folder in (Path.cwd(), home.parent, home)))
         except PermissionError as error:
-            raise InvalidInput(f"this user may not look for {error.filename}: work in a folder that it may enter") from error
+            raise InvalidInput(
+                f"this user may not look for {error.filename}: work in a folder that it may enter"
+            ) from error
         values = {name: _given(name, flags, env, file) for name in SETTINGS}
         home = (values["home"] or default_home).expanduser().absolute()
         defaults = {name: setting.default_in(home) for name, setting in SETTINGS.items() if values[name] is None}
