@@ -29,6 +29,7 @@ from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.benchmarks import APPLY
 from forebay.storage.models.ceilings import CeilingStore
 from forebay.storage.models.registry import ModelRegistry
+from forebay.storage.training.records import Evaluation
 from forebay.worker.child.runner import Runner
 from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
@@ -36,7 +37,7 @@ from forebay.worker.execution.context import ChildContext
 from forebay.worker.execution.model_cache import Artifacts, ModelCache
 from forebay.worker.execution.trying import measuring
 from forebay.worker.kinds.compress.artifacts import compressed
-from forebay.worker.kinds.compress.handler import _difference
+from forebay.worker.kinds.compress.handler import _difference, _judged
 from forebay.worker.packed_weights import PACKED, read_weights
 from forebay.worker.shared_page import SharedPage
 from support.networks import version
@@ -268,5 +269,26 @@ def test_outputs_that_are_no_numbers_any_more_are_refused_and_those_of_another_f
     good, bad = [np.ones(2, np.float32)], [np.array([1, np.nan], np.float32)]
     with pytest.raises(InvalidInput, match="outputs are NaN or infinite that were not"):
         _difference(good, bad, "prune:0.5")
+    with pytest.raises(InvalidInput, match="outputs are NaN or infinite that were not"):
+        _difference(bad + good, bad + bad, "prune:0.5")
     assert _difference(bad, bad, "prune:0.5")["absolute"] is None
     assert "can be compared" in _difference([{"a": [1, 2]}], [{"a": [1]}], "bfloat16")["none"]
+
+
+def evaluation(metrics: dict[str, float | None], rows: int = 9, failed: int = 0, sha256: str = "a") -> Evaluation:
+    return Evaluation("e", "m", 1, "held.csv", sha256, rows, metrics, None, None, 1.0, failed)
+
+
+@pytest.mark.parametrize(("before", "after", "words"), [
+    (evaluation({"accuracy": 0.9}), evaluation({"accuracy": 1.0}, 5, 4), "4 rows fail, 0 did before"),
+    (evaluation({"accuracy": 0.9}), evaluation({"accuracy": 0.9}, sha256="b"), "held.csv has changed between"),
+    (evaluation({"loss": None}), evaluation({"loss": 0.1}), "tells no metric"),
+    (evaluation({"loss": 0.1}), evaluation({"loss": None}), "loss 0.1 before, none after"),
+    (evaluation({"loss": 0.1}), evaluation({"loss": 0.2}), "loss 0.1 before, 0.2 after on 9 rows, 0.1 worse"),
+])  # fmt: skip
+def test_metrics_of_other_rows_and_none_at_all_show_no_compression_to_be_as_good(
+    before: Evaluation, after: Evaluation, words: str
+) -> None:
+    request = CompressRequest(method="prune:0.5")
+    with pytest.raises(InvalidInput, match=words):
+        _judged([before, after], request, {"bytes": {"before": 2, "after": 1}})

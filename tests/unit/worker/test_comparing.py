@@ -45,6 +45,15 @@ def test_scores_of_any_scale_are_labels_by_the_largest() -> None:
     assert listed.confusion() == found.confusion()
 
 
+@pytest.mark.parametrize("name", ["scores", "probabilities"])
+def test_a_row_with_nan_among_its_scores_has_failed_and_no_class_is_its_largest(name: str) -> None:
+    scores = np.array([[0.9, 0.1], [np.nan, np.nan], [0.5, np.nan]])
+    found = compared({name: scores}, [0, 0, 1], ("0", "1"))
+    assert (found.rows, found.failed, found.metrics()["accuracy"]) == (1, 2, 1)
+    assert "NaN" in str(found.first_error)
+    assert compared({name: scores[1:]}, [0, 1], ("0", "1")).rows == 0
+
+
 def test_scores_that_are_probabilities_have_a_loss_and_an_area() -> None:
     chances = np.array([[0.75, 0.25], [0.25, 0.75]])
     assert compared({"": chances}, [0, 1], ("0", "1")).metrics() == pytest.approx(

@@ -145,7 +145,7 @@ def _outputs(loaded: LoadedModel, rows: Sequence[Any]) -> list[Any]:
 
 def _difference(before: Sequence[Any], after: Sequence[Any], method: str) -> dict[str, Any]:
     """How far they are apart; InvalidInput for numbers that have become none. Of a form that cannot be compared: why."""
-    if all(map(_is_finite, before)) and not all(map(_is_finite, after)):
+    if any(_is_finite(one) and not _is_finite(other) for one, other in zip(before, after, strict=True)):
         raise InvalidInput(
             f"{method} loses too much: outputs are NaN or infinite that were not. Nothing was registered"
         )
@@ -162,15 +162,27 @@ def _is_finite(output: Any) -> bool:
 
 
 def _judged(evaluations: Sequence[Evaluation], request: CompressRequest, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The metric before and after; InvalidInput, with all figures, when it has become worse by more than was allowed."""
-    before, after = (dict(one.metrics) for one in evaluations)
-    metric = next(name for name in (*PREFERRED, *METRICS) if name in before)
+    """The metric before and after; InvalidInput, with all figures, when it has become worse by more than was allowed, or is not
+    of the same rows.
+    """  # fmt: skip
+    first, second = evaluations
+    if first.sha256 != second.sha256:
+        raise InvalidInput(f"{first.dataset} has changed between the two evaluations. Nothing was registered")
+    if first.rows != second.rows:  # who fails on the difficult rows is not better on the others
+        raise InvalidInput(
+            f"{request.method} loses too much: {second.failed:,} rows fail, {first.failed:,} did before, so the metrics are not of "
+            "the same rows. Nothing was registered"
+        )
+    before, after = dict(first.metrics), dict(second.metrics)
+    metric = next((name for name in (*PREFERRED, *METRICS) if before.get(name) is not None), None)
+    if metric is None:
+        raise InvalidInput(f"{first.dataset} tells no metric of {first.rows:,} rows: name another. Nothing was registered")
     one, other = before[metric], after.get(metric)
     loss = math.nan if one is None or other is None else (one - other if METRICS[metric] else other - one)
     if not loss <= request.max_loss:
         sizes = facts["bytes"]
         raise InvalidInput(
-            f"{request.method} loses too much: {metric} {one:.6g} before, {_text(other)} after on {evaluations[0].rows:,} rows, "
+            f"{request.method} loses too much: {metric} {_text(one)} before, {_text(other)} after on {first.rows:,} rows, "
             f"{loss:.6g} worse, and max_loss is {request.max_loss:g}. It would have {sizes['after']:,} bytes instead of "
             f"{sizes['before']:,}. Nothing was registered"
         )
@@ -179,7 +191,7 @@ def _judged(evaluations: Sequence[Evaluation], request: CompressRequest, facts: 
             "name": metric,
             "before": one,
             "after": other,
-            "rows": evaluations[0].rows,
+            "rows": first.rows,
             "max_loss": request.max_loss,
         }
     }

@@ -58,9 +58,14 @@ class Comparison:
         there = np.array([not (isinstance(value, Exception) or is_missing(value)) for value in truth], bool)
         gone = int(len(there) - there.sum())
         self._fail(gone, InvalidInput("the target is missing") if gone else None)
+        chosen = self._chosen(outputs) if there.any() else {}
+        odd = there & _nan_scores(chosen, len(there))
+        if odd.any():
+            self._fail(int(odd.sum()), InvalidInput(f"a score of {self._ref} is NaN: none is the largest"))
+            there &= ~odd
         if not there.any():
             return
-        columns = {name: _picked(values, there) for name, values in self._chosen(outputs).items()}
+        columns = {name: _picked(values, there) for name, values in chosen.items()}
         self._score(columns, [value for value, stays in zip(truth, there, strict=True) if stays])
 
     def metrics(self) -> dict[str, float]:
@@ -138,6 +143,16 @@ def _columns(outputs: Outputs) -> dict[str, Any]:
     if isinstance(outputs[0], Mapping):
         return {name: [row[name] for row in outputs] for name in outputs[0]}
     return {"": outputs}
+
+
+def _nan_scores(columns: Mapping[str, Any], rows: int) -> NDArray[np.bool_]:
+    """Which rows have NaN among their scores."""
+    found = np.zeros(rows, bool)
+    for name, values in columns.items():
+        scores = None if name == LABEL else _matrix(values)
+        if scores is not None:
+            found |= np.isnan(scores).any(1)
+    return found
 
 
 def _picked(values: Any, there: NDArray[np.bool_]) -> Any:
