@@ -37,24 +37,31 @@ class Rows:
         if value.is_floating_point():  # of the same signs and about the same sizes
             noise = torch.rand(value.shape, generator=random).to(value.dtype)
             return value * (0.5 + noise) if value.any() else noise / 10
-        if value.is_complex() or value.ndim == 0:
+        if value.is_complex():
             return value
         order = torch.randperm(value.numel(), generator=random)
-        return value.flatten()[order].reshape(value.shape)
+        other = value.flatten()[order]
+        if other.numel() and other.equal(value.flatten()):  # towards 0, which an index may nearly always be
+            other[-1] = ~other[-1] if other.dtype is torch.bool else other[-1] + (1 if other[-1] <= 0 else -1)
+        return other.reshape(value.shape)
 
 
 @torch.no_grad()
 def check_module(run: Run, rows: Rows) -> None:
     """InvalidInput when a module's outputs cannot be those of a batch of samples, in which no sample knows of another."""
     made = _outputs(_first(run, rows), SIZES[0])
-    again, alone = _outputs(run(rows.batch()), SIZES[0]), _outputs(_run(run, rows.batch(1), 1), 1)
+    again = _outputs(run(rows.batch()), SIZES[0])
+    # Each of them alone: the first may be right by its place, as in a sum over all rows before.
+    batches = ({name: value[i : i + 1] for name, value in rows.batch().items()} for i in range(SIZES[0]))
+    alone = [_outputs(_run(run, batch, 1), 1) for batch in batches]
     for name, value in made.items():
         if (apart := _apart(value, again[name], _AGAIN)) is not None:
             raise InvalidInput(
                 f"{name} of the module differs from call to call ({apart}), so it is drawn at random; take dropout and sampling "
                 "out of its forward"
             )
-        if (apart := _apart(value[:1], alone[name], _ALONE)) is not None:
+        each = (_apart(value[i : i + 1], one[name], _ALONE) for i, one in enumerate(alone))
+        if (apart := next(filter(None, each), None)) is not None:
             raise InvalidInput(
                 f"{name} of the module for one sample depends on the other samples of its batch ({apart}), and workers batch "
                 "whatever waits; compute each row from itself"
@@ -136,5 +143,6 @@ def _apart(made: Tensor, right: Tensor, tolerance: float) -> str | None:
     apart, size = (made - right)[differs].abs().to(torch.float64), right[differs].abs().to(torch.float64)
     greatest = right[right.isfinite()].abs().to(torch.float64).amax() if right.isfinite().any() else 0
     # Of each value its own size counts, and a little of the greatest, from which it may have been computed.
-    allowed = max(tolerance, _LOOSE.get(right.dtype, 0)) * (1 + size + greatest / 10)
-    return None if (apart <= allowed).all() else f"by up to {apart.max().item():.2g}"
+    allowed = max(tolerance, _LOOSE.get(right.dtype, 0)) * (min(1.0, float(greatest)) + size + greatest / 10)
+    rounding = max(1e-6, 10 * torch.finfo(right.dtype).eps)  # of numbers of about 1, of which little may be left
+    return None if (apart <= allowed.clamp(min=rounding)).all() else f"by up to {apart.max().item():.2g}"

@@ -22,7 +22,7 @@ from forebay.worker.packed_weights import read_weights
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import (
     Differentiable,
-    batched,
+    WholeColumns,
     by_input,
     floating,
     module_bytes,
@@ -74,6 +74,7 @@ class ModuleModel:
         self._device = device
         self._inputs = inputs
         self._outputs = outputs
+        self._whole = WholeColumns(inputs, device)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         return self.run(self.prepare(rows))
@@ -85,14 +86,11 @@ class ModuleModel:
     @torch.inference_mode()
     def run(self, prepared: tuple[dict[str, Tensor], int]) -> list[Row]:
         tensors, count = prepared
-        output = self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
-        return split(output, count, self._outputs)
+        return split(self._called(tensors), count, self._outputs)
 
-    @torch.inference_mode()
     def predict_columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """One forward pass over whole columns `(batch, *shape)`."""
-        tensors = batched(columns, self._inputs, self._device)
-        output = self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
+        output = self._whole.run(columns, self._called)
         return as_columns(output, len(next(iter(columns.values()))), self._outputs)
 
     def differentiable(self, rows: Sequence[Row]) -> Differentiable:
@@ -101,14 +99,17 @@ class ModuleModel:
         names, dtypes = list(tensors), [tensor.dtype for tensor in tensors.values()]
 
         def forward(*inputs: Tensor) -> dict[str, Tensor]:
-            given = dict(zip(names, (t.to(dtype) for t, dtype in zip(inputs, dtypes, strict=True)), strict=True))
-            output = self._forward(*given.values()) if len(given) == 1 else self._forward(**given)
-            return named_outputs(output, self._outputs)
+            # A copy, for the module may write to what it is given.
+            given = (t.to(dtype, copy=True) for t, dtype in zip(inputs, dtypes, strict=True))
+            return named_outputs(self._called(dict(zip(names, given, strict=True))), self._outputs)
 
         recurrent = any(isinstance(part, nn.RNNBase) for part in self._module.modules())
         return Differentiable(
             floating(tensors), forward, lambda arrays, _: by_input(names, arrays), recurrent=recurrent
         )
+
+    def _called(self, tensors: Mapping[str, Tensor]) -> Any:
+        return self._forward(*tensors.values()) if len(tensors) == 1 else self._forward(**tensors)
 
     def nbytes(self) -> int:
         return module_bytes(self._module)

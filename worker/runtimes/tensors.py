@@ -72,15 +72,31 @@ def split(output: Any, count: int, names: Sequence[str] | None = None) -> list[R
     return [{name: _unshared(array[i]) for name, array in arrays.items()} for i in range(count)]
 
 
-def batched(
-    columns: Mapping[str, NDArray[Any]], fields: Sequence[Field] | None, device: str = "cpu"
-) -> dict[str, Tensor]:
-    """Whole columns `(batch, *shape)` as tensors, without a copy on the CPU; names and dtypes as in `stack`."""
-    names = [field.name for field in fields] if fields is not None else list(columns)
-    missing = [name for name in names if name not in columns]
-    if missing:
-        raise InvalidInput(f"input {missing[0]!r} is missing; given are {', '.join(map(repr, columns))}")
-    return {name: torch.from_numpy(np.ascontiguousarray(columns[name])).to(device) for name in names}
+class WholeColumns:
+    """Columns `(batch, *shape)` as tensors; names and dtypes as in `stack`. On the CPU they are not copied once a model was seen
+    not to write to what it is given, as networks do that begin with an operation in place.
+    """  # fmt: skip
+
+    def __init__(self, fields: Sequence[Field] | None, device: str = "cpu") -> None:
+        self._fields, self._device, self._copies = fields, device, True
+
+    def run(self, columns: Mapping[str, NDArray[Any]], forward: Callable[[dict[str, Tensor]], Any]) -> Any:
+        """What `forward` gives, without gradients."""
+        names = [field.name for field in self._fields] if self._fields is not None else list(columns)
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise InvalidInput(f"input {missing[0]!r} is missing; given are {', '.join(map(repr, columns))}")
+        arrays = {name: np.ascontiguousarray(columns[name]) for name in names}
+        tensors = {name: torch.tensor(a) if self._copies else torch.from_numpy(a) for name, a in arrays.items()}
+        with torch.inference_mode():
+            made = forward({name: tensor.to(self._device) for name, tensor in tensors.items()})
+        written = any(tensor._version for tensor in tensors.values())
+        if written and not self._copies:
+            raise ForebayError(
+                "the model writes to its inputs, for some rows only; have its forward work on a clone of them"
+            )
+        self._copies = written
+        return made
 
 
 def columns(output: Any, count: int, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:

@@ -41,7 +41,7 @@ from forebay.worker.runtimes.speed import tuned
 from forebay.worker.runtimes.tensors import (
     ONLY_INPUT,
     Differentiable,
-    batched,
+    WholeColumns,
     by_input,
     floating,
     named_outputs,
@@ -77,6 +77,7 @@ class ExportedModel:
         self._facts = facts
         self._device = device
         self._fields = declared_inputs(facts, spec)
+        self._whole = WholeColumns(self._fields, device)
         self._bytes = tensor_bytes(program.state_dict, program.constants)
         self._in_spec = program.call_spec.in_spec
         self._dtypes = _input_dtypes(program)
@@ -98,7 +99,6 @@ class ExportedModel:
     def run(self, prepared: list[tuple[list[torch.Tensor], int]]) -> list[Row]:
         return [row for flat, count in prepared for row in self._forward(flat, count)]
 
-    @torch.inference_mode()
     def predict_columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Forward passes over whole columns `(batch, *shape)`, each of at most the largest batch the program takes."""
         count = len(next(iter(columns.values())))
@@ -119,7 +119,8 @@ class ExportedModel:
         """The outputs of any number of rows by name, with gradients, of parts of as many rows as the program takes."""
         step, parts = self._facts.most or len(inputs[0]), list[list[torch.Tensor]]()
         for start in range(0, len(inputs[0]), step):
-            part = [t[start : start + step].to(dtype) for t, dtype in zip(inputs, self._dtypes, strict=True)]
+            # A copy, for the program may write to what it is given.
+            part = [t[start : start + step].to(dtype, copy=True) for t, dtype in zip(inputs, self._dtypes, strict=True)]
             count = len(part[0])
             if count < self._facts.least:
                 part = [torch.cat([t, t[:1].expand(self._facts.least - count, *t.shape[1:])]) for t in part]
@@ -139,17 +140,18 @@ class ExportedModel:
     def _stacked(self, rows: Sequence[Row]) -> tuple[list[torch.Tensor], int]:
         # torch.export may have taken "at least 2" for granted, so a smaller batch is filled up and the rest cut off.
         padded = [*rows, *[rows[0]] * (self._facts.least - len(rows))]
-        tensors = stack(padded, self._fields, self._device).values()
-        return [tensor.to(dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)], len(rows)
+        return self._flat(stack(padded, self._fields, self._device)), len(rows)
+
+    def _flat(self, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        return [tensor.to(dtype) for tensor, dtype in zip(tensors.values(), self._dtypes, strict=True)]
 
     def _columns(self, columns: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str, NDArray[Any]]:
         count, least = stop - start, self._facts.least
         part = {name: values[start:stop] for name, values in columns.items()}
         if count < least:
             part = {name: np.concatenate([v, np.repeat(v[:1], least - count, axis=0)]) for name, v in part.items()}
-        tensors = batched(part, self._fields, self._device).values()
-        flat = [tensor.to(dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
-        output = as_columns(self._leaves(flat), max(count, least), [field.name for field in self._facts.outputs])
+        leaves = self._whole.run(part, lambda tensors: self._leaves(self._flat(tensors)))
+        output = as_columns(leaves, max(count, least), [field.name for field in self._facts.outputs])
         return output if count >= least else {name: values[:count] for name, values in output.items()}
 
     @torch.inference_mode()

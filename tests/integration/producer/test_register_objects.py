@@ -210,6 +210,10 @@ REFUSED = {
     "a part left in training mode": (nn.Sequential(nn.Linear(4, 4), nn.Dropout()).eval(), X, r"training mode.*1 \(Dropout\)"),
     "another result when exported": (Otherwise(), X, "exported program is not the module's for 3 rows.*nothing was registered"),
     "samples that know of each other": (OfOne(lambda net, x: x - x.mean(0)), X, "depends on the other samples of its batch"),
+    "samples that know of those before": (OfOne(lambda net, x: x.cumsum(0)), X, "depends on the other samples of its batch"),
+    "small samples that know of each other": (OfOne(lambda net, x: 1e-4 * (x - x.mean(0))), X, "depends on the other samples"),
+    "numbers that know of each other": (OfOne(lambda net, i: i - i.max()), np.int64(3), "depends on the other samples"),
+    "masks that know of each other": (OfOne(lambda net, m: m == m.all(0)), np.ones(3, bool), "depends on the other samples"),
     "a loop over rows": (Fixed(), X, r"batch dimension cannot be free, because of test_register_objects.py:\d+ `.*unbind"),
     "a decision by values": (Deciding(), X, r"decides by the values.*test_register_objects.py:\d+ `if x.sum\(\) > 1e9:`"),
     "NumPy within": (OfOne(lambda net, x: torch.tensor(x.numpy())), X, r"cannot take its forward.*objects.py:\d+"),
@@ -257,6 +261,16 @@ def test_what_would_not_give_its_own_results_is_refused_and_nothing_is_stored(cl
         client.models.register("net", artifact, example=example, inputs=inputs)
     assert client.models.list() == []
     assert not any(path.is_file() for path in (client.settings.home / "blobs").rglob("*"))
+
+
+def test_a_program_that_writes_to_its_input_leaves_the_columns_of_a_data_set_as_they_are(client: Client) -> None:
+    model = client.models.register("net", OfOne(lambda net, x: functional.relu(x, inplace=True) + 1), example=X)
+    path = client.session.blobs.fetch(model.artifact, client.settings.home / "fetched")
+    loaded, columns = get_runtime(model.runtime).load(path, "cpu", model), {"x": np.stack([X, -X])}
+    for _ in range(2):
+        [made] = loaded.predict_columns(columns).values()  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(made, np.stack([X.clip(0), (-X).clip(0)]) + 1)
+        np.testing.assert_array_equal(columns["x"], np.stack([X, -X]))
 
 
 def test_a_module_is_left_as_it_was(client: Client) -> None:

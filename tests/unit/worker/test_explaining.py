@@ -92,6 +92,36 @@ def test_they_are_those_of_a_bare_captum_loop_whatever_the_batches() -> None:
     assert np.abs(np.stack([row["x"] for row in ablated]) - lost).max() < 1e-5
 
 
+class Overwriting(nn.Module):
+    """Begins with an operation in place, on a view of what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x[:, 1:].relu_()
+        return torch.stack([x.sum(1), x[:, 0], x[:, 1]], 1)
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "saliency", "feature-ablation", "occlusion"])
+def test_a_network_that_writes_to_its_input_is_explained_like_another(method: str) -> None:
+    class Cloning(Overwriting):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.clone())
+
+    numbers = np.random.default_rng(0).normal(size=(5, 4))
+    made, right = (explain(of_module(m), rows_of(numbers), method, target=0) for m in (Overwriting(), Cloning()))
+    np.testing.assert_array_equal([row["x"] for row in made], [row["x"] for row in right])
+
+
+def test_columns_of_a_data_set_stay_as_they_are_when_a_network_writes_to_its_input() -> None:
+    version = of_module(Overwriting())
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    x.flags.writeable = False  # as Arrow's are, and those of a file that is mapped into memory
+    before = x.copy()
+    for _ in range(2):
+        made = version.model.predict_columns({"x": x})["scores"]
+        np.testing.assert_array_equal(x, before)
+        np.testing.assert_array_equal(made[:, 1:], np.stack([before[:, 0], before[:, 1].clip(0)], 1))
+
+
 def test_attributions_that_do_not_add_up_are_told_as_such_and_more_steps_mend_it() -> None:
     class Step(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
