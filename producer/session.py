@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 import structlog
 
-from forebay.contract.errors import BrokerUnavailable
+from forebay.contract.errors import BlobCorrupt, BlobMissing, BrokerUnavailable
 from forebay.contract.settings import Settings
 from forebay.contract.wire.celery_app import connect_redis, make_app
 from forebay.contract.wire.dispatch import Dispatcher
@@ -91,6 +91,14 @@ class Session:
             self.sender.mark_unsent([job.id for job in routed_jobs], str(error))
             return False
         return True
+
+
+def load_payload(session: Session, about: str, inline: bytes | None, ref: str | None) -> bytes:
+    """The bytes of what `about` names; BlobCorrupt and BlobMissing with that name."""
+    try:
+        return session.payloads.load(inline, ref)
+    except (BlobCorrupt, BlobMissing) as error:
+        raise type(error)(f"{about} cannot be read: {error}; submit it again") from error
 
 
 def _prepare_all() -> None:

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.references import shown
 
-# Of the other stores a URL names a bucket; where it is the operator's configuration says.
 _CHECKED = {"http", "https"}
-_UNCHECKED = {"ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "webHDFS", "hdfs", "arrow_hdfs", "jupyter", "jlab"}
+# Files of this machine, files within files, and stores in which a URL names a bucket: where they are the operator's
+# configuration says, or the store's maker. Of any other protocol nobody can say where it connects to.
+_WITHOUT_HOST = {
+    "file", "local", "asynclocal", "data", "memory", "zip", "tar", "libarchive", "dir", "cached", "blockcache", "filecache",
+    "simplecache", "async_wrapper", "asyncwrapper", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci",
+    "ocilake", "tos", "tosfs", "hf", "github", "gist", "gdrive", "dropbox", "box", "dbfs", "lakefs", "wandb",
+}  # fmt: skip
 # What such a URL leads to is told by a file, or by another URL, that is not looked at here.
 _INDIRECT = {"reference", "generic", "dask", "git", "dvc"}
 _REMEDY = "allowed_hosts (FOREBAY_ALLOWED_HOSTS={}), for the client too"
+_NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address is in the last 32 bits
 _allowed: frozenset[str] = frozenset()
 
 
@@ -38,8 +44,8 @@ def allowed_hosts() -> list[str]:
 def check_host(url: str) -> None:
     """InvalidInput when a URL, or one in a chain of them, leads to a host whose address is not public."""
     for part in url.split("::"):
-        protocol = part.partition("://")[0]
-        if protocol not in _CHECKED | _UNCHECKED | _INDIRECT:
+        protocol, separator, _ = part.partition("://")
+        if protocol in _WITHOUT_HOST or not (separator or protocol in _INDIRECT):
             continue
         try:
             host = urlsplit(part).hostname or ""
@@ -89,9 +95,12 @@ def _addresses(host: str) -> list[str]:
 
 def _refuse_private(host: str, text: str) -> None:
     address = ip_address(text.partition("%")[0])
+    special = False  # of a range that is global to Python and to nobody else
     if isinstance(address, IPv6Address):
-        address = address.ipv4_mapped or address.sixtofour or address
-    if not address.is_global or address.is_multicast:
+        within = IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+        address = within or address.ipv4_mapped or address.sixtofour or address
+        special = isinstance(address, IPv6Address) and (address.is_reserved or address.is_site_local)
+    if special or not address.is_global or address.is_multicast:
         raise InvalidInput(
             f"{shown(host)} has the address {text}, which is not public; the operator of the worker may allow it: "
             f"{_REMEDY.format(host)}"

@@ -11,8 +11,6 @@ from contextlib import suppress
 from typing import Any, Self
 
 from forebay.contract.errors import (
-    BlobCorrupt,
-    BlobMissing,
     ForebayError,
     JobCanceled,
     JobExpired,
@@ -23,7 +21,7 @@ from forebay.contract.errors import (
 from forebay.contract.history import JobEvent, history
 from forebay.contract.job import JobInfo, JobState
 from forebay.contract.wire import codec
-from forebay.producer.session import Session
+from forebay.producer.session import Session, load_payload
 from forebay.producer.waiting.futures import countable
 from forebay.storage.jobs.records import Outcome
 
@@ -179,14 +177,9 @@ class Job:
         if error is not None:
             raise error
         outcome = self._wait_for_outcome(timeout)
-        about = f"the result of job {self.id} cannot be read"
-        try:
-            data = self._session.payloads.load(outcome.result, outcome.result_ref)
-        except BlobCorrupt as error:
-            raise BlobCorrupt(f"{about}: {error}; submit it again") from error
-        except BlobMissing as error:
-            raise BlobMissing(f"{about}: {error}; submit it again") from error
-        return codec.decode(data)
+        return codec.decode(
+            load_payload(self._session, f"the result of job {self.id}", outcome.result, outcome.result_ref)
+        )
 
     def _wait_for_outcome(self, timeout: float | None) -> Outcome:
         if self._outcome is not None:

@@ -17,7 +17,7 @@ from forebay.contract.requests.request import decode
 from forebay.contract.requests.tuning import TuneRequest
 from forebay.contract.requests.versions.benchmark import Benchmark
 from forebay.producer.handles.job import Job
-from forebay.producer.session import Session
+from forebay.producer.session import Session, load_payload
 from forebay.storage.batches.views import BatchErrors, BatchViews
 from forebay.storage.jobs.views import JobViews
 from forebay.storage.training.records import Checkpoint, Evaluation, Run, evaluation_of
@@ -36,7 +36,9 @@ class BatchJob(Job):
         """What was asked for: input files, columns, output folder, limits."""
         session = self._session
         details = JobViews(session.ledger).details(self.id, PAYLOAD_LIMIT)
-        return decode(session.payloads.load(details.input, details.input_ref), BatchRequest)
+        return decode(
+            load_payload(session, f"the request of batch {self.id}", details.input, details.input_ref), BatchRequest
+        )
 
     @property
     def progress(self) -> BatchProgress:
@@ -116,7 +118,8 @@ class TuningJob(Job):
     @property
     def request(self) -> TuneRequest:
         """What was asked for: the training, the space, how many trials."""
-        return decode(self._session.payloads.load(*self._session.tunes.request(self.id)), TuneRequest)
+        session, about = self._session, f"the request of tune {self.id}"
+        return decode(load_payload(session, about, *session.tunes.request(self.id)), TuneRequest)
 
     @property
     def trials(self) -> list[Trial]:

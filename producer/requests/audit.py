@@ -19,7 +19,7 @@ from forebay.contract.requests.manifest import Manifest
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.shards import ShardOutcome, WrittenFile
 from forebay.datasets import require_pyarrow
-from forebay.producer.session import Session
+from forebay.producer.session import Session, load_payload
 
 if TYPE_CHECKING:
     from forebay.datasets.writing.folder import OutputFolder
@@ -38,7 +38,9 @@ def audit(session: Session, id: str) -> dict[str, Any]:
     info = session.jobs.queries.get(check_job_id(id))
     if info.kind is not JobKind.BATCH:
         raise InvalidInput(f"job {id} is a {info.kind} job; only batches have files to audit")
-    request = decode(session.payloads.load(*session.batches.queries.request(id)), BatchRequest)
+    request = decode(
+        load_payload(session, f"the request of batch {id}", *session.batches.queries.request(id)), BatchRequest
+    )
     folder, totals = OutputFolder(request.output), session.batches.queries.totals(id)
     shards = list(session.batches.queries.outcomes(id))
     files = [file for _, _, outcome in shards for file in outcome.files]

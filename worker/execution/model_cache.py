@@ -22,14 +22,14 @@ import numpy as np
 import psutil
 import structlog
 
-from forebay.contract.errors import ModelLoadFailed
+from forebay.contract.errors import BlobCorrupt, BlobMissing, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Row
 from forebay.datasets.decoding import for_each, read_files
 from forebay.storage.blobs.folders import unpack_folder
-from forebay.storage.blobs.store import BlobStore
+from forebay.storage.blobs.store import BlobStore, file_digest
 from forebay.storage.models.registry import ModelRegistry
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.retrying import retry_while_unavailable
@@ -134,10 +134,17 @@ class Artifacts:
         if model.artifact_form == "none":
             return None
         digest = model.artifact.removeprefix("sha256:")
-        if model.artifact_form == "folder":
-            return self._folder_of(model.artifact, digest)
-        path = self._folder / digest
-        return path if path.is_file() else self._blobs.fetch(model.artifact, path)
+        try:
+            if model.artifact_form == "folder":
+                return self._folder_of(model.artifact, digest)
+            path = self._folder / digest
+            if (
+                path.is_file() and file_digest(path) == digest
+            ):  # a crash of the machine, or its disk, may have damaged it
+                return path
+            return self._blobs.fetch(model.artifact, path)
+        except (BlobCorrupt, BlobMissing) as error:
+            raise type(error)(f"the artifact of {model.ref} cannot be read: {error}; register it again") from error
 
     def _folder_of(self, ref: str, digest: str) -> Path:
         target = self._folder / f"{digest}.d"

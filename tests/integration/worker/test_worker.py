@@ -133,14 +133,26 @@ def test_a_class_that_is_not_on_the_list_is_refused(stack: WorkerStack) -> None:
     assert caught.value.type == "ModelRefused"
 
 
-def test_a_version_whose_artifact_is_gone_fails_its_jobs_with_the_reason(stack: WorkerStack, tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"weights")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_version_whose_artifact_is_gone_or_damaged_fails_its_jobs_with_the_reason_until_it_is_registered_again(
+    stack: WorkerStack, tmp_path: Path, damaged: bool
+) -> None:
+    name = f"gone-{damaged}".lower()
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(f"weights {damaged}".encode())
     options = {"class": "support.models:Echo"}
-    version = stack.client.models.register("gone", tmp_path / "weights.bin", runtime="python", options=options)
-    BlobStore(stack.settings.blobs).drop([version.artifact], lambda _: [])
-    with pytest.raises(JobFailed, match=version.artifact.removeprefix("sha256:")) as caught:
+    version = stack.client.models.register(name, weights, runtime="python", options=options)
+    blobs = BlobStore(stack.settings.blobs)
+    if damaged:
+        Path(blobs.location(version.artifact)).write_bytes(b"weights FaLse")
+    else:
+        blobs.drop([version.artifact], lambda _: [])
+    reason = f"the artifact of {version.ref} cannot be read: .*{version.artifact.removeprefix('sha256:')}.*; register it again"
+    with pytest.raises(JobFailed, match=reason) as caught:
         stack.client.predict(version.ref, 1).result(120)
-    assert caught.value.type == "BlobMissing"
+    assert caught.value.type == ("BlobCorrupt" if damaged else "BlobMissing")
+    stack.client.models.register(name, weights, runtime="python", options=options)
+    assert stack.client.predict(version.ref, 2).result(120) == 2
 
 
 def test_a_version_that_is_no_longer_registered_fails_its_jobs_with_the_reason(stack: WorkerStack) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fsspec.registry import known_implementations
 
 from forebay.contract.errors import InvalidInput
 from forebay.datasets.formats.addresses import allow_hosts, check_host
@@ -37,13 +38,14 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     [
         "127.0.0.1", "127.9.9.9", "0.0.0.0", "169.254.169.254", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "::1",  # noqa: S104
         "fe80::1%eth0", "fd00::1", "::ffff:10.0.0.1", "2002:0a00:0001::1", "224.0.0.1", "255.255.255.255", "::",
+        "::ffff:169.254.169.254", "64:ff9b::a00:1", "64:ff9b:1::a00:1", "::10.0.0.1", "::ffff:0:a00:1", "fec0::1", "ff02::1",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("url", ["http://files.example/a.csv", "simplecache::https://u:p@files.example:8443/a"])
 def test_a_host_with_an_address_that_is_not_public_is_refused_whichever_it_is(
     names: dict[str, list[str]], url: str, address: str
 ) -> None:
-    names["files.example"] = ["93.184.215.14"]
+    names["files.example"] = ["93.184.215.14", "2606:4700::1111", "::ffff:93.184.215.14", "64:ff9b::5db8:d70e"]
     check_host(url)
     names["files.example"].append(address)
     with pytest.raises(InvalidInput, match=r"files\.example.*not public.*allowed_hosts"):
@@ -54,7 +56,41 @@ def test_a_host_with_an_address_that_is_not_public_is_refused_whichever_it_is(
     check_host(url)
 
 
-@pytest.mark.parametrize("protocol", ["ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "hdfs", "jupyter"])
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "2852039166", "[fd00:0:0:0:0:0:0:1]"]
+)
+def test_an_address_in_another_form_is_the_same_address(host: str) -> None:
+    with pytest.raises(InvalidInput, match="not public"):
+        check_host(f"http://{host}/a.csv")
+
+
+def test_of_the_protocols_that_fsspec_knows_those_that_name_a_host_are_refused(names: dict[str, list[str]]) -> None:
+    refused = set()
+    for protocol in known_implementations:
+        try:
+            check_host(f"{protocol}://files.example/a.csv")
+        except InvalidInput:
+            refused.add(protocol)
+    named = [
+        "ftp",
+        "sftp",
+        "ssh",
+        "smb",
+        "webdav",
+        "webhdfs",
+        "hdfs",
+        "arrow_hdfs",
+        "jupyter",
+        "jlab",
+        "root",
+        "pyscript",
+    ]
+    assert refused == {*named, "reference", "generic", "dask", "git", "dvc"}
+
+
+@pytest.mark.parametrize(
+    "protocol", ["ftp", "sftp", "ssh", "smb", "webdav", "webhdfs", "hdfs", "jupyter", "root", "of-another-package"]
+)
 def test_a_host_to_which_connections_cannot_be_checked_has_to_be_allowed_by_name(
     names: dict[str, list[str]], protocol: str
 ) -> None:

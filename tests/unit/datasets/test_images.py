@@ -97,7 +97,7 @@ def test_palettes_and_cmyk_become_colours() -> None:
 
 
 def test_only_the_named_formats_are_opened() -> None:
-    for format in ("PPM", "ICO", "TGA"):
+    for format in ("PPM", "ICO", "TGA", "EPS"):
         with pytest.raises(InvalidInput, match="cannot read the image"):
             decode_image(saved(Image.new("RGB", (16, 16)), format))
     assert decode_image(a_pixel()).tolist() == [[[0, 0, 0]]]

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Signature
+from forebay.storage.blobs.store import BlobStore
 from forebay.worker.execution import model_cache
-from forebay.worker.execution.model_cache import ModelCache
+from forebay.worker.execution.model_cache import Artifacts, ModelCache
 from forebay.worker.runtimes import get_runtime
 
 
@@ -217,6 +218,17 @@ def test_many_threads_asking_for_one_model_load_it_once():
     for thread in threads:
         thread.join(120)
     assert runtime.made == ["a/1"]
+
+
+def test_a_damaged_copy_of_an_artifact_is_fetched_again(tmp_path: Path) -> None:
+    blobs = BlobStore((tmp_path / "blobs").as_uri())
+    version = ModelVersion("m", 1, "python", blobs.put(b"weights"), "file", 7, Signature())
+    artifacts = Artifacts(blobs, tmp_path / "artifacts")
+    copy = artifacts.fetch(version)
+    assert copy is not None
+    copy.write_bytes(b"weightZ")
+    assert artifacts.fetch(version) == copy
+    assert copy.read_bytes() == b"weights"
 
 
 def test_a_failed_fetch_leaves_the_cache_as_it_was():
