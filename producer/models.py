@@ -294,7 +294,8 @@ class Models:
 
         The same `rows` (100) go through both: those of `dataset`, read as by `benchmark`, or made ones. The job fails, and
         registers nothing, where outputs are more than `tolerance` (1e-4) apart: of the largest value of an output where that is
-        above 1, else absolutely. What was found is in the version's metadata, below "lineage". `alias` is pointed at the version.
+        above 1, else absolutely, or of the largest in all rows where none is above 1. What was found is in the version's
+        metadata, below "lineage". `alias` is pointed at the version.
         Raises InvalidInput, with the reason, for one that cannot be converted, and what `benchmark` raises.
         """
         submit, asked = split_options(options)

@@ -16,7 +16,8 @@ class ConvertRequest(Request, frozen=True):
     """What a conversion is to do, as its payload holds it.
 
     Both versions run `rows` rows: of `data` where it is given, else made ones. The new one is registered when all outputs are
-    within `tolerance` of the original's: of a value's size where the largest of its output is above 1, else absolutely.
+    within `tolerance` of the original's: of the size of its output where that is above 1, else
+    absolutely, or of the largest in all rows where none is above 1.
     """
 
     to: Annotated[Literal["onnx", "torch-export"], Meta(description="the form of the new version")] = "onnx"

@@ -59,6 +59,17 @@ def test_outputs_of_another_form_are_refused(one: object, other: object) -> None
         difference([one], [other])
 
 
+def test_outputs_that_are_always_small_are_not_near_because_of_that() -> None:
+    rows = [vector(1e-6, 2e-6), vector(3e-6, 1e-6)]
+    assert not difference(rows, [vector(0, 0)] * 2).within(0.9)
+    assert difference(rows, [row * np.float32(1.00001) for row in rows]).within(1e-4)
+    usual = vector(0.5, 0.5)  # beside which those are nothing
+    assert difference([*rows, usual], [*[vector(0, 0)] * 2, usual]).within(1e-5)
+    assert not difference(
+        [{"y": row, "z": usual} for row in rows], [{"y": 0 * row, "z": usual} for row in rows]
+    ).within(0.9)
+
+
 def test_no_rows_say_nothing() -> None:
     with pytest.raises(InvalidInput, match="cannot be compared"):
         difference([], [])

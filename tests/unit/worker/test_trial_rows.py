@@ -65,6 +65,16 @@ def test_rows_after_an_example_begin_with_it_and_have_no_other_values():
     assert len({row["ids"].tobytes() for row in rows}) > 5
 
 
+@pytest.mark.parametrize("example", [np.zeros(4, np.float32), np.ones(4, np.float32), np.float32(7)])
+def test_an_example_of_which_all_values_are_the_same_does_not_make_all_rows_the_same(example: Any) -> None:
+    field = {"dtype": "float32", "shape": list(example.shape)}
+    rows = trial_rows(loaded(x=field), 5, example={"x": example}).rows
+    assert rows[0]["x"] is example
+    assert all((row["x"].dtype, row["x"].shape) == (np.float32, example.shape) for row in rows)
+    assert len({row["x"].tobytes() for row in rows}) == 5
+    assert all((row["x"] >= example).all() for row in rows), "a model that takes logarithms goes on to take them"
+
+
 def test_rows_of_a_data_set_are_its_first_good_ones(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("x\n1\nword\n3\n4\n")

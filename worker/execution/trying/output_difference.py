@@ -24,9 +24,10 @@ class Difference(Struct, frozen=True):
     """How far the outputs for `rows` rows are apart, at most, over all values of all outputs.
 
     `absolute` is a difference of two values, `relative` is it divided by the largest magnitude in that output of that row.
-    `scaled` is what a tolerance is held against: `relative` where that magnitude is above 1, else `absolute`. They are infinite
-    where texts differ, a value is NaN, or one is infinite and the other is not the same. `same_argmax` is the share of rows whose
-    largest value, of each output that is a vector, is at the same place; `least_cosine` and `mean_cosine` are of those vectors.
+    `scaled` is what a tolerance is held against: `relative` where that magnitude is above 1, else the difference divided by the
+    largest magnitude in that output of all rows, or by 1 if that is less. They are infinite where texts differ, a value is NaN,
+    or one is infinite and the other is not the same. `same_argmax` is the share of rows whose largest value, of each output that
+    is a vector, is at the same place; `least_cosine` and `mean_cosine` are of those vectors.
     None where no output is one.
     """
 
@@ -53,20 +54,27 @@ def difference(before: Sequence[Any], after: Sequence[Any]) -> Difference:
     """
     if len(before) != len(after) or not before:
         raise InvalidInput(f"{len(before)} and {len(after)} rows cannot be compared")
-    apart = np.zeros(3)  # absolute, relative, scaled
+    measured: dict[str, list[tuple[float, float]]] = {}  # by output, of each row
     same: list[bool] = []
     cosines: list[float] = []
     for one, other in zip(before, after, strict=True):
         vectors = []
         for name, a, b in _pairs(one, other):
-            apart = np.maximum(apart, _apart(name, a, b))
+            measured.setdefault(name, []).append(_apart(name, a, b))
             if isinstance(a, np.ndarray) and a.ndim == 1 and len(a) > 1:
                 vectors.append((a.astype(np.float64), b.astype(np.float64)))
         if vectors:
             same.append(all(int(a.argmax()) == int(b.argmax()) for a, b in vectors))
             cosines += [_cosine(a, b) for a, b in vectors]
     found = [float(np.mean(same)), min(cosines), float(np.mean(cosines))] if cosines else [None] * 3
-    return Difference(len(before), *map(float, apart), *found)
+    absolute = relative = scaled = 0.0
+    for pairs in measured.values():
+        gaps, sizes = np.array(pairs).T
+        usual = min(1.0, sizes.max())  # what is always small is not near because of that
+        absolute = max(absolute, float(gaps.max()))
+        relative = max(relative, float((gaps / np.maximum(sizes, _TINY)).max()))
+        scaled = max(scaled, float((gaps / np.maximum(sizes, max(usual, _TINY))).max()))
+    return Difference(len(before), absolute, relative, scaled, *found)
 
 
 def _pairs(one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -85,26 +93,25 @@ def _names(output: Any) -> str:
     return ", ".join(map(str, output)) if isinstance(output, Mapping) else "a single one"
 
 
-def _apart(name: str, one: Any, other: Any) -> tuple[float, float, float]:
+def _apart(name: str, one: Any, other: Any) -> tuple[float, float]:
+    """The largest difference of two values, infinite where that is no number, and the largest magnitude among them."""
     if isinstance(one, str) and isinstance(other, str):
-        return (0.0,) * 3 if one == other else (math.inf,) * 3
+        return (0.0 if one == other else math.inf), 1.0
     a, b = (np.asarray(value) for value in (one, other))
     if a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf" or a.shape != b.shape:
         raise InvalidInput(
             f"output {name!r} is {a.dtype} of shape {a.shape} and {b.dtype} of shape {b.shape}: only numbers of one shape, and "
             "texts, can be compared"
         )
-    if np.array_equal(a, b):
-        return (0.0,) * 3
+    equal = np.array_equal(a, b)
     a, b = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):
         gaps: NDArray[np.float64] = np.where(a == b, 0.0, np.abs(a - b))
-    largest = float(gaps.max()) or 1.0  # not equal, and yet the same floats: whole numbers beyond 2^53
-    if not math.isfinite(largest):  # a NaN among them is the largest, too
-        return (math.inf,) * 3
+    # Not equal, and yet the same floats: whole numbers beyond 2^53.
+    largest = 0.0 if equal else float(gaps.max()) or 1.0
     both = np.concatenate([a.reshape(-1), b.reshape(-1)])
     size = float(np.abs(both[np.isfinite(both)]).max(initial=0.0))
-    return largest, largest / max(size, _TINY), largest / max(size, 1.0)
+    return (largest if math.isfinite(largest) else math.inf), size  # a NaN among them is the largest, too
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -33,14 +33,15 @@ def trial_rows(
     """`count` rows, or as many as are good among the first ones of `data`.
 
     Made rows have the shapes of the `example`, or else of a row of the runtime's own, and values drawn from among its values;
-    random ones where there are none but zeros. InvalidInput, with what to do, when the model takes none that can be made.
+    random ones where those are all the same: zeros would say nothing of any weight. InvalidInput, with what to do, when the
+    model takes none that can be made.
     """
     if data is not None:
         return TrialRows(_read(data, loaded, count), "the data set")
     rng = np.random.default_rng(seed)
     if example is not None:
         rows = [example, *(_like(rng, example, loaded, known=True) for _ in range(count - 1))]
-        return TrialRows(rows, "the registered example, and its values in another order")
+        return TrialRows(rows, "the registered example, and rows like it")
     failure: Exception | None = None
     for sample in sample_rows(loaded.model, loaded.spec):
         rows = [_like(rng, sample, loaded, known=False) for _ in range(count)]
@@ -94,7 +95,12 @@ def _value(rng: np.random.Generator, value: Any, known: bool) -> Any:
         return " ".join(rng.choice(WORDS, rng.integers(LEAST_WORDS, MOST_WORDS + 1)))
     if not isinstance(value, np.ndarray | np.generic) or value.dtype.name not in ARRAY_DTYPES:
         return value
-    made = rng.choice(value.reshape(-1), value.shape) if known or value.any() else _random(rng, value)
+    if known and value.dtype.kind == "f" and value.size and value.min() == value.max():
+        made = value + rng.random(value.shape) * max(
+            1.0, abs(float(value.max()))
+        )  # rows that are alike would tell little
+    else:
+        made = rng.choice(value.reshape(-1), value.shape) if known or value.any() else _random(rng, value)
     return np.asarray(made, value.dtype)
 
 

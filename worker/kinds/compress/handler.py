@@ -170,13 +170,15 @@ def _judged(evaluations: Sequence[Evaluation], request: CompressRequest, facts: 
         raise InvalidInput(f"{first.dataset} has changed between the two evaluations. Nothing was registered")
     if first.rows != second.rows:  # who fails on the difficult rows is not better on the others
         raise InvalidInput(
-            f"{request.method} loses too much: {second.failed:,} rows fail, {first.failed:,} did before, so the metrics are not of "
-            "the same rows. Nothing was registered"
+            f"{request.method} loses too much: {second.failed:,} rows fail, {first.failed:,} did before, so the metrics are "
+            "not of the same rows. Nothing was registered"
         )
     before, after = dict(first.metrics), dict(second.metrics)
     metric = next((name for name in (*PREFERRED, *METRICS) if before.get(name) is not None), None)
     if metric is None:
-        raise InvalidInput(f"{first.dataset} tells no metric of {first.rows:,} rows: name another. Nothing was registered")
+        raise InvalidInput(
+            f"{first.dataset} tells no metric of {first.rows:,} rows: name another. Nothing was registered"
+        )
     one, other = before[metric], after.get(metric)
     loss = math.nan if one is None or other is None else (one - other if METRICS[metric] else other - one)
     if not loss <= request.max_loss:
