@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from forebay.contract.errors import BrokerUnavailable, LedgerUnavailable
+from forebay.contract.job import JobKind
+from forebay.contract.model import ModelVersion
+from forebay.contract.signature import Field, Signature
 from forebay.contract.wire.messages import JobMessage, RoutedJob
+from forebay.producer.handles.job import Job
 from forebay.producer.sender import PendingSend, Sender
+from forebay.producer.submit import Submission
+from support.jobs import new
 from support.waiting import wait_until
 
 
@@ -170,3 +177,20 @@ def test_a_submit_of_several_messages_asks_a_worker_to_wait_a_moment_for_the_oth
     held = pending(*(f"{n:032x}" for n in range(600)), batch_size=32, wait_s=0.5)
     assert held.wait is not None
     assert (held.wait.seconds, held.wait.rows) == (0.5, 32)
+
+
+@pytest.mark.parametrize("dtype", ["str", "int64"])
+def test_long_texts_are_sent_before_short_ones_but_by_no_more_than_a_thousand(dtype: str) -> None:
+    model = ModelVersion("m", 1, "onnx", "", "none", 0, Signature((Field("text", dtype),)))
+    options: Any = SimpleNamespace(model=model, queue="cpu", priority=5, kind=JobKind.PREDICT)
+    lengths = [5, 9, 5, *[2] * 1021, 7, 8]
+    jobs = [new(input=b"x" * length) for length in lengths]
+    size = {job.id: length for job, length in zip(jobs, lengths, strict=True)}
+    sent = [job.id for job in Submission(Job, options, jobs, None).routed_jobs(size)]
+    first_in_first_out = [job.id for job in jobs]
+    assert sorted(sent) == sorted(first_in_first_out)
+    if dtype == "str":
+        assert [size[id] for id in sent] == [9, 5, 5, *[2] * 1021, 8, 7]
+        assert sent[1:3] == [jobs[0].id, jobs[2].id], "equals stay in their order"
+    else:
+        assert sent == first_in_first_out
