@@ -125,8 +125,9 @@ def check_options(runtime: str, options: Mapping[str, Any], endpoints: Iterable[
     threads = options.get("threads", 1)
     if runtime == "onnx" and (type(threads) is not int or threads < 1):
         raise InvalidInput(f"options: threads is a whole number from 1, got {shown(threads)}")
-    if not isinstance(options.get("orientation", True), bool):
-        raise InvalidInput(f"options: orientation is true or false, got {shown(options['orientation'])}")
+    for name in ("orientation", "truncate"):
+        if not isinstance(options.get(name, True), bool):
+            raise InvalidInput(f"options: {name} is true or false, got {shown(options[name])}")
     key = NEEDS_OPTION.get(runtime)
     if key and not isinstance(options.get(key), str):
         raise InvalidInput(

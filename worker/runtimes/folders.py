@@ -61,6 +61,13 @@ def about_tokens(text: str, longest: int) -> int:
     return min(longest, 2 + len(text) // _CHARACTERS_PER_TOKEN)
 
 
+def too_long(tokens: int, longest: int) -> InvalidInput:
+    return InvalidInput(
+        f"the text has {tokens:,} tokens; this model reads {longest:,}. Send a shorter one, or register the version with "
+        "options={'truncate': True} to have the rest left out"
+    )
+
+
 def read_json(folder: Path, file: Path, default: Any) -> Any:
     if not file.exists():
         return default

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from forebay.contract.errors import MissingExtra, ModelLoadFailed, ModelRefused
+from forebay.contract.errors import InvalidInput, MissingExtra, ModelLoadFailed, ModelRefused
 from forebay.contract.model import ModelVersion
 from forebay.contract.signature import Row
 from forebay.worker.packed_weights import unpacked
-from forebay.worker.runtimes.folders import about_tokens, go_offline, only_text, read_json, safe_folder
+from forebay.worker.runtimes.folders import about_tokens, go_offline, only_text, read_json, safe_folder, too_long
 from forebay.worker.runtimes.speed import Forward, tuned
 from forebay.worker.runtimes.tensors import module_bytes
 
@@ -34,7 +34,7 @@ class SentenceTransformers:
     def load(self, path: Path | None, device: str, spec: ModelVersion) -> TextEmbedder:
         """The model on `device`; ModelRefused naming the file or option that is unsafe."""
         model = self.encoder(path, device, spec)
-        return TextEmbedder(model, tuned(model, spec, device))
+        return TextEmbedder(model, tuned(model, spec, device), truncate=bool(spec.options.get("truncate")))
 
     def encoder(self, path: Path | None, device: str, spec: ModelVersion) -> Any:
         """The library's own model, in eval mode."""
@@ -55,28 +55,39 @@ class SentenceTransformers:
 
 
 class TextEmbedder:
-    """One float32 vector `(dim,)` per text, in order."""
+    """One float32 vector `(dim,)` per text, in order; texts that are too long are cut only if that is asked for."""
 
-    def __init__(self, model: Any, forward: Forward) -> None:
-        self._model = model
-        self._forward = forward
+    def __init__(self, model: Any, forward: Forward, *, truncate: bool = False) -> None:
+        self._model, self._forward, self._truncate = model, forward, truncate
         self._longest = int(getattr(model, "max_seq_length", None) or 512)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         return self.run(self.prepare(rows))
 
     def prepare(self, rows: Sequence[Row]) -> Any:
-        """The rows' tokens, padded to the longest and on the device; what `encode` does before its forward pass."""
-        return {
+        """What `encode` does before its forward pass: the tokens of those texts that are not too long, padded and on the device.
+        With them the errors of the others by their number, and how many texts there are.
+        """  # fmt: skip
+        tokens = self._tokens(rows)
+        errors = self._too_long(rows, tokens.get("attention_mask"))
+        if errors:
+            good = [row for i, row in enumerate(rows) if i not in errors]
+            tokens = self._tokens(good) if good else {}
+        inputs = {
             key: value.to(self._model.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for key, value in self._tokens(rows).items()
+            for key, value in tokens.items()
         }
+        return inputs, errors, len(rows)
 
     @torch.inference_mode()
     def run(self, prepared: Any) -> list[Row]:
-        """The forward pass, and what `encode` does after it."""
-        vectors = self._forward(prepared)["sentence_embedding"][:, : self._model.truncate_dim]  # (batch, dim)
-        return list(vectors.to("cpu", torch.float32).numpy())
+        """The forward pass, and what `encode` does after it; for a text that was refused, its error."""
+        inputs, errors, count = prepared
+        made = iter(())
+        if inputs:
+            vectors = self._forward(inputs)["sentence_embedding"][:, : self._model.truncate_dim]  # (batch, dim)
+            made = iter(vectors.to("cpu", torch.float32).numpy())
+        return [errors[i] if i in errors else next(made) for i in range(count)]
 
     def cost(self, row: Row) -> int:
         return about_tokens(only_text(row), self._longest)
@@ -90,10 +101,23 @@ class TextEmbedder:
         return module_bytes(self._model)
 
     def _tokens(self, rows: Sequence[Row]) -> Any:
+        return self._model.preprocess([only_text(row) for row in rows], prompt=self._prompt or None)
+
+    @property
+    def _prompt(self) -> str:
         name = self._model.default_prompt_name
-        return self._model.preprocess(
-            [only_text(row) for row in rows], prompt=self._model.prompts[name] if name else None
+        return self._model.prompts[name] if name else ""
+
+    def _too_long(self, rows: Sequence[Row], mask: Any) -> dict[int, InvalidInput]:
+        """Of what was cut exactly as many tokens are left as the model reads."""
+        if self._truncate or mask is None:
+            return {}
+        full = (mask.sum(1) >= self._longest).nonzero()[:, 0].tolist()
+        whole = (
+            (i, self._model.tokenizer(self._prompt + only_text(rows[i]), truncation=False, verbose=False)) for i in full
         )
+        counts = ((i, len(tokens["input_ids"])) for i, tokens in whole)
+        return {i: too_long(count, self._longest) for i, count in counts if count > self._longest}
 
 
 def _check_modules(folder: Path) -> None:

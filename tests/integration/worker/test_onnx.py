@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from forebay.contract.errors import ForebayError, ModelLoadFailed, ModelRefused
+from forebay.contract.errors import ForebayError, InvalidInput, ModelLoadFailed, ModelRefused
 from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.signature import Signature
 from forebay.worker.execution.engine import forward
@@ -123,7 +123,7 @@ def test_cuda_is_used_where_device_and_build_have_it():
     assert providers_for("cpu", [CUDA, CPU]) == [CPU]
 
 
-def test_texts_are_cut_and_padded_as_the_tokenizer_beside_the_graph_says(tmp_path):
+def test_texts_are_padded_as_the_tokenizer_beside_the_graph_says_and_cut_only_where_the_version_says_so(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "a": 1, "b": 2, "[UNK]": 3}, unk_token="[UNK]"))
@@ -142,6 +142,13 @@ def test_texts_are_cut_and_padded_as_the_tokenizer_beside_the_graph_says(tmp_pat
     spec = version("onnx", Signature.parse({"text": {"dtype": "str"}}), prompt="b ")
     model = get_runtime("onnx").load(tmp_path, "cpu", spec)
     given = [{"text": "a"}, {"text": "b b b b"}, {"text": ""}]
+    first, refused, last = model.predict(given)
+    assert (first.tolist(), last.tolist()) == ([3], [2])
+    assert isinstance(refused, InvalidInput)
+    assert "5 tokens; this model reads 3." in str(refused)
+    assert all(isinstance(made, InvalidInput) for made in model.predict(given[1:2]))
+    spec = version("onnx", Signature.parse({"text": {"dtype": "str"}}), prompt="b ", truncate=True)
+    model = get_runtime("onnx").load(tmp_path, "cpu", spec)
     assert [row.tolist() for row in model.predict(given)] == [[3], [6], [2]]
     assert model.count_tokens(given) == 2 + 3 + 1
     assert warm_up(model, spec)

@@ -144,6 +144,21 @@ def test_minilm_embeds_texts_in_order_and_like_the_library_itself(minilm):
     assert loaded.model.cost({"text": texts[0]}) > loaded.model.cost({"text": "hi"})
 
 
+def test_minilm_refuses_a_text_that_is_too_long_alone_and_cuts_it_only_where_the_version_says_so(minilm):
+    texts = ["water", "water " * 254, "water " * 255, "dam"]  # and two special tokens; it reads 256
+    rows = [{"text": text} for text in texts]
+    model = get_runtime("sentence-transformers").load(minilm, "cpu", version("sentence-transformers", TEXT))
+    first, whole, refused, last = model.predict(rows)
+    assert isinstance(refused, InvalidInput)
+    assert "257 tokens; this model reads 256." in str(refused)
+    [alone] = model.predict(rows[2:3])
+    assert isinstance(alone, InvalidInput)
+    cutting = version("sentence-transformers", TEXT, truncate=True)
+    made = get_runtime("sentence-transformers").load(minilm, "cpu", cutting).predict(rows)
+    for one, other in zip((first, whole, whole, last), made, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "2_Dense/x.pkl", "model.pt", "modeling_own.py"])
 def test_a_text_model_with_a_pickle_or_code_in_its_folder_is_refused(minilm, tmp_path, name):
     folder = shutil.copytree(minilm, tmp_path / "model")

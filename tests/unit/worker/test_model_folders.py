@@ -274,13 +274,23 @@ def test_weights_that_the_library_would_make_up_fail_the_load(folder, tmp_path):
 
 def test_a_model_that_padding_changes_or_a_tokenizer_without_padding_fails_the_load(folder, tmp_path, monkeypatch):
     copy = changed(folder("topics"), tmp_path, "tokenizer_config.json", model_input_names=["input_ids"])
-    with pytest.raises(ModelLoadFailed, match="changes when the text is padded"):
+    with pytest.raises(ModelLoadFailed, match="changes when the text is padded on the right"):
         load(copy)
     settings = json.loads((copy / "tokenizer_config.json").read_bytes())
     del settings["pad_token"]
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelLoadFailed, match="no padding token"):
         load(copy)
+
+
+def test_the_first_vector_is_not_taken_of_padding_on_the_left(folder, tmp_path):
+    """RoBERTa counts its positions past padding, wherever that is, so that all vectors of the text are as without."""
+    copy = changed(folder("number"), tmp_path, "tokenizer_config.json", padding_side="left")
+    given = {"task": "feature-extraction"}
+    loaded = load(copy, **given, pooling="mean")
+    np.testing.assert_allclose(predict(loaded, TEXTS, 8), predict(loaded, TEXTS, 1), atol=1e-5)
+    with pytest.raises(ModelLoadFailed, match="changes when the text is padded on the left"):
+        load(copy, **given, pooling="cls")
 
 
 def test_a_folder_without_weights_or_with_pickled_ones_is_refused(folder, tmp_path):

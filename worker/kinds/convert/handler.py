@@ -129,7 +129,7 @@ def _largest(rows: Sequence[Row]) -> Row:
 def _draft(parent: ModelVersion, to: str, made: Path) -> ModelVersion:
     """The version as it will be registered, its artifact not stored yet."""
     signature = signature_of(made, parent.signature, to)
-    options = {name: value for name, value in parent.options.items() if name == "orientation"}
+    options = {name: value for name, value in parent.options.items() if name in ("orientation", "truncate")}
     draft = replace(parent, version=0, runtime=to, signature=signature, options=options, aliases=(), metadata={})
     return draft if to != "onnx" else replace(draft, dtype=None, compile=False)
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.signature import Row
-from forebay.worker.runtimes.folders import about_tokens, only_text
-from forebay.worker.runtimes.huggingface.heads import Entities, Head, Read
+from forebay.worker.runtimes.folders import about_tokens, only_text, too_long
+from forebay.worker.runtimes.huggingface.heads import Entities, Features, Head, Read
 from forebay.worker.runtimes.speed import Forward
 from forebay.worker.runtimes.tensors import module_bytes
 
@@ -93,10 +93,7 @@ class TextModel:
 
     def _misfit(self, tokens: int) -> InvalidInput | None:
         if tokens > self._longest:
-            return InvalidInput(
-                f"the text has {tokens:,} tokens; this model reads {self._longest:,}. Send a shorter one, or register the "
-                "version with options={'truncate': True} to have the rest left out"
-            )
+            return too_long(tokens, self._longest)
         return None if tokens else InvalidInput("the text holds no token")
 
     @torch.inference_mode()
@@ -104,13 +101,22 @@ class TextModel:
         """ModelLoadFailed when a text gives something else beside a longer one: padding is then more than padding."""
         short, long = {"text": "a b c"}, {"text": "a b c d e f g h i j"}
         alone, beside = (self.prepare(rows) for rows in ([short], [short, long]))
-        one, two = (self._model(**prepared.inputs)[0].float()[:1] for prepared in (alone, beside))
+        outputs = [self._model(**prepared.inputs) for prepared in (alone, beside)]
+        if isinstance(self._head, Features):
+            pooled = (
+                self._head.rows(output, prepared.read)
+                for output, prepared in zip(outputs, (alone, beside), strict=True)
+            )
+            one, two = (torch.from_numpy(rows[0]) for rows in pooled)
+        else:
+            one, two = (output[0].float()[:1] for output in outputs)
         if one.ndim == 3:  # for each token
-            one, two = (x[p.inputs["attention_mask"][:1].bool()] for x, p in ((one, alone), (two, beside)))
+            one, two = (x[p.read.mask[:1].bool()] for x, p in ((one, alone), (two, beside)))  # type: ignore[index]
         scale = float(one.abs().max()) + 1e-6
         if one.shape != two.shape or float((one - two).abs().max()) > _TOLERANCE.get(self._model.dtype, 1e-4) * scale:
             raise ModelLoadFailed(
-                "what it makes of a text changes when the text is padded, so that it cannot run batches"
+                "what it makes of a text changes when the text is padded on the "
+                f"{self._tokenizer.padding_side}, so that it cannot run batches"
             )
 
 
