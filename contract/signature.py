@@ -165,6 +165,16 @@ class Signature:
         made = {name: scalars(value) for name, value in made.items()}
         return made[self.outputs[0].name] if len(made) == 1 else made
 
+    def differences(self, other: Signature) -> str:
+        """What callers of a version with this signature would meet in one with the `other`, in words: inputs of other names, or
+        other outputs, which they may take for the same. '' where there is nothing, or it is not known.
+        """  # fmt: skip
+        inputs, others = ([field.name for field in side or ()] for side in (self.inputs, other.inputs))
+        if inputs and others and set(inputs) != set(others):
+            return f"its inputs are {', '.join(map(shown, others))}, not {', '.join(map(shown, inputs))}"
+        told = [_told(side.outputs) for side in (self, other)]
+        return f"its outputs are {told[1]}, not {told[0]}" if all(told) and told[0] != told[1] else ""
+
     def by_class(self, result: Any) -> Any:
         """A result with the values of outputs that have classes by their names: `{class: value}`, and of a batch a list of
         those. All else is as it was.
@@ -175,6 +185,14 @@ class Signature:
         if not classes or not isinstance(result, dict):
             return result
         return {name: named(value, classes[name]) if name in classes else value for name, value in result.items()}
+
+
+def _told(outputs: tuple[Field, ...] | None) -> str:
+    """Outputs as a caller meets them: one by itself has no name."""
+    several = len(outputs or ()) > 1
+    described = (f"{shown(f.name)}: {f}" if several else f"{f}" for f in sorted(outputs or (), key=lambda f: f.name))
+    classes = [shown(list(f.classes)) for f in outputs or () if f.classes]
+    return "; ".join([*described, *(f"classes {one}" for one in classes)])
 
 
 def _parse_fields(side: str, mapping: Any) -> tuple[Field, ...] | None:

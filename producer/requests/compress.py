@@ -22,6 +22,7 @@ def make_request(session: Session, model: ModelVersion, asked: Mapping[str, Any]
     parse_method(request.method, model.ref, model.runtime)
     if request.alias is not None:
         check_alias(request.alias)
+        request = replace(request, replaces=session.registry.alias_version(model.name, request.alias))
     if (dataset is None) != ("target" not in read):
         raise InvalidInput("give a dataset and its target, or neither: both versions are evaluated on it")
     if dataset is None:

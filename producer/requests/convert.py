@@ -40,6 +40,7 @@ def make_request(
     check_convertible(model, request.to)
     if request.alias is not None:
         check_alias(request.alias)
+        request = replace(request, replaces=session.registry.alias_version(model.name, request.alias))
     return replace(request, data=trial_data(session, model, dataset, columns, format))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from forebay.contract.model import ModelVersion
 from forebay.storage.jobs.fence import hold, succeed
 from forebay.storage.jobs.records import ClaimedJob, Ended
 from forebay.storage.ledger.connection import Ledger
-from forebay.storage.models.registry import SET_EXAMPLE, add_version, point
+from forebay.storage.ledger.driver import Connection
+from forebay.storage.models.registry import SET_EXAMPLE, add_version, aliased, point
 
 # What a version has learnt from is what its parent has: evaluations warn of rows that it has seen.
 _INHERITED = ("files", "sha256")
@@ -51,19 +53,39 @@ def register_derived(
     result: Callable[[ModelVersion], bytes],
     *,
     alias: str | None = None,
+    replaces: int | None = None,
     example: bytes | None = None,
 ) -> tuple[ModelVersion, Ended]:
     """Register `model` as its name's next version, point `alias` at it, and end the job, which made it, with what `result` makes
-    of the version. LeaseLost, and nothing is written, when the job is no longer this attempt's.
+    of the version. The alias stays, and the lineage says why, where it no longer names the version `replaces`, or callers would
+    meet another signature. LeaseLost, and nothing is written, when the job is no longer this attempt's.
     """  # fmt: skip
     now = ledger.now()
     with ledger.write() as connection:
         hold(connection, job)
-        made = add_version(connection, model, now)
+        made = add_version(connection, model, now, partial(_with_verdict, connection, alias, replaces))
+        moves = alias is not None and "alias" not in made.metadata["lineage"]
         if example is not None:
             SET_EXAMPLE.execute(connection, example=example, name=made.name, version=made.version)
-        if alias is not None:
+        if alias is not None and moves:
             point(connection, made.name, alias, made.version)
-        made = replace(made, has_example=example is not None, aliases=() if alias is None else (alias,))
+        made = replace(made, has_example=example is not None, aliases=(alias,) if alias is not None and moves else ())
         succeed(connection, job, result(made), now)
     return made, Ended(job.id, job.client)
+
+
+def _with_verdict(connection: Connection, alias: str | None, replaces: int | None, model: ModelVersion) -> ModelVersion:
+    """The version, with the reason in its lineage where the alias is not to move to it."""
+    named = None if alias is None else aliased(connection, model.name, alias)
+    if named is None:
+        return model
+    why = named.signature.differences(model.signature)
+    if replaces is not None and named.version != replaces:
+        why = f"it named {f'{model.name}/{replaces}' if replaces else 'nothing'} when this was asked for"
+    if not why:
+        return model
+    lineage = {
+        **model.metadata["lineage"],
+        "alias": f"@{alias} stays at {named.ref}: {why}; move it by hand: models alias",
+    }
+    return replace(model, metadata={**model.metadata, "lineage": lineage})

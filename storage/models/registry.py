@@ -59,6 +59,7 @@ DROP_VERSION = Statement("DELETE FROM model_versions WHERE name = :name AND vers
 SET_EXAMPLE = Statement("UPDATE model_versions SET example = :example WHERE name = :name AND version = :version")
 EXAMPLE = Statement("SELECT example FROM model_versions WHERE name = :name AND version = :version")
 GENERATING = Statement(f"SELECT {COLUMNS} FROM model_versions v WHERE v.runtime = :runtime ORDER BY v.name, v.version")
+HOLD_NAME = Statement("SELECT name FROM models WHERE name = :name FOR UPDATE")
 HOLD_VERSION = Statement("SELECT version FROM model_versions WHERE name = :name AND version = :version FOR UPDATE")
 COUNT_UNFINISHED = Statement("""
 SELECT count(*) FROM jobs WHERE model = :name AND version = :version AND state IN ('queued', 'running')""")
@@ -99,6 +100,11 @@ class ModelRegistry:
             known = self.get(ref)
             self._known[known.name, known.version] = known
         return known
+
+    def alias_version(self, name: str, alias: str) -> int:
+        """The number of the version that an alias names now; 0 when there is no such alias."""
+        row = self._ledger.row(GET_NUMBER["alias"], name=name, alias=alias)
+        return 0 if row is None else int(row.version)
 
     def get(self, ref: str | ModelRef) -> ModelVersion:
         """The version that `name`, `name/3` or `name@alias` means now; ModelNotFound names what there is instead."""
@@ -148,7 +154,8 @@ class ModelRegistry:
         model = self.get(ModelRef(name, version))
         try:
             with self._ledger.write() as connection:
-                SET_ALIAS.execute(connection, name=name, alias=alias, version=version)
+                HOLD_NAME.execute(connection, name=name)  # who compares with what an alias names moves it first
+                point(connection, name, alias, version)
         except IntegrityError:  # deleted just now, as this says
             return self.get(ModelRef(name, version))
         return replace(model, aliases=tuple(sorted({*model.aliases, alias})))

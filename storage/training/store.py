@@ -226,7 +226,20 @@ def promote(
     theirs = (champion.metadata.get("metrics") or {}).get(metric)
     if theirs is None:
         return False, f"@{alias} stays at {champion.ref}, of which no {metric} is known; move it by hand: models alias"
+    if changed := champion.signature.differences(version.signature):
+        return (
+            False,
+            f"@{alias} stays at {champion.ref}, whose callers expect others: {changed}; move it by hand: models alias",
+        )
     if not better(metric, value, float(theirs)):
         return False, f"@{alias} stays at {champion.ref}: {metric} {value:.6g} is not better than {float(theirs):.6g}"
     point(connection, version.name, alias, version.version)
-    return True, f"@{alias} moved from {champion.ref}: {metric} {value:.6g} is better than {float(theirs):.6g}"
+    told = f"@{alias} moved from {champion.ref}: {metric} {value:.6g} is better than {float(theirs):.6g}"
+    return True, told if _judged_alike(champion, version) else f"{told}, though their held-out rows may differ"
+
+
+def _judged_alike(*versions: ModelVersion) -> bool:
+    """Whether the metrics of both are of the same held-out rows, as far as their lineages tell."""
+    lineages = [version.metadata.get("lineage") or {} for version in versions]
+    one, other = ([lineage.get(name) for name in ("sha256", "rows", "seed")] for lineage in lineages)
+    return bool(one[0]) and one == other

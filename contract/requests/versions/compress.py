@@ -33,6 +33,7 @@ class CompressRequest(Request, frozen=True):
     evaluation: EvaluateRequest | None = None
     max_loss: Annotated[float, Meta(ge=0, description="by how much the metric on the data set may be worse")] = MAX_LOSS
     alias: Annotated[str | None, Meta(description="moves to the new version")] = None
+    replaces: int | None = None  # the version that the alias named when this was asked for; 0: none
 
 
 def parse_method(method: str, ref: str, runtime: str) -> tuple[str, float]:

@@ -24,4 +24,5 @@ class ConvertRequest(Request, frozen=True):
     tolerance: Annotated[float, Meta(gt=0, le=1, description="how far outputs may be from the original's")] = TOLERANCE
     rows: Annotated[int, Meta(ge=1, le=100_000, description="rows that both versions run")] = 100
     alias: Annotated[str | None, Meta(description="an alias to point at the new version")] = None
+    replaces: int | None = None  # the version that the alias named when this was asked for; 0: none
     data: BatchRequest | None = None

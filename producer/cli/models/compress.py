@@ -22,7 +22,7 @@ from forebay.producer.options import SubmitOptions
     show=show_derived,
     app=models_app,
 )
-@request_options("asked", CompressRequest, without=("evaluation",))
+@request_options("asked", CompressRequest, without=("evaluation", "replaces"))
 def compress(
     client: Client,
     ref: Model,

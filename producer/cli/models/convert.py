@@ -31,7 +31,7 @@ def show_derived(job: VersionJob, info: JobInfo) -> None:
     show=show_derived,
     app=models_app,
 )
-@request_options("asked", ConvertRequest, without=("data",))
+@request_options("asked", ConvertRequest, without=("data", "replaces"))
 def convert(
     client: Client,
     ref: Model,

@@ -54,3 +54,32 @@ def test_who_has_lost_the_job_registers_nothing(store: JobStore, registry: Model
     assert [model.ref for model in registry.versions("digits")] == ["digits/1"]
     assert registry.get("digits@champion").version == 1
     assert store.queries.get(job.id).state is JobState.RUNNING
+
+
+ONE, TWO = (Signature.parse(None, {name: {"dtype": "str"} for name in names}) for names in ("a", "ab"))
+
+
+@pytest.mark.parametrize(("now", "replaces", "signature", "why"), [
+    (1, 1, ONE, None), (None, 0, ONE, None), (1, None, ONE, None),
+    (2, 1, ONE, "@champion stays at digits/2: it named digits/1 when this was asked for; move it by hand: models alias"),
+    (2, 0, ONE, "@champion stays at digits/2: it named nothing when"),
+    (1, 1, TWO, "@champion stays at digits/1: its outputs are 'a': str; 'b': str, not str"),
+])  # fmt: skip
+def test_an_alias_moves_only_from_what_it_named_when_that_was_asked_for_and_to_results_of_the_same_form(
+    store: JobStore,
+    registry: ModelRegistry,
+    now: int | None,
+    replaces: int | None,
+    signature: Signature,
+    why: str | None,
+) -> None:
+    parents = [registry.register(replace(PARENT, signature=ONE)) for _ in range(2)]
+    if now is not None:
+        registry.set_alias("digits", "champion", now)
+    assert registry.alias_version("digits", "champion") == (now or 0)
+    job = claimed(store)
+    model = replace(parents[0], signature=signature, metadata=derived_metadata(parents[0], job, "convert"))
+    made, _ = register_derived(store.ledger, job, model, lambda _: b"", alias="champion", replaces=replaces)
+    assert made == registry.get("digits/3")
+    assert registry.alias_version("digits", "champion") == (3 if why is None else now)
+    assert str(made.metadata["lineage"].get("alias")).startswith(str(why))

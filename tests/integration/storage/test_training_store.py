@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from threading import Thread
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -11,7 +13,7 @@ from forebay.contract.errors import JobNotFound
 from forebay.contract.job import JobKind, JobState, Progress, new_ids
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.request import encode
-from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest
+from forebay.contract.requests.training import DataSummary, Point, Trained, TrainRequest, better
 from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import ClaimedJob, LeaseLost, NewJob
 from forebay.storage.jobs.store import JobStore
@@ -21,6 +23,7 @@ from forebay.storage.training.records import Evaluation
 from forebay.storage.training.store import TrainingStore
 
 REQUEST = TrainRequest("classifier", (), "parquet", target="label", metric="accuracy", alias="champion")
+ANY = Signature()
 DATA = DataSummary({"train": 8, "test": 2}, "ab" * 32, ("x", "y"), ("no", "yes"), dropped=1)
 
 
@@ -36,17 +39,20 @@ def claimed(store: JobStore) -> ClaimedJob:
     return job
 
 
-def version(metrics: Mapping[str, float]) -> ModelVersion:
+def version(metrics: Mapping[str, float], signature: Signature = ANY, **lineage: Any) -> ModelVersion:
     return ModelVersion(
-        "digits", 0, "recipe", "sha256:" + "0" * 64, "folder", 10, Signature.parse(None, None),
-        metadata={"metrics": dict(metrics)},
+        "digits", 0, "recipe", "sha256:" + "0" * 64, "folder", 10, signature,
+        metadata={"metrics": dict(metrics)} | ({"lineage": lineage} if lineage else {}),
     )  # fmt: skip
 
 
-def finish(runs: TrainingStore, job: ClaimedJob, accuracy: float) -> tuple[int, bool | None, str | None]:
+def finish(
+    runs: TrainingStore, job: ClaimedJob, accuracy: float, signature: Signature = ANY, **lineage: Any
+) -> tuple[int, bool | None, str | None]:
     metrics = {"accuracy": accuracy}
     made, ended = runs.finish(
-        job, REQUEST, version(metrics), Trained(metrics, "recipe", {}, {}, confusion=[[1, 0], [0, 1]]), "accuracy",
+        job, REQUEST, version(metrics, signature, **lineage),
+        Trained(metrics, "recipe", {}, {}, confusion=[[1, 0], [0, 1]]), "accuracy",
         lambda model, moved, why: json.dumps([model.ref, moved, why]).encode(),
     )  # fmt: skip
     assert ended.id == job.id
@@ -138,12 +144,74 @@ def test_the_alias_moves_only_to_what_is_better(store: JobStore, runs: TrainingS
         (1, True, "@champion is new: accuracy 0.8"),
         (2, False, "@champion stays at digits/1: accuracy 0.7 is not better than 0.8"),
         (3, False, "@champion stays at digits/1: accuracy 0.8 is not better than 0.8"),
-        (4, True, "@champion moved from digits/1: accuracy 0.9 is better than 0.8"),
+        (
+            4,
+            True,
+            "@champion moved from digits/1: accuracy 0.9 is better than 0.8, though their held-out rows may differ",
+        ),
     ]
     assert registry.get("digits@champion").version == 4
     # What the transaction that registered it found, not what the alias named when the run ended.
     parents = [made.metadata.get("lineage", {}).get("parent") for made in registry.versions("digits")]
     assert parents == [None, "digits/1", "digits/1", "digits/1"]
+
+
+def test_a_better_metric_of_other_held_out_rows_is_said_to_be_that(store: JobStore, runs: TrainingStore) -> None:
+    told = []
+    for accuracy, sha256 in ((0.7, "a"), (0.8, "a"), (0.9, "b")):
+        job = claimed(store)
+        runs.start(job, REQUEST)
+        told.append(finish(runs, job, accuracy, sha256=sha256, rows={"test": 5}, seed=0)[2])
+    assert told[1:] == [
+        "@champion moved from digits/1: accuracy 0.8 is better than 0.7",
+        "@champion moved from digits/2: accuracy 0.9 is better than 0.8, though their held-out rows may differ",
+    ]
+
+
+def test_the_alias_stays_where_callers_would_get_results_of_another_form(
+    store: JobStore, runs: TrainingStore, registry: ModelRegistry
+) -> None:
+    chances = {"dtype": "float32", "shape": [2], "classes": ["no", "yes"]}
+    several = Signature.parse(
+        {"x": {"dtype": "float32", "shape": []}}, {"label": {"dtype": "str"}, "probabilities": chances}
+    )
+    bare = Signature.parse({"x": {"dtype": "float32", "shape": []}}, {"probabilities": chances})
+    other = Signature.parse({"x": {"dtype": "float32", "shape": []}}, {"p": chances | {"classes": ["yes", "no"]}})
+    named = Signature.parse({"x": {"dtype": "float32", "shape": []}}, {"p": chances})
+    verdicts = []
+    for accuracy, signature in ((0.5, several), (0.6, bare), (0.7, several), (0.8, Signature(several.inputs))):
+        job = claimed(store)
+        runs.start(job, REQUEST)
+        verdicts.append(finish(runs, job, accuracy, signature)[1:])
+    assert [moved for moved, _ in verdicts] == [True, False, True, True]
+    assert "@champion stays at digits/1" in str(verdicts[1][1])
+    assert "its outputs are float32 of shape [2]; classes ['no', 'yes'], not 'label': str; 'probabilities'" in str(
+        verdicts[1][1]
+    )
+    assert bare.differences(named) == ""
+    assert "classes ['yes', 'no'], not" in bare.differences(other)
+    assert "its inputs are 'y', not 'x'" in bare.differences(Signature.parse({"y": {"dtype": "str"}}))
+
+
+def test_an_alias_that_is_moved_by_hand_while_a_run_compares_itself_with_it_is_not_moved_back(
+    store: JobStore, runs: TrainingStore, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for accuracy in (0.7, 0.99):
+        registry.register(version({"accuracy": accuracy}))
+    registry.set_alias("digits", "champion", 1)
+    hand = Thread(target=registry.set_alias, args=("digits", "champion", 2))
+
+    def beats(*values: Any) -> bool:  # what the alias names has been read
+        hand.start()
+        hand.join(0.3)
+        return better(*values)
+
+    monkeypatch.setattr("forebay.storage.training.store.better", beats)
+    job = claimed(store)
+    runs.start(job, REQUEST)
+    assert finish(runs, job, 0.8)[1] is True
+    hand.join()
+    assert registry.get("digits@champion").version == 2
 
 
 def test_the_alias_stays_at_a_version_of_which_nothing_is_known(

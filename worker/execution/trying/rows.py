@@ -96,9 +96,8 @@ def _value(rng: np.random.Generator, value: Any, known: bool) -> Any:
     if not isinstance(value, np.ndarray | np.generic) or value.dtype.name not in ARRAY_DTYPES:
         return value
     if known and value.dtype.kind == "f" and value.size and value.min() == value.max():
-        made = value + rng.random(value.shape) * max(
-            1.0, abs(float(value.max()))
-        )  # rows that are alike would tell little
+        least = max(1.0, abs(float(value.max())))
+        made = np.asarray(value) + least * rng.random(value.shape)  # rows that are alike would tell little
     else:
         made = rng.choice(value.reshape(-1), value.shape) if known or value.any() else _random(rng, value)
     return np.asarray(made, value.dtype)

@@ -66,7 +66,16 @@ class CompressHandler:
             made, artifact = self._made(job, request, folder, attempts)
             stored = replace(made, artifact=attempts.retry_while_unavailable(partial(context.blobs.put_file, artifact)))
         example = attempts.retry_while_unavailable(partial(context.registry.example, job.model, job.version))
-        register = partial(register_derived, context.ledger, job, stored, _result, alias=request.alias, example=example)
+        register = partial(
+            register_derived,
+            context.ledger,
+            job,
+            stored,
+            _result,
+            alias=request.alias,
+            replaces=request.replaces,
+            example=example,
+        )
         version, ended = attempts.retry_while_unavailable(register)
         log.info(
             "model_compressed", job=job.id, model=f"{job.model}/{job.version}", made=version.ref, method=request.method

@@ -88,7 +88,16 @@ class ConvertHandler:
         def result(version: ModelVersion) -> bytes:
             return codec.encode({"model": version.name, "version": version.version, **facts})
 
-        register = partial(register_derived, context.ledger, job, model, result, alias=request.alias, example=kept)
+        register = partial(
+            register_derived,
+            context.ledger,
+            job,
+            model,
+            result,
+            alias=request.alias,
+            replaces=request.replaces,
+            example=kept,
+        )
         version, ended = attempts.retry_while_unavailable(register)
         log.info("model_converted", job=job.id, model=parent.ref, version=version.ref, to=request.to)
         return attempts.succeeded([ended])
