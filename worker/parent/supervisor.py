@@ -42,8 +42,7 @@ def _worker(settings: Settings, name: str, plan: WorkerPlan, number: int, concur
     """One worker, which gets all its settings through the environment."""
     children = {"cpu": concurrency, "remote": REMOTE_CHILDREN}.get(plan.stem, 1)
     threads = str(settings.torch_threads or max(1, (os.cpu_count() or 1) // children))
-    env = settings.child_environment(
-        GLIBC_TUNABLES=os.environ.get("GLIBC_TUNABLES", KEEP_FREED_MEMORY),
+    env = {"GLIBC_TUNABLES": KEEP_FREED_MEMORY} | settings.child_environment(
         FOREBAY_DEVICE=plan.device,
         FOREBAY_WORKER_NAME=name,
         FOREBAY_TORCH_THREADS=threads,
