@@ -53,7 +53,7 @@ class Counts(Struct, frozen=True):
     failed: int
 
 
-class Errors(Struct, frozen=True):
+class BatchErrors(Struct, frozen=True):
     data: Sequence[LineError]
     object: str = "list"
 
@@ -70,7 +70,7 @@ class BatchObject(Struct, frozen=True):
     request_counts: Counts
     metadata: Any
     model: str | None
-    errors: Errors | None
+    errors: BatchErrors | None
     output_file_id: str | None
     error_file_id: str | None
     usage: dict[str, Any] | None
@@ -90,7 +90,7 @@ class BatchObject(Struct, frozen=True):
         told |= {name: int(at) for name, at in told.items() if name.endswith("_at") and at is not None}
         told |= {
             "id": PREFIX + batch.id, "status": batch.status.value, "model": batch.model or None,
-            "errors": Errors(batch.errors) if batch.errors else None, "usage": _usage(batch.tokens, batch.output_tokens),
+            "errors": BatchErrors(batch.errors) if batch.errors else None, "usage": _usage(batch.tokens, batch.output_tokens),
             "request_counts": Counts(batch.total, batch.completed, batch.failed),
         }  # fmt: skip
         return cls(**told)

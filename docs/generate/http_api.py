@@ -1,4 +1,4 @@
-"""The page of HTTP: every route that `forebay serve` has; of the native ones what its OpenAPI document says."""
+"""The page of HTTP: every route that `forebay serve` has, by its OpenAPI document or by the Structs that its handler reads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from docs.generate.text import sentence
+from msgspec import Struct
 from starlette.routing import Route
 
 from forebay.api import errors, openapi
 from forebay.api.app import GROUPS
+from forebay.api.inference.repository import IndexRequest, LoadRequest
+from forebay.api.inference.requests import InferenceRequest
+from forebay.api.inference.responses import InferenceResponse
+from forebay.api.openai import batches, files
+from forebay.api.openai.embeddings import EmbeddingRequest
+from forebay.contract.generation.openai import Envelope
 
 HEAD = """
 # HTTP
@@ -29,6 +37,26 @@ below), `title`, `status`, `detail` and `request_id`. 429 and 503 have `Retry-Af
 code of each error that Python knows as well; these are of HTTP alone:
 """
 DOCUMENT = json.loads(openapi.document())
+# Of the routes that are not in the document: the Structs of the body, the query and the answer.
+OTHERS: dict[str, tuple[type[Struct] | None, type[Struct] | None, type[Struct] | None]] = {
+    "POST /v1/embeddings": (EmbeddingRequest, None, None),
+    "POST /v1/files": (files.UploadForm, None, files.FileObject),
+    "GET /v1/files": (None, files.FileQuery, None),
+    "GET /v1/files/{id}": (None, None, files.FileObject),
+    "POST /v1/batches": (batches.CreateBatch, None, batches.BatchObject),
+    "GET /v1/batches": (None, batches.BatchQuery, None),
+    "GET /v1/batches/{id}": (None, None, batches.BatchObject),
+    "POST /v1/batches/{id}/cancel": (None, None, batches.BatchObject),
+    "POST /v2/models/{name}/infer": (InferenceRequest, None, InferenceResponse),
+    "POST /v2/models/{name}/versions/{version}/infer": (InferenceRequest, None, InferenceResponse),
+    "POST /v2/repository/index": (IndexRequest, None, None),
+    "POST /v2/repository/models/{name}/load": (LoadRequest, None, None),
+}
+_TEXT = {"POST /v1/chat/completions": "`messages`", "POST /v1/completions": "`prompt`"}
+_STRUCTS = sorted(
+    {kind for kinds in OTHERS.values() for kind in kinds if kind} | {Envelope}, key=lambda kind: kind.__name__
+)
+SCHEMAS = DOCUMENT["components"]["schemas"] | msgspec.json.schema_components(_STRUCTS, ref_template="#/{name}")[1]
 
 
 def http() -> str:
@@ -36,7 +64,7 @@ def http() -> str:
     sections = [_section(method, path, route) for method, path, route in routes()]
     kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.HttpError)]
     table = [f"- `{kind.status} {kind.code}`: {sentence(inspect.getdoc(kind) or '')}" for kind in kinds[1:]]
-    schemas = [_schema(name) for name in DOCUMENT["components"]["schemas"]]
+    schemas = [_schema(name) for name in SCHEMAS]
     return "\n\n".join([HEAD.strip(), *sections, ERRORS.strip(), "\n".join(table), "## Bodies", *schemas])
 
 
@@ -66,6 +94,11 @@ def _section(method: str, path: str, route: Route) -> str:
         contents = answer.get("content") or {"": {}}
         told = [f"{f'`{media}`: ' if media else ''}{_type(one.get('schema', {}))}" for media, one in contents.items()]
         lines.append(f"- {'Error' if status == 'default' else f'Status {status}'}: {'; '.join(told) or 'no body'}")
+    if text := _TEXT.get(f"{method} {path}"):
+        more = "[how to generate](../how-to/openai.md#completions)"
+        lines.append(f"- Body: {text}, the fields of [`Envelope`](#envelope), and {more}")
+    for told, kind in zip(("Body", "Query", "Answer"), OTHERS.get(f"{method} {path}", ()), strict=False):
+        lines += [f"- {told}: [`{kind.__name__}`](#{kind.__name__.lower()})"] if kind else []
     return "\n".join(lines).strip()
 
 
@@ -91,7 +124,7 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def _schema(name: str) -> str:
-    schema = DOCUMENT["components"]["schemas"][name]
+    schema = SCHEMAS[name]
     lines = [f"### {name}", "", " ".join(schema.get("description", "").split()), ""]
     for field, one in schema.get("properties", {}).items():
         needed = ", required" if field in schema.get("required", ()) else ""

@@ -126,6 +126,7 @@ def test_every_alert_leads_to_its_heading_in_troubleshooting() -> None:
     text, anchors = text_of(TROUBLESHOOT), headings(ROOT / TROUBLESHOOT)
     for rule in group["rules"]:
         page, _, anchor = rule["annotations"]["runbook_url"].rpartition("#")
+        assert page.startswith("{{ with $externalLabels.forebay_docs }}")  # set once, in prometheus.yml
         assert (page.rpartition("/")[2], anchor) == ("troubleshoot.html", rule["alert"].lower())
         assert anchor in anchors, f"{rule['alert']} has no heading in {TROUBLESHOOT}"
         urgency = "Page" if rule["labels"]["severity"] == "critical" else "Ticket"

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from docs.generate.cli import commands
 from docs.generate.events import EVENTS
+from docs.generate.http_api import OTHERS, routes
 from docs.generate.log_events import PARTS, logged
 from docs.generate.pages import DOCS, generated
 
 import forebay
 from forebay.api.app import GROUPS
+from forebay.api.inference.requests import InferenceRequest
 from forebay.api.native.bodies import Submit
+from forebay.api.openai.batches import CreateBatch
 from forebay.contract import errors
 from forebay.contract.metrics.declared import METRICS, PREFIX
 from forebay.contract.settings import SETTINGS
@@ -137,7 +140,9 @@ def test_every_route_is_there_with_its_scope_and_every_body_with_its_fields() ->
             text = section("http.md", f"{method} {path}")
             assert re.match(r"\n[^-\n]{5}", text), (method, path)  # says what it does
             assert f"Scope: `{getattr(route.endpoint, 'scope', '')}`" in text or not hasattr(route.endpoint, "scope")  # type: ignore[attr-defined]
-    assert all(f"`{field}`" in section("http.md", "Submit") for field in Submit.__struct_fields__)
+    for kind in (Submit, CreateBatch, InferenceRequest):
+        assert all(f"`{field}`" in section("http.md", kind.__name__) for field in kind.__struct_fields__)
+    assert not OTHERS.keys() - {f"{method} {path}" for method, path, _ in routes()}
 
 
 def test_every_table_and_column_says_what_it_means() -> None:
