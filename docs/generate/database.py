@@ -13,7 +13,7 @@ HEAD = """
 # Database
 
 The tables of the ledger, for whoever looks into it with SQL. Read as you like; let only Forebay write. `forebay db upgrade` makes
-and changes the tables. Times are seconds since 1970 in UTC; ids of jobs are 32 hexadecimal digits, in the order of submission.
+and changes the tables. A type with `null` may be empty. Times are seconds since 1970 in UTC; ids of jobs are 32 hexadecimal digits, in the order of submission.
 In PostgreSQL `DOUBLE` is `DOUBLE PRECISION` and `BLOB` is `BYTEA`.
 """
 
@@ -30,8 +30,8 @@ def _section(table: Table) -> str:
         "",
         table.comment or "",
         "",
-        "| column | type | null | meaning |",
-        "| --- | --- | --- | --- |",
+        "| column | type | meaning |",
+        "| --- | --- | --- |",
     ]
     for column in table.columns:
         key = next(
@@ -40,7 +40,7 @@ def _section(table: Table) -> str:
         )
         both = " ".join(filter(None, [sentence(column.comment or ""), f"Refers to {key}." if key else ""]))
         lines.append(
-            f"| `{column.name}` | {column.type!s} | {'yes' if column.nullable else 'no'} | {both} |".replace("  ", " ")
+            f"| `{column.name}` | {column.type!s}{', null' * bool(column.nullable)} | {both} |".replace("  ", " ")
         )
     lines += ["", f"- Primary key: {listed(column.name for column in table.primary_key)}"]
     for index in sorted(table.indexes, key=lambda one: str(one.name)):

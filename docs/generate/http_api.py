@@ -97,8 +97,8 @@ def _section(method: str, path: str, route: Route) -> str:
     if text := _TEXT.get(f"{method} {path}"):
         more = "[how to generate](../how-to/openai.md#completions)"
         lines.append(f"- Body: {text}, the fields of [`Envelope`](#envelope), and {more}")
-    for told, kind in zip(("Body", "Query", "Answer"), OTHERS.get(f"{method} {path}", ()), strict=False):
-        lines += [f"- {told}: [`{kind.__name__}`](#{kind.__name__.lower()})"] if kind else []
+    for what, kind in zip(("Body", "Query", "Answer"), OTHERS.get(f"{method} {path}", ()), strict=False):
+        lines += [f"- {what}: [`{kind.__name__}`](#{kind.__name__.lower()})"] if kind else []
     return "\n".join(lines).strip()
 
 
