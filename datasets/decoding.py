@@ -39,6 +39,27 @@ _TURNS = {
 _BACK = {6: 8, 8: 6}  # what undoes an orientation, where it is not the same again
 
 
+def orientation_of(data: bytes) -> Any:
+    """The EXIF data of an image file that says how it is to be turned, and that alone; None where it says nothing."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=OPENED) as image:
+        tag = image.getexif().get(_ORIENTATION)
+    if tag not in _TURNS:
+        return None
+    exif = Image.Exif()
+    exif[_ORIENTATION] = tag
+    return exif
+
+
+def oriented_view(pixels: NDArray[np.uint8], exif: Any) -> NDArray[np.uint8]:
+    """Pixels as they are stored, turned as `orientation_of` their file says: a view, through which they can be written."""
+    tag = 1 if exif is None else exif[_ORIENTATION]
+    if tag in (5, 7, 6, 8):
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if tag in (3, 4, 7, 8) else 1, :: -1 if tag in (2, 3, 6, 7) else 1]
+
+
 def for_each(work: Callable[[T], R], images: Sequence[T]) -> list[R]:
     """`work` of each image, in as many threads as there are cores: Pillow decodes without the interpreter's lock."""
     if CORES == 1 or len(images) < 2:

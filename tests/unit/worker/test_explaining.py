@@ -259,6 +259,29 @@ def test_of_an_image_file_it_is_told_what_is_lost_with_each_window() -> None:
     assert np.allclose(made["photo"], expected, atol=0.2)
 
 
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_an_image_with_an_orientation_is_covered_where_it_is_seen_whether_the_model_turns_it_or_not(tag: int) -> None:
+    class Bright:
+        def __init__(self, oriented: bool) -> None:
+            self.oriented = oriented
+
+        def predict(self, rows: Sequence[Any]) -> list[Any]:
+            """The mean of all pixels, those of the upper rows counting more."""
+            images = [decode_image(row["photo"], oriented=self.oriented)[:, :, 0].astype(float) for row in rows]
+            return [np.float32((image * np.linspace(2, 1, len(image))[:, None]).mean()) for image in images]
+
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:10, :10] = 240
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    seen = decode_image(file.getvalue())[::10, ::10, 0] > 0
+    for oriented in (True, False):
+        version = loaded(Bright(oriented), {"photo": {"dtype": "bytes"}}, NUMBER)
+        [made] = explain(version, [{"photo": file.getvalue()}], "occlusion", window=10)
+        np.testing.assert_array_equal(made["photo"] > 0, seen)  # the rest gets brighter
+
+
 def test_of_mixed_inputs_each_part_is_taken_out_by_itself() -> None:
     class Mixed:
         def predict(self, rows: Sequence[Any]) -> list[Any]:

@@ -116,15 +116,17 @@ def _other_category(field: Field, baseline: Any) -> str:
 
 
 def _patches(name: str, data: bytes, request: ExplainRequest) -> Parts:
-    """An image file without one patch of it after the other, which get its mean colour."""
+    """An image file without one patch of it after the other, which get its mean colour. Patches are of the image as it is seen;
+    the files are turned as the given one, whether the model looks at that or not.
+    """  # fmt: skip
     if request.method != OCCLUSION:
         raise InvalidInput(f"input {shown(name)} is an image file: use occlusion, whose window covers a part of it")
     from PIL import Image
 
-    from forebay.datasets.decoding import decode_image
+    from forebay.datasets.decoding import decode_image, orientation_of, oriented_view
 
-    pixels = decode_image(data)
-    height, width = pixels.shape[:2]
+    pixels, exif = decode_image(data, oriented=False), orientation_of(data)
+    height, width = oriented_view(pixels, exif).shape[:2]
     side = request.window or max(1, -(-max(height, width) // SIDE))
     shape = (-(-height // side), -(-width // side))
     if shape[0] * shape[1] > MAX_FEATURES:
@@ -134,8 +136,8 @@ def _patches(name: str, data: bytes, request: ExplainRequest) -> Parts:
     mean, changes = pixels.reshape(-1, pixels.shape[2]).mean(0).astype(np.uint8), list[Change]()
     for i, j in np.ndindex(shape):
         changed = pixels.copy()
-        changed[i * side : (i + 1) * side, j * side : (j + 1) * side] = mean
+        oriented_view(changed, exif)[i * side : (i + 1) * side, j * side : (j + 1) * side] = mean
         file = io.BytesIO()
-        Image.fromarray(changed).save(file, "PNG", compress_level=1)
+        Image.fromarray(changed).save(file, "PNG", compress_level=1, exif=exif or b"")
         changes.append(((i, j), file.getvalue()))
     return Parts(changes, shape)
