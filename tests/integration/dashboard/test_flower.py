@@ -97,6 +97,9 @@ def test_without_a_login_the_token_lets_in_and_nothing_else_does(dashboard: Dash
     ):
         assert {dashboard.get(path, headers)[0] for headers in wrong} == {401}, path
         assert dashboard.get(f"{path}?token=wrong", {})[0] == 401, path
+    for path in (f"/jobs/{job}/cancel", f"/jobs/{job}/retry", "/api/task/revoke/1", "/api/worker/shutdown/w"):
+        forged = Site(dashboard).ask(path, "POST", "confirmed=yes", Authorization="", Cookie="_xsrf=x", X_Xsrftoken="x")
+        assert forged.status == 401, path
     assert {dashboard.get(path, {})[0] for path in ("/healthz", "/metrics", "/healthcheck")} == {200}
     assert "there is no ledger" in dashboard.get("/readyz", {})[1]
     status, page = dashboard.get("/jobs", {"Accept": "text/html,*/*"})

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -361,6 +362,21 @@ def test_silence_is_noticed_also_after_a_look_that_went_silent_itself_or_failed(
             assert set(JobStore(ledger).queries.counts().values()) == {0}
         over.set()
         assert (failing, silent) == ([], [])
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("limit_s", [None, 5.0])
+def test_the_kernel_notices_a_server_that_is_gone_for_every_ledger(
+    postgres_database: str, limit_s: float | None
+) -> None:
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+    with closing(Ledger(postgres_database, statement_limit_s=limit_s)) as ledger:
+        ledger.ping()
+        [idle] = [idle for kept in ledger._pool._idle.values() for idle in kept]
+        with closing(socket.socket(fileno=os.dup(idle.driver.fileno()))) as asked:
+            found = [asked.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+            found += [asked.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+    assert found == [1, 5, 3, 3, 15_000]
 
 
 @pytest.mark.postgres

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import random
+import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -229,6 +230,38 @@ def test_a_damaged_gzip_file_is_refused_by_name(tmp_path: Path, name: str, damag
     request = request_for(tmp_path / name, bytes(whole), CSV if "csv" in name else JSONL, ["x"])
     with pytest.raises(InvalidInput, match=rf"{name}' cannot be read as a gzip file"):
         read(request, [Shard((Piece(0, 0, TO_THE_END),), 0, 0)])
+
+
+BOMBS = {"line.jsonl.gz": b'{"x": "', "header.csv.gz": b"x", "line.csv.gz": b"x\n1", "quote.csv.gz": b'x\n"'}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_gzip_file_of_few_bytes_and_one_endless_record_takes_no_more_memory_than_a_record_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(lines, "LONGEST_RECORD", 1 << 20)
+    monkeypatch.setattr(lines, "READ_BYTES", 1 << 16)
+    with gzip.open(tmp_path / name, "wb", 1) as file:
+        file.write(BOMBS[name])
+        for _ in range(64):
+            file.write(b"a" * (1 << 20))
+    file = InputFile(str(tmp_path / name), (tmp_path / name).stat().st_size)
+    assert file.size < 1 << 19
+    source = get_source(CSV if "csv" in name else JSONL)
+    steps = [
+        lambda: source.sample(file),
+        lambda: source.layout(file, ["x"], 8),
+        lambda: list(source.read(file, 0, TO_THE_END, ["x"])),
+    ]
+    tracemalloc.start()
+    for step in steps:
+        with pytest.raises(
+            InvalidInput, match=rf"{name}'.*(is longer than 1048576 bytes|does not begin with a header line)"
+        ):
+            step()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 48 << 20
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
