@@ -13,8 +13,8 @@ HEAD = """
 # Database
 
 The tables of the ledger, for whoever looks into it with SQL. Read as you like; let only Forebay write. `forebay db upgrade` makes
-and changes the tables. A type with `null` may be empty. Times are seconds since 1970 in UTC; ids of jobs are 32 hexadecimal digits, in the order of submission.
-In PostgreSQL `DOUBLE` is `DOUBLE PRECISION` and `BLOB` is `BYTEA`.
+and changes the tables. A type with `null` may be empty. Times are seconds since 1970 in UTC; ids of jobs are 32 hexadecimal
+digits, in the order of submission. In PostgreSQL `DOUBLE` is `DOUBLE PRECISION` and `BLOB` is `BYTEA`.
 """
 
 
