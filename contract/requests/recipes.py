@@ -139,6 +139,10 @@ class FinetuneParams(Struct, frozen=True, kw_only=True):
     max_length: Annotated[
         int, Meta(ge=0, le=10_000_000, description="examples of more tokens are left out; 0: the model's context")
     ] = 0
+    packing: Annotated[
+        bool,
+        Meta(description="short examples follow one another in a sequence, without seeing one another: no padding"),
+    ] = False
     epochs: Epochs = 3
     batch_size: Annotated[int, Meta(ge=1, le=10_000_000, description="examples of one step, over all processes")] = 8
     lr: LearningRate = 2e-4

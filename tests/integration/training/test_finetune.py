@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.training import TrainRequest
 from forebay.datasets.examples import parse_example
 from forebay.worker.execution.model_cache import LoadedModel, ModelCache
+from forebay.worker.trainer.texts import losses
 from forebay.worker.trainer.texts.adapter import AdaptedModel, adapted, adapter_config
-from forebay.worker.trainer.texts.losses import token_losses
+from forebay.worker.trainer.texts.losses import check_packing, packed_losses, token_losses
 from forebay.worker.trainer.texts.tokens import tokenized
 from support.conversations import conversations, write_lines
 from support.language_models import CONTEXT, save_llama, version
@@ -138,6 +139,46 @@ def test_a_batch_gives_each_row_the_loss_that_it_has_alone(base: Path) -> None:
             logits = model(torch.from_numpy(row.ids).long()[None]).logits[0].log_softmax(-1)
             alone = -np.mean([float(logits[i - 1, row.ids[i]]) for i in np.flatnonzero(row.learned)])
             assert float(loss) == pytest.approx(alone, rel=1e-5)
+
+
+def test_packed_examples_have_the_loss_and_the_gradient_that_they_have_alone(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
+    texts = [("a " * i, "b c " * (1 + i % 4)) for i in range(1, 12)]
+    rows = [tokenized(tokenizer, parse_example({"prompt": p, "completion": c})) for p, c in texts]
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([torch.from_numpy(row.ids).long() for row in rows], batch_first=True)
+    learned = pad([torch.from_numpy(row.learned) for row in rows], batch_first=True)
+    check_packing(model, 600)
+    monkeypatch.setattr(losses, "PACKED", 40)  # several sequences
+    made = []
+    for losses_of in (token_losses, packed_losses):
+        model.zero_grad()
+        each = losses_of(model, ids, learned)
+        each.mean().backward()
+        made.append((each.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    torch.testing.assert_close(made[1][0], made[0][0], atol=1e-4, rtol=0)
+    for name, gradient in made[0][1].items():
+        torch.testing.assert_close(made[1][1][name], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_a_base_that_cannot_keep_packed_examples_apart_is_refused() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=600, num_key_value_heads=2, sliding_window=8, **sizes)
+    with pytest.raises(InvalidInput, match="packing: this base does not keep examples in one sequence apart"):
+        check_packing(AutoModelForCausalLM.from_config(config), 600)
+
+
+def test_a_run_with_packing_learns_what_one_without_does(
+    tuned: Run, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = tuned.folder.parent / "chat.jsonl"
+    sequences, packed_one = [], losses._packed
+    monkeypatch.setattr(losses, "_packed", lambda *given: (sequences.append(given), packed_one(*given))[1])
+    packed = run(asked((InputFile(str(chat), chat.stat().st_size),), packing=True), base=base)
+    assert dict(packed.trained.metrics) == pytest.approx(dict(tuned.trained.metrics), rel=1e-2)
+    assert len(sequences) > 100
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

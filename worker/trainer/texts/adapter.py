@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.references import shown
-from forebay.worker.trainer.texts.losses import token_losses
+from forebay.worker.trainer.texts.losses import check_packing, packed_losses, token_losses
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Of a LoraConfig: what may differ from peft's defaults, and what says nothing of how the adapter computes.
@@ -53,17 +53,20 @@ class AdaptedModel(nn.Module):
     So optimizer, checkpoints and DDP see the adapter alone.
     """
 
-    def __init__(self, model: nn.Module, config: LoraConfig) -> None:
-        """InvalidInput where the model has no such layers."""
+    def __init__(self, model: nn.Module, config: LoraConfig, *, packing: bool = False) -> None:
+        """InvalidInput where the model has no such layers, or with `packing` cannot keep examples in one sequence apart."""
         super().__init__()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        if packing:
+            check_packing(model, model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         try:
             inject_adapter_in_model(config, model)
         except ValueError as error:
             raise InvalidInput(f"targets: {error}") from error
         self._hidden = (model,)  # a tuple: nn.Module would take it for its own
         self._config = config
+        self._losses = packed_losses if packing else token_losses
         own = adapter_parameters(model)
         for parameter in own.values():  # also on a base in bfloat16, where small steps would be lost
             parameter.data = parameter.data.float()
@@ -72,7 +75,7 @@ class AdaptedModel(nn.Module):
 
     def forward(self, ids: Tensor, learned: Tensor) -> Tensor:
         """The mean loss of the learned tokens of each row `(rows,)`."""
-        return token_losses(self._hidden[0], ids, learned)
+        return self._losses(self._hidden[0], ids, learned)
 
     def train(self, mode: bool = True) -> AdaptedModel:
         self._hidden[0].train(mode)

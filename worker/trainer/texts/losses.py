@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import DynamicCache
 
 from forebay.contract.errors import InvalidInput
 from forebay.datasets.examples import Example
 from forebay.worker.trainer.loading import Ragged
 from forebay.worker.trainer.texts.tokens import Tokens, tokenized
 
+PACKED = 512  # tokens of a sequence: what attention costs grows with their square
 AT_ONCE = 16  # examples in a forward pass of `example_losses`: their logits are large
 
 
@@ -41,6 +43,55 @@ def token_losses(model: nn.Module, ids: Tensor, learned: Tensor) -> Tensor:
     losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:][:, at], reduction="none")
     weights = counted[:, at].float()
     return (losses * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def packed_losses(model: nn.Module, ids: Tensor, learned: Tensor) -> Tensor:
+    """What `token_losses` gives, of rows that follow one another in sequences of up to PACKED tokens: each begins at position 0
+    and sees itself alone. Computed are their own tokens, and the logits of those that are learned.
+    """  # fmt: skip
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    lengths = (learned * places).amax(1).clamp(min=1).tolist()  # what follows the last learned token changes nothing
+    made: list[Tensor] = []
+    first = 0
+    while first < len(lengths):
+        stop = first + 1
+        while stop < len(lengths) and sum(lengths[first : stop + 1]) <= PACKED:
+            stop += 1
+        made.append(_packed(model, ids[first:stop], learned[first:stop], lengths[first:stop]))
+        first = stop
+    return torch.cat(made)
+
+
+def _packed(model: nn.Module, ids: Tensor, learned: Tensor, lengths: list[int]) -> Tensor:
+    rows = torch.repeat_interleave(
+        torch.arange(len(lengths), device=ids.device), torch.tensor(lengths, device=ids.device)
+    )
+    places = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
+    one, counted = ids[rows, places][None], learned[rows, places] & (places > 0)
+    seen = (rows[:, None] == rows[None, :]).tril()[None, None]
+    at = counted.nonzero().squeeze(1)
+    logits = model(
+        input_ids=one, position_ids=places[None], attention_mask=seen, use_cache=False, logits_to_keep=at - 1
+    ).logits[0]
+    losses = functional.cross_entropy(logits.float(), one[0, at], reduction="none")
+    sums = torch.zeros(2, len(lengths), device=ids.device).index_add(
+        1, rows[at], torch.stack([losses, torch.ones_like(losses)])
+    )
+    return sums[0] / sums[1].clamp(min=1)
+
+
+@torch.inference_mode()
+def check_packing(model: nn.Module, vocabulary: int) -> None:
+    """InvalidInput where a model does not compute of examples in one sequence what it computes of each by itself."""
+    ids = torch.arange(3 * 12).reshape(3, 12) * 7 % vocabulary
+    learned = torch.arange(12)[None] < torch.tensor([[5], [12], [2]])
+    ids, learned = ids.to(next(model.parameters()).device), learned.to(next(model.parameters()).device)
+    plain = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} == {"DynamicLayer"}
+    known = {"logits_to_keep", "position_ids", "attention_mask"} <= set(inspect.signature(model.forward).parameters)
+    if not (
+        plain and known and torch.allclose(token_losses(model, ids, learned), packed_losses(model, ids, learned), 1e-2)
+    ):
+        raise InvalidInput("packing: this base does not keep examples in one sequence apart; train without it")
 
 
 @torch.inference_mode()

@@ -50,7 +50,7 @@ class PreparedText(Prepared):
         model = AutoModelForCausalLM.from_pretrained(
             self.base, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **SAFE
         )
-        return AdaptedModel(model, adapter_config(self.params))
+        return AdaptedModel(model, adapter_config(self.params), packing=self.params["packing"])
 
     def score(self, outputs: Tensor, rows: Rows) -> tuple[dict[str, float], list[list[int]] | None]:
         """The mean loss of a learned token, and its exponential."""
