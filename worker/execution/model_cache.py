@@ -138,9 +138,7 @@ class Artifacts:
             if model.artifact_form == "folder":
                 return self._folder_of(model.artifact, digest)
             path = self._folder / digest
-            if (
-                path.is_file() and file_digest(path) == digest
-            ):  # a crash of the machine, or its disk, may have damaged it
+            if path.is_file() and file_digest(path) == digest:  # a crash, or its disk, may have damaged it
                 return path
             return self._blobs.fetch(model.artifact, path)
         except (BlobCorrupt, BlobMissing) as error:
