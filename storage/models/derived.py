@@ -15,7 +15,7 @@ from forebay.storage.ledger.driver import Connection
 from forebay.storage.models.registry import SET_EXAMPLE, add_version, aliased, point
 
 # What a version has learnt from is what its parent has: evaluations warn of rows that it has seen.
-_INHERITED = ("files", "sha256")
+_INHERITED = ("files", "sha256", "trained_by")
 
 
 def derived_metadata(parent: ModelVersion, job: ClaimedJob, made_by: str, **facts: Any) -> dict[str, Any]:
@@ -23,6 +23,8 @@ def derived_metadata(parent: ModelVersion, job: ClaimedJob, made_by: str, **fact
     lineage = parent.metadata.get("lineage")
     known = lineage if isinstance(lineage, Mapping) else {}
     inherited = {name: known[name] for name in _INHERITED if name in known}
+    if "job" in known and "made_by" not in known:
+        inherited["trained_by"] = known["job"]
     kept = {name: value for name, value in parent.metadata.items() if name not in ("lineage", "metrics")}
     return {**kept, "lineage": {**inherited, "parent": parent.ref, "job": job.id, "made_by": made_by, **facts}}
 

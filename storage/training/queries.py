@@ -68,9 +68,11 @@ class TrainingQueries:
         return _run(row)
 
     def data_of(self, version: ModelVersion) -> DataSummary | None:
-        """The data that a version was trained on, by its lineage; None when it was not trained here or its job is gone."""
+        """The data that a version, or the one that it was made from, was trained on, by its lineage; None when it was not trained
+        here or its job is gone.
+        """  # fmt: skip
         lineage = version.metadata.get("lineage")
-        id = lineage.get("job") if isinstance(lineage, Mapping) else None
+        id = lineage.get("trained_by", lineage.get("job")) if isinstance(lineage, Mapping) else None
         row = self._ledger.row(RUN, id=id) if isinstance(id, str) else None
         return None if row is None else _run(row).data
 

@@ -18,6 +18,7 @@ from forebay.contract.signature import Signature
 from forebay.storage.jobs.records import ClaimedJob, LeaseLost, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.ledger.connection import Ledger
+from forebay.storage.models.derived import derived_metadata
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.records import Evaluation
 from forebay.storage.training.store import TrainingStore
@@ -154,6 +155,16 @@ def test_the_alias_moves_only_to_what_is_better(store: JobStore, runs: TrainingS
     # What the transaction that registered it found, not what the alias named when the run ended.
     parents = [made.metadata.get("lineage", {}).get("parent") for made in registry.versions("digits")]
     assert parents == [None, "digits/1", "digits/1", "digits/1"]
+
+
+def test_a_version_that_is_made_from_a_trained_one_knows_its_data(store: JobStore, runs: TrainingStore) -> None:
+    job = claimed(store)
+    runs.start(job, REQUEST)
+    runs.set_data(job, DATA)
+    model = version({}, job=job.id)
+    for _ in range(2):  # one made from that, too
+        model = replace(model, metadata=derived_metadata(model, claimed(store), "convert"))
+        assert runs.queries.data_of(model) == DATA
 
 
 def test_a_better_metric_of_other_held_out_rows_is_said_to_be_that(store: JobStore, runs: TrainingStore) -> None:
