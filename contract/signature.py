@@ -166,9 +166,7 @@ class Signature:
         return made[self.outputs[0].name] if len(made) == 1 else made
 
     def differences(self, other: Signature) -> str:
-        """What callers of a version with this signature would meet in one with the `other`, in words: inputs of other names, or
-        other outputs, which they may take for the same. '' where there is nothing, or it is not known.
-        """  # fmt: skip
+        """What its callers would meet in the `other`: inputs of other names, other outputs; '' for nothing, or nothing known."""
         inputs, others = ([field.name for field in side or ()] for side in (self.inputs, other.inputs))
         if inputs and others and set(inputs) != set(others):
             return f"its inputs are {', '.join(map(shown, others))}, not {', '.join(map(shown, inputs))}"
@@ -189,9 +187,9 @@ class Signature:
 
 def _told(outputs: tuple[Field, ...] | None) -> str:
     """Outputs as a caller meets them: one by itself has no name."""
-    several = len(outputs or ()) > 1
-    described = (f"{shown(f.name)}: {f}" if several else f"{f}" for f in sorted(outputs or (), key=lambda f: f.name))
-    classes = [shown(list(f.classes)) for f in outputs or () if f.classes]
+    fields = sorted(outputs or (), key=lambda f: f.name)
+    described = (f"{shown(f.name)}: {f}" if len(fields) > 1 else f"{f}" for f in fields)
+    classes = [shown(list(f.classes)) for f in fields if f.classes]
     return "; ".join([*described, *(f"classes {one}" for one in classes)])
 
 
