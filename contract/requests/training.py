@@ -6,6 +6,7 @@ events, one line of JSON each. Knows nothing of torch, Arrow or SQL.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -210,9 +211,11 @@ def decode_event(line: bytes) -> Event | None:
 
 
 def better(metric: str, one: float, other: float) -> bool:
-    """Whether `one` is a better value of `metric` than `other`; InvalidInput for an unknown metric."""
+    """Whether `one` is a better value of `metric` than `other`, as any is than NaN; InvalidInput for an unknown metric."""
     if metric not in METRICS:
         raise InvalidInput(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
+    if math.isnan(other):
+        return not math.isnan(one)
     return one > other if METRICS[metric] else one < other
 
 

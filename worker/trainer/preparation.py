@@ -86,7 +86,7 @@ class PreparedTable(Prepared):
             scorer.add({PROBABILITIES: outputs.numpy()}, labels)
         else:
             predicted, truth = (in_unit(numbers, target) for numbers in (outputs, rows.targets))
-            scorer.add(predicted, truth)
+            scorer.add(predicted.astype(np.float32), truth)  # as it is served
         return scorer.metrics(), scorer.confusion()
 
     def write(self, folder: Path, net: nn.Module) -> Mapping[str, Any]:
@@ -100,7 +100,7 @@ class PreparedTable(Prepared):
         target = self.artifact.target
         made = ReferenceBuilder("output", Signature.parse(None, outputs(self.recipe.task, target)).outputs)
         if held is not None and target.classes:
-            labels = [target.classes[i] for i in held.argmax(1).tolist()]
+            labels = [target.classes[i] for i in held.numpy().argmax(1)]
             made.add({LABEL: labels, PROBABILITIES: held.numpy()})
         elif held is not None:
             made.add({target.name: in_unit(held, target)})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -32,6 +32,7 @@ from forebay.worker.trainer.labels import LABEL, PROBABILITIES
 
 _ALONE: Mapping[str, Any] = {"sync_on_compute": False}  # each process scores what it is given; nothing is gathered
 _LEAST = 1e-12  # a probability of 0 would make the loss infinite
+_ROUNDED = 1e-3  # by which a probability may lie outside of 0 to 1
 
 
 class Scorer:
@@ -59,7 +60,8 @@ class Scorer:
 
     def metrics(self) -> dict[str, float]:
         """Classes: accuracy, and macro averages of precision, recall and f1; with probabilities also loss (cross-entropy)
-        and auroc (one against the rest). Numbers: loss (mean squared error), mae, rmse, and r2 from two rows on.
+        and auroc (one against the rest); all NaN where a probability was NaN, whose label means nothing. Numbers: loss (mean
+        squared error), mae, rmse, and r2 from two rows on.
         """  # fmt: skip
         return self._scores.metrics() if self.rows else {}
 
@@ -87,7 +89,7 @@ class _Classes:
         truth = self._indices(targets, "target")
         chances = self._chances(columns[PROBABILITIES]) if PROBABILITIES in columns else None
         labels = columns.get(LABEL, ())
-        predicted = self._indices(labels, "predicted label") if chances is None or len(labels) else chances.argmax(1)
+        predicted = self._indices(labels, "predicted label") if chances is None or len(labels) else _largest(chances)
         if len(predicted) == len(truth) and len(truth) and (chances is None or len(chances) == len(truth)):
             self._counted.update(predicted, truth)
             self._confusion.update(predicted, truth)
@@ -104,6 +106,8 @@ class _Classes:
         found = _computed(self._counted)
         if self._scored < self._rows:  # some rows came without probabilities
             return found
+        if math.isnan(self._surprise):
+            return dict.fromkeys(("loss", *found, "auroc"), math.nan)
         there = (self._present > 0) & (self._present < self._rows)  # an area needs rows of the class, and others
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics warns of the classes that are left out here
@@ -128,7 +132,10 @@ class _Classes:
         array = np.asarray(given, np.float32)
         if array.ndim != 2 or array.shape[1] != len(self._index):
             raise InvalidInput(f"probabilities have shape {list(array.shape)}, expected [rows, {len(self._index)}]")
-        return torch.from_numpy(array)
+        low, high = array.min(initial=0), array.max(initial=1)
+        if low < -_ROUNDED or high > 1 + _ROUNDED:
+            raise InvalidInput(f"probabilities go from {low:g} to {high:g}; they must lie between 0 and 1")
+        return torch.from_numpy(array.clip(0, 1))  # beyond 1, however little, torchmetrics takes them for logits
 
 
 class _Numbers:
@@ -138,20 +145,28 @@ class _Numbers:
             mae=MeanAbsoluteError(**_ALONE),
             rmse=MeanSquaredError(squared=False, **_ALONE),
         )
-        self._fit = R2Score(**_ALONE).set_dtype(torch.float64)
-        self._rows = 0
+        self._rows, self._sums = 0, np.zeros(3)  # of squared errors, of targets and of their squares
+        self._center = 0.0  # about which they are summed: squares have no digits left far from 0
 
     def add(self, numbers: Any, targets: Sequence[Any] | NDArray[Any]) -> int:
         predicted, truth = _doubles(numbers, "predictions"), _doubles(targets, "targets")
         if len(predicted) == len(truth) and len(truth):
             self._counted.update(predicted, truth)
-            self._fit.update(predicted, truth)
+            self._center = self._center if self._rows else float(truth.mean())
+            about = truth - self._center
+            self._sums += [float(((truth - predicted) ** 2).sum()), float(about.sum()), float((about**2).sum())]
             self._rows += len(truth)
         return len(predicted)
 
     def metrics(self) -> dict[str, float]:
         found = _computed(self._counted)
-        return found | ({"r2": float(self._fit.compute())} if self._rows > 1 else {})
+        return found | ({"r2": self._r2()} if self._rows > 1 else {})
+
+    def _r2(self) -> float:
+        """As scikit-learn has it. torchmetrics takes the spread of small numbers for none."""
+        errors, total, squares = self._sums.tolist()
+        spread = squares - total**2 / self._rows
+        return 1 - errors / spread if spread > 0 else float(not errors)
 
     def confusion(self) -> None:
         return None
@@ -161,6 +176,11 @@ def text_metrics(surprise: float, tokens: float) -> dict[str, float]:
     """Of the summed negative log-likelihood of so many tokens."""
     loss = surprise / tokens
     return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+
+def _largest(chances: Tensor) -> Tensor:
+    """The first of equal ones, as labels are served; torch's argmax gives any."""
+    return torch.from_numpy(chances.numpy().argmax(1))
 
 
 def _in_double_precision(**metrics: Metric) -> MetricCollection:

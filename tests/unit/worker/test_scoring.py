@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 
 from forebay.contract.cells import label_text
 from forebay.contract.errors import InvalidInput
+from forebay.contract.requests.training import better
 from forebay.worker.trainer.scoring import Scorer
 
 RNG = np.random.default_rng(0)
@@ -57,9 +58,10 @@ def test_a_class_that_no_row_has_spoils_no_average() -> None:
     assert scorer.metrics()["auroc"] == scorer.metrics()["f1"] == 1
 
 
-def test_numbers_are_scored_as_scikit_learn_does_even_far_from_zero() -> None:
-    truth = 1e6 + RNG.normal(size=50)
-    guess = truth + RNG.normal(scale=0.1, size=50)
+@pytest.mark.parametrize(("far", "size"), [(0, 1), (1e6, 1), (1.7e9, 1), (1e12, 1), (0, 1e-13)])
+def test_numbers_are_scored_as_scikit_learn_does_even_far_from_zero_or_small(far: float, size: float) -> None:
+    truth = far + size * RNG.normal(size=50)
+    guess = truth + size * RNG.normal(scale=0.1, size=50)
     scorer = Scorer()
     scorer.add(guess[:20], truth[:20])
     scorer.add(guess[20:].tolist(), truth[20:].tolist())
@@ -69,8 +71,46 @@ def test_numbers_are_scored_as_scikit_learn_does_even_far_from_zero() -> None:
         "rmse": sk.mean_squared_error(truth, guess) ** 0.5,
         "r2": sk.r2_score(truth, guess),
     }
-    assert scorer.metrics() == pytest.approx(expected, rel=1e-3)
+    assert scorer.metrics() == pytest.approx(expected, rel=1e-6)
     assert scorer.confusion() is None
+
+
+def test_a_probability_that_is_rounded_above_one_leaves_the_area_as_it_is() -> None:
+    chances, _, truth = classified(600)
+    chances[5] = [1, 0, 0]
+    areas = []
+    for above in (0, 1e-6):
+        scorer = Scorer(CLASSES)
+        chances[5, 0] += above
+        scorer.add({"probabilities": chances[:300]}, truth[:300])
+        scorer.add({"probabilities": chances[300:]}, truth[300:])
+        areas.append(scorer.metrics()["auroc"])
+    assert areas[1] == pytest.approx(areas[0], abs=1e-9)
+
+
+def test_what_is_no_probability_is_neither_scored_nor_better_than_another_score() -> None:
+    with pytest.raises(InvalidInput, match="go from 0 to 70"):
+        Scorer(CLASSES).add({"probabilities": np.array([[70, 20, 10.0]])}, ["cat"])
+    scorer = Scorer(CLASSES)
+    scorer.add({"probabilities": np.array([[np.nan] * 3, [0.1, 0.9, 0]])}, ["bird", "cat"])
+    assert all(np.isnan(value) for value in scorer.metrics().values())
+    assert better("accuracy", 0.1, np.nan)
+    assert not better("loss", np.nan, 0.1)
+
+
+def test_equal_targets_have_an_r2_as_in_scikit_learn() -> None:
+    for guess in ([1.0, 1.0], [1.0, 2.0]):
+        scorer = Scorer()
+        scorer.add(guess, [1.0, 1.0])
+        assert scorer.metrics()["r2"] == sk.r2_score([1.0, 1.0], guess)
+
+
+def test_of_equal_probabilities_the_first_counts_as_it_is_served() -> None:
+    scorer = Scorer([*"abcdefghijklmnopq"])
+    chances = np.zeros((300, 17))
+    chances[:, [2, 7, 16]] = 1 / 3
+    scorer.add({"probabilities": chances}, ["c"] * 300)
+    assert scorer.metrics()["accuracy"] == 1
 
 
 def test_one_row_has_no_r2_and_no_row_has_no_metrics() -> None:
