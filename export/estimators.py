@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.contract.cells import label_text
 from forebay.contract.errors import InvalidInput, MissingExtra
-from forebay.contract.onnx.judge import CLASSES_KEY
+from forebay.contract.onnx.judge import CLASSES_KEY, GAPS_KEY
 
 INPUT, LABEL, PROBABILITIES, PREDICTION = "x", "label", "probabilities", "prediction"  # of a graph
 TOLERANCE = 1e-5  # of a probability
@@ -54,6 +55,8 @@ def to_onnx(estimator: Any, width: int) -> Any:
     except Exception as error:  # skl2onnx raises whatever its converters raise
         reason = str(error).strip().split("\n")[0][:300]
         raise InvalidInput(f"skl2onnx cannot convert this {kind}: {type(error).__name__}: {reason}") from error
+    if getattr(getattr(estimator, "classes_", None), "dtype", None) == np.bool_:
+        _label_as_bool(model)
     if not is_classifier(estimator):
         _name_prediction(model)
     elif not hasattr(estimator, "predict_proba"):
@@ -75,24 +78,59 @@ def export_estimator(estimator: Any, example: Any, path: Path) -> None:
         given = "none was given" if example is None else f"the one given has shape {list(sample.shape)}"
         raise InvalidInput(f"example: this {kind} takes one row of {width} numbers, without a batch dimension; {given}")
     model = to_onnx(estimator, width)
-    classes = [str(label) for label in getattr(estimator, "classes_", ())]
+    classes = [label_text(label) for label in getattr(estimator, "classes_", ())]
     if len(model.graph.output) > 1:
         model.metadata_props.add(key=CLASSES_KEY, value=json.dumps(classes))
-    graph, names = model.SerializeToString(), [value.name for value in model.graph.output]
-    noise = np.random.default_rng(0).uniform(0.5, 1.5, (COMPARED_ROWS, width))
-    rows = np.concatenate([sample[None], sample * noise]).astype(np.float32)
+    graph, names = Graph(model.SerializeToString(), 1), [value.name for value in model.graph.output]
+    random = np.random.default_rng(0)
+    size = COMPARED_ROWS, width
+    near = np.where(sample, sample * random.uniform(0.5, 1.5, size), random.integers(0, 3, size))
     with warnings.catch_warnings(action="ignore"):  # of columns that had names
-        _compare(estimator, Graph(graph, 1), names, rows)
-    path.write_bytes(graph)
+        rows = _those_it_takes(estimator, sample, near)
+        _compare(estimator, graph, names, rows)
+        far = np.concatenate([rows, rows * random.normal(0, 2, rows.shape) + random.normal(size=rows.shape)])
+        if not _takes_gaps(estimator, graph, names, np.where(random.random(far.shape) < 0.3, np.nan, far)):
+            model.metadata_props.add(key=GAPS_KEY, value="false")
+    path.write_bytes(model.SerializeToString())
+
+
+def _those_it_takes(estimator: Any, sample: NDArray[Any], near: NDArray[Any]) -> NDArray[np.float32]:
+    """The sample and rows near it; with its own zeros where the estimator takes no other numbers in their place."""
+    for rows in (near, np.where(sample, near, 0)):
+        made = np.concatenate([sample[None], rows]).astype(np.float32)
+        try:
+            estimator.predict(made)
+        except Exception as error:  # noqa: BLE001 - an estimator raises what it likes at values that it was not fitted to
+            reason = error
+        else:
+            return made
+    raise InvalidInput(f"the estimator cannot predict rows like the example: {reason}") from reason
+
+
+def _takes_gaps(estimator: Any, graph: Graph, names: Sequence[str], rows: NDArray[Any]) -> bool:
+    """Whether the graph predicts what the estimator does for rows with NaN: skl2onnx lets trees forget where these go."""
+    try:
+        _compare(estimator, graph, names, rows.astype(np.float32))
+    except Exception:  # noqa: BLE001 - InvalidInput, or what the estimator raises that takes none
+        return False
+    return True
 
 
 def _compare(estimator: Any, graph: Graph, names: Sequence[str], rows: NDArray[np.float32]) -> None:
     """InvalidInput unless the graph predicts for each row what the estimator does."""
     own = np.asarray(estimator.predict(rows))
+    if own.size != len(rows) and names != [PREDICTION]:
+        raise InvalidInput("the estimator gives several labels for a row; register one estimator for each")
     if PROBABILITIES in names:
         check_same(np.asarray(estimator.predict_proba(rows)), graph.run(PROBABILITIES, rows), classes=True)
     if names == [PREDICTION]:
-        check_same(own, graph.run(PREDICTION, rows), classes=False)
+        made = graph.run(PREDICTION, rows)
+        if len(made) != len(rows) or made.size != own.size:
+            raise InvalidInput(
+                f"as ONNX the estimator gives {made.size} numbers for {len(rows)} rows, and scikit-learn {own.size}; register "
+                "one estimator for each number"
+            )
+        check_same(own.reshape(made.shape), made, classes=False)
         return
     made = graph.run(LABEL, rows)
     odd = np.flatnonzero(made != own)
@@ -111,8 +149,7 @@ def spread(model: Any, learned: Sequence[int], classes: int) -> None:
     from onnx import helper, numpy_helper
 
     graph, some = model.graph, "probabilities_of_some"
-    for node in graph.node:
-        node.output[:] = [some if name == PROBABILITIES else name for name in node.output]
+    _rename(graph, PROBABILITIES, some)
     places = np.zeros((len(learned), classes), np.float32)
     places[np.arange(len(learned)), learned] = 1
     graph.initializer.append(numpy_helper.from_array(places, "places"))
@@ -180,6 +217,23 @@ def _name_prediction(model: Any) -> None:
     named = helper.make_tensor_value_info(PREDICTION, TensorProto.FLOAT, [None, *shape[1:]])
     del model.graph.output[:]
     model.graph.output.append(named)
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """A value, wherever it is made or used."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+def _label_as_bool(model: Any) -> None:
+    """Truth values as such: skl2onnx makes whole numbers of them."""
+    from onnx import TensorProto, helper
+
+    label, number = model.graph.output[0], "label_as_number"
+    _rename(model.graph, label.name, number)
+    model.graph.node.append(helper.make_node("Cast", [number], [label.name], to=TensorProto.BOOL))
+    label.type.tensor_type.elem_type = TensorProto.BOOL
 
 
 @cache

@@ -19,6 +19,7 @@ from forebay.contract.errors import InvalidInput, MissingExtra, ModelRefused
 Described = dict[str, dict[str, Any]]
 
 CLASSES_KEY = "classes"  # of a file's metadata: names, in the order of the probabilities
+GAPS_KEY = "nan"  # of a file's metadata: "false" where NaN among the numbers would give wrong outputs
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # whose operators onnxruntime brings
 _READS_FILES = ("EPContext",)  # operators that open a path of their own
 _LOCATION_KEYS = {"location", "offset", "length", "checksum"}
@@ -80,8 +81,11 @@ def read_onnx(path: Path) -> OnnxFile:
         )
     described = {value.name: _input(value, file.name) for value in inputs}
     outputs = _outputs(model.graph.output, file.name)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    if told.get(GAPS_KEY) == "false":
+        described = {name: field | {"nan": False} for name, field in described.items()}
     if outputs is not None:
-        _name_classes(outputs, {entry.key: entry.value for entry in model.metadata_props}.get(CLASSES_KEY))
+        _name_classes(outputs, told.get(CLASSES_KEY))
     return OnnxFile(file, model, tuple(data), described, outputs)
 
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor, RandomForestClassifier
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -108,6 +113,35 @@ def test_an_estimator_whose_graph_predicts_something_else_is_refused(
     monkeypatch.setattr(estimators.Graph, "run", lambda self, output, rows: real(self, output, rows) * 1.001)
     with pytest.raises(InvalidInput, match=r"as ONNX the model predicts .*, and scikit-learn .* apart"):
         client.models.register("net", LinearRegression().fit(X, NUMBERS), example=X[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken"),
+    [(RandomForestClassifier, False), (HistGradientBoostingClassifier, True)],
+    ids=["forest", "boosting"],
+)
+def test_gaps_are_taken_only_where_the_graph_treats_them_as_the_estimator_does(
+    client: Client, kind: Any, taken: bool
+) -> None:
+    gaps = np.where(np.random.default_rng(0).random(X.shape) < 0.3, np.nan, X)
+    model = client.models.register("net", kind(random_state=0).fit(gaps, NAMES), example=X[0])
+    [field] = model.signature.inputs or ()
+    assert field.allow_nan == taken
+
+
+def test_truth_values_are_labels_as_such(client: Client) -> None:
+    model = client.models.register(
+        "net", make_pipeline(StandardScaler(), LogisticRegression()).fit(X, DIGITS > 4), example=X[0]
+    )
+    assert model.classes == ("false", "true")
+    assert [bool(row["label"]) for row in served(client, model)][:9] == (DIGITS[:9] > 4).tolist()
+    assert [field.dtype for field in model.signature.outputs or ()] == ["bool", "float32"]
+
+
+def test_several_targets_at_once_are_refused(client: Client) -> None:
+    for estimator, targets in ((RandomForestClassifier(2), DIGITS), (RandomForestRegressor(2), NUMBERS)):
+        with pytest.raises(InvalidInput, match="register one estimator for each"):
+            client.models.register("net", estimator.fit(X, np.stack([targets, targets], 1)), example=X[0])
 
 
 def test_the_thresholds_of_boosting_keep_each_float32_on_its_side(client: Client) -> None:

@@ -188,3 +188,14 @@ def test_a_value_beyond_float32_is_refused_for_no_served_row_can_have_it(tmp_pat
     x[7, 0] = 1e300
     with pytest.raises(InvalidInput, match=r"column 'x0': 1e\+300 is beyond what float32 holds"):
         fitted(tmp_path, "trees", x[:, :3], y)
+
+
+@pytest.mark.parametrize("recipe", ["trees", "svm"])
+def test_a_class_in_the_middle_that_the_training_split_lacks_is_never_given(tmp_path: Path, recipe: str) -> None:
+    x = np.random.default_rng(1).normal(size=(120, 2)).astype(np.float32)
+    y = np.where(x[:, 0] > 0, 2, 0)
+    y[np.flatnonzero(np.random.default_rng(0).random(120) < 0.25)[0]] = 1  # which is held out
+    done, _ = fitted(tmp_path, recipe, x, y, params={"rounds": 5} if recipe == "trees" else {})
+    rows = predicted(done, x)
+    assert {row["label"] for row in rows} == {"0", "2"}
+    assert {float(row["probabilities"][1]) for row in rows} == {0.0}
