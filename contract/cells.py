@@ -47,10 +47,11 @@ def label_among(known: Collection[str], value: Any) -> str:
     if text in known or not isinstance(value, str):
         return text
     try:
-        number = float(value)
-    except ValueError:
+        same = label_text(float(value))
+        exact = "_" not in value and Decimal(value) == Decimal(same)  # no float is every whole number
+    except (ValueError, ArithmeticError):
         return text
-    return label_text(number) if math.isfinite(number) else text
+    return same if exact else text
 
 
 def number_cell(value: Any, gaps: bool, where: str) -> Any:
@@ -64,7 +65,7 @@ def number_cell(value: Any, gaps: bool, where: str) -> Any:
         return float(value)
     if isinstance(value, str):
         try:
-            return float(value)
+            return float(value.replace("_", "?"))  # 1_000 is a number in Python only
         except ValueError as error:
             raise InvalidInput(f"{where}: {shown(value)} is not a number") from error
     return value

@@ -139,6 +139,10 @@ class RecipeModel(ABC):
         outputs = self._served(inputs)
         if not self._target.classes:
             return {self._target.name: in_unit(outputs, self._target).astype(np.float32).reshape(count)}
+        if np.isnan(outputs).any():  # the engine finds the rows
+            raise InvalidInput(
+                "the model gives NaN for it: its numbers are too far from those that the model was trained on"
+            )
         return {LABEL: np.array(self._target.classes, object)[outputs.argmax(1)], PROBABILITIES: outputs}
 
 

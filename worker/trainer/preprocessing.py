@@ -49,7 +49,10 @@ def fit_columns(table: Table, categorical: Sequence[str], missing: str, normaliz
         if is_missing(values).all():
             raise InvalidInput(f"column {shown(name)} has no value in any row of the training split; leave it out")
         if isinstance(values, list) and name not in categorical:
-            _refuse_faulty_numbers(name, [value for value in values if not cells.is_missing(value)])
+            if all(value is None or isinstance(value, bool) for value in values):  # numbers, as they are without gaps
+                values = np.asarray(values, np.float64)
+            else:
+                _refuse_faulty_numbers(name, [value for value in values if not cells.is_missing(value)])
         if name in categorical or isinstance(values, list):
             fitted.append(_fit_category(name, values, missing))
         else:
@@ -85,16 +88,20 @@ def _field(spec: Spec) -> dict[str, Any]:
 def fit_scale(values: NDArray[Any]) -> tuple[list[float], list[float]]:
     """Mean and deviation over the rows, of each component; a constant one keeps its size."""
     flat = values.reshape(len(values), -1).astype(np.float64)
-    means, deviations = np.nanmean(flat, 0), np.nanstd(flat, 0)
-    return means.tolist(), np.where(deviations > 1e-12, deviations, 1.0).tolist()
+    means, deviations, least = np.nanmean(flat, 0), np.nanstd(flat, 0), np.nanmin(flat, 0)
+    varies = (np.nanmax(flat, 0) > least) & (
+        deviations > 0
+    )  # the deviation of equal numbers is what their sum is rounded by
+    return np.where(varies, means, least).tolist(), np.where(varies, deviations, 1.0).tolist()
 
 
 def _fit_number(name: str, values: Values, missing: str, normalize: bool) -> Spec:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"column {shown(name)}: expected numbers or text, found {array.dtype}")
-    finite = np.where(np.isfinite(array), array, np.nan) if array.dtype.kind == "f" else array
-    means, deviations = fit_scale(finite)
+    with np.errstate(over="ignore"):  # told of when it is encoded
+        served = array.astype(np.float32)
+    means, deviations = fit_scale(np.where(np.isfinite(served), served, np.nan))
     how, _, constant = missing.partition(":")
     spec: Spec = {"name": name, "kind": NUMBER, "shape": list(array.shape[1:])}
     if how != DROP:
@@ -105,12 +112,11 @@ def _fit_number(name: str, values: Values, missing: str, normalize: bool) -> Spe
 
 
 def _constant(name: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError as error:
+    if not _is_number(value) or not abs(float(value)) <= np.finfo(np.float32).max:
         raise InvalidInput(
-            f"missing: constant {shown(value)} is not a number, but column {shown(name)} holds numbers"
-        ) from error
+            f"missing: constant {shown(value)} is not a number of float32, but column {shown(name)} holds numbers"
+        )
+    return float(value)
 
 
 def _fit_category(name: str, values: Values, missing: str) -> Spec:
@@ -187,4 +193,9 @@ def _scaled(spec: Spec, values: Values) -> NDArray[Any]:
         flat = np.where(np.isfinite(flat), flat, np.asarray(spec["fill"]))
     if "mean" in spec:
         flat = (flat - np.asarray(spec["mean"])) / np.asarray(spec["deviation"])
+        far = np.abs(flat) > np.finfo(np.float32).max
+        if far.any():
+            raise InvalidInput(
+                f"column {shown(spec['name'])}: {given[far][0]:g} is too far from the numbers that were trained on"
+            )
     return flat

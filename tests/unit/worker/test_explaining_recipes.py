@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.requests.explain import ExplainRequest, explained
 from forebay.contract.requests.recipes import check_params
@@ -150,3 +151,22 @@ def test_each_input_has_an_output_of_its_name_beside_the_explanation() -> None:
         "a": {"dtype": "float64", "shape": [2]}, "t": {"dtype": "json"}, "f": {"dtype": "float32", "shape": [-1, -1]},
         "explanation": {"dtype": "json"},
     }  # fmt: skip
+
+
+def test_a_row_that_cannot_be_computed_gets_no_label(tmp_path: Path) -> None:
+    version = fitted(tmp_path, "classifier", {"x": np.array([1.0, 1.001, 1.002])}, Target("y", ("a", "b")))
+    with pytest.raises(InvalidInput, match=r"column 'x': 3e\+38 is too far"):
+        predict(version, {"x": 3e38})
+    for weights in version.model._module.parameters():  # type: ignore[attr-defined]
+        weights.data *= 1e10
+    assert predict(version, {"x": 1.001})["label"] in ("a", "b")
+    with pytest.raises(InvalidInput, match="gives NaN"):
+        predict(version, {"x": 1e30})
+
+
+def test_a_text_is_not_cut_into_words_where_lists_of_tokens_were_trained_on(tmp_path: Path) -> None:
+    tokens = {"t": [["a", "b"], ["b", "c"]]}
+    version = fitted(tmp_path, "sequence-classifier", tokens, Target("y", ("x", "z")))
+    for wrong in ("a b", ["a", 1], None):
+        with pytest.raises(InvalidInput, match="list of texts"):
+            version.model.predict([{"text": wrong}])

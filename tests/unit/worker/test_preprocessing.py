@@ -33,7 +33,7 @@ def test_numbers_are_scaled_categories_are_one_hot_and_vectors_by_component() ->
 def test_gaps_become_the_constant() -> None:
     specs = fit({"n": MIXED["n"]}, "constant:9", normalize=False)
     np.testing.assert_array_equal(encode_columns(specs, MIXED), [[1], [3], [9]])
-    with pytest.raises(InvalidInput, match="constant 'none' is not a number, but column 'n' holds numbers"):
+    with pytest.raises(InvalidInput, match="constant 'none' is not a number of float32, but column 'n' holds numbers"):
         fit({"n": MIXED["n"]}, "constant:none")
 
 
@@ -75,3 +75,31 @@ def test_what_is_missing_is_seen_in_every_kind_of_column() -> None:
     assert is_missing(["a", None, float("nan"), "", " ", "NA", "NAN OK"]).tolist() == [False, *[True] * 5, False]
     assert is_missing(np.array([[1.0, np.inf], [1.0, 2.0]])).tolist() == [True, False]
     assert is_missing(np.array([1, 2])).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("value", [1e9 + 0.1, 2.0**24 + 1, 0.1, 1e-13])
+def test_a_column_that_never_varied_counts_for_nothing_and_weighs_another_value_by_its_size(value: float) -> None:
+    [spec] = fit_columns(Table({"x": np.full(1000, value)}, 1000), [], "drop", True)
+    same, other = encode_columns([spec], {"x": [value, 2 * value]})[:, 0]
+    assert same == 0
+    assert abs(other) <= 1.01 * value
+
+
+def test_small_numbers_are_scaled_as_others_are() -> None:
+    numbers = np.array([1.0, 2, 3, 4])
+    made = [
+        encode_columns(fit_columns(Table({"x": x}, 4), [], "drop", True), {"x": x}) for x in (numbers, numbers * 1e-14)
+    ]
+    np.testing.assert_allclose(made[1], made[0], rtol=1e-5)
+
+
+def test_truth_values_are_numbers_with_gaps_too_so_that_one_is_true() -> None:
+    specs = fit({"b": [True, False, None]}, "mean", normalize=False)
+    assert specs[0]["kind"] == "number"
+    assert encode_columns(specs, {"b": [True, False, None]})[:, 0].tolist() == [1, 0, 0.5]
+
+
+@pytest.mark.parametrize("constant", ["nan", "inf", "1e39", "x"])
+def test_a_gap_becomes_a_number_that_can_be_computed_with(constant: str) -> None:
+    with pytest.raises(InvalidInput, match="is not a number of float32"):
+        fit({"x": np.array([1.0, np.nan, 3])}, f"constant:{constant}")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forebay.contract.cells import is_missing, label_text
+from forebay.contract.cells import is_missing, label_among, label_text, number_cell
 from forebay.contract.errors import InvalidInput
 from forebay.contract.requests.batch import BatchRequest, InputFile
 from forebay.contract.requests.training import TrainRequest
@@ -171,3 +171,11 @@ def test_a_gap_in_a_target_is_no_class(tmp_path: Path, target: str) -> None:
     data = load_data(request, Classifier({}), normalize=True)
     assert data.summary.classes == ("a", "b")
     assert data.summary.dropped == 10
+
+
+def test_a_text_is_the_number_that_a_label_stands_for_only_if_it_is_exactly_that() -> None:
+    assert [label_among({"3", "0.5"}, text) for text in ("3.0", "+3", "0.50")] == ["3", "3", "0.5"]
+    assert label_among({str(2**53)}, str(2**53 + 1)) == str(2**53 + 1)
+    assert label_among({"10"}, "1_0") == "1_0"
+    with pytest.raises(InvalidInput, match="is not a number"):
+        number_cell("1_000", True, "x")

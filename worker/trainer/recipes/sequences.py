@@ -97,7 +97,9 @@ class SequenceClassifier:
         return {SEQUENCE: {"dtype": "float32", "shape": shape, "nan": False}}
 
     def _tokens(self, value: Any) -> Sequence[str]:
-        if isinstance(value, list):
+        if self.state.get("cut", isinstance(value, list)):
+            if not isinstance(value, list) or not all(isinstance(token, str) for token in value):
+                raise InvalidInput(f"expected a list of texts, as the model was trained on, got {shown(value)}")
             return value
         if not isinstance(value, str):
             raise InvalidInput(f"expected a text, got {shown(value)}")
