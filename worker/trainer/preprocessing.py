@@ -112,7 +112,7 @@ def _fit_number(name: str, values: Values, missing: str, normalize: bool) -> Spe
 
 
 def _constant(name: str, value: str) -> float:
-    if not _is_number(value) or not abs(float(value)) <= np.finfo(np.float32).max:
+    if not _is_number(value) or not abs(float(value)) <= float(np.finfo(np.float32).max):
         raise InvalidInput(
             f"missing: constant {shown(value)} is not a number of float32, but column {shown(name)} holds numbers"
         )
@@ -193,7 +193,7 @@ def _scaled(spec: Spec, values: Values) -> NDArray[Any]:
         flat = np.where(np.isfinite(flat), flat, np.asarray(spec["fill"]))
     if "mean" in spec:
         flat = (flat - np.asarray(spec["mean"])) / np.asarray(spec["deviation"])
-        far = np.abs(flat) > np.finfo(np.float32).max
+        far = np.abs(flat) > float(np.finfo(np.float32).max)
         if far.any():
             raise InvalidInput(
                 f"column {shown(spec['name'])}: {given[far][0]:g} is too far from the numbers that were trained on"
