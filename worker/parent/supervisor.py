@@ -42,12 +42,15 @@ def _worker(settings: Settings, name: str, plan: WorkerPlan, number: int, concur
     """One worker, which gets all its settings through the environment."""
     children = {"cpu": concurrency, "remote": REMOTE_CHILDREN}.get(plan.stem, 1)
     threads = str(settings.torch_threads or max(1, (os.cpu_count() or 1) // children))
-    env = {"GLIBC_TUNABLES": KEEP_FREED_MEMORY} | settings.child_environment(
-        FOREBAY_DEVICE=plan.device,
-        FOREBAY_WORKER_NAME=name,
-        FOREBAY_TORCH_THREADS=threads,
-        FOREBAY_METRICS_PORT=str(settings.metrics_port and settings.metrics_port + number),
-        OMP_NUM_THREADS=threads,  # before torch is imported: set_num_threads alone leaves its pool at the number of cores
+    env = (
+        {"GLIBC_TUNABLES": KEEP_FREED_MEMORY}
+        | settings.child_environment(
+            FOREBAY_DEVICE=plan.device,
+            FOREBAY_WORKER_NAME=name,
+            FOREBAY_TORCH_THREADS=threads,
+            FOREBAY_METRICS_PORT=str(settings.metrics_port and settings.metrics_port + number),
+            OMP_NUM_THREADS=threads,  # before torch is imported: set_num_threads alone leaves its pool at the number of cores
+        )
     )
     command = [sys.executable, "-m", "forebay.worker", ",".join(plan.queues), str(children), str(os.getpid())]
     return ManagedProcess(name, command, env)
