@@ -41,7 +41,9 @@ ROUTED_JOB = (
 )
 NO_LEASE = "worker = NULL, lease_until = NULL"
 END_LEASE = "lease_until = NULL, finished_at = :now"
-HELD = f"WHERE id = :id AND attempt = :attempt AND {guard(Transition.SUCCEED)}"  # by the attempt that writes
+HELD = (
+    f"WHERE id = :id AND attempt = :attempt AND {guard(Transition.SUCCEED, STATE_OF_IDS)}"  # by the attempt that writes
+)
 
 # --- what users ask for
 

@@ -16,6 +16,10 @@ WAL_KEPT = "journal_size_limit=16777216"
 # Notices within a quarter of a minute a server that is gone without closing its connections.
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
+# What clients and workers ask is of few rows. A plan that is kept from when the table had hardly any would else read through all
+# of a million until statistics are made. JIT would take the price of what has no index for that of a long query.
+PREFER_INDEXES = b"SET enable_seqscan = off; SET jit = off"
+
 
 def sqlite_engine(url: str, busy_timeout_s: float) -> Engine:
     engine = create_engine(
@@ -44,7 +48,7 @@ def postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
     if statement_limit_s is not None:
         given |= {"options": f"-c statement_timeout={round(statement_limit_s * 1000)}", "connect_timeout": 5}
     try:
-        return create_engine(
+        engine = create_engine(
             url,
             isolation_level="AUTOCOMMIT",
             poolclass=NullPool,
@@ -52,3 +56,10 @@ def postgres_engine(url: str, statement_limit_s: float | None) -> Engine:
         )
     except ImportError as error:
         raise MissingExtra("a PostgreSQL ledger needs psycopg", "postgres") from error
+    if statement_limit_s is None:
+
+        @event.listens_for(engine, "connect")
+        def _prefer_indexes(connection: Any, _record: Any) -> None:
+            connection.pgconn.exec_(PREFER_INDEXES)
+
+    return engine

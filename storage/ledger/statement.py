@@ -28,18 +28,24 @@ class Statement:
 
     def __init__(self, sql: str, many: str | None = None) -> None:
         self._sql = sql
+        self._texts: dict[frozenset[str], str] = {}
         self._many = None if many is None else _for_psycopg(many)
 
     def execute(self, connection: Connection, /, **values: Any) -> Result:
         """Execute it within the transaction of `connection`."""
-        sql = self.sqlite if connection.sqlite else self._postgresql
-        return connection.run(sql, self.bind(values, connection.sqlite))
+        if connection.sqlite:
+            return connection.run(self.sqlite, self.bind(values, True))
+        values = self.bind(values, False)
+        single = frozenset([name for name in self._lists if len(values[name]) == 1])
+        for name in single:
+            [values[name]] = values[name]
+        return connection.run(self._of_single(single), values)
 
     def execute_many(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
         """Execute it once for each of the rows, none of which holds a list."""
         rows = list(rows)
         if connection.sqlite or self._many is None or len(rows) < 2:
-            connection.run_many(self.sqlite if connection.sqlite else self._postgresql, rows)
+            connection.run_many(self.sqlite if connection.sqlite else self._of_single(frozenset()), rows)
         else:
             connection.run(self._many, {name: [row[name] for row in rows] for name in rows[0]})
 
@@ -59,9 +65,14 @@ class Statement:
         """The statement as SQLite has it."""
         return _LIST.sub(r"IN (SELECT value FROM json_each(:\1))", _ROW_LOCK.sub("", self._sql))
 
-    @cached_property
-    def _postgresql(self) -> str:
-        return _for_psycopg(self._sql)
+    def _of_single(self, single: frozenset[str]) -> str:
+        """With `= :name` for these lists, which have one value: the server then plans it once for all, and not anew each time,
+        which takes longer than to execute it. A list whose length it does not know makes no plan that it would keep.
+        """  # fmt: skip
+        if single not in self._texts:
+            sql = _LIST.sub(lambda found: f"= :{found[1]}" if found[1] in single else found[0], self._sql)
+            self._texts[single] = _for_psycopg(sql)
+        return self._texts[single]
 
     @cached_property
     def _lists(self) -> frozenset[str]:

@@ -20,7 +20,7 @@ from forebay.contract.wire.messages import RoutedJob
 from forebay.storage.jobs import statements as sql
 from forebay.storage.jobs import sweeps
 from forebay.storage.jobs.queries import QUEUED
-from forebay.storage.jobs.records import Ended, NewJob
+from forebay.storage.jobs.records import Ended, Finished, NewJob
 from forebay.storage.jobs.store import JobStore
 from forebay.storage.jobs.sweeps import PURGE
 from forebay.storage.jobs.views import JobFilter, JobViews
@@ -61,9 +61,36 @@ def test_postgres_finds_named_jobs_by_their_ids_before_it_knows_how_many_wait(po
             (sql.RENEW, {}), (QUEUED, {}),
         ):  # fmt: skip
             with ledger.read() as connection:
-                plan = str(connection.run(f"EXPLAIN {statement._postgresql}", values | more).tuples)
+                plan = str(connection.run(f"EXPLAIN {statement._of_single(frozenset())}", values | more).tuples)
             assert "jobs_pkey" in plan or "Seq Scan" in plan
             assert "ix_jobs" not in plan
+
+
+@pytest.mark.postgres
+def test_postgres_plans_what_a_single_job_needs_once_and_not_for_the_few_rows_of_that_moment(
+    postgres_database: str,
+) -> None:
+    with closing(Ledger(postgres_database)) as ledger:
+        upgrade(ledger)
+        store = JobStore(ledger)
+        ids = store.add(
+            [new() for _ in range(12)]
+        )  # the driver prepares the 6th, the server keeps the plan of the 11th
+        with ledger.read() as connection:
+            connection.exec_driver_sql("ANALYZE jobs")
+        for id in ids:
+            [claimed] = store.claim([id], "w", 30, ["cpu"])
+            store.finish([Finished(id, claimed.attempt, b"")])
+            assert [outcome.id for outcome in store.queries.outcomes([id])] == [id]
+        with ledger.read() as connection:
+            kept = connection.run(
+                "SELECT name, cardinality(parameter_types) AS count FROM pg_prepared_statements WHERE generic_plans > 0",
+                {},
+            ).all()
+            explain = [f"EXPLAIN EXECUTE {row.name} ({', '.join(['NULL'] * row.count)})" for row in kept]
+            plans = [str(connection.run(query, {}).tuples) for query in explain]
+    assert len(plans) == 3  # claim, finish, read
+    assert all("jobs_pkey" in plan and "Seq Scan" not in plan for plan in plans), plans
 
 
 def test_many_jobs_are_stored_as_each_would_be_alone(store: JobStore) -> None:
