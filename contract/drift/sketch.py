@@ -215,12 +215,14 @@ class ReferenceBuilder:
         if not found:
             return
         common = sorted(found, key=lambda text: (-found[text], text))
-        values, known = common[:MAX_VALUES], common if len(common) <= MAX_KNOWN else []
+        # Rarer ones are the most frequent by chance, and would be less frequent in any other rows.
+        values = [text for text in common[:MAX_VALUES] if found[text] >= max(5, len(texts) / 100)]
+        known = common if len(common) <= MAX_KNOWN else []
         counts = [0] * WIDTH
         counts[FIRST : FIRST + len(values)] = [found[text] for text in values]
         counts[FIRST + len(values)] += found.total() - sum(found[text] for text in values)
         counts[MISSING] = len(texts) - found.total()
-        once = sum(count == 1 for count in found.values())
+        once = sum(count == 1 for count in found.values()) if known else 0  # else new ones count with the rest
         yield Column(
             field.name, self._side, field.name, "category", tuple(counts), values=tuple(values), known=tuple(known),
             unseen=once,

@@ -156,3 +156,15 @@ def test_a_sketch_has_one_size_however_many_rows_it_has_seen() -> None:
     assert {len(column.counts) for column in columns} == {WIDTH}
     assert {sum(column.counts) for column in columns} == {MAX_ROWS}
     assert DRIFTED == 0.2
+
+
+def test_rows_of_as_many_texts_as_ids_have_do_not_drift_from_rows_like_them() -> None:
+    chance, field = np.random.default_rng(0), Field("id", "str", cell=True)
+    drawn, served = ([f"v{i}" for i in chance.integers(0, 1000, 2000)] for _ in range(2))
+    builder = ReferenceBuilder("input", (field,))
+    builder.add({"id": drawn})
+    reference = Reference(tuple(builder.columns()), "a test")
+    sketcher = Sketcher(reference, Signature((field,), None))
+    counts = sketcher.zeros()
+    sketcher.count("input", {"id": served}, counts)
+    assert not compare("m/1", 24, reference, 2000, counts).drifted
