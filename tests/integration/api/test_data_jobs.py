@@ -167,7 +167,9 @@ def test_a_conversion_is_stored_as_asked_and_refused_with_the_reason(
     made = api.ask("POST", "/api/v1/jobs", asked | {"queue": "gpu"})
     assert made.status == 202, made.body
     details = JobViews(stack.ledger).details(made.json["id"], 1 << 20)
-    assert decode(details.input or b"", ConvertRequest) == ConvertRequest("torch-export", 0.01, alias="fast")
+    assert decode(details.input or b"", ConvertRequest) == ConvertRequest(
+        "torch-export", 0.01, alias="fast", replaces=0
+    )
     assert api.ask("POST", f"{made.json['url']}/cancel").status == 200
     for body, words in (
         (asked | {"model": "echo"}, "a class of your own has no graph"),
@@ -185,7 +187,7 @@ def test_a_benchmark_and_a_compression_are_stored_as_asked(api: RunningApi, stac
         ({"kind": "benchmark", "max_rows": 8, "threads": [1], "apply": True}, BenchmarkRequest,
          BenchmarkRequest(max_rows=8, threads=(1,), apply=True)),
         ({"kind": "compress", "method": "prune:0.5", "alias": "small"}, CompressRequest,
-         CompressRequest("prune:0.5", alias="small")),
+         CompressRequest("prune:0.5", alias="small", replaces=0)),
     ):  # fmt: skip
         made = api.ask("POST", "/api/v1/jobs", asked | {"model": weights, "queue": "gpu"})
         assert made.status == 202, made.body

@@ -11,12 +11,14 @@ from forebay.contract.errors import EndpointError, EndpointUnavailable, InvalidI
 from forebay.contract.model import ModelVersion
 from forebay.contract.runtimes.endpoints import REMOTE
 from forebay.contract.signature import Signature
+from forebay.worker.execution.ceilings import MemoryCeilings
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.runtimes import get_runtime
 from forebay.worker.runtimes.remote import running
 from support.endpoint import Endpoint, backwards, endpoint, tokens
+from support.no_ceilings import NoCeilings
 from support.waiting import wait_until
 
 KEY = "sk-test-0123456789"
@@ -44,7 +46,7 @@ def load(of: Endpoint, monkeypatch: pytest.MonkeyPatch, *, allowed: str | None =
 def run(loaded: LoadedModel, texts: list[str], *, insist: bool = True, key: str = "request") -> tuple[list[Any], Any]:
     """The output or error of each row, and the metrics."""
     metrics = ChildMetrics()
-    engine: Any = Engine(None, metrics)  # type: ignore[arg-type] # it learns no ceilings of these
+    engine: Any = Engine(MemoryCeilings(NoCeilings()), metrics)  # type: ignore[arg-type]
     made: dict[str, Any] = {}
     with closing(engine.run_rows(loaded, texts, lambda text: {key: text}, insist=insist)) as batches:
         for batch in batches:
@@ -217,7 +219,7 @@ def test_rows_that_are_to_stop_are_cut_off_and_the_others_end(
     served: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.moods = {"stop": ["slow"]}
-    engine: Any = Engine(None, ChildMetrics())  # type: ignore[arg-type]
+    engine: Any = Engine(MemoryCeilings(NoCeilings()), ChildMetrics())  # type: ignore[arg-type]
     loaded, made = load(served, monkeypatch), []
     stopping = False
 
@@ -238,7 +240,7 @@ def test_rows_that_are_to_stop_are_cut_off_and_the_others_end(
 
 def test_who_stops_listening_cuts_off_what_runs(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     served.moods = {"a": ["slow"], "b": ["slow"]}
-    engine: Any = Engine(None, ChildMetrics())  # type: ignore[arg-type]
+    engine: Any = Engine(MemoryCeilings(NoCeilings()), ChildMetrics())  # type: ignore[arg-type]
     with closing(engine.run_rows(load(served, monkeypatch), ["a", "b"], lambda text: {"request": text})) as batches:
         assert next(batches).items == []  # nothing yet: whoever runs it can look whether to go on
         wait_until(lambda: served.running == 2, "both are asked")
@@ -263,7 +265,7 @@ def test_a_chat_gets_messages_a_prompt_becomes_one_and_the_fields_are_passed_on(
     served: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load(served, monkeypatch, endpoint="chat")
-    engine: Any = Engine(None, ChildMetrics())  # type: ignore[arg-type]
+    engine: Any = Engine(MemoryCeilings(NoCeilings()), ChildMetrics())  # type: ignore[arg-type]
     asked = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "temperature": 0.5, "max_completion_tokens": 9}
     [made] = [out for batch in engine.run_rows(loaded, [asked], lambda row: {"request": row}) for out in batch.outputs]
     assert [choice["text"] for choice in made["choices"]] == ["ih", "ih"]
@@ -274,7 +276,7 @@ def test_a_chat_gets_messages_a_prompt_becomes_one_and_the_fields_are_passed_on(
 
 def test_a_row_that_the_endpoint_does_not_take_is_not_sent(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load(served, monkeypatch, endpoint="completions")
-    engine: Any = Engine(None, ChildMetrics())  # type: ignore[arg-type]
+    engine: Any = Engine(MemoryCeilings(NoCeilings()), ChildMetrics())  # type: ignore[arg-type]
     rows = [{"prompt": "x", "tools": []}, [{"role": "user", "content": "hi"}], "fine"]
     made = {}
     for batch in engine.run_rows(loaded, [0, 1, 2], lambda i: {"request": rows[i]}):
