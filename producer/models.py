@@ -293,9 +293,10 @@ class Models:
         """Make the next version of a name from one of its versions, in another form; `result()` gives it.
 
         The same `rows` (100) go through both: those of `dataset`, read as by `benchmark`, or made ones. The job fails, and
-        registers nothing, where outputs are more than `tolerance` (1e-4) apart: of the largest value of an output where that is
-        above 1, else absolutely, or of the largest in all rows where none is above 1. What was found is in the version's
-        metadata, below "lineage". `alias` is pointed at the version.
+        registers nothing, if outputs are more than `tolerance` (1e-4) apart: relative to the largest value of an output if that
+        is above 1, else absolutely; of an output that is below 1 in all rows, relative to the largest of these. What was found
+        is in the version's metadata, below "lineage". `alias` is pointed at the version, unless it has been moved meanwhile or
+        callers would meet another form of result.
         Raises InvalidInput, with the reason, for one that cannot be converted, and what `benchmark` raises.
         """
         submit, asked = split_options(options)

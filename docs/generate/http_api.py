@@ -52,7 +52,7 @@ OTHERS: dict[str, tuple[type[Struct] | None, type[Struct] | None, type[Struct] |
     "POST /v2/repository/index": (IndexRequest, None, None),
     "POST /v2/repository/models/{name}/load": (LoadRequest, None, None),
 }
-_TEXT = {"POST /v1/chat/completions": "`messages`", "POST /v1/completions": "`prompt`"}
+TEXT = {"POST /v1/chat/completions": "`messages`", "POST /v1/completions": "`prompt`"}
 _STRUCTS = sorted(
     {kind for kinds in OTHERS.values() for kind in kinds if kind} | {Envelope}, key=lambda kind: kind.__name__
 )
@@ -94,7 +94,7 @@ def _section(method: str, path: str, route: Route) -> str:
         contents = answer.get("content") or {"": {}}
         told = [f"{f'`{media}`: ' if media else ''}{_type(one.get('schema', {}))}" for media, one in contents.items()]
         lines.append(f"- {'Error' if status == 'default' else f'Status {status}'}: {'; '.join(told) or 'no body'}")
-    if text := _TEXT.get(f"{method} {path}"):
+    if text := TEXT.get(f"{method} {path}"):
         more = "[how to generate](../how-to/openai.md#completions)"
         lines.append(f"- Body: {text}, the fields of [`Envelope`](#envelope), and {more}")
     for what, kind in zip(("Body", "Query", "Answer"), OTHERS.get(f"{method} {path}", ()), strict=False):

@@ -22,9 +22,8 @@ from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.runtimes import Interrupted
 
 CHUNK_BATCHES = 32  # the device's batches in a chunk: texts of like length are looked for among so many
-CHUNK_BYTES = (
-    8 << 20
-)  # of a chunk's arrays, unless those of a batch are more: so that the device begins early, and ends soon
+# Of a chunk's arrays, unless those of a batch are more: the device then begins early, and has little left at the end.
+CHUNK_BYTES = 8 << 20
 
 Ran = Callable[[int, float], None]
 

@@ -74,7 +74,7 @@ class ModuleModel:
         self._device = device
         self._inputs = inputs
         self._outputs = outputs
-        self._whole = WholeColumns(inputs, device)
+        self._whole = WholeColumns(inputs, device, graph=False)
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         return self.run(self.prepare(rows))

@@ -73,12 +73,13 @@ def split(output: Any, count: int, names: Sequence[str] | None = None) -> list[R
 
 
 class WholeColumns:
-    """Columns `(batch, *shape)` as tensors; names and dtypes as in `stack`. On the CPU they are not copied once a model was seen
-    not to write to what it is given, as networks do that begin with an operation in place.
+    """Columns `(batch, *shape)` as tensors; names and dtypes as in `stack`. They are copies, for a model may write to what it is
+    given, as networks do that begin with an operation in place. On the CPU a graph, which does the same for any values, gets none
+    once it was seen not to write.
     """  # fmt: skip
 
-    def __init__(self, fields: Sequence[Field] | None, device: str = "cpu") -> None:
-        self._fields, self._device, self._copies = fields, device, True
+    def __init__(self, fields: Sequence[Field] | None, device: str = "cpu", *, graph: bool) -> None:
+        self._fields, self._device, self._graph, self._copies = fields, device, graph, True
 
     def run(self, columns: Mapping[str, NDArray[Any]], forward: Callable[[dict[str, Tensor]], Any]) -> Any:
         """What `forward` gives, without gradients."""
@@ -90,12 +91,7 @@ class WholeColumns:
         tensors = {name: torch.tensor(a) if self._copies else torch.from_numpy(a) for name, a in arrays.items()}
         with torch.inference_mode():
             made = forward({name: tensor.to(self._device) for name, tensor in tensors.items()})
-        written = any(tensor._version for tensor in tensors.values())
-        if written and not self._copies:
-            raise ForebayError(
-                "the model writes to its inputs, for some rows only; have its forward work on a clone of them"
-            )
-        self._copies = written
+        self._copies = not self._graph or any(tensor._version for tensor in tensors.values())
         return made
 
 

@@ -77,7 +77,7 @@ class ExportedModel:
         self._facts = facts
         self._device = device
         self._fields = declared_inputs(facts, spec)
-        self._whole = WholeColumns(self._fields, device)
+        self._whole = WholeColumns(self._fields, device, graph=True)
         self._bytes = tensor_bytes(program.state_dict, program.constants)
         self._in_spec = program.call_spec.in_spec
         self._dtypes = _input_dtypes(program)

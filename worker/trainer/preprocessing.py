@@ -89,9 +89,8 @@ def fit_scale(values: NDArray[Any]) -> tuple[list[float], list[float]]:
     """Mean and deviation over the rows, of each component; a constant one keeps its size."""
     flat = values.reshape(len(values), -1).astype(np.float64)
     means, deviations, least = np.nanmean(flat, 0), np.nanstd(flat, 0), np.nanmin(flat, 0)
-    varies = (np.nanmax(flat, 0) > least) & (
-        deviations > 0
-    )  # the deviation of equal numbers is what their sum is rounded by
+    # The deviation of equal numbers need not be 0: their sum is rounded.
+    varies = (np.nanmax(flat, 0) > least) & (deviations > 0)
     return np.where(varies, means, least).tolist(), np.where(varies, deviations, 1.0).tolist()
 
 

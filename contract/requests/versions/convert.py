@@ -16,8 +16,8 @@ class ConvertRequest(Request, frozen=True):
     """What a conversion is to do, as its payload holds it.
 
     Both versions run `rows` rows: of `data` where it is given, else made ones. The new one is registered when all outputs are
-    within `tolerance` of the original's: of the size of its output where that is above 1, else
-    absolutely, or of the largest in all rows where none is above 1.
+    within `tolerance` of the original's. An output with a value above 1 is compared relative to its largest value, a smaller one
+    absolutely; an output that is below 1 in all rows relative to the largest of these.
     """
 
     to: Annotated[Literal["onnx", "torch-export"], Meta(description="the form of the new version")] = "onnx"

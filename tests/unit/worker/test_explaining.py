@@ -122,6 +122,18 @@ def test_columns_of_a_data_set_stay_as_they_are_when_a_network_writes_to_its_inp
         np.testing.assert_array_equal(made[:, 1:], np.stack([before[:, 0], before[:, 1].clip(0)], 1))
 
 
+def test_columns_stay_as_they_are_when_a_network_writes_to_some_inputs_only() -> None:
+    class Clipping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.clamp_(max=1) if x.max() > 10 else x).clone()
+
+    version = of_module(Clipping())
+    for most in (1, 20, 1, 20):
+        x = np.full((3, 3), most, np.float32)
+        version.model.predict_columns({"x": x})
+        np.testing.assert_array_equal(x, most)
+
+
 def test_attributions_that_do_not_add_up_are_told_as_such_and_more_steps_mend_it() -> None:
     class Step(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
