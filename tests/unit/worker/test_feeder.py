@@ -245,10 +245,10 @@ def test_slow_jobs_are_left_for_other_workers() -> None:
     assert estimate.messages() == PREFETCH_MIN
 
 
-def test_a_second_of_work_is_held_for_each_child() -> None:
+def test_a_quarter_of_a_second_of_work_is_held_for_each_child() -> None:
     for children in (1, 4):
         estimate = PrefetchEstimate(children)
-        estimate.add(jobs=32, messages=1, seconds=0.2)
+        estimate.add(jobs=32, messages=1, seconds=0.05)
         assert estimate.messages() == 5 * children
 
 

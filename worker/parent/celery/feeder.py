@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 IDS_PER_TASK = 1024
 
-PREFETCH_S = 1.0  # of work that a parent holds: less leaves children idle, more is hoarded from other workers
+PREFETCH_S = 0.25  # of work that a parent holds: less leaves children idle, more is hoarded from other workers
 PREFETCH_MIN, PREFETCH_MAX = 1, 32
 PREFETCH_START = 4  # before anything was measured
 NEWEST_WEIGHT = 0.3  # of the last task in the running means
@@ -200,7 +200,7 @@ class PoolTaskFailed(Exception):
 
 
 class PrefetchEstimate:
-    """How many messages a parent should hold: about a second of work for its children, whatever a job costs."""
+    """How many messages a parent should hold: about a quarter of a second of work for its children, whatever a job costs."""
 
     def __init__(self, children: int = 1) -> None:
         self._children = children
