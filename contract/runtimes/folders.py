@@ -15,6 +15,7 @@ from forebay.contract.references import shown
 from forebay.contract.requests.fields import check
 
 TEXT_GENERATION, TRANSFORMERS = "text-generation", "transformers"
+CONFIG, WEIGHTS, GRAPH = "config.json", ".safetensors", ".onnx"
 Task = Literal[
     "text-classification", "token-classification", "image-classification", "audio-classification", "feature-extraction"
 ]  # fmt: skip
@@ -25,7 +26,7 @@ _HEADS: dict[str, Task] = {
     "ForAudioClassification": "audio-classification",
 }
 _PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
-_CONFIGS = ("config.json", _PREPROCESSOR, _PROCESSOR, "tokenizer_config.json")
+_CONFIGS = (CONFIG, _PREPROCESSOR, _PROCESSOR, "tokenizer_config.json")
 _ATTENTION = (None, "eager", "sdpa")
 _SAVE = "save it with save_pretrained, its tokenizer or image processor too"
 
@@ -52,9 +53,13 @@ class FolderOptions(Struct, frozen=True, kw_only=True):
 
 
 class ModelFolder:
-    """A folder by its JSON files. InvalidInput for one that is not served, with what to do; ModelRefused for remote code."""
+    """A folder by its JSON files. InvalidInput for one that is not served, with what to do; ModelRefused for remote code.
 
-    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+    `weights` is how the names of its files with weights end.
+    """
+
+    def __init__(self, path: Path, options: Mapping[str, Any], weights: str = WEIGHTS) -> None:
+        self.weights = weights
         if options.get("trust_remote_code"):
             raise ModelRefused("trust_remote_code is never allowed; use the 'python' runtime for own code")
         try:
@@ -70,13 +75,13 @@ class ModelFolder:
                 )
             if any(found.get(key) not in _ATTENTION for key in ("attn_implementation", "_attn_implementation")):
                 raise ModelRefused(f"{name} names an attn_implementation, which may be code of a hub; leave it out")
-        self.config, joined = configs["config.json"], configs[_PROCESSOR]
+        self.config, joined = configs[CONFIG], configs[_PROCESSOR]
         parts = configs[_PREPROCESSOR], joined.get("image_processor"), joined.get("feature_extractor")
         self._preprocessor: dict[str, Any] = next((part for part in parts if part and isinstance(part, dict)), {})
         if not self.config:
             raise InvalidInput(f"the folder {shown(path.name)} has no config.json: {_SAVE}")
-        if not next(path.glob("*.safetensors"), None):
-            raise InvalidInput(f"the folder {shown(path.name)} has no .safetensors file with weights: {_SAVE}")
+        if not next(path.glob(f"*{weights}"), None):
+            raise InvalidInput(f"the folder {shown(path.name)} has no {weights} file with weights: {_SAVE}")
         self.architectures = _architectures(self.config)
         self.task = self.options.task or _task(self.architectures)
         if self.task == "text-classification" and self.takes == "audio":  # a sequence of sound

@@ -19,6 +19,7 @@ from forebay.producer.session import Session
 _INTO = {
     "torch-export": ("onnx",),
     "sentence-transformers": ("onnx",),
+    "transformers": ("onnx",),
     "safetensors": ("onnx", "torch-export"),
     "recipe": ("onnx", "torch-export"),
 }
@@ -28,6 +29,7 @@ _WHY_NOT = {
     "openai": "another server runs it",
     "text-generation": "it generates text in a loop, which no graph holds",
     "sentence-transformers": "its tokenizer is no part of a torch program; only onnx keeps it beside the graph",
+    "transformers": "its tokenizer or processor is no part of a torch program; only onnx keeps it beside the graph",
     "torch-export": "it is one already",
 }
 
@@ -53,7 +55,7 @@ def check_convertible(model: ModelVersion, to: str) -> None:
                 f"{model.ref} declares no inputs, of which its graph would be made: register it again with inputs="
             )
         odd = next((field for field in inputs if field.dtype not in ARRAY_DTYPES), None)
-        if odd is None or model.runtime == "sentence-transformers":
+        if odd is None or model.runtime in ("sentence-transformers", "transformers"):
             return
         reason = f"its input {odd.name!r} is {odd.dtype}, which its own code turns into numbers outside of the graph"
     else:

@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from forebay.contract.errors import ForebayError, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.onnx.judge import read_onnx
+from forebay.contract.runtimes.folders import CONFIG, TRANSFORMERS
 from forebay.contract.signature import ARRAY_DTYPES, Field, Row
 from forebay.worker.runtimes import Model, get_runtime
 from forebay.worker.runtimes.onnx_session import Session, open_session
 from forebay.worker.runtimes.onnx_text import TOKENIZER, OnnxText
 
-RECIPE_FILE = "recipe.json"
+AROUND = {"recipe.json": "recipe", CONFIG: TRANSFORMERS}
+"""By the name of a file beside a graph the runtime that runs it: what is before and after the graph is that one's."""
 _CHEAP_COPY = 64 * 1024  # bytes; a row up to this size is copied out, so that it does not keep its whole batch alive
 
 
 class Onnx:
-    """Loads an .onnx file, or a folder that holds one: with its data files, or with the recipe that prepares its rows, as a
-    training job makes it.
+    """Loads an .onnx file, or a folder that holds one: with its data files, with the recipe that prepares its rows, as a
+    training job makes it, or with the tokenizer or processor of a Hugging Face folder, as a conversion does.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
@@ -36,8 +38,9 @@ class Onnx:
         """The model on `device`, or on the CPU where onnxruntime was built without CUDA."""
         if path is None:
             raise ModelLoadFailed(f"{spec.ref} has no artifact; register it with an .onnx file")
-        if (path / RECIPE_FILE).is_file():
-            return get_runtime("recipe", self._allowed).load(path, device, spec)
+        for name, runtime in AROUND.items():
+            if (path / name).is_file():
+                return get_runtime(runtime, self._allowed).load(path, device, spec)
         facts = read_onnx(path)
         session, tokenizer = open_session(facts, device, spec), path / TOKENIZER
         return OnnxText(session, tokenizer, spec) if tokenizer.is_file() else OnnxModel(session, spec)

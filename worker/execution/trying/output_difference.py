@@ -26,9 +26,9 @@ class Difference(Struct, frozen=True):
     `absolute` is a difference of two values, `relative` is it divided by the largest magnitude in that output of that row.
     `scaled` is what a tolerance is held against: `relative` where that magnitude is above 1, else the difference divided by the
     largest magnitude in that output of all rows, or by 1 if that is less. They are infinite where texts differ, a value is NaN,
-    or one is infinite and the other is not the same. `same_argmax` is the share of rows whose largest value, of each output that
-    is a vector, is at the same place; `least_cosine` and `mean_cosine` are of those vectors.
-    None where no output is one.
+    or one is infinite and the other is not the same; of JSON, where anything but its floats differs.
+    `same_argmax` is the share of rows whose largest value, of each output that is a vector, is at the same place; `least_cosine`
+    and `mean_cosine` are of those vectors. None where no output is one.
     """
 
     rows: int
@@ -50,7 +50,7 @@ class Difference(Struct, frozen=True):
 def difference(before: Sequence[Any], after: Sequence[Any]) -> Difference:
     """Of the same rows' outputs, each as `LoadedModel.output` gives it: a value, or one for each name.
 
-    InvalidInput when they cannot be compared: other names or shapes, values that are neither numbers nor texts.
+    InvalidInput when they cannot be compared: other names or shapes, values that are neither numbers, texts nor JSON.
     """
     if len(before) != len(after) or not before:
         raise InvalidInput(f"{len(before)} and {len(after)} rows cannot be compared")
@@ -98,6 +98,8 @@ def _apart(name: str, one: Any, other: Any) -> tuple[float, float]:
     if isinstance(one, str) and isinstance(other, str):
         return (0.0 if one == other else math.inf), 1.0
     a, b = (np.asarray(value) for value in (one, other))
+    if isinstance(one, list | dict) and isinstance(other, list | dict) and "O" in a.dtype.kind + b.dtype.kind:
+        return _json_apart(dict(_leaves(one)), dict(_leaves(other)))
     if a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf" or a.shape != b.shape:
         raise InvalidInput(
             f"output {name!r} is {a.dtype} of shape {a.shape} and {b.dtype} of shape {b.shape}: only numbers of one shape, and "
@@ -112,6 +114,28 @@ def _apart(name: str, one: Any, other: Any) -> tuple[float, float]:
     both = np.concatenate([a.reshape(-1), b.reshape(-1)])
     size = float(np.abs(both[np.isfinite(both)]).max(initial=0.0))
     return (largest if math.isfinite(largest) else math.inf), size  # a NaN among them is the largest, too
+
+
+def _json_apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
+    """Of two values by their places: all but floats must be the same."""
+    if one.keys() != other.keys():
+        return math.inf, 1.0
+    floats = {p for p in one if all(isinstance(values[p], float | np.floating) for values in (one, other))}
+    if any(one[place] != other[place] for place in one.keys() - floats):
+        return math.inf, 1.0
+    gaps = [abs(float(one[place]) - float(other[place])) for place in floats if one[place] != other[place]]
+    sizes = [size for place in floats for values in (one, other) if math.isfinite(size := abs(float(values[place])))]
+    largest = max((gap if math.isfinite(gap) else math.inf for gap in gaps), default=0.0)
+    return largest, max(sizes, default=0.0)
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in a JSON value, each under its place; a list or an object that holds nothing is one."""
+    inner = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
+    if not inner:
+        yield place, value
+    for key, item in inner.items():
+        yield from _leaves(item, f"{place}/{key}")
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -130,11 +154,15 @@ class TrialRun(NamedTuple):
 
 def try_rows(loaded: LoadedModel, rows: Sequence[Row]) -> TrialRun:
     """Rows through a version that may be yet to be registered: nothing is counted, and no ceiling is learned."""
-    prepared = loaded.preprocess(list(rows))
+    prepared, outputs = dict[int, Row](), dict[int, Any]()
+    for i, row in enumerate(rows):
+        try:
+            [prepared[i]] = loaded.preprocess([row])
+        except Exception as error:  # noqa: BLE001 - whatever a model raises belongs to its row
+            outputs[i] = error
     batches = list(
-        cut(range(len(rows)), loaded.spec.max_batch_size, key=lambda i: stack_key(prepared[i]), alone=lambda _: None)
+        cut([*prepared], loaded.spec.max_batch_size, key=lambda i: stack_key(prepared[i]), alone=lambda _: None)
     )
-    outputs: list[Any] = [None] * len(rows)
     seconds = 0.0
     for batch in batches:
         started = time.perf_counter()
@@ -142,7 +170,7 @@ def try_rows(loaded: LoadedModel, rows: Sequence[Row]) -> TrialRun:
         seconds += time.perf_counter() - started
         for i, output in zip(batch, made, strict=True):
             outputs[i] = _checked(loaded, output)
-    return TrialRun(outputs, len(rows) / seconds if seconds else math.inf)
+    return TrialRun([outputs[i] for i in range(len(rows))], len(rows) / seconds if seconds else math.inf)
 
 
 def _checked(loaded: LoadedModel, made: Any) -> Any:

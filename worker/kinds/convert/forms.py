@@ -13,8 +13,10 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.onnx.judge import read_onnx
 from forebay.contract.pt2.archive import read_pt2_signature
+from forebay.contract.runtimes.folders import TRANSFORMERS
 from forebay.contract.signature import Row, Signature
 from forebay.worker.kinds.convert import export
+from forebay.worker.kinds.convert.folders import write_folder
 from forebay.worker.kinds.convert.graphs import Graph, graph_of, text_graph
 from forebay.worker.runtimes.onnx_text import TOKENIZER, write_tokenizer
 from forebay.worker.runtimes.sentence_transformers import SentenceTransformers
@@ -47,9 +49,12 @@ def write_pt2(source: Source, row: Row, folder: Path) -> Path:
 
 
 def write_onnx(source: Source, row: Row, folder: Path) -> Path:
-    """The .onnx file, or a folder with it and a tokenizer."""
+    """The .onnx file, or a folder with it and a tokenizer or processor."""
     spec = source.spec
     path = folder / "model.onnx"
+    if spec.runtime == TRANSFORMERS:
+        write_folder(spec, source.path, TEXTS, row, folder)
+        return folder
     if spec.runtime == "sentence-transformers":
         _write_text(source, path)
         return folder

@@ -121,6 +121,15 @@ def _standardized(values: Tensor, mean: Sequence[float], deviation: Sequence[flo
     return (values - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(deviation, dtype=torch.float64)
 
 
+def folder_graph(model: Any, names: Sequence[str], output: str) -> Graph:
+    """A model of transformers behind its tokenizer or processor: what that gives, `(batch, …)` each, to one of its outputs."""
+
+    def run(given: Inputs) -> Mapping[str, Tensor]:
+        return {output: getattr(model(**given), output).float()}
+
+    return Graph(model, names, run)
+
+
 def text_graph(encoder: Any, names: Sequence[str], output: str) -> Graph:
     """A text encoder of sentence-transformers behind its tokenizer: what that gives, `(batch, tokens)` each, to vectors."""
 

@@ -17,6 +17,7 @@ from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.versions.convert import ConvertRequest
+from forebay.contract.runtimes.folders import TRANSFORMERS
 from forebay.contract.signature import Row
 from forebay.contract.wire import codec
 from forebay.storage.blobs.folders import pack_folder
@@ -138,7 +139,8 @@ def _largest(rows: Sequence[Row]) -> Row:
 def _draft(parent: ModelVersion, to: str, made: Path) -> ModelVersion:
     """The version as it will be registered, its artifact not stored yet."""
     signature = signature_of(made, parent.signature, to)
-    options = {name: value for name, value in parent.options.items() if name in ("orientation", "truncate")}
+    kept = parent.options if parent.runtime == TRANSFORMERS else ("orientation", "truncate")
+    options = {name: value for name, value in parent.options.items() if name in kept}
     draft = replace(parent, version=0, runtime=to, signature=signature, options=options, aliases=(), metadata={})
     return draft if to != "onnx" else replace(draft, dtype=None, compile=False)
 

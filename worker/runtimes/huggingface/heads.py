@@ -25,13 +25,17 @@ class Read:
 
 
 class Head(Protocol):
-    """Makes rows of a batch's output."""
+    """Makes rows of a batch's output, of which it reads the one called `output`."""
+
+    output: str
 
     def rows(self, output: Any, read: Read) -> list[Row]: ...
 
 
 class Classes:
     """Scores as the library's pipelines give them, and the label of the greatest where one class excludes the others."""
+
+    output = "logits"
 
     def __init__(self, folder: ModelFolder) -> None:
         self._labels, self._function = folder.labels, folder.function
@@ -50,6 +54,8 @@ class Classes:
 
 class Entities:
     """What the library's pipeline makes of each token's logits: by token, or joined to entities."""
+
+    output = "logits"
 
     def __init__(self, folder: ModelFolder, model: Any) -> None:
         self._aggregation, self._model = folder.options.aggregation, model
@@ -80,6 +86,7 @@ class Features:
 
     def __init__(self, folder: ModelFolder) -> None:
         self._pooling = folder.options.pooling
+        self.output = "pooler_output" if self._pooling == "pooler" else "last_hidden_state"
 
     def rows(self, output: Any, read: Read) -> list[Row]:
         if self._pooling == "pooler":

@@ -11,9 +11,10 @@ import torch
 
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.signature import Row
+from forebay.worker.runtimes.huggingface.graph import model_bytes
 from forebay.worker.runtimes.huggingface.heads import Head, Read
 from forebay.worker.runtimes.speed import Forward
-from forebay.worker.runtimes.tensors import module_bytes, stack
+from forebay.worker.runtimes.tensors import stack
 
 _WINDOW, _SHIFT = 400, 160  # samples: how an ASTFeatureExtractor cuts sound into frames
 
@@ -22,7 +23,7 @@ class MediaModel(ABC):
     """Rows are processed one by one; what is then of one size shares a batch, so that nothing is padded."""
 
     def __init__(self, model: Any, forward: Forward, processor: Any, head: Head) -> None:
-        self._model, self._forward, self._processor, self._head = model, forward, processor, head
+        self.module, self._forward, self._processor, self.head = model, forward, processor, head
 
     def preprocess(self, row: Row) -> Row:
         value = next(iter(row.values())) if isinstance(row, Mapping) and len(row) == 1 else row
@@ -32,19 +33,22 @@ class MediaModel(ABC):
     def process(self, value: Any) -> Mapping[str, Any]:
         """A batch of one as NumPy arrays, by the library's own processor; InvalidInput for another value."""
 
+    @abstractmethod
+    def sample_row(self) -> Row: ...
+
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         return self.run(self.prepare(rows))
 
     def prepare(self, rows: Sequence[Row]) -> Any:
-        made = stack(rows, None, str(self._model.device))
-        return {k: v.to(self._model.dtype) if v.is_floating_point() else v for k, v in made.items()}
+        made = stack(rows, None, str(self.module.device))
+        return {k: v.to(self.module.dtype) if v.is_floating_point() else v for k, v in made.items()}
 
     @torch.inference_mode()
     def run(self, prepared: Any) -> list[Row]:
-        return self._head.rows(self._forward(**prepared), Read())
+        return self.head.rows(self._forward(**prepared), Read())
 
     def nbytes(self) -> int:
-        return module_bytes(self._model)
+        return model_bytes(self.module)
 
 
 class ImageModel(MediaModel):

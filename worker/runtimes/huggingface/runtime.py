@@ -1,5 +1,5 @@
 """Loads what `save_pretrained` of a transformers model and of its tokenizer or processor wrote: offline, from safetensors
-only, and without remote code.
+only, and without remote code. In a folder that a conversion made, an ONNX graph is in the place of the weights.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from forebay.contract.errors import ForebayError, MissingExtra, ModelLoadFailed
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import shown
-from forebay.contract.runtimes.folders import ModelFolder
+from forebay.contract.runtimes.folders import GRAPH, WEIGHTS, ModelFolder
 from forebay.worker.packed_weights import unpacked
-from forebay.worker.runtimes import Model
 from forebay.worker.runtimes.folders import go_offline, safe_folder
+from forebay.worker.runtimes.huggingface.graph import graph_model
 from forebay.worker.runtimes.huggingface.heads import head_of
 from forebay.worker.runtimes.huggingface.media import AudioModel, ImageModel
 from forebay.worker.runtimes.huggingface.texts import TextModel
@@ -38,14 +38,18 @@ class Transformers:
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         del allowed  # nothing but the library's own code runs
 
-    def load(self, path: Path | None, device: str, spec: ModelVersion) -> Model:
+    def load(self, path: Path | None, device: str, spec: ModelVersion) -> TextModel | ImageModel | AudioModel:
         """The model on `device`; ModelRefused naming what is unsafe, ModelLoadFailed for what does not work."""
         root = safe_folder(path, spec)
         library = _library()
         try:
-            folder = ModelFolder(root, spec.options)
-            with unpacked(root) as whole:
-                model = _model(library, whole, folder, device)
+            folder = ModelFolder(root, spec.options, GRAPH if spec.runtime == "onnx" else WEIGHTS)
+            if folder.weights == GRAPH:
+                config = library.AutoConfig.from_pretrained(str(root), **_LOCAL)
+                model: Any = graph_model(root, config, device, spec)
+            else:
+                with unpacked(root) as whole:
+                    model = _model(library, whole, folder, device)
             head = head_of(folder, model)
             forward = tuned(model, spec, device)
             if folder.takes == "image":

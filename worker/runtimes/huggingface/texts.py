@@ -11,9 +11,9 @@ from torch import nn
 from forebay.contract.errors import InvalidInput, ModelLoadFailed
 from forebay.contract.signature import Row
 from forebay.worker.runtimes.folders import about_tokens, only_text, too_long
+from forebay.worker.runtimes.huggingface.graph import GraphModel, model_bytes
 from forebay.worker.runtimes.huggingface.heads import Entities, Features, Head, Read
 from forebay.worker.runtimes.speed import Forward
-from forebay.worker.runtimes.tensors import module_bytes
 
 _ANY_LENGTH = 1_000_000  # less than what tokenizers without a limit have for one
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # of the greatest value
@@ -31,9 +31,9 @@ class TextModel:
     """Takes one text a row."""
 
     def __init__(self, model: Any, forward: Forward, tokenizer: Any, head: Head, *, truncate: bool) -> None:
-        self._model, self._forward, self._tokenizer, self._head = model, forward, tokenizer, head
+        self.module, self._forward, self._tokenizer, self.head = model, forward, tokenizer, head
         self._places, self._truncate = isinstance(head, Entities), truncate
-        self._longest = _longest(model, tokenizer)
+        self.longest = _longest(model, tokenizer)
         if tokenizer.pad_token_id is None:
             raise ModelLoadFailed(
                 "its tokenizer has no padding token, so that texts of different lengths cannot share a batch: set "
@@ -44,7 +44,10 @@ class TextModel:
         )
         if isinstance(head, Entities):
             head.attach(tokenizer)
-        self._check_padding()
+        if not isinstance(
+            model, GraphModel
+        ):  # its conversion has compared it, and int8-dynamic scales by the whole batch
+            self._check_padding()
 
     def predict(self, rows: Sequence[Row]) -> list[Row]:
         return self.run(self.prepare(rows))
@@ -60,7 +63,7 @@ class TextModel:
         encoded = {key: [values[i] for i in good] for key, values in encoded.items()}
         taken = {key: encoded[key] for key in self._tokenizer.model_input_names if key in encoded}
         padded = self._tokenizer.pad(taken, return_tensors="pt", return_attention_mask=True)
-        inputs = {key: value.to(self._model.device, non_blocking=True) for key, value in padded.items()}
+        inputs = {key: value.to(self.module.device, non_blocking=True) for key, value in padded.items()}
         read = Read([texts[i] for i in good], encoded, inputs["attention_mask"])
         if "attention_mask" not in self._tokenizer.model_input_names:
             del inputs["attention_mask"]
@@ -70,11 +73,11 @@ class TextModel:
     def run(self, prepared: Prepared) -> list[Row]:
         """The rows; for a text that was refused, its error."""
         inputs, read, errors = prepared
-        made = iter(self._head.rows(self._forward(**inputs), read) if inputs else [])
+        made = iter(self.head.rows(self._forward(**inputs), read) if inputs else [])
         return [errors[i] if i in errors else next(made) for i in range(len(read.texts) + len(errors))]
 
     def cost(self, row: Row) -> int:
-        return about_tokens(only_text(row), self._longest)
+        return about_tokens(only_text(row), self.longest)
 
     def count_tokens(self, rows: Sequence[Row]) -> int:
         """How many tokens it reads of these texts, special ones included."""
@@ -84,16 +87,16 @@ class TextModel:
         return {"text": "warm"}
 
     def nbytes(self) -> int:
-        return module_bytes(self._model)
+        return model_bytes(self.module)
 
     def _encoded(self, texts: Sequence[str]) -> dict[str, Any]:
-        cut: dict[str, Any] = {"truncation": True, "max_length": self._longest} if self._truncate else {}
+        cut: dict[str, Any] = {"truncation": True, "max_length": self.longest} if self._truncate else {}
         places = {"return_offsets_mapping": True, "return_special_tokens_mask": True} if self._places else {}
         return dict(self._tokenizer(list(texts), verbose=False, return_attention_mask=True, **places, **cut))
 
     def _misfit(self, tokens: int) -> InvalidInput | None:
-        if tokens > self._longest:
-            return too_long(tokens, self._longest)
+        if tokens > self.longest:
+            return too_long(tokens, self.longest)
         return None if tokens else InvalidInput("the text holds no token")
 
     @torch.inference_mode()
@@ -101,19 +104,18 @@ class TextModel:
         """ModelLoadFailed when a text gives something else beside a longer one: padding is then more than padding."""
         short, long = {"text": "a b c"}, {"text": "a b c d e f g h i j"}
         alone, beside = (self.prepare(rows) for rows in ([short], [short, long]))
-        outputs = [self._model(**prepared.inputs) for prepared in (alone, beside)]
-        if isinstance(self._head, Features):
+        outputs = [self.module(**prepared.inputs) for prepared in (alone, beside)]
+        if isinstance(self.head, Features):
             pooled = (
-                self._head.rows(output, prepared.read)
-                for output, prepared in zip(outputs, (alone, beside), strict=True)
+                self.head.rows(output, prepared.read) for output, prepared in zip(outputs, (alone, beside), strict=True)
             )
             one, two = (torch.from_numpy(rows[0]) for rows in pooled)
         else:
-            one, two = (output[0].float()[:1] for output in outputs)
+            one, two = (output.logits.float()[:1] for output in outputs)
         if one.ndim == 3:  # for each token
             one, two = (x[p.read.mask[:1].bool()] for x, p in ((one, alone), (two, beside)))  # type: ignore[index]
         scale = float(one.abs().max()) + 1e-6
-        if one.shape != two.shape or float((one - two).abs().max()) > _TOLERANCE.get(self._model.dtype, 1e-4) * scale:
+        if one.shape != two.shape or float((one - two).abs().max()) > _TOLERANCE.get(self.module.dtype, 1e-4) * scale:
             raise ModelLoadFailed(
                 "what it makes of a text changes when the text is padded on the "
                 f"{self._tokenizer.padding_side}, so that it cannot run batches"
