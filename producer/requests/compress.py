@@ -20,6 +20,8 @@ def make_request(session: Session, model: ModelVersion, asked: Mapping[str, Any]
     read = {name: asked[name] for name in ("target", "columns", "format") if name in asked}
     request = check({name: value for name, value in asked.items() if name not in read}, CompressRequest)
     parse_method(request.method, model.ref, model.runtime)
+    if model.base is not None:
+        raise InvalidInput(f"{model.ref} is an adapter of {model.base}, and small already: compress that one")
     if request.alias is not None:
         check_alias(request.alias)
         request = replace(request, replaces=session.registry.alias_version(model.name, request.alias))

@@ -14,7 +14,9 @@ from forebay.contract.requests.request import Request
 INT8_WEIGHTS, INT8_DYNAMIC, BFLOAT16, PRUNE = "int8-weights", "int8-dynamic", "bfloat16", "prune"
 MAX_LOSS = 0.01
 
-WEIGHT_FILES = ("safetensors", "recipe", "sentence-transformers", "transformers")  # the runtimes of safetensors files
+WEIGHT_FILES = (  # the runtimes of safetensors files
+    "safetensors", "recipe", "sentence-transformers", "transformers", "text-generation",
+)  # fmt: skip
 METHODS = {
     **dict.fromkeys((*WEIGHT_FILES, "torch-export"), (INT8_WEIGHTS, BFLOAT16, PRUNE)),
     "onnx": (INT8_WEIGHTS, INT8_DYNAMIC, PRUNE),

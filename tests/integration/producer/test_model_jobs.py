@@ -85,6 +85,7 @@ def test_what_cannot_be_measured_or_compressed_is_refused_with_what_can(
 ) -> None:
     shell.register("pair")
     refs = {runtime: of_runtime(client, runtime) for runtime in ("torch-export", "onnx", "openai")}
+    adapter = of_runtime(client, "text-generation", options={"base": "pair/1"})
     measure, compress = client.models.benchmark, client.models.compress
     refusals: list[tuple[Any, str]] = [
         (lambda: measure(refs["openai"], queue="remote"), "run by another server"),
@@ -92,6 +93,7 @@ def test_what_cannot_be_measured_or_compressed_is_refused_with_what_can(
         (lambda: measure("pair/1", max_rows=0), "max_rows: expected a whole number, from 1 to 65,536, got 0"),
         (lambda: measure("pair/1", dataset="none.csv"), "no such file"),
         (lambda: compress("pair/1"), "has runtime 'python', which is not compressed"),
+        (lambda: compress(adapter), "is an adapter of pair/1, and small already: compress that one"),
         (
             lambda: compress(refs["onnx"], "bfloat16"),
             "for runtime 'onnx' there are int8-weights, int8-dynamic, prune:0.5",

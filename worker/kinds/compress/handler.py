@@ -14,7 +14,7 @@ import numpy as np
 import structlog
 
 from forebay.contract.errors import InvalidInput
-from forebay.contract.model import ModelVersion
+from forebay.contract.model import GENERATES_TEXT, ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.request import decode
 from forebay.contract.requests.training import METRICS
@@ -43,8 +43,10 @@ COMPARED_ROWS = 64
 STEPS = 4
 FOLDERS = "compressions"  # below the home
 SPARE_BYTES = 65_536  # that a pruned file may have more: its weights are as many as before, written anew
+GENERATED = "texts that are generated are not compared: perplexity on a data set tells what they lose"
 PREFERRED = (
     "accuracy",
+    "perplexity",  # before exact_match, which is 0 of most texts, however bad a model is
     "exact_match",
     "r2",
 )  # of the metrics that an evaluation has, the first is the one that may not get worse
@@ -104,7 +106,8 @@ class CompressHandler:
             )
         draft = replace(
             spec, version=0, artifact_form="folder" if path.is_dir() else "file", artifact_bytes=size, aliases=(),
-            dtype=BFLOAT16 if method == BFLOAT16 else spec.dtype,
+            # a batch of texts in bfloat16 would give other ones than each text alone
+            dtype=BFLOAT16 if method == BFLOAT16 and spec.runtime not in GENERATES_TEXT else spec.dtype,
         )  # fmt: skip
         progress.step(1, STEPS, "comparing outputs")
         before = context.models.load(job.model, job.version)
@@ -129,15 +132,18 @@ class CompressHandler:
     ) -> dict[str, Any]:
         """How far outputs are apart, and size, latency and memory, before and after."""
         spec = before.spec
-        data = request.evaluation.reading if request.evaluation is not None else None
+        generates = spec.runtime in GENERATES_TEXT
+        data = request.evaluation.reading if request.evaluation is not None and not generates else None
         rows, source = trial_rows(before, COMPARED_ROWS, example=self._context.cache.example(spec), data=data)
         check = partial(progress.check, 1, STEPS, "measuring")
         both = (before, after)
         batches = [measure(one.model, Rows(one, rows).take(spec.max_batch_size), check).latency_ms for one in both]
         singles = [measure(one.model, Rows(one, rows).take(1), check).latency_ms for one in both]
         return {
-            "difference": _difference(_outputs(before, rows), _outputs(after, rows), request.method),
-            "compared_on": source,
+            "difference": {"none": GENERATED}
+            if generates
+            else _difference(_outputs(before, rows), _outputs(after, rows), request.method),
+            "compared_on": "nothing" if generates else source,
             "bytes": _pair([one.spec.artifact_bytes for one in both]),
             "memory_bytes": _pair([one.nbytes for one in both]),
             "ms_per_row": _pair(singles),

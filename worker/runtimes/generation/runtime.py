@@ -16,6 +16,7 @@ from forebay.contract.references import shown
 from forebay.contract.requests.fields import check
 from forebay.contract.signature import Row
 from forebay.datasets.examples import Example
+from forebay.worker.packed_weights import unpacked
 from forebay.worker.runtimes.folders import go_offline, safe_folder
 from forebay.worker.runtimes.generation.decoding import Decoder, Generating
 from forebay.worker.runtimes.generation.grammar import Grammars
@@ -59,10 +60,11 @@ class TextGeneration:
         )  # CPUs are slow in narrower ones unless they are made for it
         try:
             tokenizer = auto_tokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-            model = auto_model.from_pretrained(
-                str(folder), trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=wanted,
-                attn_implementation="sdpa",  # its config may name code of a hub
-            )  # fmt: skip
+            with unpacked(folder) as whole:
+                model = auto_model.from_pretrained(
+                    str(whole), trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=wanted,
+                    attn_implementation="sdpa",  # its config may name code of a hub
+                )  # fmt: skip
         except Exception as error:  # the library raises whatever its layers raise
             raise ModelLoadFailed(f"{spec.ref}: transformers cannot load it: {error}") from error
         return TextGenerator(model.to(device).eval(), tokenizer, spec, device)
