@@ -105,20 +105,21 @@ class SharedPage:
         self._cells[line] = self._clock() + seconds
 
     def hold(self, job: str, attempt: int) -> None:
-        """Tell the parent of a job that this process has claimed itself. When all slots are taken the parent is not told: should
-        the process die, the job is free again when its lease lapses.
+        """Tell the parent, once, of a job that this process has claimed itself. When all slots are taken the parent is not told:
+        should the process die, the job is free again when its lease lapses.
         """  # fmt: skip
         with self._lock:
-            free = next((at for at in _slots() if not SLOT.unpack_from(self._page, at)[1]), None)
-            if free is not None:
+            slots = {at: SLOT.unpack_from(self._page, at) for at in _slots()}
+            free = next((at for at, (_, held) in slots.items() if not held), None)
+            if free is not None and (job.encode(), attempt) not in slots.values():
                 struct.pack_into("=32s", self._page, free, job.encode())
                 struct.pack_into("=q", self._page, free + 32, attempt)  # last: from here on it counts
 
-    def let_go(self, job: str) -> None:
-        """It no longer holds this job."""
+    def let_go(self, job: str, attempt: int) -> None:
+        """It no longer holds this job; one that it has claimed once more meanwhile it does."""
         with self._lock:
             for at in _slots():
-                if SLOT.unpack_from(self._page, at)[0] == job.encode():
+                if SLOT.unpack_from(self._page, at) == (job.encode(), attempt):
                     struct.pack_into("=q", self._page, at + 32, 0)
 
     def held(self) -> dict[str, int]:
@@ -175,6 +176,8 @@ class TimeLimitedModel:
 class _TimeLimitedRows:
     def __init__(self, running: Any, limited: Callable[[Callable[..., Any], int], Callable[..., Any]]) -> None:
         self.wait, self.cancel, self.close = limited(running.wait, MAIN), running.cancel, running.close
+        if hasattr(running, "add"):
+            self.add, self.places = limited(running.add, MAIN), running.places
 
 
 class PageRefused(ForebayError):

@@ -95,7 +95,7 @@ class Attempts:
 
     def let_go(self, job: ClaimedJob) -> None:
         """It no longer holds this job."""
-        self._page.let_go(job.id)
+        self._page.let_go(job.id, job.attempt)
 
     # One job.
 

@@ -24,7 +24,7 @@ from forebay.contract.values import stack_key
 from forebay.worker.execution.ceilings import MemoryCeilings, is_out_of_memory
 from forebay.worker.execution.child_metrics import ChildMetrics
 from forebay.worker.execution.model_cache import LoadedModel
-from forebay.worker.runtimes import Piece, Progress
+from forebay.worker.runtimes import Meanwhile, Progress
 
 T = TypeVar("T")
 
@@ -76,19 +76,21 @@ class Engine:
         recut: Callable[[], bool] = lambda: False,
         skip: Callable[[T], bool] = lambda _: False,
         insist: bool = False,
-        tell: Callable[[Sequence[tuple[T, Piece]]], None] = lambda _: None,
+        meanwhile: Meanwhile[T] | None = None,
     ) -> Generator[Batch[T], None, None]:
         """Each batch once it has run. `row` gives an item's row; see `cut` for `alone`.
 
         What is left is cut anew when a batch did not fit into memory, and when `recut`, asked after each batch, says so:
         then without the items to `skip`. Rows of a model that runs them side by side come as they end, and in batches of none
-        while none does: of these, those to skip are given up as soon as `recut` says so, and `tell` gets the text that the others
-        have so far. With `insist` such a model tries again itself what may pass.
+        while none does: of these, those to skip are given up as soon as `recut` says so, and what `meanwhile` gives joins them,
+        unless they are `alone`. With `insist` such a model tries again itself what may pass.
         """
         spec, model = loaded.spec, loaded.model
         if hasattr(model, "run_each"):
             for group in cut(items, len(items), key=lambda _: None, alone=alone):
-                yield from self._run_each(loaded, group, row, insist, recut, skip, tell)
+                told = meanwhile or Meanwhile()
+                told = told if alone(group[0]) is None else Meanwhile(told.tell)
+                yield from self._run_each(loaded, group, row, insist, recut, skip, told)
             return
         cost = (lambda item: model.cost(row(item))) if hasattr(model, "cost") else None
         left = list(items)
@@ -115,12 +117,12 @@ class Engine:
     def _run_each(
         self,
         loaded: LoadedModel,
-        items: Sequence[T],
+        items: list[T],
         row: Callable[[T], Row],
         insist: bool,
         recut: Callable[[], bool],
         skip: Callable[[T], bool],
-        tell: Callable[[Sequence[tuple[T, Piece]]], None],
+        meanwhile: Meanwhile[T],
     ) -> Generator[Batch[T], None, None]:
         spec, key = loaded.spec, (loaded.spec.name, loaded.spec.version)
         left = {i for i, item in enumerate(items) if not skip(item)}
@@ -140,7 +142,7 @@ class Engine:
                 if progress.rows:
                     self._ran(spec, progress.rows, seconds, progress.tokens, progress.padded)
                 if progress.pieces:
-                    tell([(items[piece.row], piece) for piece in progress.pieces])
+                    meanwhile.tell([(items[piece.row], piece) for piece in progress.pieces])
                 made = [i for i in progress.outputs if i in left]
                 left.difference_update(made)
                 outputs = [progress.outputs[i] for i in made]
@@ -148,6 +150,11 @@ class Engine:
                 for i in [i for i in left if skip(items[i])] if recut() else ():
                     running.cancel(i)
                     left.remove(i)
+                joining = meanwhile.more(running.places()) if left and hasattr(running, "add") else ()
+                if joining:
+                    left.update(range(len(items), len(items) + len(joining)))
+                    items += joining
+                    running.add([row(item) for item in joining])
 
     def _note_failures(self, spec: ModelVersion, failures: Sequence[tuple[int, Exception]]) -> None:
         """That rows do not fit together, unless one does not even alone."""
@@ -234,12 +241,7 @@ def forward_all(model: Any, batches: Sequence[Sequence[Row]], too_large: TooLarg
 
 def forward(predict: Predict, rows: Sequence[Row], too_large: TooLarge = lambda _: None) -> list[Any]:
     """For each row its output, or the exception that it alone causes."""
-    return _flat(
-        halved(lambda start, stop: _one_each(predict(rows[start:stop]), stop - start), 0, len(rows), too_large)
-    )
-
-
-def _flat(pieces: Sequence[tuple[int, int, list[Any] | Exception]]) -> list[Any]:
+    pieces = halved(lambda start, stop: _one_each(predict(rows[start:stop]), stop - start), 0, len(rows), too_large)
     return [output for _, _, made in pieces for output in ([made] if isinstance(made, Exception) else made)]
 
 

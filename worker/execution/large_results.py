@@ -59,7 +59,12 @@ class LargeResults:
             except BlobStoreFull as error:
                 if not self._keep(result):
                     outcomes.append(outcome_of_error(result.job, error, passing=True, counted=False))
-        return self._attempts.finish(results[0].job, outcomes) if outcomes else Summary()
+        summary = self._attempts.finish(results[0].job, outcomes) if outcomes else Summary()
+        ended = {outcome.id for outcome in outcomes}
+        for result in results:
+            if result.job.id in ended:  # it may have been held before it came here
+                self._attempts.let_go(result.job)
+        return summary
 
     def _put(self, result: LargeResult) -> Finished | Postponed:
         job = result.job

@@ -25,8 +25,9 @@ from forebay.worker.execution.engine import Engine
 from forebay.worker.execution.large_results import LargeResult, LargeResults
 from forebay.worker.execution.model_cache import LoadedModel
 from forebay.worker.execution.summary import Summary
+from forebay.worker.kinds.joining import JoiningJobs
 from forebay.worker.kinds.row_jobs import JobRow, PredictJob, StopRequests
-from forebay.worker.runtimes import Piece
+from forebay.worker.runtimes import Meanwhile, Piece
 
 log = structlog.get_logger()
 
@@ -43,13 +44,14 @@ class PredictHandler:
     def __init__(
         self, context: ChildContext, engine: Engine | None = None, split: Split = lambda loaded, jobs: [(loaded, jobs)]
     ) -> None:
-        self._models = context.models
+        self._context, self._models = context, context.models
         self._engine = engine or context.engine
         self._split = split
         self._payloads = context.payloads
         self._announcer = context.announcer
         self._drift = context.drift if engine is None else None  # explanations are no predictions
         self._outage_timeout_s = context.settings.outage_timeout_s
+        self._joins = engine is None  # what is explained is no text that grows
         self._large: LargeResults | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
@@ -81,21 +83,24 @@ class PredictHandler:
             outcomes = [outcome_of_error(job, error, passing=passing, counted=not passing) for job in claimed]
             attempts.finish(first, outcomes)
             return
-        left, total = list(claimed), Summary()
-        for jobs in self._decoded(claimed, loaded):
-            for model, some in self._split(loaded, jobs):
-                total += self._run_jobs(model, some, attempts, stops)
-            del left[: len(jobs)]
-            if attempts.stopping:
-                attempts.release_all([*(job.claimed for job in jobs if job.unfinished and not job.lost), *left])
-                break
-            del jobs  # frees their rows before the next ones are read
+        left, total, joining = list(claimed), Summary(), JoiningJobs(self._context, attempts, first)
+        try:
+            for jobs in self._decoded(claimed, loaded):
+                del left[: len(jobs)]
+                for model, some in self._split(loaded, jobs):
+                    total += self._run_jobs(model, some, attempts, stops, joining)
+                if attempts.stopping:
+                    attempts.release_all([*(job.claimed for job in jobs if job.unfinished and not job.lost), *left])
+                    break
+                del jobs  # frees their rows before the next ones are read
+        finally:
+            joining.let_go_all()
         seconds = time.perf_counter() - started
         quick = seconds < QUICK_S and total.succeeded == len(claimed)
         if quick and not logging.getLogger().isEnabledFor(logging.DEBUG):
             return  # metrics count it; a line would cost as much as the job
         (log.debug if quick else log.info)(
-            "batch_done", model=ref, queue=first.queue, worker=attempts.worker, jobs=len(claimed),
+            "batch_done", model=ref, queue=first.queue, worker=attempts.worker, jobs=len(claimed) + joining.count,
             succeeded=total.succeeded, failed=total.failed, stopped=total.stopped, postponed=total.postponed,
             lost=total.lost, rows=total.rows, batches=total.batches, padding=round(total.padding, 3),
             attempt=max(job.attempt for job in claimed), seconds=round(seconds, 4),
@@ -116,9 +121,11 @@ class PredictHandler:
                 yield group
 
     def _run_jobs(
-        self, loaded: LoadedModel, jobs: Sequence[PredictJob], attempts: Attempts, stops: StopRequests
+        self, loaded: LoadedModel, jobs: list[PredictJob], attempts: Attempts, stops: StopRequests, joining: JoiningJobs
     ) -> Summary:
-        """Run every row; write complete jobs in a thread while the next batch runs, the last ones before returning."""
+        """Run every row, and those of jobs that join, which are added to `jobs`; write complete jobs in a thread while the next
+        batch runs, the last ones before returning.
+        """  # fmt: skip
         ready = [job for job in jobs if not job.unfinished]
         written: list[Future[Summary]] = []
         ran, committed = Summary(), time.perf_counter()
@@ -132,14 +139,22 @@ class PredictHandler:
                     job.lost = job.lost or job.claimed.id in lost
             stopped = stops.stop(jobs)
             if stopped:  # at once: the batch that runs may take minutes
-                written.append(self._writer.submit(self._finish, stopped, attempts))
+                written.append(self._writer.submit(self._finish, stopped, attempts, joining))
             return bool(lost or stopped)
+
+        def more(places: int) -> list[JobRow]:
+            claimed = joining.claim(places) if self._joins else []
+            stops.add(claimed)
+            new = [job for group in self._decoded(claimed, loaded) for job in group] if claimed else []
+            jobs.extend(new)
+            ready.extend(job for job in new if not job.unfinished)
+            return [JobRow(job, i, row) for job in new for i, row in enumerate(job.rows)]
 
         ready += stops.stop(jobs)
         wanted = () if attempts.stopping else jobs
         rows = [JobRow(job, i, row) for job in wanted if job.open for i, row in enumerate(job.rows)]
         batches = self._engine.run_rows(
-            loaded, rows, attrgetter("row"), alone=_alone, recut=stop_some, tell=self._tell,
+            loaded, rows, attrgetter("row"), alone=_alone, recut=stop_some, meanwhile=Meanwhile(self._tell, more),
             skip=lambda row: attempts.stopping or not row.job.open,
         )  # fmt: skip
         with closing(batches):
@@ -154,13 +169,13 @@ class PredictHandler:
                     made = [r.job.outputs[r.i] for r in batch.items]
                     self._drift.rows(loaded.spec, [r.job.given[r.i] for r in batch.items], made)
                 if ready and time.perf_counter() - committed > COMMIT_EVERY_S:
-                    written.append(self._writer.submit(self._finish, list(ready), attempts))
+                    written.append(self._writer.submit(self._finish, list(ready), attempts, joining))
                     ready.clear()
                     committed = time.perf_counter()
                 if attempts.stopping:
                     break
         attempts.add(ran)
-        total = ran + self._finish(ready, attempts) if ready else ran
+        total = ran + self._finish(ready, attempts, joining) if ready else ran
         return sum((future.result() for future in written), total)
 
     def _tell(self, text: Sequence[tuple[JobRow, Piece]]) -> None:
@@ -174,13 +189,17 @@ class PredictHandler:
         for client, pieces in wanted.items():
             self._announcer.announce_text(client, pieces)
 
-    def _finish(self, jobs: Sequence[PredictJob], attempts: Attempts) -> Summary:
+    def _finish(self, jobs: Sequence[PredictJob], attempts: Attempts, joining: JoiningJobs) -> Summary:
         """Write how these ended: first of those that need no blob, which wait for none."""
         outcomes = [job.outcome(self._payloads) for job in jobs]
         small = [o for o in outcomes if not isinstance(o, LargeResult)]
         total = attempts.finish(jobs[0].claimed, small) if small else Summary()
+        joining.ended(o.id for o in small)
         large = [o for o in outcomes if isinstance(o, LargeResult)]
-        return total + self._large.store(large) if large and self._large is not None else total
+        if large and self._large is not None:
+            total += self._large.store(large)
+            joining.forget(o.job.id for o in large)
+        return total
 
 
 def _alone(item: JobRow) -> Hashable | None:

@@ -120,7 +120,13 @@ class StopRequests:
         self._attempts = attempts
         self._checked = time.monotonic()
         self._canceled: set[str] = set()
-        self._first_deadline = min((job.deadline_at for job in claimed if job.deadline_at is not None), default=inf)
+        self._first_deadline = inf
+        self.add(claimed)
+
+    def add(self, claimed: Sequence[ClaimedJob]) -> None:
+        """Jobs that were claimed later."""
+        deadlines = [job.deadline_at for job in claimed if job.deadline_at is not None]
+        self._first_deadline = min([self._first_deadline, *deadlines])
 
     def stop(self, jobs: Sequence[PredictJob]) -> list[PredictJob]:
         """Stop those of the jobs that must not go on; which ones these are."""

@@ -10,16 +10,18 @@ of Python import paths) and has `load`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from forebay.contract.errors import MissingExtra
 from forebay.contract.model import ModelVersion
 from forebay.contract.runtimes import GROUP, missing
 from forebay.contract.signature import Row
 from forebay.worker.allowed import find_plugin
+
+T = TypeVar("T")
 
 BUILT_IN = {
     "torch-export": "forebay.worker.runtimes.torch_export:TorchExport",
@@ -41,6 +43,16 @@ class Piece(NamedTuple):
     choice: int
     start: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Meanwhile(Generic[T]):
+    """What is done while rows run side by side: `tell` gets the text of those that are not finished, and `more(places)` gives up
+    to so many items that may join them now; mostly none, and at once.
+    """  # fmt: skip
+
+    tell: Callable[[Sequence[tuple[T, Piece]]], None] = lambda _: None
+    more: Callable[[int], Sequence[T]] = lambda _: ()
 
 
 class Interrupted(Exception):
@@ -70,7 +82,9 @@ class Progress:
 
 
 class RunningRows(Protocol):
-    """Rows of one version that run side by side; one thread waits for them."""
+    """Rows of one version that run side by side; one thread waits for them. Those that others may join have `places() -> int`,
+    how many may now, and `add(rows)`, which counts on from the rows that there are.
+    """  # fmt: skip
 
     def wait(self, seconds: float) -> Progress:
         """What has ended since this was last called; after so many seconds, if need be, that nothing has."""

@@ -26,10 +26,12 @@ class Generating(Bench):
 
     after: Callable[[int], None] = staticmethod(lambda _: None)
 
+    joins = False
+
     def run_each(self, rows: Sequence[int], insist: bool, at_once: Callable[[], int]) -> "Running":
         del insist
         self.limit = at_once()
-        return Running(self, rows)
+        return (RunningJoined if self.joins else Running)(self, rows)
 
     ended: Callable[[int], Any] = staticmethod(lambda row: row)
 
@@ -57,6 +59,18 @@ class Running:
 
     def close(self) -> None:
         self.going.clear()
+
+
+class RunningJoined(Running):
+    """There are 16 places, and a row that joins ends so many tokens later."""
+
+    def places(self) -> int:
+        return 16 - len(self.going)
+
+    def add(self, rows: Sequence[int]) -> None:
+        first = len(self.rows)
+        self.rows = [*self.rows, *(row + self.token for row in rows)]
+        self.going |= {*range(first, len(self.rows))}
 
 
 @pytest.fixture

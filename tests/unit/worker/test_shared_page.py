@@ -60,13 +60,25 @@ def test_a_dead_childs_board_still_tells_which_shards_it_held(sides: tuple[Share
     [one, two, three] = new_ids(3)
     for id, attempt in ((one, 1), (two, 7), (three, 1)):
         child.hold(id, attempt)
-    child.let_go(two)
+    child.let_go(two, 7)
     assert parent.held() == {one: 1, three: 1}
     child.hold(two, 8)
     assert parent.held() == {one: 1, two: 8, three: 1}
-    for id in (one, two, three):
-        child.let_go(id)
+    for id, attempt in ((one, 1), (two, 8), (three, 1)):
+        child.let_go(id, attempt)
     assert parent.held() == {}
+
+
+def test_a_job_is_held_once_and_let_go_by_the_attempt_that_held_it(sides: tuple[SharedPage, SharedPage]) -> None:
+    parent, child = sides
+    ids = new_ids(SLOTS)
+    for id in [ids[0], *ids]:
+        child.hold(id, 2)
+    assert len(parent.held()) == SLOTS
+    child.let_go(ids[0], 1)
+    assert parent.held()[ids[0]] == 2
+    child.let_go(ids[0], 2)
+    assert ids[0] not in parent.held()
 
 
 def test_a_board_that_is_full_tells_what_it_can(sides: tuple[SharedPage, SharedPage]) -> None:
@@ -75,8 +87,8 @@ def test_a_board_that_is_full_tells_what_it_can(sides: tuple[SharedPage, SharedP
     for id in ids:
         child.hold(id, 1)
     assert set(parent.held()) == set(ids[:-1])
-    child.let_go(ids[-1])
-    child.let_go(ids[0])
+    child.let_go(ids[-1], 1)
+    child.let_go(ids[0], 1)
     child.hold(ids[-1], 1)
     assert set(parent.held()) == set(ids[1:])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from forebay.contract.errors import TimedOut, without_frames
 from forebay.contract.generation import Choice, completion, tokens_told
@@ -18,28 +19,49 @@ STEP_S = 0.05  # between two looks at what was made
 
 
 class RunningTexts:
-    """`rows` has the texts of each row: several where it asks for several. At most `at_once()` texts generate at once, and no
-    more than have `budget` tokens when all are padded to what the longest may become. One thread waits for them.
+    """`texts` gives those of a row: several where it asks for several. At most `at_once()` texts generate at once, and no
+    more than have `budget` tokens when all are padded to what the longest may become. One thread waits for them, and adds rows.
     """  # fmt: skip
 
     def __init__(
         self,
         decoder: Decoder,
-        rows: Sequence[Sequence[Generating]],
+        rows: Sequence[Any],
+        texts: Callable[[Any], Sequence[Generating]],
         at_once: Callable[[], int],
         budget: int,
         timeout_s: float | None,
     ) -> None:
         self._decoder, self._at_once, self._budget, self._timeout_s = decoder, at_once, budget, timeout_s
-        self._rows = rows
-        self._open = set(range(len(rows)))
-        self._waiting = self._ordered([text for texts in rows for text in texts])
+        self._texts = texts
+        self._rows: list[Sequence[Generating]] = []
+        self._open: set[int] = set()
+        self._waiting: deque[deque[Generating]] = deque()
         self._batch: RunningBatch | None = None
         self._apart: list[list[Generating]] = []  # of which one may be guilty: they run by themselves
         self._by_itself = False
         self._failures: list[tuple[int, Exception]] = []
         self._idle = 0.0  # places that stood empty since rows last joined, in forward passes
         self._progress = Progress()
+        self.add(rows)
+
+    def places(self) -> int:
+        """How many further texts may join those that run, if they are no longer than these."""
+        if not self._decoder.joins or self._by_itself or self._apart:
+            return 0
+        going = [
+            *(self._batch.rows if self._batch is not None else ()),
+            *(text for group in self._waiting for text in group),
+        ]
+        longest = max((text.length for text in going), default=1)
+        return max(0, min(self._at_once(), self._budget // longest) - len(going))
+
+    def add(self, rows: Sequence[Any]) -> None:
+        """Further rows, which are counted on: their texts join those that run as soon as there are places for them."""
+        made = [self._texts(row) for row in rows]
+        self._open.update(range(len(self._rows), len(self._rows) + len(made)))
+        self._rows += made
+        self._waiting += self._ordered([text for texts in made for text in texts])
 
     def wait(self, seconds: float) -> Progress:
         """What was made since this was last called, after some tokens."""

@@ -130,7 +130,7 @@ class TextGenerator:
         del insist  # what fails here would fail again
         spec = self._spec
         return RunningTexts(
-            self._decoder, [self._texts(prompt) for prompt in prompts], at_once or (lambda: spec.max_batch_size),
+            self._decoder, prompts, self._texts, at_once or (lambda: spec.max_batch_size),
             spec.max_batch_tokens or BATCH_TOKENS, spec.timeout_s,
         )  # fmt: skip
 
