@@ -90,6 +90,8 @@ EVENTS: Mapping[str, LogEvent] = {
     "jobs_postponed": LogEvent("So many jobs met a transient error (`reason` of the first). They are tried again, each after a "
         "wait of up to `longest_s`.", "If it stays, see what `reason` names."),
     "jobs_released": LogEvent("A stopping child gave back what it had claimed and not run. It does not count as an attempt."),
+    "joining_unknown": LogEvent("A child could not ask which jobs may join those that generate text, and went on without.",
+        "See whether the ledger answers."),
     "junk_dropped": LogEvent("Something in Redis was not a message of Forebay's.",
         "Find out who else writes there. Give Forebay a Redis of its own."),
     "large_result_done": LogEvent("A result that waited for room is stored, or its job was canceled or is tried again."),

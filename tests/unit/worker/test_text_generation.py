@@ -388,6 +388,28 @@ def test_rows_that_are_not_wanted_any_more_end_between_two_tokens(model: TextGen
     assert [made[i] for i in sorted(made)] == [generate(model, [asked[i]])[0] for i in sorted(made)]
 
 
+def test_rows_that_join_later_get_what_they_get_alone(model: TextGenerator) -> None:
+    asked = unlike(12)
+    later = iter(range(4, 12))
+
+    def look(step: int, _: Progress, running: Any) -> None:
+        if step % 3 == 2 and running.places() and (i := next(later, None)) is not None:
+            running.add([model.preprocess({"request": asked[i]})])
+
+    made = follow(model, asked[:4], look, at_once=lambda: 5)
+    assert list(later) == []
+    assert [made[i] for i in range(12)] == [generate(model, [request])[0] for request in asked]
+
+
+def test_there_is_a_place_as_long_as_rows_and_memory_are_free(folder: Path) -> None:
+    model = load(folder, max_batch_tokens=100)
+    running = model.run_each([model.preprocess({"request": {"prompt": [5] * 10, "max_tokens": 15}})])
+    assert running.places() == 3  # of 25 tokens each
+    running.add([model.preprocess({"request": {"prompt": [5] * 10, "max_tokens": 40}})])
+    assert running.places() == 0
+    running.close()
+
+
 def test_a_row_that_is_not_done_in_time_says_so_and_those_that_are_stay(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,11 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from forebay.contract.errors import InvalidInput
 from forebay.contract.generation import Message
 
 _KEY = "".join(str(byte % 10) for byte in os.urandom(24))  # nobody can have said it
+_listed: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()  # by tokenizer
 _MARK = re.compile(f"~{_KEY}-([0-9]+)~")  # stands for a special token that somebody spelled
 
 
@@ -57,7 +59,16 @@ def _by_parts(tokenizer: Any, text: str) -> list[int]:
 
 
 def _special(tokenizer: Any) -> list[str]:
-    """The texts that the tokenizer takes for special tokens, longer ones first."""
+    """The texts that the tokenizer takes for special tokens, longer ones first. They are listed once: a list takes as long as
+    a short chat.
+    """  # fmt: skip
+    known = _listed.get(tokenizer)
+    if known is None:
+        known = _listed[tokenizer] = _list_special(tokenizer)
+    return known
+
+
+def _list_special(tokenizer: Any) -> list[str]:
     added = (str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
     return sorted({*added, *tokenizer.all_special_tokens}, key=lambda text: (-len(text), text))
 
