@@ -20,9 +20,13 @@ from forebay.contract.requests.batch import InputFile
 from forebay.contract.requests.training import TrainRequest
 from forebay.datasets.examples import parse_example
 from forebay.worker.execution.model_cache import LoadedModel, ModelCache
+from forebay.worker.kinds.compress.artifacts import compressed
+from forebay.worker.packed_weights import read_weights
+from forebay.worker.trainer.rank import Rank
 from forebay.worker.trainer.texts import losses
 from forebay.worker.trainer.texts.adapter import AdaptedModel, adapted, adapter_config
 from forebay.worker.trainer.texts.losses import check_packing, packed_losses, token_losses
+from forebay.worker.trainer.texts.preparation import prepare_text
 from forebay.worker.trainer.texts.tokens import tokenized
 from support.conversations import conversations, write_lines
 from support.language_models import CONTEXT, save_llama, version
@@ -206,6 +210,16 @@ def test_an_adapter_of_a_base_in_bfloat16_is_learned_and_served_in_float32_as_pe
         made, expected = (model(input_ids=ids).logits for model in (adapted(half(), tmp_path), theirs))
     assert torch.equal(made, expected)
     assert not torch.equal(made, half()(input_ids=ids).logits)
+
+
+def test_an_adapter_of_a_compressed_base_is_learned_on_the_weights_that_are_served(base: Path, tmp_path: Path) -> None:
+    small = compressed(version(), base, tmp_path, "int8-weights", 0.0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "base").symlink_to(small)
+    files = write_lines(tmp_path / "chat.jsonl", conversations())
+    network: Any = prepare_text(asked(files), Rank(device="cpu"), tmp_path / "run" / "base").network()
+    learned = network._hidden[0].model.embed_tokens.weight
+    assert torch.equal(learned, read_weights(small / "model.safetensors")["model.embed_tokens.weight"])
 
 
 def test_examples_beyond_the_context_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:

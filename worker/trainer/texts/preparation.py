@@ -27,6 +27,7 @@ from forebay.contract.requests.training import VALIDATION, DataSummary, TrainReq
 from forebay.datasets.examples import example_columns, parse_example
 from forebay.datasets.formats.files import content_hash
 from forebay.datasets.reading.table import Table, column_names, read_table
+from forebay.worker.packed_weights import unpacked
 from forebay.worker.trainer import splitting
 from forebay.worker.trainer.loading import Ragged, Rows
 from forebay.worker.trainer.preparation import OWN_LOSS, Prepared
@@ -47,9 +48,10 @@ class PreparedText(Prepared):
 
     def network(self) -> nn.Module:
         dtype = torch.bfloat16 if self.params["precision"] == BF16 else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(
-            self.base, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **SAFE
-        )
+        with unpacked(self.base) as whole:
+            model = AutoModelForCausalLM.from_pretrained(
+                whole, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **SAFE
+            )
         return AdaptedModel(model, adapter_config(self.params), packing=self.params["packing"])
 
     def score(self, outputs: Tensor, rows: Rows) -> tuple[dict[str, float], list[list[int]] | None]:
