@@ -25,6 +25,10 @@ INPUT, LABEL, PROBABILITIES, PREDICTION = "x", "label", "probabilities", "predic
 TOLERANCE = 1e-5  # of a probability
 NUMBER_TOLERANCE = 1e-4  # of a number, in deviations of all that were predicted
 COMPARED_ROWS = 256  # like the example
+_NAMED_COLUMNS = (
+    "One with columns of text or of names is written by you: skl2onnx.to_onnx(estimator, initial_types=[('age', "
+    "FloatTensorType([None, 1])), ('city', StringTensorType([None, 1]))], options={'zipmap': False}); register that .onnx file"
+)
 _OPSETS = {"": 18, "ai.onnx.ml": 3}
 
 
@@ -54,7 +58,8 @@ def to_onnx(estimator: Any, width: int) -> Any:
             model = convert(estimator, **told)
     except Exception as error:  # skl2onnx raises whatever its converters raise
         reason = str(error).strip().split("\n")[0][:300]
-        raise InvalidInput(f"skl2onnx cannot convert this {kind}: {type(error).__name__}: {reason}") from error
+        named = f". {_NAMED_COLUMNS}" if hasattr(estimator, "feature_names_in_") else ""
+        raise InvalidInput(f"skl2onnx cannot convert this {kind}: {type(error).__name__}: {reason}{named}") from error
     if getattr(getattr(estimator, "classes_", None), "dtype", None) == np.bool_:
         _label_as_bool(model)
     if not is_classifier(estimator):
@@ -73,7 +78,13 @@ def export_estimator(estimator: Any, example: Any, path: Path) -> None:
     kind, width = type(estimator).__name__, getattr(estimator, "n_features_in_", None)
     if width is None:
         raise InvalidInput(f"this {kind} is not fitted; call its fit, then register it")
-    sample = np.asarray(example, np.float32) if example is not None else np.zeros(0, np.float32)
+    try:
+        sample = np.asarray(example, np.float32) if example is not None else np.zeros(0, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"example: this {kind} takes one row of {width} numbers, in the order of its columns; a {type(example).__name__} "
+            f"makes none ({error}). {_NAMED_COLUMNS}"
+        ) from error
     if sample.shape != (width,):
         given = "none was given" if example is None else f"the one given has shape {list(sample.shape)}"
         raise InvalidInput(f"example: this {kind} takes one row of {width} numbers, without a batch dimension; {given}")

@@ -21,7 +21,9 @@ from forebay.contract.runtimes import NEEDS, installed_runtimes
 from forebay.contract.runtimes.endpoints import REMOTE, RemoteOptions
 from forebay.contract.runtimes.folders import TRANSFORMERS, ModelFolder, folder_runtime
 from forebay.contract.signature import Signature
+from forebay.contract.wire import codec
 from forebay.datasets.formats.files import absolute, find_files, open_file
+from forebay.producer.inputs import pack_example
 from forebay.producer.objects import Described, is_object, write_object
 from forebay.producer.recognition.files import recognize_file
 from forebay.producer.recognition.folders import describe_folder, mlflow_model, pickled_folder
@@ -143,6 +145,18 @@ def check_served(runtime: str, queue: str, workers: Sequence[WorkerInfo]) -> Non
         why = f"no runtime {runtime!r} is alive on any worker or installed here"
     if why:
         raise InvalidInput(f"{why}; Forebay's own are {', '.join(NEEDS)}")
+
+
+def checked_example(draft: ModelVersion, path: Path | None, example: Any) -> bytes | None:
+    """The example as it is kept with the version. InvalidInput for one that the version does not take, and for an ONNX file that
+    makes of a row something else beside others.
+    """  # fmt: skip
+    row = None if example is None else pack_example(draft, example)
+    if draft.runtime == "onnx" and path is not None and not (path / "recipe.json").is_file():
+        from forebay.export.graphs import check_rows
+
+        check_rows(read_onnx(path), draft.signature, None if row is None else codec.decode(row))
+    return row
 
 
 @contextmanager

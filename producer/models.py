@@ -28,6 +28,7 @@ from forebay.producer.artifacts import (
     artifact_signature,
     check_options,
     check_served,
+    checked_example,
     local_artifact,
     runtime_of,
     storable,
@@ -35,7 +36,6 @@ from forebay.producer.artifacts import (
 )
 from forebay.producer.handles.job import Job
 from forebay.producer.handles.kinds import BenchmarkJob, VersionJob
-from forebay.producer.inputs import pack_example
 from forebay.producer.objects import Described
 from forebay.producer.options import (
     BenchmarkOptions,
@@ -140,7 +140,7 @@ class Models:
                 )
             with suppress(NoQueueFits):  # declared later, perhaps: a submit says so
                 check_served(runtime, self._queue(draft), self._session.live_workers())
-            row = None if example is None else pack_example(draft, example)
+            row = checked_example(draft, path, example)
             with storable(runtime, path) as stored:
                 ref, form, size = store(self._session.blobs, stored)
             draft = replace(draft, artifact=ref, artifact_form=form, artifact_bytes=size)

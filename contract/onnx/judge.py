@@ -30,7 +30,7 @@ _DTYPES = {
 _FORMS = {
     "sequence_type": "a sequence", "map_type": "a map", "optional_type": "optional", "sparse_tensor_type": "sparse",
 }  # fmt: skip
-_FREE_BATCH = (
+FREE_BATCH = (
     "export it with a free one: dynamic_shapes={name: {0: 'batch'}} in torch.onnx.export, or "
     "initial_types=[(name, FloatTensorType([None, n]))] in skl2onnx"
 )
@@ -221,7 +221,7 @@ def _field(side: str, value: Any, file: str) -> dict[str, Any] | None:
     shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
     if not shape or shape[0] != -1:
         given = f"has a fixed first dimension of {shape[0]}" if shape else "has no dimension"
-        raise InvalidInput(f"{where} {given}, and so no free batch dimension; {_FREE_BATCH}")
+        raise InvalidInput(f"{where} {given}, and so no free batch dimension; {FREE_BATCH}")
     if dtype != "str":
         return {"dtype": dtype, "shape": shape[1:]}
     if any(length != 1 for length in shape[1:]):

@@ -94,9 +94,11 @@ def test_a_classifier_without_probabilities_gives_labels_alone(client: Client) -
             "example: this LinearRegression takes one row of 64 numbers, .* none",
         ),
         (LinearRegression().fit(X, NUMBERS), X[:2], r"without a batch dimension; the one given has shape \[2, 64\]"),
+        (LinearRegression().fit(X, NUMBERS), {"a": 1.0}, "a dict makes none .* StringTensorType"),
+        (LinearRegression().fit(X, NUMBERS), ["red"] * 64, "a list makes none .*'red'.* StringTensorType"),
         (KMeans(2, n_init=1).fit(X), X[0], "a KMeans is neither a classifier nor a regressor"),
     ],
-    ids=["unfitted", "no example", "two rows", "clusters"],
+    ids=["unfitted", "no example", "two rows", "names", "texts", "clusters"],
 )
 def test_an_estimator_that_cannot_be_served_is_refused_before_anything_is_stored(
     client: Client, estimator: Any, example: Any, said: str
