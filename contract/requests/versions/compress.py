@@ -46,7 +46,10 @@ def parse_method(method: str, ref: str, runtime: str) -> tuple[str, float]:
         raise InvalidInput(f"{ref} has runtime {runtime!r}, which is not compressed; those of {', '.join(METHODS)} are")
     if name not in fitting or bool(colon) != (name == PRUNE):
         usable = ", ".join(f"{one}:0.5" if one == PRUNE else one for one in fitting)
-        convert = ", or convert it first: forebay models convert" if name == INT8_DYNAMIC else ""
+        first = (
+            f", or convert it first: forebay models convert {ref}, and then what that makes: forebay models compress"
+        )
+        convert = f"{first} {ref.partition('/')[0]} --method {INT8_DYNAMIC}" if name == INT8_DYNAMIC else ""
         raise InvalidInput(f"method {shown(method)}: for runtime {runtime!r} there are {usable}{convert}")
     try:
         share = float(text) if colon else 0.0

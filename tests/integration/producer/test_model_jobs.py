@@ -98,7 +98,7 @@ def test_what_cannot_be_measured_or_compressed_is_refused_with_what_can(
             lambda: compress(refs["onnx"], "bfloat16"),
             "for runtime 'onnx' there are int8-weights, int8-dynamic, prune:0.5",
         ),
-        (lambda: compress(refs["torch-export"], "int8-dynamic"), "or convert it first: forebay models convert"),
+        (lambda: compress(refs["torch-export"], "int8-dynamic"), "what that makes: forebay models compress "),
         (lambda: compress(refs["torch-export"], "prune"), "there are int8-weights, bfloat16, prune:0.5"),
         (lambda: compress(refs["torch-export"], "prune:1.5"), "a number between 0 and 1"),
         (lambda: compress(refs["torch-export"], "int8-weights:3"), "there are int8-weights, bfloat16, prune:0.5"),

@@ -16,7 +16,7 @@ from forebay.contract.errors import InvalidInput
 from forebay.contract.model import ModelVersion
 from forebay.contract.references import ModelRef
 from forebay.contract.requests.request import decode
-from forebay.contract.requests.versions.convert import ConvertRequest
+from forebay.contract.requests.versions.convert import TOLERANCE, ConvertRequest
 from forebay.contract.runtimes.folders import TRANSFORMERS
 from forebay.contract.signature import Row
 from forebay.contract.wire import codec
@@ -82,7 +82,7 @@ class ConvertHandler:
             blob, form, size = self._stored(made, folder)
         facts = {"to": request.to, "rows_of": of, "difference": msgspec.to_builtins(found), "rows_per_s": speeds}
         metadata = derived_metadata(parent, job, "convert", tolerance=request.tolerance, **facts)
-        if "metrics" in parent.metadata:  # its outputs are the same, as far as the tolerance goes
+        if "metrics" in parent.metadata and keeps_metrics(found):
             metadata["metrics"] = parent.metadata["metrics"]
         model = replace(draft, artifact=blob, artifact_form=form, artifact_bytes=size, metadata=metadata)
 
@@ -109,6 +109,11 @@ class ConvertHandler:
         packed = folder / "artifact.tar"
         pack_folder(made, packed)
         return self._context.blobs.put_file(packed), "folder", packed.stat().st_size
+
+
+def keeps_metrics(found: Difference) -> bool:
+    """Whether what was measured of the original holds of the new version: classes are the same, or numbers nearly."""
+    return found.within(TOLERANCE) and found.same_argmax in (None, 1.0)
 
 
 def _usable(loaded: LoadedModel, rows: Sequence[Row], count: int) -> tuple[list[Row], list[Any]]:
